@@ -1,0 +1,236 @@
+"""The command line: train, eval, inspect.
+
+Nothing here imports NumPy before `request_one_thread` has run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import dptrain
+from dptrain.blas import request_one_thread
+from dptrain.config import TrainConfig, flag, merged, parse_model_options, parse_toml, read_toml
+from dptrain.errors import DptrainError, PeerError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from dptrain.parallel.communicator import Communicator
+    from dptrain.training.checkpoint import Checkpoint
+
+COMMANDS = ("train", "eval", "inspect")
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports what is wrong as a UsageError that names the nearest flag or command."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.allow_abbrev = False
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The arguments; a command or flag that is not known is an error."""
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            raise UsageError(f"unknown command {arguments[0]!r}; {did_you_mean(arguments[0], COMMANDS)}")
+        found, unknown = self.parse_known_args(arguments)
+        if unknown:
+            word = unknown[0].split("=")[0]
+            known = found.parser._option_string_actions
+            near = did_you_mean(word, known) if word.startswith("-") else "quote it if it belongs to a flag"
+            raise UsageError(f"unknown argument {word!r}; {near}")
+        return found
+
+
+def build_parser() -> Parser:
+    """All commands with their flags; those of train are made from TrainConfig."""
+    parser = Parser(prog="dptrain", description="Data-parallel training of convolutional networks on CPUs.")
+    parser.add_argument("--version", action="version", version=f"dptrain {dptrain.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar=" | ".join(COMMANDS))
+    train = commands.add_parser("train", help="train a network on a packed data set")
+    train.set_defaults(command=_train, parser=train)
+    train.add_argument("data", nargs="?", default=argparse.SUPPRESS, help="folder of the packed data set")
+    train.add_argument("--config", type=Path, help="TOML file with keys named like the flags; flags win")
+    train.add_argument("--json", action="store_true", help="end with one line of JSON: accuracy, step, params_sha256")
+    for key in fields(TrainConfig):
+        if key.name != "data":
+            train.add_argument(flag(key.name), default=argparse.SUPPRESS, **_flag_options(key))
+    evaluate = commands.add_parser("eval", help="loss and accuracy of a checkpoint on a data set's test split")
+    evaluate.set_defaults(command=_eval, parser=evaluate)
+    evaluate.add_argument("checkpoint", type=Path)
+    evaluate.add_argument("data", type=Path, help="folder of a packed data set")
+    evaluate.add_argument("--threads", type=int, default=0, help="shards computed side by side (0: all cores)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    inspect = commands.add_parser("inspect", help="what a checkpoint holds")
+    inspect.set_defaults(command=_inspect, parser=inspect)
+    inspect.add_argument("checkpoint", type=Path)
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _flag_options(key: Any) -> dict[str, Any]:
+    """What argparse needs to know of a configuration key."""
+    shown = "" if key.default in (MISSING, "") else f" (default: {key.default})"
+    options: dict[str, Any] = {"help": (key.metadata["help"] + shown).replace("%", "%%")}
+    if key.default is MISSING:
+        return options | {"type": parse_model_options, "metavar": "TOML"}
+    if isinstance(key.default, bool):
+        return options | {"action": argparse.BooleanOptionalAction}
+    if "choices" in key.metadata:
+        return options | {"metavar": "|".join(key.metadata["choices"])}
+    kind = type(key.default)
+    return options | {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. Errors are one line for people, not a traceback."""
+    request_one_thread()
+    from dptrain.parallel.communicator import Communicator, connect, known_to_all
+
+    communicator = Communicator()
+    try:
+        try:
+            parsed = build_parser().parse(sys.argv[1:] if arguments is None else arguments)
+        except UsageError as error:  # every rank has read the same flags
+            communicator, _ = connect()
+            raise known_to_all(communicator, error) from None
+        communicator, connection = connect()
+        status: int = parsed.command(parsed, communicator, connection)
+        return status
+    except PeerError as error:
+        return error.status
+    except DptrainError as error:
+        if error.agreed or communicator.size == 1:
+            _complain(str(error))
+            return error.status
+        _complain(f"rank {communicator.rank} on {socket.gethostname()}: {error}")
+        return _end(communicator, error.status)
+    except KeyboardInterrupt:
+        _complain("interrupted; start the same command with --run-dir again to go on from the last checkpoint")
+        return _end(communicator, 130)
+    except Exception:
+        _complain(f"rank {communicator.rank} on {socket.gethostname()} failed:\n{traceback.format_exc()}")
+        return _end(communicator, 1)
+
+
+def _complain(text: str) -> None:
+    print(f"dptrain: error: {text}", file=sys.stderr, flush=True)
+
+
+def _end(communicator: Communicator, status: int) -> int:
+    """End every rank: the others may be waiting for this one."""
+    sys.stdout.flush()
+    if communicator.size > 1:
+        communicator.abort(status)
+    return status
+
+
+def _train(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
+    from dptrain.observe.recorder import Recorder
+    from dptrain.parallel.communicator import together
+    from dptrain.training.loop import train
+    from dptrain.training.setup import default_run_dir
+
+    with together(communicator):
+        keys = {key.name for key in fields(TrainConfig)}
+        given = {name: value for name, value in vars(parsed).items() if name in keys}
+        config = merged(read_toml(parsed.config) if parsed.config else {}, given)
+        if not config.data:
+            raise UsageError(
+                "no data set: dptrain train FOLDER; pack one with: python -m data_prep cifar10 data/cifar10"
+            )
+    if not config.run_dir:
+        run_dir = communicator.broadcast(default_run_dir(config) if communicator.rank == 0 else "")
+        config = merged(vars(config), {"run_dir": run_dir})
+    recorder = Recorder(config, communicator, connection)
+    try:
+        summary = train(config, communicator, recorder)
+    finally:
+        recorder.close()
+    if parsed.json and communicator.rank == 0:
+        print(json.dumps(summary))
+    return 0
+
+
+def _eval(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
+    from dptrain.parallel.communicator import together
+    from dptrain.training.evaluate import evaluate_checkpoint
+
+    with together(communicator):
+        checkpoint = read(parsed.checkpoint)
+    evaluation = evaluate_checkpoint(checkpoint, parsed.checkpoint, parsed.data, parsed.threads, communicator)
+    classes = checkpoint.origin.classes
+    by_class = {
+        name: right / count if count else None
+        for name, right, count in zip(classes, evaluation.class_correct, evaluation.class_samples, strict=True)
+    }
+    if communicator.rank != 0:
+        return 0
+    if parsed.json:
+        figures = {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "samples": evaluation.samples}
+        print(json.dumps({**figures, "correct": evaluation.correct, "class_accuracy": by_class}))
+        return 0
+    print(f"test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")
+    print(f"({evaluation.correct:,} of {evaluation.samples:,})")
+    width = max(map(len, classes))
+    for name, accuracy in by_class.items():
+        print(f"  {name:<{width}}  " + ("no samples" if accuracy is None else f"{100 * accuracy:6.2f} %"))
+    return 0
+
+
+def read(path: Path) -> Checkpoint:
+    """A checkpoint from a file, or the newest of a run folder."""
+    from dptrain.training.checkpoint import read_checkpoint
+    from dptrain.training.run_folder import RunFolder
+
+    if path.is_dir():
+        newest = RunFolder(path).newest(lambda line: print(line, file=sys.stderr))
+        if newest is None:
+            raise UsageError(f"{path}: a run folder without checkpoints; name a checkpoint file")
+        return newest[1]
+    return read_checkpoint(path)
+
+
+def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
+    checkpoint = read(parsed.checkpoint)
+    state, origin = checkpoint.state, checkpoint.origin
+    facts: dict[str, Any] = {
+        "step": state.step,
+        "epoch": state.step // origin.steps_per_epoch,
+        "samples_seen": state.samples_seen,
+        "test_accuracy": state.test_accuracy,
+        "data": origin.data_name,
+        "manifest_sha256": origin.manifest_sha256,
+        "classes": list(origin.classes),
+        "layers": list(origin.architecture),
+        "parameters": {name: list(shape) for name, shape in checkpoint.layout.shapes.items()},
+        "parameter_count": checkpoint.layout.size,
+        "environment": origin.environment,
+        "config": parse_toml(origin.config, str(parsed.checkpoint)),
+        "params_sha256": state.params_sha256,
+    }
+    if communicator.rank != 0:
+        return 0
+    if parsed.json:
+        print(json.dumps(facts))
+        return 0
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:", *(f"  {key} = {item}" for key, item in value.items()), sep="\n")
+        elif isinstance(value, list):
+            print(f"{name}:", *(f"  {item}" for item in value), sep="\n")
+        else:
+            print(f"{name}: {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

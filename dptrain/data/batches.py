@@ -1,0 +1,68 @@
+"""Microbatches of one shard, in an order that depends on (seed, epoch, shard) and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptrain.data.augment import flip_and_crop
+from dptrain.data.format import Manifest, Samples
+from dptrain.nn.workspace import Array, Workspace
+
+ORDER, AUGMENTATION = range(2)  # what random words are drawn for
+
+
+def random_words(seed: int, epoch: int, shard: int, purpose: int, count: int) -> NDArray[np.uint64]:
+    """The first `count` 64-bit words of Philox (Salmon et al. 2011) keyed by the four numbers.
+
+    Raw words rather than a Generator's draws: their values are fixed by the algorithm, not by NumPy's version.
+    """
+    key = np.array([seed, epoch << 32 | shard << 8 | purpose], np.uint64)
+    words: NDArray[np.uint64] = np.random.Philox(key=key).random_raw(count)
+    return words
+
+
+class ShardBatches:
+    """Training microbatches of one shard; epoch and step name one, so a run can begin anywhere."""
+
+    def __init__(self, samples: Samples, shard: int, manifest: Manifest, *, size: int, seed: int, augment: str) -> None:
+        self.samples, self.shard, self.size, self.seed, self.augment = samples, shard, size, seed, augment
+        self.normalise = Normalisation(manifest)
+        self._epoch = -1
+
+    def batch(self, epoch: int, step: int, workspace: Workspace) -> tuple[Array, NDArray[np.int64]]:
+        """Images float32 (C, H, W, N) and labels (N,) of a step of an epoch, both counted from 0.
+
+        Every sample comes once an epoch: N is `size`, less or 0 in the last step.
+        """
+        if epoch != self._epoch:
+            self._draw(epoch)
+        rows = slice(step * self.size, (step + 1) * self.size)
+        chosen = self._order[rows]
+        images = self.samples.images[chosen]
+        if self.augment != "none" and len(images):
+            images = flip_and_crop(images, self._words[rows], self.augment)
+        return self.normalise(images, workspace), self.samples.labels[chosen]
+
+    def _draw(self, epoch: int) -> None:
+        """Order and augmentation of a whole epoch; the words of augmentation go with the position, not the sample."""
+        count = len(self.samples)
+        self._order = np.argsort(random_words(self.seed, epoch, self.shard, ORDER, count), kind="stable")
+        self._words = random_words(self.seed, epoch, self.shard, AUGMENTATION, count)
+        self._epoch = epoch
+
+
+class Normalisation:
+    """uint8 images (N, C, H, W) to float32 (C, H, W, N): (pixel / 255 - mean) / std, per channel."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        mean, std = np.array(manifest.mean), np.array(manifest.std)
+        self.scale = (1 / (255 * std)).astype(np.float32)[:, None, None, None]
+        self.shift = (-mean / std).astype(np.float32)[:, None, None, None]
+
+    def __call__(self, images: NDArray[np.uint8], workspace: Workspace) -> Array:
+        x = workspace.array("data", "images", (*images.shape[1:], len(images)))
+        np.copyto(x, images.transpose(1, 2, 3, 0))
+        x *= self.scale
+        x += self.shift
+        return x

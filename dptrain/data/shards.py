@@ -1,0 +1,34 @@
+"""The shards a rank holds: checked, read and kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from dptrain.data.format import SPLITS, Manifest, Samples, read_shard
+
+
+@dataclass(frozen=True)
+class LocalShards:
+    """Samples of this rank's shards, by shard number, for each split."""
+
+    train: dict[int, Samples]
+    test: dict[int, Samples]
+
+
+def load_shards(
+    folder: Path, manifest: Manifest, shards: Iterable[int], threads: int, splits: Sequence[str] = SPLITS
+) -> LocalShards:
+    """Check and read the given shards of the given splits; raises DataError.
+
+    Hashing leaves the GIL, so `threads` files are checked side by side.
+    """
+    wanted = [(split, shard) for split in splits for shard in shards]
+    with ThreadPoolExecutor(threads) as pool:
+        read = list(pool.map(lambda part: read_shard(folder, manifest, *part), wanted))
+    by_split: dict[str, dict[int, Samples]] = {split: {} for split in SPLITS}
+    for (split, shard), samples in zip(wanted, read, strict=True):
+        by_split[split][shard] = samples
+    return LocalShards(**by_split)

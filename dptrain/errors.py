@@ -1,0 +1,58 @@
+"""Errors meant for people: what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DptrainError(Exception):
+    """An error whose text is all that the user needs; shown without a traceback.
+
+    `status` is the exit status of the command that fails with it. `agreed` says that every rank ends with
+    this error or its PeerError, so that no rank needs to be stopped by force.
+    """
+
+    status = 1
+    agreed = False
+
+
+class UsageError(DptrainError):
+    """A flag, key or value that cannot be used (status 2, as for any wrong command line)."""
+
+    status = 2
+
+
+class DataError(DptrainError):
+    """An archive, manifest or shard that is missing, damaged or not what it should be."""
+
+
+class DownloadError(DataError):
+    """Data that cannot be fetched: the network is closed or the server does not answer (EX_UNAVAILABLE)."""
+
+    status = 69
+
+
+class CheckpointError(DptrainError):
+    """A checkpoint that is missing, damaged or belongs to another run."""
+
+
+class TrainingError(DptrainError):
+    """Training cannot go on: the loss is not finite, or replicas differ."""
+
+
+class PeerError(DptrainError):
+    """Another rank failed; it tells why, this one only ends, with the same status."""
+
+    agreed = True
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence with the nearest known name, or all of them when none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -1,0 +1,16 @@
+"""The network in NumPy alone: no files, no MPI.
+
+Read in this order: workspace, params, layer, conv, pool, activation, linear, loss, fusion, network, zoo.
+
+Shapes, everywhere in this package:
+
+    C, H, W   channels, height and width of an image or feature map
+    N         samples of a microbatch, always the last and fastest axis
+    O         channels (or features) a layer puts out
+    KH, KW    height and width of a kernel
+    K         classes
+    P         parameters of the whole network
+
+Feature maps are (C, H, W, N) rather than (N, C, H, W): a row of W * N values is contiguous, so padding,
+im2col and pooling copy long runs, and a convolution's matrix product already is the next layer's input.
+"""

@@ -1,0 +1,67 @@
+"""What every layer offers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dptrain.nn.workspace import Array, Workspace
+
+Shape = tuple[int, ...]
+Parameters = Mapping[str, Array]
+
+
+class Layer:
+    """One step of a network. Layers hold no activations: those live in the caller's workspace.
+
+    So several threads can run one layer at the same time, each with a workspace of its own.
+    """
+
+    kind = "layer"  # layers are named by kind and number: conv1, relu1, pool1, conv2, ...
+    name = ""  # set by the network
+
+    def bind(self, input_shape: Shape) -> Shape:
+        """Learn the shape of one sample (without N), return that of the output; ValueError if it cannot be."""
+        return input_shape
+
+    def parameter_shapes(self) -> dict[str, Shape]:
+        """Own name ("weight", "bias") to shape, after bind."""
+        return {}
+
+    def fan_in(self) -> int:
+        """Inputs that one output is summed from, for He initialisation; only layers with weights have it."""
+        raise TypeError(f"{self!r} has no weights")
+
+    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
+        """Output (..., N) for x (..., N), and what the backward pass needs."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def backward(
+        self,
+        dy: Array,
+        saved: Any,
+        parameters: Parameters,
+        gradients: Parameters,
+        workspace: Workspace,
+        need_dx: bool = True,
+    ) -> Array | None:
+        """Fill `gradients` (overwriting) and return dx, the gradient of x; None when it is not needed.
+
+        dy is the gradient of the output; it may be overwritten.
+        """
+        raise TypeError(f"{type(self).__name__} does not define backward")
+
+
+def pair(value: int | tuple[int, int], what: str, least: int) -> tuple[int, int]:
+    """(vertical, horizontal) from one number or two; ValueError below `least`."""
+    both = (value, value) if isinstance(value, int) else tuple(value)
+    if len(both) != 2 or not all(isinstance(part, int) and part >= least for part in both):
+        raise ValueError(f"{what} is {value!r}, expected a whole number of at least {least}, or two of them")
+    return both[0], both[1]
+
+
+def windows(extent: int, kernel: int, stride: int, what: str) -> int:
+    """How many windows of `kernel`, each `stride` further, fit into `extent`; ValueError when none does."""
+    if extent < kernel:
+        raise ValueError(f"{what}: an input of {extent} is smaller than the kernel of {kernel}")
+    return (extent - kernel) // stride + 1

@@ -1,0 +1,122 @@
+"""A network: layers in order, the parameters they share one flat vector for, and the two things it does."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptrain.nn.fusion import fuse
+from dptrain.nn.layer import Layer, Shape
+from dptrain.nn.loss import softmax_cross_entropy
+from dptrain.nn.params import ParamLayout
+from dptrain.nn.workspace import Array, Workspace
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a microbatch came to: the sum of its losses and how many samples were classified rightly."""
+
+    loss_sum: float
+    correct: int
+
+
+class Network:
+    """Layers applied one after the other to samples of shape `input_shape` (C, H, W).
+
+    The last layer gives K logits a sample. ValueError when layers do not fit together.
+    """
+
+    def __init__(self, layers: Sequence[Layer], input_shape: Shape, *, fused: bool = True) -> None:
+        self.input_shape = tuple(input_shape)
+        self.layers = list(layers)
+        if len({id(layer) for layer in self.layers}) != len(self.layers):
+            raise ValueError("one layer object stands twice in the network; make a new one for each place")
+        self.output_shapes: list[Shape] = []
+        numbers: Counter[str] = Counter()
+        shapes: dict[str, Shape] = {}
+        shape = self.input_shape
+        for layer in self.layers:
+            numbers[layer.kind] += 1
+            layer.name = f"{layer.kind}{numbers[layer.kind]}"
+            shape = layer.bind(shape)
+            self.output_shapes.append(shape)
+            shapes |= {f"{layer.name}.{own}": extent for own, extent in layer.parameter_shapes().items()}
+        if len(shape) != 1:
+            raise ValueError(
+                f"the network puts out {shape}, expected one logit a class: end it with Flatten(), Linear(K)"
+            )
+        if not shapes:
+            raise ValueError("the network has no parameters, there is nothing to train")
+        self.classes = shape[0]
+        self.layout = ParamLayout(shapes)
+        self.stages = fuse(self.layers) if fused else self.layers
+
+    def description(self) -> list[str]:
+        """One line a layer; two networks with the same lines compute the same function of their parameters."""
+        return [f"input{self.input_shape}", *(f"{layer.name}: {layer!r}" for layer in self.layers)]
+
+    def initial_parameters(self, seed: int) -> Array:
+        """A new vector (P,): weights normal with variance 2 / fan_in (He et al. 2015), biases 0.
+
+        Drawn per parameter from Philox keyed by (seed, number of the parameter).
+        """
+        flat = np.zeros(self.layout.size, np.float32)
+        views = self.layout.views(flat)
+        layers = {layer.name: layer for layer in self.layers}
+        for number, (name, view) in enumerate(views.items()):
+            owner, own = name.rsplit(".", 1)
+            if own == "weight":
+                generator = np.random.Generator(np.random.Philox(key=[seed, number]))
+                deviation = math.sqrt(2 / layers[owner].fan_in())
+                view[...] = deviation * generator.standard_normal(view.shape)
+        return flat
+
+    def loss_and_grad(
+        self, parameters: Array, images: Array, labels: NDArray[np.int64], gradient: Array, workspace: Workspace
+    ) -> Outcome:
+        """Write the gradient of the summed loss to `gradient` (P,), for images (C, H, W, N) and labels (N,).
+
+        Sums, not means: see `softmax_cross_entropy`. An empty microbatch has a zero gradient.
+        """
+        if images.shape[-1] == 0:
+            gradient.fill(0)
+            return Outcome(0.0, 0)
+        values, gradients = self._by_stage(parameters), self._by_stage(gradient)
+        saved: list[Any] = []
+        x = images
+        for stage, own in zip(self.stages, values, strict=True):
+            x, kept = stage.forward(x, own, workspace)
+            saved.append(kept)
+        losses, dx = softmax_cross_entropy(x, labels, workspace)
+        outcome = _outcome(losses, x, labels)
+        for position in range(len(self.stages) - 1, -1, -1):
+            assert dx is not None
+            dx = self.stages[position].backward(
+                dx, saved[position], values[position], gradients[position], workspace, need_dx=position > 0
+            )
+        return outcome
+
+    def predict(self, parameters: Array, images: Array, workspace: Workspace) -> Array:
+        """Logits (K, N) for images (C, H, W, N); valid until the workspace is used again."""
+        x = images
+        for stage, own in zip(self.stages, self._by_stage(parameters), strict=True):
+            x, _ = stage.forward(x, own, workspace)
+        return x
+
+    def _by_stage(self, flat: Array) -> list[dict[str, Array]]:
+        """For each stage its own parameters' views of a flat vector."""
+        own: dict[str, dict[str, Array]] = {stage.name: {} for stage in self.stages}
+        for name, view in self.layout.views(flat).items():
+            owner, short = name.rsplit(".", 1)
+            own[owner][short] = view
+        return [own[stage.name] for stage in self.stages]
+
+
+def _outcome(losses: Array, logits: Array, labels: NDArray[np.int64]) -> Outcome:
+    return Outcome(float(losses.sum(dtype=np.float64)), int((logits.argmax(axis=0) == labels).sum()))

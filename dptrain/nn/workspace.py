@@ -1,0 +1,66 @@
+"""Buffers kept from step to step: fresh large arrays would cost page faults at every step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array = NDArray[Any]
+
+ALIGNMENT = 64  # bytes: one cache line, and the widest vector register
+
+
+class Workspace:
+    """The memory that one thread computes in; never share one between threads.
+
+    A buffer is asked for by its owner (a layer's name) and purpose. The same request always gives the
+    same memory, so what a layer keeps for its backward pass stays valid until its next forward pass.
+    """
+
+    def __init__(self, dtype: DTypeLike = np.float32) -> None:
+        self.dtype = np.dtype(dtype)
+        self._memory: dict[tuple[str, str], NDArray[np.uint8]] = {}
+        self._arrays: dict[tuple[str, str], Array] = {}
+
+    def array(
+        self, owner: str, purpose: str, shape: tuple[int, ...], dtype: DTypeLike | None = None, *, zeroed: bool = False
+    ) -> Array:
+        """An uninitialised array, or one that was zero when it was last given this shape (`zeroed`).
+
+        A smaller last microbatch uses the front of the same memory.
+        """
+        key = (owner, purpose)
+        array = self._arrays.get(key)
+        if array is not None and array.shape == shape:
+            return array
+        dtype = self.dtype if dtype is None else np.dtype(dtype)
+        size = math.prod(shape) * dtype.itemsize
+        memory = self._memory.get(key)
+        if memory is None or len(memory) < size:
+            memory = self._memory[key] = aligned_bytes(size)
+        array = self._arrays[key] = memory[:size].view(dtype).reshape(shape)
+        if zeroed:
+            array.fill(0)
+        return array
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all buffers."""
+        return sum(len(memory) for memory in self._memory.values())
+
+
+def aligned_bytes(size: int) -> NDArray[np.uint8]:
+    """`size` bytes that start on a cache line."""
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size]
+
+
+def aligned_zeros(length: int, dtype: DTypeLike = np.float32) -> Array:
+    """A vector of zeros that starts on a cache line."""
+    array = aligned_bytes(length * np.dtype(dtype).itemsize).view(dtype)
+    array.fill(0)
+    return array

@@ -1,0 +1,34 @@
+"""Named architectures. An architecture is a function that returns layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dptrain.nn.activation import Flatten, ReLU
+from dptrain.nn.conv import Conv2d
+from dptrain.nn.layer import Layer, Shape
+from dptrain.nn.linear import Linear
+from dptrain.nn.pool import MaxPool2d
+
+Architecture = Callable[..., list[Layer]]
+
+
+def convnet(input_shape: Shape, classes: int, *, widths: Sequence[int] = (32, 64), kernel_size: int = 3) -> list[Layer]:
+    """(Conv, ReLU, MaxPool 2) for each width, then Flatten and Linear: the default network.
+
+    Kernels are odd, and padded so that only pooling shrinks the maps.
+    """
+    if kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size}, expected an odd number")
+    layers: list[Layer] = []
+    for width in widths:
+        layers += [Conv2d(width, kernel_size, padding=kernel_size // 2), ReLU(), MaxPool2d(2)]
+    return [*layers, Flatten(), Linear(classes)]
+
+
+def linear(input_shape: Shape, classes: int) -> list[Layer]:
+    """Softmax regression: what can be had without any convolution."""
+    return [Flatten(), Linear(classes)]
+
+
+ARCHITECTURES: dict[str, Architecture] = {"convnet": convnet, "linear": linear}

@@ -1,0 +1,1 @@
+"""What a run tells: metrics for programs, progress for people."""

@@ -1,0 +1,46 @@
+"""metrics.jsonl: one JSON object a line, one line a logged step, an epoch, a start.
+
+    {"event": "start", "step", "ranks", "threads", "resumed_from"}
+    {"event": "step",  "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "seconds": {...}}
+    {"event": "epoch", "step", "epoch", "loss", "accuracy", "test_loss", "test_accuracy", "lr",
+                       "images_per_second", "seconds": {...}, "evaluation_seconds", "params_sha256"}
+
+Loss and accuracy of a step are of its global batch, of an epoch the mean over its samples: they are the same
+on any number of ranks. Seconds are rank 0's, summed since the line before of the same event. A resumed run
+appends: a step that it made again stands there again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from dptrain.errors import DptrainError
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl, each line whole. `path` None, as on all ranks but 0, writes nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._file: TextIO | None = None
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append one line and hand it to the operating system; DptrainError when it cannot be written."""
+        if self.path is None:
+            return
+        try:
+            if self._file is None:
+                self._file = self.path.open("a", encoding="utf-8")
+            self._file.write(json.dumps({"event": event, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise DptrainError(
+                f"{self.path}: cannot be written: {error.strerror}; checkpoints so far are kept. Free some space, then "
+                "start the same command again"
+            ) from error
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()

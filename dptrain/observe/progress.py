@@ -1,0 +1,62 @@
+"""Progress for people: a bar on a terminal, plain lines elsewhere, nothing on ranks other than 0.
+
+Under mpirun a rank cannot tell: Open MPI gives it a pseudo-terminal even when its own output goes to a
+file. `python -m launch` can, and says so in DPTRAIN_PROGRESS.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from dptrain.parallel.communicator import launched_size
+
+PROGRESS_VARIABLE = "DPTRAIN_PROGRESS"  # "bar" or "lines"
+
+
+def on_terminal() -> bool:
+    """Is standard output watched by a person?"""
+    told = os.environ.get(PROGRESS_VARIABLE)
+    return told == "bar" if told else sys.stdout.isatty() and launched_size() is None
+
+
+class Progress:
+    """Lines on standard output, and on a terminal a bar over the steps of the run."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self.shown = shown
+        self._bar: Any = None
+        self._task: Any = None
+
+    def start(self, step: int, last_step: int) -> None:
+        """Begin at `step`; rich is imported only for a terminal, as it takes a tenth of a second."""
+        if not (self.shown and on_terminal()):
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
+        self._bar = Bar(*columns, TextColumn("{task.description}"))
+        self._task = self._bar.add_task("", completed=step, total=last_step)
+        self._bar.start()
+
+    def step(self, step: int, description: str, *, logged: bool) -> None:
+        """One more step; its line is printed at every logged step where there is no bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=description)
+        elif logged:
+            self.say(f"step {step}  {description}")
+
+    def say(self, line: str) -> None:
+        """A line for the user."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        elif self.shown:
+            print(line, flush=True)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

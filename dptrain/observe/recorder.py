@@ -1,0 +1,134 @@
+"""The observer of a training run: metrics.jsonl for programs, progress for people."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import dptrain
+from dptrain.config import TrainConfig
+from dptrain.observe.metrics import MetricsWriter
+from dptrain.observe.progress import Progress
+from dptrain.parallel.communicator import Communicator
+from dptrain.training.evaluate import Evaluation
+from dptrain.training.run_folder import RunFolder
+from dptrain.training.setup import Session
+from dptrain.training.state import TrainingState
+from dptrain.training.step import Seconds, StepOutcome
+
+
+class Span:
+    """Samples and seconds since the last line of an event."""
+
+    def __init__(self) -> None:
+        self.seconds = Seconds()
+        self.samples = 0
+        self.started = time.perf_counter()
+
+    def add(self, outcome: StepOutcome) -> None:
+        self.seconds += outcome.seconds
+        self.samples += outcome.samples
+
+    def figures(self, other_seconds: float = 0.0) -> dict[str, Any]:
+        """images_per_second over wall time but for `other_seconds`, and where the time went."""
+        rate = self.samples / (time.perf_counter() - self.started - other_seconds)
+        rounded = {name: round(value, 4) for name, value in asdict(self.seconds).items()}
+        return {"images_per_second": round(rate, 1), "seconds": rounded}
+
+
+class Recorder:
+    """Implements `dptrain.training.loop.Observer`; silent on all ranks but 0."""
+
+    def __init__(self, config: TrainConfig, communicator: Communicator, connection: str) -> None:
+        self.config, self.communicator, self.connection = config, communicator, connection
+        self.progress = Progress(shown=communicator.rank == 0)
+        self.metrics = MetricsWriter(None)
+        self._since_logged = self._since_epoch = Span()
+        self._rate = ""
+
+    def say(self, line: str) -> None:
+        self.progress.say(line)
+
+    def started(self, session: Session, state: TrainingState, folder: RunFolder, resumed: Path | None) -> None:
+        manifest, threads = session.manifest, session.pool.threads
+        channels, height, width = manifest.image_shape
+        self.steps_per_epoch = session.origin.steps_per_epoch
+        self.say(f"dptrain {dptrain.__version__}: {self.connection}, {threads} thread{'s'[: threads > 1]} each")
+        self.say(
+            f"data   {self.config.data}: {manifest.samples('train'):,} training and {manifest.samples('test'):,} "
+            f"test images {channels}x{height}x{width}, {len(manifest.classes)} classes, {manifest.shard_count} shards"
+        )
+        self.say(
+            f"model  {self.config.model}: {session.network.layout.size:,} parameters; "
+            f"{self.steps_per_epoch} steps an epoch, {session.last_step} in all"
+        )
+        self.say(f"run    {folder.path}" + (f", from {resumed} (step {state.step})" if resumed else ""))
+        if self.communicator.rank == 0:
+            self.metrics = MetricsWriter(folder.metrics)
+        self.metrics.write(
+            "start",
+            step=state.step,
+            ranks=self.communicator.size,
+            threads=threads,
+            resumed_from=str(resumed) if resumed else None,
+        )
+        self.progress.start(state.step, session.last_step)
+        self._since_logged, self._since_epoch = Span(), Span()
+
+    def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
+        for span in (self._since_logged, self._since_epoch):
+            span.add(outcome)
+        logged = state.step % self.config.log_every == 0
+        epoch = (state.step - 1) // self.steps_per_epoch + 1
+        accuracy = outcome.correct / outcome.samples
+        if logged:
+            figures = self._since_logged.figures()
+            self.metrics.write(
+                "step", step=state.step, epoch=epoch, loss=outcome.loss, accuracy=accuracy, lr=lr, **figures
+            )
+            self._rate = f"{figures['images_per_second']:,.0f} images/s"
+            self._since_logged = Span()
+        self.progress.step(
+            state.step,
+            f"epoch {epoch}/{self.config.epochs}  loss {outcome.loss:.4f}  batch accuracy {100 * accuracy:.2f} %  "
+            f"lr {lr:.5f}  {self._rate}",
+            logged=logged,
+        )
+
+    def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
+        epoch = (state.step - 1) // self.steps_per_epoch + 1
+        loss, accuracy = state.epoch_loss / state.epoch_samples, state.epoch_correct / state.epoch_samples
+        figures = self._since_epoch.figures(seconds)
+        self.metrics.write(
+            "epoch",
+            step=state.step,
+            epoch=epoch,
+            loss=loss,
+            accuracy=accuracy,
+            test_loss=evaluation.loss,
+            test_accuracy=evaluation.accuracy,
+            lr=lr,
+            **figures,
+            evaluation_seconds=round(seconds, 4),
+            params_sha256=state.params_sha256,
+        )
+        self.say(
+            f"epoch {epoch}/{self.config.epochs} (step {state.step})  training loss {loss:.4f}, accuracy "
+            f"{100 * accuracy:.2f} %  test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} %"
+        )
+        self._since_logged, self._since_epoch = Span(), Span()
+
+    def finished(self, state: TrainingState, evaluation: Evaluation, folder: RunFolder) -> None:
+        self.progress.stop()
+        last = folder.checkpoints / f"step-{state.step:08d}.h5"
+        self.say(f"test accuracy {100 * evaluation.accuracy:.2f} % ({evaluation.correct:,} of {evaluation.samples:,})")
+        self.say(f"last checkpoint {last}, best {folder.best}, metrics {folder.metrics}")
+        self.say(f"params_sha256 {state.params_sha256}")
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away and close the file; also after an error."""
+        self.progress.stop()
+        self.metrics.close()

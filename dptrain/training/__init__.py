@@ -1,0 +1,1 @@
+"""Training: the state, one step, evaluation, checkpoints, and the loop that joins them."""

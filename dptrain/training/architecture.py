@@ -1,0 +1,50 @@
+"""The network that --model names: one of the zoo, or one from a user's file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from dptrain.errors import UsageError, did_you_mean
+from dptrain.nn.network import Network
+from dptrain.nn.zoo import ARCHITECTURES
+
+
+def build_network(model: str, options: dict[str, Any], input_shape: tuple[int, ...], classes: int) -> Network:
+    """The network of a named architecture, or of FILE.py:FUNCTION, whose function takes the same arguments.
+
+    UsageError when it cannot be built or does not put out one logit a class.
+    """
+    build = _architecture(model)
+    try:
+        network = Network(build(input_shape, classes, **options), input_shape)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"--model {model} with {options or 'no options'}, input {input_shape}: {error}") from error
+    if network.classes != classes:
+        raise UsageError(
+            f"--model {model} puts out {network.classes} logits, but the data set has {classes} classes: "
+            f"let its last layer be Linear(classes)"
+        )
+    return network
+
+
+def _architecture(model: str) -> Any:
+    if ":" not in model:
+        if model not in ARCHITECTURES:
+            raise UsageError(f"--model {model!r}: {did_you_mean(model, ARCHITECTURES)}; or give FILE.py:FUNCTION")
+        return ARCHITECTURES[model]
+    file, function = model.rsplit(":", 1)
+    if not Path(file).is_file():
+        raise UsageError(f"--model {model}: there is no file {file}")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--model {model}: {file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    functions = [
+        name for name, value in vars(module).items() if callable(value) and value.__module__ == module.__name__
+    ]
+    if function not in functions:
+        raise UsageError(f"--model {model}: {file} has no function {function!r}; {did_you_mean(function, functions)}")
+    return getattr(module, function)

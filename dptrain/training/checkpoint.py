@@ -1,0 +1,191 @@
+"""Checkpoints, format version 1: one HDF5 file that proves itself.
+
+    bytes 0 to 511   HDF5 user block: magic, length and SHA-256 of the rest (see `_header`), zeros
+    the rest         HDF5: /params/<layer>.<name> and /momentum/<layer>.<name>, float32 in natural shapes
+                     (convolution (O, C, KH, KW), linear (O, F)), and attributes: format, version,
+                     params_sha256, parameters (names in the order of the flat vector), epoch, and
+                     every other field of TrainingState and Origin under its own name
+
+A checkpoint is written to a temporary file, synced, read back, and only then renamed to its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dptrain.errors import CheckpointError
+from dptrain.nn.params import ParamLayout
+from dptrain.nn.workspace import Array, aligned_zeros
+from dptrain.training.state import TrainingState
+
+FORMAT = "dptrain-checkpoint"
+VERSION = 1
+MAGIC = b"dptrain checkpoint v1\n\0\0"
+HEADER = struct.Struct("<24sQ32s")  # magic, bytes after the user block, their SHA-256
+USER_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a state comes from: enough to rebuild its network and to refuse another run's data."""
+
+    config: str  # TOML text
+    architecture: tuple[str, ...]
+    input_shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    data_name: str
+    manifest_sha256: str
+    steps_per_epoch: int
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state with its origin, and the names and shapes of its parameters."""
+
+    state: TrainingState
+    origin: Origin
+    layout: ParamLayout
+
+
+def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) -> bytes:
+    """The whole file. The same state gives the same bytes with one version of HDF5."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver="latest", userblock_size=USER_BLOCK) as file:
+        for group, vector in (("params", state.parameters), ("momentum", state.momentum)):
+            for name, view in layout.views(vector).items():
+                file.create_dataset(f"{group}/{name}", data=view, dtype="<f4", fletcher32=True, chunks=view.shape)
+        attributes = {name: value for name, value in vars(state).items() if not isinstance(value, np.ndarray)}
+        attributes |= vars(origin) | {
+            "format": FORMAT,
+            "version": VERSION,
+            "params_sha256": state.params_sha256,
+            "parameters": list(layout.shapes),
+            "epoch": state.step // origin.steps_per_epoch,
+            "environment": json.dumps(origin.environment),
+            "test_accuracy": np.nan if state.test_accuracy is None else state.test_accuracy,
+        }
+        for name, value in attributes.items():
+            file.attrs[name] = value
+    body = buffer.getbuffer()[USER_BLOCK:]
+    return _header(body).ljust(USER_BLOCK, b"\0") + body
+
+
+def _header(body: memoryview | bytes) -> bytes:
+    return HEADER.pack(MAGIC, len(body), hashlib.sha256(body).digest())
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that it is either complete and on disk or not there; CheckpointError when it cannot be."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if temporary.read_bytes() != content:
+            raise CheckpointError(f"{temporary}: what was read back is not what was written; check the disk")
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written: {error.strerror}; earlier checkpoints are untouched. Free some space or "
+            "choose another --run-dir, then start the same command again"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that proves itself; CheckpointError when it does not."""
+    body = _proven_body(path)
+    try:
+        with h5py.File(io.BytesIO(body), "r") as file:
+            attributes = dict(file.attrs)
+            if (found := (attributes["format"], attributes["version"])) != (FORMAT, VERSION):
+                raise CheckpointError(f"{path}: format and version {found}, this program reads {(FORMAT, VERSION)}")
+            layout = ParamLayout({name: file["params"][name].shape for name in attributes["parameters"]})
+            state = _state_of(file, attributes, layout)
+            origin = _origin_of(attributes)
+            if state.params_sha256 != attributes["params_sha256"]:
+                raise CheckpointError(f"{path}: the parameters do not have the hash the file states")
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint: {error}") from error
+    return Checkpoint(state, origin, layout)
+
+
+def _proven_body(path: Path) -> bytes:
+    """The file, after its length and SHA-256 were held to its header: libhdf5 sees nothing else."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) < USER_BLOCK or content[: len(MAGIC)] != MAGIC:
+        raise CheckpointError(f"{path}: not a dptrain checkpoint: it does not begin with {MAGIC[:21].decode()!r}")
+    header, body = content[:USER_BLOCK], memoryview(content)[USER_BLOCK:]
+    if _header(body).ljust(USER_BLOCK, b"\0") != header:
+        raise CheckpointError(
+            f"{path}: {len(body):,} bytes after its header do not have the length and SHA-256 stated there: cut short "
+            "or altered; use an earlier checkpoint of the run"
+        )
+    return content
+
+
+def _state_of(file: Any, attributes: dict[str, Any], layout: ParamLayout) -> TrainingState:
+    accuracy = float(attributes["test_accuracy"])
+    return TrainingState(
+        parameters=_read_vector(file, "params", layout),
+        momentum=_read_vector(file, "momentum", layout),
+        step=int(attributes["step"]),
+        samples_seen=int(attributes["samples_seen"]),
+        epoch_loss=float(attributes["epoch_loss"]),
+        epoch_correct=int(attributes["epoch_correct"]),
+        epoch_samples=int(attributes["epoch_samples"]),
+        test_accuracy=None if np.isnan(accuracy) else accuracy,
+    )
+
+
+def _origin_of(attributes: dict[str, Any]) -> Origin:
+    return Origin(
+        config=str(attributes["config"]),
+        architecture=tuple(str(line) for line in attributes["architecture"]),
+        input_shape=tuple(int(extent) for extent in attributes["input_shape"]),
+        classes=tuple(str(name) for name in attributes["classes"]),
+        data_name=str(attributes["data_name"]),
+        manifest_sha256=str(attributes["manifest_sha256"]),
+        steps_per_epoch=int(attributes["steps_per_epoch"]),
+        environment=dict(json.loads(attributes["environment"])),
+    )
+
+
+def _read_vector(file: Any, group: str, layout: ParamLayout) -> Array:
+    """The flat vector of a group, whose datasets must be plain ones: no links, nothing stored elsewhere."""
+    vector = aligned_zeros(layout.size)
+    members = file[group]
+    if set(members) != set(layout.shapes):
+        raise ValueError(f"{group} holds {sorted(members)}, expected {sorted(layout.shapes)}")
+    for name, view in layout.views(vector).items():
+        if not isinstance(members.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{group}/{name} is a link to elsewhere")
+        dataset = members[name]
+        if dataset.dtype != np.dtype("<f4") or dataset.shape != view.shape or dataset.external or dataset.is_virtual:
+            raise ValueError(f"{group}/{name} is {dataset.dtype} {dataset.shape}, expected plain float32 {view.shape}")
+        view[...] = dataset[()]
+    return vector

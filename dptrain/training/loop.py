@@ -1,0 +1,161 @@
+"""The training loop.
+
+dptrain train data/cifar10
+mpirun -n 4 dptrain train data/cifar10 --run-dir runs/four
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from dptrain.config import TrainConfig
+from dptrain.errors import CheckpointError, TrainingError, UsageError
+from dptrain.parallel.communicator import Communicator, known_to_all, together
+from dptrain.training.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
+from dptrain.training.evaluate import Evaluation, evaluate
+from dptrain.training.run_folder import RunFolder
+from dptrain.training.setup import Session, check_resumable, set_up
+from dptrain.training.state import TrainingState, initial_state
+from dptrain.training.step import StepOutcome
+
+
+class Observer(Protocol):
+    """Who is told of a run's course. Told on every rank; on ranks other than 0 it keeps silent."""
+
+    def say(self, line: str) -> None:
+        """A line for the user."""
+
+    def started(self, session: Session, state: TrainingState, folder: RunFolder, resumed: Path | None) -> None:
+        """The first step comes next."""
+
+    def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
+        """A step was made."""
+
+    def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
+        """An epoch, or the run, has ended and was evaluated."""
+
+    def finished(self, state: TrainingState, evaluation: Evaluation, folder: RunFolder) -> None:
+        """All steps are made and saved."""
+
+
+def train(config: TrainConfig, communicator: Communicator, observer: Observer) -> dict[str, Any]:
+    """Train from the start or a checkpoint to the last step; returns the figures that sum the run up.
+
+    Every rank makes the same steps. DptrainError when training cannot begin or go on.
+    """
+    session = set_up(config, communicator)
+    folder = RunFolder(Path(config.run_dir))
+    state, resumed = begin(config, session, folder, communicator, observer)
+    observer.started(session, state, folder, resumed)
+    steps_per_epoch = session.origin.steps_per_epoch
+    evaluation = None
+    while state.step < session.last_step:
+        epoch, step = divmod(state.step, steps_per_epoch)
+        lr = session.schedule(state.step)
+        if step == 0:
+            state.epoch_loss, state.epoch_correct, state.epoch_samples = 0.0, 0, 0
+        outcome = session.take_step(state, epoch, step, lr)
+        state.epoch_loss += outcome.loss * outcome.samples
+        state.epoch_correct += outcome.correct
+        state.epoch_samples += outcome.samples
+        observer.stepped(state, outcome, lr)
+        if state.step % steps_per_epoch == 0 or state.step == session.last_step:
+            check_replicas(state, communicator)
+            evaluation = evaluate_state(session, state, communicator, observer, lr)
+            save(session, state, folder, communicator, evaluation.accuracy)
+        elif config.checkpoint_every and state.step % config.checkpoint_every == 0:
+            save(session, state, folder, communicator, None)
+    if evaluation is None:  # the checkpoint already was the last step's
+        evaluation = evaluate_state(session, state, communicator, observer, session.schedule(state.step))
+    observer.finished(state, evaluation, folder)
+    session.pool.close()
+    return {
+        "step": state.step,
+        "test_loss": evaluation.loss,
+        "test_accuracy": evaluation.accuracy,
+        "params_sha256": state.params_sha256,
+        "run_dir": config.run_dir,
+    }
+
+
+def begin(
+    config: TrainConfig, session: Session, folder: RunFolder, communicator: Communicator, observer: Observer
+) -> tuple[TrainingState, Path | None]:
+    """The state to go on from, and the checkpoint it was read from, if any. Rank 0 reads, all receive."""
+    found: tuple[Path, Checkpoint] | None = None
+    notes = list(session.notes)
+    with together(communicator):
+        if communicator.rank == 0:
+            found = _find_checkpoint(config, folder, observer)
+            if found is not None:
+                notes += check_resumable(*found, config, session.origin)
+            folder.prepare(config.to_toml())
+            folder.remember_all()
+    for note in notes:
+        observer.say(note)
+    found = communicator.broadcast(found)
+    state = initial_state(session.network, config.seed)
+    if found is None:
+        return state, None
+    path, checkpoint = found
+    parameters, momentum = state.parameters, state.momentum
+    parameters[...], momentum[...] = checkpoint.state.parameters, checkpoint.state.momentum
+    state = checkpoint.state
+    state.parameters, state.momentum = parameters, momentum
+    return state, path
+
+
+def _find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) -> tuple[Path, Checkpoint] | None:
+    if config.resume == "auto":
+        return folder.newest(observer.say)
+    if config.resume == "never":
+        if there := folder.numbered():
+            raise UsageError(
+                f"--resume never, but {folder.path} already holds a run ({there[-1].name}), and nothing is "
+                "written over: choose another --run-dir, or go on with --resume auto"
+            )
+        return None
+    path = Path(config.resume)
+    if not path.is_file():
+        raise CheckpointError(f"--resume {path}: there is no such file; expected auto, never or a checkpoint's path")
+    return path, read_checkpoint(path)
+
+
+def evaluate_state(
+    session: Session, state: TrainingState, communicator: Communicator, observer: Observer, lr: float
+) -> Evaluation:
+    """Evaluate the parameters on the test split and tell the observer."""
+    started = time.perf_counter()
+    evaluation = evaluate(
+        session.network, state.parameters, session.test, session.normalise, session.pool, communicator
+    )
+    observer.evaluated(state, evaluation, lr, time.perf_counter() - started)
+    return evaluation
+
+
+def save(
+    session: Session, state: TrainingState, folder: RunFolder, communicator: Communicator, accuracy: float | None
+) -> None:
+    """Rank 0 writes a checkpoint; the others hear of it if it cannot."""
+    state.test_accuracy = accuracy
+    with together(communicator):
+        if communicator.rank == 0:
+            folder.save(state.step, checkpoint_bytes(state, session.origin, session.network.layout), accuracy)
+
+
+def check_replicas(state: TrainingState, communicator: Communicator) -> None:
+    """All ranks must hold the same parameters and momentum to the bit; TrainingError naming those that do not."""
+    hashes = communicator.allgather(state.sha256)
+    common = max(set(hashes), key=hashes.count)
+    odd = [str(rank) for rank, value in enumerate(hashes) if value != common]
+    if odd:
+        raise known_to_all(
+            communicator,
+            TrainingError(
+                f"step {state.step}: the parameters of rank {', '.join(odd)} differ from those of the other ranks "
+                f"({len(hashes) - len(odd)} of {len(hashes)} agree); suspect its memory or library versions. The last "
+                "checkpoint is from before this step: start again from it with --resume auto"
+            ),
+        )

@@ -1,0 +1,174 @@
+"""From a configuration to everything the loop needs, with every check that can be made beforehand."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from dptrain.blas import ensure_one_thread
+from dptrain.config import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
+from dptrain.data.batches import Normalisation, ShardBatches
+from dptrain.data.format import Manifest, Samples, read_manifest
+from dptrain.data.shards import load_shards
+from dptrain.errors import CheckpointError, DptrainError, UsageError
+from dptrain.nn.network import Network
+from dptrain.optim import SGD
+from dptrain.parallel.communicator import Communicator, together
+from dptrain.parallel.placement import Placement
+from dptrain.parallel.pool import ShardPool, fair_threads
+from dptrain.parallel.reduction import REDUCTIONS
+from dptrain.schedule import Schedule, make_schedule
+from dptrain.training.architecture import build_network
+from dptrain.training.checkpoint import Checkpoint, Origin
+from dptrain.training.step import STATISTICS, TrainingStep
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a rank trains with. `notes` are lines for the user that came up on the way."""
+
+    network: Network
+    origin: Origin
+    manifest: Manifest
+    take_step: TrainingStep
+    schedule: Schedule
+    last_step: int
+    test: dict[int, Samples]
+    normalise: Normalisation
+    pool: ShardPool
+    notes: list[str]
+
+
+def set_up(config: TrainConfig, communicator: Communicator) -> Session:
+    """Open the data, build the network, place the shards; every rank fails with a DptrainError or none does."""
+    threads = config.threads or fair_threads(communicator)
+    with together(communicator):
+        environment = numeric_environment(config.reduction)
+        manifest = read_manifest(Path(config.data))
+        placement = Placement(manifest.shard_count, communicator.size)
+        steps_per_epoch = count_steps(manifest, config.batch_size)
+        network = build_network(config.model, config.model_options, manifest.image_shape, len(manifest.classes))
+        own = placement.shards_of(communicator.rank)
+        shards = load_shards(Path(config.data), manifest, own, threads)
+    total_steps = config.epochs * steps_per_epoch
+    microbatch = config.batch_size // manifest.shard_count
+    batches = {
+        shard: ShardBatches(samples, shard, manifest, size=microbatch, seed=config.seed, augment=config.augment)
+        for shard, samples in shards.train.items()
+    }
+    optimizer = SGD(
+        network.layout, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
+    )
+    reduction = REDUCTIONS[config.reduction](placement, communicator, network.layout.size + STATISTICS)
+    pool = ShardPool(min(threads, len(own)))
+    origin = Origin(
+        config=config.to_toml(),
+        architecture=tuple(network.description()),
+        input_shape=manifest.image_shape,
+        classes=manifest.classes,
+        data_name=manifest.name,
+        manifest_sha256=manifest.sha256,
+        steps_per_epoch=steps_per_epoch,
+        environment=environment,
+    )
+    return Session(
+        network=network,
+        origin=origin,
+        manifest=manifest,
+        take_step=TrainingStep(network, optimizer, batches, pool, reduction, communicator),
+        schedule=make_schedule(
+            config.schedule,
+            config.lr,
+            total_steps,
+            warmup_steps=config.warmup_steps,
+            every=max(1, round(config.step_epochs * steps_per_epoch)),
+            factor=config.step_factor,
+        ),
+        last_step=min(total_steps, config.max_steps or total_steps),
+        test=shards.test,
+        normalise=Normalisation(manifest),
+        pool=pool,
+        notes=agree_on(origin, communicator),
+    )
+
+
+def count_steps(manifest: Manifest, batch_size: int) -> int:
+    """Steps an epoch: as many as the largest shard has microbatches, the same on every rank."""
+    shards = manifest.shard_count
+    if batch_size % shards:
+        below = batch_size // shards * shards
+        raise UsageError(
+            f"--batch-size {batch_size} is not a multiple of the {shards} shards of the data set, which share it "
+            f"equally; the nearest that are: {f'{below} and ' if below else ''}{below + shards}"
+        )
+    largest = max(entry.samples for entry in manifest.splits["train"])
+    return -(-largest // (batch_size // shards))
+
+
+def numeric_environment(reduction: str) -> dict[str, str]:
+    """What the bits depend on beside the configuration."""
+    return {"numpy": np.__version__, **ensure_one_thread(), "cpu": _cpu_model(), "reduction": reduction}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def agree_on(origin: Origin, communicator: Communicator) -> list[str]:
+    """Hold every rank to the same configuration, network and data; note where the machines differ."""
+    origins = communicator.allgather(origin)
+    with together(communicator):
+        for rank, other in enumerate(origins):
+            for key in ("config", "architecture", "manifest_sha256"):
+                if getattr(other, key) != getattr(origins[0], key):
+                    raise DptrainError(
+                        f"rank {rank} has another {key} than rank 0: start all with the same files and flags"
+                    )
+    first = origins[0].environment
+    moved = {key for other in origins for key in first if other.environment[key] != first[key]}
+    if moved:
+        return [f"the ranks' machines differ ({', '.join(sorted(moved))}): bits may depend on the number of ranks"]
+    return []
+
+
+def default_run_dir(config: TrainConfig) -> str:
+    """runs/<data>-<model>-<time>: never a folder that is there."""
+    model = config.model.rsplit(":", 1)[-1]
+    return str(Path("runs") / f"{Path(config.data).name}-{model}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+
+def check_resumable(path: Path, checkpoint: Checkpoint, config: TrainConfig, origin: Origin) -> list[str]:
+    """Notes on what has changed since the checkpoint; CheckpointError when it is of another run."""
+    earlier = checkpoint.origin
+    if earlier.manifest_sha256 != origin.manifest_sha256:
+        raise CheckpointError(
+            f"{path}: made with another data set ({earlier.data_name}, manifest {earlier.manifest_sha256[:12]}...; "
+            f"{config.data} has {origin.manifest_sha256[:12]}...). Name that one, or start anew in another --run-dir"
+        )
+    before = TrainConfig(**parse_toml(earlier.config, str(path)))
+    changed = {
+        key.name: f"{flag(key.name)} {getattr(before, key.name)} there, {getattr(config, key.name)} here"
+        for key in fields(TrainConfig)
+        if getattr(before, key.name) != getattr(config, key.name) and key.name not in KEYS_OF_THE_PROCESS
+    }
+    breaking = [text for name, text in changed.items() if name in KEYS_OF_THE_RUN]
+    if breaking:
+        raise CheckpointError(f"{path}: of another run: {'; '.join(breaking)}. Use its values, or another --run-dir")
+    if earlier.architecture != origin.architecture:
+        raise CheckpointError(
+            f"{path}: of another architecture: {' | '.join(earlier.architecture)}, "
+            f"here {' | '.join(origin.architecture)}. Give the --model it was made with, or another --run-dir"
+        )
+    notes = [f"changed since the checkpoint: {text}" for text in changed.values()]
+    moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
+    if moved:
+        notes.append(f"another {', '.join(moved)} than the checkpoint's: bits may differ from an undisturbed run's")
+    return notes

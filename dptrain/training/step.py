@@ -1,0 +1,113 @@
+"""One synchronized step: microbatches, gradients, one reduction, one update."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from dptrain.data.batches import ShardBatches
+from dptrain.errors import TrainingError
+from dptrain.nn.network import Network
+from dptrain.nn.workspace import Array, Workspace, aligned_zeros
+from dptrain.optim import SGD
+from dptrain.parallel.communicator import Communicator, known_to_all
+from dptrain.parallel.pool import ShardPool
+from dptrain.parallel.reduction import TreeReduction
+from dptrain.training.state import TrainingState
+
+LOSS, CORRECT, SAMPLES = range(3)  # ride behind the gradient through the reduction
+STATISTICS = 3
+
+
+@dataclass
+class Seconds:
+    """Where this rank's time went. `waiting` is for other ranks to finish their shards."""
+
+    compute: float = 0.0
+    data: float = 0.0
+    waiting: float = 0.0
+    reduction: float = 0.0
+
+    def __iadd__(self, other: Seconds) -> Seconds:
+        self.compute += other.compute
+        self.data += other.data
+        self.waiting += other.waiting
+        self.reduction += other.reduction
+        return self
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """Of the global batch, the same on every rank: mean loss, samples classified rightly, samples."""
+
+    loss: float
+    correct: int
+    samples: int
+    seconds: Seconds
+
+
+class TrainingStep:
+    """Makes steps on this rank's shards, together with all other ranks."""
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: SGD,
+        batches: dict[int, ShardBatches],
+        pool: ShardPool,
+        reduction: TreeReduction,
+        communicator: Communicator,
+    ) -> None:
+        self.network, self.optimizer, self.batches = network, optimizer, batches
+        self.pool, self.reduction, self.communicator = pool, reduction, communicator
+        self._vectors = {shard: aligned_zeros(network.layout.size + STATISTICS) for shard in batches}
+
+    def __call__(self, state: TrainingState, epoch: int, step: int, lr: float) -> StepOutcome:
+        """Make step `step` of an epoch: `state` becomes the next one.
+
+        TrainingError, with the state unchanged, when the loss or the gradient is not finite.
+        """
+        clock = time.perf_counter
+        started = clock()
+        shares = self.pool.map(
+            lambda shard, workspace: self._shard_gradient(state.parameters, shard, epoch, step, workspace), self.batches
+        )
+        partial = self.reduction.local_sums(self._vectors)
+        computed = clock()
+        self.communicator.barrier()
+        waited = clock()
+        total = self.reduction.exchange(partial)
+        reduced = clock()
+        gradient, sums = np.split(total, [self.network.layout.size])
+        if not np.isfinite(total.sum(dtype=np.float64)):
+            raise known_to_all(self.communicator, _not_finite(float(sums[LOSS]), state.step, lr))
+        samples = int(sums[SAMPLES])
+        gradient /= samples
+        self.optimizer.update(state.parameters, state.momentum, gradient, lr)
+        state.step += 1
+        state.samples_seen += samples
+        data = (computed - started) * sum(shares) / len(shares)
+        compute = computed - started - data + clock() - reduced
+        seconds = Seconds(compute, data, waited - computed, reduced - waited)
+        return StepOutcome(float(sums[LOSS]) / samples, int(sums[CORRECT]), samples, seconds)
+
+    def _shard_gradient(self, parameters: Array, shard: int, epoch: int, step: int, workspace: Workspace) -> float:
+        """Fill the shard's vector with gradient and statistics; returns the share of time that went into the batch."""
+        started = time.perf_counter()
+        images, labels = self.batches[shard].batch(epoch, step, workspace)
+        loaded = time.perf_counter()
+        gradient, sums = np.split(self._vectors[shard], [self.network.layout.size])
+        with np.errstate(over="ignore", invalid="ignore"):  # judged once, after the reduction, by all ranks alike
+            outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace)
+        sums[:] = outcome.loss_sum, outcome.correct, len(labels)
+        return (loaded - started) / (time.perf_counter() - started)
+
+
+def _not_finite(loss: float, step: int, lr: float) -> TrainingError:
+    what = "gradient is not finite" if np.isfinite(loss) else f"loss is {loss}"
+    return TrainingError(
+        f"step {step + 1}: the {what}, at learning rate {lr:.6g}; the parameters were not changed and earlier "
+        "checkpoints are kept. Try a lower --lr or more --warmup-steps"
+    )
