@@ -54,7 +54,7 @@ class Layer:
 
 def pair(value: int | tuple[int, int], what: str, least: int) -> tuple[int, int]:
     """(vertical, horizontal) from one number or two; ValueError below `least`."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
+    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(both) != 2 or not all(isinstance(part, int) and part >= least for part in both):
         raise ValueError(f"{what} is {value!r}, expected a whole number of at least {least}, or two of them")
     return both[0], both[1]

@@ -20,7 +20,7 @@ from dptrain.nn.network import Network
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.pool import ShardPool, fair_threads
+from dptrain.parallel.threads import ShardPool, fair_threads
 from dptrain.training.architecture import build_network
 from dptrain.training.checkpoint import Checkpoint
 

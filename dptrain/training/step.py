@@ -13,7 +13,7 @@ from dptrain.nn.network import Network
 from dptrain.nn.workspace import Array, Workspace, aligned_zeros
 from dptrain.optim import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all
-from dptrain.parallel.pool import ShardPool
+from dptrain.parallel.threads import ShardPool
 from dptrain.parallel.reduction import TreeReduction
 from dptrain.training.state import TrainingState
 

@@ -1,0 +1,155 @@
+"""The whole network: against PyTorch, against central differences, and its own promises."""
+
+import numpy as np
+import pytest
+import torch
+from gradients import central_difference
+
+from dptrain.nn.activation import Flatten, ReLU
+from dptrain.nn.conv import Conv2d
+from dptrain.nn.linear import Linear
+from dptrain.nn.network import Network
+from dptrain.nn.pool import MaxPool2d
+from dptrain.nn.workspace import Array, Workspace
+from dptrain.nn.zoo import convnet
+
+SHAPE = (3, 32, 32)
+
+
+def torch_convnet(network: Network, parameters: Array) -> torch.nn.Sequential:
+    """The same network in PyTorch, with the same parameters."""
+    nn = torch.nn
+    same = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4096, 10),
+    )
+    views = network.layout.views(parameters)
+    with torch.no_grad():
+        for theirs, ours in zip(same.parameters(), views.values(), strict=True):
+            theirs.copy_(torch.from_numpy(ours.copy()))
+    return same
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_convnet_agrees_with_pytorch(fused: bool) -> None:
+    generator = np.random.default_rng(1)
+    network = Network(convnet(SHAPE, 10), SHAPE, fused=fused)
+    assert network.layout.size == 60_362
+    parameters = network.initial_parameters(3)
+    parameters += 0.05 * generator.normal(size=parameters.shape).astype(np.float32)  # biases too
+    images = generator.normal(size=(16, *SHAPE)).astype(np.float32)
+    labels = generator.integers(0, 10, 16)
+    theirs = torch_convnet(network, parameters)
+    logits = theirs(torch.from_numpy(images))
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="sum")
+    loss.backward()
+
+    ours = np.ascontiguousarray(images.transpose(1, 2, 3, 0))
+    gradient = np.empty_like(parameters)
+    outcome = network.loss_and_grad(parameters, ours, labels, gradient, Workspace())
+    assert outcome.loss_sum == pytest.approx(loss.item(), rel=1e-5)
+    assert outcome.correct == int((logits.argmax(dim=1).numpy() == labels).sum())
+    predicted = network.predict(parameters, ours, Workspace())
+    assert relative_error(predicted.T, logits.detach().numpy()) < 1e-4
+    for parameter, (name, view) in zip(theirs.parameters(), network.layout.views(gradient).items(), strict=True):
+        assert parameter.grad is not None
+        assert relative_error(view, parameter.grad.numpy()) < 1e-4, name
+
+
+def relative_error(ours: Array, theirs: Array) -> float:
+    """Largest difference over the largest value."""
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def test_the_whole_gradient_is_that_of_the_summed_loss() -> None:
+    """Central differences in float64 through every layer at once, odd sizes, stride and padding."""
+    shape = (2, 7, 9)
+    net = [Conv2d(3, (3, 2), stride=(1, 2), padding=(1, 0)), ReLU(), MaxPool2d(2), Conv2d(2, 2), Flatten(), Linear(4)]
+    network = Network(net, shape)
+    generator = np.random.default_rng(5)
+    parameters = generator.normal(size=network.layout.size)
+    images, labels = generator.normal(size=(*shape, 3)), np.array([0, 3, 1])
+    workspace, gradient = Workspace(np.float64), np.empty(network.layout.size)
+
+    def loss() -> float:
+        return network.loss_and_grad(parameters, images, labels, np.empty_like(gradient), workspace).loss_sum
+
+    expected = central_difference(loss, parameters)
+    network.loss_and_grad(parameters, images, labels, gradient, workspace)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_samples_gradient_does_not_depend_on_its_neighbours() -> None:
+    network = Network(convnet((1, 8, 8), 3, widths=[4]), (1, 8, 8))
+    generator = np.random.default_rng(2)
+    images, labels = generator.normal(size=(1, 8, 8, 5)).astype(np.float32), generator.integers(0, 3, 5)
+    parameters, workspace = network.initial_parameters(0), Workspace()
+    whole, part = np.empty((2, network.layout.size), np.float32)
+    network.loss_and_grad(parameters, images, labels, whole, workspace)
+    total = np.zeros(network.layout.size)
+    for sample in range(5):
+        one = np.ascontiguousarray(images[..., sample : sample + 1])
+        network.loss_and_grad(parameters, one, labels[sample : sample + 1], part, workspace)
+        total += part
+    np.testing.assert_allclose(whole, total, rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_microbatch_has_a_zero_gradient() -> None:
+    network = Network(convnet((1, 8, 8), 3, widths=[4]), (1, 8, 8))
+    gradient = np.full(network.layout.size, np.nan, np.float32)
+    nothing = np.empty((1, 8, 8, 0), np.float32)
+    outcome = network.loss_and_grad(network.initial_parameters(0), nothing, np.empty(0, int), gradient, Workspace())
+    assert (outcome.loss_sum, outcome.correct) == (0.0, 0)
+    assert not gradient.any()
+
+
+def test_initial_weights_have_hes_variance_and_biases_are_zero() -> None:
+    network = Network(convnet(SHAPE, 10, widths=[64, 128]), SHAPE)
+    views = network.layout.views(network.initial_parameters(0))
+    fans = {"conv1": 3 * 9, "conv2": 64 * 9, "linear1": 128 * 64}
+    for layer, fan_in in fans.items():
+        weight = views[f"{layer}.weight"]
+        spread = 4 / np.sqrt(2 * weight.size)  # four standard errors of a standard deviation
+        assert weight.std() == pytest.approx(np.sqrt(2 / fan_in), rel=spread), layer
+        assert abs(weight.mean()) < 4 * weight.std() / np.sqrt(weight.size), layer
+        assert not views[f"{layer}.bias"].any()
+
+
+def test_initial_parameters_depend_on_the_seed_alone() -> None:
+    first, again, other = (Network(convnet(SHAPE, 10), SHAPE).initial_parameters(seed) for seed in (4, 4, 5))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_layers_are_named_by_kind_and_number() -> None:
+    network = Network(convnet(SHAPE, 10), SHAPE)
+    assert list(network.layout.shapes) == [
+        "conv1.weight",
+        "conv1.bias",
+        "conv2.weight",
+        "conv2.bias",
+        "linear1.weight",
+        "linear1.bias",
+    ]
+    assert network.description()[0] == "input(3, 32, 32)"
+    assert network.description()[-1] == "linear1: Linear(10)"
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([Conv2d(3)], "expected one logit a class"),
+        ([Flatten()], "no parameters"),
+        ([Linear(3)], "put Flatten"),
+        ([Flatten(), *[Linear(4)] * 2], "stands twice"),
+    ],
+)
+def test_layers_that_do_not_make_a_network_are_refused(layers: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Network(layers, (1, 5, 5))
