@@ -60,7 +60,7 @@ class TrainConfig:
     warmup_steps: int = _key(200, "steps of linear warm-up before the schedule", least=0)
     step_epochs: float = _key(4.0, "schedule step: epochs between two drops", above=0.0)
     step_factor: float = _key(0.1, "schedule step: what a drop multiplies the learning rate by", above=0.0)
-    seed: int = _key(0, "decides initial parameters, sample order and augmentation", least=0)
+    seed: int = _key(0, "decides initial parameters, sample order and augmentation", least=0, below=2**63)
     augment: str = _key(
         "none", "flip and crop by 4 pixels at random, the border filled by reflection or zeros", choices=AUGMENTATIONS
     )

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from gradients import central_difference
 
 from dptrain.nn.activation import Flatten, ReLU
@@ -16,8 +15,10 @@ from dptrain.nn.zoo import convnet
 SHAPE = (3, 32, 32)
 
 
-def torch_convnet(network: Network, parameters: Array) -> torch.nn.Sequential:
-    """The same network in PyTorch, with the same parameters."""
+def torch_convnet(network: Network, parameters: Array):
+    """The same network in PyTorch (the extra "torch"), with the same parameters."""
+    import torch
+
     nn = torch.nn
     same = nn.Sequential(
         nn.Conv2d(3, 32, 3, padding=1),
@@ -38,6 +39,8 @@ def torch_convnet(network: Network, parameters: Array) -> torch.nn.Sequential:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_convnet_agrees_with_pytorch(fused: bool) -> None:
+    import torch
+
     generator = np.random.default_rng(1)
     network = Network(convnet(SHAPE, 10), SHAPE, fused=fused)
     assert network.layout.size == 60_362

@@ -7,6 +7,7 @@ Shapes, everywhere in this package:
     C, H, W   channels, height and width of an image or feature map
     N         samples of a microbatch, always the last and fastest axis
     O         channels (or features) a layer puts out
+    F         features a linear layer takes in
     KH, KW    height and width of a kernel
     K         classes
     P         parameters of the whole network
@@ -14,3 +15,11 @@ Shapes, everywhere in this package:
 Feature maps are (C, H, W, N) rather than (N, C, H, W): a row of W * N values is contiguous, so padding,
 im2col and pooling copy long runs, and a convolution's matrix product already is the next layer's input.
 """
+
+from dptrain.nn.activation import Flatten, ReLU
+from dptrain.nn.conv import Conv2d
+from dptrain.nn.linear import Linear
+from dptrain.nn.network import Network
+from dptrain.nn.pool import MaxPool2d
+
+__all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "Network", "ReLU"]

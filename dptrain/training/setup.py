@@ -19,8 +19,8 @@ from dptrain.nn.network import Network
 from dptrain.optim import SGD
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.threads import ShardPool, fair_threads
 from dptrain.parallel.reduction import REDUCTIONS
+from dptrain.parallel.threads import ShardPool, fair_threads
 from dptrain.schedule import Schedule, make_schedule
 from dptrain.training.architecture import build_network
 from dptrain.training.checkpoint import Checkpoint, Origin

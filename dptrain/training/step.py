@@ -13,8 +13,8 @@ from dptrain.nn.network import Network
 from dptrain.nn.workspace import Array, Workspace, aligned_zeros
 from dptrain.optim import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all
-from dptrain.parallel.threads import ShardPool
 from dptrain.parallel.reduction import TreeReduction
+from dptrain.parallel.threads import ShardPool
 from dptrain.training.state import TrainingState
 
 LOSS, CORRECT, SAMPLES = range(3)  # ride behind the gradient through the reduction

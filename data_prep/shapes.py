@@ -1,0 +1,217 @@
+"""Procedurally drawn colour images of ten shapes: a data set that needs no download.
+
+Every image is one shape of random position, size, angle and colours before a random background with
+texture, a spot that belongs to nothing, and noise. Brightness and colour tell nothing of the class, so a
+linear model learns little, and a small convolutional network learns it in a minute.
+
+A shape is a signed distance function d(u, v) on coordinates in which it reaches from about -1 to 1, negative
+inside (compare I. Quilez, "2D distance functions"); a pixel's coverage is d in pixels, clipped.
+
+Shapes: n images, C = 3, H = W = 32; in here images are drawn as (n, H, W, C) and turned at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.pack import ImageData, LabelledImages
+from data_prep.progress import progress
+from dptrain.data.format import Source
+
+Array = NDArray[np.float64]
+
+SIZE = 32
+PARAMETERS = 64  # random words an image has before those of its pixel noise
+NOISE_WORDS = SIZE * SIZE * 3 // 8  # a byte a channel
+# How hard it is. As set, softmax regression reaches 29 % and convnet about 90 % after 3 epochs on 10,000 images.
+UNIT = (9.0, 13.0)  # half a shape's extent, pixels
+SHIFT = 3.0  # its distance from the middle on both axes, pixels
+TURN = 0.5  # its angle, radians either way
+SPOTS = 1
+TEXTURE = 0.1
+NOISE = (0.05, 0.1)  # full width of the uniform pixel noise
+BLOCK = 250  # images drawn at a time, so that the arrays stay in the processor's cache
+
+
+def read_shapes(train: int = 10_000, test: int = 2_000, seed: int = 0) -> ImageData:
+    """Draw both splits. Image i of a split depends on (seed, split, i) alone; its class is i mod 10."""
+    with progress("drawing", train + test) as advance:
+        splits = [_draw_split(count, seed, split, advance) for split, count in enumerate((train, test))]
+    return ImageData("shapes", CLASSES, Source("shapes", None, None, None), *splits)
+
+
+def _draw_split(count: int, seed: int, split: int, advance: Callable[[int], None]) -> LabelledImages:
+    """`count` images of a split and their labels."""
+    generator = np.random.Philox(key=np.array([seed, split], np.uint64))
+    images = np.empty((count, 3, SIZE, SIZE), np.uint8)
+    labels = np.arange(count, dtype=np.int64) % len(CLASSES)
+    for start in range(0, count, BLOCK):
+        rows = slice(start, min(start + BLOCK, count))
+        n = rows.stop - start
+        words = generator.random_raw(n * (PARAMETERS + NOISE_WORDS)).reshape(n, PARAMETERS + NOISE_WORDS)
+        images[rows] = _draw(words, labels[rows]).transpose(0, 3, 1, 2)
+        advance(n)
+    return LabelledImages(images, labels)
+
+
+def _draw(words: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Images uint8 (n, H, W, 3) of the classes `labels` (n,) from random words (n, PARAMETERS + NOISE_WORDS)."""
+    draws = _Draws((words[:, :PARAMETERS] >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+    background, foreground = _colours(draws)
+    image = background + _texture(draws)[..., None] * draws.between(-TEXTURE, TEXTURE, 3)
+    for _ in range(SPOTS):
+        image = _blend(image, _spot(draws), draws.between(0, 1, 3))
+    image = _blend(image, _figure(draws, labels), foreground)
+    noise = words[:, PARAMETERS:].astype("<u8").view(np.uint8).reshape(len(words), SIZE, SIZE, 3)
+    image = image + (noise / 255.0 - 0.5) * draws.between(*NOISE)
+    pixels: NDArray[np.uint8] = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
+    return pixels
+
+
+class _Draws:
+    """Takes uniform numbers of 0..1 (n, PARAMETERS) column by column, shaped to broadcast to (n, H, W[, C])."""
+
+    def __init__(self, uniform: Array) -> None:
+        self._uniform, self._used = uniform, 0
+
+    def between(self, low: float, high: float, channels: int = 1) -> Array:
+        """The next numbers, uniform from low to high, (n, 1, 1, channels)."""
+        part = self._uniform[:, self._used : self._used + channels]
+        self._used += channels
+        return low + (high - low) * part.reshape(-1, 1, 1, channels)
+
+    def scalar(self, low: float, high: float) -> Array:
+        """The next number of each image, (n, 1, 1)."""
+        return self.between(low, high)[..., 0]
+
+
+def _grid(draws: _Draws, unit_range: tuple[float, float], shift: float, turn: float) -> tuple[Array, Array, Array]:
+    """Random local coordinates u, v (n, H, W) and their unit in pixels (n, 1, 1).
+
+    The origin lies up to `shift` pixels from the middle on both axes; the axes are turned by up to `turn`.
+    """
+    unit = draws.scalar(*unit_range)
+    centre_x = SIZE / 2 + draws.scalar(-shift, shift)
+    centre_y = SIZE / 2 + draws.scalar(-shift, shift)
+    angle = draws.scalar(-turn, turn)
+    pixels = np.arange(SIZE) + 0.5
+    x, y = (pixels[None, None, :] - centre_x) / unit, (pixels[None, :, None] - centre_y) / unit
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return cosine * x + sine * y, cosine * y - sine * x, unit
+
+
+def _figure(draws: _Draws, labels: NDArray[np.int64]) -> Array:
+    """How much of each pixel the shape of class `labels` covers, 0..1 (n, H, W)."""
+    u, v, unit = _grid(draws, UNIT, SHIFT, TURN)
+    distance = np.empty_like(u)
+    for label, function in enumerate(DISTANCES.values()):
+        rows = np.flatnonzero(labels == label)
+        distance[rows] = function(u[rows], v[rows])
+    coverage: Array = (0.5 - distance * unit).clip(0, 1)
+    return coverage
+
+
+def _spot(draws: _Draws) -> Array:
+    """How much of each pixel a small ellipse covers, 0..1 (n, H, W): clutter."""
+    u, v, unit = _grid(draws, (0.8, 2.2), SIZE / 2, np.pi)
+    coverage: Array = (0.5 - (np.hypot(u, 1.6 * v) - 1) * unit).clip(0, 1)
+    return coverage
+
+
+def _blend(image: Array, coverage: Array, colour: Array) -> Array:
+    """`colour` painted over the image where `coverage` is 1."""
+    return image + coverage[..., None] * (colour - image)
+
+
+def _colours(draws: _Draws) -> tuple[Array, Array]:
+    """Colours of background and figure, (n, 1, 1, 3), whose distance in RGB is at least 0.4.
+
+    The step from one to the other points anywhere, so the figure may be darker or brighter, in any channel.
+    """
+    background = draws.between(0.0, 0.8, 3)
+    direction = draws.between(-1, 1, 3)
+    direction /= np.sqrt((direction**2).sum(axis=-1, keepdims=True)) + 1e-9
+    foreground = background + direction * draws.between(0.4, 0.9)
+    # A colour outside 0..1 is reflected at the border: clipping it could cost the contrast.
+    foreground = 1 - np.abs(1 - np.abs(foreground))
+    return background, foreground
+
+
+def _texture(draws: _Draws) -> Array:
+    """Two plane waves of random direction, wavelength and phase, about -1 to 1, (n, H, W)."""
+    pixels = np.arange(SIZE) / SIZE
+    total: Array = np.zeros((1, SIZE, SIZE))
+    for _ in range(2):
+        frequency, angle, phase = draws.scalar(2, 30), draws.scalar(0, 2 * np.pi), draws.scalar(0, 2 * np.pi)
+        along = np.cos(angle) * pixels[None, None, :] + np.sin(angle) * pixels[None, :, None]
+        total = total + 0.5 * np.sin(frequency * along + phase)
+    return total
+
+
+def _bar(u: Array, v: Array) -> Array:
+    return np.maximum(np.abs(u) - 1.0, np.abs(v) - 0.3)
+
+
+def _circle(u: Array, v: Array) -> Array:
+    return np.hypot(u, v) - 0.85
+
+
+def _crescent(u: Array, v: Array) -> Array:
+    return np.maximum(np.hypot(u, v) - 0.95, 0.75 - np.hypot(u - 0.5, v))
+
+
+def _cross(u: Array, v: Array) -> Array:
+    u, v = np.abs(u), np.abs(v)
+    return np.minimum(np.maximum(u - 0.95, v - 0.27), np.maximum(u - 0.27, v - 0.95))
+
+
+def _frame(u: Array, v: Array) -> Array:
+    return np.abs(np.maximum(np.abs(u), np.abs(v)) - 0.65) - 0.15
+
+
+def _heart(u: Array, v: Array) -> Array:
+    """A square standing on its corner with a half disc on each of its upper sides."""
+    p, q = 0.72 * (u + v), 0.72 * (u - v)
+    square = np.maximum(np.abs(p), np.abs(q)) - 0.5
+    return np.minimum(square, np.minimum(np.hypot(p - 0.5, q), np.hypot(p, q - 0.5)) - 0.5)
+
+
+def _ring(u: Array, v: Array) -> Array:
+    return np.abs(np.hypot(u, v) - 0.72) - 0.17
+
+
+def _square(u: Array, v: Array) -> Array:
+    return np.maximum(np.abs(u), np.abs(v)) - 0.75
+
+
+def _star(u: Array, v: Array) -> Array:
+    """Five points: by symmetry one line, from the point at angle 0 to the notch at 36 degrees."""
+    radius = np.hypot(u, v)
+    angle = np.abs((np.arctan2(v, u) + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
+    notch_x, notch_y = 0.42 * np.cos(np.pi / 5), 0.42 * np.sin(np.pi / 5)
+    length = np.hypot(1 - notch_x, notch_y)
+    distance: Array = ((radius * np.cos(angle) - 1) * notch_y + radius * np.sin(angle) * (1 - notch_x)) / length
+    return distance
+
+
+def _triangle(u: Array, v: Array) -> Array:
+    distance: Array = np.maximum(-u, 0.5 * u + np.sqrt(0.75) * np.abs(v)) - 0.5
+    return distance
+
+
+DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
+    "bar": _bar,
+    "circle": _circle,
+    "crescent": _crescent,
+    "cross": _cross,
+    "frame": _frame,
+    "heart": _heart,
+    "ring": _ring,
+    "square": _square,
+    "star": _star,
+    "triangle": _triangle,
+}
+CLASSES = tuple(DISTANCES)

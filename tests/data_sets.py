@@ -1,0 +1,98 @@
+"""Small image data and CIFAR-10 archives for tests, made on the spot."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.cifar10 import BATCHES, CLASSES
+from data_prep.pack import ImageData, LabelledImages
+from dptrain.data.format import Source
+
+BATCH_SAMPLES = 20  # of the small archives: two of each class a batch
+
+
+def image_data(
+    train: int = 101, test: int = 37, classes: int = 5, shape: tuple[int, int, int] = (2, 5, 7), seed: int = 0
+) -> ImageData:
+    """Random images of random, so uneven, classes."""
+    generator = np.random.default_rng(seed)
+    splits = [
+        LabelledImages(
+            generator.integers(0, 256, (count, *shape), dtype=np.uint8),
+            generator.integers(0, classes, count, dtype=np.int64),
+        )
+        for count in (train, test)
+    ]
+    names = tuple(f"class-{number}" for number in range(classes))
+    return ImageData("random", names, Source("random", None, None, None), *splits)
+
+
+def cifar10_records(samples: int = BATCH_SAMPLES, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Pixels uint8 (samples, 3072) and labels uint8 (samples,) of each of the six batches."""
+    generator = np.random.default_rng(seed)
+    pixels = [generator.integers(0, 256, (samples, 3072), dtype=np.uint8) for _ in BATCHES]
+    labels = [generator.permutation(np.arange(samples, dtype=np.uint8) % 10) for _ in BATCHES]
+    return pixels, labels
+
+
+def binary_members(samples: int = BATCH_SAMPLES) -> dict[str, bytes]:
+    """Member names and contents of a cifar-10-binary.tar.gz."""
+    members = {"cifar-10-batches-bin/batches.meta.txt": ("\n".join(CLASSES) + "\n\n").encode()}
+    for name, pixels, labels in zip(BATCHES, *cifar10_records(samples), strict=True):
+        members[f"cifar-10-batches-bin/{name}.bin"] = np.concatenate([labels[:, None], pixels], axis=1).tobytes()
+    return members
+
+
+def python_members(samples: int = BATCH_SAMPLES) -> dict[str, bytes]:
+    """Member names and contents of a cifar-10-python.tar.gz."""
+    meta = {b"label_names": [name.encode() for name in CLASSES], b"num_vis": 3072}
+    members = {"cifar-10-batches-py/batches.meta": pickle.dumps(meta, protocol=2)}
+    for name, pixels, labels in zip(BATCHES, *cifar10_records(samples), strict=True):
+        batch = {b"batch_label": b"x", b"labels": labels.tolist(), b"data": pixels, b"filenames": [b"a.png"]}
+        members[f"cifar-10-batches-py/{name}"] = pickle.dumps(batch, protocol=2)
+    return members
+
+
+def write_archive(path: Path, members: dict[str, bytes]) -> Path:
+    """A .tar.gz of regular files."""
+    with gzip.open(path, "wb", compresslevel=1) as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def run_data_prep(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`python -m data_prep` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "data_prep", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
+    """The process ended with `status` and one line on stderr that has all of `words`."""
+    assert done.returncode == status, done.stderr
+    assert done.stderr.startswith("data_prep: error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
