@@ -90,7 +90,7 @@ def test_packed_data_is_used_and_flags_go_to_the_trainer_after_the_defaults(chec
     checkout.pack("cifar10")
     done = checkout.quickstart("--epochs", "1", "--lr=0.1")
     assert done.returncode == 0, done.stderr
-    assert checkout.asked() == ["-m launch -n 2 -- train data/cifar10 --epochs 8 --epochs 1 --lr=0.1"]
+    assert checkout.asked() == ["-m launch -n 2 -- train data/cifar10 --epochs 5 --epochs 1 --lr=0.1"]
 
 
 @pytest.mark.parametrize("flags", [["--archive", "cifar.tar.gz"], ["--archive=cifar.tar.gz"]])
@@ -102,7 +102,7 @@ def test_a_named_archive_is_packed_wherever_the_caller_stands(
     assert done.returncode == 0, done.stderr
     assert checkout.asked() == [
         f"-m data_prep cifar10 data/cifar10 --archive {tmp_path}/cifar.tar.gz",
-        "-m launch -n 2 -- train data/cifar10 --epochs 8 --seed 3",
+        "-m launch -n 2 -- train data/cifar10 --epochs 5 --seed 3",
     ]
 
 

@@ -24,7 +24,7 @@ from dptrain.parallel.threads import ShardPool, fair_threads
 from dptrain.training.architecture import build_network
 from dptrain.training.checkpoint import Checkpoint
 
-BATCH = 64  # always the same, so that the figures do not depend on how the run was trained
+BATCH = 32  # always the same, so that the figures do not depend on how the run was trained
 
 
 @dataclass(frozen=True)
