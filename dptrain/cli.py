@@ -122,7 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    print(f"dptrain: error: {text}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"dptrain: error: {text}\n")  # in one piece: other ranks and mpirun write there too
+    sys.stderr.flush()
 
 
 def _end(communicator: Communicator, status: int) -> int:

