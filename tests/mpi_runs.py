@@ -73,8 +73,11 @@ def mpirun(
             out, err = job.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             os.killpg(job.pid, signal.SIGKILL)
-            out, err = job.communicate()
+            out, err = job.communicate(timeout=30)
             pytest.fail(f"{' '.join(command)} did not end within {timeout} s\n{out}\n{err}")
+        except BaseException:  # Ctrl-C, or the test's own limit
+            os.killpg(job.pid, signal.SIGKILL)
+            raise
     return subprocess.CompletedProcess(command, job.returncode, out, err)
 
 

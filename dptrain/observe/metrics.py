@@ -12,6 +12,7 @@ appends: a step that it made again stands there again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,10 +37,18 @@ class MetricsWriter:
             self._file.write(json.dumps({"event": event, **values}) + "\n")
             self._file.flush()
         except OSError as error:
+            self._abandon()
             raise DptrainError(
                 f"{self.path}: cannot be written: {error.strerror}; checkpoints so far are kept. Free some space, then "
                 "start the same command again"
             ) from error
+
+    def _abandon(self) -> None:
+        """Close a file that could not be written: closing tries once more, and fails again."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
 
     def close(self) -> None:
         if self._file is not None:

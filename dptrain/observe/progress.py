@@ -51,7 +51,7 @@ class Progress:
     def say(self, line: str) -> None:
         """A line for the user."""
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
         elif self.shown:
             print(line, flush=True)
 

@@ -178,6 +178,8 @@ def _origin_of(attributes: dict[str, Any]) -> Origin:
 def _read_vector(file: Any, group: str, layout: ParamLayout) -> Array:
     """The flat vector of a group, whose datasets must be plain ones: no links, nothing stored elsewhere."""
     vector = aligned_zeros(layout.size)
+    if not isinstance(file.get(group, getlink=True), h5py.HardLink):
+        raise ValueError(f"{group} is a link to elsewhere")
     members = file[group]
     if set(members) != set(layout.shapes):
         raise ValueError(f"{group} holds {sorted(members)}, expected {sorted(layout.shapes)}")

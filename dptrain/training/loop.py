@@ -15,7 +15,7 @@ from dptrain.errors import CheckpointError, TrainingError, UsageError
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.training.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
 from dptrain.training.evaluate import Evaluation, evaluate
-from dptrain.training.run_folder import RunFolder
+from dptrain.training.run_folder import RunFolder, step_of
 from dptrain.training.setup import Session, check_resumable, set_up
 from dptrain.training.state import TrainingState, initial_state
 from dptrain.training.step import StepOutcome
@@ -120,7 +120,14 @@ def _find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer)
     path = Path(config.resume)
     if not path.is_file():
         raise CheckpointError(f"--resume {path}: there is no such file; expected auto, never or a checkpoint's path")
-    return path, read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
+    later = [there for there in folder.numbered() if step_of(there) > checkpoint.state.step]
+    if later:
+        raise UsageError(
+            f"--resume {path} is at step {checkpoint.state.step}, but {folder.path} holds later checkpoints "
+            f"({later[-1].name}), and nothing is written over: choose another --run-dir"
+        )
+    return path, checkpoint
 
 
 def evaluate_state(
@@ -149,13 +156,20 @@ def check_replicas(state: TrainingState, communicator: Communicator) -> None:
     """All ranks must hold the same parameters and momentum to the bit; TrainingError naming those that do not."""
     hashes = communicator.allgather(state.sha256)
     common = max(set(hashes), key=hashes.count)
-    odd = [str(rank) for rank, value in enumerate(hashes) if value != common]
-    if odd:
-        raise known_to_all(
-            communicator,
-            TrainingError(
-                f"step {state.step}: the parameters of rank {', '.join(odd)} differ from those of the other ranks "
-                f"({len(hashes) - len(odd)} of {len(hashes)} agree); suspect its memory or library versions. The last "
-                "checkpoint is from before this step: start again from it with --resume auto"
-            ),
-        )
+    agreeing = hashes.count(common)
+    if agreeing == len(hashes):
+        return
+    majority = 2 * agreeing > len(hashes)
+    odd = [str(rank) for rank, value in enumerate(hashes) if value != common or not majority]
+    found = (
+        f"rank {', '.join(odd)} differ from those of the other ranks ({agreeing} of {len(hashes)} agree)"
+        if majority
+        else f"ranks {', '.join(odd)} differ, and no majority says which are right"
+    )
+    raise known_to_all(
+        communicator,
+        TrainingError(
+            f"step {state.step}: the parameters of {found}; suspect memory or library versions. The last checkpoint "
+            "is from before this step: start again from it with --resume auto"
+        ),
+    )

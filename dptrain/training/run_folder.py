@@ -13,6 +13,11 @@ KEEP = 3
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
 
 
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.stem.removeprefix("step-"))
+
+
 class RunFolder:
     """Keeps the last three checkpoints and the best, and finds the one to go on from."""
 
@@ -40,8 +45,9 @@ class RunFolder:
         """Checkpoints from the oldest to the newest step."""
         if not self.checkpoints.is_dir():
             return []
-        found = {path: CHECKPOINT_NAME.fullmatch(path.name) for path in self.checkpoints.iterdir()}
-        return sorted((path for path, match in found.items() if match), key=lambda path: int(path.stem.split("-")[1]))
+        return sorted(
+            filter(lambda path: CHECKPOINT_NAME.fullmatch(path.name), self.checkpoints.iterdir()), key=step_of
+        )
 
     def newest(self, say: Callable[[str], None]) -> tuple[Path, Checkpoint] | None:
         """The newest checkpoint that proves itself; a broken one is passed over with a line that says so.
@@ -65,7 +71,9 @@ class RunFolder:
         path = self.checkpoints / f"step-{step:08d}.h5"
         write_durably(path, content)
         self.remember(path, test_accuracy)
-        self._prune()
+        for old in self.numbered()[:-KEEP]:
+            if old not in (path, self.best):
+                old.unlink()
         return path
 
     def remember(self, path: Path, test_accuracy: float | None) -> None:
@@ -84,8 +92,3 @@ class RunFolder:
     @property
     def best(self) -> Path | None:
         return None if self._best is None else self._best[1]
-
-    def _prune(self) -> None:
-        for path in self.numbered()[:-KEEP]:
-            if path != self.best:
-                path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import time
 from dataclasses import dataclass, fields
@@ -142,7 +143,9 @@ def agree_on(origin: Origin, communicator: Communicator) -> list[str]:
 def default_run_dir(config: TrainConfig) -> str:
     """runs/<data>-<model>-<time>: never a folder that is there."""
     model = config.model.rsplit(":", 1)[-1]
-    return str(Path("runs") / f"{Path(config.data).name}-{model}-{time.strftime('%Y%m%d-%H%M%S')}")
+    name = f"{Path(config.data).name}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
+    numbered = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return str(next(path for path in numbered if not path.exists()))
 
 
 def check_resumable(path: Path, checkpoint: Checkpoint, config: TrainConfig, origin: Origin) -> list[str]:

@@ -64,6 +64,7 @@ class TrainingStep:
         self.pool, self.reduction, self.communicator = pool, reduction, communicator
         self._vectors = {shard: aligned_zeros(network.layout.size + STATISTICS) for shard in batches}
 
+    @np.errstate(over="ignore", invalid="ignore")  # judged once, after the reduction, by all ranks alike
     def __call__(self, state: TrainingState, epoch: int, step: int, lr: float) -> StepOutcome:
         """Make step `step` of an epoch: `state` becomes the next one.
 
@@ -93,14 +94,14 @@ class TrainingStep:
         seconds = Seconds(compute, data, waited - computed, reduced - waited)
         return StepOutcome(float(sums[LOSS]) / samples, int(sums[CORRECT]), samples, seconds)
 
+    @np.errstate(over="ignore", invalid="ignore")  # again: it runs in other threads
     def _shard_gradient(self, parameters: Array, shard: int, epoch: int, step: int, workspace: Workspace) -> float:
         """Fill the shard's vector with gradient and statistics; returns the share of time that went into the batch."""
         started = time.perf_counter()
         images, labels = self.batches[shard].batch(epoch, step, workspace)
         loaded = time.perf_counter()
         gradient, sums = np.split(self._vectors[shard], [self.network.layout.size])
-        with np.errstate(over="ignore", invalid="ignore"):  # judged once, after the reduction, by all ranks alike
-            outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace)
+        outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace)
         sums[:] = outcome.loss_sum, outcome.correct, len(labels)
         return (loaded - started) / (time.perf_counter() - started)
 

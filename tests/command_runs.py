@@ -1,0 +1,41 @@
+"""What every failing or working `dptrain` command is held to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+from mpi_runs import dptrain
+from training_runs import flags
+
+from dptrain.training.checkpoint import read_checkpoint
+
+Done = subprocess.CompletedProcess[str]
+
+
+def assert_one_error(done: Done, *words: str, status: int = 1, ranks: bool = False) -> None:
+    """One line on stderr that says what is wrong; under mpirun its own notice may follow."""
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    errors = [line for line in lines if line.startswith("dptrain: error: ")]
+    assert len(errors) == 1, done.stderr
+    assert ranks or lines == errors, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    for word in words:
+        assert word in errors[0]
+
+
+def assert_nothing_half_written(run_dir: Path) -> None:
+    """Every checkpoint is whole, every line of the metrics is JSON, no temporary file lies about."""
+    for path in run_dir.rglob("*"):
+        assert "partial" not in path.name
+        if path.suffix == ".h5":
+            read_checkpoint(path)
+        if path.suffix == ".jsonl":
+            for line in path.read_text().splitlines():
+                json.loads(line)
+
+
+def train(data: Path, run_dir: Path, *more: str, **changes: object) -> Done:
+    return dptrain("train", *flags(data, run_dir, **changes), *more, cwd=run_dir.parent)

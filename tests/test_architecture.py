@@ -1,0 +1,111 @@
+"""dptrain.training.architecture: networks by name and from a user's own file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import configuration, packed, run
+
+from dptrain.errors import UsageError
+from dptrain.training.architecture import build_network
+
+MY_NET = '''
+from dptrain.nn.activation import Flatten, ReLU
+from dptrain.nn.conv import Conv2d
+from dptrain.nn.linear import Linear
+from dptrain.nn.pool import MaxPool2d
+
+def build(input_shape, classes, *, width=4):
+    """Strided convolution, then pooling with a kernel of its own."""
+    return [Conv2d(width, 5, stride=2), ReLU(), MaxPool2d(3, stride=2), Flatten(), Linear(classes)]
+
+def tells(input_shape, classes, **options):
+    raise ValueError(f"told {input_shape}, {classes}, {options}")
+
+def no_list(input_shape, classes):
+    return 7
+
+def unfinished(input_shape, classes):
+    return [Conv2d(4, 3), ReLU()]
+
+def too_large(input_shape, classes):
+    return [Conv2d(4, 99), Flatten(), Linear(classes)]
+
+def two_more(input_shape, classes):
+    return [Flatten(), Linear(classes + 2)]
+
+def nothing_to_train(input_shape, classes):
+    return [Flatten()]
+'''
+
+
+@pytest.fixture
+def my_net(tmp_path: Path) -> Path:
+    path = tmp_path / "my_net.py"
+    path.write_text(MY_NET)
+    return path
+
+
+def kinds(model: str, options: dict[str, Any] | None = None) -> list[str]:
+    return [layer.kind for layer in build_network(model, options or {}, (3, 8, 8), 5).layers]
+
+
+def test_the_default_is_a_stack_of_convolutions_with_configurable_widths() -> None:
+    assert kinds("convnet") == ["conv", "relu", "pool"] * 2 + ["flatten", "linear"]
+    assert kinds("convnet", {"widths": [3, 4, 5]}) == ["conv", "relu", "pool"] * 3 + ["flatten", "linear"]
+    assert kinds("linear") == ["flatten", "linear"]
+
+
+def test_a_users_function_gets_input_shape_classes_and_options(my_net: Path) -> None:
+    network = build_network(f"{my_net}:build", {"width": 6}, (1, 28, 28), 7)
+    assert network.layout.shapes["conv1.weight"] == (6, 1, 5, 5)
+    assert network.classes == 7
+
+
+def test_a_users_network_trains_on_28x28_grey_images_unchanged(my_net: Path, tmp_path: Path) -> None:
+    data = packed(tmp_path / "grey", shape=(1, 28, 28), classes=7)
+    summary, memory = run(configuration(data, tmp_path / "run", model=f"{my_net}:build", model_options={}, epochs=8))
+    losses = [loss for _, loss, _, _ in memory.evaluations]
+    assert summary["step"] == 8 * 7
+    assert losses[-1] < losses[0]
+
+
+def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Path) -> None:
+    data = packed(tmp_path / "grey", shape=(1, 28, 28), classes=7)
+    _, memory = run(configuration(data, tmp_path / "run", epochs=8))
+    losses = [loss for _, loss, _, _ in memory.evaluations]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("convnit", "did you mean 'convnet'?"),
+        ("FOLDER/missing.py:build", "there is no file"),
+        ("FOLDER/my_net.py:biuld", "did you mean 'build'?"),
+        ("FOLDER/my_net.py:Linear", "has no function 'Linear'"),
+        ("FOLDER/my_net.py:MY", "has no function 'MY'"),
+        ("FOLDER/my_net.txt:build", "is not a Python file"),
+        ("FOLDER/my_net.py:tells", "told (3, 8, 8), 5, {}"),
+        ("FOLDER/my_net.py:no_list", "'int' object is not iterable"),
+        ("FOLDER/my_net.py:unfinished", "end it with Flatten(), Linear(K)"),
+        ("FOLDER/my_net.py:too_large", "smaller than the kernel of 99"),
+        ("FOLDER/my_net.py:two_more", "puts out 7 logits, but the data set has 5 classes"),
+        ("FOLDER/my_net.py:nothing_to_train", "expected one logit a class|no parameters|192 logits"),
+    ],
+)
+def test_a_model_that_cannot_be_built_says_why(model: str, words: str, my_net: Path, tmp_path: Path) -> None:
+    my_net.with_suffix(".txt").write_text(MY_NET)
+    model = model.replace("FOLDER", str(tmp_path))
+    with pytest.raises(UsageError) as caught:
+        build_network(model, {}, (3, 8, 8), 5)
+    assert "--model" in str(caught.value)
+    assert any(part in str(caught.value) for part in words.split("|"))
+
+
+@pytest.mark.parametrize("options", [{"width": [3]}, {"widths": 3}, {"widths": [0]}, {"kernel_size": 2}])
+def test_options_that_do_not_fit_are_named(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        build_network("convnet", options, (3, 8, 8), 5)

@@ -1,0 +1,345 @@
+"""dptrain.training.loop: a run that is stopped anywhere and goes on is the undisturbed run, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mpi_runs import PROGRAMS, dptrain, mpirun, own_mpi
+from training_runs import (
+    BATCH_SIZE,
+    LAST_STEP,
+    STEPS_PER_EPOCH,
+    TEST,
+    TRAIN,
+    Memory,
+    configuration,
+    flags,
+    packed,
+    run,
+    session_and_state,
+)
+
+from dptrain.errors import CheckpointError, TrainingError, UsageError
+from dptrain.parallel.communicator import Communicator
+from dptrain.training.checkpoint import checkpoint_bytes, read_checkpoint, write_durably
+from dptrain.training.loop import check_replicas, train
+
+AUGMENTED = {"augment": "reflect"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("loop") / "set")
+
+
+@pytest.fixture(scope="module", params=["plain", "augmented"])
+def undisturbed(
+    request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], Path, Memory]:
+    """Options, run folder and course of a run from the first to the last step."""
+    options = AUGMENTED if request.param == "augmented" else {}
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    return options, folder, run(configuration(data, folder, **options))[1]
+
+
+def last_checkpoint(folder: Path) -> Path:
+    return sorted((folder / "checkpoints").iterdir())[-1]
+
+
+def assert_same_end(folder: Path, memory: Memory, undisturbed: tuple[dict[str, Any], Path, Memory]) -> None:
+    """Parameters, momentum, epoch sums and evaluation of the end, to the bit."""
+    _, other_folder, other = undisturbed
+    state, expected = (read_checkpoint(last_checkpoint(one)).state for one in (folder, other_folder))
+    assert state.parameters.tobytes() == expected.parameters.tobytes()
+    assert state.momentum.tobytes() == expected.momentum.tobytes()
+    ours, theirs = vars(state), vars(expected)
+    for name in ("step", "samples_seen", "epoch_loss", "epoch_correct", "epoch_samples", "test_accuracy"):
+        assert ours[name] == theirs[name], name
+    assert memory.evaluations[-1] == other.evaluations[-1]
+    assert memory.state_sha256 == other.state_sha256
+
+
+def test_every_sample_is_used_once_an_epoch_with_the_scheduled_rate(
+    undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
+) -> None:
+    memory = undisturbed[2]
+    schedule = session_and_state(configuration(data, tmp_path))[0].schedule
+    assert [step for step, *_ in memory.steps] == list(range(1, LAST_STEP + 1))
+    assert [lr for *_, lr in memory.steps] == [schedule(step) for step in range(LAST_STEP)]
+    for epoch in (0, 1):
+        of_epoch = memory.steps[epoch * STEPS_PER_EPOCH : (epoch + 1) * STEPS_PER_EPOCH]
+        assert sum(samples for *_, samples, _ in of_epoch) == TRAIN
+        step, loss, accuracy, evaluation = memory.evaluations[epoch]
+        assert step == (epoch + 1) * STEPS_PER_EPOCH
+        assert loss == pytest.approx(sum(mean * samples for _, mean, _, samples, _ in of_epoch) / TRAIN)
+        assert accuracy == sum(correct for _, _, correct, _, _ in of_epoch) / TRAIN
+        assert evaluation.samples == TEST
+
+
+@given(
+    stops=st.lists(st.integers(1, LAST_STEP - 1), min_size=1, max_size=3, unique=True).map(sorted),
+    threads=st.lists(st.sampled_from([1, 2, 4]), min_size=4, max_size=4),
+)
+@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_run_stopped_at_any_steps_ends_with_the_bits_of_the_undisturbed_one(
+    stops: list[int], threads: list[int], undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    reached = 0
+    for stop, count in zip([*stops, 0], threads, strict=False):
+        config = configuration(data, folder, max_steps=stop, threads=count, **undisturbed[0])
+        summary, memory = run(config)
+        assert [step for step, *_ in memory.steps] == list(range(reached + 1, (stop or LAST_STEP) + 1))
+        reached = summary["step"]
+    assert_same_end(folder, memory, undisturbed)
+
+
+@pytest.mark.parametrize("broken_off", [5, 6, 7, 11])
+def test_a_run_broken_off_goes_on_from_its_last_checkpoint(
+    broken_off: int, undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
+) -> None:
+    config = configuration(data, tmp_path / "run", checkpoint_every=3, **undisturbed[0])
+    with pytest.raises(KeyboardInterrupt):
+        train(config, Communicator(), Memory(interrupt_after=broken_off))
+    _, memory = run(config)
+    # Checkpoints are at multiples of 3 and at the end of the epoch, 7; the one of this step was not yet written.
+    saved = [step for step in (3, 6, 7, 9) if step < broken_off]
+    assert memory.steps[0][0] == saved[-1] + 1
+    assert memory.resumed is not None
+    assert_same_end(tmp_path / "run", memory, undisturbed)
+
+
+def test_a_named_checkpoint_is_gone_on_from_in_another_folder(
+    undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
+) -> None:
+    run(configuration(data, tmp_path / "first", max_steps=4, **undisturbed[0]))
+    start = last_checkpoint(tmp_path / "first")
+    _, memory = run(configuration(data, tmp_path / "second", resume=str(start), **undisturbed[0]))
+    assert memory.resumed == start
+    assert memory.steps[0][0] == 5
+    assert_same_end(tmp_path / "second", memory, undisturbed)
+    assert last_checkpoint(tmp_path / "first") == start
+
+
+def test_checkpoints_are_written_every_so_many_steps_each_epoch_and_at_the_end(data: Path, tmp_path: Path) -> None:
+    written: list[int] = []
+
+    class Watching(Memory):
+        def stepped(self, state: Any, outcome: Any, lr: float) -> None:
+            written.extend(int(path.stem.split("-")[1]) for path in (tmp_path / "run/checkpoints").iterdir())
+
+    config = configuration(data, tmp_path / "run", checkpoint_every=4, max_steps=10)
+    train(config, Communicator(), Watching())
+    written.append(int(last_checkpoint(tmp_path / "run").stem.split("-")[1]))
+    assert sorted(set(written)) == [4, 7, 8, 10]
+
+
+def test_resume_never_refuses_a_used_folder_and_changes_nothing(data: Path, tmp_path: Path) -> None:
+    run(configuration(data, tmp_path / "run", max_steps=2))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=r"already holds a run \(step-00000002\.h5\)"):
+        run(configuration(data, tmp_path / "run", resume="never", lr=0.5))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    summary, _ = run(configuration(data, tmp_path / "new", resume="never", max_steps=2))
+    assert summary["step"] == 2
+
+
+def test_a_missing_checkpoint_to_resume_from_is_an_error_and_makes_no_folder(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no such file; expected auto, never or a checkpoint's path"):
+        run(configuration(data, tmp_path / "run", resume="atuo"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_only_evaluated_again(
+    undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
+) -> None:
+    options, folder, first = undisturbed
+    shutil.copytree(folder, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()}
+    summary, again = run(configuration(data, tmp_path / "run", **options))
+    assert again.steps == []
+    assert again.evaluations == first.evaluations[-1:]
+    assert again.state_sha256 == first.state_sha256
+    assert summary["step"] == LAST_STEP
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()} == before
+
+
+def test_the_summary_is_of_the_last_state(
+    undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
+) -> None:
+    summary, memory = run(configuration(data, tmp_path / "run", **undisturbed[0]))
+    evaluation = memory.evaluations[-1][-1]
+    state = read_checkpoint(last_checkpoint(tmp_path / "run")).state
+    assert summary == {
+        "step": LAST_STEP,
+        "test_loss": evaluation.loss,
+        "test_accuracy": evaluation.correct / TEST,
+        "params_sha256": state.params_sha256,
+        "run_dir": str(tmp_path / "run"),
+    }
+
+
+def test_a_broken_newest_checkpoint_costs_steps_but_not_the_result(
+    undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
+) -> None:
+    run(configuration(data, tmp_path / "run", checkpoint_every=2, max_steps=6, **undisturbed[0]))
+    newest = last_checkpoint(tmp_path / "run")
+    newest.write_bytes(newest.read_bytes()[:700])
+    _, memory = run(configuration(data, tmp_path / "run", **undisturbed[0]))
+    assert any("passed over" in line and newest.name in line for line in memory.lines)
+    assert memory.steps[0][0] == 5
+    assert_same_end(tmp_path / "run", memory, undisturbed)
+
+
+def test_the_best_checkpoint_of_before_a_resume_is_kept_to_the_end(data: Path, tmp_path: Path) -> None:
+    run(configuration(data, tmp_path / "run", max_steps=STEPS_PER_EPOCH, epochs=6))
+    best = last_checkpoint(tmp_path / "run")
+    read = read_checkpoint(best)
+    read.state.test_accuracy = 1.0  # better than the five epochs to come can be on random labels
+    write_durably(best, checkpoint_bytes(read.state, read.origin, read.layout))
+    run(configuration(data, tmp_path / "run", epochs=6))
+    kept = [int(path.stem.split("-")[1]) for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert kept == [7, 28, 35, 42]
+
+
+def test_a_changed_learning_rate_is_noted_and_used(data: Path, tmp_path: Path) -> None:
+    run(configuration(data, tmp_path / "run", max_steps=5))
+    _, memory = run(configuration(data, tmp_path / "run", lr=0.5, schedule="constant"))
+    assert "changed since the checkpoint: --lr 0.05 there, 0.5 here" in memory.lines
+    assert {lr for *_, lr in memory.steps} == {0.5}
+
+
+def test_the_mpi_reduction_is_the_tree_up_to_rounding(data: Path, tmp_path: Path) -> None:
+    states = []
+    for reduction in ("tree", "mpi"):
+        run(configuration(data, tmp_path / reduction, reduction=reduction))
+        states.append(read_checkpoint(last_checkpoint(tmp_path / reduction)).state)
+    tree, mpi = states
+    assert np.linalg.norm(tree.parameters - mpi.parameters) < 1e-5 * np.linalg.norm(tree.parameters)
+    assert mpi.samples_seen == 2 * TRAIN
+
+
+class Rank0(Communicator):
+    """Rank 0 of several; `others` are what the others give."""
+
+    def __init__(self, *others: str) -> None:
+        self.others, self.size = others, 1 + len(others)
+
+    def allgather(self, value: Any) -> list[Any]:
+        return [value, *self.others]
+
+
+def test_going_back_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    """The steps made again would write over those of the first attempt."""
+    folder = tmp_path / "run"
+    run(configuration(data, folder, checkpoint_every=3))
+    earlier = sorted((folder / "checkpoints").iterdir())[0]
+    with pytest.raises(UsageError, match=r"holds later checkpoints \(step-00000014\.h5\).*choose another --run-dir"):
+        run(configuration(data, folder, resume=str(earlier)))
+    run(configuration(data, tmp_path / "other", resume=str(earlier)))
+    hashes = {read_checkpoint(last_checkpoint(path)).state.sha256 for path in (folder, tmp_path / "other")}
+    assert len(hashes) == 1
+
+
+def test_replicas_that_differ_are_told_apart_by_majority(data: Path, tmp_path: Path) -> None:
+    _, state = session_and_state(configuration(data, tmp_path / "run"))
+    same = state.sha256
+    check_replicas(state, Rank0(same, same))
+    for others, odd in ((("x", same), "rank 1 "), ((same, "x"), "rank 2 "), (("x", "x"), "rank 0 ")):
+        with pytest.raises(TrainingError, match=f"{odd}differ.*2 of 3 agree"):
+            check_replicas(state, Rank0(*others))
+
+
+def test_of_two_replicas_neither_is_taken_for_the_right_one(data: Path, tmp_path: Path) -> None:
+    _, state = session_and_state(configuration(data, tmp_path / "run"))
+    with pytest.raises(TrainingError, match="differ") as caught:
+        check_replicas(state, Rank0("x"))
+    assert re.search(r"ranks? 0(,| and) (rank )?1", str(caught.value))
+
+
+@pytest.mark.mpi
+def test_a_rank_whose_parameters_drift_is_named_and_the_job_ends(data: Path, tmp_path: Path) -> None:
+    words = ["train", *flags(data, tmp_path / "run", checkpoint_every=3)]
+    done = mpirun(own_mpi(), 3, PROGRAMS / "disturbed_rank.py", 1, 5, *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("dptrain: error:") == 1
+    assert re.search(r"step 7: the parameters of rank 1 differ.*2 of 3 agree", done.stderr), done.stderr
+    assert [path.name for path in sorted((tmp_path / "run/checkpoints").iterdir())][-1] == "step-00000006.h5"
+
+
+@pytest.mark.mpi
+def test_stopped_on_two_ranks_and_resumed_on_three_has_the_bits_of_one_process(
+    undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
+) -> None:
+    options, _, memory = undisturbed
+    for ranks, stop in ((2, 5), (3, 0)):
+        words = flags(data, tmp_path / "run", max_steps=stop, **options)
+        done = dptrain("train", *words, "--json", cwd=tmp_path, mpi=own_mpi(), ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    assert read_checkpoint(last_checkpoint(tmp_path / "run")).state.sha256 == memory.state_sha256
+    assert json.loads(done.stdout.splitlines()[-1])["test_loss"] == memory.evaluations[-1][-1].loss
+    assert done.stdout.count("params_sha256 ") == 1
+
+
+@pytest.mark.mpi
+def test_two_ranks_with_the_mpi_reduction_train_the_same_network_up_to_rounding(data: Path, tmp_path: Path) -> None:
+    run(configuration(data, tmp_path / "tree"))
+    words = flags(data, tmp_path / "mpi", reduction="mpi")
+    done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2)
+    assert done.returncode == 0, done.stderr
+    tree, mpi = (read_checkpoint(last_checkpoint(tmp_path / one)).state for one in ("tree", "mpi"))
+    assert np.linalg.norm(tree.parameters - mpi.parameters) < 1e-5 * np.linalg.norm(tree.parameters)
+    assert mpi.samples_seen == 2 * TRAIN
+
+
+SLOW_NET = """
+import time
+from dptrain.nn.activation import Flatten
+from dptrain.nn.linear import Linear
+
+class Slow(Flatten):
+    def forward(self, x, parameters, workspace):
+        time.sleep(0.004)
+        return super().forward(x, parameters, workspace)
+
+def build(input_shape, classes):
+    return [Slow(), Linear(classes)]
+"""
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(data: Path, tmp_path: Path) -> None:
+    model = tmp_path / "slow.py"
+    model.write_text(SLOW_NET)
+    options = {"model": f"{model}:build", "model_options": {}, "checkpoint_every": 1, "epochs": 8}
+    summary, _ = run(configuration(data, tmp_path / "whole", **options))
+    command = [sys.executable, "-m", "dptrain", "train", *flags(data, tmp_path / "run", **options)]
+    checkpoints, reached = tmp_path / "run" / "checkpoints", 0
+    for _ in range(2):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path) as process:
+            deadline = time.monotonic() + 60
+            names: list[str] = []
+            while not names or int(names[-1][5:13]) < reached + 5:
+                names = sorted(path.name for path in checkpoints.glob("step-*")) if checkpoints.exists() else []
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+            os.kill(process.pid, signal.SIGKILL)
+        reached = int(names[-1][5:13])
+    assert 10 <= reached < 8 * STEPS_PER_EPOCH
+    again, memory = run(configuration(data, tmp_path / "run", **options))
+    assert memory.steps[0][0] > reached
+    assert again["params_sha256"] == summary["params_sha256"]
+    assert BATCH_SIZE * reached < 8 * TRAIN

@@ -1,0 +1,148 @@
+"""dptrain.observe.metrics: metrics.jsonl of real runs, line by line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import (
+    BATCH_SIZE,
+    LAST_STEP,
+    STEPS_PER_EPOCH,
+    TRAIN,
+    configuration,
+    packed,
+)
+
+from dptrain.errors import DptrainError
+from dptrain.observe.metrics import MetricsWriter
+from dptrain.observe.recorder import Recorder
+from dptrain.parallel.communicator import Communicator
+from dptrain.training.loop import train
+
+SECONDS = {"compute", "data", "waiting", "reduction"}
+KEYS = {
+    "start": {"event", "step", "ranks", "threads", "resumed_from"},
+    "step": {"event", "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "seconds"},
+    "epoch": {
+        "event",
+        "step",
+        "epoch",
+        "loss",
+        "accuracy",
+        "test_loss",
+        "test_accuracy",
+        "lr",
+        "images_per_second",
+        "seconds",
+        "evaluation_seconds",
+        "params_sha256",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("metrics") / "set")
+
+
+def recorded(data: Path, folder: Path, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every line of metrics.jsonl after a run, and the run's summary."""
+    config = configuration(data, folder, **changes)
+    recorder = Recorder(config, Communicator(), "one process")
+    try:
+        summary = train(config, Communicator(), recorder)
+    finally:
+        recorder.close()
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], summary
+
+
+def of(event: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["event"] == event]
+
+
+def test_every_line_is_json_with_the_documented_keys(data: Path, tmp_path: Path) -> None:
+    lines, _ = recorded(data, tmp_path / "run")
+    assert [line["event"] for line in lines] == ["start", *(["step"] * STEPS_PER_EPOCH + ["epoch"]) * 2]
+    for line in lines:
+        assert set(line) == KEYS[line["event"]]
+        assert set(line.get("seconds", SECONDS)) == SECONDS
+    assert lines[0] == {"event": "start", "step": 0, "ranks": 1, "threads": 1, "resumed_from": None}
+
+
+def test_steps_and_epochs_are_counted_from_one(data: Path, tmp_path: Path) -> None:
+    lines, _ = recorded(data, tmp_path / "run")
+    expected = [(step, (step - 1) // STEPS_PER_EPOCH + 1) for step in range(1, LAST_STEP + 1)]
+    assert [(line["step"], line["epoch"]) for line in of("step", lines)] == expected
+    assert [(line["step"], line["epoch"]) for line in of("epoch", lines)] == [(7, 1), (14, 2)]
+
+
+def test_an_epochs_figures_are_the_means_of_its_steps(data: Path, tmp_path: Path) -> None:
+    lines, summary = recorded(data, tmp_path / "run")
+    sizes = [BATCH_SIZE] * (STEPS_PER_EPOCH - 1) + [TRAIN % BATCH_SIZE]
+    for number, epoch in enumerate(of("epoch", lines)):
+        steps = of("step", lines)[number * STEPS_PER_EPOCH : (number + 1) * STEPS_PER_EPOCH]
+        for name in ("loss", "accuracy"):
+            mean = sum(line[name] * size for line, size in zip(steps, sizes, strict=True)) / TRAIN
+            assert epoch[name] == pytest.approx(mean)
+        for name in SECONDS:
+            assert epoch["seconds"][name] == pytest.approx(sum(line["seconds"][name] for line in steps), abs=1e-3)
+        assert epoch["lr"] == steps[-1]["lr"]
+    for name in ("test_loss", "test_accuracy", "params_sha256"):
+        assert of("epoch", lines)[-1][name] == summary[name]
+
+
+@pytest.mark.parametrize(("log_every", "logged"), [(3, [3, 6, 9, 12]), (14, [14]), (50, [])])
+def test_only_every_so_many_steps_are_logged(log_every: int, logged: list[int], data: Path, tmp_path: Path) -> None:
+    lines, _ = recorded(data, tmp_path / "run", log_every=log_every)
+    assert [line["step"] for line in of("step", lines)] == logged
+    assert len(of("epoch", lines)) == 2
+
+
+def test_a_resumed_run_appends_the_same_figures_as_an_undisturbed_one(data: Path, tmp_path: Path) -> None:
+    whole, _ = recorded(data, tmp_path / "whole")
+    first, _ = recorded(data, tmp_path / "run", max_steps=4)
+    lines, _ = recorded(data, tmp_path / "run", threads=2)
+    assert lines[: len(first)] == first
+    assert lines[len(first)] == {
+        "event": "start", "step": 4, "ranks": 1, "threads": 2,
+        "resumed_from": str(tmp_path / "run/checkpoints/step-00000004.h5"),
+    }  # fmt: skip
+    timed = {"images_per_second", "seconds", "evaluation_seconds"}
+    figures = [
+        [{key: value for key, value in line.items() if key not in timed} for line in part]
+        for part in (of("step", lines), of("step", whole), of("epoch", lines)[1:], of("epoch", whole))
+    ]
+    assert figures[0] == figures[1]
+    assert figures[2] == figures[3]
+
+
+def test_a_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    writer.write("step", loss=0.5)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"event": "step", "loss": 0.5}\n'
+    writer.close()
+
+
+def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    writer = MetricsWriter(None)
+    writer.write("step", loss=0.5)
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DptrainError, match=r"metrics\.jsonl: cannot be written: No such file"):
+        MetricsWriter(tmp_path / "missing" / "metrics.jsonl").write("start")
+
+
+def test_a_full_disk_is_named_and_closing_afterwards_adds_no_other_error(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    writer = MetricsWriter(path)
+    with pytest.raises(DptrainError, match="No space left on device; checkpoints so far are kept"):
+        writer.write("step", loss=0.5)
+    writer.close()

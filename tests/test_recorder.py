@@ -1,0 +1,105 @@
+"""dptrain.observe.recorder: rank 0 tells how fast the run goes and where the time went, the others nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from training_runs import LAST_STEP, configuration, packed
+
+from dptrain.observe import recorder as recorder_module
+from dptrain.observe.recorder import Recorder, Span
+from dptrain.parallel.communicator import Communicator
+from dptrain.training.loop import train
+from dptrain.training.step import Seconds, StepOutcome
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(recorder_module, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return packed(tmp_path / "set")
+
+
+class OtherRank(Communicator):
+    """Rank 1, as far as the recorder can see."""
+
+    rank = 1
+
+
+def trained(data: Path, folder: Path, communicator: Communicator, **changes: object) -> None:
+    config = configuration(data, folder, **changes)
+    recorder = Recorder(config, communicator, "one process")
+    try:
+        train(config, Communicator(), recorder)
+    finally:
+        recorder.close()
+
+
+def test_images_a_second_are_samples_over_wall_time_without_evaluation(clock: Clock) -> None:
+    span = Span()
+    for _ in range(4):
+        span.add(StepOutcome(1.0, 3, 50, Seconds(1, 2, 3, 4)))
+    clock.now += 5
+    assert span.figures() == {
+        "images_per_second": 200 / 5,
+        "seconds": {"compute": 4, "data": 8, "waiting": 12, "reduction": 16},
+    }
+    assert span.figures(3)["images_per_second"] == 200 / 2
+
+
+def test_rank_0_prints_and_writes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(data, tmp_path / "run", Communicator(), log_every=5)
+    out = capsys.readouterr().out
+    assert "101 training and 37 test images 2x6x7, 5 classes, 4 shards" in out
+    assert "7 steps an epoch, 14 in all" in out
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("step ")] == ["5", "10"]
+    last = tmp_path / "run" / "checkpoints" / f"step-{LAST_STEP:08d}.h5"
+    assert f"last checkpoint {last}" in out
+    assert last.exists()
+    assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 0
+
+
+def test_other_ranks_neither_print_nor_write(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    trained(data, tmp_path / "run", OtherRank())
+    assert capfd.readouterr() == ("", "")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+
+
+def test_a_resumed_run_says_from_where(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(data, tmp_path / "run", Communicator(), max_steps=3)
+    capsys.readouterr()
+    trained(data, tmp_path / "run", Communicator())
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000003.h5"
+    assert f"run    {tmp_path / 'run'}, from {checkpoint} (step 3)" in capsys.readouterr().out
+
+
+def test_accuracies_are_percentages_with_two_digits(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained(data, tmp_path / "run", Communicator())
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("test accuracy "))
+    percent, right = float(line.split()[2]), int(line.split("(")[1].split()[0])
+    assert line == f"test accuracy {percent:.2f} % ({right} of 37)"
+    assert percent == pytest.approx(100 * right / 37, abs=0.005)
+
+
+def test_closing_twice_does_no_harm(data: Path, tmp_path: Path) -> None:
+    recorder = Recorder(configuration(data, tmp_path / "run"), Communicator(), "one process")
+    recorder.close()
+    recorder.close()

@@ -1,0 +1,166 @@
+"""dptrain.training.run_folder: which checkpoints are kept, and which one a run goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dptrain.errors import CheckpointError, UsageError
+from dptrain.nn.params import ParamLayout
+from dptrain.training.checkpoint import Origin, checkpoint_bytes
+from dptrain.training.run_folder import RunFolder
+from dptrain.training.state import TrainingState
+
+LAYOUT = ParamLayout({"linear1.weight": (2, 3)})
+ORIGIN = Origin("", ("linear1",), (3, 1, 1), ("a", "b"), "random", "00" * 32, 7, {})
+
+
+def content(step: int, accuracy: float | None = None) -> bytes:
+    values = np.full(LAYOUT.size, step, np.float32)
+    return checkpoint_bytes(TrainingState(values, values, step=step, test_accuracy=accuracy), ORIGIN, LAYOUT)
+
+
+def save(folder: RunFolder, step: int, accuracy: float | None = None) -> Path:
+    return folder.save(step, content(step, accuracy), accuracy)
+
+
+def steps(folder: RunFolder) -> list[int]:
+    return [int(path.stem.removeprefix("step-")) for path in folder.numbered()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare("lr = 0.1\n")
+    return folder
+
+
+def test_the_last_three_and_the_best_are_kept(folder: RunFolder) -> None:
+    kept = []
+    for step, accuracy in enumerate([0.3, 0.8, 0.5, 0.5, 0.6, 0.9, 0.1, 0.2, 0.3, 0.4], start=1):
+        save(folder, step, accuracy)
+        kept.append(steps(folder))
+    assert kept[2:] == [
+        [1, 2, 3],
+        [2, 3, 4],
+        [2, 3, 4, 5],
+        [4, 5, 6],
+        [5, 6, 7],
+        [6, 7, 8],
+        [6, 7, 8, 9],
+        [6, 8, 9, 10],
+    ]
+    assert folder.best == folder.checkpoints / "step-00000006.h5"
+
+
+def test_of_equal_accuracies_the_earlier_checkpoint_is_the_best(folder: RunFolder) -> None:
+    for step in (1, 2, 3, 4, 5, 6):
+        save(folder, step, 0.5)
+    assert steps(folder) == [1, 4, 5, 6]
+
+
+def test_checkpoints_without_accuracy_never_push_out_the_best(folder: RunFolder) -> None:
+    save(folder, 1, 0.0)
+    for step in range(2, 12):
+        save(folder, step)
+    assert steps(folder) == [1, 9, 10, 11]
+
+
+def test_after_a_resume_the_best_of_before_is_still_kept(folder: RunFolder) -> None:
+    for step, accuracy in ((1, 0.2), (2, 0.9), (3, 0.3), (4, None)):
+        save(folder, step, accuracy)
+    again = RunFolder(folder.path)
+    again.remember_all()
+    assert again.best == folder.checkpoints / "step-00000002.h5"
+    for step in (5, 6, 7, 8):
+        save(again, step, 0.5)
+    assert steps(again) == [2, 6, 7, 8]
+
+
+def test_a_broken_best_is_not_remembered_and_does_no_harm(folder: RunFolder) -> None:
+    save(folder, 1, 0.9).write_bytes(b"broken")
+    save(folder, 2, 0.4)
+    again = RunFolder(folder.path)
+    again.remember_all()
+    assert again.best == folder.checkpoints / "step-00000002.h5"
+
+
+def test_the_newest_is_that_of_the_highest_step(folder: RunFolder) -> None:
+    for step in (99_999_999, 100_000_000, 5):
+        (folder.checkpoints / f"step-{step:08d}.h5").write_bytes(content(step))
+    lines: list[str] = []
+    found = folder.newest(lines.append)
+    assert found is not None
+    assert (found[0].name, found[1].state.step, lines) == ("step-100000000.h5", 100_000_000, [])
+
+
+def test_a_broken_newest_is_passed_over_with_a_line_that_names_it(folder: RunFolder) -> None:
+    for step in (1, 2, 3):
+        save(folder, step)
+    for step in (2, 3):
+        path = folder.checkpoints / f"step-{step:08d}.h5"
+        path.write_bytes(path.read_bytes()[:-1])
+    lines: list[str] = []
+    found = folder.newest(lines.append)
+    assert found is not None
+    assert found[1].state.step == 1
+    assert len(lines) == 2
+    assert "step-00000003.h5" in lines[0]
+    assert "step-00000002.h5" in lines[1]
+
+
+def test_when_none_is_whole_a_run_does_not_begin_anew_by_itself(folder: RunFolder) -> None:
+    for step in (1, 2):
+        save(folder, step).write_bytes(b"")
+    lines: list[str] = []
+    with pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole"):
+        folder.newest(lines.append)
+    assert len(lines) == 2
+
+
+def test_a_folder_without_checkpoints_has_no_newest(folder: RunFolder, tmp_path: Path) -> None:
+    for one in (folder, RunFolder(tmp_path / "not there")):
+        assert one.newest(pytest.fail) is None
+        assert one.best is None
+
+
+def test_other_files_beside_the_checkpoints_are_neither_read_nor_removed(folder: RunFolder) -> None:
+    names = ["notes.txt", "step-1.h5", "step-00000099.h5.bak", ".step-00000099.h5.partial", "my-step-00000099.h5"]
+    for name in names:
+        (folder.checkpoints / name).write_text("mine")
+    for step in range(1, 8):
+        save(folder, step)
+    assert steps(folder) == [5, 6, 7]
+    assert all((folder.checkpoints / name).read_text() == "mine" for name in names)
+
+
+def test_a_checkpoint_just_written_is_not_removed_for_being_older_than_those_there(folder: RunFolder) -> None:
+    """A run that was taken back to an earlier step with --resume PATH."""
+    for step in (10, 20, 30):
+        save(folder, step)
+    assert save(folder, 5).exists()
+
+
+def test_preparing_writes_the_configuration_and_empty_metrics(folder: RunFolder) -> None:
+    assert (folder.path / "config.toml").read_text() == "lr = 0.1\n"
+    assert folder.metrics.read_text() == ""
+    folder.metrics.write_text("a line\n")
+    folder.prepare("lr = 0.2\n")
+    assert folder.metrics.read_text() == "a line\n"
+    assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.toml", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("below", ["", "checkpoints", "config.toml", "metrics.jsonl"])
+def test_a_folder_that_cannot_be_written_is_named(below: str, tmp_path: Path) -> None:
+    """A file where a folder should be, or a folder where a file should be: refused to root, too."""
+    path = tmp_path / "run"
+    if below in ("", "checkpoints"):
+        (path / below).parent.mkdir(exist_ok=True)
+        (path / below).write_text("a file")
+    else:
+        (path / below).mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"cannot be written.*choose another folder") as caught:
+        RunFolder(path).prepare("")
+    assert f"--run-dir {path}" in str(caught.value)
