@@ -14,6 +14,7 @@ import gzip
 import io
 import math
 import pickle
+import reprlib
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -196,7 +197,7 @@ def _pickle_batch(content: bytes, where: str, samples: int) -> tuple[NDArray[np.
     data = batch.get(b"data")
     pixels = data.uint8_array((samples, PIXELS)) if isinstance(data, _PickledArray) else None
     if pixels is None:
-        raise DataError(f"{where}: data is {data!r}, expected a plain uint8 array ({samples}, {PIXELS})")
+        raise DataError(f"{where}: data is {_short(data)}, expected a plain uint8 array ({samples}, {PIXELS})")
     return pixels.reshape(samples, *IMAGE_SHAPE), _checked_labels(batch.get(b"labels"), where, samples)
 
 
@@ -214,8 +215,14 @@ def _checked_labels(labels: Any, where: str, samples: int) -> NDArray[np.int64]:
         raise DataError(f"{where}: {found}, expected a list of {samples:,}")
     for row, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < len(CLASSES):
-            raise DataError(f"{where}: label {label!r} of image {row}, expected 0 to {len(CLASSES) - 1}")
+            raise DataError(f"{where}: label {_short(label)} of image {row}, expected 0 to {len(CLASSES) - 1}")
     return np.array(labels, np.int64)
+
+
+def _short(value: object) -> str:
+    """What a value looks like, in a few characters, however much of it there is."""
+    shown = f"a number of {value.bit_length()} bits" if isinstance(value, int) and value.bit_length() > 64 else None
+    return shown or reprlib.repr(value)
 
 
 def _unpickle(content: bytes, where: str) -> dict[bytes, Any]:

@@ -33,6 +33,7 @@ TURN = 0.5  # its angle, radians either way
 SPOTS = 1
 TEXTURE = 0.1
 NOISE = (0.05, 0.1)  # full width of the uniform pixel noise
+DRAWING = 1 << 48  # keeps the words of drawing apart from those of the packing shuffle
 BLOCK = 250  # images drawn at a time, so that the arrays stay in the processor's cache
 
 
@@ -45,7 +46,7 @@ def read_shapes(train: int = 10_000, test: int = 2_000, seed: int = 0) -> ImageD
 
 def _draw_split(count: int, seed: int, split: int, advance: Callable[[int], None]) -> LabelledImages:
     """`count` images of a split and their labels."""
-    generator = np.random.Philox(key=np.array([seed, split], np.uint64))
+    generator = np.random.Philox(key=np.array([seed, DRAWING | split], np.uint64))
     images = np.empty((count, 3, SIZE, SIZE), np.uint8)
     labels = np.arange(count, dtype=np.int64) % len(CLASSES)
     for start in range(0, count, BLOCK):

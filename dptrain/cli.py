@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import sys
 import traceback
@@ -67,13 +68,24 @@ def build_parser() -> Parser:
     evaluate.set_defaults(command=_eval, parser=evaluate)
     evaluate.add_argument("checkpoint", type=Path)
     evaluate.add_argument("data", type=Path, help="folder of a packed data set")
-    evaluate.add_argument("--threads", type=int, default=0, help="shards computed side by side (0: all cores)")
+    evaluate.add_argument(
+        "--threads", type=_threads, default=0, metavar="N", help="shards computed side by side (0: all cores)"
+    )
+    evaluate.add_argument(
+        "--model", default="", metavar="TEXT", help="FILE.py:FUNCTION of a checkpoint trained with one"
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     inspect = commands.add_parser("inspect", help="what a checkpoint holds")
     inspect.set_defaults(command=_inspect, parser=inspect)
     inspect.add_argument("checkpoint", type=Path)
     inspect.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 0")
+    return int(text)
 
 
 def _flag_options(key: Any) -> dict[str, Any]:
@@ -114,8 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"rank {communicator.rank} on {socket.gethostname()}: {error}")
         return _end(communicator, error.status)
     except KeyboardInterrupt:
-        _complain("interrupted; start the same command with --run-dir again to go on from the last checkpoint")
+        _complain("interrupted; a run goes on from its last checkpoint with the same command and its --run-dir")
         return _end(communicator, 130)
+    except BrokenPipeError:  # whoever read the output has enough, as in `dptrain inspect RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _end(communicator, 141)
     except Exception:
         _complain(f"rank {communicator.rank} on {socket.gethostname()} failed:\n{traceback.format_exc()}")
         return _end(communicator, 1)
@@ -129,8 +144,7 @@ def _complain(text: str) -> None:
 def _end(communicator: Communicator, status: int) -> int:
     """End every rank: the others may be waiting for this one."""
     sys.stdout.flush()
-    if communicator.size > 1:
-        communicator.abort(status)
+    communicator.abort(status)
     return status
 
 
@@ -138,7 +152,6 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
     from dptrain.observe.recorder import Recorder
     from dptrain.parallel.communicator import together
     from dptrain.training.loop import train
-    from dptrain.training.setup import default_run_dir
 
     with together(communicator):
         keys = {key.name for key in fields(TrainConfig)}
@@ -148,9 +161,6 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
             raise UsageError(
                 "no data set: dptrain train FOLDER; pack one with: python -m data_prep cifar10 data/cifar10"
             )
-    if not config.run_dir:
-        run_dir = communicator.broadcast(default_run_dir(config) if communicator.rank == 0 else "")
-        config = merged(vars(config), {"run_dir": run_dir})
     recorder = Recorder(config, communicator, connection)
     try:
         summary = train(config, communicator, recorder)
@@ -163,11 +173,13 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
 
 def _eval(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
     from dptrain.parallel.communicator import together
-    from dptrain.training.evaluate import evaluate_checkpoint
+    from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
 
     with together(communicator):
-        checkpoint = read(parsed.checkpoint)
-    evaluation = evaluate_checkpoint(checkpoint, parsed.checkpoint, parsed.data, parsed.threads, communicator)
+        checkpoint = open_checkpoint(parsed.checkpoint)
+    evaluation = evaluate_checkpoint(
+        checkpoint, parsed.checkpoint, parsed.data, communicator, model=parsed.model, threads=parsed.threads
+    )
     classes = checkpoint.origin.classes
     by_class = {
         name: right / count if count else None
@@ -187,7 +199,7 @@ def _eval(parsed: argparse.Namespace, communicator: Communicator, connection: st
     return 0
 
 
-def read(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint from a file, or the newest of a run folder."""
     from dptrain.training.checkpoint import read_checkpoint
     from dptrain.training.run_folder import RunFolder
@@ -201,7 +213,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
-    checkpoint = read(parsed.checkpoint)
+    checkpoint = open_checkpoint(parsed.checkpoint)
     state, origin = checkpoint.state, checkpoint.origin
     facts: dict[str, Any] = {
         "step": state.step,

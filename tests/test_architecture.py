@@ -27,6 +27,9 @@ def tells(input_shape, classes, **options):
 def no_list(input_shape, classes):
     return 7
 
+def quits(input_shape, classes):
+    raise SystemExit(17)
+
 def unfinished(input_shape, classes):
     return [Conv2d(4, 3), ReLU()]
 
@@ -85,11 +88,13 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
         ("convnit", "did you mean 'convnet'?"),
         ("FOLDER/missing.py:build", "there is no file"),
         ("FOLDER/my_net.py:biuld", "did you mean 'build'?"),
-        ("FOLDER/my_net.py:Linear", "has no function 'Linear'"),
+        ("FOLDER/my_net.py:Linear", "positional argument"),
         ("FOLDER/my_net.py:MY", "has no function 'MY'"),
         ("FOLDER/my_net.txt:build", "is not a Python file"),
         ("FOLDER/my_net.py:tells", "told (3, 8, 8), 5, {}"),
         ("FOLDER/my_net.py:no_list", "'int' object is not iterable"),
+        ("FOLDER/my_net.py:quits", "17 (my_net.py, line "),
+        ("FOLDER/my_net.py:tells", "(my_net.py, line "),
         ("FOLDER/my_net.py:unfinished", "end it with Flatten(), Linear(K)"),
         ("FOLDER/my_net.py:too_large", "smaller than the kernel of 99"),
         ("FOLDER/my_net.py:two_more", "puts out 7 logits, but the data set has 5 classes"),
@@ -103,6 +108,24 @@ def test_a_model_that_cannot_be_built_says_why(model: str, words: str, my_net: P
         build_network(model, {}, (3, 8, 8), 5)
     assert "--model" in str(caught.value)
     assert any(part in str(caught.value) for part in words.split("|"))
+
+
+def test_a_file_may_define_dataclasses_and_name_a_function_in_any_way(tmp_path: Path) -> None:
+    path = tmp_path / "modern.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom functools import partial\n"
+        "from dptrain.nn.zoo import convnet\n"
+        "@dataclass\nclass Options:\n    width: int = 3\n"
+        "build = partial(convnet, widths=[Options().width])\n"
+    )
+    assert build_network(f"{path}:build", {}, (3, 8, 8), 5).layout.shapes["conv1.weight"] == (3, 3, 3, 3)
+
+
+def test_a_file_that_ends_the_program_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "quits.py"
+    path.write_text("raise SystemExit(3)\n")
+    with pytest.raises(UsageError, match="ended the program with status 3"):
+        build_network(f"{path}:build", {}, (3, 8, 8), 5)
 
 
 @pytest.mark.parametrize("options", [{"width": [3]}, {"widths": 3}, {"widths": [0]}, {"kernel_size": 2}])

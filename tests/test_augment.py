@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dptrain.data.augment import flip_and_crop
-from dptrain.data.batches import AUGMENTATION, random_words
 from dptrain.errors import UsageError
+from dptrain.nn.draws import Purpose, random_words
 
 Images = NDArray[np.uint8]
 
@@ -91,7 +91,7 @@ def test_words_of_an_epoch_reach_every_flip_and_offset_equally_often() -> None:
     rows, columns = np.mgrid[0:size, 0:size].astype(np.uint8)
     middle = slice(size // 2, size // 2 + 2)
     times = np.zeros((2, 9, 9), int)
-    for words in np.split(random_words(0, 0, 0, AUGMENTATION, count), 25):
+    for words in np.split(random_words(0, Purpose.AUGMENTATION, 0, count), 25):
         images = np.broadcast_to(np.stack([rows, columns]), (len(words), 2, size, size))
         seen = flip_and_crop(images, words, "reflect")[:, :, middle, middle].astype(int)
         flipped = seen[:, 1, 0, 1] < seen[:, 1, 0, 0]

@@ -155,8 +155,8 @@ def test_a_wrong_configuration_file_is_one_error(text: str, words: list[str], da
 @pytest.mark.parametrize(
     ("changes", "words", "status"),
     [
-        ({"model": "linear", "model_options": {}}, ["another run", "--model convnet there, linear here"], 1),
-        ({"model_options": {"widths": [4]}}, ["another run", "--model-options"], 1),
+        ({"model": "linear", "model_options": {}}, ["another architecture", "Give the --model it was made with"], 1),
+        ({"model_options": {"widths": [4]}}, ["another architecture", "Conv2d(3", "Conv2d(4"], 1),
         ({"seed": 1}, ["another run", "--seed 0 there, 1 here"], 1),
         ({"resume": "never"}, ["--resume never", "already holds a run"], 2),
     ],
@@ -208,7 +208,7 @@ def test_a_damaged_checkpoint_is_refused_by_every_command(
 def test_a_run_folder_below_a_file_cannot_be_written(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     done = dptrain("train", *flags(data, tmp_path / "file" / "run"), cwd=tmp_path)
-    assert_one_error(done, "--run-dir", "cannot be written", "choose another folder", status=2)
+    assert_one_error(done, "--run-dir", "cannot be used", "choose another folder", status=2)
     assert (tmp_path / "file").read_text() == "mine"
 
 

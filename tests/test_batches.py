@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from dptrain.data.augment import flip_and_crop
-from dptrain.data.batches import AUGMENTATION, ORDER, Normalisation, ShardBatches, random_words
+from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.format import Manifest, Samples, Source
+from dptrain.nn.draws import Purpose, random_words
 from dptrain.nn.workspace import Workspace
 
 SHAPE = (2, 6, 7)
@@ -27,65 +27,6 @@ MANIFEST = Manifest(
     source=Source("random", None, None, None),
     splits={"train": (), "test": ()},
 )
-WORD = 2**64
-
-
-def philox4x64(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
-    """Ten rounds of Philox on four 64-bit words, in Python's integers (Salmon et al. 2011, section 3.3)."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        low, high = 0xD2E7470EE14C6C93 * c0, 0xCA5A826395121157 * c2
-        c0, c1, c2, c3 = high // WORD ^ c1 ^ k0, high % WORD, low // WORD ^ c3 ^ k1, low % WORD
-        k0, k1 = (k0 + 0x9E3779B97F4A7C15) % WORD, (k1 + 0xBB67AE8584CAA73B) % WORD
-    return c0, c1, c2, c3
-
-
-def expected_words(seed: int, epoch: int, shard: int, purpose: int, count: int) -> NDArray[np.uint64]:
-    """Philox blocks of counters 1, 2, ...: NumPy counts on before it draws."""
-    key = seed, epoch * 2**32 + shard * 2**8 + purpose
-    blocks = [philox4x64((number, 0, 0, 0), key) for number in range(1, count // 4 + 2)]
-    return np.array(blocks, np.uint64).ravel()[:count]
-
-
-def words_of(text: str) -> tuple[int, ...]:
-    return tuple(int(word, 16) for word in text.split())
-
-
-@pytest.mark.parametrize(
-    ("counter", "key", "answer"),
-    [
-        ("0 0 0 0", "0 0", "16554d9eca36314c db20fe9d672d0fdc d7e772cee186176b 7e68b68aec7ba23b"),
-        (
-            "ffffffffffffffff ffffffffffffffff ffffffffffffffff ffffffffffffffff",
-            "ffffffffffffffff ffffffffffffffff",
-            "87b092c3013fe90b 438c3c67be8d0224 9cc7d7c69cd777b6 a09caebf594f0ba0",
-        ),
-        (
-            "243f6a8885a308d3 13198a2e03707344 a4093822299f31d0 082efa98ec4e6c89",
-            "452821e638d01377 be5466cf34e90c6c",
-            "a528f45403e61d95 38c72dbd566e9788 a5a1610e72fd18b5 57bd43b5e52b7fe6",
-        ),
-    ],
-)
-def test_philox_of_this_file_gives_the_published_answers(counter: str, key: str, answer: str) -> None:
-    """The known answers for philox4x64 with 10 rounds in Random123's kat_vectors."""
-    assert philox4x64(words_of(counter), words_of(key)) == words_of(answer)
-
-
-@given(
-    seed=st.integers(0, WORD - 1),
-    epoch=st.integers(0, 2**32 - 1),
-    shard=st.integers(0, 2**24 - 1),
-    purpose=st.sampled_from([ORDER, AUGMENTATION]),
-    count=st.integers(0, 21),
-)
-def test_random_words_are_philox_keyed_by_seed_epoch_shard_and_purpose(
-    seed: int, epoch: int, shard: int, purpose: int, count: int
-) -> None:
-    words = random_words(seed, epoch, shard, purpose, count)
-    assert words.dtype == np.uint64
-    np.testing.assert_array_equal(words, expected_words(seed, epoch, shard, purpose, count))
 
 
 def shard_samples(count: int) -> Samples:
@@ -128,7 +69,7 @@ def test_empty_batch_of_a_shard_that_has_run_out_is_a_batch(augment: str) -> Non
 
 def test_order_is_that_of_the_random_words() -> None:
     for seed, epoch, shard in ((0, 0, 0), (3, 1, 2)):
-        expected = np.argsort(expected_words(seed, epoch, shard, 0, 23), kind="stable")
+        expected = np.argsort(random_words(seed, Purpose.SAMPLE_ORDER, shard, 23, epoch=epoch), kind="stable")
         assert order(batches(seed=seed, shard=shard), epoch) == expected.tolist()
 
 
@@ -154,7 +95,7 @@ def test_samples_of_a_batch_are_those_of_its_labels_normalised() -> None:
 @pytest.mark.parametrize("augment", ["reflect", "zero"])
 def test_augmentation_goes_with_the_position_in_the_epoch(augment: str) -> None:
     source = batches(augment=augment, seed=4, shard=2)
-    words = expected_words(4, 3, 2, 1, 23)
+    words = random_words(4, Purpose.AUGMENTATION, 2, 23, epoch=3)
     for step in (0, 2, 5):
         images, labels = source.batch(3, step, Workspace())
         moved = flip_and_crop(source.samples.images[labels], words[step * 4 : (step + 1) * 4], augment)

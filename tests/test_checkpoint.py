@@ -27,8 +27,8 @@ from dptrain.training.checkpoint import (
     Origin,
     checkpoint_bytes,
     read_checkpoint,
-    write_durably,
 )
+from dptrain.training.durable import write_durably
 from dptrain.training.state import TrainingState
 
 SHAPES = {"conv1.weight": (3, 2, 3, 3), "conv1.bias": (3,), "linear1.weight": (5, 27), "linear1.bias": (5,)}
@@ -236,6 +236,16 @@ def virtual_dataset(file: h5py.File, elsewhere: Path) -> None:
     file["params"].create_virtual_dataset("conv1.bias", layout)
 
 
+def endless_dataset(file: h5py.File, elsewhere: Path) -> None:
+    """64 TiB on paper, nothing on disk."""
+    del file["params/conv1.bias"]
+    file["params"].create_dataset("conv1.bias", (1 << 22, 1 << 22), "<f4", chunks=(64, 64))
+
+
+def set_attribute(file: h5py.File, name: str, value: Any) -> None:
+    file.attrs[name] = value
+
+
 EDITS: dict[str, Callable[[h5py.File, Path], None]] = {
     "soft link": lambda file, elsewhere: hide_behind_soft_link(file, "params/conv1.bias"),
     "soft link of momentum": lambda file, elsewhere: hide_behind_soft_link(file, "momentum/conv1.bias"),
@@ -249,6 +259,8 @@ EDITS: dict[str, Callable[[h5py.File, Path], None]] = {
         file, "params", h5py.ExternalLink(str(elsewhere), "/params")
     ),
     "group behind a soft link": lambda file, elsewhere: hide_behind_soft_link(file, "momentum"),
+    "endless dataset": endless_dataset,
+    "no steps an epoch": lambda file, elsewhere: set_attribute(file, "steps_per_epoch", 0),
     "external storage": external_storage,
     "virtual dataset": virtual_dataset,
     "float64": lambda file, elsewhere: replace_dataset(file, "params/conv1.bias", np.zeros(3)),

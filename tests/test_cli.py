@@ -159,6 +159,46 @@ def test_a_class_without_test_samples_has_no_accuracy(data: Path, trained: Path,
     assert out.count("no samples") == len(empty)
 
 
+def test_a_reader_that_has_enough_ends_it_quietly(trained: Path, tmp_path: Path) -> None:
+    """`dptrain inspect RUN | head -1`"""
+    command = f"{sys.executable} -u -m dptrain inspect {trained} | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("step: ")
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # 0 when everything fitted into the pipe
+
+
+@pytest.mark.parametrize("threads", ["-1", "x"])
+def test_eval_refuses_threads_that_cannot_be(threads: str, data: Path, trained: Path, tmp_path: Path) -> None:
+    done = dptrain("eval", trained, data, "--threads", threads, cwd=tmp_path)
+    assert_one_error(done, "--threads", "expected a whole number of at least 0", status=2)
+
+
+@pytest.mark.mpi
+def test_a_model_file_that_quits_on_one_rank_ends_both(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import sys\nfrom dptrain.nn import Flatten, Linear\n"
+        "from dptrain.parallel.communicator import launched_rank\n"
+        "def build(input_shape, classes):\n    launched_rank() and sys.exit(3)\n    return [Flatten(), Linear(classes)]\n"
+    )
+    words = flags(data, tmp_path / "run", model=tmp_path / "net.py:build", model_options={})
+    done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.count("dptrain: error:") == 1
+    assert f"rank 1 on {socket.gethostname()}: --model" in done.stderr
+
+
+def test_runs_begun_at_once_without_a_folder_get_one_each(data: Path, tmp_path: Path) -> None:
+    words = flags(data, Path("x"))
+    at = words.index("--run-dir")
+    command = [sys.executable, "-m", "dptrain", "train", *words[:at], *words[at + 2 :], "--json"]
+    jobs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    folders = {json.loads(job.communicate(timeout=60)[0].splitlines()[-1])["run_dir"] for job in jobs}
+    assert len(folders) == 3
+    for folder in folders:
+        assert (tmp_path / folder / "checkpoints" / f"step-{LAST_STEP:08d}.h5").is_file()
+
+
 def test_the_installed_command_is_the_same_program(tmp_path: Path) -> None:
     installed = Path(sys.executable).with_name("dptrain")
     for command in ([str(installed)], [sys.executable, "-m", "dptrain"]):

@@ -67,9 +67,7 @@ def test_collectives_of_one_process_are_the_identity() -> None:
     assert (alone.rank, alone.size) == (0, 1)
     assert alone.broadcast("x") == "x"
     assert alone.allgather("x") == ["x"]
-    with pytest.raises(SystemExit) as caught:
-        alone.abort(7)
-    assert caught.value.code == 7
+    alone.abort(7)  # there is nobody else to end
 
 
 class OneOfSeveral(Communicator):
@@ -202,6 +200,21 @@ def test_mpirun_of_a_library_that_mpi4py_does_not_use_is_refused() -> None:
     assert done.returncode == 1
     assert "refused: mpirun started 4 ranks, but the MPI library sees 1" in done.stderr
     assert str(Path(sys.executable)) in done.stderr
+
+
+def test_srun_without_pmi_is_refused_with_what_to_do() -> None:
+    """Each task would be a process alone, and all of them would write to one run folder."""
+    done = connect_in_a_process(SLURM_STEP_NUM_TASKS="4", SLURM_NTASKS="4", SLURM_PROCID="1")
+    assert done.returncode == 1
+    assert "refused: srun started 4 tasks" in done.stderr
+    assert "srun --mpi=pmix" in done.stderr
+
+
+def test_a_rank_above_0_of_unknown_many_is_not_left_alone() -> None:
+    own_mpi()
+    done = connect_in_a_process(PMIX_RANK="1")
+    assert done.returncode != 0
+    assert "one process" not in done.stdout
 
 
 @pytest.mark.mpi

@@ -102,7 +102,7 @@ def test_existing_set_needs_force(tmp_path: Path) -> None:
         ((), ("COMMAND",)),
         (("shapes", "OUT", "--shards", "0"), ("--shards", "1 or more")),
         (("shapes", "OUT", "--seed", "-1"), ("--seed", "0 to 2^63")),
-        (("shapes", "OUT", "--train", "many"), ("--train", "many")),
+        (("shapes", "OUT", "--train", "many"), ("--train", "'many': expected a whole number of 1 or more")),
         (("shapes", "OUT", "--shards", "21", "--train", "40", "--test", "20"), ("--shards 21", "test split has 20")),
         (("info", "OUT", "more"), ("more",)),
     ],

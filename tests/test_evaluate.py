@@ -13,11 +13,11 @@ from mpi_runs import dptrain, own_mpi
 from training_runs import configuration, packed, run, session_and_state
 
 from dptrain.data.format import read_manifest, read_shard
-from dptrain.errors import CheckpointError, DataError
 from dptrain.nn.workspace import Workspace
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.checkpoint import read_checkpoint
-from dptrain.training.evaluate import BATCH, Evaluation, evaluate, evaluate_checkpoint
+from dptrain.training.evaluate import BATCH, Evaluation, evaluate
+from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
 
 TEST_SAMPLES = 2 * BATCH + 9  # over two shards: 69 and 68, so each ends with an uneven batch
 
@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def evaluation_of(data: Path, checkpoint: Path, threads: int = 1) -> Evaluation:
-    return evaluate_checkpoint(read_checkpoint(checkpoint), checkpoint, data, threads, Communicator())
+    return evaluate_checkpoint(read_checkpoint(checkpoint), checkpoint, data, Communicator(), threads=threads)
 
 
 def test_loss_and_accuracy_are_those_of_a_plain_loop_over_the_samples(trained: tuple[Path, Path]) -> None:
@@ -75,9 +75,7 @@ def test_the_number_of_threads_does_not_change_a_bit_of_the_figures(threads: int
 
 
 @pytest.mark.mpi
-def test_any_number_of_ranks_reports_one_processs_figures_once(
-    trained: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_any_number_of_ranks_reports_one_processs_figures_once(trained: tuple[Path, Path], tmp_path: Path) -> None:
     data, checkpoint = trained
     alone = dptrain("eval", checkpoint, data, "--json", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
@@ -85,38 +83,3 @@ def test_any_number_of_ranks_reports_one_processs_figures_once(
         together = dptrain("eval", checkpoint, data, "--json", cwd=tmp_path, mpi=own_mpi(), ranks=ranks)
         assert (together.returncode, together.stdout) == (0, alone.stdout), together.stderr
     assert json.loads(alone.stdout)["samples"] == TEST_SAMPLES
-
-
-@pytest.mark.parametrize(("change", "words"), [({"shape": (2, 6, 8)}, "(2, 6, 8)"), ({"classes": 4}, "'class-3')")])
-def test_data_of_another_shape_or_other_classes_is_refused(
-    change: dict[str, object], words: str, trained: tuple[Path, Path], tmp_path: Path
-) -> None:
-    with pytest.raises(CheckpointError, match="not the same task") as caught:
-        evaluation_of(packed(tmp_path / "other", **change), trained[1])
-    assert words in str(caught.value)
-
-
-def test_other_samples_of_the_same_task_are_evaluated(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    assert evaluation_of(packed(tmp_path / "other", test=11, seed=9, shards=2), trained[1]).samples == 11
-
-
-def test_only_the_test_shards_are_opened(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    data = packed(tmp_path / "set")
-    for path in data.glob("train-*"):
-        path.unlink()
-    assert evaluation_of(data, trained[1]).samples == 37
-    (data / "test-001-of-004.h5").unlink()
-    with pytest.raises(DataError, match="test-001-of-004"):
-        evaluation_of(data, trained[1])
-
-
-def test_an_architecture_file_that_was_edited_since_training_is_refused(tmp_path: Path) -> None:
-    data, model = packed(tmp_path / "set"), tmp_path / "net.py"
-    source = "from dptrain.nn.activation import Flatten\nfrom dptrain.nn.linear import Linear\n"
-    model.write_text(source + "def build(input_shape, classes):\n    return [Flatten(), Linear(classes)]\n")
-    run(configuration(data, tmp_path / "run", model=f"{model}:build", model_options={}))
-    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000014.h5"
-    assert evaluation_of(data, checkpoint).samples == 37
-    model.write_text(source + "def build(input_shape, classes):\n    return [Flatten(), Linear(7), Linear(classes)]\n")
-    with pytest.raises(CheckpointError, match="has changed since"):
-        evaluation_of(data, checkpoint)

@@ -21,9 +21,9 @@ from dptrain.data.format import (
     MANIFEST,
     Manifest,
     Samples,
-    check_shard_file,
     file_sha256,
     read_manifest,
+    read_proven,
     read_shard,
     shard_name,
     write_shard,
@@ -112,7 +112,7 @@ def test_truncated_longer_and_missing_shards_are_told_apart(folder: Path) -> Non
     assert "missing" in refused(folder)
     path.mkdir()
     with pytest.raises(DataError):
-        check_shard_file(folder, replace(read_manifest(folder).splits["train"][0], bytes=path.stat().st_size))
+        read_proven(folder, replace(read_manifest(folder).splits["train"][0], bytes=path.stat().st_size))
 
 
 def change_of(name: str, **changes: Any) -> Callable[[h5py.File], None]:

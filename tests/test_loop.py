@@ -34,7 +34,8 @@ from training_runs import (
 
 from dptrain.errors import CheckpointError, TrainingError, UsageError
 from dptrain.parallel.communicator import Communicator
-from dptrain.training.checkpoint import checkpoint_bytes, read_checkpoint, write_durably
+from dptrain.training.checkpoint import checkpoint_bytes, read_checkpoint
+from dptrain.training.durable import write_durably
 from dptrain.training.loop import check_replicas, train
 
 AUGMENTED = {"augment": "reflect"}

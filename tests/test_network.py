@@ -6,6 +6,7 @@ from gradients import central_difference
 
 from dptrain.nn.activation import Flatten, ReLU
 from dptrain.nn.conv import Conv2d
+from dptrain.nn.layer import Layer
 from dptrain.nn.linear import Linear
 from dptrain.nn.network import Network
 from dptrain.nn.pool import MaxPool2d
@@ -13,6 +14,13 @@ from dptrain.nn.workspace import Array, Workspace
 from dptrain.nn.zoo import convnet
 
 SHAPE = (3, 32, 32)
+
+
+class Scale(Layer):
+    """A layer as a user would write it."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
 
 
 def torch_convnet(network: Network, parameters: Array):
@@ -140,8 +148,15 @@ def test_layers_are_named_by_kind_and_number() -> None:
         "linear1.weight",
         "linear1.bias",
     ]
-    assert network.description()[0] == "input(3, 32, 32)"
-    assert network.description()[-1] == "linear1: Linear(10)"
+    assert network.description()[0] == "input (3, 32, 32)"
+    assert network.description()[-1] == "linear1: Linear(10) -> (10,)"
+
+
+def test_a_users_layer_is_described_by_what_it_was_made_of() -> None:
+    """By its values, not its address: ranks and resumed runs compare the lines."""
+    lines = [Network([Scale(factor), Flatten(), Linear(2)], (1, 2, 2)).description()[1] for factor in (2.0, 2.0, 3.0)]
+    assert lines[0] == lines[1] == "layer1: Scale(factor=2.0) -> (1, 2, 2)"
+    assert lines[2] != lines[0]
 
 
 @pytest.mark.parametrize(

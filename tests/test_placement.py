@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptrain.errors import UsageError
 from dptrain.parallel.placement import Node, Placement, children
 
 MOST_SHARDS = 64
@@ -96,15 +95,11 @@ def test_tree_halves_at_the_largest_power_of_two() -> None:
 
 
 @pytest.mark.parametrize(("shards", "ranks"), [(8, 9), (1, 2), (4, 100)])
-def test_more_ranks_than_shards_are_refused_with_the_command_that_repacks(shards: int, ranks: int) -> None:
-    with pytest.raises(UsageError) as caught:
+def test_more_ranks_than_shards_are_refused(shards: int, ranks: int) -> None:
+    with pytest.raises(ValueError, match=f"{ranks} ranks for {shards} shards"):
         Placement(shards, ranks)
-    text = str(caught.value)
-    assert f"{ranks} ranks for {shards} shards" in text
-    assert f"at most {shards} ranks" in text
-    assert f"python -m data_prep cifar10 OUT --shards {ranks}" in text
 
 
 def test_no_rank_at_all_is_refused() -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(ValueError, match="0 ranks"):
         Placement(4, 0)

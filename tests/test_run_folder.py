@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.nn.params import ParamLayout
+from dptrain.training import run_folder
 from dptrain.training.checkpoint import Origin, checkpoint_bytes
 from dptrain.training.run_folder import RunFolder
 from dptrain.training.state import TrainingState
@@ -31,10 +33,12 @@ def steps(folder: RunFolder) -> list[int]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
+def folder(tmp_path: Path) -> Iterator[RunFolder]:
     folder = RunFolder(tmp_path / "run")
-    folder.prepare("lr = 0.1\n")
-    return folder
+    folder.claim()
+    folder.write_config("lr = 0.1\n")
+    yield folder
+    folder.close()
 
 
 def test_the_last_three_and_the_best_are_kept(folder: RunFolder) -> None:
@@ -147,9 +151,38 @@ def test_preparing_writes_the_configuration_and_empty_metrics(folder: RunFolder)
     assert (folder.path / "config.toml").read_text() == "lr = 0.1\n"
     assert folder.metrics.read_text() == ""
     folder.metrics.write_text("a line\n")
-    folder.prepare("lr = 0.2\n")
+    folder.claim()
+    folder.write_config("lr = 0.2\n")
     assert folder.metrics.read_text() == "a line\n"
     assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.toml", "metrics.jsonl"]
+
+
+def test_a_claimed_folder_is_refused_to_others_until_it_is_closed(folder: RunFolder) -> None:
+    """The lock belongs to the open file, so a second RunFolder stands for a second process."""
+    other = RunFolder(folder.path)
+    with pytest.raises(UsageError, match="another process trains in this folder"):
+        other.claim()
+    folder.close()
+    other.claim()
+    other.close()
+
+
+def test_a_new_folder_is_named_after_data_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert RunFolder.new("sets/cifar10", "nets/mine.py:build").path.match("runs/cifar10-build-2*")
+
+
+def test_runs_begun_in_one_second_get_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder.time, "strftime", lambda form: "20260101-000000")
+    paths = [RunFolder.new("cifar10", "convnet").path for _ in range(3)]
+    assert len(set(paths)) == 3
+    assert all(path.is_dir() for path in paths)
+
+
+def claim_and_write(folder: RunFolder) -> None:
+    folder.claim()
+    folder.write_config("")
 
 
 @pytest.mark.parametrize("below", ["", "checkpoints", "config.toml", "metrics.jsonl"])
@@ -161,6 +194,8 @@ def test_a_folder_that_cannot_be_written_is_named(below: str, tmp_path: Path) ->
         (path / below).write_text("a file")
     else:
         (path / below).mkdir(parents=True)
-    with pytest.raises(UsageError, match=r"cannot be written.*choose another folder") as caught:
-        RunFolder(path).prepare("")
+    folder = RunFolder(path)
+    with pytest.raises(UsageError, match=r"cannot be used.*choose another folder") as caught:
+        claim_and_write(folder)
+    folder.close()
     assert f"--run-dir {path}" in str(caught.value)

@@ -24,7 +24,7 @@ from dptrain.errors import CheckpointError, DptrainError, UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training import setup
 from dptrain.training.checkpoint import Checkpoint
-from dptrain.training.setup import agree_on, check_resumable, count_steps, default_run_dir
+from dptrain.training.setup import agree_on, check_resumable, count_steps, machine_notes
 
 
 @pytest.fixture(scope="module")
@@ -82,20 +82,6 @@ def test_no_more_threads_than_shards_are_started(data: Path, tmp_path: Path) -> 
     assert session_and_state(configuration(data, tmp_path / "run", threads=3))[0].pool.threads == 3
 
 
-def test_a_new_run_folder_is_named_after_data_and_model(data: Path) -> None:
-    config = configuration(data, Path(), model="nets/mine.py:build", model_options={})
-    assert default_run_dir(config).startswith("runs/set-build-2")
-
-
-def test_two_runs_begun_at_once_get_two_folders(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`default_run_dir` promises a folder that is not there, also within one second."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(setup.time, "strftime", lambda form: "20260101-000000")
-    first = default_run_dir(configuration(data, Path()))
-    Path(first).mkdir(parents=True)
-    assert default_run_dir(configuration(data, Path())) != first
-
-
 def resumable(config: Any, **changes: Any) -> list[str]:
     """Notes of resuming a checkpoint of `config` with some values changed."""
     before, state = session_and_state(config)
@@ -142,8 +128,6 @@ def test_another_reduction_is_noted_as_such_and_as_other_bits(data: Path, tmp_pa
     [
         ({"seed": 1}, "--seed 0 there, 1 here"),
         ({"batch_size": 20}, "--batch-size 16 there, 20 here"),
-        ({"model": "linear", "model_options": {}}, "--model convnet there, linear here"),
-        ({"model_options": {"widths": [3, 4]}}, "--model-options"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(
@@ -197,21 +181,21 @@ class Ranks(Communicator):
         return [value] * self.size
 
 
-def test_ranks_on_unlike_machines_are_noted(data: Path, tmp_path: Path) -> None:
-    origin = session_and_state(configuration(data, tmp_path / "run"))[0].origin
-    other = replace(origin, environment={**origin.environment, "cpu": "another"})
-    assert agree_on(origin, Ranks(origin, origin)) == []
-    assert agree_on(origin, Ranks(origin, other)) == [
+def test_ranks_on_unlike_machines_are_noted() -> None:
+    one, other = {"cpu": "x", "numpy": "2"}, {"cpu": "y", "numpy": "2"}
+    assert machine_notes(one, Ranks(one, one)) == []
+    assert machine_notes(one, Ranks(one, other)) == [
         "the ranks' machines differ (cpu): bits may depend on the number of ranks"
     ]
 
 
-@pytest.mark.parametrize("key", ["config", "architecture", "manifest_sha256"])
-def test_a_rank_with_something_else_is_named(key: str, data: Path, tmp_path: Path) -> None:
-    origin = session_and_state(configuration(data, tmp_path / "run"))[0].origin
-    other = replace(origin, **{key: "another"})
-    with pytest.raises(DptrainError, match=f"rank 2 has another {key} than rank 0"):
-        agree_on(origin, Ranks(origin, other))
+def test_a_rank_with_something_else_is_named_with_both_values() -> None:
+    same, other = ("host1", {"lr": 0.1, "seed": 0}), ("host2", {"lr": 0.2, "seed": 0})
+    agree_on("configuration", same[1], Ranks(same, same))
+    with pytest.raises(
+        DptrainError, match=r"rank 2 on host2 has another configuration .*: lr is 0\.2 there, 0\.1 on rank 0"
+    ):
+        agree_on("configuration", same[1], Ranks(same, other))
 
 
 def test_the_cpu_is_told_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,24 +211,27 @@ def test_more_ranks_than_shards_is_one_error_that_names_the_command_to_repack(da
     done = dptrain("train", *flags(data, tmp_path / "run"), cwd=tmp_path, mpi=own_mpi(), ranks=5)
     assert done.returncode == 2
     assert done.stderr.count("dptrain: error:") == 1
-    assert "5 ranks for 4 shards" in done.stderr
-    assert "python -m data_prep cifar10 OUT --shards 5" in done.stderr
+    assert f"5 ranks, but {data} has 4 shards" in done.stderr
+    assert f"python -m data_prep random {data} --shards 5 --force" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.mpi
-def test_ranks_started_with_unlike_flags_end_with_one_error(data: Path, tmp_path: Path) -> None:
-    """A program that gives rank 1 another learning rate, as a wrong wrapper script would."""
+@pytest.mark.parametrize(("key", "one", "other"), [("lr", "0.2", "0.1"), ("threads", "1", "0"), ("run-dir", "a", "")])
+def test_ranks_started_with_unlike_flags_end_with_one_error(
+    key: str, one: str, other: str, data: Path, tmp_path: Path
+) -> None:
+    """A program that gives rank 1 another flag, as a wrong wrapper script would."""
     program = tmp_path / "wrapper.py"
     program.write_text(
         "import sys\nfrom dptrain.cli import main\nfrom dptrain.parallel.communicator import launched_rank\n"
-        "sys.exit(main(['train', *sys.argv[1:], '--lr', '0.1' if launched_rank() else '0.2']))\n"
+        f"sys.exit(main(['train', *sys.argv[1:], '--{key}', {other!r} if launched_rank() else {one!r}]))\n"
     )
-    done = mpirun(own_mpi(), 2, program, *flags(data, tmp_path / "run"), cwd=tmp_path)
+    done = mpirun(own_mpi(), 2, program, *flags(data, tmp_path / "run"), cwd=tmp_path, timeout=60)
     assert done.returncode == 1
     assert done.stderr.count("dptrain: error:") == 1
-    assert "rank 1 has another config than rank 0" in done.stderr
+    assert "has another configuration than rank 0" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -7,19 +7,8 @@ from numpy.typing import NDArray
 
 from dptrain.data.augment import flip_and_crop
 from dptrain.data.format import Manifest, Samples
+from dptrain.nn.draws import Purpose, random_words
 from dptrain.nn.workspace import Array, Workspace
-
-ORDER, AUGMENTATION = range(2)  # what random words are drawn for
-
-
-def random_words(seed: int, epoch: int, shard: int, purpose: int, count: int) -> NDArray[np.uint64]:
-    """The first `count` 64-bit words of Philox (Salmon et al. 2011) keyed by the four numbers.
-
-    Raw words rather than a Generator's draws: their values are fixed by the algorithm, not by NumPy's version.
-    """
-    key = np.array([seed, epoch << 32 | shard << 8 | purpose], np.uint64)
-    words: NDArray[np.uint64] = np.random.Philox(key=key).random_raw(count)
-    return words
 
 
 class ShardBatches:
@@ -33,7 +22,8 @@ class ShardBatches:
     def batch(self, epoch: int, step: int, workspace: Workspace) -> tuple[Array, NDArray[np.int64]]:
         """Images float32 (C, H, W, N) and labels (N,) of a step of an epoch, both counted from 0.
 
-        Every sample comes once an epoch: N is `size`, less or 0 in the last step.
+        Every sample comes once an epoch: N is `size`, less or 0 in the last step. The images lie in the
+        workspace until the next call.
         """
         if epoch != self._epoch:
             self._draw(epoch)
@@ -47,13 +37,17 @@ class ShardBatches:
     def _draw(self, epoch: int) -> None:
         """Order and augmentation of a whole epoch; the words of augmentation go with the position, not the sample."""
         count = len(self.samples)
-        self._order = np.argsort(random_words(self.seed, epoch, self.shard, ORDER, count), kind="stable")
-        self._words = random_words(self.seed, epoch, self.shard, AUGMENTATION, count)
+        order = random_words(self.seed, Purpose.SAMPLE_ORDER, self.shard, count, epoch=epoch)
+        self._order = np.argsort(order, kind="stable")
+        self._words = random_words(self.seed, Purpose.AUGMENTATION, self.shard, count, epoch=epoch)
         self._epoch = epoch
 
 
 class Normalisation:
-    """uint8 images (N, C, H, W) to float32 (C, H, W, N): (pixel / 255 - mean) / std, per channel."""
+    """uint8 images (N, C, H, W) to float32 (C, H, W, N): (pixel / 255 - mean) / std, per channel.
+
+    The result lies in the workspace until the next call.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         mean, std = np.array(manifest.mean), np.array(manifest.std)

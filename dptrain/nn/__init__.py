@@ -1,6 +1,6 @@
 """The network in NumPy alone: no files, no MPI.
 
-Read in this order: workspace, params, layer, conv, pool, activation, linear, loss, fusion, network, zoo.
+Read in this order: workspace, draws, params, layer, conv, pool, activation, linear, loss, fusion, network, zoo.
 
 Shapes, everywhere in this package:
 
@@ -18,8 +18,9 @@ im2col and pooling copy long runs, and a convolution's matrix product already is
 
 from dptrain.nn.activation import Flatten, ReLU
 from dptrain.nn.conv import Conv2d
+from dptrain.nn.layer import Layer
 from dptrain.nn.linear import Linear
 from dptrain.nn.network import Network
 from dptrain.nn.pool import MaxPool2d
 
-__all__ = ["Conv2d", "Flatten", "Linear", "MaxPool2d", "Network", "ReLU"]
+__all__ = ["Conv2d", "Flatten", "Layer", "Linear", "MaxPool2d", "Network", "ReLU"]

@@ -17,7 +17,8 @@ class ConvPoolReLU(Layer):
     """Conv2d, ReLU, MaxPool2d computed as convolution, pooling, bias and ReLU.
 
     Adding a bias and clipping at 0 are monotonic, and floating-point addition rounds monotonically, so both
-    commute with the maximum to the last bit; done after pooling they touch a fraction of the values.
+    commute with the maximum to the last bit; done after pooling they touch a fraction of the values. Gradients
+    are the same too, unless rounding makes two values of a window equal that were not before the bias.
     """
 
     def __init__(self, conv: Conv2d, pool: MaxPool2d) -> None:

@@ -20,6 +20,13 @@ class Layer:
     kind = "layer"  # layers are named by kind and number: conv1, relu1, pool1, conv2, ...
     name = ""  # set by the network
 
+    def __repr__(self) -> str:
+        """How the layer was made. It tells networks apart, so that a checkpoint is not resumed by another one."""
+        plain = {key: value for key, value in vars(self).items() if isinstance(value, bool | int | float | str | tuple)}
+        return (
+            f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in plain.items() if key != 'name')})"
+        )
+
     def bind(self, input_shape: Shape) -> Shape:
         """Learn the shape of one sample (without N), return that of the output; ValueError if it cannot be."""
         return input_shape
@@ -47,7 +54,7 @@ class Layer:
     ) -> Array | None:
         """Fill `gradients` (overwriting) and return dx, the gradient of x; None when it is not needed.
 
-        dy is the gradient of the output; it may be overwritten.
+        dy is the gradient of the output. It and `saved` may be overwritten: one forward pass, one backward pass.
         """
         raise TypeError(f"{type(self).__name__} does not define backward")
 

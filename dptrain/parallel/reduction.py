@@ -45,12 +45,15 @@ class TreeReduction:
         self._total = aligned_zeros(length)
 
     def local_sums(self, vectors: Mapping[int, Array]) -> list[Array]:
-        """Sums of this rank's subtrees, from the vectors of its shards, which are overwritten."""
+        """Sums (length,) of this rank's subtrees, from the vectors (length,) of its shards, which are overwritten."""
         leaves = {(shard, shard + 1): vector for shard, vector in vectors.items()}
         return [sum_tree(node, leaves) for node in self.subtrees[self.communicator.rank]]
 
     def exchange(self, partial: list[Array]) -> Array:
-        """The sum over all shards (length,), from every rank's `local_sums`; valid until the next call."""
+        """The sum over all shards (length,), from every rank's `local_sums`.
+
+        It lies in memory of those sums or of this object, so it is valid until either is used again.
+        """
         if self.placement.ranks == 1:
             return partial[0]
         start = 0

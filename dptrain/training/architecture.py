@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +17,27 @@ from dptrain.nn.zoo import ARCHITECTURES
 def build_network(model: str, options: dict[str, Any], input_shape: tuple[int, ...], classes: int) -> Network:
     """The network of a named architecture, or of FILE.py:FUNCTION, whose function takes the same arguments.
 
-    UsageError when it cannot be built or does not put out one logit a class.
+    UsageError when it cannot be built or does not put out one logit a class. Other exceptions of a user's file
+    are left as they are: their traceback is what the user needs.
     """
     build = _architecture(model)
     try:
         network = Network(build(input_shape, classes, **options), input_shape)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"--model {model} with {options or 'no options'}, input {input_shape}: {error}") from error
+    except (ValueError, TypeError, SystemExit) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"--model {model} with {options or 'no options'}, input {input_shape}: {error or type(error).__name__} "
+            f"({Path(where.filename).name}, line {where.lineno})"
+        ) from error
     if network.classes != classes:
         raise UsageError(
             f"--model {model} puts out {network.classes} logits, but the data set has {classes} classes: "
-            f"let its last layer be Linear(classes)"
+            "let its last layer be Linear(classes)"
         )
     return network
 
 
-def _architecture(model: str) -> Any:
+def _architecture(model: str) -> Callable[..., Any]:
     if ":" not in model:
         if model not in ARCHITECTURES:
             raise UsageError(f"--model {model!r}: {did_you_mean(model, ARCHITECTURES)}; or give FILE.py:FUNCTION")
@@ -37,14 +45,17 @@ def _architecture(model: str) -> Any:
     file, function = model.rsplit(":", 1)
     if not Path(file).is_file():
         raise UsageError(f"--model {model}: there is no file {file}")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    # A name of its own, registered as dataclasses and pickles in the file need it.
+    spec = importlib.util.spec_from_file_location(f"dptrain_model_{Path(file).stem}", file)
     if spec is None or spec.loader is None:
         raise UsageError(f"--model {model}: {file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    functions = [
-        name for name, value in vars(module).items() if callable(value) and value.__module__ == module.__name__
-    ]
-    if function not in functions:
-        raise UsageError(f"--model {model}: {file} has no function {function!r}; {did_you_mean(function, functions)}")
-    return getattr(module, function)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SystemExit as error:
+        raise UsageError(f"--model {model}: {file} ended the program with status {error.code}") from error
+    build: Callable[..., Any] | None = getattr(module, function, None)
+    if build is None or not callable(build):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == spec.name]
+        raise UsageError(f"--model {model}: {file} has no function {function!r}; {did_you_mean(function, own)}")
+    return build

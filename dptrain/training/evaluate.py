@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.blas import ensure_one_thread
-from dptrain.config import TrainConfig, parse_toml
 from dptrain.data.batches import Normalisation
-from dptrain.data.format import Samples, read_manifest
-from dptrain.data.shards import load_shards
-from dptrain.errors import CheckpointError
+from dptrain.data.format import Samples
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network
 from dptrain.nn.workspace import Array, Workspace
-from dptrain.parallel.communicator import Communicator, together
-from dptrain.parallel.placement import Placement
-from dptrain.parallel.threads import ShardPool, fair_threads
-from dptrain.training.architecture import build_network
-from dptrain.training.checkpoint import Checkpoint
+from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.threads import ShardPool
 
 BATCH = 32  # always the same, so that the figures do not depend on how the run was trained
 
@@ -56,7 +48,7 @@ def evaluate(
     pool: ShardPool,
     communicator: Communicator,
 ) -> Evaluation:
-    """The evaluation of all ranks' shards, the same on every rank.
+    """The evaluation of all ranks' shards, the same on every rank, for parameters (P,).
 
     Counts are integers and losses are added exactly rounded (math.fsum), so the result does not depend on
     the number of ranks.
@@ -69,37 +61,6 @@ def evaluate(
     correct = np.sum([part[2] for part in everyone], axis=0)
     loss = math.fsum(part[0] for part in everyone) / samples.sum()
     return Evaluation(float(loss), tuple(samples.tolist()), tuple(correct.tolist()))
-
-
-def evaluate_checkpoint(
-    checkpoint: Checkpoint, path: Path, data: Path, threads: int, communicator: Communicator
-) -> Evaluation:
-    """Evaluate a checkpoint on any data set of the image shape and classes it was trained for."""
-    origin = checkpoint.origin
-    with together(communicator):
-        ensure_one_thread()
-        manifest = read_manifest(data)
-        for what, theirs, ours in (
-            ("images", manifest.image_shape, origin.input_shape),
-            ("classes", manifest.classes, origin.classes),
-        ):
-            if theirs != ours:
-                raise CheckpointError(f"{path} was trained for {what} {ours}, {data} has {theirs}: not the same task")
-        config = TrainConfig(**parse_toml(origin.config, str(path)))
-        network = build_network(config.model, config.model_options, manifest.image_shape, len(manifest.classes))
-        if tuple(network.description()) != origin.architecture:
-            raise CheckpointError(
-                f"{path}: --model {config.model} has changed since: was {' | '.join(origin.architecture)}"
-            )
-        threads = threads or fair_threads(communicator)
-        own = Placement(manifest.shard_count, communicator.size).shards_of(communicator.rank)
-        shards = load_shards(data, manifest, own, threads, splits=("test",))
-    pool = ShardPool(threads)
-    evaluation = evaluate(
-        network, checkpoint.state.parameters, shards.test, Normalisation(manifest), pool, communicator
-    )
-    pool.close()
-    return evaluation
 
 
 def _evaluate_shard(

@@ -7,11 +7,14 @@ mpirun -n 4 dptrain train data/cifar10 --run-dir runs/four
 from __future__ import annotations
 
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from dptrain.config import TrainConfig
 from dptrain.errors import CheckpointError, TrainingError, UsageError
+from dptrain.nn.workspace import aligned_copy
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.training.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
 from dptrain.training.evaluate import Evaluation, evaluate
@@ -46,72 +49,93 @@ def train(config: TrainConfig, communicator: Communicator, observer: Observer) -
     Every rank makes the same steps. DptrainError when training cannot begin or go on.
     """
     session = set_up(config, communicator)
-    folder = RunFolder(Path(config.run_dir))
-    state, resumed = begin(config, session, folder, communicator, observer)
+    state, folder, resumed = begin(config, session, communicator, observer)
     observer.started(session, state, folder, resumed)
     steps_per_epoch = session.origin.steps_per_epoch
     evaluation = None
-    while state.step < session.last_step:
-        epoch, step = divmod(state.step, steps_per_epoch)
-        lr = session.schedule(state.step)
-        if step == 0:
-            state.epoch_loss, state.epoch_correct, state.epoch_samples = 0.0, 0, 0
-        outcome = session.take_step(state, epoch, step, lr)
-        state.epoch_loss += outcome.loss * outcome.samples
-        state.epoch_correct += outcome.correct
-        state.epoch_samples += outcome.samples
-        observer.stepped(state, outcome, lr)
-        if state.step % steps_per_epoch == 0 or state.step == session.last_step:
-            check_replicas(state, communicator)
-            evaluation = evaluate_state(session, state, communicator, observer, lr)
-            save(session, state, folder, communicator, evaluation.accuracy)
-        elif config.checkpoint_every and state.step % config.checkpoint_every == 0:
-            save(session, state, folder, communicator, None)
-    if evaluation is None:  # the checkpoint already was the last step's
-        evaluation = evaluate_state(session, state, communicator, observer, session.schedule(state.step))
-    observer.finished(state, evaluation, folder)
-    session.pool.close()
+    with closing(folder), closing(session.pool):
+        while state.step < session.last_step:
+            epoch, step = divmod(state.step, steps_per_epoch)
+            lr = session.schedule(state.step)
+            if step == 0:
+                state.epoch_loss, state.epoch_correct, state.epoch_samples = 0.0, 0, 0
+            outcome = session.take_step(state, epoch, step, lr)
+            state.epoch_loss += outcome.loss * outcome.samples
+            state.epoch_correct += outcome.correct
+            state.epoch_samples += outcome.samples
+            observer.stepped(state, outcome, lr)
+            if state.step % steps_per_epoch == 0 or state.step == session.last_step:
+                check_replicas(state, communicator)
+                evaluation = evaluate_state(session, state, communicator, observer, lr)
+                save(session, state, folder, communicator, evaluation.accuracy)
+            elif config.checkpoint_every and state.step % config.checkpoint_every == 0:
+                save(session, state, folder, communicator, None)
+        if evaluation is None:  # the checkpoint already was the last step's
+            evaluation = evaluate_state(session, state, communicator, observer, session.schedule(state.step))
+            if resumed is not None and resumed.parent != folder.checkpoints:
+                save(session, state, folder, communicator, evaluation.accuracy)
+        observer.finished(state, evaluation, folder)
     return {
         "step": state.step,
         "test_loss": evaluation.loss,
         "test_accuracy": evaluation.accuracy,
         "params_sha256": state.params_sha256,
-        "run_dir": config.run_dir,
+        "run_dir": str(folder.path),
     }
 
 
 def begin(
-    config: TrainConfig, session: Session, folder: RunFolder, communicator: Communicator, observer: Observer
-) -> tuple[TrainingState, Path | None]:
-    """The state to go on from, and the checkpoint it was read from, if any. Rank 0 reads, all receive."""
-    found: tuple[Path, Checkpoint] | None = None
-    notes = list(session.notes)
+    config: TrainConfig, session: Session, communicator: Communicator, observer: Observer
+) -> tuple[TrainingState, RunFolder, Path | None]:
+    """The state to go on from, the run's folder, and the checkpoint the state was read from, if any.
+
+    Rank 0 reads, and claims the folder once nothing speaks against the run; all ranks receive.
+    """
+    opened: tuple[RunFolder, tuple[Path, Checkpoint] | None, list[str]] | None = None
     with together(communicator):
         if communicator.rank == 0:
-            found = _find_checkpoint(config, folder, observer)
-            if found is not None:
-                notes += check_resumable(*found, config, session.origin)
-            folder.prepare(config.to_toml())
-            folder.remember_all()
-    for note in notes:
+            opened = _open_run(config, session, observer)
+    found = communicator.broadcast(None if opened is None else (opened[0].path, opened[1]))
+    folder = RunFolder(found[0]) if opened is None else opened[0]
+    for note in session.notes + ([] if opened is None else opened[2]):
         observer.say(note)
-    found = communicator.broadcast(found)
-    state = initial_state(session.network, config.seed)
-    if found is None:
-        return state, None
-    path, checkpoint = found
-    parameters, momentum = state.parameters, state.momentum
-    parameters[...], momentum[...] = checkpoint.state.parameters, checkpoint.state.momentum
-    state = checkpoint.state
-    state.parameters, state.momentum = parameters, momentum
-    return state, path
+    if found[1] is None:
+        return initial_state(session.network, config.seed), folder, None
+    resumed, checkpoint = found[1]
+    state: TrainingState = checkpoint.state
+    # Into memory of our own: what came through MPI lies anywhere, and shards read it at every step.
+    state.parameters, state.momentum = aligned_copy(state.parameters), aligned_copy(state.momentum)
+    return state, folder, resumed
+
+
+def _open_run(
+    config: TrainConfig, session: Session, observer: Observer
+) -> tuple[RunFolder, tuple[Path, Checkpoint] | None, list[str]]:
+    """On rank 0: the claimed folder, the checkpoint to go on from with its path, and notes on what has changed."""
+    folder, found = RunFolder(Path(config.run_dir)), None
+    notes: list[str] = []
+    try:
+        if config.run_dir and folder.path.exists():
+            folder.claim()  # before reading: another run may be writing there
+        found = _find_checkpoint(config, folder, observer)
+        if found is not None:
+            notes = check_resumable(*found, config, session.origin)
+        if not config.run_dir:
+            folder = RunFolder.new(config.data, config.model)
+        folder.claim()
+        folder.write_config(replace(config, run_dir=str(folder.path)).to_toml())
+        folder.remember_all()
+    except BaseException:
+        folder.close()
+        raise
+    return folder, found, notes
 
 
 def _find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) -> tuple[Path, Checkpoint] | None:
     if config.resume == "auto":
-        return folder.newest(observer.say)
+        return folder.newest(observer.say) if config.run_dir else None
     if config.resume == "never":
-        if there := folder.numbered():
+        if config.run_dir and (there := folder.numbered()):
             raise UsageError(
                 f"--resume never, but {folder.path} already holds a run ({there[-1].name}), and nothing is "
                 "written over: choose another --run-dir, or go on with --resume auto"
@@ -121,7 +145,8 @@ def _find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer)
     if not path.is_file():
         raise CheckpointError(f"--resume {path}: there is no such file; expected auto, never or a checkpoint's path")
     checkpoint = read_checkpoint(path)
-    later = [there for there in folder.numbered() if step_of(there) > checkpoint.state.step]
+    there = folder.numbered() if config.run_dir else []
+    later = [other for other in there if step_of(other) > checkpoint.state.step]
     if later:
         raise UsageError(
             f"--resume {path} is at step {checkpoint.state.step}, but {folder.path} holds later checkpoints "

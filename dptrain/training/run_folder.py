@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import itertools
+import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from dptrain.errors import CheckpointError, UsageError
-from dptrain.training.checkpoint import Checkpoint, read_checkpoint, write_durably
+from dptrain.training.checkpoint import Checkpoint, read_checkpoint
+from dptrain.training.durable import write_durably
 
 KEEP = 3
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
@@ -25,29 +31,72 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._best: tuple[float, Path] | None = None
+        self._held: int | None = None
+
+    @classmethod
+    def new(cls, data: str, model: str) -> RunFolder:
+        """Make runs/<data>-<model>-<time>: a folder that was not there, however many runs begin at once."""
+        name = f"{Path(data).resolve().name}-{model.rsplit(':', 1)[-1]}-{time.strftime('%Y%m%d-%H%M%S')}"
+        for number in itertools.count(1):
+            path = Path("runs") / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise _unusable(path, error) from error
+            return cls(path)
+        raise AssertionError("counting does not end")
 
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def prepare(self, config: str) -> None:
-        """Make the folder and save the configuration; UsageError when it cannot be written."""
+    def claim(self) -> None:
+        """Make the folder and hold it until `close` or the process's end; claiming twice is fine.
+
+        UsageError when it cannot be written or another process trains in it.
+        """
+        if self._held is not None:
+            return
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_durably(self.path / "config.toml", config.encode())
             with self.metrics.open("a"):
                 pass
-        except (OSError, CheckpointError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise UsageError(f"--run-dir {self.path}: cannot be written: {reason}; choose another folder") from error
+            self._held = os.open(self.path, os.O_RDONLY)
+            try:
+                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"--run-dir {self.path}: another process trains in this folder; wait for it, or choose another"
+                ) from None
+            except OSError:
+                pass  # some network file systems cannot lock
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+
+    def close(self) -> None:
+        """Let others train in the folder."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def write_config(self, config: str) -> None:
+        """Save the configuration; UsageError when it cannot be written."""
+        try:
+            write_durably(self.path / "config.toml", config.encode())
+        except OSError as error:
+            raise _unusable(self.path, error) from error
 
     def numbered(self) -> list[Path]:
         """Checkpoints from the oldest to the newest step."""
-        if not self.checkpoints.is_dir():
+        try:
+            there = list(self.checkpoints.iterdir())
+        except FileNotFoundError:
             return []
-        return sorted(
-            filter(lambda path: CHECKPOINT_NAME.fullmatch(path.name), self.checkpoints.iterdir()), key=step_of
-        )
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        return sorted((path for path in there if CHECKPOINT_NAME.fullmatch(path.name)), key=step_of)
 
     def newest(self, say: Callable[[str], None]) -> tuple[Path, Checkpoint] | None:
         """The newest checkpoint that proves itself; a broken one is passed over with a line that says so.
@@ -67,13 +116,23 @@ class RunFolder:
         return None
 
     def save(self, step: int, content: bytes, test_accuracy: float | None) -> Path:
-        """Write step-<step>.h5 durably, then remove what is neither among the last three nor the best."""
+        """Write step-<step>.h5 durably, then remove what is neither among the last three nor the best.
+
+        CheckpointError when it cannot be written.
+        """
         path = self.checkpoints / f"step-{step:08d}.h5"
-        write_durably(path, content)
+        try:
+            write_durably(path, content)
+        except OSError as error:
+            raise CheckpointError(
+                f"{path}: cannot be written: {error.strerror}; earlier checkpoints are untouched. Free some space, "
+                f"then go on with the same command and --run-dir {self.path}"
+            ) from error
         self.remember(path, test_accuracy)
         for old in self.numbered()[:-KEEP]:
             if old not in (path, self.best):
-                old.unlink()
+                with contextlib.suppress(OSError):  # one checkpoint too many does no harm
+                    old.unlink()
         return path
 
     def remember(self, path: Path, test_accuracy: float | None) -> None:
@@ -92,3 +151,7 @@ class RunFolder:
     @property
     def best(self) -> Path | None:
         return None if self._best is None else self._best[1]
+
+
+def _unusable(path: Path, error: OSError) -> UsageError:
+    return UsageError(f"--run-dir {path}: cannot be used: {error.strerror}; choose another folder")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import platform
-import time
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from dptrain.data.shards import load_shards
 from dptrain.errors import CheckpointError, DptrainError, UsageError
 from dptrain.nn.network import Network
 from dptrain.optim import SGD
-from dptrain.parallel.communicator import Communicator, together
+from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.reduction import REDUCTIONS
 from dptrain.parallel.threads import ShardPool, fair_threads
@@ -46,15 +46,19 @@ class Session:
 
 def set_up(config: TrainConfig, communicator: Communicator) -> Session:
     """Open the data, build the network, place the shards; every rank fails with a DptrainError or none does."""
+    # First of all, for what follows depends on it: which collectives are called, too.
+    agree_on("configuration", vars(config), communicator)
     threads = config.threads or fair_threads(communicator)
     with together(communicator):
         environment = numeric_environment(config.reduction)
         manifest = read_manifest(Path(config.data))
-        placement = Placement(manifest.shard_count, communicator.size)
+        placement = place(manifest, Path(config.data), communicator)
         steps_per_epoch = count_steps(manifest, config.batch_size)
         network = build_network(config.model, config.model_options, manifest.image_shape, len(manifest.classes))
         own = placement.shards_of(communicator.rank)
         shards = load_shards(Path(config.data), manifest, own, threads)
+    agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description()}
+    agree_on("data set or network", agreed, communicator)
     total_steps = config.epochs * steps_per_epoch
     microbatch = config.batch_size // manifest.shard_count
     batches = {
@@ -93,7 +97,7 @@ def set_up(config: TrainConfig, communicator: Communicator) -> Session:
         test=shards.test,
         normalise=Normalisation(manifest),
         pool=pool,
-        notes=agree_on(origin, communicator),
+        notes=machine_notes(environment, communicator),
     )
 
 
@@ -123,29 +127,38 @@ def _cpu_model() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def agree_on(origin: Origin, communicator: Communicator) -> list[str]:
-    """Hold every rank to the same configuration, network and data; note where the machines differ."""
-    origins = communicator.allgather(origin)
-    with together(communicator):
-        for rank, other in enumerate(origins):
-            for key in ("config", "architecture", "manifest_sha256"):
-                if getattr(other, key) != getattr(origins[0], key):
-                    raise DptrainError(
-                        f"rank {rank} has another {key} than rank 0: start all with the same files and flags"
-                    )
-    first = origins[0].environment
-    moved = {key for other in origins for key in first if other.environment[key] != first[key]}
-    if moved:
-        return [f"the ranks' machines differ ({', '.join(sorted(moved))}): bits may depend on the number of ranks"]
+def agree_on(what: str, own: Mapping[str, object], communicator: Communicator) -> None:
+    """Hold every rank to rank 0's values; DptrainError on all ranks naming the first that differs, and where."""
+    everyone = communicator.allgather((socket.gethostname(), dict(own)))
+    _, first = everyone[0]
+    for rank, (host, values) in enumerate(everyone):
+        for name, value in first.items():
+            if values[name] != value:
+                error = DptrainError(
+                    f"rank {rank} on {host} has another {what} than rank 0: {name} is {values[name]!r} there, "
+                    f"{value!r} on rank 0; start all ranks with the same flags and files"
+                )
+                raise known_to_all(communicator, error)
+
+
+def machine_notes(environment: dict[str, str], communicator: Communicator) -> list[str]:
+    """A line for the user if the ranks compute on machines or libraries that differ."""
+    everyone = communicator.allgather(environment)
+    different = sorted({key for other in everyone for key in other if other[key] != everyone[0][key]})
+    if different:
+        return [f"the ranks' machines differ ({', '.join(different)}): bits may depend on the number of ranks"]
     return []
 
 
-def default_run_dir(config: TrainConfig) -> str:
-    """runs/<data>-<model>-<time>: never a folder that is there."""
-    model = config.model.rsplit(":", 1)[-1]
-    name = f"{Path(config.data).name}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"
-    numbered = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
-    return str(next(path for path in numbered if not path.exists()))
+def place(manifest: Manifest, folder: Path, communicator: Communicator) -> Placement:
+    """The placement of the data set's shards; UsageError when there are more ranks than shards."""
+    shards, ranks = manifest.shard_count, communicator.size
+    if ranks > shards:
+        raise UsageError(
+            f"{ranks} ranks, but {folder} has {shards} shards and a shard is never split: start at most {shards} "
+            f"ranks, or pack it again: python -m data_prep {manifest.name} {folder} --shards {ranks} --force"
+        )
+    return Placement(shards, ranks)
 
 
 def check_resumable(path: Path, checkpoint: Checkpoint, config: TrainConfig, origin: Origin) -> list[str]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dptrain.nn.network import Network
-from dptrain.nn.workspace import Array, aligned_zeros
+from dptrain.nn.workspace import Array, aligned_copy, aligned_zeros
 
 
 @dataclass
@@ -24,7 +24,7 @@ class TrainingState:
     epoch_loss: float = 0.0
     epoch_correct: int = 0
     epoch_samples: int = 0
-    test_accuracy: float | None = field(default=None)
+    test_accuracy: float | None = None
 
     @property
     def params_sha256(self) -> str:
@@ -40,7 +40,4 @@ class TrainingState:
 
 def initial_state(network: Network, seed: int) -> TrainingState:
     """Step 0: parameters from the seed, no momentum."""
-    size = network.layout.size
-    state = TrainingState(aligned_zeros(size), aligned_zeros(size))
-    state.parameters[...] = network.initial_parameters(seed)
-    return state
+    return TrainingState(aligned_copy(network.initial_parameters(seed)), aligned_zeros(network.layout.size))

@@ -23,7 +23,10 @@ STATISTICS = 3
 
 @dataclass
 class Seconds:
-    """Where this rank's time went. `waiting` is for other ranks to finish their shards."""
+    """Where this rank's time went. `waiting` is for other ranks to finish their shards.
+
+    Shards compute side by side: `data` is the mean of the shards' shares of the time they took together.
+    """
 
     compute: float = 0.0
     data: float = 0.0
@@ -110,5 +113,6 @@ def _not_finite(loss: float, step: int, lr: float) -> TrainingError:
     what = "gradient is not finite" if np.isfinite(loss) else f"loss is {loss}"
     return TrainingError(
         f"step {step + 1}: the {what}, at learning rate {lr:.6g}; the parameters were not changed and earlier "
-        "checkpoints are kept. Try a lower --lr or more --warmup-steps"
+        "checkpoints are kept. Try a lower --lr or more --warmup-steps in another --run-dir, from the start or "
+        "by --resume from a checkpoint of before it went wrong"
     )

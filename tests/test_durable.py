@@ -1,4 +1,4 @@
-"""dptrain.training.checkpoint.write_durably: a file is written whole or not at all, whatever fails on the way."""
+"""dptrain.training.durable: a file is written whole or not at all, whatever fails on the way."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from unittest.mock import MagicMock
 import pytest
 from test_checkpoint import LAYOUT, ORIGIN, state_of
 
-from dptrain.errors import CheckpointError
-from dptrain.training.checkpoint import checkpoint_bytes, read_checkpoint, write_durably
+from dptrain.training.checkpoint import checkpoint_bytes, read_checkpoint
+from dptrain.training.durable import write_durably
 
 
 @pytest.fixture
@@ -84,9 +84,8 @@ def test_when_writing_fails_the_earlier_file_stays_and_nothing_else(
     for path in (good, good.with_name("step-00000010.h5")):
         with monkeypatch.context() as patch:
             break_it(patch)
-            with pytest.raises(CheckpointError, match=words) as caught:
+            with pytest.raises(OSError, match=words):
                 write_durably(path, content)
-        assert str(path.parent) in str(caught.value)
         assert [entry.name for entry in good.parent.iterdir()] == [good.name]
         assert good.read_bytes() == before
     assert read_checkpoint(good).state.step == 9
@@ -104,7 +103,7 @@ def test_a_folder_that_cannot_be_synced_is_an_error_and_both_files_are_whole(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
-        with pytest.raises(CheckpointError, match="No space left"):
+        with pytest.raises(OSError, match="No space left"):
             write_durably(later, checkpoint_bytes(state_of(seed=5), ORIGIN, LAYOUT))
     assert {path.name for path in good.parent.iterdir()} == {good.name, later.name}
     for path in (good, later):
@@ -134,12 +133,12 @@ def test_a_disk_that_really_is_full_leaves_the_earlier_checkpoint(good: Path) ->
     """RLIMIT_FSIZE: the operating system itself refuses to write on."""
     program = (
         "import resource, sys; from pathlib import Path\n"
-        "from dptrain.training.checkpoint import write_durably\n"
+        "from dptrain.training.durable import write_durably\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         f"write_durably(Path({str(good)!r}), bytes(5000))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert "CheckpointError" in done.stderr
+    assert done.returncode == 1
     assert "File too large" in done.stderr
     assert [entry.name for entry in good.parent.iterdir()] == [good.name]
     assert read_checkpoint(good).state.step == 9

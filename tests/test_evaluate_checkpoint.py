@@ -1,0 +1,101 @@
+"""dptrain.training.evaluate_checkpoint: `dptrain eval` on its own data, other data, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from mpi_runs import mpirun, own_mpi
+from training_runs import configuration, packed, run
+
+from dptrain.errors import CheckpointError, DataError, UsageError
+from dptrain.parallel.communicator import Communicator
+from dptrain.training.checkpoint import read_checkpoint
+from dptrain.training.evaluate import Evaluation
+from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
+
+LAST = "checkpoints/step-00000014.h5"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data set and the last checkpoint of a run on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = packed(folder / "set")
+    run(configuration(data, folder / "run"))
+    return data, folder / "run" / LAST
+
+
+def evaluation_of(data: Path, checkpoint: Path, model: str = "") -> Evaluation:
+    return evaluate_checkpoint(read_checkpoint(checkpoint), checkpoint, data, Communicator(), model=model, threads=1)
+
+
+@pytest.mark.parametrize(("change", "words"), [({"shape": (2, 6, 8)}, "(2, 6, 8)"), ({"classes": 4}, "'class-3')")])
+def test_data_of_another_shape_or_other_classes_is_refused(
+    change: dict[str, object], words: str, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="not the same task") as caught:
+        evaluation_of(packed(tmp_path / "other", **change), trained[1])
+    assert words in str(caught.value)
+
+
+def test_other_samples_of_the_same_task_are_evaluated(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    assert evaluation_of(packed(tmp_path / "other", test=11, seed=9, shards=2), trained[1]).samples == 11
+
+
+def test_only_the_test_shards_are_opened(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    data = packed(tmp_path / "set")
+    for path in data.glob("train-*"):
+        path.unlink()
+    assert evaluation_of(data, trained[1]).samples == 37
+    (data / "test-001-of-004.h5").unlink()
+    with pytest.raises(DataError, match="test-001-of-004"):
+        evaluation_of(data, trained[1])
+
+
+@pytest.fixture
+def own_model(tmp_path: Path) -> tuple[Path, str]:
+    """A file with an architecture, and its name for --model."""
+    path = tmp_path / "net.py"
+    path.write_text(
+        "from dptrain.nn import Flatten, Linear\n"
+        "def build(input_shape, classes):\n    return [Flatten(), Linear(classes)]\n"
+    )
+    return path, f"{path}:build"
+
+
+def test_code_that_a_checkpoint_names_is_run_only_when_asked(own_model: tuple[Path, str], tmp_path: Path) -> None:
+    path, model = own_model
+    data = packed(tmp_path / "set")
+    run(configuration(data, tmp_path / "run", model=model, model_options={}))
+    path.write_text("raise SystemError('hostile code ran')\n" + path.read_text())
+    with pytest.raises(UsageError, match=f"add --model {re.escape(model)}"):
+        evaluation_of(data, tmp_path / "run" / LAST)
+    with pytest.raises(SystemError):
+        evaluation_of(data, tmp_path / "run" / LAST, model)
+
+
+def test_an_architecture_file_may_move_but_not_change(own_model: tuple[Path, str], tmp_path: Path) -> None:
+    path, model = own_model
+    data = packed(tmp_path / "set")
+    run(configuration(data, tmp_path / "run", model=model, model_options={}))
+    moved = path.rename(tmp_path / "moved.py")
+    assert evaluation_of(data, tmp_path / "run" / LAST, f"{moved}:build").samples == 37
+    moved.write_text(moved.read_text().replace("Linear(classes)", "Linear(7), Linear(classes)"))
+    with pytest.raises(CheckpointError, match="of another architecture"):
+        evaluation_of(data, tmp_path / "run" / LAST, f"{moved}:build")
+
+
+@pytest.mark.mpi
+def test_data_that_one_rank_does_not_find_ends_both(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    data, checkpoint = trained
+    program = tmp_path / "wrapper.py"
+    program.write_text(
+        "import sys\nfrom dptrain.cli import main\nfrom dptrain.parallel.communicator import launched_rank\n"
+        "sys.exit(main(['eval', sys.argv[1], '/nonexistent' if launched_rank() else sys.argv[2]]))\n"
+    )
+    done = mpirun(own_mpi(), 2, program, checkpoint, data, cwd=tmp_path, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("dptrain: error:") == 1
+    assert "/nonexistent: not a data set" in done.stderr
