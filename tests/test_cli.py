@@ -179,7 +179,8 @@ def test_a_model_file_that_quits_on_one_rank_ends_both(data: Path, tmp_path: Pat
     (tmp_path / "net.py").write_text(
         "import sys\nfrom dptrain.nn import Flatten, Linear\n"
         "from dptrain.parallel.communicator import launched_rank\n"
-        "def build(input_shape, classes):\n    launched_rank() and sys.exit(3)\n    return [Flatten(), Linear(classes)]\n"
+        "def build(input_shape, classes):\n    launched_rank() and sys.exit(3)\n"
+        "    return [Flatten(), Linear(classes)]\n"
     )
     words = flags(data, tmp_path / "run", model=tmp_path / "net.py:build", model_options={})
     done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)

@@ -124,8 +124,10 @@ class Recorder:
         self.progress.stop()
         last = folder.checkpoints / f"step-{state.step:08d}.h5"
         self.say(f"test accuracy {100 * evaluation.accuracy:.2f} % ({evaluation.correct:,} of {evaluation.samples:,})")
-        self.say(f"last checkpoint {last}, best {folder.best}, metrics {folder.metrics}")
-        self.say(f"params_sha256 {state.params_sha256}")
+        self.say(f"last checkpoint {last}")
+        self.say(f"best checkpoint {folder.best}")
+        self.say(f"metrics         {folder.metrics}")
+        self.say(f"params_sha256   {state.params_sha256}")
         self.close()
 
     def close(self) -> None:
