@@ -224,6 +224,17 @@ def test_shard_entry_that_does_not_fit_is_refused(change: dict[str, Any], folder
         read_manifest(folder)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_without_samples_is_refused(split: str, folder: Path) -> None:
+    path = folder / MANIFEST
+    raw = json.loads(path.read_text())
+    for entry in raw["splits"][split]:
+        entry["samples"] = 0
+    path.write_text(json.dumps(raw))
+    with pytest.raises(DataError, match=f"the {split} split has no samples"):
+        read_manifest(folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 3])
 def test_manifest_that_is_not_json_is_refused(content: bytes, folder: Path) -> None:
     (folder / MANIFEST).write_bytes(content)

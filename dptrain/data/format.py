@@ -159,6 +159,8 @@ def _manifest_of(raw: dict[str, Any]) -> Manifest:
         expected = [shard_name(split, shard, shards) for shard in range(shards)]
         if not shards or names != expected:
             raise ValueError(f"{split} shards {names}, expected {expected}")
+        if manifest.samples(split) < 1:
+            raise ValueError(f"the {split} split has no samples")
         for entry in splits[split]:
             if entry.samples < 0 or entry.bytes < 0 or len(bytes.fromhex(entry.sha256)) != 32:
                 raise ValueError(f"entry of {entry.file}: {entry}")

@@ -1,7 +1,9 @@
-"""The training loop.
+"""The training loop: `train` is all of it, and what it calls stands below in the order it is called.
 
-dptrain train data/cifar10
-mpirun -n 4 dptrain train data/cifar10 --run-dir runs/four
+    dptrain train data/cifar10
+    mpirun -n 4 dptrain train data/cifar10 --run-dir runs/four
+
+A run can be stopped anywhere and started again by the same command with its --run-dir.
 """
 
 from __future__ import annotations
@@ -50,10 +52,10 @@ def train(config: TrainConfig, communicator: Communicator, observer: Observer) -
     """
     session = set_up(config, communicator)
     state, folder, resumed = begin(config, session, communicator, observer)
-    observer.started(session, state, folder, resumed)
     steps_per_epoch = session.origin.steps_per_epoch
     evaluation = None
     with closing(folder), closing(session.pool):
+        observer.started(session, state, folder, resumed)
         while state.step < session.last_step:
             epoch, step = divmod(state.step, steps_per_epoch)
             lr = session.schedule(state.step)

@@ -85,14 +85,7 @@ def set_up(config: TrainConfig, communicator: Communicator) -> Session:
         origin=origin,
         manifest=manifest,
         take_step=TrainingStep(network, optimizer, batches, pool, reduction, communicator),
-        schedule=make_schedule(
-            config.schedule,
-            config.lr,
-            total_steps,
-            warmup_steps=config.warmup_steps,
-            every=max(1, round(config.step_epochs * steps_per_epoch)),
-            factor=config.step_factor,
-        ),
+        schedule=_schedule(config, steps_per_epoch),
         last_step=min(total_steps, config.max_steps or total_steps),
         test=shards.test,
         normalise=Normalisation(manifest),
@@ -112,6 +105,17 @@ def count_steps(manifest: Manifest, batch_size: int) -> int:
         )
     largest = max(entry.samples for entry in manifest.splits["train"])
     return -(-largest // (batch_size // shards))
+
+
+def _schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
+    return make_schedule(
+        config.schedule,
+        config.lr,
+        config.epochs * steps_per_epoch,
+        warmup_steps=config.warmup_steps,
+        every=max(1, round(config.step_epochs * steps_per_epoch)),
+        factor=config.step_factor,
+    )
 
 
 def numeric_environment(reduction: str) -> dict[str, str]:
