@@ -6,6 +6,7 @@ Nothing here imports NumPy before `request_one_thread` has run.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
@@ -105,46 +106,56 @@ def _flag_options(key: Any) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors are one line for people, not a traceback."""
     request_one_thread()
-    from dptrain.parallel.communicator import Communicator, connect, known_to_all
+    from dptrain.parallel.communicator import Communicator, connect, together
 
+    parsed, wrong = argparse.Namespace(), None
+    try:
+        parsed = build_parser().parse(sys.argv[1:] if arguments is None else arguments)
+    except UsageError as error:
+        wrong = error
     communicator = Communicator()
     try:
-        try:
-            parsed = build_parser().parse(sys.argv[1:] if arguments is None else arguments)
-        except UsageError as error:  # every rank has read the same flags
-            communicator, _ = connect()
-            raise known_to_all(communicator, error) from None
         communicator, connection = connect()
+        with together(communicator):
+            if wrong is not None:
+                raise wrong
         status: int = parsed.command(parsed, communicator, connection)
         return status
     except PeerError as error:
         return error.status
     except DptrainError as error:
-        if error.agreed or communicator.size == 1:
+        if error.agreed:
             _complain(str(error))
             return error.status
-        _complain(f"rank {communicator.rank} on {socket.gethostname()}: {error}")
+        where = f"rank {communicator.rank} on {socket.gethostname()}: " if communicator.size > 1 else ""
+        _complain(where + str(error))
         return _end(communicator, error.status)
-    except KeyboardInterrupt:
-        _complain("interrupted; a run goes on from its last checkpoint with the same command and its --run-dir")
+    except KeyboardInterrupt as interrupt:
+        _complain(": ".join(["interrupted", *interrupt.args]))
         return _end(communicator, 130)
     except BrokenPipeError:  # whoever read the output has enough, as in `dptrain inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _end(communicator, 141)
-    except Exception:
+    except (Exception, SystemExit):  # a user's layer may call sys.exit() on one rank
         _complain(f"rank {communicator.rank} on {socket.gethostname()} failed:\n{traceback.format_exc()}")
         return _end(communicator, 1)
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"dptrain: error: {text}\n")  # in one piece: other ranks and mpirun write there too
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a full disk, a closed pipe: the other ranks must be ended all the same
+        sys.stderr.write(f"dptrain: error: {text}\n")  # in one piece: other ranks and mpirun write there too
+        sys.stderr.flush()
 
 
 def _end(communicator: Communicator, status: int) -> int:
     """End every rank: the others may be waiting for this one."""
-    sys.stdout.flush()
+    from dptrain.parallel.communicator import launched_size
+
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     communicator.abort(status)
+    if communicator.size == 1 and launched_size() is not None:
+        os._exit(status)  # interrupted while MPI started: leaving through MPI_Finalize would wait for the others
     return status
 
 
@@ -164,6 +175,9 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
     recorder = Recorder(config, communicator, connection)
     try:
         summary = train(config, communicator, recorder)
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (recorder.how_to_go_on(),)
+        raise
     finally:
         recorder.close()
     if parsed.json and communicator.rank == 0:
@@ -207,17 +221,20 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir():
         newest = RunFolder(path).newest(lambda line: print(line, file=sys.stderr))
         if newest is None:
-            raise UsageError(f"{path}: a run folder without checkpoints; name a checkpoint file")
+            raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; name a run folder or a checkpoint file")
         return newest[1]
     return read_checkpoint(path)
 
 
 def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
-    checkpoint = open_checkpoint(parsed.checkpoint)
+    from dptrain.parallel.communicator import together
+
+    with together(communicator):
+        checkpoint = open_checkpoint(parsed.checkpoint)
     state, origin = checkpoint.state, checkpoint.origin
     facts: dict[str, Any] = {
         "step": state.step,
-        "epoch": state.step // origin.steps_per_epoch,
+        "epochs_completed": state.step // origin.steps_per_epoch,
         "samples_seen": state.samples_seen,
         "test_accuracy": state.test_accuracy,
         "data": origin.data_name,
@@ -243,7 +260,3 @@ def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection:
         else:
             print(f"{name}: {value}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

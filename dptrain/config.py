@@ -70,7 +70,9 @@ class TrainConfig:
         "tree", "how gradients are summed: tree gives the same bits on any number of ranks", choices=REDUCTIONS
     )
     checkpoint_every: int = _key(0, "also write a checkpoint every so many steps (0: only each epoch)", least=0)
-    resume: str = _key("auto", "auto: go on from the run folder's newest checkpoint; never; or a checkpoint's path")
+    resume: str = _key(
+        "auto", "auto: go on from the run folder's newest checkpoint; never; or the path of a checkpoint or another run"
+    )
     log_every: int = _key(50, "steps between two lines of metrics.jsonl", least=1)
 
     def __post_init__(self) -> None:
@@ -133,6 +135,8 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for written, value in raw.items():
         name = written.replace("-", "_")
+        if name not in known and isinstance(value, dict):
+            raise UsageError(f"{origin}: table [{written}]: keys stand at the top, the only table is [model-options]")
         if name not in known:
             raise UsageError(
                 f"{origin}: unknown key {written!r}; {did_you_mean(written, [k.replace('_', '-') for k in known])}"
@@ -141,6 +145,10 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
             raise UsageError(f"{origin}: {written!r} is given twice; keep one")
         as_float = isinstance(known[name].default, float) and type(value) is int
         values[name] = float(value) if as_float else value
+        try:
+            _check(known[name], values[name])
+        except UsageError as error:
+            raise UsageError(f"{origin}: {error}") from None
     return values
 
 

@@ -48,6 +48,10 @@ def forwarded_signals() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
 
     def forward(number: int, _frame: FrameType | None) -> None:
         if target:
+            # mpirun may end the ranks before they can say a word.
+            sys.stderr.write(
+                f"launch: {signal.Signals(number).name} passed on; a run goes on from its last checkpoint\n"
+            )
             target[0].send_signal(number)
         else:
             waiting.append(number)

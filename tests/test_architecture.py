@@ -85,6 +85,7 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
 @pytest.mark.parametrize(
     ("model", "words"),
     [
+        ("FOLDER/my_net.py", "name its function too"),
         ("convnit", "did you mean 'convnet'?"),
         ("FOLDER/missing.py:build", "there is no file"),
         ("FOLDER/my_net.py:biuld", "did you mean 'build'?"),
@@ -92,8 +93,8 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
         ("FOLDER/my_net.py:MY", "has no function 'MY'"),
         ("FOLDER/my_net.txt:build", "is not a Python file"),
         ("FOLDER/my_net.py:tells", "told (3, 8, 8), 5, {}"),
-        ("FOLDER/my_net.py:no_list", "'int' object is not iterable"),
-        ("FOLDER/my_net.py:quits", "17 (my_net.py, line "),
+        ("FOLDER/my_net.py:no_list", "the function returned 7, expected a list of layers"),
+        ("FOLDER/my_net.py:quits", "ended the program with status 17 (my_net.py, line "),
         ("FOLDER/my_net.py:tells", "(my_net.py, line "),
         ("FOLDER/my_net.py:unfinished", "end it with Flatten(), Linear(K)"),
         ("FOLDER/my_net.py:too_large", "smaller than the kernel of 99"),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dptrain.data.augment import flip_and_crop
+from dptrain.data.augment import check_augmentation, flip_and_crop
 from dptrain.errors import UsageError
 from dptrain.nn.draws import Purpose, random_words
 
@@ -108,5 +108,7 @@ def test_words_of_an_epoch_reach_every_flip_and_offset_equally_often() -> None:
 def test_image_too_small_to_reflect_is_refused_with_what_to_do(height: int, width: int) -> None:
     images, words = random_images(1, (1, height, width)), np.array([5], np.uint64)
     with pytest.raises(UsageError, match=rf"larger than 4 pixels, these are {height} x {width}; use --augment zero"):
-        flip_and_crop(images, words, "reflect")
+        check_augmentation("reflect", (1, height, width))
+    for border in ("zero", "none"):
+        check_augmentation(border, (1, height, width))
     np.testing.assert_array_equal(flip_and_crop(images, words, "zero"), pixel_by_pixel(images, words, "zero"))

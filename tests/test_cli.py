@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_runs import Done, assert_nothing_half_written, assert_one_error, train
-from mpi_runs import dptrain, own_mpi
+from mpi_runs import dptrain, mpirun, own_mpi
 from training_runs import LAST_STEP, TEST, configuration, flags, packed, run
 
 from dptrain import __version__
@@ -123,7 +123,7 @@ def test_train_inspect_and_eval_agree_in_json(data: Path, tmp_path: Path) -> Non
     evaluated = json.loads(dptrain("eval", folder, data, "--json", cwd=tmp_path).stdout)
     assert inspected["params_sha256"] == summary["params_sha256"]
     assert inspected["step"] == summary["step"] == LAST_STEP
-    assert inspected["epoch"] == 2
+    assert inspected["epochs_completed"] == 2
     assert inspected["samples_seen"] == 2 * 101
     assert evaluated["loss"] == summary["test_loss"]
     assert evaluated["accuracy"] == inspected["test_accuracy"] == summary["test_accuracy"]
@@ -132,7 +132,7 @@ def test_train_inspect_and_eval_agree_in_json(data: Path, tmp_path: Path) -> Non
     assert inspected["parameter_count"] == 3 * 2 * 9 + 3 + 5 * 27 + 5
     assert inspected["parameters"]["conv1.weight"] == [3, 2, 3, 3]
     assert inspected["config"]["batch_size"] == 16
-    assert f"params_sha256 {summary['params_sha256']}" in done.stdout
+    assert f"params_sha256   {summary['params_sha256']}" in done.stdout
 
 
 def test_inspect_and_eval_print_the_same_figures_for_people(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -187,6 +187,53 @@ def test_a_model_file_that_quits_on_one_rank_ends_both(data: Path, tmp_path: Pat
     assert done.returncode == 2
     assert done.stderr.count("dptrain: error:") == 1
     assert f"rank 1 on {socket.gethostname()}: --model" in done.stderr
+
+
+UNLIKE_RANKS = """
+import sys
+from dptrain.cli import main
+from dptrain.parallel.communicator import launched_rank
+if launched_rank() == 0 and "FULL" == "MODE":
+    sys.stderr = open("/dev/full", "w", buffering=1)
+sys.exit(main(["train", *sys.argv[1:], *(["--lrr", "1"] if launched_rank() == RANK else [])]))
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_wrong_flag_of_one_rank_ends_both(rank: int, data: Path, tmp_path: Path) -> None:
+    """As in `mpirun -n 1 dptrain ... : -n 1 dptrain ...`."""
+    program = tmp_path / "unlike.py"
+    program.write_text(UNLIKE_RANKS.replace("RANK", str(rank)))
+    done = mpirun(own_mpi(), 2, program, *flags(data, tmp_path / "run"), cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.count("dptrain: error:") == 1
+    assert f"rank {rank} on {socket.gethostname()}: unknown argument '--lrr'" in done.stderr
+
+
+EXITS_IN_TRAINING = FAILS_IN_TRAINING.replace(
+    'raise ZeroDivisionError("a mistake in this very layer")', "raise SystemExit(0)"
+)
+
+
+@pytest.mark.mpi
+def test_a_layer_that_ends_the_program_on_one_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(EXITS_IN_TRAINING.replace("RANK", "1"))
+    words = flags(data, tmp_path / "run", model=tmp_path / "net.py:build", model_options={})
+    done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
+    assert done.returncode != 0
+    assert f"rank 1 on {socket.gethostname()} failed" in done.stderr
+
+
+@pytest.mark.mpi
+def test_a_rank_whose_own_output_fails_still_ends_the_others(data: Path, tmp_path: Path) -> None:
+    """One log file a rank on the disk that is full: neither metrics nor the error can be written."""
+    program = tmp_path / "unlike.py"
+    program.write_text(UNLIKE_RANKS.replace("MODE", "FULL").replace("RANK", "-1"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    done = mpirun(own_mpi(), 2, program, *flags(data, tmp_path / "run"), cwd=tmp_path, timeout=60)
+    assert done.returncode != 0
 
 
 def test_runs_begun_at_once_without_a_folder_get_one_each(data: Path, tmp_path: Path) -> None:

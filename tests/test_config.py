@@ -206,3 +206,15 @@ def test_keys_of_the_run_and_of_the_process_are_keys_and_disjoint() -> None:
     names = {key.name for key in fields(TrainConfig)}
     assert names >= set(KEYS_OF_THE_RUN) | set(KEYS_OF_THE_PROCESS)
     assert not set(KEYS_OF_THE_RUN) & set(KEYS_OF_THE_PROCESS)
+
+
+def test_a_table_that_is_no_key_is_told_to_be_flat() -> None:
+    with pytest.raises(UsageError, match=r"table \[train\]: keys stand at the top"):
+        parse_toml("[train]\nlr = 1", "my.toml")
+
+
+def test_the_reductions_of_the_flag_are_those_there_are() -> None:
+    from dptrain.config import REDUCTIONS
+    from dptrain.parallel import reduction
+
+    assert set(REDUCTIONS) == set(reduction.REDUCTIONS)

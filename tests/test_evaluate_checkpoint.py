@@ -98,4 +98,4 @@ def test_data_that_one_rank_does_not_find_ends_both(trained: tuple[Path, Path], 
     done = mpirun(own_mpi(), 2, program, checkpoint, data, cwd=tmp_path, timeout=60)
     assert done.returncode == 1
     assert done.stderr.count("dptrain: error:") == 1
-    assert "/nonexistent: not a data set" in done.stderr
+    assert "/nonexistent: there is no such folder" in done.stderr

@@ -66,3 +66,12 @@ def test_only_conv_relu_pool_in_a_row_are_joined() -> None:
     kinds = [type(layer) for layer in fuse([conv, ReLU(), other, ReLU(), MaxPool2d(), Flatten()])]
     assert kinds == [Conv2d, ReLU, ConvPoolReLU, Flatten]
     assert fuse([conv, MaxPool2d(), ReLU()])[0] is conv
+
+
+def test_a_subclass_is_not_taken_for_what_it_is_made_of() -> None:
+    class LeakyReLU(ReLU):
+        """Computes something else."""
+
+    layers = [Conv2d(2), LeakyReLU(), MaxPool2d()]
+    assert fuse(list(layers)) == layers
+    assert repr(layers[1]) == "LeakyReLU()"

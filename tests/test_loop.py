@@ -160,7 +160,9 @@ def test_resume_never_refuses_a_used_folder_and_changes_nothing(data: Path, tmp_
 
 
 def test_a_missing_checkpoint_to_resume_from_is_an_error_and_makes_no_folder(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no such file; expected auto, never or a checkpoint's path"):
+    with pytest.raises(
+        CheckpointError, match="no checkpoint there; expected auto, never, a checkpoint's path or a run folder"
+    ):
         run(configuration(data, tmp_path / "run", resume="atuo"))
     assert not (tmp_path / "run").exists()
 
@@ -242,6 +244,28 @@ class Rank0(Communicator):
 
     def allgather(self, value: Any) -> list[Any]:
         return [value, *self.others]
+
+
+def test_a_run_can_go_on_from_the_newest_checkpoint_of_another_run(data: Path, tmp_path: Path) -> None:
+    run(configuration(data, tmp_path / "one", max_steps=5))
+    _, memory = run(configuration(data, tmp_path / "two", resume=str(tmp_path / "one")))
+    assert memory.steps[0][0] == 6
+    assert 'resume = "auto"' in (tmp_path / "two" / "config.toml").read_text()  # so that the file goes on from there
+
+
+def test_what_was_never_evaluated_is_saved_with_its_accuracy(data: Path, tmp_path: Path) -> None:
+    """Stopped at a checkpoint within an epoch, then asked for no more steps than that."""
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(configuration(data, folder, checkpoint_every=3), Communicator(), Memory(interrupt_after=4))
+    summary, _ = run(configuration(data, folder, max_steps=3))
+    assert read_checkpoint(folder / "checkpoints" / "step-00000003.h5").state.test_accuracy == summary["test_accuracy"]
+
+
+def test_parameters_that_blow_up_in_the_last_step_are_not_saved(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"step 1: the test loss is (nan|inf)"):
+        run(configuration(data, tmp_path / "run", lr=1e38, warmup_steps=0, max_steps=1))
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
 def test_going_back_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:

@@ -139,6 +139,15 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
         MetricsWriter(tmp_path / "missing" / "metrics.jsonl").write("start")
 
 
+def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "start"}\n{"event": "st')
+    writer = MetricsWriter(path)
+    writer.write("start", step=3)
+    writer.close()
+    assert path.read_text().splitlines() == ['{"event": "start"}', '{"event": "st', '{"event": "start", "step": 3}']
+
+
 def test_a_full_disk_is_named_and_closing_afterwards_adds_no_other_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")

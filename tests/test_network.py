@@ -159,6 +159,65 @@ def test_a_users_layer_is_described_by_what_it_was_made_of() -> None:
     assert lines[2] != lines[0]
 
 
+class Careless(Scale):
+    """Keeps on itself what belongs to one microbatch."""
+
+    def forward(self, x, parameters, workspace):
+        self.x = x
+        return x, None
+
+
+def test_a_layer_that_keeps_something_on_itself_is_refused_by_name() -> None:
+    """Threads share layers: its gradients would depend on which thread came last."""
+    network = Network([Careless(1.0), Flatten(), Linear(2)], (1, 2, 2))
+    with pytest.raises(AttributeError, match=r"layer1 keeps 'x' on itself.*threads share"):
+        network.predict(network.initial_parameters(0), np.zeros((1, 2, 2, 3), np.float32), Workspace())
+
+
+class Weighted(Layer):
+    """A parameter of the given name and shape, which adds to its gradient instead of setting it."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], kind: str) -> None:
+        self.parameter, self.shape, self.kind = name, shape, kind
+
+    def parameter_shapes(self):
+        return {self.parameter: self.shape}
+
+    def forward(self, x, parameters, workspace):
+        return x * parameters[self.parameter], x
+
+    def backward(self, dy, saved, parameters, gradients, workspace, need_dx=True):
+        gradients[self.parameter] += (dy * saved).sum()
+        return dy * parameters[self.parameter]
+
+
+def test_a_layer_may_add_to_its_gradient() -> None:
+    network = Network([Flatten(), Linear(2), Weighted("slope", (1,), "slope")], (1, 2, 2))
+    parameters, images = network.initial_parameters(0) + 1, np.ones((1, 2, 2, 3), np.float32)
+    gradients = np.full((2, network.layout.size), 7, np.float32)
+    for gradient in gradients:
+        network.loss_and_grad(parameters, images, np.array([0, 1, 0]), gradient, Workspace())
+    network.loss_and_grad(parameters, images, np.array([0, 1, 0]), gradients[1], Workspace())
+    assert np.array_equal(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "kind", "message"),
+    [
+        ("a.b", (1,), "mine", "a parameter named 'a.b'"),
+        ("a", (), "mine", r"shape \(\), expected extents of at least 1"),
+        ("a", (0,), "mine", r"shape \(0,\), expected extents of at least 1"),
+        ("a", (1,), "my/layer", "the kind 'my/layer', expected letters"),
+        ("a", (1,), "conv1", "the kind 'conv1', expected letters"),
+    ],
+)
+def test_what_could_not_stand_in_a_checkpoint_is_refused_at_once(
+    name: str, shape: tuple[int, ...], kind: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Network([Flatten(), Weighted(name, shape, kind), Linear(2)], (1, 2, 2))
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [

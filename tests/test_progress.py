@@ -104,7 +104,7 @@ def test_what_is_not_shown_prints_nothing(
     monkeypatch.setenv("DPTRAIN_PROGRESS", told)
     progress = Progress(shown=False)
     progress.start(0, 10)
-    progress.step(1, "loss", logged=True)
+    progress.step(1, "loss", "step 1  loss")
     progress.say("hello")
     progress.stop()
     assert capfd.readouterr() == ("", "")
@@ -115,7 +115,7 @@ def test_only_logged_steps_have_a_line(capsys: pytest.CaptureFixture[str], monke
     progress = Progress(shown=True)
     progress.start(0, 10)
     for step in (1, 2, 3):
-        progress.step(step, "loss 0.5", logged=step == 2)
+        progress.step(step, "loss 0.5", "step 2  loss 0.5" if step == 2 else None)
     progress.stop()
     assert capsys.readouterr().out == "step 2  loss 0.5\n"
 
@@ -128,7 +128,7 @@ def test_a_bar_prints_lines_as_they_are_and_can_be_stopped_twice(
     progress = Progress(shown=True)
     progress.start(0, 10)
     progress.say("runs/[bold]x")
-    progress.step(1, "loss", logged=False)
+    progress.step(1, "loss", None)
     progress.stop()
     progress.stop()
     assert "runs/[bold]x" in capsys.readouterr().out

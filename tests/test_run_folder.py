@@ -157,6 +157,20 @@ def test_preparing_writes_the_configuration_and_empty_metrics(folder: RunFolder)
     assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.toml", "metrics.jsonl"]
 
 
+def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("# mine\n")
+    with pytest.raises(UsageError, match="holds other things"):
+        RunFolder(tmp_path).claim()
+    assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_what_a_killed_writer_left_is_removed(folder: RunFolder) -> None:
+    folder.close()
+    (folder.checkpoints / ".step-00000004.h5.partial").write_bytes(b"half")
+    folder.claim()
+    assert list(folder.checkpoints.iterdir()) == []
+
+
 def test_a_claimed_folder_is_refused_to_others_until_it_is_closed(folder: RunFolder) -> None:
     """The lock belongs to the open file, so a second RunFolder stands for a second process."""
     other = RunFolder(folder.path)
@@ -195,7 +209,9 @@ def test_a_folder_that_cannot_be_written_is_named(below: str, tmp_path: Path) ->
     else:
         (path / below).mkdir(parents=True)
     folder = RunFolder(path)
-    with pytest.raises(UsageError, match=r"cannot be used.*choose another folder") as caught:
+    with pytest.raises(
+        UsageError, match=r"(cannot be used|holds other things).*choose (another|a new) folder"
+    ) as caught:
         claim_and_write(folder)
     folder.close()
     assert f"--run-dir {path}" in str(caught.value)

@@ -21,11 +21,6 @@ def flip_and_crop(images: NDArray[np.uint8], words: NDArray[np.uint64], border: 
     """
     flipped = np.where((words & np.uint64(1)).astype(bool)[:, None, None, None], images[..., ::-1], images)
     height, width = images.shape[2:]
-    if border == "reflect" and min(height, width) <= BORDER:
-        raise UsageError(
-            f"--augment reflect needs images larger than {BORDER} pixels, these are {height} x {width}; "
-            "use --augment zero or none"
-        )
     margins = ((0, 0), (0, 0), (BORDER, BORDER), (BORDER, BORDER))
     padded = np.pad(flipped, margins, mode="reflect") if border == "reflect" else np.pad(flipped, margins)
     down = ((words & np.uint64(0xFFFFFFFF)) >> np.uint64(1)) % np.uint64(OFFSETS)
@@ -33,3 +28,13 @@ def flip_and_crop(images: NDArray[np.uint8], words: NDArray[np.uint64], border: 
     crops = sliding_window_view(padded, (height, width), axis=(2, 3))
     cropped: NDArray[np.uint8] = crops[np.arange(len(images)), :, down.astype(np.intp), right.astype(np.intp)]
     return cropped
+
+
+def check_augmentation(border: str, image_shape: tuple[int, int, int]) -> None:
+    """UsageError when images (C, H, W) are too small to be reflected at their border."""
+    _, height, width = image_shape
+    if border == "reflect" and min(height, width) <= BORDER:
+        raise UsageError(
+            f"--augment reflect needs images larger than {BORDER} pixels, these are {height} x {width}; "
+            "use --augment zero or none"
+        )

@@ -107,10 +107,16 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not Path(folder).is_dir():
+            raise DataError(
+                f"{folder}: there is no such folder; python -m data_prep cifar10 {folder} packs one"
+            ) from None
         raise DataError(
             f"{folder}: not a data set: there is no {MANIFEST} (it is written last, so packing may have been "
             f"interrupted); pack one with: python -m data_prep cifar10 {folder}"
         ) from None
+    except NotADirectoryError:
+        raise DataError(f"{folder}: is a file, expected the folder of a packed data set") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:

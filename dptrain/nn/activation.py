@@ -16,7 +16,7 @@ class ReLU(Layer):
     kind = "relu"
 
     def __repr__(self) -> str:
-        return "ReLU()"
+        return f"{type(self).__name__}()"
 
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Array]:
         y = np.maximum(x, 0, out=workspace.array(self.name, "y", x.shape))
@@ -41,7 +41,7 @@ class Flatten(Layer):
     kind = "flatten"
 
     def __repr__(self) -> str:
-        return "Flatten()"
+        return f"{type(self).__name__}()"
 
     def bind(self, input_shape: Shape) -> Shape:
         self.input_shape = input_shape

@@ -42,7 +42,8 @@ class Conv2d(Layer):
         self.padding = pair(padding, "padding", 0)
 
     def __repr__(self) -> str:
-        return f"Conv2d({self.out_channels}, {self.kernel_size}, stride={self.stride}, padding={self.padding})"
+        name = type(self).__name__
+        return f"{name}({self.out_channels}, {self.kernel_size}, stride={self.stride}, padding={self.padding})"
 
     def bind(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 3:

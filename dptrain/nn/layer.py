@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from dptrain.nn.workspace import Array, Workspace
 
@@ -20,12 +23,24 @@ class Layer:
     kind = "layer"  # layers are named by kind and number: conv1, relu1, pool1, conv2, ...
     name = ""  # set by the network
 
+    _frozen = False  # set by the network, once the layer is bound
+
+    def __setattr__(self, attribute: str, value: object) -> None:
+        if self._frozen and attribute != "_frozen":
+            raise AttributeError(
+                f"{self.name} keeps {attribute!r} on itself while computing, but threads share the layer: return it "
+                "from forward, as what backward needs, or keep it in the workspace"
+            )
+        super().__setattr__(attribute, value)
+
     def __repr__(self) -> str:
-        """How the layer was made. It tells networks apart, so that a checkpoint is not resumed by another one."""
-        plain = {key: value for key, value in vars(self).items() if isinstance(value, bool | int | float | str | tuple)}
-        return (
-            f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in plain.items() if key != 'name')})"
-        )
+        """How the layer was made: the values of its attributes.
+
+        It tells networks apart, so that a checkpoint is not resumed by another one. Define it for a layer
+        whose attributes do not say what it computes.
+        """
+        told = {key: value for key, value in vars(self).items() if key != "name" and not key.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{key}={_told(value)}' for key, value in told.items())})"
 
     def bind(self, input_shape: Shape) -> Shape:
         """Learn the shape of one sample (without N), return that of the output; ValueError if it cannot be."""
@@ -57,6 +72,13 @@ class Layer:
         dy is the gradient of the output. It and `saved` may be overwritten: one forward pass, one backward pass.
         """
         raise TypeError(f"{type(self).__name__} does not define backward")
+
+
+def _told(value: object) -> str:
+    """A value in words that are the same in every process: arrays by their content, objects by their type."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    return repr(value) if type(value).__repr__ is not object.__repr__ and not callable(value) else type(value).__name__
 
 
 def pair(value: int | tuple[int, int], what: str, least: int) -> tuple[int, int]:

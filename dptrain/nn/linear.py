@@ -19,7 +19,7 @@ class Linear(Layer):
         self.out_features = out_features
 
     def __repr__(self) -> str:
-        return f"Linear({self.out_features})"
+        return f"{type(self).__name__}({self.out_features})"
 
     def bind(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,11 +44,15 @@ class Network:
         shapes: dict[str, Shape] = {}
         shape = self.input_shape
         for layer in self.layers:
+            layer._frozen = False
             numbers[layer.kind] += 1
             layer.name = f"{layer.kind}{numbers[layer.kind]}"
             shape = layer.bind(shape)
             self._output_shapes.append(shape)
-            shapes |= {f"{layer.name}.{own}": extent for own, extent in layer.parameter_shapes().items()}
+            own = layer.parameter_shapes()
+            _check_names(layer, own)
+            shapes |= {f"{layer.name}.{name}": extents for name, extents in own.items()}
+            layer._frozen = True
         if len(shape) != 1:
             raise ValueError(
                 f"the network puts out {shape}, expected one logit a class: end it with Flatten(), Linear(K)"
@@ -59,7 +64,7 @@ class Network:
         self.stages = fuse(self.layers) if fused else self.layers
 
     def description(self) -> list[str]:
-        """One line a layer; two networks with the same lines compute the same function of their parameters."""
+        """One line a layer: how it was made and what it puts out. Networks with other lines are not the same."""
         shaped = zip(self.layers, self._output_shapes, strict=True)
         return [f"input {self.input_shape}", *(f"{layer.name}: {layer!r} -> {shape}" for layer, shape in shaped)]
 
@@ -89,8 +94,8 @@ class Network:
 
         Sums, not means: see `softmax_cross_entropy`. An empty microbatch has a zero gradient.
         """
+        gradient.fill(0)  # a layer may add to it, and one that leaves it alone has none
         if images.shape[-1] == 0:
-            gradient.fill(0)
             return Outcome(0.0, 0)
         values, gradients = self._by_stage(parameters), self._by_stage(gradient)
         saved: list[Any] = []
@@ -122,6 +127,19 @@ class Network:
             owner, short = name.rsplit(".", 1)
             own[owner][short] = view
         return [own[stage.name] for stage in self.stages]
+
+
+def _check_names(layer: Layer, parameter_shapes: dict[str, Shape]) -> None:
+    """ValueError unless names and shapes can stand in a checkpoint."""
+    if not re.fullmatch(r"[A-Za-z_]*[A-Za-z_]", layer.kind):
+        raise ValueError(
+            f"{layer!r} has the kind {layer.kind!r}, expected letters: layers are named by kind and number"
+        )
+    for name, shape in parameter_shapes.items():
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise ValueError(f"{layer!r} has a parameter named {name!r}, expected letters, digits and underscores")
+        if not shape or min(shape) < 1:
+            raise ValueError(f"{layer!r} has a parameter {name!r} of shape {shape}, expected extents of at least 1")
 
 
 def _outcome(losses: Array, logits: Array, labels: NDArray[np.int64]) -> Outcome:

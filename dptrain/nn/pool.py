@@ -24,7 +24,7 @@ class MaxPool2d(Layer):
         self.stride = self.kernel_size if stride is None else pair(stride, "stride", 1)
 
     def __repr__(self) -> str:
-        return f"MaxPool2d({self.kernel_size}, stride={self.stride})"
+        return f"{type(self).__name__}({self.kernel_size}, stride={self.stride})"
 
     def bind(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 3:

@@ -7,7 +7,8 @@
 
 Loss and accuracy of a step are of its global batch, of an epoch the mean over its samples: they are the same
 on any number of ranks. Seconds and images_per_second are rank 0's, since the line before of the same event or,
-for steps, since the start of the epoch, evaluation left out. A resumed run
+for steps, since the start of the epoch, evaluation left out, writing a checkpoint
+at its end not. A resumed run
 appends: a step that it made again stands there again.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -35,7 +37,9 @@ class MetricsWriter:
         try:
             if self._file is None:
                 self._file = self.path.open("a", encoding="utf-8")
-            self._file.write(json.dumps({"event": event, **values}) + "\n")
+                if not _ends_a_line(self.path):
+                    self._file.write("\n")  # a run before this one was cut off within a line
+            self._file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             self._abandon()
@@ -54,3 +58,10 @@ class MetricsWriter:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read(1) in (b"", b"\n")

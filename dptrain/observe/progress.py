@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from dptrain.parallel.communicator import launched_size
@@ -33,20 +34,16 @@ class Progress:
         """Begin at `step`; rich is imported only for a terminal, as it takes a tenth of a second."""
         if not (self.shown and on_terminal()):
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-        self._bar = Bar(*columns, TextColumn("{task.description}"))
+        self._bar = _make_bar()
         self._task = self._bar.add_task("", completed=step, total=last_step)
         self._bar.start()
 
-    def step(self, step: int, description: str, *, logged: bool) -> None:
-        """One more step; its line is printed at every logged step where there is no bar."""
+    def step(self, step: int, brief: str, line: str | None) -> None:
+        """One more step: `brief` goes beside the bar; where there is none, `line` is printed if there is one."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=description)
-        elif logged:
-            self.say(f"step {step}  {description}")
+            self._bar.update(self._task, completed=step, description=brief)
+        elif line is not None:
+            self.say(line)
 
     def say(self, line: str) -> None:
         """A line for the user."""
@@ -60,3 +57,18 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _make_bar() -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    class Bar(RichProgress):
+        """With an empty last line: Open MPI's mpirun passes on whole lines only, so the bar must end in one."""
+
+        def get_renderables(self) -> Iterator[Any]:
+            yield from super().get_renderables()
+            yield ""
+
+    columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=10), TimeRemainingColumn())
+    return Bar(*columns, TextColumn("{task.description}"))

@@ -47,6 +47,7 @@ class Recorder:
         self.metrics = MetricsWriter(None)
         self._since_logged = self._since_epoch = Span()
         self._rate = ""
+        self._folder: RunFolder | None = None
 
     def say(self, line: str) -> None:
         self.progress.say(line)
@@ -55,7 +56,8 @@ class Recorder:
         manifest, threads = session.manifest, session.pool.threads
         channels, height, width = manifest.image_shape
         self.steps_per_epoch = session.origin.steps_per_epoch
-        self.say(f"dptrain {dptrain.__version__}: {self.connection}, {threads} thread{'s'[: threads > 1]} each")
+        each = " each" if self.communicator.size > 1 else ""
+        self.say(f"dptrain {dptrain.__version__}: {self.connection}, {threads} thread{'s'[: threads > 1]}{each}")
         self.say(
             f"data   {self.config.data}: {manifest.samples('train'):,} training and {manifest.samples('test'):,} "
             f"test images {channels}x{height}x{width}, {len(manifest.classes)} classes, {manifest.shard_count} shards"
@@ -65,6 +67,7 @@ class Recorder:
             f"{self.steps_per_epoch} steps an epoch, {session.last_step} in all"
         )
         self.say(f"run    {folder.path}" + (f", from {resumed} (step {state.step})" if resumed else ""))
+        self._folder = folder
         if self.communicator.rank == 0:
             self.metrics = MetricsWriter(folder.metrics)
         self.metrics.write(
@@ -90,30 +93,30 @@ class Recorder:
             )
             self._rate = f"{figures['images_per_second']:,.0f} images/s"
             self._since_logged = Span()
-        self.progress.step(
-            state.step,
-            f"epoch {epoch}/{self.config.epochs}  loss {outcome.loss:.4f}  batch accuracy {100 * accuracy:.2f} %  "
-            f"lr {lr:.5f}  {self._rate}",
-            logged=logged,
+        line = (
+            f"step {state.step}  epoch {epoch}/{self.config.epochs}  loss {outcome.loss:.4f}  "
+            f"batch accuracy {100 * accuracy:.2f} %  lr {lr:.5f}  {self._rate}"
         )
+        brief = f"epoch {epoch}/{self.config.epochs}  loss {outcome.loss:.3f}  {self._rate}"
+        self.progress.step(state.step, brief, line if logged else None)
 
     def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
         epoch = (state.step - 1) // self.steps_per_epoch + 1
         loss, accuracy = state.epoch_loss / state.epoch_samples, state.epoch_correct / state.epoch_samples
-        figures = self._since_epoch.figures(seconds)
-        self.metrics.write(
-            "epoch",
-            step=state.step,
-            epoch=epoch,
-            loss=loss,
-            accuracy=accuracy,
-            test_loss=evaluation.loss,
-            test_accuracy=evaluation.accuracy,
-            lr=lr,
-            **figures,
-            evaluation_seconds=round(seconds, 4),
-            params_sha256=state.params_sha256,
-        )
+        if self._since_epoch.samples:  # none: a finished run was only evaluated again
+            self.metrics.write(
+                "epoch",
+                step=state.step,
+                epoch=epoch,
+                loss=loss,
+                accuracy=accuracy,
+                test_loss=evaluation.loss,
+                test_accuracy=evaluation.accuracy,
+                lr=lr,
+                **self._since_epoch.figures(seconds),
+                evaluation_seconds=round(seconds, 4),
+                params_sha256=state.params_sha256,
+            )
         self.say(
             f"epoch {epoch}/{self.config.epochs} (step {state.step})  training loss {loss:.4f}, accuracy "
             f"{100 * accuracy:.2f} %  test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} %"
@@ -122,13 +125,23 @@ class Recorder:
 
     def finished(self, state: TrainingState, evaluation: Evaluation, folder: RunFolder) -> None:
         self.progress.stop()
-        last = folder.checkpoints / f"step-{state.step:08d}.h5"
+        last = folder.checkpoint_of(state.step)
         self.say(f"test accuracy {100 * evaluation.accuracy:.2f} % ({evaluation.correct:,} of {evaluation.samples:,})")
         self.say(f"last checkpoint {last}")
         self.say(f"best checkpoint {folder.best}")
         self.say(f"metrics         {folder.metrics}")
         self.say(f"params_sha256   {state.params_sha256}")
         self.close()
+
+    def how_to_go_on(self) -> str:
+        """For a run that was interrupted: where it can go on from."""
+        if self._folder is None:
+            return "before the run began"
+        checkpoints = self._folder.numbered()
+        kept = (
+            f"{checkpoints[-1].name} is kept" if checkpoints else "no checkpoint was due yet (see --checkpoint-every)"
+        )
+        return f"{kept}; go on with the same command and --run-dir {self._folder.path}"
 
     def close(self) -> None:
         """Take the bar away and close the file; also after an error."""

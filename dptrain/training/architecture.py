@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import reprlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dptrain.errors import UsageError, did_you_mean
+from dptrain.nn.layer import Layer
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import ARCHITECTURES
 
@@ -22,11 +25,14 @@ def build_network(model: str, options: dict[str, Any], input_shape: tuple[int, .
     """
     build = _architecture(model)
     try:
-        network = Network(build(input_shape, classes, **options), input_shape)
+        layers = build(input_shape, classes, **options)
+        if not isinstance(layers, list | tuple) or not all(isinstance(layer, Layer) for layer in layers):
+            raise TypeError(f"the function returned {reprlib.repr(layers)}, expected a list of layers")
+        network = Network(layers, input_shape)
     except (ValueError, TypeError, SystemExit) as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UsageError(
-            f"--model {model} with {options or 'no options'}, input {input_shape}: {error or type(error).__name__} "
+            f"--model {model} with {options or 'no options'}, input {input_shape}: {_reason(error)} "
             f"({Path(where.filename).name}, line {where.lineno})"
         ) from error
     if network.classes != classes:
@@ -37,8 +43,14 @@ def build_network(model: str, options: dict[str, Any], input_shape: tuple[int, .
     return network
 
 
+def _reason(error: BaseException) -> str:
+    return f"ended the program with status {error.code}" if isinstance(error, SystemExit) else str(error)
+
+
 def _architecture(model: str) -> Callable[..., Any]:
     if ":" not in model:
+        if model.endswith(".py"):
+            raise UsageError(f"--model {model}: name its function too, for example {model}:build")
         if model not in ARCHITECTURES:
             raise UsageError(f"--model {model!r}: {did_you_mean(model, ARCHITECTURES)}; or give FILE.py:FUNCTION")
         return ARCHITECTURES[model]
@@ -59,3 +71,10 @@ def _architecture(model: str) -> Callable[..., Any]:
         own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == spec.name]
         raise UsageError(f"--model {model}: {file} has no function {function!r}; {did_you_mean(function, own)}")
     return build
+
+
+def first_difference(there: Sequence[str], here: Sequence[str]) -> str:
+    """The first layer in which two descriptions differ, in words."""
+    pairs = itertools.zip_longest(there, here, fillvalue="nothing")
+    one, other = next(pair for pair in pairs if pair[0] != pair[1])
+    return f"it has {one}, where there is {other} here"

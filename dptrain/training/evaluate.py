@@ -63,6 +63,7 @@ def evaluate(
     return Evaluation(float(loss), tuple(samples.tolist()), tuple(correct.tolist()))
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is for the caller to judge
 def _evaluate_shard(
     network: Network, parameters: Array, samples: Samples, normalise: Normalisation, workspace: Workspace
 ) -> tuple[float, NDArray[np.int64], NDArray[np.int64]]:

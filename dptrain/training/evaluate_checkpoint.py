@@ -12,7 +12,7 @@ from dptrain.data.shards import load_shards
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.threads import ShardPool, fair_threads
-from dptrain.training.architecture import build_network
+from dptrain.training.architecture import build_network, first_difference
 from dptrain.training.checkpoint import Checkpoint
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.setup import place
@@ -46,9 +46,8 @@ def evaluate_checkpoint(
             model or config.model, config.model_options, manifest.image_shape, len(manifest.classes)
         )
         if tuple(network.description()) != origin.architecture:
-            raise CheckpointError(
-                f"{path} is of another architecture: {' | '.join(origin.architecture)}; name it by --model"
-            )
+            difference = first_difference(origin.architecture, network.description())
+            raise CheckpointError(f"{path} is of another architecture: {difference}; name the right one by --model")
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
     pool = ShardPool(threads)

@@ -8,6 +8,7 @@ A run can be stopped anywhere and started again by the same command with its --r
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -74,7 +75,7 @@ def train(config: TrainConfig, communicator: Communicator, observer: Observer) -
                 save(session, state, folder, communicator, None)
         if evaluation is None:  # the checkpoint already was the last step's
             evaluation = evaluate_state(session, state, communicator, observer, session.schedule(state.step))
-            if resumed is not None and resumed.parent != folder.checkpoints:
+            if state.test_accuracy is None or resumed != folder.checkpoint_of(state.step):
                 save(session, state, folder, communicator, evaluation.accuracy)
         observer.finished(state, evaluation, folder)
     return {
@@ -125,7 +126,7 @@ def _open_run(
         if not config.run_dir:
             folder = RunFolder.new(config.data, config.model)
         folder.claim()
-        folder.write_config(replace(config, run_dir=str(folder.path)).to_toml())
+        folder.write_config(replace(config, run_dir=str(folder.path), resume="auto").to_toml())
         folder.remember_all()
     except BaseException:
         folder.close()
@@ -143,28 +144,46 @@ def _find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer)
                 "written over: choose another --run-dir, or go on with --resume auto"
             )
         return None
-    path = Path(config.resume)
-    if not path.is_file():
-        raise CheckpointError(f"--resume {path}: there is no such file; expected auto, never or a checkpoint's path")
-    checkpoint = read_checkpoint(path)
+    path, checkpoint = _named_checkpoint(Path(config.resume), observer)
     there = folder.numbered() if config.run_dir else []
     later = [other for other in there if step_of(other) > checkpoint.state.step]
     if later:
         raise UsageError(
             f"--resume {path} is at step {checkpoint.state.step}, but {folder.path} holds later checkpoints "
-            f"({later[-1].name}), and nothing is written over: choose another --run-dir"
+            f"({later[-1].name}), and nothing is written over: go on from those with --resume auto, or choose another "
+            "--run-dir"
         )
     return path, checkpoint
+
+
+def _named_checkpoint(path: Path, observer: Observer) -> tuple[Path, Checkpoint]:
+    """The checkpoint of --resume PATH, or the newest of a run folder."""
+    if path.is_file():
+        return path, read_checkpoint(path)
+    found = RunFolder(path).newest(observer.say) if path.is_dir() else None
+    if found is None:
+        raise CheckpointError(
+            f"--resume {path}: no checkpoint there; expected auto, never, a checkpoint's path or a run folder"
+        )
+    return found
 
 
 def evaluate_state(
     session: Session, state: TrainingState, communicator: Communicator, observer: Observer, lr: float
 ) -> Evaluation:
-    """Evaluate the parameters on the test split and tell the observer."""
+    """Evaluate the parameters on the test split and tell the observer; TrainingError if they have blown up."""
     started = time.perf_counter()
     evaluation = evaluate(
         session.network, state.parameters, session.test, session.normalise, session.pool, communicator
     )
+    if not math.isfinite(evaluation.loss):
+        raise known_to_all(
+            communicator,
+            TrainingError(
+                f"step {state.step}: the test loss is {evaluation.loss}: parameters have outgrown their range. "
+                "Nothing of this step is saved; try a lower --lr in another --run-dir"
+            ),
+        )
     observer.evaluated(state, evaluation, lr, time.perf_counter() - started)
     return evaluation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
@@ -60,6 +61,11 @@ class RunFolder:
         if self._held is not None:
             return
         try:
+            there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+            if there - {self.metrics.name} and self.checkpoints.name not in there:
+                raise UsageError(
+                    f"--run-dir {self.path}: holds other things and no checkpoints/ of a run; choose a new folder"
+                )
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             with self.metrics.open("a"):
                 pass
@@ -72,6 +78,8 @@ class RunFolder:
                 ) from None
             except OSError:
                 pass  # some network file systems cannot lock
+            for leftover in self.checkpoints.glob(".*.partial"):  # of a run that was killed while writing
+                leftover.unlink()
         except OSError as error:
             raise _unusable(self.path, error) from error
 
@@ -115,18 +123,24 @@ class RunFolder:
             )
         return None
 
+    def checkpoint_of(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.checkpoints / f"step-{step:08d}.h5"
+
     def save(self, step: int, content: bytes, test_accuracy: float | None) -> Path:
         """Write step-<step>.h5 durably, then remove what is neither among the last three nor the best.
 
         CheckpointError when it cannot be written.
         """
-        path = self.checkpoints / f"step-{step:08d}.h5"
+        path = self.checkpoint_of(step)
         try:
             write_durably(path, content)
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             raise CheckpointError(
-                f"{path}: cannot be written: {error.strerror}; earlier checkpoints are untouched. Free some space, "
-                f"then go on with the same command and --run-dir {self.path}"
+                f"{path}: cannot be written: {error.strerror}; no earlier checkpoint was touched. "
+                f"{'Free some space' if full else 'Mend that'}, then "
+                f"go on with the same command and --run-dir {self.path}"
             ) from error
         self.remember(path, test_accuracy)
         for old in self.numbered()[:-KEEP]:

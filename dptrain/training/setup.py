@@ -12,6 +12,7 @@ import numpy as np
 
 from dptrain.blas import ensure_one_thread
 from dptrain.config import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
+from dptrain.data.augment import check_augmentation
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.format import Manifest, Samples, read_manifest
 from dptrain.data.shards import load_shards
@@ -23,7 +24,7 @@ from dptrain.parallel.placement import Placement
 from dptrain.parallel.reduction import REDUCTIONS
 from dptrain.parallel.threads import ShardPool, fair_threads
 from dptrain.schedule import Schedule, make_schedule
-from dptrain.training.architecture import build_network
+from dptrain.training.architecture import build_network, first_difference
 from dptrain.training.checkpoint import Checkpoint, Origin
 from dptrain.training.step import STATISTICS, TrainingStep
 
@@ -54,6 +55,7 @@ def set_up(config: TrainConfig, communicator: Communicator) -> Session:
         manifest = read_manifest(Path(config.data))
         placement = place(manifest, Path(config.data), communicator)
         steps_per_epoch = count_steps(manifest, config.batch_size)
+        check_augmentation(config.augment, manifest.image_shape)
         network = build_network(config.model, config.model_options, manifest.image_shape, len(manifest.classes))
         own = placement.shards_of(communicator.rank)
         shards = load_shards(Path(config.data), manifest, own, threads)
@@ -183,9 +185,9 @@ def check_resumable(path: Path, checkpoint: Checkpoint, config: TrainConfig, ori
     if breaking:
         raise CheckpointError(f"{path}: of another run: {'; '.join(breaking)}. Use its values, or another --run-dir")
     if earlier.architecture != origin.architecture:
+        difference = first_difference(earlier.architecture, origin.architecture)
         raise CheckpointError(
-            f"{path}: of another architecture: {' | '.join(earlier.architecture)}, "
-            f"here {' | '.join(origin.architecture)}. Give the --model it was made with, or another --run-dir"
+            f"{path}: of another architecture: {difference}. Give the --model it was made with, or another --run-dir"
         )
     notes = [f"changed since the checkpoint: {text}" for text in changed.values()]
     moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
