@@ -219,7 +219,7 @@ def test_a_run_folder_below_a_file_cannot_be_written(data: Path, tmp_path: Path)
 def test_a_loss_that_is_not_finite_names_step_and_learning_rate(lr: str, data: Path, tmp_path: Path) -> None:
     done = train(data, tmp_path / "run", lr=lr, warmup_steps=0, checkpoint_every=1, schedule="constant", epochs=20)
     assert_one_error(done, f"at learning rate {float(lr):.6g}", "Try a lower --lr")
-    step = int(re.search(r"step (\d+): the (loss|gradient) is", done.stderr)[1])  # type: ignore[index]
+    step = int(re.search(r"step (\d+): the (loss|gradient) is", done.stderr)[1])
     assert_nothing_half_written(tmp_path / "run")
     assert sorted((tmp_path / "run" / "checkpoints").iterdir())[-1].name == f"step-{step - 1:08d}.h5"
 

@@ -203,9 +203,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     write_archive(tmp_path / "www" / "cifar-10-binary.tar.gz", binary_members())
 
     def handler(*arguments: object) -> QuietHandler:
-        return QuietHandler(*arguments, directory=str(tmp_path / "www"))  # type: ignore[arg-type]
+        return QuietHandler(*arguments, directory=str(tmp_path / "www"))
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as instance:  # type: ignore[arg-type]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as instance:
         thread = threading.Thread(target=instance.serve_forever)
         thread.start()
         url = f"http://127.0.0.1:{instance.server_port}/cifar-10-binary.tar.gz"

@@ -26,7 +26,7 @@ class Communicator:
 
     rank = 0
     size = 1
-    library = "no MPI"
+    implementation = "no MPI"
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -65,7 +65,7 @@ class MPICommunicator(Communicator):
         self._world = mpi.COMM_WORLD
         self.rank = self._world.Get_rank()
         self.size = self._world.Get_size()
-        self.library = mpi.Get_library_version().split("\n")[0].split(",")[0].replace("\t", " ").strip(" \x00")
+        self.implementation = mpi.Get_library_version().split("\n")[0].split(",")[0].replace("\t", " ").strip(" \x00")
 
     def barrier(self) -> None:
         self._world.Barrier()
@@ -138,10 +138,13 @@ def connect() -> tuple[Communicator, str]:
     if several and (communicator.size == 1 or launched not in (0, communicator.size)):
         raise DptrainError(
             f"mpirun started {launched or 'several'} ranks, but the MPI library sees {communicator.size}: that mpirun "
-            f"belongs to another MPI than the one mpi4py uses ({communicator.library}); "
+            f"belongs to another MPI than the one mpi4py uses ({communicator.implementation}); "
             f"use the mpirun beside {sys.executable}"
         )
-    return communicator, f"{communicator.size} {'rank' if communicator.size == 1 else 'ranks'} ({communicator.library})"
+    return (
+        communicator,
+        f"{communicator.size} {'rank' if communicator.size == 1 else 'ranks'} ({communicator.implementation})",
+    )
 
 
 @contextmanager

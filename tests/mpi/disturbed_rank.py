@@ -27,5 +27,5 @@ def stepped(self: Recorder, state: Any, outcome: Any, lr: float) -> None:
         state.parameters[:1].view(np.uint32)[0] ^= 1 << 20  # the lowest bit could be rounded away again
 
 
-Recorder.stepped = stepped  # type: ignore[method-assign]
+Recorder.stepped = stepped
 sys.exit(cli.main(sys.argv[3:]))
