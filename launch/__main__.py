@@ -19,6 +19,7 @@ from launch.attempt import run_attempt
 from launch.binding import this_host
 from launch.mpirun import command_line, find_mpirun, mpirun_command, mpirun_kind, rank_environment
 
+SHOW_CURSOR = "\x1b[?25h"  # the bar hides it, and ranks that mpirun ends cannot show it again
 EXAMPLE = "python -m launch -n 2 -- train data/cifar10"
 FLAGS = ("-n", "--ranks", "--mpirun", "--dry-run", "--help")
 
@@ -84,7 +85,14 @@ def launch(arguments: Sequence[str]) -> int:
         file=sys.stdout if options.dry_run else sys.stderr,
         flush=True,
     )
-    return 0 if options.dry_run else run_attempt(command, environment)
+    if options.dry_run:
+        return 0
+    try:
+        return run_attempt(command, environment)
+    finally:
+        if columns is not None:
+            sys.stdout.write(SHOW_CURSOR)
+            sys.stdout.flush()
 
 
 def main() -> int:

@@ -403,3 +403,22 @@ def test_the_whole_command_starts_dptrain_on_real_ranks() -> None:
     done = run_launch("-n", "2", "--", "train", "--help")
     assert done.returncode == 0, done.stderr
     assert "--batch-size" in done.stdout
+
+
+def test_a_terminal_gets_its_cursor_back_whatever_became_of_the_ranks(fake_mpirun: Callable[..., str]) -> None:
+    """The bar hides the cursor; ranks that mpirun kills cannot show it again."""
+    path = fake_mpirun("mpirun (Open MPI) 5.0.11", "printf '\\033[?25l'; kill -9 $$")
+    ours, theirs = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "-n", "1", "--mpirun", path, "--", "train", "x"],
+        cwd=CHECKOUT,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
+    os.close(theirs)
+    written = os.read(ours, 1000)
+    os.close(ours)
+    assert done.returncode == 128 + signal.SIGKILL
+    assert written.endswith(b"\x1b[?25h")
