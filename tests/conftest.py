@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,18 @@ def cifar10_archive() -> Path:
     if archive is None:
         pytest.skip("no CIFAR-10 archive in ~/.cache/dptrain; name one with DPTRAIN_CIFAR10_ARCHIVE")
     return archive
+
+
+@pytest.fixture
+def fake_mpirun(tmp_path: Path) -> Callable[..., str]:
+    """Makes an mpirun that answers --version and otherwise runs a line of shell."""
+
+    def make(version: str, job: str = "exit 0", status: int = 0) -> str:
+        path = tmp_path / "mpirun"
+        path.write_text(
+            f'#!/bin/sh\nif [ "$1" = --version ]; then echo {shlex.quote(version)}; exit {status}; fi\n{job}\n'
+        )
+        path.chmod(0o755)
+        return str(path)
+
+    return make
