@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -15,6 +16,8 @@ from dptrain.errors import DptrainError
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Where Open MPI's mpirun makes its session folder; MPICH's keeps none.
+SESSION_BASE = "PRTE_MCA_prte_tmpdir_base"
 
 
 def run_attempt(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -24,11 +27,11 @@ def run_attempt(command: Sequence[str], environment: Mapping[str, str]) -> int:
     terminal sends to every process of the foreground, reaches it once. Raises DptrainError when it cannot be
     started.
     """
-    with forwarded_signals() as forward_to:
+    with session_base(environment) as folder, forwarded_signals() as forward_to:
         try:
             process = subprocess.Popen(
                 command,
-                env=dict(environment),
+                env={**environment, SESSION_BASE: folder},
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
                 preexec_fn=end_with_parent(),
@@ -38,6 +41,20 @@ def run_attempt(command: Sequence[str], environment: Mapping[str, str]) -> int:
         forward_to(process)
         status = process.wait()
     return 128 - status if status < 0 else status
+
+
+def session_base(environment: Mapping[str, str]) -> tempfile.TemporaryDirectory[str]:
+    """A folder of this attempt's own for mpirun's session; raises DptrainError where none can be made.
+
+    Open MPI names a session after mpirun's process number, and does not start ("listener thread failed to start")
+    where a job that was killed, or one of another container, has left a session of the same number.
+    """
+    try:
+        return tempfile.TemporaryDirectory(
+            prefix="mpirun-", dir=environment.get(SESSION_BASE), ignore_cleanup_errors=True
+        )
+    except OSError as error:
+        raise DptrainError(f"no folder for mpirun's session: {error}; TMPDIR can name another disk") from error
 
 
 @contextmanager

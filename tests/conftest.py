@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from launch.attempt import SESSION_BASE
 
 
 def find_archive() -> Path | None:
@@ -27,6 +29,14 @@ def cifar10_archive() -> Path:
     if archive is None:
         pytest.skip("no CIFAR-10 archive in ~/.cache/dptrain; name one with DPTRAIN_CIFAR10_ARCHIVE")
     return archive
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_mpirun_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No mpirun of these tests meets the session that a killed one has left in /tmp."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SESSION_BASE, str(tmp_path_factory.mktemp("mpirun")))
+        yield
 
 
 @pytest.fixture

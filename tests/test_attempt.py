@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launch_runs import CHECKOUT
+from launch_runs import CHECKOUT, run_launch
 
+from launch.attempt import SESSION_BASE
 from launch.binding import Host, cores_per_rank, this_host
 from launch.mpirun import find_mpirun, mpirun_command, mpirun_kind, rank_environment
 
@@ -126,6 +127,29 @@ def test_real_ranks_have_the_cores_they_were_meant_to_have(extra: int, tmp_path:
         threads_per_core = len(everything) // host.cores
         assert all(len(cpus) == cores * threads_per_core for cpus, _, _ in report)
         assert len({cpu for cpus, _, _ in report for cpu in cpus}) == ranks * cores * threads_per_core
+
+
+@pytest.mark.mpi
+def test_a_job_starts_beside_the_session_of_a_killed_one_of_its_number(tmp_path: Path) -> None:
+    unlucky = tmp_path / "mpirun"
+    unlucky.write_text(
+        f"#!/bin/sh\nmkdir -p {tmp_path}/ompi.$$\ntouch {tmp_path}/ompi.$$/pmix.vm.tool\n"
+        f'exec {find_mpirun(None)} "$@"\n'
+    )
+    unlucky.chmod(0o755)
+    done = run_launch(
+        "-n", "1", "--mpirun", str(unlucky), "--", "--version", TMPDIR=str(tmp_path), **{SESSION_BASE: str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob("mpirun-*"))
+
+
+def test_no_folder_for_the_session_is_an_error(fake_mpirun: Callable[..., str], tmp_path: Path) -> None:
+    mpirun = fake_mpirun("mpirun (Open MPI) 5.0.11")
+    done = run_launch("-n", "1", "--mpirun", mpirun, "--", "--version", **{SESSION_BASE: str(tmp_path / "none")})
+    assert done.returncode == 1
+    assert "launch: error: no folder for mpirun's session" in done.stderr
+    assert "TMPDIR" in done.stderr
 
 
 @pytest.mark.mpi
