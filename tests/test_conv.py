@@ -92,6 +92,33 @@ def test_the_first_layer_is_spared_its_input_gradient() -> None:
     assert gradients["weight"].tolist() == np.full((2, 1, 3, 3), 2 * 2 * 2).tolist()
 
 
+@pytest.mark.parametrize(
+    ("shape", "out", "options", "chosen"),
+    [
+        ((3, 32, 32), 32, {"padding": 1}, "im2col"),  # three channels: transforms would cost more than they save
+        ((16, 32, 32), 16, {"padding": 1}, "im2col"),
+        ((32, 16, 16), 64, {"padding": 1}, "winograd4"),
+        ((256, 8, 8), 256, {"padding": 1}, "winograd4"),
+        ((256, 2, 2), 256, {"padding": 1}, "winograd2"),  # a tile of 4 x 4 would be wasted
+        ((64, 16, 16), 64, {"kernel_size": 5}, "im2col"),
+        ((64, 16, 16), 64, {"stride": 2}, "im2col"),
+    ],
+)
+def test_auto_is_settled_by_shape(shape, out, options, chosen) -> None:
+    layer = Conv2d(out, **options)
+    layer.bind(shape)
+    assert layer.algorithm == chosen
+    assert f"algorithm='{chosen}'" in repr(layer)
+
+
+def test_an_algorithm_that_cannot_be_is_named() -> None:
+    with pytest.raises(ValueError, match="algorithm is 'fft', expected auto, im2col, winograd2, winograd4"):
+        Conv2d(3, algorithm="fft")
+    for options in ({"stride": 2}, {"kernel_size": 5}):
+        with pytest.raises(ValueError, match="winograd4 is for kernel_size 3 and stride 1"):
+            Conv2d(3, algorithm="winograd4", **options)
+
+
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match=r"needs feature maps \(C, H, W\), it gets \(12,\)"):
         Conv2d(3).bind((12,))

@@ -1,27 +1,35 @@
-"""Convolution as a matrix product over im2col columns (Chellapilla, Puri and Simard 2006).
+"""Convolution: the layer, and the choice of the algorithm that computes it.
 
-Column (oh, ow, n) of the matrix holds the window of sample n that output pixel (oh, ow) sees:
-
-    cols[c, kh, kw, oh, ow, n] = padded[c, oh * stride + kh, ow * stride + kw, n]
-    y[o, oh, ow, n]            = sum over c, kh, kw of weight[o, c, kh, kw] * cols[c, kh, kw, oh, ow, n]
+    y[o, oh, ow, n] = bias[o] + sum over c, kh, kw of
+                      weight[o, c, kh, kw] * padded[c, oh * stride + kh, ow * stride + kw, n]
 
 "Convolution" is the field's name for this cross-correlation: the kernel is not flipped.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.lib.stride_tricks import as_strided
+from typing import Any
 
-from dptrain.nn.layer import Layer, Parameters, Shape, pair, windows
+import numpy as np
+
+from dptrain.nn.correlation import Correlation, Geometry, zeros_beyond
+from dptrain.nn.im2col import Im2col
+from dptrain.nn.layer import Layer, Parameters, Shape, pair
+from dptrain.nn.winograd import KERNEL, Winograd
 from dptrain.nn.workspace import Array, Workspace
+
+ALGORITHMS = ("im2col", "winograd2", "winograd4")
+
+# Moving one float32 between arrays takes as long as this many floating-point operations of a matrix product.
+FLOPS_PER_MOVE = 40
 
 
 class Conv2d(Layer):
     """2-D convolution of x (C, H, W, N) with weight (O, C, KH, KW), plus bias (O,).
 
     Output (O, OH, OW, N) with OH = (H + 2 * padding - KH) // stride + 1, and OW likewise. Kernel size,
-    stride and padding (zeros) are one number or (vertical, horizontal).
+    stride and padding (zeros) are one number or (vertical, horizontal). `algorithm` is "auto", "im2col" (any
+    convolution), "winograd2" or "winograd4" (kernel 3, stride 1; relative error about 1e-6 and 1e-5).
     """
 
     kind = "conv"
@@ -33,6 +41,7 @@ class Conv2d(Layer):
         *,
         stride: int | tuple[int, int] = 1,
         padding: int | tuple[int, int] = 0,
+        algorithm: str = "auto",
     ) -> None:
         if out_channels < 1:
             raise ValueError(f"out_channels is {out_channels}, expected at least 1")
@@ -40,99 +49,97 @@ class Conv2d(Layer):
         self.kernel_size = pair(kernel_size, "kernel_size", 1)
         self.stride = pair(stride, "stride", 1)
         self.padding = pair(padding, "padding", 0)
+        if algorithm not in ("auto", *ALGORITHMS):
+            raise ValueError(f"algorithm is {algorithm!r}, expected auto, {', '.join(ALGORITHMS)}")
+        if algorithm.startswith("winograd") and not has_winograd(self.kernel_size, self.stride):
+            raise ValueError(
+                f"algorithm {algorithm} is for kernel_size 3 and stride 1, not {self.kernel_size} and {self.stride}"
+            )
+        self.algorithm = algorithm
 
     def __repr__(self) -> str:
         name = type(self).__name__
-        return f"{name}({self.out_channels}, {self.kernel_size}, stride={self.stride}, padding={self.padding})"
+        return (
+            f"{name}({self.out_channels}, {self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"algorithm={self.algorithm!r})"
+        )
 
     def bind(self, input_shape: Shape) -> Shape:
+        """Also settles the algorithm, if it was "auto"."""
         if len(input_shape) != 3:
             raise ValueError(f"{self!r} needs feature maps (C, H, W), it gets {input_shape}")
-        self.input_shape = input_shape
-        _, height, width = input_shape
-        (kh, kw), (sh, sw), (ph, pw) = self.kernel_size, self.stride, self.padding
-        self.output_shape = (
-            self.out_channels,
-            windows(height + 2 * ph, kh, sh, f"{self!r}, height"),
-            windows(width + 2 * pw, kw, sw, f"{self!r}, width"),
+        self.geometry = Geometry(
+            repr(self), input_shape, self.out_channels, self.kernel_size, self.stride, self.padding
         )
-        return self.output_shape
+        output_shape = self.geometry.output_shape
+        if self.algorithm == "auto":
+            self.algorithm = cheapest(self.geometry)
+        self.correlation = self.correlation_for(1)
+        return output_shape
+
+    def correlation_for(self, q: int) -> Correlation:
+        """The algorithm, giving its sums in q x q windows; q is 1 or 2."""
+        if self.algorithm == "im2col":
+            return Im2col(self.geometry, self.name, q)
+        return Winograd(self.geometry, self.name, q, int(self.algorithm.removeprefix("winograd")))
 
     def parameter_shapes(self) -> dict[str, Shape]:
-        return {"weight": (self.out_channels, self.input_shape[0], *self.kernel_size), "bias": (self.out_channels,)}
+        return {
+            "weight": (self.out_channels, self.geometry.input_shape[0], *self.kernel_size),
+            "bias": (self.out_channels,),
+        }
 
     def fan_in(self) -> int:
-        return self.input_shape[0] * self.kernel_size[0] * self.kernel_size[1]
+        return self.geometry.fan_in
 
-    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Array]:
-        y, cols = self.correlate(x, parameters, workspace)
-        y += parameters["bias"][:, None, None, None]
-        return y, cols
+    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
+        sums, saved = self.correlation.forward(x, parameters["weight"], workspace)
+        out_channels, height, width = self.geometry.output_shape
+        y = workspace.array(self.name, "y", (out_channels, *self.correlation.extent, x.shape[-1]))
+        np.add(sums[0, 0], parameters["bias"][:, None, None, None], out=self.correlation.in_own_order(y))
+        return y[:, :height, :width], (sums, saved)
 
     def backward(
         self,
         dy: Array,
-        saved: Array,
+        saved: Any,
         parameters: Parameters,
         gradients: Parameters,
         workspace: Workspace,
         need_dx: bool = True,
     ) -> Array | None:
-        dy.reshape(self.out_channels, -1).sum(axis=1, out=gradients["bias"])
-        return self.correlate_backward(dy, saved, parameters, gradients, workspace, need_dx)
+        sums, saved = saved
+        dy.sum(axis=(1, 2, 3), out=gradients["bias"])
+        dy = zeros_beyond(dy, self.correlation.extent, self.name, workspace)
+        sums[0, 0] = self.correlation.in_own_order(dy)
+        return self.correlation.backward(sums, saved, parameters["weight"], gradients["weight"], workspace, need_dx)
 
-    def correlate(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Array]:
-        """The sum over windows, without the bias: (O, OH, OW, N), and the columns (C * KH * KW, OH * OW * N)."""
-        samples = x.shape[-1]
-        cols = self._im2col(self._padded(x, workspace), workspace)
-        y = workspace.array(self.name, "y", (*self.output_shape, samples))
-        weight = parameters["weight"].reshape(self.out_channels, -1)
-        np.matmul(weight, cols, out=y.reshape(self.out_channels, -1))
-        return y, cols
 
-    def correlate_backward(
-        self, dy: Array, cols: Array, parameters: Parameters, gradients: Parameters, workspace: Workspace, need_dx: bool
-    ) -> Array | None:
-        """The weight's gradient and, if needed, x's: the adjoints of `correlate`. Overwrites `cols`."""
-        dy = dy.reshape(self.out_channels, -1)
-        np.matmul(dy, cols.T, out=gradients["weight"].reshape(self.out_channels, -1))
-        if not need_dx:
-            return None
-        # The columns have served: their memory takes their own gradient.
-        weight = parameters["weight"].reshape(self.out_channels, -1)
-        return self._col2im(np.matmul(weight.T, dy, out=cols), workspace)
+def has_winograd(kernel_size: tuple[int, int], stride: tuple[int, int]) -> bool:
+    """Whether Winograd's algorithm can compute a convolution with these."""
+    return kernel_size == (KERNEL, KERNEL) and stride == (1, 1)
 
-    def _padded(self, x: Array, workspace: Workspace) -> Array:
-        """x with `padding` zeros around it. The border is zeroed once and never written."""
-        ph, pw = self.padding
-        if ph == pw == 0:
-            return x
-        channels, height, width, samples = x.shape
-        shape = (channels, height + 2 * ph, width + 2 * pw, samples)
-        padded = workspace.array(self.name, "padded", shape, zeroed=True)
-        padded[:, ph : ph + height, pw : pw + width] = x
-        return padded
 
-    def _im2col(self, padded: Array, workspace: Workspace) -> Array:
-        """Columns (C * KH * KW, OH * OW * N), copied from one strided view of all windows."""
-        channels, _, _, samples = padded.shape
-        shape = (channels, *self.kernel_size, *self.output_shape[1:], samples)
-        c, h, w, n = padded.strides
-        strides = (c, h, w, h * self.stride[0], w * self.stride[1], n)
-        cols = workspace.array(self.name, "cols", shape)
-        cols[...] = as_strided(padded, shape, strides, writeable=False)
-        return cols.reshape(self.fan_in(), -1)
+def cheapest(geometry: Geometry) -> str:
+    """The algorithm of least cost; of equals the first. It depends on shapes alone, never on a timing."""
+    possible = ALGORITHMS if has_winograd(geometry.kernel_size, geometry.stride) else ALGORITHMS[:1]
+    return min(possible, key=lambda algorithm: cost(algorithm, geometry))
 
-    def _col2im(self, dcols: Array, workspace: Workspace) -> Array:
-        """dx (C, H, W, N): every entry of dcols added back to the pixel it was copied from."""
-        channels, height, width = self.input_shape
-        _, out_height, out_width = self.output_shape
-        (kernel_height, kernel_width), (sh, sw), (ph, pw) = self.kernel_size, self.stride, self.padding
-        dcols = dcols.reshape(channels, kernel_height, kernel_width, out_height, out_width, -1)
-        shape = (channels, height + 2 * ph, width + 2 * pw, dcols.shape[-1])
-        dpadded = workspace.array(self.name, "dpadded", shape)
-        dpadded.fill(0)
-        for kh in range(kernel_height):
-            for kw in range(kernel_width):
-                dpadded[:, kh : kh + sh * out_height : sh, kw : kw + sw * out_width : sw] += dcols[:, kh, kw]
-        return dpadded[:, ph : ph + height, pw : pw + width]
+
+def cost(algorithm: str, geometry: Geometry) -> float:
+    """Floating-point operations of a sample's forward pass, a move between arrays counted as FLOPS_PER_MOVE.
+
+    The backward pass consists of the same products and moves, once for each gradient.
+    """
+    channels, (out_channels, height, width) = geometry.input_shape[0], geometry.output_shape
+    if algorithm == "im2col":
+        products = 2 * geometry.fan_in * out_channels * height * width
+        moves = geometry.fan_in * height * width
+        return products + FLOPS_PER_MOVE * moves
+    m = int(algorithm.removeprefix("winograd"))
+    places = (m + KERNEL - 1) ** 2
+    tiles = -(-height // m) * -(-width // m)
+    products = 2 * places * channels * out_channels
+    transforms = 2 * places * (places * channels + m**2 * out_channels)
+    moves = 2 * places * channels + places * out_channels  # gathered, transformed; the products
+    return tiles * (products + transforms + FLOPS_PER_MOVE * moves)

@@ -8,22 +8,27 @@ import numpy as np
 
 from dptrain.nn.activation import ReLU
 from dptrain.nn.conv import Conv2d
+from dptrain.nn.correlation import zeros_beyond
 from dptrain.nn.layer import Layer, Parameters, Shape
 from dptrain.nn.pool import MaxPool2d
 from dptrain.nn.workspace import Array, Workspace
 
 
 class ConvPoolReLU(Layer):
-    """Conv2d, ReLU, MaxPool2d computed as convolution, pooling, bias and ReLU.
+    """Conv2d, ReLU, MaxPool2d(2) computed as convolution, pooling, bias and ReLU.
 
     Adding a bias and clipping at 0 are monotonic, and floating-point addition rounds monotonically, so both
-    commute with the maximum to the last bit; done after pooling they touch a fraction of the values. Gradients
+    commute with the maximum to the last bit; done after pooling they touch a quarter of the values. Gradients
     are the same too, unless rounding makes two values of a window equal that were not before the bias.
+
+    The convolution gives its sums window by window, (2, 2, ...), so that pooling compares whole blocks; only what
+    is left after it is put in the order of an image.
     """
 
     def __init__(self, conv: Conv2d, pool: MaxPool2d) -> None:
         self.conv, self.pool = conv, pool
         self.name = conv.name
+        self.correlation = conv.correlation_for(2)
 
     def __repr__(self) -> str:
         return f"ConvPoolReLU({self.conv!r}, {self.pool!r})"
@@ -32,11 +37,14 @@ class ConvPoolReLU(Layer):
         return self.conv.parameter_shapes()
 
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
-        sums, cols = self.conv.correlate(x, parameters, workspace)
-        y, masks = self.pool.forward(sums, {}, workspace)
-        y += parameters["bias"][:, None, None, None]
-        np.maximum(y, 0, out=y)
-        return y, (cols, masks, y)
+        sums, saved = self.correlation.forward(x, parameters["weight"], workspace)
+        pooled, masks = self._pool(sums, workspace)
+        pooled += parameters["bias"][:, None, None, None]
+        active = np.greater(pooled, 0, out=workspace.array(self.name, "active", pooled.shape, bool))
+        channels, height, width = self.pool.output_shape
+        y = workspace.array(self.name, "y", (channels, *self._pooled_extent(), x.shape[-1]))
+        np.maximum(pooled, 0, out=self.correlation.in_own_order(y))
+        return y[:, :height, :width], (sums, saved, masks, active)
 
     def backward(
         self,
@@ -47,25 +55,62 @@ class ConvPoolReLU(Layer):
         workspace: Workspace,
         need_dx: bool = True,
     ) -> Array | None:
-        cols, masks, y = saved
-        active = np.greater(y, 0, out=workspace.array(self.name, "active", y.shape, bool))
-        dpooled = np.multiply(dy, active, out=workspace.array(self.name, "dpooled", y.shape))
-        dpooled.reshape(len(dpooled), -1).sum(axis=1, out=gradients["bias"])
-        dsums = self.pool.backward(dpooled, masks, {}, {}, workspace)
-        return self.conv.correlate_backward(dsums, cols, parameters, gradients, workspace, need_dx)
+        sums, saved, masks, active = saved
+        dy = zeros_beyond(dy, self._pooled_extent(), self.name, workspace)
+        dpooled = workspace.array(self.name, "pooled", active.shape)
+        np.multiply(self.correlation.in_own_order(dy), active, out=dpooled)
+        dpooled.sum(axis=(*range(dpooled.ndim - 4), -3, -2, -1), out=gradients["bias"])
+        self._pool_backward(dpooled, masks, sums, workspace)
+        return self.correlation.backward(sums, saved, parameters["weight"], gradients["weight"], workspace, need_dx)
+
+    def _pooled_extent(self) -> tuple[int, int]:
+        height, width = self.correlation.extent
+        return height // 2, width // 2
+
+    def _pool(self, sums: Array, workspace: Workspace) -> tuple[Array, tuple[Array, Array]]:
+        """The maximum over the first two axes, of two each, and masks: does the first of two win?
+
+        Columns are compared first, so that of equals the first in row-major order wins, as in MaxPool2d.
+        """
+        rows = workspace.array(self.name, "rows", (2, *sums.shape[2:]))
+        first_column = workspace.array(self.name, "first column", rows.shape, bool)
+        np.maximum(sums[:, 0], sums[:, 1], out=rows)
+        np.equal(sums[:, 0], rows, out=first_column)
+        pooled = workspace.array(self.name, "pooled", rows.shape[1:])
+        first_row = workspace.array(self.name, "first row", pooled.shape, bool)
+        np.maximum(rows[0], rows[1], out=pooled)
+        np.equal(rows[0], pooled, out=first_row)
+        return pooled, (first_column, first_row)
+
+    def _pool_backward(self, dpooled: Array, masks: tuple[Array, Array], dsums: Array, workspace: Workspace) -> None:
+        """Fill dsums: each window's gradient goes to the entry that won."""
+        first_column, first_row = masks
+        drows = workspace.array(self.name, "rows", first_column.shape)
+        np.multiply(dpooled, first_row, out=drows[0])
+        np.subtract(dpooled, drows[0], out=drows[1])
+        np.multiply(drows, first_column, out=dsums[:, 0])
+        np.subtract(drows, dsums[:, 0], out=dsums[:, 1])
 
 
 def fuse(layers: list[Layer]) -> list[Layer]:
-    """The layers as they are computed: every Conv2d, ReLU, MaxPool2d in a row becomes one ConvPoolReLU."""
+    """The layers as they are computed: Conv2d, ReLU, MaxPool2d(2) in a row become one ConvPoolReLU."""
     joined: list[Layer] = []
     position = 0
     while position < len(layers):
         three = layers[position : position + 3]
-        # Exactly these: a user's subclass computes something else.
-        if [type(layer) for layer in three] == [Conv2d, ReLU, MaxPool2d]:
+        if can_be_joined(three):
             joined.append(ConvPoolReLU(cast(Conv2d, three[0]), cast(MaxPool2d, three[2])))
             position += 3
         else:
             joined.append(layers[position])
             position += 1
     return joined
+
+
+def can_be_joined(layers: list[Layer]) -> bool:
+    """Whether they are a convolution, ReLU and pooling of 2 x 2 windows side by side."""
+    # Exactly these: a user's subclass computes something else.
+    if [type(layer) for layer in layers] != [Conv2d, ReLU, MaxPool2d]:
+        return False
+    pool = cast(MaxPool2d, layers[2])
+    return pool.kernel_size == pool.stride == (2, 2)

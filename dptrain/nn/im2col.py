@@ -1,0 +1,90 @@
+"""Convolution as a matrix product over im2col columns (Chellapilla, Puri and Simard 2006).
+
+Column (oh, ow, n) of the matrix holds the window of sample n that output pixel (oh, ow) sees:
+
+    cols[c, kh, kw, oh, ow, n] = padded[c, oh * stride + kh, ow * stride + kw, n]
+    y[o, oh, ow, n]            = sum over c, kh, kw of weight[o, c, kh, kw] * cols[c, kh, kw, oh, ow, n]
+
+For pooling by q, output pixel (oh, ow) = (q * i + p, q * j + t) is column (p, t, i, j, n) instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from dptrain.nn.correlation import Correlation, Geometry
+from dptrain.nn.workspace import Array, Workspace
+
+
+class Im2col(Correlation):
+    """Any kernel, stride and padding."""
+
+    def __init__(self, geometry: Geometry, name: str, q: int) -> None:
+        super().__init__(geometry, name, q)
+        _, height, width = geometry.output_shape
+        self.extent = (height // q * q, width // q * q)  # what no pooling window reaches is not computed
+        # In phases a window's neighbour in the same place of the next pooling window is the next value in memory.
+        self._m = q if geometry.stride == (1, 1) else 1
+
+    def forward(self, x: Array, weight: Array, workspace: Workspace) -> tuple[Array, Array]:
+        out_channels, (height, width), samples, q = len(weight), self.extent, x.shape[-1], self.q
+        (ph, pw), (_, h, w) = self.geometry.padding, self.geometry.input_shape
+        phases = self.pad(x, self._m, (h + 2 * ph, w + 2 * pw), workspace)
+        pixels = (q, q, height // q, width // q, samples)
+        cols = workspace.array(self.name, "cols", (x.shape[0], *self.geometry.kernel_size, *pixels))
+        for kh, kw, seen in self._windows(phases):
+            cols[:, kh, kw] = seen
+        cols = cols.reshape(self.geometry.fan_in, -1)
+        sums = workspace.array(self.name, "sums", (out_channels, *pixels))
+        np.matmul(weight.reshape(out_channels, -1), cols, out=sums.reshape(out_channels, -1))
+        return sums.transpose(1, 2, 0, 3, 4, 5), cols
+
+    def backward(
+        self, dsums: Array, cols: Array, weight: Array, dweight: Array, workspace: Workspace, need_dx: bool
+    ) -> Array | None:
+        out_channels, samples = len(weight), dsums.shape[-1]
+        dsums = dsums.transpose(2, 0, 1, 3, 4, 5)
+        dy = dsums.reshape(out_channels, -1)
+        np.matmul(dy, cols.T, out=dweight.reshape(out_channels, -1))
+        if not need_dx:
+            return None
+        # The columns have served: their memory takes their own gradient.
+        dcols = np.matmul(weight.reshape(out_channels, -1).T, dy, out=cols)
+        dcols = dcols.reshape(-1, *self.geometry.kernel_size, *dsums.shape[1:])
+        (ph, pw), (channels, h, w), m = self.geometry.padding, self.geometry.input_shape, self._m
+        shape = (m, m, channels, -(-(h + 2 * ph) // m), -(-(w + 2 * pw) // m), samples)
+        dphases = workspace.array(self.name, "dphases", shape)
+        dphases.fill(0)
+        for kh, kw, seen in self._windows(dphases):
+            seen += dcols[:, kh, kw]
+        return self.unpad(dphases, m, workspace)
+
+    def in_own_order(self, image: Array) -> Array:
+        return image
+
+    def _windows(self, phases: Array) -> Iterator[tuple[int, int, Array]]:
+        """For each place (kh, kw) of the kernel the pixels it meets: a view (C, q, q, OH / q, OW / q, N).
+
+        No pixel comes twice in a view, so it can be added to.
+        """
+        (height, width), q = self.extent, self.q
+        (sh, sw), (kernel_height, kernel_width) = self.geometry.stride, self.geometry.kernel_size
+        in_row_phase, in_column_phase, of_channel, down, across, of_sample = phases.strides
+
+        def row(index: int) -> int:
+            return index % self._m * in_row_phase + index // self._m * down
+
+        def column(index: int) -> int:
+            return index % self._m * in_column_phase + index // self._m * across
+
+        shape = (phases.shape[2], q, q, height // q, width // q, phases.shape[-1])
+        for kh in range(kernel_height):
+            for kw in range(kernel_width):
+                first = phases[kh % self._m, kw % self._m, :, kh // self._m :, kw // self._m :]
+                in_window = row(kh + sh) - row(kh), column(kw + sw) - column(kw)
+                to_next = row(kh + sh * q) - row(kh), column(kw + sw * q) - column(kw)
+                strides = (of_channel, *in_window, *to_next, of_sample)
+                yield kh, kw, as_strided(first, shape, strides)

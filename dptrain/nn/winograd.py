@@ -1,0 +1,149 @@
+"""Winograd's minimal filtering: a 3x3 convolution of stride 1 with fewer multiplications (Lavin and Gray 2015).
+
+An m x m tile of the output depends on n x n pixels of the input, n = m + 2. In one dimension, with g the kernel
+and d the pixels, F(m, 3) is
+
+    y = A' [(G g) * (B' d)]           "*" element by element: n multiplications instead of 3 m
+
+and in two dimensions the same along both axes. All three transforms are linear: the sum over channels is taken
+between them, as n * n matrix products, and each gradient is computed by the adjoints of the same transforms.
+
+    d[f, c, t, n]   pixels of tile t, f counts the n x n places     V = (B' x B') d
+    w[o, c, 9]      the kernels                                     U = (G x G) w
+    M[f] = U[f] @ V[f]                                              Y = (A' x A') M, the m x m outputs
+
+"x" is the Kronecker product, so each transform is one matrix product for all tiles, channels and samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from dptrain.nn.correlation import Correlation, Geometry
+from dptrain.nn.workspace import Array, Workspace
+
+KERNEL = 3
+POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 2, -2)}  # and infinity; small, so that little is lost to rounding
+
+
+def transforms(m: int) -> tuple[Array, Array, Array]:
+    """A' (m, n), G (n, 3) and B' (n, n) in float64, from n - 1 interpolation points and the point at infinity.
+
+    The product of two polynomials with coefficients g (3) and y (m) is found by evaluating both at n points,
+    multiplying the values, and interpolating (Toom and Cook). With E_k the evaluation of k coefficients and L the
+    interpolation, s = L [(E_3 g) * (E_m y)]. Filtering is the transposed of that product (Winograd 1980):
+    y = E_m' [(E_3 g) * (L' d)]. A point's factor is moved from L to E_3, so that A' and B' hold integers, which
+    float32 represents exactly.
+    """
+    points = POINTS[m]
+    n = m + KERNEL - 1
+    evaluate = np.zeros((n, n))
+    evaluate[:-1] = np.vander(points, n, increasing=True)
+    evaluate[-1, -1] = 1  # at infinity a polynomial is its highest coefficient
+    evaluate_kernel, evaluate_tile = evaluate[:, :KERNEL].copy(), evaluate[:, :m].copy()
+    evaluate_kernel[-1], evaluate_tile[-1] = np.eye(KERNEL)[-1], np.eye(m)[-1]
+    interpolate = np.zeros((n, n))  # row i: coefficients of the polynomial that is not 0 at point i alone
+    for i, point in enumerate(points):
+        others = [other for other in points if other != point]
+        interpolate[i, :-1] = np.poly(others)[::-1]
+        evaluate_kernel[i] /= np.prod([point - other for other in others])
+    interpolate[-1] = np.poly(points)[::-1]
+    return evaluate_tile.T, evaluate_kernel, interpolate
+
+
+class Winograd(Correlation):
+    """Kernels 3x3 with stride 1, any padding and size; tiles of m x m outputs, m even.
+
+    An output whose size is no multiple of m is computed up to the next one.
+    """
+
+    def __init__(self, geometry: Geometry, name: str, q: int, m: int) -> None:
+        super().__init__(geometry, name, q)
+        self.m, self.n = m, m + KERNEL - 1
+        _, height, width = geometry.output_shape
+        self.tiles = (-(-height // m), -(-width // m))
+        self.extent = (m * self.tiles[0], m * self.tiles[1])
+        self._matrices = tuple(np.kron(matrix, matrix) for matrix in transforms(m))
+        self._float32 = tuple(matrix.astype(np.float32) for matrix in self._matrices)
+
+    def forward(self, x: Array, weight: Array, workspace: Workspace) -> tuple[Array, tuple[Array, Array, Array]]:
+        channels, *_, samples = x.shape
+        to_outputs, of_kernels, of_pixels = self._transforms(workspace.dtype)
+        tiles = (*self.tiles, samples)
+        d = self._buffer("pixels", channels, tiles, workspace)
+        self._gather(self.pad(x, self.m, (self.extent[0] + 2, self.extent[1] + 2), workspace), d)
+        v = self._buffer("pixels transformed", channels, tiles, workspace)
+        np.matmul(of_pixels, d.reshape(len(d), -1), out=v.reshape(len(v), -1))
+        u = workspace.array(self.name, "kernels transformed", (self.n**2, len(weight), channels))
+        np.matmul(of_kernels, weight.reshape(-1, KERNEL**2).T, out=u.reshape(len(u), -1))
+        products = self._buffer("products", len(weight), tiles, workspace)
+        np.matmul(u, v.reshape(*v.shape[:2], -1), out=products.reshape(*products.shape[:2], -1))
+        sums = workspace.array(self.name, "sums", (self.m**2, len(weight), *tiles))
+        np.matmul(to_outputs, products.reshape(len(products), -1), out=sums.reshape(len(sums), -1))
+        return self._in_windows(sums), (d, u, v)
+
+    def backward(
+        self, dsums: Array, saved: Any, weight: Array, dweight: Array, workspace: Workspace, need_dx: bool
+    ) -> Array | None:
+        d, u, v = saved
+        *tiles, samples = dsums.shape[-3:]
+        to_outputs, of_kernels, of_pixels = self._transforms(workspace.dtype)
+        dy = workspace.array(self.name, "sums", (self.m**2, len(weight), *tiles, samples))  # what dsums shows
+        dproducts = self._buffer("products", len(weight), (*tiles, samples), workspace)
+        np.matmul(to_outputs.T, dy.reshape(len(dy), -1), out=dproducts.reshape(len(dproducts), -1))
+        dproducts = dproducts.reshape(*dproducts.shape[:2], -1)
+        flat_v = v.reshape(*v.shape[:2], -1)
+        du = workspace.array(self.name, "dkernels transformed", u.shape)
+        np.matmul(dproducts, flat_v.transpose(0, 2, 1), out=du)
+        np.matmul(du.reshape(len(du), -1).T, of_kernels, out=dweight.reshape(-1, KERNEL**2))
+        if not need_dx:
+            return None
+        # Pixels and their transforms have served: their memory takes the gradients.
+        np.matmul(u.transpose(0, 2, 1), dproducts, out=flat_v)
+        np.matmul(of_pixels.T, v.reshape(len(v), -1), out=d.reshape(len(d), -1))
+        shape = (self.m, self.m, d.shape[1], self.tiles[0] + 1, self.tiles[1] + 1, samples)
+        dphases = workspace.array(self.name, "dphases", shape)
+        self._scatter(d, dphases)
+        return self.unpad(dphases, self.m, workspace)
+
+    def in_own_order(self, image: Array) -> Array:
+        (down, across), a = self.tiles, self.m // self.q
+        return image.reshape(len(image), down, a, across, a, -1).transpose(2, 4, 0, 1, 3, 5)
+
+    def _in_windows(self, sums: Array) -> Array:
+        """sums (m * m, O, tiles, N) as a view (q, q, m / q, m / q, O, tiles, N)."""
+        a = self.m // self.q
+        return sums.reshape(a, self.q, a, self.q, *sums.shape[1:]).transpose(1, 3, 0, 2, *range(4, 8))
+
+    def _buffer(self, purpose: str, channels: int, tiles: tuple[int, ...], workspace: Workspace) -> Array:
+        return workspace.array(self.name, purpose, (self.n**2, channels, *tiles))
+
+    def _gather(self, phases: Array, d: Array) -> None:
+        """Fill d (n * n, C, tiles, N) with every tile's pixels, of which neighbours share two rows or columns."""
+        for tile, place in self._parts(d):
+            tile[...] = phases[place]
+
+    def _scatter(self, d: Array, phases: Array) -> None:
+        """The adjoint of `_gather`: the sum, for each pixel, of what the tiles have for it."""
+        phases.fill(0)
+        for tile, place in self._parts(d):
+            phases[place] += tile
+
+    def _parts(self, d: Array) -> list[tuple[Array, tuple[slice, ...]]]:
+        """The pixels a tile reads from its own phases, and those from its right, lower and diagonal neighbours'."""
+        m, (down, across) = self.m, self.tiles
+        d = d.reshape(self.n, self.n, *d.shape[1:])
+        own, neighbour = slice(0, m), slice(m, self.n)
+        everything = slice(None)
+        return [
+            (d[i, j], (phase_i, phase_j, everything, slice(a, a + down), slice(b, b + across)))
+            for i, phase_i, a in ((own, own, 0), (neighbour, slice(0, 2), 1))
+            for j, phase_j, b in ((own, own, 0), (neighbour, slice(0, 2), 1))
+        ]
+
+    def _transforms(self, dtype: DTypeLike) -> tuple[Array, ...]:
+        """A' x A', G x G and B' x B'."""
+        return self._float32 if dtype == np.float32 else self._matrices
