@@ -20,8 +20,10 @@ from dptrain.nn.workspace import Array, Workspace
 
 ALGORITHMS = ("im2col", "winograd2", "winograd4")
 
-# Moving one float32 between arrays takes as long as this many floating-point operations of a matrix product.
+# Of the cost model: moving one float32 between arrays takes as long as this many floating-point operations of a
+# matrix product, and what is done once a microbatch is shared by this many samples.
 FLOPS_PER_MOVE = 40
+SAMPLES = 16
 
 
 class Conv2d(Layer):
@@ -142,4 +144,5 @@ def cost(algorithm: str, geometry: Geometry) -> float:
     products = 2 * places * channels * out_channels
     transforms = 2 * places * (places * channels + m**2 * out_channels)
     moves = 2 * places * channels + places * out_channels  # gathered, transformed; the products
-    return tiles * (products + transforms + FLOPS_PER_MOVE * moves)
+    of_kernels = places * channels * out_channels * (2 * KERNEL**2 + 2 * FLOPS_PER_MOVE)  # transformed and read again
+    return tiles * (products + transforms + FLOPS_PER_MOVE * moves) + of_kernels / SAMPLES
