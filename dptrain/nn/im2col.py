@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from dptrain.nn.correlation import Correlation, Geometry
+from dptrain.nn.products import matmul, matmul_transposed
 from dptrain.nn.workspace import Array, Workspace
 
 
@@ -39,7 +39,7 @@ class Im2col(Correlation):
             cols[:, kh, kw] = seen
         cols = cols.reshape(self.geometry.fan_in, -1)
         sums = workspace.array(self.name, "sums", (out_channels, *pixels))
-        np.matmul(weight.reshape(out_channels, -1), cols, out=sums.reshape(out_channels, -1))
+        matmul(weight.reshape(out_channels, -1), cols, out=sums.reshape(out_channels, -1))
         return sums.transpose(1, 2, 0, 3, 4, 5), cols
 
     def backward(
@@ -48,12 +48,12 @@ class Im2col(Correlation):
         out_channels, samples = len(weight), dsums.shape[-1]
         dsums = dsums.transpose(2, 0, 1, 3, 4, 5)
         dy = dsums.reshape(out_channels, -1)
-        np.matmul(dy, cols.T, out=dweight.reshape(out_channels, -1))
+        matmul_transposed(dy, cols, dweight.reshape(out_channels, -1), self.name, workspace)
         if not need_dx:
             return None
         # The columns have served: their memory takes their own gradient.
-        dcols = np.matmul(weight.reshape(out_channels, -1).T, dy, out=cols)
-        dcols = dcols.reshape(-1, *self.geometry.kernel_size, *dsums.shape[1:])
+        matmul(weight.reshape(out_channels, -1).T, dy, out=cols)
+        dcols = cols.reshape(-1, *self.geometry.kernel_size, *dsums.shape[1:])
         (ph, pw), (channels, h, w), m = self.geometry.padding, self.geometry.input_shape, self._m
         shape = (m, m, channels, -(-(h + 2 * ph) // m), -(-(w + 2 * pw) // m), samples)
         dphases = workspace.array(self.name, "dphases", shape)

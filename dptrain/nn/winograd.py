@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dptrain.nn.correlation import Correlation, Geometry
+from dptrain.nn.products import matmul
 from dptrain.nn.workspace import Array, Workspace
 
 KERNEL = 3
@@ -66,23 +67,25 @@ class Winograd(Correlation):
         _, height, width = geometry.output_shape
         self.tiles = (-(-height // m), -(-width // m))
         self.extent = (m * self.tiles[0], m * self.tiles[1])
-        self._matrices = tuple(np.kron(matrix, matrix) for matrix in transforms(m))
+        to_outputs, of_kernels, of_pixels = (np.kron(matrix, matrix) for matrix in transforms(m))
+        # In column order: OpenBLAS multiplies by a square transform faster so.
+        self._matrices = (to_outputs, of_kernels, np.asfortranarray(of_pixels), np.asfortranarray(of_pixels.T))
         self._float32 = tuple(matrix.astype(np.float32) for matrix in self._matrices)
 
     def forward(self, x: Array, weight: Array, workspace: Workspace) -> tuple[Array, tuple[Array, Array, Array]]:
         channels, *_, samples = x.shape
-        to_outputs, of_kernels, of_pixels = self._transforms(workspace.dtype)
+        to_outputs, of_kernels, of_pixels, _ = self._transforms(workspace.dtype)
         tiles = (*self.tiles, samples)
         d = self._buffer("pixels", channels, tiles, workspace)
         self._gather(self.pad(x, self.m, (self.extent[0] + 2, self.extent[1] + 2), workspace), d)
         v = self._buffer("pixels transformed", channels, tiles, workspace)
-        np.matmul(of_pixels, d.reshape(len(d), -1), out=v.reshape(len(v), -1))
+        matmul(of_pixels, d.reshape(len(d), -1), out=v.reshape(len(v), -1))
         u = workspace.array(self.name, "kernels transformed", (self.n**2, len(weight), channels))
-        np.matmul(of_kernels, weight.reshape(-1, KERNEL**2).T, out=u.reshape(len(u), -1))
+        matmul(of_kernels, weight.reshape(-1, KERNEL**2).T, out=u.reshape(len(u), -1))
         products = self._buffer("products", len(weight), tiles, workspace)
         np.matmul(u, v.reshape(*v.shape[:2], -1), out=products.reshape(*products.shape[:2], -1))
         sums = workspace.array(self.name, "sums", (self.m**2, len(weight), *tiles))
-        np.matmul(to_outputs, products.reshape(len(products), -1), out=sums.reshape(len(sums), -1))
+        matmul(to_outputs, products.reshape(len(products), -1), out=sums.reshape(len(sums), -1))
         return self._in_windows(sums), (d, u, v)
 
     def backward(
@@ -90,10 +93,10 @@ class Winograd(Correlation):
     ) -> Array | None:
         d, u, v = saved
         *tiles, samples = dsums.shape[-3:]
-        to_outputs, of_kernels, of_pixels = self._transforms(workspace.dtype)
+        to_outputs, of_kernels, _, of_pixels_adjoint = self._transforms(workspace.dtype)
         dy = workspace.array(self.name, "sums", (self.m**2, len(weight), *tiles, samples))  # what dsums shows
         dproducts = self._buffer("products", len(weight), (*tiles, samples), workspace)
-        np.matmul(to_outputs.T, dy.reshape(len(dy), -1), out=dproducts.reshape(len(dproducts), -1))
+        matmul(to_outputs.T, dy.reshape(len(dy), -1), out=dproducts.reshape(len(dproducts), -1))
         dproducts = dproducts.reshape(*dproducts.shape[:2], -1)
         flat_v = v.reshape(*v.shape[:2], -1)
         du = workspace.array(self.name, "dkernels transformed", u.shape)
@@ -103,7 +106,7 @@ class Winograd(Correlation):
             return None
         # Pixels and their transforms have served: their memory takes the gradients.
         np.matmul(u.transpose(0, 2, 1), dproducts, out=flat_v)
-        np.matmul(of_pixels.T, v.reshape(len(v), -1), out=d.reshape(len(d), -1))
+        matmul(of_pixels_adjoint, v.reshape(len(v), -1), out=d.reshape(len(d), -1))
         shape = (self.m, self.m, d.shape[1], self.tiles[0] + 1, self.tiles[1] + 1, samples)
         dphases = workspace.array(self.name, "dphases", shape)
         self._scatter(d, dphases)
@@ -145,5 +148,5 @@ class Winograd(Correlation):
         ]
 
     def _transforms(self, dtype: DTypeLike) -> tuple[Array, ...]:
-        """A' x A', G x G and B' x B'."""
+        """A' x A', G x G, B' x B' and the adjoint of that."""
         return self._float32 if dtype == np.float32 else self._matrices
