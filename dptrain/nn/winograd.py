@@ -77,7 +77,7 @@ class Winograd(Correlation):
         to_outputs, of_kernels, of_pixels, _ = self._transforms(workspace.dtype)
         tiles = (*self.tiles, samples)
         d = self._buffer("pixels", channels, tiles, workspace)
-        self._gather(self.pad(x, self.m, (self.extent[0] + 2, self.extent[1] + 2), workspace), d)
+        self._gather(self.pad(x, 1, self._padded_extent(), workspace)[0, 0], d)
         v = self._buffer("pixels transformed", channels, tiles, workspace)
         matmul(of_pixels, d.reshape(len(d), -1), out=v.reshape(len(v), -1))
         u = workspace.array(self.name, "kernels transformed", (self.n**2, len(weight), channels))
@@ -107,10 +107,10 @@ class Winograd(Correlation):
         # Pixels and their transforms have served: their memory takes the gradients.
         np.matmul(u.transpose(0, 2, 1), dproducts, out=flat_v)
         matmul(of_pixels_adjoint, v.reshape(len(v), -1), out=d.reshape(len(d), -1))
-        shape = (self.m, self.m, d.shape[1], self.tiles[0] + 1, self.tiles[1] + 1, samples)
-        dphases = workspace.array(self.name, "dphases", shape)
-        self._scatter(d, dphases)
-        return self.unpad(dphases, self.m, workspace)
+        dpadded = workspace.array(self.name, "dpadded", (d.shape[1], *self._padded_extent(), samples))
+        self._scatter(d, dpadded)
+        (ph, pw), (_, height, width) = self.geometry.padding, self.geometry.input_shape
+        return dpadded[:, ph : ph + height, pw : pw + width]
 
     def in_own_order(self, image: Array) -> Array:
         (down, across), a = self.tiles, self.m // self.q
@@ -124,27 +124,39 @@ class Winograd(Correlation):
     def _buffer(self, purpose: str, channels: int, tiles: tuple[int, ...], workspace: Workspace) -> Array:
         return workspace.array(self.name, purpose, (self.n**2, channels, *tiles))
 
-    def _gather(self, phases: Array, d: Array) -> None:
+    def _padded_extent(self) -> tuple[int, int]:
+        """Of the input with its padding and whatever else the last tiles see, in whole tiles."""
+        return self.extent[0] + self.m, self.extent[1] + self.m
+
+    def _gather(self, padded: Array, d: Array) -> None:
         """Fill d (n * n, C, tiles, N) with every tile's pixels, of which neighbours share two rows or columns."""
-        for tile, place in self._parts(d):
-            tile[...] = phases[place]
+        for tile, pixels in self._parts(d, padded):
+            tile[...] = pixels
 
-    def _scatter(self, d: Array, phases: Array) -> None:
+    def _scatter(self, d: Array, padded: Array) -> None:
         """The adjoint of `_gather`: the sum, for each pixel, of what the tiles have for it."""
-        phases.fill(0)
-        for tile, place in self._parts(d):
-            phases[place] += tile
+        padded[:, self.extent[0] :] = 0
+        padded[:, :, self.extent[1] :] = 0
+        (tile, pixels), *shared = self._parts(d, padded)
+        pixels[...] = tile
+        for tile, pixels in shared:
+            pixels += tile
 
-    def _parts(self, d: Array) -> list[tuple[Array, tuple[slice, ...]]]:
-        """The pixels a tile reads from its own phases, and those from its right, lower and diagonal neighbours'."""
+    def _parts(self, d: Array, padded: Array) -> list[tuple[Array, Array]]:
+        """What tiles see of the m x m pixels that are their own, and of their right, lower and diagonal neighbours'.
+
+        Pairs of views (n or 2, n or 2, C, tiles, N): the part of d, and the pixels it comes from. No pixel is in a
+        view twice.
+        """
         m, (down, across) = self.m, self.tiles
         d = d.reshape(self.n, self.n, *d.shape[1:])
-        own, neighbour = slice(0, m), slice(m, self.n)
-        everything = slice(None)
+        pixels = padded.reshape(len(padded), down + 1, m, across + 1, m, -1).transpose(2, 4, 0, 1, 3, 5)
+        own, shared = slice(0, m), slice(m, self.n)
+        ways = ((own, own, 0), (shared, slice(0, 2), 1))  # places in the tile, in the neighbour, and how far it is
         return [
-            (d[i, j], (phase_i, phase_j, everything, slice(a, a + down), slice(b, b + across)))
-            for i, phase_i, a in ((own, own, 0), (neighbour, slice(0, 2), 1))
-            for j, phase_j, b in ((own, own, 0), (neighbour, slice(0, 2), 1))
+            (d[i, j], pixels[pixel_i, pixel_j, :, a : a + down, b : b + across])
+            for i, pixel_i, a in ways
+            for j, pixel_j, b in ways
         ]
 
     def _transforms(self, dtype: DTypeLike) -> tuple[Array, ...]:
