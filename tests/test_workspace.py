@@ -1,6 +1,6 @@
 import numpy as np
 
-from dptrain.nn.workspace import ALIGNMENT, Workspace, aligned_zeros
+from dptrain.nn.workspace import ALIGNMENT, Array, Workspace, aligned_zeros
 
 
 def test_the_same_request_gives_the_same_memory() -> None:
@@ -45,3 +45,19 @@ def test_memory_starts_on_a_cache_line() -> None:
 
 def test_an_empty_array_can_be_had() -> None:
     assert Workspace().array("a", "b", (3, 0)).shape == (3, 0)
+
+
+def test_views_are_made_again_only_for_another_array() -> None:
+    workspace = Workspace()
+    made = []
+
+    def halves(array: Array) -> list[Array]:
+        made.append(array)
+        return [array[:2], array[2:]]
+
+    first, second = workspace.array("conv1", "y", (4, 4)), workspace.array("conv1", "y", (4, 2))
+    for array in (first, first, second, first):
+        views = workspace.views("conv1", "halves", array, halves)
+        assert all(view.base is not None and np.shares_memory(view, array) for view in views)
+        assert views[0].shape == array[:2].shape
+    assert [array.shape for array in made] == [(4, 4), (4, 2), (4, 4)]

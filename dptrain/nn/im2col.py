@@ -10,8 +10,6 @@ For pooling by q, output pixel (oh, ow) = (q * i + p, q * j + t) is column (p, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from numpy.lib.stride_tricks import as_strided
 
 from dptrain.nn.correlation import Correlation, Geometry
@@ -35,7 +33,7 @@ class Im2col(Correlation):
         phases = self.pad(x, self._m, (h + 2 * ph, w + 2 * pw), workspace)
         pixels = (q, q, height // q, width // q, samples)
         cols = workspace.array(self.name, "cols", (x.shape[0], *self.geometry.kernel_size, *pixels))
-        for kh, kw, seen in self._windows(phases):
+        for kh, kw, seen in workspace.views(self.name, "windows", phases, self._windows):
             cols[:, kh, kw] = seen
         cols = cols.reshape(self.geometry.fan_in, -1)
         sums = workspace.array(self.name, "sums", (out_channels, *pixels))
@@ -58,14 +56,14 @@ class Im2col(Correlation):
         shape = (m, m, channels, -(-(h + 2 * ph) // m), -(-(w + 2 * pw) // m), samples)
         dphases = workspace.array(self.name, "dphases", shape)
         dphases.fill(0)
-        for kh, kw, seen in self._windows(dphases):
+        for kh, kw, seen in workspace.views(self.name, "dwindows", dphases, self._windows):
             seen += dcols[:, kh, kw]
         return self.unpad(dphases, m, workspace)
 
     def in_own_order(self, image: Array) -> Array:
         return image
 
-    def _windows(self, phases: Array) -> Iterator[tuple[int, int, Array]]:
+    def _windows(self, phases: Array) -> list[tuple[int, int, Array]]:
         """For each place (kh, kw) of the kernel the pixels it meets: a view (C, q, q, OH / q, OW / q, N).
 
         No pixel comes twice in a view, so it can be added to.
@@ -81,10 +79,12 @@ class Im2col(Correlation):
             return index % self._m * in_column_phase + index // self._m * across
 
         shape = (phases.shape[2], q, q, height // q, width // q, phases.shape[-1])
+        views: list[tuple[int, int, Array]] = []
         for kh in range(kernel_height):
             for kw in range(kernel_width):
                 first = phases[kh % self._m, kw % self._m, :, kh // self._m :, kw // self._m :]
                 in_window = row(kh + sh) - row(kh), column(kw + sw) - column(kw)
                 to_next = row(kh + sh * q) - row(kh), column(kw + sw * q) - column(kw)
                 strides = (of_channel, *in_window, *to_next, of_sample)
-                yield kh, kw, as_strided(first, shape, strides)
+                views.append((kh, kw, as_strided(first, shape, strides)))
+        return views

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
+Views = TypeVar("Views")
 
 ALIGNMENT = 64  # bytes: one cache line, and the widest vector register
 
@@ -24,6 +26,7 @@ class Workspace:
         self.dtype = np.dtype(dtype)
         self._memory: dict[tuple[str, str], NDArray[np.uint8]] = {}
         self._arrays: dict[tuple[str, str], Array] = {}
+        self._views: dict[tuple[str, str], tuple[Array, Any]] = {}
 
     def array(
         self, owner: str, purpose: str, shape: tuple[int, ...], dtype: DTypeLike | None = None, *, zeroed: bool = False
@@ -45,6 +48,16 @@ class Workspace:
         if zeroed:
             array.fill(0)
         return array
+
+    def views(self, owner: str, purpose: str, array: Array, make: Callable[[Array], Views]) -> Views:
+        """make(array), made once: remembered until the same request comes with another array.
+
+        For views that take longer to describe than to copy from; `array` is one of this workspace's.
+        """
+        known = self._views.get((owner, purpose))
+        if known is None or known[0] is not array:
+            known = self._views[owner, purpose] = (array, make(array))
+        return cast(Views, known[1])
 
 
 def aligned_bytes(size: int) -> NDArray[np.uint8]:
