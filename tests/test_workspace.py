@@ -61,3 +61,21 @@ def test_views_are_made_again_only_for_another_array() -> None:
         assert all(view.base is not None and np.shares_memory(view, array) for view in views)
         assert views[0].shape == array[:2].shape
     assert [array.shape for array in made] == [(4, 4), (4, 2), (4, 4)]
+
+
+def test_scratch_is_one_memory_for_all_owners() -> None:
+    workspace = Workspace()
+    large = workspace.scratch("conv1", "sums", (4, 5))
+    small = workspace.scratch("conv2", "sums", (3, 2))
+    assert np.shares_memory(large, small)
+    assert workspace.scratch("conv1", "sums", (4, 5)) is large
+    assert not np.shares_memory(large, workspace.scratch("conv1", "products", (4, 5)))
+    assert not np.shares_memory(large, workspace.array("conv1", "y", (4, 5)))
+
+
+def test_a_layer_keeps_its_scratch_when_another_needs_a_larger_one() -> None:
+    """What it wrote in its forward pass is where its backward pass looks."""
+    workspace = Workspace()
+    first = workspace.scratch("conv1", "sums", (2, 2))
+    workspace.scratch("conv2", "sums", (9, 9))
+    assert workspace.scratch("conv1", "sums", (2, 2)) is first

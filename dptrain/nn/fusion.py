@@ -57,7 +57,7 @@ class ConvPoolReLU(Layer):
     ) -> Array | None:
         sums, saved, masks, active = saved
         dy = zeros_beyond(dy, self._pooled_extent(), self.name, workspace)
-        dpooled = workspace.array(self.name, "pooled", active.shape)
+        dpooled = workspace.scratch(self.name, "pooled", active.shape)
         np.multiply(self.correlation.in_own_order(dy), active, out=dpooled)
         dpooled.sum(axis=(*range(dpooled.ndim - 4), -3, -2, -1), out=gradients["bias"])
         self._pool_backward(dpooled, masks, sums, workspace)
@@ -72,11 +72,11 @@ class ConvPoolReLU(Layer):
 
         Columns are compared first, so that of equals the first in row-major order wins, as in MaxPool2d.
         """
-        rows = workspace.array(self.name, "rows", (2, *sums.shape[2:]))
+        rows = workspace.scratch(self.name, "rows", (2, *sums.shape[2:]))
         first_column = workspace.array(self.name, "first column", rows.shape, bool)
         np.maximum(sums[:, 0], sums[:, 1], out=rows)
         np.equal(sums[:, 0], rows, out=first_column)
-        pooled = workspace.array(self.name, "pooled", rows.shape[1:])
+        pooled = workspace.scratch(self.name, "pooled", rows.shape[1:])
         first_row = workspace.array(self.name, "first row", pooled.shape, bool)
         np.maximum(rows[0], rows[1], out=pooled)
         np.equal(rows[0], pooled, out=first_row)
@@ -85,7 +85,7 @@ class ConvPoolReLU(Layer):
     def _pool_backward(self, dpooled: Array, masks: tuple[Array, Array], dsums: Array, workspace: Workspace) -> None:
         """Fill dsums: each window's gradient goes to the entry that won."""
         first_column, first_row = masks
-        drows = workspace.array(self.name, "rows", first_column.shape)
+        drows = workspace.scratch(self.name, "rows", first_column.shape)
         np.multiply(dpooled, first_row, out=drows[0])
         np.subtract(dpooled, drows[0], out=drows[1])
         np.multiply(drows, first_column, out=dsums[:, 0])

@@ -36,7 +36,7 @@ class Im2col(Correlation):
         for kh, kw, seen in workspace.views(self.name, "windows", phases, self._windows):
             cols[:, kh, kw] = seen
         cols = cols.reshape(self.geometry.fan_in, -1)
-        sums = workspace.array(self.name, "sums", (out_channels, *pixels))
+        sums = workspace.scratch(self.name, "sums", (out_channels, *pixels))
         matmul(weight.reshape(out_channels, -1), cols, out=sums.reshape(out_channels, -1))
         return sums.transpose(1, 2, 0, 3, 4, 5), cols
 

@@ -34,14 +34,14 @@ def matmul_transposed(a: Array, b: Array, out: Array, name: str, workspace: Work
     if block < LEAST_BLOCK or block == a.shape[1]:
         np.matmul(a, b.T, out=out)
     else:
-        products = workspace.array(name, "blocks' products", (a.shape[1] // block, *out.shape))
+        products = workspace.scratch(name, "blocks' products", (a.shape[1] // block, *out.shape))
         np.matmul(_cut(a, block).transpose(1, 0, 2), _cut(b, block).transpose(1, 2, 0), out=products)
         products.sum(axis=0, out=out)
 
 
 def _block(rows_and_sum: int, columns: int) -> int:
     """The largest power of two that divides the columns and keeps a block's product small."""
-    most = SMALL // rows_and_sum
+    most = max(1, SMALL // rows_and_sum)
     return math.gcd(columns, 1 << most.bit_length() >> 1)
 
 

@@ -76,15 +76,15 @@ class Winograd(Correlation):
         channels, *_, samples = x.shape
         to_outputs, of_kernels, of_pixels, _ = self._transforms(workspace.dtype)
         tiles = (*self.tiles, samples)
-        d = self._buffer("pixels", channels, tiles, workspace)
+        d = workspace.scratch(self.name, "pixels", (self.n**2, channels, *tiles))
         self._gather(self.pad(x, 1, self._padded_extent(), workspace)[0, 0], d)
-        v = self._buffer("pixels transformed", channels, tiles, workspace)
+        v = workspace.array(self.name, "pixels transformed", d.shape)
         matmul(of_pixels, d.reshape(len(d), -1), out=v.reshape(len(v), -1))
         u = workspace.array(self.name, "kernels transformed", (self.n**2, len(weight), channels))
         matmul(of_kernels, weight.reshape(-1, KERNEL**2).T, out=u.reshape(len(u), -1))
-        products = self._buffer("products", len(weight), tiles, workspace)
+        products = workspace.scratch(self.name, "products", (self.n**2, len(weight), *tiles))
         np.matmul(u, v.reshape(*v.shape[:2], -1), out=products.reshape(*products.shape[:2], -1))
-        sums = workspace.array(self.name, "sums", (self.m**2, len(weight), *tiles))
+        sums = workspace.scratch(self.name, "sums", (self.m**2, len(weight), *tiles))
         matmul(to_outputs, products.reshape(len(products), -1), out=sums.reshape(len(sums), -1))
         return self._in_windows(sums), (d, u, v)
 
@@ -94,8 +94,8 @@ class Winograd(Correlation):
         d, u, v = saved
         *tiles, samples = dsums.shape[-3:]
         to_outputs, of_kernels, _, of_pixels_adjoint = self._transforms(workspace.dtype)
-        dy = workspace.array(self.name, "sums", (self.m**2, len(weight), *tiles, samples))  # what dsums shows
-        dproducts = self._buffer("products", len(weight), (*tiles, samples), workspace)
+        dy = workspace.scratch(self.name, "sums", (self.m**2, len(weight), *tiles, samples))  # what dsums shows
+        dproducts = workspace.scratch(self.name, "products", (self.n**2, len(weight), *tiles, samples))
         matmul(to_outputs.T, dy.reshape(len(dy), -1), out=dproducts.reshape(len(dproducts), -1))
         dproducts = dproducts.reshape(*dproducts.shape[:2], -1)
         flat_v = v.reshape(*v.shape[:2], -1)
@@ -120,9 +120,6 @@ class Winograd(Correlation):
         """sums (m * m, O, tiles, N) as a view (q, q, m / q, m / q, O, tiles, N)."""
         a = self.m // self.q
         return sums.reshape(a, self.q, a, self.q, *sums.shape[1:]).transpose(1, 3, 0, 2, *range(4, 8))
-
-    def _buffer(self, purpose: str, channels: int, tiles: tuple[int, ...], workspace: Workspace) -> Array:
-        return workspace.array(self.name, purpose, (self.n**2, channels, *tiles))
 
     def _padded_extent(self) -> tuple[int, int]:
         """Of the input with its padding and whatever else the last tiles see, in whole tiles."""

@@ -49,6 +49,16 @@ class Workspace:
             array.fill(0)
         return array
 
+    def scratch(self, owner: str, purpose: str, shape: tuple[int, ...]) -> Array:
+        """An uninitialised array for use within one forward or backward pass of a layer.
+
+        All owners share one memory for a purpose, so that it stays in the cache from layer to layer.
+        """
+        array = self._arrays.get((owner, purpose))
+        if array is None or array.shape != shape:
+            array = self._arrays[owner, purpose] = self.array("scratch", purpose, (math.prod(shape),)).reshape(shape)
+        return array
+
     def views(self, owner: str, purpose: str, array: Array, make: Callable[[Array], Views]) -> Views:
         """make(array), made once: remembered until the same request comes with another array.
 
