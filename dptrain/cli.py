@@ -1,4 +1,4 @@
-"""The command line: train, eval, inspect.
+"""The command line: train, eval, inspect; bench has a file of its own.
 
 Nothing here imports NumPy before `request_one_thread` has run.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import dptrain
+from dptrain.bench.command import add_bench
 from dptrain.blas import request_one_thread
 from dptrain.config import TrainConfig, flag, merged, parse_model_options, parse_toml, read_toml
 from dptrain.errors import DptrainError, PeerError, UsageError, did_you_mean
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
     from dptrain.training.checkpoint import Checkpoint
 
-COMMANDS = ("train", "eval", "inspect")
+COMMANDS = ("train", "eval", "inspect", "bench")
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,6 +81,7 @@ def build_parser() -> Parser:
     inspect.set_defaults(command=_inspect, parser=inspect)
     inspect.add_argument("checkpoint", type=Path)
     inspect.add_argument("--json", action="store_true", help="print JSON")
+    add_bench(commands)
     return parser
 
 

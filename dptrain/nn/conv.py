@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,9 @@ class Conv2d(Layer):
 
     def fan_in(self) -> int:
         return self.geometry.fan_in
+
+    def forward_flops(self) -> int:
+        return 2 * self.geometry.fan_in * math.prod(self.geometry.output_shape)
 
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
         sums, saved = self.correlation.forward(x, parameters["weight"], workspace)

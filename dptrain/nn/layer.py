@@ -54,6 +54,10 @@ class Layer:
         """Inputs that one output is summed from, for He initialisation; only layers with weights have it."""
         raise TypeError(f"{self!r} has no weights")
 
+    def forward_flops(self) -> int:
+        """Floating-point operations of one sample's forward pass by definition, after bind; 0 without a product."""
+        return 0
+
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
         """Output (..., N) for x (..., N), and what the backward pass needs."""
         raise TypeError(f"{type(self).__name__} does not define forward")

@@ -33,6 +33,9 @@ class Linear(Layer):
     def fan_in(self) -> int:
         return self.in_features
 
+    def forward_flops(self) -> int:
+        return 2 * self.in_features * self.out_features
+
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Array]:
         y = workspace.array(self.name, "y", (self.out_features, x.shape[-1]))
         np.matmul(parameters["weight"], x, out=y)

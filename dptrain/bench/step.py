@@ -1,0 +1,136 @@
+"""bench step: images/s of the training step, microseconds of each layer, and the share of the sgemm rate."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from dptrain.bench.workload import Workload
+from dptrain.nn.layer import Layer, Parameters
+from dptrain.nn.network import Network
+from dptrain.nn.workspace import Array, Workspace
+from dptrain.parallel.communicator import Communicator
+from dptrain.training.step import Seconds
+
+WARM_UP = 10  # steps
+MATRIX = 2048  # rows and columns of the products that the sgemm rate is taken from
+MATRIX_RUNS = 5
+LAYER_RUNS = 30
+
+
+def measure_step(workload: Workload, communicator: Communicator, *, batch_size: int, steps: int) -> dict[str, Any]:
+    """All figures of `bench step`, on every rank."""
+    for _ in range(WARM_UP):
+        workload.step()
+    communicator.barrier()
+    durations, seconds = [], Seconds()
+    for _ in range(steps):
+        started = time.perf_counter()
+        seconds += workload.step().seconds
+        durations.append(time.perf_counter() - started)
+    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    by_rank = communicator.allgather((asdict(seconds), peak_memory))
+    communicator.barrier()
+    sgemm = min(communicator.allgather(sgemm_rate()))
+    threads = workload.pool.threads
+    rate = batch_size / statistics.median(durations)
+    flops = training_flops(workload.network)
+    per_core = rate * flops / (communicator.size * threads)
+    return {
+        "images_per_second": rate,
+        "milliseconds_per_step": {
+            "median": 1e3 * statistics.median(durations), "least": 1e3 * min(durations), "most": 1e3 * max(durations)
+        },
+        "batch_size": batch_size,
+        "ranks": communicator.size,
+        "threads": threads,
+        "steps": steps,
+        "seconds": [figures for figures, _ in by_rank],
+        "slowest_rank": max(range(communicator.size), key=lambda rank: by_rank[rank][0]["compute"]),
+        "peak_memory_mib": [memory for _, memory in by_rank],
+        "megaflop_per_image": flops / 1e6,
+        "gflops_per_core": per_core / 1e9,
+        "sgemm_gflops": sgemm / 1e9,
+        "share_of_sgemm": per_core / sgemm,
+        "layers": layer_times(workload),
+    }  # fmt: skip
+
+
+def sgemm_rate() -> float:
+    """Floating-point operations a second of the fastest of some large float32 matrix products, on one thread."""
+    generator = np.random.default_rng(0)
+    a, b = (generator.random((MATRIX, MATRIX), dtype=np.float32) for _ in range(2))
+    out = np.empty_like(a)
+    durations = []
+    for _ in range(MATRIX_RUNS):
+        started = time.perf_counter()
+        np.matmul(a, b, out=out)
+        durations.append(time.perf_counter() - started)
+    return 2 * MATRIX**3 / min(durations)
+
+
+def training_flops(network: Network) -> int:
+    """Floating-point operations of a training image by the definition of its layers, whatever algorithm computes them.
+
+    A layer with weights has three products of the same size: forward, the weight's gradient, the input's gradient,
+    which the first layer does not need.
+    """
+    forward = [layer.forward_flops() for layer in network.layers]
+    return sum(3 * flops for flops in forward) - forward[0]
+
+
+class TimedStage(Layer):
+    """Passes everything on to a stage, and keeps the seconds of each call."""
+
+    def __init__(self, stage: Layer) -> None:
+        self.stage = stage
+        self.name = stage.name
+        self.seconds: dict[str, list[float]] = {"forward": [], "backward": []}
+
+    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
+        started = time.perf_counter()
+        result = self.stage.forward(x, parameters, workspace)
+        self.seconds["forward"].append(time.perf_counter() - started)
+        return result
+
+    def backward(
+        self,
+        dy: Array,
+        saved: Any,
+        parameters: Parameters,
+        gradients: Parameters,
+        workspace: Workspace,
+        need_dx: bool = True,
+    ) -> Array | None:
+        started = time.perf_counter()
+        dx = self.stage.backward(dy, saved, parameters, gradients, workspace, need_dx)
+        self.seconds["backward"].append(time.perf_counter() - started)
+        return dx
+
+
+def layer_times(workload: Workload) -> list[dict[str, Any]]:
+    """For each stage of the network microseconds an image, forward and backward, of one shard on one thread."""
+    batches, network = next(iter(workload.batches.values())), workload.network
+    stages = [TimedStage(stage) for stage in network.stages]
+    workspace, gradient = Workspace(), np.empty_like(workload.state.parameters)
+    images, labels = batches.batch(0, 0, workspace)
+    plain = network.stages
+    network.stages = list(stages)
+    try:
+        for _ in range(LAYER_RUNS):
+            network.loss_and_grad(workload.state.parameters, images, labels, gradient, workspace)
+    finally:
+        network.stages = plain
+    return [
+        {
+            "layer": stage.name,
+            "computes": repr(stage.stage),
+            **{way: 1e6 * statistics.median(seconds) / len(labels) for way, seconds in stage.seconds.items()},
+        }
+        for stage in stages
+    ]
