@@ -217,7 +217,7 @@ def _scaling(parsed: argparse.Namespace, communicator: Communicator, connection:
         print(json.dumps(rows))
         return 0
     _table(
-        f"{available} cores; images/s: median (spread) of {_plural(parsed.runs, 'run')} in turn; then shares of the time",
+        f"{available} cores; images/s: median (spread) of {_plural(parsed.runs, 'run')} in turn; shares of the time",
         ("scaling", "ranks", "threads", "batch", "images/s", "efficiency", "compute", "data", "waiting", "reduction",
          "slowest rank"),
         [
