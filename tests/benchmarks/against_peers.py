@@ -1,0 +1,137 @@
+"""Images per second and peak memory of dptrain's training step against PyTorch, TensorFlow and JAX.
+
+    python tests/benchmarks/against_peers.py [--work convnet-64 ...] [--peers pytorch ...] [--runs 5]
+
+Each peer is installed on demand in an environment of its own, below ~/.cache/dptrain/peers (--environments), at the
+version written below. Each run is a process of its own, and all take turns, so that a drift of the machine's speed
+meets all of them. Everyone does the whole step: forward, backward, SGD with Nesterov momentum and weight decay.
+dptrain also gathers, casts and normalises its microbatches from 8 shards of uint8 images and adds up
+their gradients; the peers get one ready float32 batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import urllib.request
+import venv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PEERS = Path(__file__).parent / "peers"
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"
+REQUIREMENTS = {"pytorch": "torch==2.13.0", "tensorflow": "tensorflow-cpu==2.21.0", "jax": "jax==0.10.2"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What everybody computes: convnet of these widths, one thread for each process."""
+
+    batch: int
+    widths: tuple[int, ...] = (32, 64)
+    processes: int = 1
+
+
+WORKS = {
+    "convnet-64": Work(64),
+    "convnet-128": Work(128),
+    "convnet-128-on-2": Work(128, processes=2),
+    "wide-64": Work(64, (64, 128, 256)),
+}
+
+
+@dataclass
+class Contender:
+    """A command that prints JSON, and what it has printed."""
+
+    name: str
+    command: list[str]
+    rates: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+
+    def run(self) -> None:
+        done = subprocess.run(self.command, stdout=subprocess.PIPE, text=True, check=True)
+        figures = json.loads(done.stdout.splitlines()[-1])
+        self.rates.append(figures["images_per_second"])
+        memory = figures["peak_memory_mib"]
+        self.memory.append(max(memory) if isinstance(memory, list) else memory)
+
+
+def contenders(work: Work, pythons: dict[str, str]) -> list[Contender]:
+    """dptrain first, then every peer in each of its settings that can do the work."""
+    widths = [str(width) for width in work.widths]
+    bench = ["bench", "step", "--json", "--threads", "1", "--batch-size", str(work.batch)]
+    bench += ["--model-options", f"widths = [{', '.join(widths)}]"]
+    start = ["-m", "launch", "-n", str(work.processes), "--"] if work.processes > 1 else ["-m", "dptrain"]
+    entered = [Contender("dptrain", [sys.executable, *start, *bench])]
+    for peer, python in pythons.items():
+        command = [python, str(PEERS / f"{peer}.py"), "--batch", str(work.batch), "--widths", *widths]
+        if peer == "pytorch":
+            for layout in ("contiguous", "channels_last"):
+                more = ["--layout", layout, "--processes", str(work.processes)]
+                entered.append(Contender(f"pytorch {layout}", [*command, *more]))
+        elif work.processes == 1:
+            entered.append(Contender(peer, command))
+    return entered
+
+
+def install(peer: str, folder: Path) -> str:
+    """The Python of the peer's environment, which is made if it is not there."""
+    environment = folder / REQUIREMENTS[peer]
+    python = environment / "bin" / "python"
+    done = environment / "installed"
+    if not done.exists():
+        print(f"Installing {REQUIREMENTS[peer]} into {environment} (once)", file=sys.stderr)
+        venv.create(environment, with_pip=True, clear=True)
+        wanted = [REQUIREMENTS[peer], "numpy", *(cpu_builds() if peer == "pytorch" else [])]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        done.touch()
+    return str(python)
+
+
+def cpu_builds() -> list[str]:
+    """pip's arguments for PyTorch's index of CPU builds, where it can be reached; the plain build brings CUDA."""
+    try:
+        urllib.request.urlopen(CPU_BUILDS + "/torch/", timeout=5).close()
+    except OSError:
+        return []
+    return ["--extra-index-url", CPU_BUILDS]
+
+
+def report(entered: list[Contender]) -> None:
+    """One line each: median images/s and spread, dptrain's ratio to it run by run, peak memory."""
+    own = entered[0]
+    for contender in entered:
+        ratios = [ours / theirs for ours, theirs in zip(own.rates, contender.rates, strict=True)]
+        print(
+            f"  {contender.name:<22}{statistics.median(contender.rates):>8,.0f} images/s "
+            f"({min(contender.rates):,.0f} to {max(contender.rates):,.0f})  "
+            f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})  "
+            f"{statistics.median(contender.memory):,.0f} MiB"
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--peers", nargs="+", choices=REQUIREMENTS, default=list(REQUIREMENTS))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "dptrain" / "peers")
+    options = parser.parse_args()
+    pythons = {peer: install(peer, options.environments) for peer in options.peers}
+    for name in options.work:
+        work = WORKS[name]
+        entered = contenders(work, pythons)
+        for _ in range(options.runs):
+            for contender in entered:
+                contender.run()
+        print(f"{name}: batch {work.batch}, widths {list(work.widths)}, {work.processes} x 1 thread")
+        report(entered)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""A training step of dptrain's convnet in eager PyTorch: prints images per second and peak memory as JSON.
+
+    python pytorch.py --batch 64 [--widths 32 64] [--threads 1] [--layout contiguous|channels_last] [--processes 2]
+
+With several processes, DistributedDataParallel over gloo; --batch stays the global one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+STEPS, WARM_UP = 60, 10
+
+
+def make_network(widths: list[int]) -> nn.Module:
+    layers: list[nn.Module] = []
+    channels, size = 3, 32
+    for width in widths:
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        channels, size = width, size // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * size * size, 10))
+
+
+def train(rank: int, options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    layout = torch.channels_last if options.layout == "channels_last" else torch.contiguous_format
+    network: Any = make_network(options.widths).to(memory_format=layout)
+    if options.processes > 1:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(options.port))
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=options.processes)
+        network = nn.parallel.DistributedDataParallel(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    own = options.batch // options.processes
+    images = torch.randn(own, 3, 32, 32).to(memory_format=layout)
+    labels = torch.randint(0, 10, (own,))
+    seconds = []
+    for _ in range(WARM_UP + STEPS):
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - started)
+    if rank == 0:
+        rate = options.batch / statistics.median(seconds[WARM_UP:])
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"images_per_second": rate, "peak_memory_mib": memory, "version": torch.__version__}))
+    if options.processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--widths", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--layout", choices=("contiguous", "channels_last"), default="contiguous")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--port", type=int, default=29511, help="of the processes' meeting point on this machine")
+    options = parser.parse_args()
+    if options.processes == 1:
+        train(0, options)
+    else:
+        torch.multiprocessing.spawn(train, args=(options,), nprocs=options.processes)
+
+
+if __name__ == "__main__":
+    main()
