@@ -1,4 +1,7 @@
+import itertools
+
 import numpy as np
+import pytest
 
 from dptrain.bench.step import TimedStage, layer_times, measure_step, training_flops
 from dptrain.bench.workload import Workload, make_workload
@@ -45,6 +48,18 @@ def test_measuring_layers_changes_nothing() -> None:
         assert row["backward"] > 0
     assert workload.network.stages is stages
     np.testing.assert_array_equal(workload.state.parameters, before)
+
+
+def test_a_layers_time_is_that_of_all_blocks_of_a_microbatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by one second whenever it is read: a call takes a second, 40 samples are 3 blocks."""
+    ticks = itertools.count()
+    monkeypatch.setattr("dptrain.bench.step.time.perf_counter", lambda: float(next(ticks)))
+    workload = make_workload(
+        Communicator(), model="linear", model_options={}, shape=(1, 4, 4), classes=2, shards=1, batch_size=40,
+        threads=1, reduction="tree",
+    )  # fmt: skip
+    for row in layer_times(workload):
+        assert row["forward"] == row["backward"] == pytest.approx(1e6 * 3 / 40)
 
 
 def test_a_timed_stage_computes_what_the_stage_computes() -> None:

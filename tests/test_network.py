@@ -8,7 +8,7 @@ from dptrain.nn.activation import Flatten, ReLU
 from dptrain.nn.conv import Conv2d
 from dptrain.nn.layer import Layer
 from dptrain.nn.linear import Linear
-from dptrain.nn.network import Network
+from dptrain.nn.network import BLOCK, Network
 from dptrain.nn.pool import MaxPool2d
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.nn.zoo import convnet
@@ -109,6 +109,40 @@ def test_a_samples_gradient_does_not_depend_on_its_neighbours() -> None:
         network.loss_and_grad(parameters, one, labels[sample : sample + 1], part, workspace)
         total += part
     np.testing.assert_allclose(whole, total, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("samples", [BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 5])
+def test_a_large_microbatch_is_the_sum_of_its_blocks(samples: int) -> None:
+    network = Network(convnet((1, 8, 8), 3, widths=[4]), (1, 8, 8))
+    generator = np.random.default_rng(2)
+    images, labels = generator.normal(size=(1, 8, 8, samples)).astype(np.float32), generator.integers(0, 3, samples)
+    parameters = network.initial_parameters(0)
+    whole, part = np.full((2, network.layout.size), np.nan, np.float32)
+    outcome = network.loss_and_grad(parameters, images, labels, whole, Workspace())
+    total, loss_sum, correct = np.zeros_like(part), 0.0, 0
+    for start in range(0, samples, BLOCK):
+        block = np.ascontiguousarray(images[..., start : start + BLOCK])
+        one = network.loss_and_grad(parameters, block, labels[start : start + BLOCK], part, Workspace())
+        total, loss_sum, correct = total + part, loss_sum + one.loss_sum, correct + one.correct
+    np.testing.assert_array_equal(whole, total)
+    assert (outcome.loss_sum, outcome.correct) == (loss_sum, correct)
+
+
+def test_prepared_parameters_give_the_same_bits() -> None:
+    network = Network(convnet((32, 16, 16), 3, widths=[64]), (32, 16, 16))
+    assert "winograd4" in network.description()[1]
+    generator = np.random.default_rng(3)
+    images, labels = generator.normal(size=(32, 16, 16, 5)).astype(np.float32), generator.integers(0, 3, 5)
+    parameters = network.initial_parameters(0)
+    prepared = network.prepare(parameters, Workspace())
+    gradients = np.zeros((2, network.layout.size), np.float32)
+    outcomes, logits = [], []
+    for given, gradient in zip((parameters, prepared), gradients, strict=True):
+        outcomes.append(network.loss_and_grad(given, images, labels, gradient, Workspace()))
+        logits.append(network.predict(given, images, Workspace()))
+    assert outcomes[0] == outcomes[1]
+    np.testing.assert_array_equal(gradients[0], gradients[1])
+    np.testing.assert_array_equal(logits[0], logits[1])
 
 
 def test_an_empty_microbatch_has_a_zero_gradient() -> None:

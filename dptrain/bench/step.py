@@ -92,6 +92,9 @@ class TimedStage(Layer):
         self.name = stage.name
         self.seconds: dict[str, list[float]] = {"forward": [], "backward": []}
 
+    def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
+        return self.stage.prepare(parameters, workspace)
+
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
         started = time.perf_counter()
         result = self.stage.forward(x, parameters, workspace)
@@ -119,18 +122,24 @@ def layer_times(workload: Workload) -> list[dict[str, Any]]:
     stages = [TimedStage(stage) for stage in network.stages]
     workspace, gradient = Workspace(), np.empty_like(workload.state.parameters)
     images, labels = batches.batch(0, 0, workspace)
+
+    def per_run(seconds: list[float]) -> float:
+        """The median run's sum, as a run may call a stage for several blocks of the microbatch."""
+        return float(np.median(np.sum(np.reshape(seconds, (LAYER_RUNS, -1)), axis=1)))
+
+    parameters = network.prepare(workload.state.parameters, Workspace())
     plain = network.stages
     network.stages = list(stages)
     try:
         for _ in range(LAYER_RUNS):
-            network.loss_and_grad(workload.state.parameters, images, labels, gradient, workspace)
+            network.loss_and_grad(parameters, images, labels, gradient, workspace)
     finally:
         network.stages = plain
     return [
         {
             "layer": stage.name,
             "computes": repr(stage.stage),
-            **{way: 1e6 * statistics.median(seconds) / len(labels) for way, seconds in stage.seconds.items()},
+            **{way: 1e6 * per_run(seconds) / len(labels) for way, seconds in stage.seconds.items()},
         }
         for stage in stages
     ]

@@ -19,6 +19,7 @@ from dptrain.nn.layer import Layer, Parameters, Shape, pair
 from dptrain.nn.winograd import KERNEL, Winograd
 from dptrain.nn.workspace import Array, Workspace
 
+KERNELS = "kernels"  # among prepared parameters: the weight as the algorithm needs it
 ALGORITHMS = ("im2col", "winograd2", "winograd4")
 
 # Of the cost model: moving one float32 between arrays takes as long as this many floating-point operations of a
@@ -98,12 +99,16 @@ class Conv2d(Layer):
     def forward_flops(self) -> int:
         return 2 * self.geometry.fan_in * math.prod(self.geometry.output_shape)
 
+    def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
+        return with_kernels(self.correlation, parameters, workspace)
+
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
-        sums, saved = self.correlation.forward(x, parameters["weight"], workspace)
+        parameters = with_kernels(self.correlation, parameters, workspace)
+        sums, saved = self.correlation.forward(x, parameters[KERNELS], workspace)
         out_channels, height, width = self.geometry.output_shape
         y = workspace.array(self.name, "y", (out_channels, *self.correlation.extent, x.shape[-1]))
         np.add(sums[0, 0], parameters["bias"][:, None, None, None], out=self.correlation.in_own_order(y))
-        return y[:, :height, :width], (sums, saved)
+        return y[:, :height, :width], (sums, saved, parameters[KERNELS])
 
     def backward(
         self,
@@ -114,11 +119,18 @@ class Conv2d(Layer):
         workspace: Workspace,
         need_dx: bool = True,
     ) -> Array | None:
-        sums, saved = saved
+        sums, saved, kernels = saved
         dy.sum(axis=(1, 2, 3), out=gradients["bias"])
         dy = zeros_beyond(dy, self.correlation.extent, self.name, workspace)
         sums[0, 0] = self.correlation.in_own_order(dy)
-        return self.correlation.backward(sums, saved, parameters["weight"], gradients["weight"], workspace, need_dx)
+        return self.correlation.backward(sums, saved, kernels, gradients["weight"], workspace, need_dx)
+
+
+def with_kernels(correlation: Correlation, parameters: Parameters, workspace: Workspace) -> Parameters:
+    """The parameters and, if they are not yet there, the kernels that the algorithm makes of the weight."""
+    if KERNELS in parameters:
+        return parameters
+    return {**parameters, KERNELS: correlation.prepare(parameters["weight"], workspace)}
 
 
 def has_winograd(kernel_size: tuple[int, int], stride: tuple[int, int]) -> bool:

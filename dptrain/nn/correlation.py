@@ -61,12 +61,16 @@ class Correlation:
     def __init__(self, geometry: Geometry, name: str, q: int) -> None:
         self.geometry, self.name, self.q = geometry, name, q
 
-    def forward(self, x: Array, weight: Array, workspace: Workspace) -> tuple[Array, Any]:
+    def prepare(self, weight: Array, workspace: Workspace) -> Array:
+        """The kernels as the passes need them, from weight (O, C, KH, KW)."""
+        return weight
+
+    def forward(self, x: Array, kernels: Array, workspace: Workspace) -> tuple[Array, Any]:
         """The sums for x (C, H, W, N), and what `backward` needs. The sums' memory is also its `dsums`."""
         raise NotImplementedError
 
     def backward(
-        self, dsums: Array, saved: Any, weight: Array, dweight: Array, workspace: Workspace, need_dx: bool
+        self, dsums: Array, saved: Any, kernels: Array, dweight: Array, workspace: Workspace, need_dx: bool
     ) -> Array | None:
         """Fill `dweight` (O, C, KH, KW) and return dx, if needed.
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from dptrain.nn.activation import ReLU
-from dptrain.nn.conv import Conv2d
+from dptrain.nn.conv import KERNELS, Conv2d, with_kernels
 from dptrain.nn.correlation import zeros_beyond
 from dptrain.nn.layer import Layer, Parameters, Shape
 from dptrain.nn.pool import MaxPool2d
@@ -36,15 +36,19 @@ class ConvPoolReLU(Layer):
     def parameter_shapes(self) -> dict[str, Shape]:
         return self.conv.parameter_shapes()
 
+    def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
+        return with_kernels(self.correlation, parameters, workspace)
+
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
-        sums, saved = self.correlation.forward(x, parameters["weight"], workspace)
+        parameters = with_kernels(self.correlation, parameters, workspace)
+        sums, saved = self.correlation.forward(x, parameters[KERNELS], workspace)
         pooled, masks = self._pool(sums, workspace)
         pooled += parameters["bias"][:, None, None, None]
         active = np.greater(pooled, 0, out=workspace.array(self.name, "active", pooled.shape, bool))
         channels, height, width = self.pool.output_shape
         y = workspace.array(self.name, "y", (channels, *self._pooled_extent(), x.shape[-1]))
         np.maximum(pooled, 0, out=self.correlation.in_own_order(y))
-        return y[:, :height, :width], (sums, saved, masks, active)
+        return y[:, :height, :width], (sums, saved, parameters[KERNELS], masks, active)
 
     def backward(
         self,
@@ -55,13 +59,13 @@ class ConvPoolReLU(Layer):
         workspace: Workspace,
         need_dx: bool = True,
     ) -> Array | None:
-        sums, saved, masks, active = saved
+        sums, saved, kernels, masks, active = saved
         dy = zeros_beyond(dy, self._pooled_extent(), self.name, workspace)
         dpooled = workspace.scratch(self.name, "pooled", active.shape)
         np.multiply(self.correlation.in_own_order(dy), active, out=dpooled)
         dpooled.sum(axis=(*range(dpooled.ndim - 4), -3, -2, -1), out=gradients["bias"])
         self._pool_backward(dpooled, masks, sums, workspace)
-        return self.correlation.backward(sums, saved, parameters["weight"], gradients["weight"], workspace, need_dx)
+        return self.correlation.backward(sums, saved, kernels, gradients["weight"], workspace, need_dx)
 
     def _pooled_extent(self) -> tuple[int, int]:
         height, width = self.correlation.extent

@@ -27,8 +27,8 @@ class Im2col(Correlation):
         # In phases a window's neighbour in the same place of the next pooling window is the next value in memory.
         self._m = q if geometry.stride == (1, 1) else 1
 
-    def forward(self, x: Array, weight: Array, workspace: Workspace) -> tuple[Array, Array]:
-        out_channels, (height, width), samples, q = len(weight), self.extent, x.shape[-1], self.q
+    def forward(self, x: Array, kernels: Array, workspace: Workspace) -> tuple[Array, Array]:
+        out_channels, (height, width), samples, q = len(kernels), self.extent, x.shape[-1], self.q
         (ph, pw), (_, h, w) = self.geometry.padding, self.geometry.input_shape
         phases = self.pad(x, self._m, (h + 2 * ph, w + 2 * pw), workspace)
         pixels = (q, q, height // q, width // q, samples)
@@ -37,20 +37,20 @@ class Im2col(Correlation):
             cols[:, kh, kw] = seen
         cols = cols.reshape(self.geometry.fan_in, -1)
         sums = workspace.scratch(self.name, "sums", (out_channels, *pixels))
-        matmul(weight.reshape(out_channels, -1), cols, out=sums.reshape(out_channels, -1))
+        matmul(kernels.reshape(out_channels, -1), cols, out=sums.reshape(out_channels, -1))
         return sums.transpose(1, 2, 0, 3, 4, 5), cols
 
     def backward(
-        self, dsums: Array, cols: Array, weight: Array, dweight: Array, workspace: Workspace, need_dx: bool
+        self, dsums: Array, cols: Array, kernels: Array, dweight: Array, workspace: Workspace, need_dx: bool
     ) -> Array | None:
-        out_channels, samples = len(weight), dsums.shape[-1]
+        out_channels, samples = len(kernels), dsums.shape[-1]
         dsums = dsums.transpose(2, 0, 1, 3, 4, 5)
         dy = dsums.reshape(out_channels, -1)
         matmul_transposed(dy, cols, dweight.reshape(out_channels, -1), self.name, workspace)
         if not need_dx:
             return None
         # The columns have served: their memory takes their own gradient.
-        matmul(weight.reshape(out_channels, -1).T, dy, out=cols)
+        matmul(kernels.reshape(out_channels, -1).T, dy, out=cols)
         dcols = cols.reshape(-1, *self.geometry.kernel_size, *dsums.shape[1:])
         (ph, pw), (channels, h, w), m = self.geometry.padding, self.geometry.input_shape, self._m
         shape = (m, m, channels, -(-(h + 2 * ph) // m), -(-(w + 2 * pw) // m), samples)

@@ -58,6 +58,13 @@ class Layer:
         """Floating-point operations of one sample's forward pass by definition, after bind; 0 without a product."""
         return 0
 
+    def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
+        """The parameters, and with them whatever can be computed from them alone, once for all shards of a step.
+
+        The passes get what this returns, or the mere parameters.
+        """
+        return parameters
+
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
         """Output (..., N) for x (..., N), and what the backward pass needs."""
         raise TypeError(f"{type(self).__name__} does not define forward")

@@ -14,10 +14,16 @@ from numpy.typing import NDArray
 
 from dptrain.nn.draws import Purpose, random_words
 from dptrain.nn.fusion import fuse
-from dptrain.nn.layer import Layer, Shape
+from dptrain.nn.layer import Layer, Parameters, Shape
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.params import ParamLayout
 from dptrain.nn.workspace import Array, Workspace
+
+Prepared = list[Parameters]
+
+
+# Samples computed together. What they need fits into a core's cache; with 64 a convolution takes a third longer.
+BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,9 @@ class Outcome:
 
     loss_sum: float
     correct: int
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(self.loss_sum + other.loss_sum, self.correct + other.correct)
 
 
 class Network:
@@ -87,17 +96,44 @@ class Network:
                 view[...] = (bound * (2 * fractions - 1)).reshape(view.shape)
         return flat
 
+    def prepare(self, parameters: Array, workspace: Workspace) -> Prepared:
+        """Parameters (P,) by stage, with what all shards of a step can share; valid until one of the two changes."""
+        by_stage = zip(self.stages, self._by_stage(parameters), strict=True)
+        return [stage.prepare(own, workspace) for stage, own in by_stage]
+
     def loss_and_grad(
-        self, parameters: Array, images: Array, labels: NDArray[np.int64], gradient: Array, workspace: Workspace
+        self,
+        parameters: Array | Prepared,
+        images: Array,
+        labels: NDArray[np.int64],
+        gradient: Array,
+        workspace: Workspace,
     ) -> Outcome:
         """Write the gradient of the summed loss to `gradient` (P,), for images (C, H, W, N) and labels (N,).
 
-        Sums, not means: see `softmax_cross_entropy`. An empty microbatch has a zero gradient.
+        `parameters` are (P,), or prepared.
+
+        Sums, not means: see `softmax_cross_entropy`. An empty microbatch has a zero gradient. One of more than
+        BLOCK samples is computed in blocks, whose gradients are added in order.
         """
+        prepared = self._prepared(parameters, workspace)
         gradient.fill(0)  # a layer may add to it, and one that leaves it alone has none
-        if images.shape[-1] == 0:
-            return Outcome(0.0, 0)
-        values, gradients = self._by_stage(parameters), self._by_stage(gradient)
+        samples, outcome = images.shape[-1], Outcome(0.0, 0)
+        if 0 < samples <= BLOCK:
+            return self._block(prepared, images, labels, gradient, workspace)
+        part = workspace.array("network", "gradient of a block", gradient.shape)
+        for start in range(0, samples, BLOCK):
+            own = slice(start, start + BLOCK)
+            part.fill(0)
+            outcome += self._block(prepared, images[..., own], labels[own], part, workspace)
+            gradient += part
+        return outcome
+
+    def _block(
+        self, values: Prepared, images: Array, labels: NDArray[np.int64], gradient: Array, workspace: Workspace
+    ) -> Outcome:
+        """`loss_and_grad` for 1 to BLOCK samples, with a gradient that is zero."""
+        gradients = self._by_stage(gradient)
         saved: list[Any] = []
         x = images
         for stage, own in zip(self.stages, values, strict=True):
@@ -113,12 +149,15 @@ class Network:
             )
         return outcome
 
-    def predict(self, parameters: Array, images: Array, workspace: Workspace) -> Array:
+    def predict(self, parameters: Array | Prepared, images: Array, workspace: Workspace) -> Array:
         """Logits (K, N) for images (C, H, W, N); valid until the workspace is used again."""
         x = images
-        for stage, own in zip(self.stages, self._by_stage(parameters), strict=True):
+        for stage, own in zip(self.stages, self._prepared(parameters, workspace), strict=True):
             x, _ = stage.forward(x, own, workspace)
         return x
+
+    def _prepared(self, parameters: Array | Prepared, workspace: Workspace) -> Prepared:
+        return parameters if isinstance(parameters, list) else self.prepare(parameters, workspace)
 
     def _by_stage(self, flat: Array) -> list[dict[str, Array]]:
         """For each stage its own parameters' views of a flat vector."""

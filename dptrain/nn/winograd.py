@@ -72,40 +72,47 @@ class Winograd(Correlation):
         self._matrices = (to_outputs, of_kernels, np.asfortranarray(of_pixels), np.asfortranarray(of_pixels.T))
         self._float32 = tuple(matrix.astype(np.float32) for matrix in self._matrices)
 
-    def forward(self, x: Array, weight: Array, workspace: Workspace) -> tuple[Array, tuple[Array, Array, Array]]:
-        channels, *_, samples = x.shape
-        to_outputs, of_kernels, of_pixels, _ = self._transforms(workspace.dtype)
+    def prepare(self, weight: Array, workspace: Workspace) -> Array:
+        """The transformed kernels (n * n, O, C)."""
+        _, of_kernels, _, _ = self._transforms(workspace.dtype)
+        u = workspace.array(self.name, "kernels transformed", (self.n**2, *weight.shape[:2]))
+        places_first = workspace.array(self.name, "kernels", (KERNEL**2, weight.size // KERNEL**2))
+        np.copyto(places_first, weight.reshape(-1, KERNEL**2).T)
+        matmul(of_kernels, places_first, out=u.reshape(len(u), -1))
+        return u
+
+    def forward(self, x: Array, kernels: Array, workspace: Workspace) -> tuple[Array, tuple[Array, Array]]:
+        (_, out_channels, channels), samples = kernels.shape, x.shape[-1]
+        to_outputs, _, of_pixels, _ = self._transforms(workspace.dtype)
         tiles = (*self.tiles, samples)
         d = workspace.scratch(self.name, "pixels", (self.n**2, channels, *tiles))
         self._gather(self.pad(x, 1, self._padded_extent(), workspace)[0, 0], d)
         v = workspace.array(self.name, "pixels transformed", d.shape)
         matmul(of_pixels, d.reshape(len(d), -1), out=v.reshape(len(v), -1))
-        u = workspace.array(self.name, "kernels transformed", (self.n**2, len(weight), channels))
-        matmul(of_kernels, weight.reshape(-1, KERNEL**2).T, out=u.reshape(len(u), -1))
-        products = workspace.scratch(self.name, "products", (self.n**2, len(weight), *tiles))
-        np.matmul(u, v.reshape(*v.shape[:2], -1), out=products.reshape(*products.shape[:2], -1))
-        sums = workspace.scratch(self.name, "sums", (self.m**2, len(weight), *tiles))
+        products = workspace.scratch(self.name, "products", (self.n**2, out_channels, *tiles))
+        np.matmul(kernels, v.reshape(*v.shape[:2], -1), out=products.reshape(*products.shape[:2], -1))
+        sums = workspace.scratch(self.name, "sums", (self.m**2, out_channels, *tiles))
         matmul(to_outputs, products.reshape(len(products), -1), out=sums.reshape(len(sums), -1))
-        return self._in_windows(sums), (d, u, v)
+        return self._in_windows(sums), (d, v)
 
     def backward(
-        self, dsums: Array, saved: Any, weight: Array, dweight: Array, workspace: Workspace, need_dx: bool
+        self, dsums: Array, saved: Any, kernels: Array, dweight: Array, workspace: Workspace, need_dx: bool
     ) -> Array | None:
-        d, u, v = saved
-        *tiles, samples = dsums.shape[-3:]
+        d, v = saved
+        out_channels, *tiles, samples = dsums.shape[-4:]
         to_outputs, of_kernels, _, of_pixels_adjoint = self._transforms(workspace.dtype)
-        dy = workspace.scratch(self.name, "sums", (self.m**2, len(weight), *tiles, samples))  # what dsums shows
-        dproducts = workspace.scratch(self.name, "products", (self.n**2, len(weight), *tiles, samples))
+        dy = workspace.scratch(self.name, "sums", (self.m**2, out_channels, *tiles, samples))  # what dsums shows
+        dproducts = workspace.scratch(self.name, "products", (self.n**2, out_channels, *tiles, samples))
         matmul(to_outputs.T, dy.reshape(len(dy), -1), out=dproducts.reshape(len(dproducts), -1))
         dproducts = dproducts.reshape(*dproducts.shape[:2], -1)
         flat_v = v.reshape(*v.shape[:2], -1)
-        du = workspace.array(self.name, "dkernels transformed", u.shape)
+        du = workspace.array(self.name, "dkernels transformed", kernels.shape)
         np.matmul(dproducts, flat_v.transpose(0, 2, 1), out=du)
         np.matmul(du.reshape(len(du), -1).T, of_kernels, out=dweight.reshape(-1, KERNEL**2))
         if not need_dx:
             return None
         # Pixels and their transforms have served: their memory takes the gradients.
-        np.matmul(u.transpose(0, 2, 1), dproducts, out=flat_v)
+        np.matmul(kernels.transpose(0, 2, 1), dproducts, out=flat_v)
         matmul(of_pixels_adjoint, v.reshape(len(v), -1), out=d.reshape(len(d), -1))
         dpadded = workspace.array(self.name, "dpadded", (d.shape[1], *self._padded_extent(), samples))
         self._scatter(d, dpadded)

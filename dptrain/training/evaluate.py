@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dptrain.data.batches import Normalisation
 from dptrain.data.format import Samples
 from dptrain.nn.loss import softmax_cross_entropy
-from dptrain.nn.network import Network
+from dptrain.nn.network import Network, Prepared
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.threads import ShardPool
@@ -53,8 +53,9 @@ def evaluate(
     Counts are integers and losses are added exactly rounded (math.fsum), so the result does not depend on
     the number of ranks.
     """
+    prepared = network.prepare(parameters, Workspace())
     own = pool.map(
-        lambda shard, workspace: _evaluate_shard(network, parameters, shards[shard], normalise, workspace), shards
+        lambda shard, workspace: _evaluate_shard(network, prepared, shards[shard], normalise, workspace), shards
     )
     everyone = [part for parts in communicator.allgather(own) for part in parts]
     samples = np.sum([part[1] for part in everyone], axis=0)
@@ -65,7 +66,7 @@ def evaluate(
 
 @np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is for the caller to judge
 def _evaluate_shard(
-    network: Network, parameters: Array, samples: Samples, normalise: Normalisation, workspace: Workspace
+    network: Network, parameters: Prepared, samples: Samples, normalise: Normalisation, workspace: Workspace
 ) -> tuple[float, NDArray[np.int64], NDArray[np.int64]]:
     """Sum of losses, and samples and right answers by class (K,)."""
     losses: list[float] = []

@@ -9,8 +9,8 @@ import numpy as np
 
 from dptrain.data.batches import ShardBatches
 from dptrain.errors import TrainingError
-from dptrain.nn.network import Network
-from dptrain.nn.workspace import Array, Workspace, aligned_zeros
+from dptrain.nn.network import Network, Prepared
+from dptrain.nn.workspace import Workspace, aligned_zeros
 from dptrain.optim import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.parallel.reduction import TreeReduction
@@ -65,6 +65,7 @@ class TrainingStep:
     ) -> None:
         self.network, self.optimizer, self.batches = network, optimizer, batches
         self.pool, self.reduction, self.communicator = pool, reduction, communicator
+        self._shared = Workspace()  # what the shards' threads only read
         self._vectors = {shard: aligned_zeros(network.layout.size + STATISTICS) for shard in batches}
 
     @np.errstate(over="ignore", invalid="ignore")  # judged once, after the reduction, by all ranks alike
@@ -75,8 +76,9 @@ class TrainingStep:
         """
         clock = time.perf_counter
         started = clock()
+        parameters = self.network.prepare(state.parameters, self._shared)
         shares = self.pool.map(
-            lambda shard, workspace: self._shard_gradient(state.parameters, shard, epoch, step, workspace), self.batches
+            lambda shard, workspace: self._shard_gradient(parameters, shard, epoch, step, workspace), self.batches
         )
         partial = self.reduction.local_sums(self._vectors)
         computed = clock()
@@ -98,7 +100,7 @@ class TrainingStep:
         return StepOutcome(float(sums[LOSS]) / samples, int(sums[CORRECT]), samples, seconds)
 
     @np.errstate(over="ignore", invalid="ignore")  # again: it runs in other threads
-    def _shard_gradient(self, parameters: Array, shard: int, epoch: int, step: int, workspace: Workspace) -> float:
+    def _shard_gradient(self, parameters: Prepared, shard: int, epoch: int, step: int, workspace: Workspace) -> float:
         """Fill the shard's vector with gradient and statistics; returns the share of time that went into the batch."""
         started = time.perf_counter()
         images, labels = self.batches[shard].batch(epoch, step, workspace)
