@@ -98,7 +98,7 @@ def make_workload(
     batch_size: int,
     threads: int,
     reduction: str,
-    steps_per_epoch: int = 50,
+    steps_per_epoch: int = 8,
 ) -> Workload:
     """Network, optimizer, shards, threads and reduction with the defaults of `dptrain train`."""
     network = build_network(model, model_options, shape, classes)
