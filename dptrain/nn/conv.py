@@ -60,32 +60,32 @@ class Conv2d(Layer):
                 f"algorithm {algorithm} is for kernel_size 3 and stride 1, not {self.kernel_size} and {self.stride}"
             )
         self.algorithm = algorithm
+        self.chosen = algorithm  # bind settles what "auto" means
 
     def __repr__(self) -> str:
         name = type(self).__name__
         return (
             f"{name}({self.out_channels}, {self.kernel_size}, stride={self.stride}, padding={self.padding}, "
-            f"algorithm={self.algorithm!r})"
+            f"algorithm={self.chosen!r})"
         )
 
     def bind(self, input_shape: Shape) -> Shape:
-        """Also settles the algorithm, if it was "auto"."""
+        """Also chooses the algorithm, if that is left to it."""
         if len(input_shape) != 3:
             raise ValueError(f"{self!r} needs feature maps (C, H, W), it gets {input_shape}")
         self.geometry = Geometry(
             repr(self), input_shape, self.out_channels, self.kernel_size, self.stride, self.padding
         )
         output_shape = self.geometry.output_shape
-        if self.algorithm == "auto":
-            self.algorithm = cheapest(self.geometry)
+        self.chosen = cheapest(self.geometry) if self.algorithm == "auto" else self.algorithm
         self.correlation = self.correlation_for(1)
         return output_shape
 
     def correlation_for(self, q: int) -> Correlation:
         """The algorithm, giving its sums in q x q windows; q is 1 or 2."""
-        if self.algorithm == "im2col":
+        if self.chosen == "im2col":
             return Im2col(self.geometry, self.name, q)
-        return Winograd(self.geometry, self.name, q, int(self.algorithm.removeprefix("winograd")))
+        return Winograd(self.geometry, self.name, q, int(self.chosen.removeprefix("winograd")))
 
     def parameter_shapes(self) -> dict[str, Shape]:
         return {
