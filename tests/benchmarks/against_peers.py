@@ -3,8 +3,8 @@
     python tests/benchmarks/against_peers.py [--work convnet-64 ...] [--peers pytorch ...] [--runs 5]
 
 Each peer is installed on demand in an environment of its own, below ~/.cache/dptrain/peers (--environments), at the
-version written below. Each run is a process of its own, and all take turns, so that a drift of the machine's speed
-meets all of them. Everyone does the whole step: forward, backward, SGD with Nesterov momentum and weight decay.
+version written below. Each run is a process of its own on as many cores as it has threads, and all take turns, so that a
+drift of the machine's speed meets all of them. Everyone does the whole step: forward, backward, SGD with Nesterov momentum and weight decay.
 dptrain also gathers, casts and normalises its microbatches from 8 shards of uint8 images and adds up
 their gradients; the peers get one ready float32 batch.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -49,11 +50,14 @@ class Contender:
 
     name: str
     command: list[str]
+    cores: int
     rates: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
 
     def run(self) -> None:
-        done = subprocess.run(self.command, stdout=subprocess.PIPE, text=True, check=True)
+        allowed = set(sorted(os.sched_getaffinity(0))[: self.cores])  # not every library keeps to its one thread
+        start = lambda: os.sched_setaffinity(0, allowed)  # noqa: E731
+        done = subprocess.run(self.command, stdout=subprocess.PIPE, text=True, check=True, preexec_fn=start)
         figures = json.loads(done.stdout.splitlines()[-1])
         self.rates.append(figures["images_per_second"])
         memory = figures["peak_memory_mib"]
@@ -66,15 +70,15 @@ def contenders(work: Work, pythons: dict[str, str]) -> list[Contender]:
     bench = ["bench", "step", "--json", "--threads", "1", "--batch-size", str(work.batch)]
     bench += ["--model-options", f"widths = [{', '.join(widths)}]"]
     start = ["-m", "launch", "-n", str(work.processes), "--"] if work.processes > 1 else ["-m", "dptrain"]
-    entered = [Contender("dptrain", [sys.executable, *start, *bench])]
+    entered = [Contender("dptrain", [sys.executable, *start, *bench], work.processes)]
     for peer, python in pythons.items():
         command = [python, str(PEERS / f"{peer}.py"), "--batch", str(work.batch), "--widths", *widths]
         if peer == "pytorch":
             for layout in ("contiguous", "channels_last"):
                 more = ["--layout", layout, "--processes", str(work.processes)]
-                entered.append(Contender(f"pytorch {layout}", [*command, *more]))
+                entered.append(Contender(f"pytorch {layout}", [*command, *more], work.processes))
         elif work.processes == 1:
-            entered.append(Contender(peer, command))
+            entered.append(Contender(peer, command, work.processes))
     return entered
 
 

@@ -54,9 +54,12 @@ def train(rank: int, options: argparse.Namespace) -> None:
     if rank == 0:
         rate = options.batch / statistics.median(seconds[WARM_UP:])
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"images_per_second": rate, "peak_memory_mib": memory, "version": torch.__version__}))
+        print(
+            json.dumps({"images_per_second": rate, "peak_memory_mib": memory, "version": torch.__version__}), flush=True
+        )
     if options.processes > 1:
-        torch.distributed.destroy_process_group()
+        torch.distributed.barrier()
+        os._exit(0)  # leaving in order, gloo's threads now and then abort the process
 
 
 def main() -> None:
