@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 from dptrain.bench.workload import make_batches, random_samples
 from dptrain.config import AUGMENTATIONS
+from dptrain.data.batches import ShardBatches
 from dptrain.data.format import Source
 from dptrain.data.shards import load_shards
 from dptrain.nn.workspace import Workspace
@@ -38,19 +40,19 @@ def measure_batches(
         pool = ShardPool(min(threads, len(batches)))
         durations = []
         for epoch in range(EPOCHS):
-
-            def whole_epoch(shard: int, workspace: Workspace, epoch: int = epoch) -> None:
-                for step in range(steps):
-                    batches[shard].batch(epoch, step, workspace)  # noqa: B023 - run before the next augmentation
-
             communicator.barrier()
             started = time.perf_counter()
-            pool.map(whole_epoch, batches)
+            pool.map(partial(_make_epoch, batches, epoch, steps), batches)
             communicator.barrier()
             durations.append(time.perf_counter() - started)
         pool.close()
         rates[augment] = steps * batch_size / statistics.median(durations)
     return rates
+
+
+def _make_epoch(batches: dict[int, ShardBatches], epoch: int, steps: int, shard: int, workspace: Workspace) -> None:
+    for step in range(steps):
+        batches[shard].batch(epoch, step, workspace)
 
 
 def measure_files(

@@ -10,6 +10,7 @@ With m = 1 that is the padded input itself.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ class Geometry:
         return self.input_shape[0] * self.kernel_size[0] * self.kernel_size[1]
 
 
-class Correlation:
+class Correlation(ABC):
     """One way to compute the sums of a convolution (without its bias), forward and backward.
 
     The sums come as an array (q, q, ...) whose first two axes are an output pixel's place in its q x q pooling
@@ -65,10 +66,11 @@ class Correlation:
         """The kernels as the passes need them, from weight (O, C, KH, KW)."""
         return weight
 
+    @abstractmethod
     def forward(self, x: Array, kernels: Array, workspace: Workspace) -> tuple[Array, Any]:
         """The sums for x (C, H, W, N), and what `backward` needs. The sums' memory is also its `dsums`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(
         self, dsums: Array, saved: Any, kernels: Array, dweight: Array, workspace: Workspace, need_dx: bool
     ) -> Array | None:
@@ -76,11 +78,10 @@ class Correlation:
 
         `dsums`, the gradient of the sums, was written over the sums that `forward` returned. Overwrites `saved`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def in_own_order(self, image: Array) -> Array:
         """A view of image (O, extent / q, N), its axes as those of the sums after the first two."""
-        raise NotImplementedError
 
     def pad(self, x: Array, m: int, extent: tuple[int, int], workspace: Workspace) -> Array:
         """x in phases (m, m, C, ., ., N), with zeros around it up to `extent` (height, width).
