@@ -142,7 +142,12 @@ def test_signal_while_packing_removes_what_was_begun(number: int, status: int, t
     # So many shards that writing them takes seconds.
     counts = ("--train", "2000", "--test", "2000", "--shards", "2000")
     command = [sys.executable, "-m", "data_prep", "shapes", out, *counts]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a background shell ignores SIGINT, nohup SIGHUP
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("set.partial/*.h5")):
         assert time.monotonic() < deadline
