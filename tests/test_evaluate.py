@@ -12,9 +12,13 @@ from data_sets import image_data
 from mpi_runs import dptrain, own_mpi
 from training_runs import configuration, packed, run, session_and_state
 
+from dptrain.bench.workload import random_manifest, random_samples
+from dptrain.data.batches import Normalisation
 from dptrain.data.format import read_manifest, read_shard
+from dptrain.nn import Conv2d, Flatten, Linear, Network
 from dptrain.nn.workspace import Workspace
 from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.threads import ShardPool
 from dptrain.training.checkpoint import read_checkpoint
 from dptrain.training.evaluate import BATCH, Evaluation, evaluate
 from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
@@ -51,6 +55,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def evaluation_of(data: Path, checkpoint: Path, threads: int = 1) -> Evaluation:
     return evaluate_checkpoint(read_checkpoint(checkpoint), checkpoint, data, Communicator(), threads=threads)
+
+
+def test_parameters_that_are_not_finite_give_such_a_loss_without_a_warning() -> None:
+    """Winograd's transform of the kernels, made once for all shards, meets them before any sample is seen."""
+    network = Network([Conv2d(2, 3, algorithm="winograd4"), Flatten(), Linear(2)], (1, 6, 6))
+    manifest = random_manifest((1, 6, 6), classes=2, shards=1, samples=3)
+    parameters = network.initial_parameters(0)
+    parameters[0] = np.inf
+    shards = {0: random_samples((1, 6, 6), 2, 0, 3)}
+    found = evaluate(network, parameters, shards, Normalisation(manifest), ShardPool(1), Communicator())
+    assert not math.isfinite(found.loss)
+    assert found.samples == 3
 
 
 def test_loss_and_accuracy_are_those_of_a_plain_loop_over_the_samples(trained: tuple[Path, Path]) -> None:

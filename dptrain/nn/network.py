@@ -22,7 +22,7 @@ from dptrain.nn.workspace import Array, Workspace
 Prepared = list[Parameters]
 
 
-# Samples computed together. What they need fits into a core's cache; with 64 a convolution takes a third longer.
+# Samples computed together: with 64, too much for a core's cache, a step of convnet takes a third longer (measured).
 BLOCK = 16
 
 

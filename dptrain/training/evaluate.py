@@ -40,6 +40,7 @@ class Evaluation:
         return self.correct / self.samples
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is for the caller to judge
 def evaluate(
     network: Network,
     parameters: Array,
@@ -64,7 +65,7 @@ def evaluate(
     return Evaluation(float(loss), tuple(samples.tolist()), tuple(correct.tolist()))
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is for the caller to judge
+@np.errstate(over="ignore", invalid="ignore")  # again: it runs in other threads
 def _evaluate_shard(
     network: Network, parameters: Prepared, samples: Samples, normalise: Normalisation, workspace: Workspace
 ) -> tuple[float, NDArray[np.int64], NDArray[np.int64]]:

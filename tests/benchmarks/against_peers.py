@@ -20,6 +20,7 @@ import sys
 import urllib.request
 import venv
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 PEERS = Path(__file__).parent / "peers"
@@ -56,7 +57,7 @@ class Contender:
 
     def run(self) -> None:
         allowed = set(sorted(os.sched_getaffinity(0))[: self.cores])  # not every library keeps to its one thread
-        start = lambda: os.sched_setaffinity(0, allowed)  # noqa: E731
+        start = partial(os.sched_setaffinity, 0, allowed)
         done = subprocess.run(self.command, stdout=subprocess.PIPE, text=True, check=True, preexec_fn=start)
         figures = json.loads(done.stdout.splitlines()[-1])
         self.rates.append(figures["images_per_second"])

@@ -56,8 +56,8 @@ def main() -> None:
         gradient = jax.grad(loss)(parameters, images, labels)
         gradient = jax.tree.map(lambda g, p: g + WEIGHT_DECAY * p, gradient, parameters)
         velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradient)
-        update = lambda p, g, v: p - LEARNING_RATE * (g + MOMENTUM * v)  # noqa: E731
-        return jax.tree.map(update, parameters, gradient, velocity), velocity
+        look_ahead = jax.tree.map(lambda g, v: g + MOMENTUM * v, gradient, velocity)
+        return jax.tree.map(lambda p, d: p - LEARNING_RATE * d, parameters, look_ahead), velocity
 
     images = jax.random.normal(key, (options.batch, 32, 32, 3))
     labels = jax.random.randint(key, (options.batch,), 0, 10)
