@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -91,27 +92,29 @@ class Correlation(ABC):
         channels, *_, samples = x.shape
         shape = (m, m, channels, -(-extent[0] // m), -(-extent[1] // m), samples)
         phases = workspace.array(self.name, "phases", shape, zeroed=True)
-        for source, place in self._places(m):
+        for source, place in _places(self.geometry, m):
             phases[place] = x[source]
         return phases
 
     def unpad(self, phases: Array, m: int, workspace: Workspace) -> Array:
         """x (C, H, W, N) without the padding: the inverse, and the adjoint, of `pad`."""
         x = workspace.array(self.name, "dx", (*self.geometry.input_shape, phases.shape[-1]))
-        for source, place in self._places(m):
+        for source, place in _places(self.geometry, m):
             x[source] = phases[place]
         return x
 
-    def _places(self, m: int) -> list[tuple[tuple[slice, ...], tuple[Any, ...]]]:
-        """For each phase: the pixels of x that belong to it, and where they lie in the phases."""
-        _, height, width = self.geometry.input_shape
-        rows = [_phase(r, m, self.geometry.padding[0], height) for r in range(m)]
-        columns = [_phase(s, m, self.geometry.padding[1], width) for s in range(m)]
-        return [
-            ((slice(None), row, column), (r, s, slice(None), down, across))
-            for r, (row, down) in enumerate(rows)
-            for s, (column, across) in enumerate(columns)
-        ]
+
+@cache
+def _places(geometry: Geometry, m: int) -> list[tuple[tuple[slice, ...], tuple[Any, ...]]]:
+    """For each phase: the pixels of x that belong to it, and where they lie in the phases."""
+    _, height, width = geometry.input_shape
+    rows = [_phase(r, m, geometry.padding[0], height) for r in range(m)]
+    columns = [_phase(s, m, geometry.padding[1], width) for s in range(m)]
+    return [
+        ((slice(None), row, column), (r, s, slice(None), down, across))
+        for r, (row, down) in enumerate(rows)
+        for s, (column, across) in enumerate(columns)
+    ]
 
 
 def _phase(r: int, m: int, padding: int, extent: int) -> tuple[slice, slice]:

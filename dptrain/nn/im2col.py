@@ -10,6 +10,9 @@ For pooling by q, output pixel (oh, ow) = (q * i + p, q * j + t) is column (p, t
 
 from __future__ import annotations
 
+from functools import partial
+
+import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from dptrain.nn.correlation import Correlation, Geometry
@@ -33,8 +36,8 @@ class Im2col(Correlation):
         phases = self.pad(x, self._m, (h + 2 * ph, w + 2 * pw), workspace)
         pixels = (q, q, height // q, width // q, samples)
         cols = workspace.array(self.name, "cols", (x.shape[0], *self.geometry.kernel_size, *pixels))
-        for kh, kw, seen in workspace.views(self.name, "windows", phases, self._windows):
-            cols[:, kh, kw] = seen
+        for part, seen in workspace.views(self.name, "windows", phases, partial(self._parts, cols)):
+            part[...] = seen
         cols = cols.reshape(self.geometry.fan_in, -1)
         sums = workspace.scratch(self.name, "sums", (out_channels, *pixels))
         matmul(kernels.reshape(out_channels, -1), cols, out=sums.reshape(out_channels, -1))
@@ -56,35 +59,42 @@ class Im2col(Correlation):
         shape = (m, m, channels, -(-(h + 2 * ph) // m), -(-(w + 2 * pw) // m), samples)
         dphases = workspace.array(self.name, "dphases", shape)
         dphases.fill(0)
-        for kh, kw, seen in workspace.views(self.name, "dwindows", dphases, self._windows):
-            seen += dcols[:, kh, kw]
+        for part, seen in workspace.views(self.name, "dwindows", dphases, partial(self._single_parts, dcols)):
+            seen += part
         return self.unpad(dphases, m, workspace)
 
     def in_own_order(self, image: Array) -> Array:
         return image
 
-    def _windows(self, phases: Array) -> list[tuple[int, int, Array]]:
-        """For each place (kh, kw) of the kernel the pixels it meets: a view (C, q, q, OH / q, OW / q, N).
+    def _parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:
+        """For each phase the places (kh, kw) of the kernel that begin in it: their columns, and the pixels they meet.
 
-        No pixel comes twice in a view, so it can be added to.
+        Pairs of views (C, ., ., q, q, OH / q, OW / q, N).
         """
-        (height, width), q = self.extent, self.q
+        q, m = self.q, self._m
         (sh, sw), (kernel_height, kernel_width) = self.geometry.stride, self.geometry.kernel_size
         in_row_phase, in_column_phase, of_channel, down, across, of_sample = phases.strides
 
         def row(index: int) -> int:
-            return index % self._m * in_row_phase + index // self._m * down
+            return index % m * in_row_phase + index // m * down
 
         def column(index: int) -> int:
-            return index % self._m * in_column_phase + index // self._m * across
+            return index % m * in_column_phase + index // m * across
 
-        shape = (phases.shape[2], q, q, height // q, width // q, phases.shape[-1])
-        views: list[tuple[int, int, Array]] = []
-        for kh in range(kernel_height):
-            for kw in range(kernel_width):
-                first = phases[kh % self._m, kw % self._m, :, kh // self._m :, kw // self._m :]
-                in_window = row(kh + sh) - row(kh), column(kw + sw) - column(kw)
-                to_next = row(kh + sh * q) - row(kh), column(kw + sw * q) - column(kw)
-                strides = (of_channel, *in_window, *to_next, of_sample)
-                views.append((kh, kw, as_strided(first, shape, strides)))
-        return views
+        parts: list[tuple[Array, Array]] = []
+        for r in range(min(m, kernel_height)):
+            for s in range(min(m, kernel_width)):
+                part = cols[:, r::m, s::m]
+                in_window = row(r + sh) - row(r), column(s + sw) - column(s)
+                to_next = row(r + sh * q) - row(r), column(s + sw * q) - column(s)
+                strides = (of_channel, down, across, *in_window, *to_next, of_sample)
+                parts.append((part, as_strided(phases[r, s], part.shape, strides)))
+        return parts
+
+    def _single_parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:
+        """The same for one place at a time: no pixel comes twice in a view, so it can be added to."""
+        return [
+            (part[:, kh, kw], seen[:, kh, kw])
+            for part, seen in self._parts(cols, phases)
+            for kh, kw in np.ndindex(part.shape[1:3])
+        ]

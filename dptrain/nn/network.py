@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,7 @@ class Network:
         self.classes = shape[0]
         self.layout = ParamLayout(shapes)
         self.stages = fuse(self.layers) if fused else self.layers
+        self._own_parameters = [_own_names(stage.name, shapes) for stage in self.stages]
 
     def description(self) -> list[str]:
         """One line a layer: how it was made and what it puts out. Networks with other lines are not the same."""
@@ -161,11 +162,13 @@ class Network:
 
     def _by_stage(self, flat: Array) -> list[dict[str, Array]]:
         """For each stage its own parameters' views of a flat vector."""
-        own: dict[str, dict[str, Array]] = {stage.name: {} for stage in self.stages}
-        for name, view in self.layout.views(flat).items():
-            owner, short = name.rsplit(".", 1)
-            own[owner][short] = view
-        return [own[stage.name] for stage in self.stages]
+        views = self.layout.views(flat)
+        return [{short: views[name] for short, name in own.items()} for own in self._own_parameters]
+
+
+def _own_names(stage: str, names: Iterable[str]) -> dict[str, str]:
+    """Of the parameters' names those of a stage, by what it calls them itself."""
+    return {name.removeprefix(f"{stage}."): name for name in names if name.rsplit(".", 1)[0] == stage}
 
 
 def _check_names(layer: Layer, parameter_shapes: dict[str, Shape]) -> None:
@@ -182,4 +185,4 @@ def _check_names(layer: Layer, parameter_shapes: dict[str, Shape]) -> None:
 
 
 def _outcome(losses: Array, logits: Array, labels: NDArray[np.int64]) -> Outcome:
-    return Outcome(float(losses.sum(dtype=np.float64)), int((logits.argmax(axis=0) == labels).sum()))
+    return Outcome(float(losses.sum(dtype=np.float64)), int(np.count_nonzero(logits.argmax(axis=0) == labels)))

@@ -10,6 +10,7 @@ The blocks depend on shapes alone, so the bits do too.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 
@@ -39,6 +40,7 @@ def matmul_transposed(a: Array, b: Array, out: Array, name: str, workspace: Work
         products.sum(axis=0, out=out)
 
 
+@cache
 def _block(rows_and_sum: int, columns: int) -> int:
     """The largest power of two that divides the columns and keeps a block's product small."""
     most = max(1, SMALL // rows_and_sum)

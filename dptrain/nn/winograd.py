@@ -17,9 +17,11 @@ between them, as n * n matrix products, and each gradient is computed by the adj
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike
 
 from dptrain.nn.correlation import Correlation, Geometry
@@ -86,7 +88,8 @@ class Winograd(Correlation):
         to_outputs, _, of_pixels, _ = self._transforms(workspace.dtype)
         tiles = (*self.tiles, samples)
         d = workspace.scratch(self.name, "pixels", (self.n**2, channels, *tiles))
-        self._gather(self.pad(x, 1, self._padded_extent(), workspace)[0, 0], d)
+        phases = self.pad(x, 1, self._padded_extent(), workspace)
+        d.reshape(self.n, self.n, *d.shape[1:])[...] = workspace.views(self.name, "tiles", phases, self._tiles)
         v = workspace.array(self.name, "pixels transformed", d.shape)
         matmul(of_pixels, d.reshape(len(d), -1), out=v.reshape(len(v), -1))
         products = workspace.scratch(self.name, "products", (self.n**2, out_channels, *tiles))
@@ -115,7 +118,7 @@ class Winograd(Correlation):
         np.matmul(kernels.transpose(0, 2, 1), dproducts, out=flat_v)
         matmul(of_pixels_adjoint, v.reshape(len(v), -1), out=d.reshape(len(d), -1))
         dpadded = workspace.array(self.name, "dpadded", (d.shape[1], *self._padded_extent(), samples))
-        self._scatter(d, dpadded)
+        self._scatter(d, dpadded, workspace)
         (ph, pw), (_, height, width) = self.geometry.padding, self.geometry.input_shape
         return dpadded[:, ph : ph + height, pw : pw + width]
 
@@ -132,16 +135,16 @@ class Winograd(Correlation):
         """Of the input with its padding and whatever else the last tiles see, in whole tiles."""
         return self.extent[0] + self.m, self.extent[1] + self.m
 
-    def _gather(self, padded: Array, d: Array) -> None:
-        """Fill d (n * n, C, tiles, N) with every tile's pixels, of which neighbours share two rows or columns."""
-        for tile, pixels in self._parts(d, padded):
-            tile[...] = pixels
+    def _tiles(self, phases: Array) -> Array:
+        """Every tile's pixels, of which neighbours share two rows or columns: a view (n, n, C, tiles, N)."""
+        tiles = sliding_window_view(phases[0, 0], (self.n, self.n), axis=(1, 2))[:, :: self.m, :: self.m]
+        return tiles.transpose(4, 5, 0, 1, 2, 3)
 
-    def _scatter(self, d: Array, padded: Array) -> None:
-        """The adjoint of `_gather`: the sum, for each pixel, of what the tiles have for it."""
+    def _scatter(self, d: Array, padded: Array, workspace: Workspace) -> None:
+        """The adjoint of `_tiles`: the sum, for each pixel, of what the tiles have for it."""
         padded[:, self.extent[0] :] = 0
         padded[:, :, self.extent[1] :] = 0
-        (tile, pixels), *shared = self._parts(d, padded)
+        (tile, pixels), *shared = workspace.views(self.name, "scattered", padded, partial(self._parts, d))
         pixels[...] = tile
         for tile, pixels in shared:
             pixels += tile

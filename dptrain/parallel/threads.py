@@ -17,9 +17,9 @@ from dptrain.parallel.communicator import Communicator
 
 Result = TypeVar("Result")
 
-# Seconds after which a thread that waits for the GIL asks for it. By default 5 ms: until then a waiting thread is woken
-# whenever the GIL is let go, often to find it taken again, and each wake costs some 50 us. Threads here hold it for some
-# microseconds at a time; asking early took voluntary context switches a microbatch from 10 to 4 (measured).
+# Seconds after which a thread that waits for the GIL asks for it. With Python's 5 ms it is woken whenever the GIL is let
+# go, often to find it taken again, and each wake costs some 50 us. Threads here hold it for some microseconds at a
+# time; asking early took voluntary context switches a microbatch from 10 to 4 (measured).
 SWITCH_INTERVAL = 20e-6
 
 
@@ -32,7 +32,7 @@ class ShardPool:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._own = threading.local()
+        self._workspaces: dict[int, Workspace] = {}  # by thread
         self._helpers = ThreadPoolExecutor(threads - 1, "shard") if threads > 1 else None
         if threads > 1:
             sys.setswitchinterval(SWITCH_INTERVAL)
@@ -63,9 +63,11 @@ class ShardPool:
         return [results[position] for position in sorted(results)]
 
     def _workspace(self) -> Workspace:
-        if not hasattr(self._own, "workspace"):
-            self._own.workspace = Workspace()
-        return self._own.workspace
+        """The thread's own."""
+        thread = threading.get_ident()
+        if thread not in self._workspaces:
+            self._workspaces[thread] = Workspace()
+        return self._workspaces[thread]
 
     def close(self) -> None:
         """End the threads."""

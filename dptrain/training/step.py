@@ -10,7 +10,7 @@ import numpy as np
 from dptrain.data.batches import ShardBatches
 from dptrain.errors import TrainingError
 from dptrain.nn.network import Network, Prepared
-from dptrain.nn.workspace import Workspace, aligned_zeros
+from dptrain.nn.workspace import Array, Workspace, aligned_zeros
 from dptrain.optim import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.parallel.reduction import TreeReduction
@@ -86,7 +86,7 @@ class TrainingStep:
         waited = clock()
         total = self.reduction.exchange(partial)
         reduced = clock()
-        gradient, sums = np.split(total, [self.network.layout.size])
+        gradient, sums = self._split(total)
         if not np.isfinite(total.sum(dtype=np.float64)):
             raise known_to_all(self.communicator, _not_finite(float(sums[LOSS]), state.step, lr))
         samples = int(sums[SAMPLES])
@@ -105,10 +105,15 @@ class TrainingStep:
         started = time.perf_counter()
         images, labels = self.batches[shard].batch(epoch, step, workspace)
         loaded = time.perf_counter()
-        gradient, sums = np.split(self._vectors[shard], [self.network.layout.size])
+        gradient, sums = self._split(self._vectors[shard])
         outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace)
         sums[:] = outcome.loss_sum, outcome.correct, len(labels)
         return (loaded - started) / (time.perf_counter() - started)
+
+    def _split(self, vector: Array) -> tuple[Array, Array]:
+        """Views of a shard's or the summed vector: gradient (P,) and statistics."""
+        size = self.network.layout.size
+        return vector[:size], vector[size:]
 
 
 def _not_finite(loss: float, step: int, lr: float) -> TrainingError:
