@@ -17,8 +17,8 @@ from dptrain.parallel.communicator import Communicator
 
 Result = TypeVar("Result")
 
-# Seconds after which a thread that waits for the GIL asks for it. With Python's 5 ms it is woken whenever the GIL is let
-# go, often to find it taken again, and each wake costs some 50 us. Threads here hold it for some microseconds at a
+# Seconds after which a thread that waits for the GIL asks for it. With Python's 5 ms it is woken whenever the GIL is
+# let go, often to find it taken again, and each wake costs some 50 us. Threads here hold it for some microseconds at a
 # time; asking early took voluntary context switches a microbatch from 10 to 4 (measured).
 SWITCH_INTERVAL = 20e-6
 
