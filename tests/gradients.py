@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import Layer, array_shape
 from dptrain.nn.workspace import Array, Workspace
 
 STEP = 1e-4  # of the central differences; values of `distinct` lie further apart than that
@@ -39,9 +39,9 @@ def check_layer(layer: Layer, input_shape: tuple[int, ...], samples: int, seed: 
     layer.name = "layer"
     output_shape = layer.bind(input_shape)
     generator = np.random.default_rng(seed)
-    x = distinct((*input_shape, samples), seed)
+    x = distinct(array_shape(input_shape, samples), seed)
     parameters = {name: generator.normal(size=shape) for name, shape in layer.parameter_shapes().items()}
-    dy = generator.normal(size=(*output_shape, samples))
+    dy = generator.normal(size=array_shape(output_shape, samples))
     workspace = Workspace(np.float64)
 
     def weighted_output() -> float:

@@ -31,8 +31,9 @@ def test_flatten_backward_is_the_gradient(shape: tuple[int, ...], samples: int) 
 
 
 def test_flatten_orders_features_by_channel_height_width() -> None:
-    x = np.arange(24).reshape(2, 3, 2, 2)
+    x = np.arange(24, dtype=np.float32).reshape(3, 2, 2, 2)
     layer = Flatten()
+    layer.name = "flatten1"
     assert layer.bind((2, 3, 2)) == (12,)
     y, _ = layer.forward(x, {}, Workspace())
-    assert np.array_equal(y[:, 1], x[..., 1].ravel())
+    assert np.array_equal(y[1], x[:, :, 1].transpose(2, 0, 1).ravel())

@@ -13,6 +13,7 @@ from dptrain.data.augment import flip_and_crop
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.format import Manifest, Samples, Source
 from dptrain.nn.draws import Purpose, random_words
+from dptrain.nn.layer import array_shape
 from dptrain.nn.workspace import Workspace
 
 SHAPE = (2, 6, 7)
@@ -54,7 +55,7 @@ def test_every_sample_comes_once_an_epoch_and_only_the_last_batches_are_smaller(
     for step in range(-(-count // size) + 2):
         images, labels = source.batch(epoch, step, Workspace())
         expected = min(size, max(0, count - step * size))
-        assert images.shape == (*SHAPE, expected)
+        assert images.shape == array_shape(SHAPE, expected)
         assert labels.shape == (expected,)
         assert images.dtype == np.float32
         assert labels.dtype == np.int64
@@ -63,7 +64,7 @@ def test_every_sample_comes_once_an_epoch_and_only_the_last_batches_are_smaller(
 @pytest.mark.parametrize("augment", ["none", "reflect", "zero"])
 def test_empty_batch_of_a_shard_that_has_run_out_is_a_batch(augment: str) -> None:
     images, labels = batches(8, size=4, augment=augment).batch(0, 2, Workspace())
-    assert images.shape == (*SHAPE, 0)
+    assert images.shape == array_shape(SHAPE, 0)
     assert labels.shape == (0,)
 
 
@@ -123,14 +124,14 @@ def test_batches_leave_the_samples_as_they_were() -> None:
 
 
 def test_normalisation_is_exact_to_single_precision_for_every_pixel_value() -> None:
-    """All 256 values in both channels against float64, with the batch axis last."""
+    """All 256 values in both channels against float64, channels last."""
     images = np.arange(256, dtype=np.uint8)[:, None, None, None] ^ np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5)
     found = Normalisation(MANIFEST)(images, Workspace())
-    expected = np.empty((2, 3, 5, 256))
+    expected = np.empty((3, 5, 256, 2))
     for channel in range(2):
         pixels = images[:, channel].astype(np.float64).transpose(1, 2, 0)
-        expected[channel] = (pixels / 255 - MEAN[channel]) / STD[channel]
+        expected[..., channel] = (pixels / 255 - MEAN[channel]) / STD[channel]
     assert found.dtype == np.float32
     # Two roundings of each of the two terms, whose size is at most the larger of them at the ends of the range.
-    bound = 4 * np.finfo(np.float32).eps * np.abs(expected).max(axis=(1, 2, 3), keepdims=True)
+    bound = 4 * np.finfo(np.float32).eps * np.abs(expected).max(axis=(0, 1, 2))
     assert (np.abs(found - expected) <= bound).all()

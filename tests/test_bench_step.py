@@ -66,7 +66,7 @@ def test_a_timed_stage_computes_what_the_stage_computes() -> None:
     network = small_workload().network
     parameters = network.initial_parameters(0)
     generator = np.random.default_rng(0)
-    images, labels = generator.random((2, 8, 8, 3), dtype=np.float32), np.array([0, 1, 2])
+    images, labels = generator.random((8, 8, 3, 2), dtype=np.float32), np.array([0, 1, 2])
     gradients = np.zeros((2, network.layout.size), np.float32)
     network.loss_and_grad(parameters, images, labels, gradients[0], Workspace())
     timed = [TimedStage(stage) for stage in network.stages]

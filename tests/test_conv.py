@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dptrain.nn.conv import Conv2d
+from dptrain.nn.layer import array_shape
 from dptrain.nn.workspace import Array, Workspace
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -15,14 +16,14 @@ SIZES = st.tuples(st.integers(1, 3), st.integers(1, 3))
 def by_definition(x: Array, weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int]) -> Array:
     """The sum that defines a convolution, one term after the other, in float64."""
     (ph, pw), (sh, sw) = padding, stride
-    padded = np.pad(x.astype(np.float64), ((0, 0), (ph, ph), (pw, pw), (0, 0)))
+    padded = np.pad(x.astype(np.float64), ((ph, ph), (pw, pw), (0, 0), (0, 0)))
     out_channels, channels, kh, kw = weight.shape
-    height, width = (padded.shape[1] - kh) // sh + 1, (padded.shape[2] - kw) // sw + 1
-    y = np.zeros((out_channels, height, width, x.shape[3]))
+    height, width = (padded.shape[0] - kh) // sh + 1, (padded.shape[1] - kw) // sw + 1
+    y = np.zeros((height, width, x.shape[2], out_channels))
     for o, i, j in itertools.product(range(out_channels), range(height), range(width)):
-        y[o, i, j] = bias[o]
+        y[i, j, :, o] = bias[o]
         for c, a, b in itertools.product(range(channels), range(kh), range(kw)):
-            y[o, i, j] += weight[o, c, a, b] * padded[c, i * sh + a, j * sw + b]
+            y[i, j, :, o] += weight[o, c, a, b] * padded[i * sh + a, j * sw + b, :, c]
     return y
 
 
@@ -40,13 +41,13 @@ def by_definition(x: Array, weight: Array, bias: Array, stride: tuple[int, int],
 def test_forward_is_the_defining_sum(channels, out, kernel, stride, padding, more, samples, seed) -> None:
     generator = np.random.default_rng(seed)
     height, width = kernel[0] + more[0], kernel[1] + more[1]
-    x = generator.normal(size=(channels, height, width, samples)).astype(np.float32)
+    x = generator.normal(size=(height, width, samples, channels)).astype(np.float32)
     layer = Conv2d(out, kernel, stride=stride, padding=padding)
     layer.name = "conv1"
-    shape = layer.bind(x.shape[:3])
+    shape = layer.bind((channels, height, width))
     parameters = {n: generator.normal(size=s).astype(np.float32) for n, s in layer.parameter_shapes().items()}
     y, _ = layer.forward(x, parameters, Workspace())
-    assert y.shape == (*shape, samples)
+    assert y.shape == array_shape(shape, samples)
     np.testing.assert_allclose(
         y, by_definition(x, parameters["weight"], parameters["bias"], stride, padding), atol=1e-4
     )
@@ -74,10 +75,10 @@ def test_the_border_stays_zero_when_the_microbatch_changes_size() -> None:
     parameters = {"weight": np.ones((2, 1, 3, 3), np.float32), "bias": np.zeros(2, np.float32)}
     workspace = Workspace()
     for samples in (6, 2, 6, 3):
-        x = np.ones((1, 4, 5, samples), np.float32)
+        x = np.ones((4, 5, samples, 1), np.float32)
         y, _ = layer.forward(x, parameters, workspace)
-        assert (y[:, 0, 0] == 4).all()
-        assert (y[:, 1, 1] == 9).all()
+        assert (y[0, 0] == 4).all()
+        assert (y[1, 1] == 9).all()
 
 
 def test_the_first_layer_is_spared_its_input_gradient() -> None:
@@ -86,7 +87,7 @@ def test_the_first_layer_is_spared_its_input_gradient() -> None:
     layer.bind((1, 4, 4))
     parameters = {name: np.ones(shape, np.float32) for name, shape in layer.parameter_shapes().items()}
     workspace = Workspace()
-    y, saved = layer.forward(np.ones((1, 4, 4, 2), np.float32), parameters, workspace)
+    y, saved = layer.forward(np.ones((4, 4, 2, 1), np.float32), parameters, workspace)
     gradients = {name: np.zeros_like(values) for name, values in parameters.items()}
     assert layer.backward(np.ones_like(y), saved, parameters, gradients, workspace, need_dx=False) is None
     assert gradients["weight"].tolist() == np.full((2, 1, 3, 3), 2 * 2 * 2).tolist()

@@ -36,8 +36,8 @@ def plain_loop(data: Path, checkpoint: Path) -> Evaluation:
     for shard in range(manifest.shard_count):
         part = read_shard(data, manifest, "test", shard)
         for image, label in zip(part.images, part.labels.tolist(), strict=True):
-            x = ((image / 255 - mean) / std)[..., None]
-            logits = network.predict(parameters, x, Workspace(np.float64))[:, 0].tolist()
+            x = ((image / 255 - mean) / std).transpose(1, 2, 0)[:, :, None]
+            logits = network.predict(parameters, x, Workspace(np.float64))[0].tolist()
             losses.append(math.log(sum(math.exp(z - max(logits)) for z in logits)) + max(logits) - logits[label])
             samples[label] += 1
             correct[label] += logits.index(max(logits)) == label

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from dptrain.nn.activation import Flatten, ReLU
 from dptrain.nn.conv import ALGORITHMS, Conv2d
 from dptrain.nn.fusion import ConvPoolReLU, fuse
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import Layer, array_shape
 from dptrain.nn.linear import Linear
 from dptrain.nn.network import Network
 from dptrain.nn.pool import MaxPool2d
@@ -39,7 +39,7 @@ def test_the_fused_network_is_the_plain_one(algorithm, kernel, stride, padding, 
     assert len(fused.stages) == len(plain.stages) - 2
     generator = np.random.default_rng(seed)
     parameters = generator.normal(size=plain.layout.size).astype(np.float32)
-    images = generator.normal(size=(*shape, samples)).astype(np.float32)
+    images = generator.normal(size=array_shape(shape, samples)).astype(np.float32)
     labels = generator.integers(0, 3, samples)
     gradients = np.zeros((2, plain.layout.size), np.float32)
     outcomes = [

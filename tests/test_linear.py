@@ -14,13 +14,13 @@ def test_backward_is_the_gradient(features: int, out: int, samples: int) -> None
     check_layer(Linear(out), (features,), samples)
 
 
-def test_forward_is_weight_times_x_plus_bias() -> None:
+def test_forward_is_x_times_weight_plus_bias() -> None:
     layer = Linear(2)
     layer.name = "linear1"
     layer.bind((3,))
     parameters = {"weight": np.array([[1, 2, 3], [0, 0, 1]], np.float32), "bias": np.array([10, 20], np.float32)}
-    y, _ = layer.forward(np.array([[1, 0], [1, 0], [1, 2]], np.float32), parameters, Workspace())
-    assert y.tolist() == [[16, 16], [21, 22]]
+    y, _ = layer.forward(np.array([[1, 1, 1], [0, 0, 2]], np.float32), parameters, Workspace())
+    assert y.tolist() == [[16, 21], [16, 22]]
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -6,7 +6,7 @@ from gradients import central_difference
 
 from dptrain.nn.activation import Flatten, ReLU
 from dptrain.nn.conv import Conv2d
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import Layer, array_shape
 from dptrain.nn.linear import Linear
 from dptrain.nn.network import BLOCK, Network
 from dptrain.nn.pool import MaxPool2d
@@ -61,13 +61,13 @@ def test_convnet_agrees_with_pytorch(fused: bool) -> None:
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="sum")
     loss.backward()
 
-    ours = np.ascontiguousarray(images.transpose(1, 2, 3, 0))
+    ours = np.ascontiguousarray(images.transpose(2, 3, 0, 1))
     gradient = np.empty_like(parameters)
     outcome = network.loss_and_grad(parameters, ours, labels, gradient, Workspace())
     assert outcome.loss_sum == pytest.approx(loss.item(), rel=1e-5)
     assert outcome.correct == int((logits.argmax(dim=1).numpy() == labels).sum())
     predicted = network.predict(parameters, ours, Workspace())
-    assert relative_error(predicted.T, logits.detach().numpy()) < 1e-4
+    assert relative_error(predicted, logits.detach().numpy()) < 1e-4
     for parameter, (name, view) in zip(theirs.parameters(), network.layout.views(gradient).items(), strict=True):
         assert parameter.grad is not None
         assert relative_error(view, parameter.grad.numpy()) < 1e-4, name
@@ -85,7 +85,7 @@ def test_the_whole_gradient_is_that_of_the_summed_loss() -> None:
     network = Network(net, shape)
     generator = np.random.default_rng(5)
     parameters = generator.normal(size=network.layout.size)
-    images, labels = generator.normal(size=(*shape, 3)), np.array([0, 3, 1])
+    images, labels = generator.normal(size=array_shape(shape, 3)), np.array([0, 3, 1])
     workspace, gradient = Workspace(np.float64), np.empty(network.layout.size)
 
     def loss() -> float:
@@ -99,13 +99,13 @@ def test_the_whole_gradient_is_that_of_the_summed_loss() -> None:
 def test_a_samples_gradient_does_not_depend_on_its_neighbours() -> None:
     network = Network(convnet((1, 8, 8), 3, widths=[4]), (1, 8, 8))
     generator = np.random.default_rng(2)
-    images, labels = generator.normal(size=(1, 8, 8, 5)).astype(np.float32), generator.integers(0, 3, 5)
+    images, labels = generator.normal(size=(8, 8, 5, 1)).astype(np.float32), generator.integers(0, 3, 5)
     parameters, workspace = network.initial_parameters(0), Workspace()
     whole, part = np.empty((2, network.layout.size), np.float32)
     network.loss_and_grad(parameters, images, labels, whole, workspace)
     total = np.zeros(network.layout.size)
     for sample in range(5):
-        one = np.ascontiguousarray(images[..., sample : sample + 1])
+        one = np.ascontiguousarray(images[..., sample : sample + 1, :])
         network.loss_and_grad(parameters, one, labels[sample : sample + 1], part, workspace)
         total += part
     np.testing.assert_allclose(whole, total, rtol=1e-4, atol=1e-5)
@@ -115,13 +115,13 @@ def test_a_samples_gradient_does_not_depend_on_its_neighbours() -> None:
 def test_a_large_microbatch_is_the_sum_of_its_blocks(samples: int) -> None:
     network = Network(convnet((1, 8, 8), 3, widths=[4]), (1, 8, 8))
     generator = np.random.default_rng(2)
-    images, labels = generator.normal(size=(1, 8, 8, samples)).astype(np.float32), generator.integers(0, 3, samples)
+    images, labels = generator.normal(size=(8, 8, samples, 1)).astype(np.float32), generator.integers(0, 3, samples)
     parameters = network.initial_parameters(0)
     whole, part = np.full((2, network.layout.size), np.nan, np.float32)
     outcome = network.loss_and_grad(parameters, images, labels, whole, Workspace())
     total, loss_sum, correct = np.zeros_like(part), 0.0, 0
     for start in range(0, samples, BLOCK):
-        block = np.ascontiguousarray(images[..., start : start + BLOCK])
+        block = np.ascontiguousarray(images[..., start : start + BLOCK, :])
         one = network.loss_and_grad(parameters, block, labels[start : start + BLOCK], part, Workspace())
         total, loss_sum, correct = total + part, loss_sum + one.loss_sum, correct + one.correct
     np.testing.assert_array_equal(whole, total)
@@ -132,7 +132,7 @@ def test_prepared_parameters_give_the_same_bits() -> None:
     network = Network(convnet((32, 16, 16), 3, widths=[64]), (32, 16, 16))
     assert "winograd4" in network.description()[1]
     generator = np.random.default_rng(3)
-    images, labels = generator.normal(size=(32, 16, 16, 5)).astype(np.float32), generator.integers(0, 3, 5)
+    images, labels = generator.normal(size=(16, 16, 5, 32)).astype(np.float32), generator.integers(0, 3, 5)
     parameters = network.initial_parameters(0)
     prepared = network.prepare(parameters, Workspace())
     gradients = np.zeros((2, network.layout.size), np.float32)
@@ -148,7 +148,7 @@ def test_prepared_parameters_give_the_same_bits() -> None:
 def test_an_empty_microbatch_has_a_zero_gradient() -> None:
     network = Network(convnet((1, 8, 8), 3, widths=[4]), (1, 8, 8))
     gradient = np.full(network.layout.size, np.nan, np.float32)
-    nothing = np.empty((1, 8, 8, 0), np.float32)
+    nothing = np.empty((8, 8, 0, 1), np.float32)
     outcome = network.loss_and_grad(network.initial_parameters(0), nothing, np.empty(0, int), gradient, Workspace())
     assert (outcome.loss_sum, outcome.correct) == (0.0, 0)
     assert not gradient.any()
@@ -205,7 +205,7 @@ def test_a_layer_that_keeps_something_on_itself_is_refused_by_name() -> None:
     """Threads share layers: its gradients would depend on which thread came last."""
     network = Network([Careless(1.0), Flatten(), Linear(2)], (1, 2, 2))
     with pytest.raises(AttributeError, match=r"layer1 keeps 'x' on itself.*threads share"):
-        network.predict(network.initial_parameters(0), np.zeros((1, 2, 2, 3), np.float32), Workspace())
+        network.predict(network.initial_parameters(0), np.zeros((2, 2, 3, 1), np.float32), Workspace())
 
 
 class Weighted(Layer):
@@ -227,7 +227,7 @@ class Weighted(Layer):
 
 def test_a_layer_may_add_to_its_gradient() -> None:
     network = Network([Flatten(), Linear(2), Weighted("slope", (1,), "slope")], (1, 2, 2))
-    parameters, images = network.initial_parameters(0) + 1, np.ones((1, 2, 2, 3), np.float32)
+    parameters, images = network.initial_parameters(0) + 1, np.ones((2, 2, 3, 1), np.float32)
     gradients = np.full((2, network.layout.size), 7, np.float32)
     for gradient in gradients:
         network.loss_and_grad(parameters, images, np.array([0, 1, 0]), gradient, Workspace())

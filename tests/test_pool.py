@@ -6,6 +6,7 @@ from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dptrain.nn.layer import array_shape
 from dptrain.nn.pool import MaxPool2d
 from dptrain.nn.workspace import Array, Workspace
 
@@ -15,12 +16,12 @@ SIZES = st.tuples(st.integers(1, 4), st.integers(1, 4))
 def by_definition(x: Array, dy: Array, kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[Array, Array]:
     """Maxima and dx; of equal values the first in row-major order gets the gradient."""
     y, dx = np.empty_like(dy), np.zeros_like(x)
-    for c, i, j, n in itertools.product(*map(range, dy.shape)):
+    for i, j, n, c in itertools.product(*map(range, dy.shape)):
         top, left = i * stride[0], j * stride[1]
-        window = x[c, top : top + kernel[0], left : left + kernel[1], n]
-        y[c, i, j, n] = window.max()
+        window = x[top : top + kernel[0], left : left + kernel[1], n, c]
+        y[i, j, n, c] = window.max()
         row, column = np.unravel_index(window.argmax(), window.shape)  # argmax: the first
-        dx[c, top + row, left + column, n] += dy[c, i, j, n]
+        dx[top + row, left + column, n, c] += dy[i, j, n, c]
     return y, dx
 
 
@@ -36,10 +37,11 @@ def by_definition(x: Array, dy: Array, kernel: tuple[int, int], stride: tuple[in
 )
 def test_maxima_and_gradients_also_among_equals(channels, kernel, stride, more, samples, values, seed) -> None:
     generator = np.random.default_rng(seed)
-    x = generator.integers(0, values, (channels, kernel[0] + more[0], kernel[1] + more[1], samples)).astype(np.float64)
+    shape = (channels, kernel[0] + more[0], kernel[1] + more[1])
+    x = generator.integers(0, values, array_shape(shape, samples)).astype(np.float64)
     layer = MaxPool2d(kernel, stride=stride)
     layer.name = "pool1"
-    dy = generator.integers(1, 9, (*layer.bind(x.shape[:3]), samples)).astype(np.float64)
+    dy = generator.integers(1, 9, array_shape(layer.bind(shape), samples)).astype(np.float64)
     expected_y, expected_dx = by_definition(x, dy, kernel, stride)
     workspace = Workspace(np.float64)
     for _ in range(2):

@@ -22,17 +22,31 @@ def test_products_in_blocks_are_products(rows, inner, columns, transposed, seed)
     out = np.full((rows, columns), np.nan)
     products.matmul(a, b, out)
     np.testing.assert_allclose(out, np.einsum("ik,kj->ij", a, b), rtol=1e-9, atol=1e-9)
-    other = generator.normal(size=(rows, columns))
-    summed = np.full((rows, inner), np.nan)
-    products.matmul_transposed(other, b, summed, "layer", Workspace(np.float64))
-    np.testing.assert_allclose(summed, np.einsum("ij,kj->ik", other, b), rtol=1e-9, atol=1e-9)
+    sideways = np.full((columns, rows), np.nan)
+    products.matmul(b.T, a.T, sideways)
+    np.testing.assert_allclose(sideways, np.einsum("kj,ik->ji", b, a), rtol=1e-9, atol=1e-9)
+    other = generator.normal(size=(columns, rows))
+    summed = np.full((inner, rows), np.nan)
+    products.matmul_of_long(b, other, summed, "layer", Workspace(np.float64))
+    np.testing.assert_allclose(summed, np.einsum("kj,ji->ki", b, other), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(96, 512), (512, 96)])
+def test_stacks_are_cut_too(rows: int, columns: int) -> None:
+    """Into places of an array that is not contiguous, as Winograd's transforms write them."""
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(rows, 40)), generator.normal(size=(3, 2, 40, columns))
+    out = np.full((rows, 3, 2, columns), np.nan)
+    products.matmul(a, b, out.transpose(1, 2, 0, 3))
+    np.testing.assert_allclose(out, np.einsum("ik,abkj->iabj", a, b), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("rows_and_sum", "columns", "block"),
-    [(36 * 36, 4096, 512), (36 * 16, 8192, 1024), (64 * 288, 2048, 32), (2_000_000, 64, 1), (36, 96, 32)],
+    ("others", "extent", "block"),
+    [(36 * 36, 4096, 512), (36 * 16, 8192, 1024), (128 * 256, 128, 16), (2_000_000, 64, 0), (36, 96, 0), (99, 9999, 0)],
 )
-def test_a_block_divides_the_columns_and_its_product_is_small(rows_and_sum: int, columns: int, block: int) -> None:
-    assert products._block(rows_and_sum, columns) == block
-    assert columns % block == 0
-    assert block == 1 or rows_and_sum * block <= products.SMALL
+def test_a_block_divides_the_extent_and_its_product_is_small(others: int, extent: int, block: int) -> None:
+    assert products._block(others, extent) == block
+    if block:
+        assert extent % block == 0
+        assert others * block <= products.SMALL

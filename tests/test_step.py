@@ -33,7 +33,7 @@ def joined_pass(
     """Mean gradient, mean loss, right answers and samples of the whole batch, in one pass in float64."""
     batches = session.take_step.batches
     parts = [batches[shard].batch(epoch, step, Workspace()) for shard in sorted(batches)]
-    images = np.concatenate([images for images, _ in parts], axis=-1).astype(np.float64)
+    images = np.concatenate([images for images, _ in parts], axis=-2).astype(np.float64)
     labels = np.concatenate([labels for _, labels in parts])
     gradient = np.zeros(session.network.layout.size)
     parameters = state.parameters.astype(np.float64)

@@ -37,7 +37,8 @@ def run(algorithm: str, x: Array, weight: Array, dy: Array, padding: int, dtype:
     """Output and both gradients of a convolution, computed in `dtype`."""
     layer = Conv2d(len(weight), 3, padding=padding, algorithm=algorithm)
     layer.name = "conv1"
-    layer.bind(x.shape[:3])
+    height, width, _, channels = x.shape
+    layer.bind((channels, height, width))
     parameters = {"weight": weight.astype(dtype), "bias": np.zeros(len(weight), dtype)}
     gradients = {name: np.empty_like(values) for name, values in parameters.items()}
     workspace = Workspace(dtype)
@@ -63,8 +64,8 @@ def test_it_is_the_convolution_that_im2col_computes(
     algorithm, channels, out, padding, height, width, samples, seed
 ) -> None:
     generator = np.random.default_rng(seed)
-    x, weight = generator.normal(size=(channels, height, width, samples)), generator.normal(size=(out, channels, 3, 3))
-    dy = generator.normal(size=(out, height + 2 * padding - 2, width + 2 * padding - 2, samples))
+    x, weight = generator.normal(size=(height, width, samples, channels)), generator.normal(size=(out, channels, 3, 3))
+    dy = generator.normal(size=(height + 2 * padding - 2, width + 2 * padding - 2, samples, out))
     for found, expected in zip(
         run(algorithm, x, weight, dy, padding, np.float64),
         run("im2col", x, weight, dy, padding, np.float64),
@@ -73,13 +74,13 @@ def test_it_is_the_convolution_that_im2col_computes(
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize(("algorithm", "most"), [("im2col", 1e-6), ("winograd2", 2e-6), ("winograd4", 2e-5)])
+@pytest.mark.parametrize(("algorithm", "most"), [("im2col", 1e-6), ("winograd2", 1e-6), ("winograd4", 5e-6)])
 @pytest.mark.parametrize("channels", [32, 256])
 def test_float32_is_as_accurate_as_stated(algorithm: str, most: float, channels: int) -> None:
     """Root-mean-square error over the root-mean-square value, against im2col in float64."""
     generator = np.random.default_rng(channels)
-    x, weight = generator.normal(size=(channels, 16, 16, 4)), generator.normal(size=(64, channels, 3, 3))
-    dy = generator.normal(size=(64, 16, 16, 4))
+    x, weight = generator.normal(size=(16, 16, 4, channels)), generator.normal(size=(64, channels, 3, 3))
+    dy = generator.normal(size=(16, 16, 4, 64))
     x, weight, dy = (array.astype(np.float32) for array in (x, weight, dy))
     exact = run("im2col", x, weight, dy, 1, np.float64)
     for found, expected in zip(run(algorithm, x, weight, dy, 1, np.float32), exact, strict=True):
@@ -97,7 +98,7 @@ def test_a_smaller_microbatch_after_a_larger_one(algorithm: str) -> None:
     parameters = {name: generator.normal(size=shape) for name, shape in layer.parameter_shapes().items()}
     used = Workspace(np.float64)
     for samples in (4, 1, 4, 3):
-        x, dy = generator.normal(size=(2, 7, 5, samples)), generator.normal(size=(3, 7, 5, samples))
+        x, dy = generator.normal(size=(7, 5, samples, 2)), generator.normal(size=(7, 5, samples, 3))
         results = []
         for workspace in (used, Workspace(np.float64)):
             gradients = {name: np.empty_like(values) for name, values in parameters.items()}

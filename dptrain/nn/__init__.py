@@ -6,15 +6,17 @@ products, correlation, im2col, winograd, conv; and what is made of them: fusion,
 Shapes, everywhere in this package:
 
     C, H, W   channels, height and width of an image or feature map
-    N         samples of a microbatch, always the last and fastest axis
+    N         samples of a microbatch, the last axis but one
     O         channels (or features) a layer puts out
     F         features a linear layer takes in
     KH, KW    height and width of a kernel
     K         classes
     P         parameters of the whole network
 
-Feature maps are (C, H, W, N) rather than (N, C, H, W): a row of W * N values is contiguous, so padding,
-im2col and pooling copy long runs, and a convolution's matrix product already is the next layer's input.
+A sample's shape is told as (C, H, W), as data sets have it; arrays of N samples are (H, W, N, C), features (N, F).
+So what belongs to one pixel of all samples, N * C values, is contiguous: padding, pooling and Winograd's tiles move
+such long runs however few samples a microbatch has, and a convolution's matrix product is already the next
+layer's input.
 """
 
 from dptrain.nn.activation import Flatten, ReLU

@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from dptrain.nn.activation import ReLU
-from dptrain.nn.conv import KERNELS, Conv2d, with_kernels
+from dptrain.nn.conv import KERNELS, Conv2d, add_up, with_kernels
 from dptrain.nn.correlation import zeros_beyond
 from dptrain.nn.layer import Layer, Parameters, Shape
 from dptrain.nn.pool import MaxPool2d
@@ -43,12 +43,12 @@ class ConvPoolReLU(Layer):
         parameters = with_kernels(self.correlation, parameters, workspace)
         sums, saved = self.correlation.forward(x, parameters[KERNELS], workspace)
         pooled, masks = self._pool(sums, workspace)
-        pooled += parameters["bias"][:, None, None, None]
+        pooled += parameters["bias"]
         active = np.greater(pooled, 0, out=workspace.array(self.name, "active", pooled.shape, bool))
         channels, height, width = self.pool.output_shape
-        y = workspace.array(self.name, "y", (channels, *self._pooled_extent(), x.shape[-1]))
+        y = workspace.array(self.name, "y", (*self._pooled_extent(), x.shape[2], channels))
         np.maximum(pooled, 0, out=self.correlation.in_own_order(y))
-        return y[:, :height, :width], (sums, saved, parameters[KERNELS], masks, active)
+        return y[:height, :width], (sums, saved, parameters[KERNELS], masks, active)
 
     def backward(
         self,
@@ -63,7 +63,7 @@ class ConvPoolReLU(Layer):
         dy = zeros_beyond(dy, self._pooled_extent(), self.name, workspace)
         dpooled = workspace.scratch(self.name, "pooled", active.shape)
         np.multiply(self.correlation.in_own_order(dy), active, out=dpooled)
-        dpooled.sum(axis=(*range(dpooled.ndim - 4), -3, -2, -1), out=gradients["bias"])
+        add_up(dpooled, gradients["bias"])
         self._pool_backward(dpooled, masks, sums, workspace)
         return self.correlation.backward(sums, saved, kernels, gradients["weight"], workspace, need_dx)
 

@@ -3,20 +3,25 @@
 Column (oh, ow, n) of the matrix holds the window of sample n that output pixel (oh, ow) sees:
 
     cols[c, kh, kw, oh, ow, n] = padded[c, oh * stride + kh, ow * stride + kw, n]
-    y[o, oh, ow, n]            = sum over c, kh, kw of weight[o, c, kh, kw] * cols[c, kh, kw, oh, ow, n]
+    y[oh, ow, n, o]            = sum over c, kh, kw of cols[c, kh, kw, oh, ow, n] * weight[o, c, kh, kw]
 
-For pooling by q, output pixel (oh, ow) = (q * i + p, q * j + t) is column (p, t, i, j, n) instead.
+For pooling by q, output pixel (oh, ow) = (q * i + p, q * j + t) is column (p, t, i, j, n) instead. So that what
+neighbouring columns hold lies side by side in memory, the padded input is kept channel by channel and in m x m
+*phases*, every m-th pixel together:
+
+    phases[r, s, c, a, b, n] = padded[c, m * a + r, m * b + s, n]
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from dptrain.nn.correlation import Correlation, Geometry
-from dptrain.nn.products import matmul, matmul_transposed
+from dptrain.nn.products import matmul, matmul_of_long
 from dptrain.nn.workspace import Array, Workspace
 
 
@@ -30,41 +35,57 @@ class Im2col(Correlation):
         # In phases a window's neighbour in the same place of the next pooling window is the next value in memory.
         self._m = q if geometry.stride == (1, 1) else 1
 
+    def prepare(self, weight: Array, workspace: Workspace) -> Array:
+        """The weight as a matrix (C * KH * KW, O)."""
+        kernels = workspace.array(self.name, "kernels", (self.geometry.fan_in, len(weight)))
+        np.copyto(kernels, weight.reshape(len(weight), -1).T)
+        return kernels
+
     def forward(self, x: Array, kernels: Array, workspace: Workspace) -> tuple[Array, Array]:
-        out_channels, (height, width), samples, q = len(kernels), self.extent, x.shape[-1], self.q
-        (ph, pw), (_, h, w) = self.geometry.padding, self.geometry.input_shape
-        phases = self.pad(x, self._m, (h + 2 * ph, w + 2 * pw), workspace)
+        (height, width), samples, q = self.extent, x.shape[-2], self.q
+        phases = workspace.array(self.name, "phases", self._phases_shape(samples), zeroed=True)  # the border stays zero
+        planes = x.transpose(3, 0, 1, 2)
+        for source, place in _places(self.geometry, self._m):
+            phases[place] = planes[source]
         pixels = (q, q, height // q, width // q, samples)
-        cols = workspace.array(self.name, "cols", (x.shape[0], *self.geometry.kernel_size, *pixels))
+        cols = workspace.array(self.name, "cols", (x.shape[-1], *self.geometry.kernel_size, *pixels))
         for part, seen in workspace.views(self.name, "windows", phases, partial(self._parts, cols)):
             part[...] = seen
         cols = cols.reshape(self.geometry.fan_in, -1)
-        sums = workspace.scratch(self.name, "sums", (out_channels, *pixels))
-        matmul(kernels.reshape(out_channels, -1), cols, out=sums.reshape(out_channels, -1))
-        return sums.transpose(1, 2, 0, 3, 4, 5), cols
+        sums = workspace.scratch(self.name, "sums", (*pixels, self.geometry.out_channels))
+        matmul(cols.T, kernels, out=sums.reshape(cols.shape[1], -1))
+        return sums, cols
 
     def backward(
         self, dsums: Array, cols: Array, kernels: Array, dweight: Array, workspace: Workspace, need_dx: bool
     ) -> Array | None:
-        out_channels, samples = len(kernels), dsums.shape[-1]
-        dsums = dsums.transpose(2, 0, 1, 3, 4, 5)
-        dy = dsums.reshape(out_channels, -1)
-        matmul_transposed(dy, cols, dweight.reshape(out_channels, -1), self.name, workspace)
+        pixels = dsums.shape[:-1]
+        dy = dsums.reshape(-1, len(dweight))
+        dkernels = workspace.array(self.name, "dkernels", kernels.shape)
+        matmul_of_long(cols, dy, dkernels, self.name, workspace)
+        np.copyto(dweight.reshape(len(dweight), -1), dkernels.T)
         if not need_dx:
             return None
         # The columns have served: their memory takes their own gradient.
-        matmul(kernels.reshape(out_channels, -1).T, dy, out=cols)
-        dcols = cols.reshape(-1, *self.geometry.kernel_size, *dsums.shape[1:])
-        (ph, pw), (channels, h, w), m = self.geometry.padding, self.geometry.input_shape, self._m
-        shape = (m, m, channels, -(-(h + 2 * ph) // m), -(-(w + 2 * pw) // m), samples)
-        dphases = workspace.array(self.name, "dphases", shape)
+        matmul(kernels, dy.T, out=cols)
+        dcols = cols.reshape(-1, *self.geometry.kernel_size, *pixels)
+        dphases = workspace.array(self.name, "dphases", self._phases_shape(pixels[-1]))
         dphases.fill(0)
         for part, seen in workspace.views(self.name, "dwindows", dphases, partial(self._single_parts, dcols)):
             seen += part
-        return self.unpad(dphases, m, workspace)
+        channels, *extents = self.geometry.input_shape
+        dx = workspace.array(self.name, "dx", (*extents, pixels[-1], channels))
+        planes = dx.transpose(3, 0, 1, 2)
+        for source, place in _places(self.geometry, self._m):
+            planes[source] = dphases[place]
+        return dx
 
     def in_own_order(self, image: Array) -> Array:
         return image
+
+    def _phases_shape(self, samples: int) -> tuple[int, ...]:
+        (ph, pw), (channels, height, width), m = self.geometry.padding, self.geometry.input_shape, self._m
+        return (m, m, channels, -(-(height + 2 * ph) // m), -(-(width + 2 * pw) // m), samples)
 
     def _parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:
         """For each phase the places (kh, kw) of the kernel that begin in it: their columns, and the pixels they meet.
@@ -98,3 +119,24 @@ class Im2col(Correlation):
             for part, seen in self._parts(cols, phases)
             for kh, kw in np.ndindex(part.shape[1:3])
         ]
+
+
+@cache
+def _places(geometry: Geometry, m: int) -> list[tuple[tuple[slice, ...], tuple[Any, ...]]]:
+    """For each phase: the pixels of the planes (C, H, W, N) that belong to it, and where they lie in the phases."""
+    _, height, width = geometry.input_shape
+    rows = [_phase(r, m, geometry.padding[0], height) for r in range(m)]
+    columns = [_phase(s, m, geometry.padding[1], width) for s in range(m)]
+    return [
+        ((slice(None), row, column), (r, s, slice(None), down, across))
+        for r, (row, down) in enumerate(rows)
+        for s, (column, across) in enumerate(columns)
+    ]
+
+
+def _phase(r: int, m: int, padding: int, extent: int) -> tuple[slice, slice]:
+    """Phase r along one axis: which pixels of x, and their indices within the phase."""
+    first = (r - padding) % m
+    count = max(0, -(-(extent - first) // m))
+    start = (first + padding) // m
+    return slice(first, None, m), slice(start, start + count)

@@ -11,7 +11,12 @@ import numpy as np
 from dptrain.nn.workspace import Array, Workspace
 
 Shape = tuple[int, ...]
-Parameters = Mapping[str, Array]
+Parameters = Mapping[str, Any]  # arrays, and among prepared ones whatever a layer has made of them
+
+
+def array_shape(sample: Shape, samples: int) -> Shape:
+    """Of an array that holds `samples` samples: (H, W, N, C) for samples (C, H, W), (N, F) for samples (F,)."""
+    return (*sample[1:], samples, sample[0])
 
 
 class Layer:
@@ -43,7 +48,7 @@ class Layer:
         return f"{type(self).__name__}({', '.join(f'{key}={_told(value)}' for key, value in told.items())})"
 
     def bind(self, input_shape: Shape) -> Shape:
-        """Learn the shape of one sample (without N), return that of the output; ValueError if it cannot be."""
+        """Learn the shape of one sample, (C, H, W) or (F,), return that of the output; ValueError if it cannot be."""
         return input_shape
 
     def parameter_shapes(self) -> dict[str, Shape]:
@@ -66,7 +71,7 @@ class Layer:
         return parameters
 
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
-        """Output (..., N) for x (..., N), and what the backward pass needs."""
+        """Output (..., N, O) for x (..., N, C), and what the backward pass needs."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
     def backward(

@@ -9,7 +9,7 @@ from dptrain.nn.workspace import Array, Workspace
 
 
 class Linear(Layer):
-    """weight (O, F) @ x (F, N) + bias (O,), giving (O, N)."""
+    """x (N, F) @ weight (O, F)' + bias (O,), giving (N, O)."""
 
     kind = "linear"
 
@@ -37,9 +37,9 @@ class Linear(Layer):
         return 2 * self.in_features * self.out_features
 
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Array]:
-        y = workspace.array(self.name, "y", (self.out_features, x.shape[-1]))
-        np.matmul(parameters["weight"], x, out=y)
-        y += parameters["bias"][:, None]
+        y = workspace.array(self.name, "y", (len(x), self.out_features))
+        np.matmul(x, parameters["weight"].T, out=y)
+        y += parameters["bias"]
         return y, x
 
     def backward(
@@ -51,8 +51,8 @@ class Linear(Layer):
         workspace: Workspace,
         need_dx: bool = True,
     ) -> Array | None:
-        np.matmul(dy, saved.T, out=gradients["weight"])
-        dy.sum(axis=1, out=gradients["bias"])
+        np.matmul(dy.T, saved, out=gradients["weight"])
+        dy.sum(axis=0, out=gradients["bias"])
         if not need_dx:
             return None
-        return np.matmul(parameters["weight"].T, dy, out=workspace.array(self.name, "dx", saved.shape))
+        return np.matmul(dy, parameters["weight"], out=workspace.array(self.name, "dx", saved.shape))

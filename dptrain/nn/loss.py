@@ -11,7 +11,7 @@ from dptrain.nn.workspace import Array, Workspace
 def softmax_cross_entropy(
     logits: Array, labels: NDArray[np.int64], workspace: Workspace, *, need_gradient: bool = True
 ) -> tuple[Array, Array | None]:
-    """Loss of each sample (N,) for logits (K, N) and labels (N,), and the gradient of their sum (K, N).
+    """Loss of each sample (N,) for logits (N, K) and labels (N,), and the gradient of their sum (N, K).
 
         loss = log(sum over k of exp(z_k)) - z_label,    z = logits - max(logits)
         gradient = softmax(logits) - one_hot(label)
@@ -22,13 +22,13 @@ def softmax_cross_entropy(
     """
     shifted = workspace.array("loss", "shifted", logits.shape)
     exponentials = workspace.array("loss", "exponentials", logits.shape)
-    np.subtract(logits, logits.max(axis=0), out=shifted)
+    np.subtract(logits, logits.max(axis=1, keepdims=True), out=shifted)
     np.exp(shifted, out=exponentials)
-    sums = exponentials.sum(axis=0)
-    columns = np.arange(logits.shape[1])
-    losses = np.log(sums) - shifted[labels, columns]
+    sums = exponentials.sum(axis=1)
+    rows = np.arange(len(logits))
+    losses = np.log(sums) - shifted[rows, labels]
     if not need_gradient:
         return losses, None
-    exponentials /= sums
-    exponentials[labels, columns] -= 1
+    exponentials /= sums[:, None]
+    exponentials[rows, labels] -= 1
     return losses, exponentials

@@ -110,7 +110,7 @@ class Network:
         gradient: Array,
         workspace: Workspace,
     ) -> Outcome:
-        """Write the gradient of the summed loss to `gradient` (P,), for images (C, H, W, N) and labels (N,).
+        """Write the gradient of the summed loss to `gradient` (P,), for images (H, W, N, C) and labels (N,).
 
         `parameters` are (P,), or prepared.
 
@@ -119,14 +119,14 @@ class Network:
         """
         prepared = self._prepared(parameters, workspace)
         gradient.fill(0)  # a layer may add to it, and one that leaves it alone has none
-        samples, outcome = images.shape[-1], Outcome(0.0, 0)
+        samples, outcome = images.shape[-2], Outcome(0.0, 0)
         if 0 < samples <= BLOCK:
             return self._block(prepared, images, labels, gradient, workspace)
         part = workspace.array("network", "gradient of a block", gradient.shape)
         for start in range(0, samples, BLOCK):
             own = slice(start, start + BLOCK)
             part.fill(0)
-            outcome += self._block(prepared, images[..., own], labels[own], part, workspace)
+            outcome += self._block(prepared, images[..., own, :], labels[own], part, workspace)
             gradient += part
         return outcome
 
@@ -151,7 +151,7 @@ class Network:
         return outcome
 
     def predict(self, parameters: Array | Prepared, images: Array, workspace: Workspace) -> Array:
-        """Logits (K, N) for images (C, H, W, N); valid until the workspace is used again."""
+        """Logits (N, K) for images (H, W, N, C); valid until the workspace is used again."""
         x = images
         for stage, own in zip(self.stages, self._prepared(parameters, workspace), strict=True):
             x, _ = stage.forward(x, own, workspace)
@@ -185,4 +185,4 @@ def _check_names(layer: Layer, parameter_shapes: dict[str, Shape]) -> None:
 
 
 def _outcome(losses: Array, logits: Array, labels: NDArray[np.int64]) -> Outcome:
-    return Outcome(float(losses.sum(dtype=np.float64)), int(np.count_nonzero(logits.argmax(axis=0) == labels)))
+    return Outcome(float(losses.sum(dtype=np.float64)), int(np.count_nonzero(logits.argmax(axis=1) == labels)))

@@ -11,7 +11,7 @@ Masks = list[Array]
 
 
 class MaxPool2d(Layer):
-    """Maximum over windows of x (C, H, W, N): (C, OH, OW, N) with OH = (H - KH) // stride + 1.
+    """Maximum over windows of x (H, W, N, C): (OH, OW, N, C) with OH = (H - KH) // stride + 1.
 
     `stride` is the kernel size unless given. Of equal values in a window the first in row-major order gets
     the gradient, as in PyTorch: the width is pooled first, so that a tie between rows is decided last.
@@ -39,8 +39,8 @@ class MaxPool2d(Layer):
         return self.output_shape
 
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, tuple[Masks, Masks]]:
-        rows, row_masks = self._max_along(2, x, workspace)
-        y, column_masks = self._max_along(1, rows, workspace)
+        rows, row_masks = self._max_along(1, x, workspace)
+        y, column_masks = self._max_along(0, rows, workspace)
         return y, (row_masks, column_masks)
 
     def backward(
@@ -53,19 +53,19 @@ class MaxPool2d(Layer):
         need_dx: bool = True,
     ) -> Array:
         row_masks, column_masks = saved
-        drows = self._max_along_backward(1, dy, column_masks, workspace)
-        return self._max_along_backward(2, drows, row_masks, workspace)
+        drows = self._max_along_backward(0, dy, column_masks, workspace)
+        return self._max_along_backward(1, drows, row_masks, workspace)
 
     def _window(self, axis: int, offset: int) -> tuple[slice, ...]:
-        """The entries number `offset` of all windows along an axis (1: height, 2: width)."""
-        stride = self.stride[axis - 1]
-        entries = slice(offset, offset + stride * (self.output_shape[axis] - 1) + 1, stride)
+        """The entries number `offset` of all windows along an axis (0: height, 1: width)."""
+        stride = self.stride[axis]
+        entries = slice(offset, offset + stride * (self.output_shape[1 + axis] - 1) + 1, stride)
         return (slice(None),) * axis + (entries,)
 
     def _max_along(self, axis: int, x: Array, workspace: Workspace) -> tuple[Array, Masks]:
         """Maximum along one axis, and for all but the last entry of a window a mask: does it win?"""
-        kernel = self.kernel_size[axis - 1]
-        shape = (*x.shape[:axis], self.output_shape[axis], *x.shape[axis + 1 :])
+        kernel = self.kernel_size[axis]
+        shape = (*x.shape[:axis], self.output_shape[1 + axis], *x.shape[axis + 1 :])
         entries = [x[self._window(axis, offset)] for offset in range(kernel)]
         y = workspace.array(self.name, f"max{axis}", shape)
         if kernel == 2:
@@ -85,8 +85,8 @@ class MaxPool2d(Layer):
 
     def _max_along_backward(self, axis: int, dy: Array, masks: Masks, workspace: Workspace) -> Array:
         """dx of `_max_along`: each output's gradient goes to the entry that won."""
-        kernel, stride = self.kernel_size[axis - 1], self.stride[axis - 1]
-        shape = (*dy.shape[:axis], self.input_shape[axis], *dy.shape[axis + 1 :])
+        kernel, stride = self.kernel_size[axis], self.stride[axis]
+        shape = (*dy.shape[:axis], self.input_shape[1 + axis], *dy.shape[axis + 1 :])
         dx = workspace.array(self.name, f"dmax{axis}", shape)
         if kernel != stride or shape[axis] != kernel * dy.shape[axis]:
             dx.fill(0)  # some entries belong to no window, or to several

@@ -1,7 +1,7 @@
-"""Matrix products of few rows and very many columns, cut into blocks.
+"""Matrix products cut into blocks, of a size that OpenBLAS multiplies best.
 
 For products of at most SMALL multiplications OpenBLAS has kernels that read the factors where they lie; for larger
-ones it first copies both into its own order, which for so few rows costs as much as the product. With AVX-512
+ones it first copies both into its own order, which for a short axis costs as much as the product. With AVX-512
 the blocks run up to twice as fast; with AVX2, where those kernels are missing, up to 5 % slower.
 
 The blocks depend on shapes alone, so the bits do too.
@@ -17,36 +17,48 @@ import numpy as np
 from dptrain.nn.workspace import Array, Workspace
 
 SMALL = 100**3  # OpenBLAS: kernel/x86_64/sgemm_small_kernel_permit_skylakex.c
-LEAST_BLOCK = 64  # columns; below it the calls outweigh what they save
+LEAST = SMALL // 16  # multiplications; below it the calls outweigh what they save
+LEAST_BLOCK = 16  # rows or columns: one vector register
 
 
 def matmul(a: Array, b: Array, out: Array) -> None:
-    """out (M, L) = a (M, K) @ b (K, L)."""
-    block = _block(a.shape[0] * a.shape[1], b.shape[1])
-    if block < LEAST_BLOCK:
+    """out (..., M, L) = a (..., M, K) @ b (..., K, L), stacks of matrices as np.matmul takes them."""
+    rows, columns, inner = *out.shape[-2:], a.shape[-1]
+    if rows * columns * inner <= SMALL or (block := _block(inner * min(rows, columns), max(rows, columns))) == 0:
+        np.matmul(a, b, out=out)
+    elif columns >= rows:
+        np.matmul(a[..., None, :, :], _cut_columns(b, block), out=_cut_columns(out, block))
+    else:
+        np.matmul(_cut_rows(a, block), b[..., None, :, :], out=_cut_rows(out, block))
+
+
+def matmul_of_long(a: Array, b: Array, out: Array, name: str, workspace: Workspace) -> None:
+    """out (M, N) = a (M, L) @ b (L, N) for a large L: the sum over blocks of it."""
+    block = _block(out.size, a.shape[1])
+    if block in (0, a.shape[1]):
         np.matmul(a, b, out=out)
     else:
-        np.matmul(a, _cut(b, block).transpose(1, 0, 2), out=_cut(out, block).transpose(1, 0, 2))
-
-
-def matmul_transposed(a: Array, b: Array, out: Array, name: str, workspace: Workspace) -> None:
-    """out (M, K) = a (M, L) @ b (K, L)', the sum over blocks."""
-    block = _block(out.size, a.shape[1])
-    if block < LEAST_BLOCK or block == a.shape[1]:
-        np.matmul(a, b.T, out=out)
-    else:
         products = workspace.scratch(name, "blocks' products", (a.shape[1] // block, *out.shape))
-        np.matmul(_cut(a, block).transpose(1, 0, 2), _cut(b, block).transpose(1, 2, 0), out=products)
+        np.matmul(_cut_columns(a, block), _cut_rows(b, block), out=products)
         products.sum(axis=0, out=out)
 
 
 @cache
-def _block(rows_and_sum: int, columns: int) -> int:
-    """The largest power of two that divides the columns and keeps a block's product small."""
-    most = max(1, SMALL // rows_and_sum)
-    return math.gcd(columns, 1 << most.bit_length() >> 1)
+def _block(others: int, extent: int) -> int:
+    """The largest power of two that divides `extent` and keeps a block's product small; 0 if none is worth a call.
+
+    `others` is the product of the two extents that are not cut.
+    """
+    most = max(1, SMALL // others)
+    block = math.gcd(extent, 1 << most.bit_length() >> 1)
+    return block if block >= LEAST_BLOCK and block * others >= LEAST else 0
 
 
-def _cut(matrix: Array, block: int) -> Array:
-    """A view (rows, blocks, block)."""
-    return matrix.reshape(len(matrix), -1, block)
+def _cut_columns(matrices: Array, block: int) -> Array:
+    """(..., M, L) as a view (..., L / block, M, block)."""
+    return matrices.reshape(*matrices.shape[:-1], -1, block).swapaxes(-2, -3)
+
+
+def _cut_rows(matrices: Array, block: int) -> Array:
+    """(..., M, L) as a view (..., M / block, block, L)."""
+    return matrices.reshape(*matrices.shape[:-2], -1, block, matrices.shape[-1])

@@ -8,23 +8,22 @@ and d the pixels, F(m, 3) is
 and in two dimensions the same along both axes. All three transforms are linear: the sum over channels is taken
 between them, as n * n matrix products, and each gradient is computed by the adjoints of the same transforms.
 
-    d[f, c, t, n]   pixels of tile t, f counts the n x n places     V = (B' x B') d
-    w[o, c, 9]      the kernels                                     U = (G x G) w
-    M[f] = U[f] @ V[f]                                              Y = (A' x A') M, the m x m outputs
+    d[i, j, t, n, c]    pixel (i, j) of the n x n that tile t sees     V = B' d B       along i and along j
+    w[o, c, kh, kw]     the kernels                                    U = G w G'       along kh and along kw
+    M[i, j] = V[i, j] @ U[i, j]                                        Y = A' M A       the m x m outputs
 
-"x" is the Kronecker product, so each transform is one matrix product for all tiles, channels and samples.
+Each transform along one axis is a matrix product over everything else: all tiles, samples and channels. Those of
+the pixels read the padded input where it lies, tiles that overlap included.
 """
 
 from __future__ import annotations
-
-from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike
 
 from dptrain.nn.correlation import Correlation, Geometry
+from dptrain.nn.layer import Shape
 from dptrain.nn.products import matmul
 from dptrain.nn.workspace import Array, Workspace
 
@@ -69,103 +68,129 @@ class Winograd(Correlation):
         _, height, width = geometry.output_shape
         self.tiles = (-(-height // m), -(-width // m))
         self.extent = (m * self.tiles[0], m * self.tiles[1])
-        to_outputs, of_kernels, of_pixels = (np.kron(matrix, matrix) for matrix in transforms(m))
-        # In column order: OpenBLAS multiplies by a square transform faster so.
-        self._matrices = (to_outputs, of_kernels, np.asfortranarray(of_pixels), np.asfortranarray(of_pixels.T))
-        self._float32 = tuple(matrix.astype(np.float32) for matrix in self._matrices)
+        to_outputs, of_kernels, of_pixels = transforms(m)
+        self._matrices = [to_outputs, np.kron(of_kernels, of_kernels), of_pixels]
+        self._float32 = [matrix.astype(np.float32) for matrix in self._matrices]
 
-    def prepare(self, weight: Array, workspace: Workspace) -> Array:
-        """The transformed kernels (n * n, O, C)."""
-        _, of_kernels, _, _ = self._transforms(workspace.dtype)
-        u = workspace.array(self.name, "kernels transformed", (self.n**2, *weight.shape[:2]))
-        places_first = workspace.array(self.name, "kernels", (KERNEL**2, weight.size // KERNEL**2))
-        np.copyto(places_first, weight.reshape(-1, KERNEL**2).T)
-        matmul(of_kernels, places_first, out=u.reshape(len(u), -1))
-        return u
+    def prepare(self, weight: Array, workspace: Workspace) -> tuple[Array, Array]:
+        """The transformed kernels: (n * n, C, O) for the forward pass and (n * n, O, C) for the backward pass."""
+        _, of_kernels, _ = self._transforms(workspace.dtype)
+        out_channels, channels = weight.shape[:2]
+        prepared = []
+        for axes in ((2, 1, 0), (2, 0, 1)):
+            source = weight.reshape(out_channels, channels, KERNEL**2).transpose(axes)
+            places_first = workspace.scratch(self.name, f"kernels {axes}", source.shape)
+            np.copyto(places_first, source)
+            u = workspace.array(self.name, f"kernels transformed {axes}", (self.n**2, *source.shape[1:]))
+            matmul(of_kernels, places_first.reshape(KERNEL**2, -1), out=u.reshape(len(u), -1))
+            prepared.append(u)
+        return prepared[0], prepared[1]
 
-    def forward(self, x: Array, kernels: Array, workspace: Workspace) -> tuple[Array, tuple[Array, Array]]:
-        (_, out_channels, channels), samples = kernels.shape, x.shape[-1]
-        to_outputs, _, of_pixels, _ = self._transforms(workspace.dtype)
-        tiles = (*self.tiles, samples)
-        d = workspace.scratch(self.name, "pixels", (self.n**2, channels, *tiles))
-        phases = self.pad(x, 1, self._padded_extent(), workspace)
-        d.reshape(self.n, self.n, *d.shape[1:])[...] = workspace.views(self.name, "tiles", phases, self._tiles)
-        v = workspace.array(self.name, "pixels transformed", d.shape)
-        matmul(of_pixels, d.reshape(len(d), -1), out=v.reshape(len(v), -1))
-        products = workspace.scratch(self.name, "products", (self.n**2, out_channels, *tiles))
-        np.matmul(kernels, v.reshape(*v.shape[:2], -1), out=products.reshape(*products.shape[:2], -1))
-        sums = workspace.scratch(self.name, "sums", (self.m**2, out_channels, *tiles))
-        matmul(to_outputs, products.reshape(len(products), -1), out=sums.reshape(len(sums), -1))
-        return self._in_windows(sums), (d, v)
+    def forward(self, x: Array, kernels: tuple[Array, Array], workspace: Workspace) -> tuple[Array, Array]:
+        m, n, out_channels = self.m, self.n, self.geometry.out_channels
+        to_outputs, _, of_pixels = self._transforms(workspace.dtype)
+        v = workspace.array(self.name, "pixels transformed", (n, n, *self.tiles, *x.shape[2:]))
+        padded = workspace.array(self.name, "padded", self._padded_shape(v), zeroed=True)  # the border stays zero
+        self._inside(padded)[...] = x
+        for pixels, tiles in workspace.views(
+            self.name, "tiles", padded, lambda _: self._overlapping(padded, v, workspace)
+        ):
+            matmul(of_pixels, pixels, out=tiles)
+        products = workspace.scratch(self.name, "products", (n, n, *v.shape[2:5], out_channels))
+        matmul(_by_place(v), kernels[0], out=_by_place(products))
+        half = workspace.scratch(self.name, "half", (m, *products.shape[1:]))
+        matmul(to_outputs, products.reshape(n, -1), out=half.reshape(m, -1))
+        sums = workspace.scratch(self.name, "sums", (m, m, *products.shape[2:]))
+        matmul(to_outputs, half.reshape(m, n, -1), out=sums.reshape(m, m, -1))
+        return self._in_windows(sums), v
 
     def backward(
-        self, dsums: Array, saved: Any, kernels: Array, dweight: Array, workspace: Workspace, need_dx: bool
+        self,
+        dsums: Array,
+        v: Array,
+        kernels: tuple[Array, Array],
+        dweight: Array,
+        workspace: Workspace,
+        need_dx: bool,
     ) -> Array | None:
-        d, v = saved
-        out_channels, *tiles, samples = dsums.shape[-4:]
-        to_outputs, of_kernels, _, of_pixels_adjoint = self._transforms(workspace.dtype)
-        dy = workspace.scratch(self.name, "sums", (self.m**2, out_channels, *tiles, samples))  # what dsums shows
-        dproducts = workspace.scratch(self.name, "products", (self.n**2, out_channels, *tiles, samples))
-        matmul(to_outputs.T, dy.reshape(len(dy), -1), out=dproducts.reshape(len(dproducts), -1))
-        dproducts = dproducts.reshape(*dproducts.shape[:2], -1)
-        flat_v = v.reshape(*v.shape[:2], -1)
-        du = workspace.array(self.name, "dkernels transformed", kernels.shape)
-        np.matmul(dproducts, flat_v.transpose(0, 2, 1), out=du)
+        m, n = self.m, self.n
+        to_outputs, of_kernels, of_pixels = self._transforms(workspace.dtype)
+        shape = dsums.shape[4:]
+        dy = workspace.scratch(self.name, "sums", (m, m, *shape))  # what dsums shows
+        half = workspace.scratch(self.name, "half", (m, n, *shape))
+        matmul(to_outputs.T, dy.reshape(m, m, -1), out=half.reshape(m, n, -1))
+        dproducts = workspace.scratch(self.name, "products", (n, n, *shape))
+        matmul(to_outputs.T, half.reshape(m, -1), out=dproducts.reshape(n, -1))
+        du = workspace.array(self.name, "dkernels transformed", kernels[1].shape)
+        matmul(_by_place(dproducts).swapaxes(1, 2), _by_place(v), out=du)
         np.matmul(du.reshape(len(du), -1).T, of_kernels, out=dweight.reshape(-1, KERNEL**2))
         if not need_dx:
             return None
-        # Pixels and their transforms have served: their memory takes the gradients.
-        np.matmul(kernels.transpose(0, 2, 1), dproducts, out=flat_v)
-        matmul(of_pixels_adjoint, v.reshape(len(v), -1), out=d.reshape(len(d), -1))
-        dpadded = workspace.array(self.name, "dpadded", (d.shape[1], *self._padded_extent(), samples))
-        self._scatter(d, dpadded, workspace)
-        (ph, pw), (_, height, width) = self.geometry.padding, self.geometry.input_shape
-        return dpadded[:, ph : ph + height, pw : pw + width]
+        # The transformed pixels have served: their memory takes their gradient.
+        matmul(_by_place(dproducts), kernels[1], out=_by_place(v))
+        dpadded = workspace.array(self.name, "dpadded", self._padded_shape(v))
+        for pixels, tiles in reversed(self._axes(dpadded, v, workspace)):
+            self._scatter(of_pixels.T, tiles, pixels, workspace)
+        return self._inside(dpadded)
 
     def in_own_order(self, image: Array) -> Array:
         (down, across), a = self.tiles, self.m // self.q
-        return image.reshape(len(image), down, a, across, a, -1).transpose(2, 4, 0, 1, 3, 5)
+        return image.reshape(down, a, across, a, *image.shape[2:]).transpose(1, 3, 0, 2, 4, 5)
 
     def _in_windows(self, sums: Array) -> Array:
-        """sums (m * m, O, tiles, N) as a view (q, q, m / q, m / q, O, tiles, N)."""
+        """sums (m, m, tiles, N, O) as a view (q, q, m / q, m / q, tiles, N, O)."""
         a = self.m // self.q
-        return sums.reshape(a, self.q, a, self.q, *sums.shape[1:]).transpose(1, 3, 0, 2, *range(4, 8))
+        return sums.reshape(a, self.q, a, self.q, *sums.shape[2:]).transpose(1, 3, 0, 2, *range(4, 8))
 
-    def _padded_extent(self) -> tuple[int, int]:
-        """Of the input with its padding and whatever else the last tiles see, in whole tiles."""
-        return self.extent[0] + self.m, self.extent[1] + self.m
+    def _padded_shape(self, v: Array) -> Shape:
+        """Of the input with its padding and whatever else the last tiles see: (., ., N, C)."""
+        return (self.extent[0] + KERNEL - 1, self.extent[1] + KERNEL - 1, *v.shape[4:])
 
-    def _tiles(self, phases: Array) -> Array:
-        """Every tile's pixels, of which neighbours share two rows or columns: a view (n, n, C, tiles, N)."""
-        tiles = sliding_window_view(phases[0, 0], (self.n, self.n), axis=(1, 2))[:, :: self.m, :: self.m]
-        return tiles.transpose(4, 5, 0, 1, 2, 3)
+    def _inside(self, padded: Array) -> Array:
+        """A view (H, W, N, C) of what lies within the padding."""
+        (ph, pw), (_, height, width) = self.geometry.padding, self.geometry.input_shape
+        return padded[ph : ph + height, pw : pw + width]
 
-    def _scatter(self, d: Array, padded: Array, workspace: Workspace) -> None:
-        """The adjoint of `_tiles`: the sum, for each pixel, of what the tiles have for it."""
-        padded[:, self.extent[0] :] = 0
-        padded[:, :, self.extent[1] :] = 0
-        (tile, pixels), *shared = workspace.views(self.name, "scattered", padded, partial(self._parts, d))
-        pixels[...] = tile
-        for tile, pixels in shared:
-            pixels += tile
+    def _axes(self, padded: Array, v: Array, workspace: Workspace) -> list[tuple[Array, Array]]:
+        """The two transforms of the pixels, along the rows' axis and then along the columns': from where to where.
 
-    def _parts(self, d: Array, padded: Array) -> list[tuple[Array, Array]]:
-        """What tiles see of the m x m pixels that are their own, and of their right, lower and diagonal neighbours'.
-
-        Pairs of views (n or 2, n or 2, C, tiles, N): the part of d, and the pixels it comes from. No pixel is in a
-        view twice.
+        Pairs of views (..., extent, R) and (..., tiles, n, R), R being all that comes after the axis.
         """
-        m, (down, across) = self.m, self.tiles
-        d = d.reshape(self.n, self.n, *d.shape[1:])
-        pixels = padded.reshape(len(padded), down + 1, m, across + 1, m, -1).transpose(2, 4, 0, 1, 3, 5)
-        own, shared = slice(0, m), slice(m, self.n)
-        ways = ((own, own, 0), (shared, slice(0, 2), 1))  # places in the tile, in the neighbour, and how far it is
+        n, (down, across) = self.n, self.tiles
+        between = workspace.scratch(self.name, "between axes", (n, down, *padded.shape[1:]))
         return [
-            (d[i, j], pixels[pixel_i, pixel_j, :, a : a + down, b : b + across])
-            for i, pixel_i, a in ways
-            for j, pixel_j, b in ways
+            (padded.reshape(len(padded), -1), between.reshape(n, down, -1).swapaxes(0, 1)),
+            (
+                between.reshape(*between.shape[:3], -1),
+                v.reshape(n, n, down, across, -1).transpose(0, 2, 3, 1, 4),
+            ),
         ]
 
-    def _transforms(self, dtype: DTypeLike) -> tuple[Array, ...]:
-        """A' x A', G x G, B' x B' and the adjoint of that."""
+    def _overlapping(self, padded: Array, v: Array, workspace: Workspace) -> list[tuple[Array, Array]]:
+        """The same with the pixels as (..., tiles, n, R) too: neighbouring tiles see two of them both."""
+        return [
+            (sliding_window_view(pixels, self.n, axis=-2)[..., :: self.m, :, :].swapaxes(-1, -2), tiles)
+            for pixels, tiles in self._axes(padded, v, workspace)
+        ]
+
+    def _scatter(self, adjoint: Array, tiles: Array, pixels: Array, workspace: Workspace) -> None:
+        """The adjoint of a transform: each pixel of (..., extent, R) is the sum of what the tiles have for it.
+
+        The first m pixels of a tile are its own, what it has for the others is added to the next tile's.
+        """
+        m, (*others, count, _, run) = self.m, tiles.shape
+        matmul(adjoint[:m], tiles, out=pixels[..., : m * count, :].reshape(*others, count, m, run))
+        shared = workspace.scratch(self.name, "shared pixels", (*others, count, KERNEL - 1, run))
+        matmul(adjoint[m:], tiles, out=shared)
+        pixels[..., m * count :, :] = shared[..., -1, :, :]
+        following = pixels[..., m : m * count, :].reshape(*others, count - 1, m, run)
+        following[..., : KERNEL - 1, :] += shared[..., :-1, :, :]
+
+    def _transforms(self, dtype: DTypeLike) -> list[Array]:
+        """A', G x G ("x" the Kronecker product) and B'."""
         return self._float32 if dtype == np.float32 else self._matrices
+
+
+def _by_place(transformed: Array) -> Array:
+    """(n, n, tiles, N, C) as n * n matrices (tiles * N, C)."""
+    return transformed.reshape(len(transformed) ** 2, -1, transformed.shape[-1])

@@ -78,7 +78,7 @@ def _evaluate_shard(
         labels = samples.labels[rows]
         sample_losses, _ = softmax_cross_entropy(logits, labels, workspace, need_gradient=False)
         losses.append(float(sample_losses.sum(dtype=np.float64)))
-        right[rows] = logits.argmax(axis=0) == labels
+        right[rows] = logits.argmax(axis=1) == labels
     count = network.classes
     return (
         math.fsum(losses),
