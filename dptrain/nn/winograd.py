@@ -69,21 +69,21 @@ class Winograd(Correlation):
         self.tiles = (-(-height // m), -(-width // m))
         self.extent = (m * self.tiles[0], m * self.tiles[1])
         to_outputs, of_kernels, of_pixels = transforms(m)
-        self._matrices = [to_outputs, np.kron(of_kernels, of_kernels), of_pixels]
+        self._matrices = [to_outputs, of_kernels, of_pixels]
         self._float32 = [matrix.astype(np.float32) for matrix in self._matrices]
 
     def prepare(self, weight: Array, workspace: Workspace) -> tuple[Array, Array]:
         """The transformed kernels: (n * n, C, O) for the forward pass and (n * n, O, C) for the backward pass."""
         _, of_kernels, _ = self._transforms(workspace.dtype)
-        out_channels, channels = weight.shape[:2]
         prepared = []
-        for axes in ((2, 1, 0), (2, 0, 1)):
-            source = weight.reshape(out_channels, channels, KERNEL**2).transpose(axes)
-            places_first = workspace.scratch(self.name, f"kernels {axes}", source.shape)
+        for axes in ((2, 3, 1, 0), (2, 3, 0, 1)):
+            source = weight.transpose(axes)
+            places_first = workspace.scratch(self.name, "kernels", source.shape)
             np.copyto(places_first, source)
-            u = workspace.array(self.name, f"kernels transformed {axes}", (self.n**2, *source.shape[1:]))
-            matmul(of_kernels, places_first.reshape(KERNEL**2, -1), out=u.reshape(len(u), -1))
-            prepared.append(u)
+            half = workspace.scratch(self.name, "half of kernels", (self.n, KERNEL, *source.shape[2:]))
+            u = workspace.array(self.name, f"kernels transformed {axes}", (self.n, self.n, *source.shape[2:]))
+            along_both(of_kernels, places_first, half, u)
+            prepared.append(u.reshape(-1, *source.shape[2:]))
         return prepared[0], prepared[1]
 
     def forward(self, x: Array, kernels: tuple[Array, Array], workspace: Workspace) -> tuple[Array, Array]:
@@ -99,9 +99,8 @@ class Winograd(Correlation):
         products = workspace.scratch(self.name, "products", (n, n, *v.shape[2:5], out_channels))
         matmul(_by_place(v), kernels[0], out=_by_place(products))
         half = workspace.scratch(self.name, "half", (m, *products.shape[1:]))
-        matmul(to_outputs, products.reshape(n, -1), out=half.reshape(m, -1))
         sums = workspace.scratch(self.name, "sums", (m, m, *products.shape[2:]))
-        matmul(to_outputs, half.reshape(m, n, -1), out=sums.reshape(m, m, -1))
+        along_both(to_outputs, products, half, sums)
         return self._in_windows(sums), v
 
     def backward(
@@ -113,17 +112,19 @@ class Winograd(Correlation):
         workspace: Workspace,
         need_dx: bool,
     ) -> Array | None:
-        m, n = self.m, self.n
+        m, n, (out_channels, channels) = self.m, self.n, dweight.shape[:2]
         to_outputs, of_kernels, of_pixels = self._transforms(workspace.dtype)
         shape = dsums.shape[4:]
         dy = workspace.scratch(self.name, "sums", (m, m, *shape))  # what dsums shows
-        half = workspace.scratch(self.name, "half", (m, n, *shape))
-        matmul(to_outputs.T, dy.reshape(m, m, -1), out=half.reshape(m, n, -1))
+        half = workspace.scratch(self.name, "half of dproducts", (n, m, *shape))
         dproducts = workspace.scratch(self.name, "products", (n, n, *shape))
-        matmul(to_outputs.T, half.reshape(m, -1), out=dproducts.reshape(n, -1))
-        du = workspace.array(self.name, "dkernels transformed", kernels[1].shape)
-        matmul(_by_place(dproducts).swapaxes(1, 2), _by_place(v), out=du)
-        np.matmul(du.reshape(len(du), -1).T, of_kernels, out=dweight.reshape(-1, KERNEL**2))
+        along_both(to_outputs.T, dy, half, dproducts)
+        du = workspace.scratch(self.name, "dkernels transformed", (n, n, out_channels, channels))
+        matmul(_by_place(dproducts).swapaxes(1, 2), _by_place(v), out=du.reshape(-1, out_channels, channels))
+        half = workspace.scratch(self.name, "half of dkernels", (KERNEL, n, out_channels, channels))
+        dkernels = workspace.scratch(self.name, "dkernels", (KERNEL, KERNEL, out_channels, channels))
+        along_both(of_kernels.T, du, half, dkernels)
+        np.copyto(dweight, dkernels.transpose(2, 3, 0, 1))
         if not need_dx:
             return None
         # The transformed pixels have served: their memory takes their gradient.
@@ -187,10 +188,17 @@ class Winograd(Correlation):
         following[..., : KERNEL - 1, :] += shared[..., :-1, :, :]
 
     def _transforms(self, dtype: DTypeLike) -> list[Array]:
-        """A', G x G ("x" the Kronecker product) and B'."""
+        """A', G and B'."""
         return self._float32 if dtype == np.float32 else self._matrices
 
 
 def _by_place(transformed: Array) -> Array:
     """(n, n, tiles, N, C) as n * n matrices (tiles * N, C)."""
     return transformed.reshape(len(transformed) ** 2, -1, transformed.shape[-1])
+
+
+def along_both(matrix: Array, source: Array, half: Array, out: Array) -> None:
+    """out (p, p, ...) = matrix (p, k) applied along the first two axes of source (k, k, ...); half is (p, k, ...)."""
+    p, k = matrix.shape
+    matmul(matrix, source.reshape(k, -1), out=half.reshape(p, -1))
+    matmul(matrix, half.reshape(p, k, -1), out=out.reshape(p, p, -1))
