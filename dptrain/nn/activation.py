@@ -49,9 +49,9 @@ class Flatten(Layer):
 
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, None]:
         samples_first = self._samples_first(x.shape[-2], workspace)
-        np.copyto(samples_first, np.moveaxis(x, -2, 0))
+        np.copyto(samples_first, x.transpose(-2, *range(x.ndim - 2), -1))
         y = workspace.array(self.name, "y", (len(samples_first), math.prod(self.input_shape)))
-        np.copyto(y.reshape(-1, *self.input_shape), np.moveaxis(samples_first, -1, 1))
+        np.copyto(self._as_planes(y), samples_first)
         return y, None
 
     def backward(
@@ -64,10 +64,15 @@ class Flatten(Layer):
         need_dx: bool = True,
     ) -> Array:
         samples_first = self._samples_first(len(dy), workspace)
-        np.copyto(samples_first, np.moveaxis(dy.reshape(-1, *self.input_shape), 1, -1))
+        np.copyto(samples_first, self._as_planes(dy))
         dx = workspace.array(self.name, "dx", array_shape(self.input_shape, len(dy)))
-        np.copyto(np.moveaxis(dx, -2, 0), samples_first)
+        np.copyto(dx.transpose(-2, *range(dx.ndim - 2), -1), samples_first)
         return dx
+
+    def _as_planes(self, features: Array) -> Array:
+        """Features (N, C * H * W) as a view (N, H, W, C)."""
+        planes = features.reshape(-1, *self.input_shape)
+        return planes.transpose(0, *range(2, planes.ndim), 1)
 
     def _samples_first(self, samples: int, workspace: Workspace) -> Array:
         """(N, H, W, C), the step between: two moves along short strides take a fifth of the time of one long one."""
