@@ -18,9 +18,9 @@ from dptrain.data.format import read_manifest, read_shard
 from dptrain.nn import Conv2d, Flatten, Linear, Network
 from dptrain.nn.workspace import Workspace
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.threads import ShardPool
+from dptrain.parallel.threads import ShardThreads
 from dptrain.training.checkpoint import read_checkpoint
-from dptrain.training.evaluate import BATCH, Evaluation, evaluate
+from dptrain.training.evaluate import BATCH, Evaluation, EvaluationWork, evaluate
 from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
 
 TEST_SAMPLES = 2 * BATCH + 9  # over two shards: 69 and 68, so each ends with an uneven batch
@@ -64,7 +64,8 @@ def test_parameters_that_are_not_finite_give_such_a_loss_without_a_warning() -> 
     parameters = network.initial_parameters(0)
     parameters[0] = np.inf
     shards = {0: random_samples((1, 6, 6), 2, 0, 3)}
-    found = evaluate(network, parameters, shards, Normalisation(manifest), ShardPool(1), Communicator())
+    work = EvaluationWork(network, shards, Normalisation(manifest))
+    found = evaluate(work, parameters, ShardThreads(1), Communicator())
     assert not math.isfinite(found.loss)
     assert found.samples == 3
 
@@ -80,7 +81,7 @@ def test_loss_and_accuracy_are_those_of_a_plain_loop_over_the_samples(trained: t
 def test_every_test_sample_counts_once(shards: int, tmp_path: Path) -> None:
     data = packed(tmp_path / "set", test=TEST_SAMPLES, shards=shards)
     session, state = session_and_state(configuration(data, tmp_path / "run", batch_size=5 * shards))
-    found = evaluate(session.network, state.parameters, session.test, session.normalise, session.pool, Communicator())
+    found = evaluate(session.evaluation, state.parameters, session.pool, Communicator())
     labels = image_data(train=101, test=TEST_SAMPLES, shape=(2, 6, 7)).test.labels
     assert found.class_samples == tuple(np.bincount(labels, minlength=5).tolist())
 

@@ -78,8 +78,8 @@ def test_the_schedule_warms_up_and_then_drops_by_epochs(data: Path, tmp_path: Pa
 
 
 def test_no_more_threads_than_shards_are_started(data: Path, tmp_path: Path) -> None:
-    assert session_and_state(configuration(data, tmp_path / "run", threads=64))[0].pool.threads == 4
-    assert session_and_state(configuration(data, tmp_path / "run", threads=3))[0].pool.threads == 3
+    assert session_and_state(configuration(data, tmp_path / "run", threads=64))[0].pool.size == 4
+    assert session_and_state(configuration(data, tmp_path / "run", threads=3))[0].pool.size == 3
 
 
 def resumable(config: Any, **changes: Any) -> list[str]:

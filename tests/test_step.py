@@ -31,7 +31,7 @@ def joined_pass(
     session: Session, state: TrainingState, epoch: int, step: int
 ) -> tuple[NDArray[np.float64], float, int, int]:
     """Mean gradient, mean loss, right answers and samples of the whole batch, in one pass in float64."""
-    batches = session.take_step.batches
+    batches = session.take_step.work.batches
     parts = [batches[shard].batch(epoch, step, Workspace()) for shard in sorted(batches)]
     images = np.concatenate([images for images, _ in parts], axis=-2).astype(np.float64)
     labels = np.concatenate([labels for _, labels in parts])
@@ -175,13 +175,13 @@ def test_time_is_booked_where_it_was_spent(
     session, state = prepared
     owner, name = {
         "compute": (session.network, "loss_and_grad"),
-        "data": (session.take_step.batches[1], "batch"),
+        "data": (session.take_step.work.batches[1], "batch"),
         "waiting": (session.take_step.communicator, "barrier"),
         "reduction": (session.take_step.reduction, "exchange"),
     }[part]
     monkeypatch.setattr(owner, name, slowed(getattr(owner, name), 0.1))
     if part == "data":  # shares are of a shard's own time: slow them all
-        for batches in session.take_step.batches.values():
+        for batches in session.take_step.work.batches.values():
             monkeypatch.setattr(batches, "batch", slowed(type(batches).batch.__get__(batches), 0.1))
     seconds = vars(session.take_step(state, 0, 0, 0.01).seconds)
     assert seconds[part] >= 0.09

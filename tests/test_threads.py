@@ -1,4 +1,4 @@
-"""dptrain.parallel.threads: shards side by side, and a fair share of the cores for every rank of a host."""
+"""dptrain.parallel.threads: shards side by side on threads, and a fair share of the cores for every rank of a host."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +16,18 @@ from hypothesis import strategies as st
 from dptrain.errors import DataError
 from dptrain.nn.workspace import Workspace
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.threads import ShardPool, fair_threads
+from dptrain.parallel.pool import ShardWork
+from dptrain.parallel.threads import ShardThreads, fair_threads
+
+
+class Task(ShardWork[Any]):
+    """Computes what it is given."""
+
+    def __init__(self, function: Callable[[int, Workspace], Any]) -> None:
+        self.function = function
+
+    def compute(self, shard: int, prepared: Any, workspace: Workspace) -> Any:
+        return self.function(shard, workspace)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -24,9 +36,26 @@ def test_results_come_in_the_order_of_the_shards(threads: int) -> None:
         time.sleep(0.02 * (7 - shard) if shard > 3 else 0)
         return shard * shard
 
-    pool = ShardPool(threads)
-    assert pool.map(slow_at_first, [4, 5, 6, 1]) == [16, 25, 36, 1]
-    assert pool.map(slow_at_first, []) == []
+    pool = ShardThreads(threads)
+    assert pool.map(Task(slow_at_first), [4, 5, 6, 1]) == [16, 25, 36, 1]
+    assert pool.map(Task(slow_at_first), []) == []
+    pool.close()
+
+
+def test_what_is_prepared_is_made_once_and_seen_by_all() -> None:
+    class Prepares(ShardWork[tuple[int, int]]):
+        prepared = 0
+
+        def prepare(self, number: int) -> int:
+            self.prepared += 1
+            return number
+
+        def compute(self, shard: int, prepared: int, workspace: Workspace) -> tuple[int, int]:
+            return shard, prepared
+
+    pool, work = ShardThreads(2), Prepares()
+    assert pool.map(work, range(3), 7) == [(0, 7), (1, 7), (2, 7)]
+    assert work.prepared == 1
     pool.close()
 
 
@@ -37,8 +66,8 @@ def test_shards_run_side_by_side_each_thread_with_one_workspace_of_its_own() -> 
         meeting.wait()
         return threading.get_ident(), workspace
 
-    pool = ShardPool(3)
-    seen = pool.map(where, range(6)) + pool.map(where, range(3))
+    pool = ShardThreads(3)
+    seen = pool.map(Task(where), range(6)) + pool.map(Task(where), range(3))
     pool.close()
     threads = {thread for thread, _ in seen}
     pairs = {(thread, id(workspace)) for thread, workspace in seen}
@@ -48,8 +77,9 @@ def test_shards_run_side_by_side_each_thread_with_one_workspace_of_its_own() -> 
 
 
 def test_one_thread_is_the_caller_s_own_and_keeps_its_workspace() -> None:
-    pool = ShardPool(1)
-    seen = [pool.map(lambda shard, workspace: (threading.get_ident(), workspace), range(3)) for _ in range(2)]
+    pool = ShardThreads(1)
+    work = Task(lambda shard, workspace: (threading.get_ident(), workspace))
+    seen = [pool.map(work, range(3)) for _ in range(2)]
     assert {thread for calls in seen for thread, _ in calls} == {threading.get_ident()}
     assert len({id(workspace) for calls in seen for _, workspace in calls}) == 1
     pool.close()
@@ -64,17 +94,17 @@ def test_error_of_the_first_shard_that_failed_is_raised_and_the_pool_goes_on(thr
             raise DataError(f"shard {shard} is broken")
         return shard
 
-    pool = ShardPool(threads)
+    pool = ShardThreads(threads)
     with pytest.raises(DataError, match="shard 1 is broken"):
-        pool.map(fails, range(4))
-    assert pool.map(fails, [0, 2]) == [0, 2]
+        pool.map(Task(fails), range(4))
+    assert pool.map(Task(fails), [0, 2]) == [0, 2]
     pool.close()
 
 
 def test_close_ends_the_threads() -> None:
     before = set(threading.enumerate())
-    pool = ShardPool(3)
-    pool.map(lambda shard, workspace: time.sleep(0.02), range(3))
+    pool = ShardThreads(3)
+    pool.map(Task(lambda shard, workspace: time.sleep(0.02)), range(3))
     started = set(threading.enumerate()) - before
     assert len(started) == 2  # the caller is the third
     pool.close()

@@ -107,7 +107,7 @@ def _step(parsed: argparse.Namespace, communicator: Communicator, connection: st
     if parsed.json:
         print(json.dumps(figures))
         return 0
-    print(f"{connection}, {_plural(workload.pool.threads, 'thread')} each; {_environment_line(environment)}")
+    print(f"{connection}, {_plural(workload.pool.size, 'shard')} at a time; {_environment_line(environment)}")
     milliseconds = figures["milliseconds_per_step"]
     print(
         f"batch {parsed.batch_size}: {figures['images_per_second']:,.0f} images/s; {milliseconds['median']:.1f} ms a "

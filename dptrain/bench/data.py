@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 
 from dptrain.bench.workload import make_batches, random_samples
@@ -15,7 +15,8 @@ from dptrain.data.format import Source
 from dptrain.data.shards import load_shards
 from dptrain.nn.workspace import Workspace
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.threads import ShardPool
+from dptrain.parallel.pool import ShardWork
+from dptrain.parallel.processes import make_pool
 
 EPOCHS = 3
 
@@ -37,22 +38,28 @@ def measure_batches(
         batches = make_batches(
             communicator, shape, classes, shards=shards, batch_size=batch_size, steps=steps, augment=augment
         )
-        pool = ShardPool(min(threads, len(batches)))
-        durations = []
-        for epoch in range(EPOCHS):
-            communicator.barrier()
-            started = time.perf_counter()
-            pool.map(partial(_make_epoch, batches, epoch, steps), batches)
-            communicator.barrier()
-            durations.append(time.perf_counter() - started)
-        pool.close()
+        work, durations = BatchesWork(batches, steps), []
+        with closing(make_pool(min(threads, len(batches)), [work], communicator)) as pool:
+            for epoch in range(EPOCHS):
+                communicator.barrier()
+                started = time.perf_counter()
+                pool.map(work, batches, epoch)
+                communicator.barrier()
+                durations.append(time.perf_counter() - started)
         rates[augment] = steps * batch_size / statistics.median(durations)
     return rates
 
 
-def _make_epoch(batches: dict[int, ShardBatches], epoch: int, steps: int, shard: int, workspace: Workspace) -> None:
-    for step in range(steps):
-        batches[shard].batch(epoch, step, workspace)
+class BatchesWork(ShardWork[None]):
+    """Makes all of a shard's batches of an epoch."""
+
+    def __init__(self, batches: dict[int, ShardBatches], steps: int) -> None:
+        self.batches, self.steps = batches, steps
+
+    def compute(self, shard: int, prepared: tuple[int], workspace: Workspace) -> None:
+        (epoch,) = prepared
+        for step in range(self.steps):
+            self.batches[shard].batch(epoch, step, workspace)
 
 
 def measure_files(

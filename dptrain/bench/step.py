@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import statistics
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,11 +35,10 @@ def measure_step(workload: Workload, communicator: Communicator, *, batch_size: 
         started = time.perf_counter()
         seconds += workload.step().seconds
         durations.append(time.perf_counter() - started)
-    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    by_rank = communicator.allgather((asdict(seconds), peak_memory))
+    by_rank = communicator.allgather((asdict(seconds), peak_memory()))
     communicator.barrier()
     sgemm = min(communicator.allgather(sgemm_rate()))
-    threads = workload.pool.threads
+    threads = workload.pool.size
     rate = batch_size / statistics.median(durations)
     flops = training_flops(workload.network)
     per_core = rate * flops / (communicator.size * threads)
@@ -59,6 +60,14 @@ def measure_step(workload: Workload, communicator: Communicator, *, batch_size: 
         "share_of_sgemm": per_core / sgemm,
         "layers": layer_times(workload),
     }  # fmt: skip
+
+
+def peak_memory() -> float:
+    """MiB of resident memory at most, of this process and its helpers; pages they share count for each."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    statuses = (Path(f"/proc/{helper.pid}/status") for helper in multiprocessing.active_children())
+    lines = (line for status in statuses for line in status.read_text(encoding="utf-8").splitlines())
+    return (own + sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))) / 1024
 
 
 def sgemm_rate() -> float:
@@ -118,7 +127,7 @@ class TimedStage(Layer):
 
 def layer_times(workload: Workload) -> list[dict[str, Any]]:
     """For each stage of the network microseconds an image, forward and backward, of one shard on one thread."""
-    batches, network = next(iter(workload.batches.values())), workload.network
+    batches, network = next(iter(workload.take_step.work.batches.values())), workload.network
     stages = [TimedStage(stage) for stage in network.stages]
     workspace, gradient = Workspace(), np.empty_like(workload.state.parameters)
     images, labels = batches.batch(0, 0, workspace)

@@ -13,11 +13,12 @@ from dptrain.nn.network import Network
 from dptrain.optim import SGD
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
+from dptrain.parallel.pool import ShardPool
+from dptrain.parallel.processes import make_pool
 from dptrain.parallel.reduction import REDUCTIONS
-from dptrain.parallel.threads import ShardPool
 from dptrain.training.architecture import build_network
 from dptrain.training.state import TrainingState, initial_state
-from dptrain.training.step import STATISTICS, StepOutcome, TrainingStep
+from dptrain.training.step import STATISTICS, GradientWork, StepOutcome, TrainingStep
 
 SEED, LEARNING_RATE = 0, 0.001
 
@@ -30,7 +31,6 @@ class Workload:
     take_step: TrainingStep
     state: TrainingState
     pool: ShardPool
-    batches: dict[int, ShardBatches]
     steps_per_epoch: int
 
     def step(self) -> StepOutcome:
@@ -105,7 +105,8 @@ def make_workload(
     batches = make_batches(communicator, shape, classes, shards=shards, batch_size=batch_size, steps=steps_per_epoch)
     placement = Placement(shards, communicator.size)
     optimizer = SGD(network.layout, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    pool = ShardPool(min(threads, len(batches)))
+    gradients = GradientWork(network, batches)
+    pool = make_pool(min(threads, len(batches)), [gradients], communicator)
     summed = REDUCTIONS[reduction](placement, communicator, network.layout.size + STATISTICS)
-    take_step = TrainingStep(network, optimizer, batches, pool, summed, communicator)
-    return Workload(network, take_step, initial_state(network, SEED), pool, batches, steps_per_epoch)
+    take_step = TrainingStep(gradients, optimizer, pool, summed, communicator)
+    return Workload(network, take_step, initial_state(network, SEED), pool, steps_per_epoch)

@@ -53,11 +53,13 @@ class Recorder:
         self.progress.say(line)
 
     def started(self, session: Session, state: TrainingState, folder: RunFolder, resumed: Path | None) -> None:
-        manifest, threads = session.manifest, session.pool.threads
+        manifest, threads = session.manifest, session.pool.size
         channels, height, width = manifest.image_shape
         self.steps_per_epoch = session.origin.steps_per_epoch
         each = " each" if self.communicator.size > 1 else ""
-        self.say(f"dptrain {dptrain.__version__}: {self.connection}, {threads} thread{'s'[: threads > 1]}{each}")
+        self.say(
+            f"dptrain {dptrain.__version__}: {self.connection}, {threads} shard{'s'[: threads > 1]} at a time{each}"
+        )
         self.say(
             f"data   {self.config.data}: {manifest.samples('train'):,} training and {manifest.samples('test'):,} "
             f"test images {channels}x{height}x{width}, {len(manifest.classes)} classes, {manifest.shard_count} shards"

@@ -26,6 +26,7 @@ class Communicator:
 
     rank = 0
     size = 1
+    uses_mpi = False
     implementation = "no MPI"
 
     def barrier(self) -> None:
@@ -59,6 +60,8 @@ class Communicator:
 
 class MPICommunicator(Communicator):
     """The ranks of MPI_COMM_WORLD."""
+
+    uses_mpi = True
 
     def __init__(self, mpi: Any) -> None:
         self._mpi = mpi

@@ -1,4 +1,4 @@
-"""The threads of a rank: they run its shards side by side, each with a workspace of its own."""
+"""Shards side by side on threads of one process, each with a workspace of its own."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from typing import TypeVar
+from typing import Any
 
 from dptrain.nn.workspace import Workspace
 from dptrain.parallel.communicator import Communicator
-
-Result = TypeVar("Result")
+from dptrain.parallel.pool import Result, ShardPool, ShardWork
 
 # Seconds after which a thread that waits for the GIL asks for it. With Python's 5 ms it is woken whenever the GIL is
 # let go, often to find it taken again, and each wake costs some 50 us. Threads here hold it for some microseconds at a
@@ -23,39 +22,39 @@ Result = TypeVar("Result")
 SWITCH_INTERVAL = 20e-6
 
 
-class ShardPool:
-    """Calls a function for every shard, on `threads` threads. NumPy leaves the GIL while it computes.
+class ShardThreads(ShardPool):
+    """Computes on `size` threads. NumPy leaves the GIL while it computes.
 
-    Which thread takes which shard is left to chance: a shard's result does not depend on it. The caller is one of
-    the threads, and waits for the others once: each wake of a thread costs some 50 us and the GIL.
+    Which thread takes which shard is left to chance: a shard's result does not depend on it. The caller waits for
+    the others once: each wake of a thread costs some 50 us and the GIL.
     """
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, size: int) -> None:
+        self.size = size
         self._workspaces: dict[int, Workspace] = {}  # by thread
-        self._helpers = ThreadPoolExecutor(threads - 1, "shard") if threads > 1 else None
-        if threads > 1:
+        self._helpers = ThreadPoolExecutor(size - 1, "shard") if size > 1 else None
+        if size > 1:
             sys.setswitchinterval(SWITCH_INTERVAL)
 
-    def map(self, function: Callable[[int, Workspace], Result], shards: Iterable[int]) -> list[Result]:
-        """Results of function(shard, workspace) in the order of the shards; the first error is raised."""
+    def map(self, work: ShardWork[Result], shards: Iterable[int], *arguments: Any) -> list[Result]:
+        prepared = work.prepare(*arguments)
         waiting = deque(enumerate(shards))
         results: dict[int, Result] = {}
         errors: dict[int, Exception] = {}
 
-        def work() -> None:
+        def compute() -> None:
             while waiting:
                 try:
                     position, shard = waiting.popleft()
                 except IndexError:  # another thread took the last one
                     return
                 try:
-                    results[position] = function(shard, self._workspace())
+                    results[position] = work.compute(shard, prepared, self._workspace())
                 except Exception as error:
                     errors[position] = error
 
-        helpers = [self._helpers.submit(work) for _ in range(self.threads - 1)] if self._helpers else []
-        work()
+        helpers = [self._helpers.submit(compute) for _ in range(self.size - 1)] if self._helpers else []
+        compute()
         for helper in helpers:
             helper.result()
         if errors:
@@ -70,7 +69,6 @@ class ShardPool:
         return self._workspaces[thread]
 
     def close(self) -> None:
-        """End the threads."""
         if self._helpers is not None:
             self._helpers.shutdown(cancel_futures=True)
 

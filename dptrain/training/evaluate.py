@@ -14,7 +14,10 @@ from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.threads import ShardPool
+from dptrain.parallel.pool import ShardPool, ShardWork
+from dptrain.parallel.processes import shared_zeros
+
+quiet = np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is for the caller to judge
 
 BATCH = 32  # always the same, so that the figures do not depend on how the run was trained
 
@@ -40,48 +43,50 @@ class Evaluation:
         return self.correct / self.samples
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is for the caller to judge
-def evaluate(
-    network: Network,
-    parameters: Array,
-    shards: dict[int, Samples],
-    normalise: Normalisation,
-    pool: ShardPool,
-    communicator: Communicator,
-) -> Evaluation:
-    """The evaluation of all ranks' shards, the same on every rank, for parameters (P,).
+ShardFigures = tuple[float, NDArray[np.int64], NDArray[np.int64]]
+
+
+class EvaluationWork(ShardWork[ShardFigures]):
+    """For each shard the sum of its losses, and its samples and right answers by class (K,)."""
+
+    def __init__(self, network: Network, shards: dict[int, Samples], normalise: Normalisation) -> None:
+        self.network, self.shards, self.normalise = network, shards, normalise
+        self.parameters = shared_zeros(network.layout.size)
+
+    @quiet
+    def prepare(self) -> Prepared:
+        return self.network.prepare(self.parameters, Workspace())
+
+    @quiet
+    def compute(self, shard: int, prepared: Prepared, workspace: Workspace) -> ShardFigures:
+        samples = self.shards[shard]
+        losses: list[float] = []
+        right = np.zeros(len(samples), bool)
+        for start in range(0, len(samples), BATCH):
+            rows = slice(start, start + BATCH)
+            logits = self.network.predict(prepared, self.normalise(samples.images[rows], workspace), workspace)
+            labels = samples.labels[rows]
+            sample_losses, _ = softmax_cross_entropy(logits, labels, workspace, need_gradient=False)
+            losses.append(float(sample_losses.sum(dtype=np.float64)))
+            right[rows] = logits.argmax(axis=1) == labels
+        count = self.network.classes
+        return (
+            math.fsum(losses),
+            np.bincount(samples.labels, minlength=count),
+            np.bincount(samples.labels[right], minlength=count),
+        )
+
+
+def evaluate(work: EvaluationWork, parameters: Array, pool: ShardPool, communicator: Communicator) -> Evaluation:
+    """The evaluation of all ranks' shards, the same on every rank, for parameters (P,). The pool must know the work.
 
     Counts are integers and losses are added exactly rounded (math.fsum), so the result does not depend on
     the number of ranks.
     """
-    prepared = network.prepare(parameters, Workspace())
-    own = pool.map(
-        lambda shard, workspace: _evaluate_shard(network, prepared, shards[shard], normalise, workspace), shards
-    )
+    np.copyto(work.parameters, parameters)
+    own = pool.map(work, work.shards)
     everyone = [part for parts in communicator.allgather(own) for part in parts]
     samples = np.sum([part[1] for part in everyone], axis=0)
     correct = np.sum([part[2] for part in everyone], axis=0)
     loss = math.fsum(part[0] for part in everyone) / samples.sum()
     return Evaluation(float(loss), tuple(samples.tolist()), tuple(correct.tolist()))
-
-
-@np.errstate(over="ignore", invalid="ignore")  # again: it runs in other threads
-def _evaluate_shard(
-    network: Network, parameters: Prepared, samples: Samples, normalise: Normalisation, workspace: Workspace
-) -> tuple[float, NDArray[np.int64], NDArray[np.int64]]:
-    """Sum of losses, and samples and right answers by class (K,)."""
-    losses: list[float] = []
-    right = np.zeros(len(samples), bool)
-    for start in range(0, len(samples), BATCH):
-        rows = slice(start, start + BATCH)
-        logits = network.predict(parameters, normalise(samples.images[rows], workspace), workspace)
-        labels = samples.labels[rows]
-        sample_losses, _ = softmax_cross_entropy(logits, labels, workspace, need_gradient=False)
-        losses.append(float(sample_losses.sum(dtype=np.float64)))
-        right[rows] = logits.argmax(axis=1) == labels
-    count = network.classes
-    return (
-        math.fsum(losses),
-        np.bincount(samples.labels, minlength=count),
-        np.bincount(samples.labels[right], minlength=count),
-    )

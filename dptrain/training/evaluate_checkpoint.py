@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from dptrain.blas import ensure_one_thread
@@ -11,10 +12,11 @@ from dptrain.data.format import read_manifest
 from dptrain.data.shards import load_shards
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
-from dptrain.parallel.threads import ShardPool, fair_threads
+from dptrain.parallel.processes import make_pool
+from dptrain.parallel.threads import fair_threads
 from dptrain.training.architecture import build_network, first_difference
 from dptrain.training.checkpoint import Checkpoint
-from dptrain.training.evaluate import Evaluation, evaluate
+from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
 from dptrain.training.setup import place
 
 
@@ -50,9 +52,6 @@ def evaluate_checkpoint(
             raise CheckpointError(f"{path} is of another architecture: {difference}; name the right one by --model")
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
-    pool = ShardPool(threads)
-    try:
-        parameters = checkpoint.state.parameters
-        return evaluate(network, parameters, shards.test, Normalisation(manifest), pool, communicator)
-    finally:
-        pool.close()
+    work = EvaluationWork(network, shards.test, Normalisation(manifest))
+    with closing(make_pool(min(threads, len(own)), [work], communicator)) as pool:
+        return evaluate(work, checkpoint.state.parameters, pool, communicator)

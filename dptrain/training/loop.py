@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,10 +52,12 @@ def train(config: TrainConfig, communicator: Communicator, observer: Observer) -
     Every rank makes the same steps. DptrainError when training cannot begin or go on.
     """
     session = set_up(config, communicator)
-    state, folder, resumed = begin(config, session, communicator, observer)
     steps_per_epoch = session.origin.steps_per_epoch
     evaluation = None
-    with closing(folder), closing(session.pool):
+    with ExitStack() as ending:
+        ending.callback(session.pool.close)
+        state, folder, resumed = begin(config, session, communicator, observer)
+        ending.callback(folder.close)
         observer.started(session, state, folder, resumed)
         while state.step < session.last_step:
             epoch, step = divmod(state.step, steps_per_epoch)
@@ -173,9 +175,7 @@ def evaluate_state(
 ) -> Evaluation:
     """Evaluate the parameters on the test split and tell the observer; TrainingError if they have blown up."""
     started = time.perf_counter()
-    evaluation = evaluate(
-        session.network, state.parameters, session.test, session.normalise, session.pool, communicator
-    )
+    evaluation = evaluate(session.evaluation, state.parameters, session.pool, communicator)
     if not math.isfinite(evaluation.loss):
         raise known_to_all(
             communicator,

@@ -14,19 +14,22 @@ from dptrain.blas import ensure_one_thread
 from dptrain.config import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
 from dptrain.data.augment import check_augmentation
 from dptrain.data.batches import Normalisation, ShardBatches
-from dptrain.data.format import Manifest, Samples, read_manifest
+from dptrain.data.format import Manifest, read_manifest
 from dptrain.data.shards import load_shards
 from dptrain.errors import CheckpointError, DptrainError, UsageError
 from dptrain.nn.network import Network
 from dptrain.optim import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
+from dptrain.parallel.pool import ShardPool
+from dptrain.parallel.processes import make_pool
 from dptrain.parallel.reduction import REDUCTIONS
-from dptrain.parallel.threads import ShardPool, fair_threads
+from dptrain.parallel.threads import fair_threads
 from dptrain.schedule import Schedule, make_schedule
 from dptrain.training.architecture import build_network, first_difference
 from dptrain.training.checkpoint import Checkpoint, Origin
-from dptrain.training.step import STATISTICS, TrainingStep
+from dptrain.training.evaluate import EvaluationWork
+from dptrain.training.step import STATISTICS, GradientWork, TrainingStep
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,7 @@ class Session:
     take_step: TrainingStep
     schedule: Schedule
     last_step: int
-    test: dict[int, Samples]
-    normalise: Normalisation
+    evaluation: EvaluationWork
     pool: ShardPool
     notes: list[str]
 
@@ -71,7 +73,9 @@ def set_up(config: TrainConfig, communicator: Communicator) -> Session:
         network.layout, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
     )
     reduction = REDUCTIONS[config.reduction](placement, communicator, network.layout.size + STATISTICS)
-    pool = ShardPool(min(threads, len(own)))
+    gradients = GradientWork(network, batches)
+    evaluation = EvaluationWork(network, shards.test, Normalisation(manifest))
+    pool = make_pool(min(threads, len(own)), [gradients, evaluation], communicator)
     origin = Origin(
         config=config.to_toml(),
         architecture=tuple(network.description()),
@@ -86,11 +90,10 @@ def set_up(config: TrainConfig, communicator: Communicator) -> Session:
         network=network,
         origin=origin,
         manifest=manifest,
-        take_step=TrainingStep(network, optimizer, batches, pool, reduction, communicator),
+        take_step=TrainingStep(gradients, optimizer, pool, reduction, communicator),
         schedule=_schedule(config, steps_per_epoch),
         last_step=min(total_steps, config.max_steps or total_steps),
-        test=shards.test,
-        normalise=Normalisation(manifest),
+        evaluation=evaluation,
         pool=pool,
         notes=machine_notes(environment, communicator),
     )

@@ -10,15 +10,19 @@ import numpy as np
 from dptrain.data.batches import ShardBatches
 from dptrain.errors import TrainingError
 from dptrain.nn.network import Network, Prepared
-from dptrain.nn.workspace import Array, Workspace, aligned_zeros
+from dptrain.nn.workspace import Array, Workspace
 from dptrain.optim import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all
+from dptrain.parallel.pool import ShardPool, ShardWork
+from dptrain.parallel.processes import shared_zeros
 from dptrain.parallel.reduction import TreeReduction
-from dptrain.parallel.threads import ShardPool
 from dptrain.training.state import TrainingState
 
 LOSS, CORRECT, SAMPLES = range(3)  # ride behind the gradient through the reduction
 STATISTICS = 3
+
+# A loss or gradient that is not finite is judged once, after the reduction, by all ranks alike.
+quiet = np.errstate(over="ignore", invalid="ignore")
 
 
 @dataclass
@@ -51,24 +55,51 @@ class StepOutcome:
     seconds: Seconds
 
 
+class GradientWork(ShardWork[float]):
+    """Fills each shard's vector with its gradient and statistics; the result is the share of time its batch took."""
+
+    def __init__(self, network: Network, batches: dict[int, ShardBatches]) -> None:
+        self.network, self.batches = network, batches
+        self.parameters = shared_zeros(network.layout.size)
+        self.vectors = {shard: shared_zeros(network.layout.size + STATISTICS) for shard in batches}
+        self._workspace = Workspace()  # of what all shards of a step only read
+
+    @quiet
+    def prepare(self, epoch: int, step: int) -> tuple[Prepared, int, int]:
+        return self.network.prepare(self.parameters, self._workspace), epoch, step
+
+    @quiet
+    def compute(self, shard: int, prepared: tuple[Prepared, int, int], workspace: Workspace) -> float:
+        started = time.perf_counter()
+        parameters, epoch, step = prepared
+        images, labels = self.batches[shard].batch(epoch, step, workspace)
+        loaded = time.perf_counter()
+        gradient, sums = self.split(self.vectors[shard])
+        outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace)
+        sums[:] = outcome.loss_sum, outcome.correct, len(labels)
+        return (loaded - started) / (time.perf_counter() - started)
+
+    def split(self, vector: Array) -> tuple[Array, Array]:
+        """Views of a shard's or the summed vector: gradient (P,) and statistics."""
+        size = self.network.layout.size
+        return vector[:size], vector[size:]
+
+
 class TrainingStep:
-    """Makes steps on this rank's shards, together with all other ranks."""
+    """Makes steps on this rank's shards, together with all other ranks. The pool must know the work."""
 
     def __init__(
         self,
-        network: Network,
+        work: GradientWork,
         optimizer: SGD,
-        batches: dict[int, ShardBatches],
         pool: ShardPool,
         reduction: TreeReduction,
         communicator: Communicator,
     ) -> None:
-        self.network, self.optimizer, self.batches = network, optimizer, batches
+        self.work, self.optimizer = work, optimizer
         self.pool, self.reduction, self.communicator = pool, reduction, communicator
-        self._shared = Workspace()  # what the shards' threads only read
-        self._vectors = {shard: aligned_zeros(network.layout.size + STATISTICS) for shard in batches}
 
-    @np.errstate(over="ignore", invalid="ignore")  # judged once, after the reduction, by all ranks alike
+    @quiet
     def __call__(self, state: TrainingState, epoch: int, step: int, lr: float) -> StepOutcome:
         """Make step `step` of an epoch: `state` becomes the next one.
 
@@ -76,17 +107,15 @@ class TrainingStep:
         """
         clock = time.perf_counter
         started = clock()
-        parameters = self.network.prepare(state.parameters, self._shared)
-        shares = self.pool.map(
-            lambda shard, workspace: self._shard_gradient(parameters, shard, epoch, step, workspace), self.batches
-        )
-        partial = self.reduction.local_sums(self._vectors)
+        np.copyto(self.work.parameters, state.parameters)
+        shares = self.pool.map(self.work, self.work.batches, epoch, step)
+        partial = self.reduction.local_sums(self.work.vectors)
         computed = clock()
         self.communicator.barrier()
         waited = clock()
         total = self.reduction.exchange(partial)
         reduced = clock()
-        gradient, sums = self._split(total)
+        gradient, sums = self.work.split(total)
         if not np.isfinite(total.sum(dtype=np.float64)):
             raise known_to_all(self.communicator, _not_finite(float(sums[LOSS]), state.step, lr))
         samples = int(sums[SAMPLES])
@@ -98,22 +127,6 @@ class TrainingStep:
         compute = computed - started - data + clock() - reduced
         seconds = Seconds(compute, data, waited - computed, reduced - waited)
         return StepOutcome(float(sums[LOSS]) / samples, int(sums[CORRECT]), samples, seconds)
-
-    @np.errstate(over="ignore", invalid="ignore")  # again: it runs in other threads
-    def _shard_gradient(self, parameters: Prepared, shard: int, epoch: int, step: int, workspace: Workspace) -> float:
-        """Fill the shard's vector with gradient and statistics; returns the share of time that went into the batch."""
-        started = time.perf_counter()
-        images, labels = self.batches[shard].batch(epoch, step, workspace)
-        loaded = time.perf_counter()
-        gradient, sums = self._split(self._vectors[shard])
-        outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace)
-        sums[:] = outcome.loss_sum, outcome.correct, len(labels)
-        return (loaded - started) / (time.perf_counter() - started)
-
-    def _split(self, vector: Array) -> tuple[Array, Array]:
-        """Views of a shard's or the summed vector: gradient (P,) and statistics."""
-        size = self.network.layout.size
-        return vector[:size], vector[size:]
 
 
 def _not_finite(loss: float, step: int, lr: float) -> TrainingError:

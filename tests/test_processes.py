@@ -1,0 +1,230 @@
+"""dptrain.parallel.processes: shards side by side on forked processes, their errors, and their deaths."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dptrain.errors import DataError, DptrainError
+from dptrain.nn.workspace import Array, Workspace
+from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.pool import ShardWork
+from dptrain.parallel.processes import HelperError, ShardProcesses, make_pool, shared_zeros
+from dptrain.parallel.threads import ShardThreads
+
+
+class Squares(ShardWork[tuple[int, int, float]]):
+    """Where a shard was computed, its square, and a number from shared memory; writes the shard to shared memory."""
+
+    def __init__(self) -> None:
+        self.given, self.written = shared_zeros(1), shared_zeros(8)
+
+    def prepare(self, power: int) -> int:
+        return power
+
+    def compute(self, shard: int, prepared: int, workspace: Workspace) -> tuple[int, int, float]:
+        self.written[shard] = shard + 1
+        return os.getpid(), shard**prepared, float(self.given[0])
+
+
+class Fails(ShardWork[int]):
+    """Raises for some shards."""
+
+    def __init__(self, errors: dict[int, BaseException]) -> None:
+        self.errors = errors
+
+    def compute(self, shard: int, prepared: Any, workspace: Workspace) -> int:
+        if shard in self.errors:
+            raise self.errors[shard]
+        return shard
+
+
+class UnpicklableError(Exception):
+    """Cannot be made again from its arguments."""
+
+    def __init__(self, left: str, right: str) -> None:
+        super().__init__(left + right)
+
+
+@pytest.fixture
+def squares() -> Squares:
+    return Squares()
+
+
+@pytest.fixture
+def pool(squares: Squares) -> Iterator[ShardProcesses]:
+    with closing(ShardProcesses(3, [squares])) as made:
+        yield made
+
+
+def alive(process: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def eventually(condition: Any, seconds: float = 10) -> bool:
+    """Whether it comes true within the time."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return bool(condition())
+
+
+def test_results_come_in_the_order_of_the_shards_from_as_many_processes(pool: ShardProcesses, squares: Squares) -> None:
+    for power in (2, 3):
+        found = pool.map(squares, range(8), power)
+        assert [value for _, value, _ in found] == [shard**power for shard in range(8)]
+    processes = [process for process, _, _ in found]
+    assert len(set(processes)) == 3
+    assert processes == sorted(processes, key=processes.index)  # a contiguous block each
+    assert processes[0] == os.getpid()
+    assert pool.map(squares, [], 2) == []
+    assert len(pool.map(squares, [5], 2)) == 1
+
+
+def test_shared_memory_is_seen_both_ways_after_the_fork(pool: ShardProcesses, squares: Squares) -> None:
+    for number in (4.5, -1.0):
+        squares.given[0] = number
+        squares.written.fill(0)
+        assert {value for _, _, value in pool.map(squares, range(8), 2)} == {number}
+        assert squares.written.tolist() == list(range(1, 9))
+
+
+def test_each_process_has_a_workspace_of_its_own_and_keeps_it() -> None:
+    class Where(ShardWork[tuple[int, int]]):
+        def compute(self, shard: int, prepared: Any, workspace: Workspace) -> tuple[int, int]:
+            array: Array = workspace.array("test", "calls", (1,), zeroed=True)
+            array += 1
+            return os.getpid(), int(array[0])
+
+    work = Where()
+    with closing(ShardProcesses(2, [work])) as pool:
+        calls = pool.map(work, range(4)) + pool.map(work, range(4))
+    assert sorted(count for _, count in calls) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("failing", [[1], [3], [1, 3], [2, 3]])
+def test_error_of_the_first_shard_that_failed_is_raised_and_the_pool_goes_on(failing: list[int]) -> None:
+    work = Fails({shard: DataError(f"shard {shard} is broken") for shard in failing})
+    with closing(ShardProcesses(2, [work])) as pool:
+        with pytest.raises(DataError, match=f"^shard {failing[0]} is broken$"):
+            pool.map(work, range(4))
+        assert pool.map(work, [0, 0, 0]) == [0, 0, 0]
+
+
+def test_an_unexpected_error_tells_where_it_was_raised() -> None:
+    work = Fails({3: ZeroDivisionError("by zero")})
+    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(ZeroDivisionError) as caught:
+        pool.map(work, range(4))
+    assert isinstance(caught.value.__cause__, HelperError)
+    assert "in compute" in str(caught.value.__cause__)
+
+
+def test_an_error_that_cannot_travel_is_told() -> None:
+    work = Fails({3: UnpicklableError("left", "right")})
+    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(DptrainError, match="UnpicklableError: leftright"):
+        pool.map(work, range(4))
+
+
+def test_an_error_of_preparing_is_raised() -> None:
+    class Unprepared(Squares):
+        def prepare(self, power: int) -> int:
+            raise DataError("not prepared")
+
+    work = Unprepared()
+    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(DataError, match="not prepared"):
+        pool.map(work, range(4), 2)
+
+
+def test_a_killed_helper_is_named_with_its_shards() -> None:
+    class Dies(ShardWork[int]):
+        def compute(self, shard: int, prepared: Any, workspace: Workspace) -> int:
+            if shard == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return os.getpid()
+
+    work = Dies()
+    with closing(ShardProcesses(2, [work])) as pool:
+        first, second = pool.map(work, [0, 1])
+        assert first != second
+        with pytest.raises(
+            DptrainError, match=rf"process {second}, which computed shards 2 to 3, was ended by SIGKILL"
+        ):
+            pool.map(work, range(4))
+        with pytest.raises(DptrainError, match=rf"process {second}.*SIGKILL"):  # and again, when it is long gone
+            pool.map(work, range(4))
+
+
+def test_close_ends_the_processes_even_those_that_compute() -> None:
+    work = Squares()
+    pool = ShardProcesses(3, [work])
+    helpers = {process for process, _, _ in pool.map(work, range(3), 2)} - {os.getpid()}
+    assert len(helpers) == 2
+    pool.close()
+    assert not any(alive(process) for process in helpers)
+
+
+PARENT = """
+import os, signal, sys, time
+from dptrain.parallel.pool import ShardWork
+from dptrain.parallel.processes import ShardProcesses
+
+class Pid(ShardWork[int]):
+    def compute(self, shard, prepared, workspace):
+        return os.getpid()
+
+if __name__ == "__main__":
+    work = Pid()
+    pool = ShardProcesses(3, [work])
+    print(*pool.map(work, range(3)), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_helpers_end_with_their_parent_whatever_ended_it(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT, encoding="utf-8")
+    with subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        own, *helpers = map(int, parent.stdout.readline().split())
+        assert all(alive(helper) for helper in helpers)
+        os.kill(own, number)
+    assert eventually(lambda: not any(alive(helper) for helper in helpers))
+
+
+def test_helpers_leave_ctrl_c_to_their_parent(pool: ShardProcesses, squares: Squares) -> None:
+    for process in {process for process, _, _ in pool.map(squares, range(3), 2)} - {os.getpid()}:
+        os.kill(process, signal.SIGINT)
+    assert [value for _, value, _ in pool.map(squares, range(3), 2)] == [0, 1, 4]
+
+
+def test_processes_without_mpi_threads_with_it_and_neither_for_one_shard_at_a_time(squares: Squares) -> None:
+    class UnderMPI(Communicator):
+        uses_mpi = True
+
+    kinds = []
+    for size, communicator in ((2, Communicator()), (2, UnderMPI()), (1, Communicator())):
+        with closing(make_pool(size, [squares], communicator)) as pool:
+            kinds.append((type(pool), pool.size))
+    assert kinds == [(ShardProcesses, 2), (ShardThreads, 2), (ShardThreads, 1)]
+
+
+def test_shared_zeros_are_float32_zeros_of_any_length() -> None:
+    for length in (0, 1, 1000):
+        array = shared_zeros(length)
+        assert array.dtype == np.float32
+        assert array.tolist() == [0.0] * length
+        array += 1
