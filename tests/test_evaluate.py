@@ -20,10 +20,10 @@ from dptrain.nn.workspace import Workspace
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.threads import ShardThreads
 from dptrain.training.checkpoint import read_checkpoint
-from dptrain.training.evaluate import BATCH, Evaluation, EvaluationWork, evaluate
+from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
 from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
 
-TEST_SAMPLES = 2 * BATCH + 9  # over two shards: 69 and 68, so each ends with an uneven batch
+TEST_SAMPLES = 137  # over two shards: 69 and 68, so each ends with an uneven batch
 
 
 def plain_loop(data: Path, checkpoint: Path) -> Evaluation:

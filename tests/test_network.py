@@ -8,7 +8,7 @@ from dptrain.nn.activation import Flatten, ReLU
 from dptrain.nn.conv import Conv2d
 from dptrain.nn.layer import Layer, array_shape
 from dptrain.nn.linear import Linear
-from dptrain.nn.network import BLOCK, Network
+from dptrain.nn.network import Network
 from dptrain.nn.pool import MaxPool2d
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.nn.zoo import convnet
@@ -111,7 +111,7 @@ def test_a_samples_gradient_does_not_depend_on_its_neighbours() -> None:
     np.testing.assert_allclose(whole, total, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("samples", [BLOCK + 1, 2 * BLOCK, 2 * BLOCK + 5])
+@pytest.mark.parametrize("samples", [9, 16, 21])
 def test_a_large_microbatch_is_the_sum_of_its_blocks(samples: int) -> None:
     network = Network(convnet((1, 8, 8), 3, widths=[4]), (1, 8, 8))
     generator = np.random.default_rng(2)
@@ -120,12 +120,18 @@ def test_a_large_microbatch_is_the_sum_of_its_blocks(samples: int) -> None:
     whole, part = np.full((2, network.layout.size), np.nan, np.float32)
     outcome = network.loss_and_grad(parameters, images, labels, whole, Workspace())
     total, loss_sum, correct = np.zeros_like(part), 0.0, 0
-    for start in range(0, samples, BLOCK):
-        block = np.ascontiguousarray(images[..., start : start + BLOCK, :])
-        one = network.loss_and_grad(parameters, block, labels[start : start + BLOCK], part, Workspace())
+    assert network.block == 8
+    for start in range(0, samples, 8):
+        block = np.ascontiguousarray(images[..., start : start + 8, :])
+        one = network.loss_and_grad(parameters, block, labels[start : start + 8], part, Workspace())
         total, loss_sum, correct = total + part, loss_sum + one.loss_sum, correct + one.correct
     np.testing.assert_array_equal(whole, total)
     assert (outcome.loss_sum, outcome.correct) == (loss_sum, correct)
+
+
+@pytest.mark.parametrize(("widths", "block"), [([32, 64], 8), ([64, 128, 256], 16), ([8, 1024, 1024], 32)])
+def test_more_parameters_make_larger_blocks(widths: list[int], block: int) -> None:
+    assert Network(convnet(SHAPE, 10, widths=widths), SHAPE).block == block
 
 
 def test_prepared_parameters_give_the_same_bits() -> None:

@@ -19,8 +19,6 @@ from dptrain.parallel.processes import shared_zeros
 
 quiet = np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is for the caller to judge
 
-BATCH = 32  # always the same, so that the figures do not depend on how the run was trained
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -62,8 +60,8 @@ class EvaluationWork(ShardWork[ShardFigures]):
         samples = self.shards[shard]
         losses: list[float] = []
         right = np.zeros(len(samples), bool)
-        for start in range(0, len(samples), BATCH):
-            rows = slice(start, start + BATCH)
+        for start in range(0, len(samples), self.network.block):
+            rows = slice(start, start + self.network.block)
             logits = self.network.predict(prepared, self.normalise(samples.images[rows], workspace), workspace)
             labels = samples.labels[rows]
             sample_losses, _ = softmax_cross_entropy(logits, labels, workspace, need_gradient=False)
