@@ -1,6 +1,10 @@
+import itertools
+import re
+from pathlib import Path
+
 import numpy as np
 
-from dptrain.nn.workspace import ALIGNMENT, Array, Workspace, aligned_zeros
+from dptrain.nn.workspace import ALIGNMENT, CHUNK, Array, Workspace, aligned_zeros
 
 
 def test_the_same_request_gives_the_same_memory() -> None:
@@ -79,3 +83,32 @@ def test_a_layer_keeps_its_scratch_when_another_needs_a_larger_one() -> None:
     first = workspace.scratch("conv1", "sums", (2, 2))
     workspace.scratch("conv2", "sums", (9, 9))
     assert workspace.scratch("conv1", "sums", (2, 2)) is first
+
+
+def test_arrays_never_overlap_whatever_their_size() -> None:
+    workspace = Workspace()
+    sizes = [
+        1,
+        CHUNK // 8,
+        CHUNK // 4 - 16,
+        3,
+        CHUNK // 4 + 1,
+        1000,
+    ]  # float32, so the last but one fills a chunk alone
+    arrays = [workspace.array("a", str(number), (size,)) for number, size in enumerate(sizes)]
+    for number, array in enumerate(arrays):
+        array.fill(number)
+    assert all((array == number).all() for number, array in enumerate(arrays))
+    assert not any(np.shares_memory(one, other) for one, other in itertools.combinations(arrays, 2))
+
+
+def test_memory_is_asked_for_in_huge_pages() -> None:
+    """The kernel's flag "hg" (man proc_pid_smaps) of the mapping that an array lies in."""
+    array = Workspace().array("a", "b", (1000,))
+    inside, flags = False, ""
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= array.ctypes.data < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            flags = line
+    assert "hg" in flags.split()

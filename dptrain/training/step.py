@@ -116,7 +116,7 @@ class TrainingStep:
         total = self.reduction.exchange(partial)
         reduced = clock()
         gradient, sums = self.work.split(total)
-        if not np.isfinite(total.sum(dtype=np.float64)):
+        if not (np.isfinite(total.min()) and np.isfinite(total.max())):  # a NaN is both
             raise known_to_all(self.communicator, _not_finite(float(sums[LOSS]), state.step, lr))
         samples = int(sums[SAMPLES])
         gradient /= samples
