@@ -134,6 +134,40 @@ def test_more_parameters_make_larger_blocks(widths: list[int], block: int) -> No
     assert Network(convnet(SHAPE, 10, widths=widths), SHAPE).block == block
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    "second", [{"kernel_size": 5, "padding": 2}, {"stride": 2}, {"algorithm": "winograd2"}, {"algorithm": "winograd4"}]
+)
+def test_what_a_workspace_was_used_for_before_does_not_count(second: dict, fused: bool) -> None:
+    """A larger evaluation between two steps moves arrays; what was remembered of their old place must not be used."""
+    shape = (2, 12, 10)
+    layers = [Conv2d(3, padding=1), ReLU(), MaxPool2d(), Conv2d(4, **second), ReLU(), MaxPool2d(), Flatten(), Linear(3)]
+    network = Network(layers, shape, fused=fused)
+    generator = np.random.default_rng(4)
+    parameters, used = network.initial_parameters(0), Workspace()
+    labels = generator.integers(0, 3, 4)
+    found, expected = np.empty((2, network.layout.size), np.float32)
+    for evaluated in (0, 8, 5):
+        images = generator.normal(size=array_shape(shape, 4)).astype(np.float32)
+        network.predict(parameters, generator.normal(size=array_shape(shape, evaluated)).astype(np.float32), used)
+        network.loss_and_grad(parameters, images, labels, found, used)
+        network.loss_and_grad(parameters, images, labels, expected, Workspace())
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_nothing_is_computed_for_layers_without_parameters_before_the_first_that_has_some() -> None:
+    class Untrained(Flatten):
+        def backward(self, *arguments, **options):
+            raise AssertionError("nobody needs this gradient")
+
+    network = Network([Untrained(), Linear(2)], (1, 2, 2))
+    gradient = np.empty(network.layout.size, np.float32)
+    network.loss_and_grad(
+        network.initial_parameters(0), np.ones((2, 2, 3, 1), np.float32), np.array([0, 1, 0]), gradient, Workspace()
+    )
+    assert gradient.any()
+
+
 def test_prepared_parameters_give_the_same_bits() -> None:
     network = Network(convnet((32, 16, 16), 3, widths=[64]), (32, 16, 16))
     assert "winograd4" in network.description()[1]

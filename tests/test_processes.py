@@ -149,6 +149,11 @@ def test_an_error_of_preparing_is_raised() -> None:
         pool.map(work, range(4), 2)
 
 
+def test_a_work_made_after_the_fork_is_refused(pool: ShardProcesses) -> None:
+    with pytest.raises(ValueError, match="was not there when the helpers were forked"):
+        pool.map(Squares(), range(3), 2)
+
+
 def test_a_killed_helper_is_named_with_its_shards() -> None:
     class Dies(ShardWork[int]):
         def compute(self, shard: int, prepared: Any, workspace: Workspace) -> int:

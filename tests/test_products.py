@@ -46,7 +46,7 @@ def test_stacks_are_cut_too(rows: int, columns: int) -> None:
     [(36 * 36, 4096, 512), (36 * 16, 8192, 1024), (128 * 256, 128, 16), (2_000_000, 64, 0), (36, 96, 0), (99, 9999, 0)],
 )
 def test_a_block_divides_the_extent_and_its_product_is_small(others: int, extent: int, block: int) -> None:
-    assert products._block(others, extent) == block
+    assert products._block_extent(others, extent) == block
     if block:
         assert extent % block == 0
         assert others * block <= products.SMALL

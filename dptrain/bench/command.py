@@ -38,7 +38,7 @@ def add_bench(commands: Any) -> None:
     step = kinds.add_parser("step", help="the training step: images/s, each layer, share of the sgemm rate")
     reduce = kinds.add_parser("reduce", help="both reductions, over lengths of the gradient")
     data = kinds.add_parser("data", help="packing, reading and batches, each alone")
-    scaling = kinds.add_parser("scaling", help="the training step on more and more cores, as ranks and as threads")
+    scaling = kinds.add_parser("scaling", help="the training step on more and more cores, as ranks and as one process")
     for kind, run in ((step, _step), (reduce, _reduce), (data, _data), (scaling, _scaling)):
         kind.set_defaults(command=run, parser=kind)
         kind.add_argument("--json", action="store_true", help="print JSON")

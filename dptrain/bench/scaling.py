@@ -1,4 +1,4 @@
-"""bench scaling: the training step on more and more cores of this machine, as ranks and as threads.
+"""bench scaling: the training step on more and more cores of this machine, as ranks and as one process.
 
 Strong scaling keeps the global batch, weak scaling keeps the batch of each core. Every run is a process (or mpirun) of
 its own; the settings take turns, so that a drift of the machine's speed meets all of them.
@@ -32,7 +32,7 @@ class Setting:
 
 
 def settings(cores: Sequence[int], batch_size: int, batch_size_per_core: int) -> list[Setting]:
-    """Strong and weak scaling over these numbers of cores, as ranks of one thread and as threads of one process."""
+    """Strong and weak scaling over these numbers of cores, as ranks of one thread and as one process with helpers."""
     rows = []
     for scaling in ("strong", "weak"):
         for count in cores:

@@ -21,7 +21,7 @@ class ShardBatches:
         self._epoch = -1
 
     def batch(self, epoch: int, step: int, workspace: Workspace) -> tuple[Array, NDArray[np.int64]]:
-        """Images float32 (H, W, N, C) and labels (N,) of a step of an epoch, both counted from 0.
+        """Images (H, W, N, C) in the workspace's dtype and labels (N,) of a step of an epoch, both counted from 0.
 
         Every sample comes once an epoch: N is `size`, less or 0 in the last step. The images lie in the
         workspace until the next call.
@@ -45,7 +45,7 @@ class ShardBatches:
 
 
 class Normalisation:
-    """uint8 images (N, C, H, W) to float32 (H, W, N, C): (pixel / 255 - mean) / std, per channel.
+    """uint8 images (N, C, H, W) to floats (H, W, N, C): (pixel / 255 - mean) / std, per channel.
 
     The result lies in the workspace until the next call.
     """

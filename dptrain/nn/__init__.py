@@ -10,8 +10,12 @@ Shapes, everywhere in this package:
     O         channels (or features) a layer puts out
     F         features a linear layer takes in
     KH, KW    height and width of a kernel
+    OH, OW    height and width of what a convolution or pooling puts out
     K         classes
     P         parameters of the whole network
+    q         height and width of the pooling windows that a convolution's sums are put in order for
+    m, n      height and width of Winograd's tiles, of the output and of the input
+    R         all that comes after an axis
 
 A sample's shape is told as (C, H, W), as data sets have it; arrays of N samples are (H, W, N, C), features (N, F).
 So what belongs to one pixel of all samples, N * C values, is contiguous: padding, pooling and Winograd's tiles move

@@ -22,8 +22,8 @@ from dptrain.nn.workspace import Array, Workspace
 KERNELS = "kernels"  # among prepared parameters: the weight as the algorithm needs it
 ALGORITHMS = ("im2col", "winograd2", "winograd4")
 
-# Of the cost model: writing one float32 takes as long as this many floating-point operations of a matrix product, and
-# what is done for the kernels is shared by this many samples. Fitted to timings: see `cost`.
+# Of the cost model, fitted to timings (see `cost`): writing one float32 takes as long as this many floating-point
+# operations of a matrix product, and work on the kernels counts as if this many samples shared it.
 FLOPS_PER_MOVE = 30
 SAMPLES = 128
 

@@ -45,8 +45,8 @@ class Correlation(ABC):
     The sums come as an array (q, q, ..., N, O) whose first two axes are an output pixel's place in its q x q pooling
     window, so that pooling over them reads whole blocks; q is 1 where nothing is pooled. The order of the axes
     between is the algorithm's own: `in_own_order` shows an image in it. `extent` is the height and width of all
-    sums: those of the output, but some more (which mean nothing) where that suits the algorithm, or up to q - 1
-    less where no pooling window reaches.
+    sums: those of the output, but some more (which mean nothing, and whose gradient must be zero) where that suits
+    the algorithm, or up to q - 1 less where no pooling window reaches.
     """
 
     extent: tuple[int, int]

@@ -9,7 +9,7 @@ import numpy as np
 from dptrain.nn.activation import ReLU
 from dptrain.nn.conv import KERNELS, Conv2d, add_up, with_kernels
 from dptrain.nn.correlation import zeros_beyond
-from dptrain.nn.layer import Layer, Parameters, Shape
+from dptrain.nn.layer import Layer, Parameters
 from dptrain.nn.pool import MaxPool2d
 from dptrain.nn.workspace import Array, Workspace
 
@@ -32,9 +32,6 @@ class ConvPoolReLU(Layer):
 
     def __repr__(self) -> str:
         return f"ConvPoolReLU({self.conv!r}, {self.pool!r})"
-
-    def parameter_shapes(self) -> dict[str, Shape]:
-        return self.conv.parameter_shapes()
 
     def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
         return with_kernels(self.correlation, parameters, workspace)

@@ -14,7 +14,8 @@ neighbouring columns hold lies side by side in memory, the padded input is kept 
 
 from __future__ import annotations
 
-from functools import cache, partial
+import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -49,32 +50,30 @@ class Im2col(Correlation):
             phases[place] = planes[source]
         pixels = (q, q, height // q, width // q, samples)
         cols = workspace.array(self.name, "cols", (x.shape[-1], *self.geometry.kernel_size, *pixels))
-        for part, seen in workspace.views(self.name, "windows", phases, partial(self._parts, cols)):
+        for part, seen in workspace.views(self.name, "windows", (cols, phases), self._parts):
             part[...] = seen
-        cols = cols.reshape(self.geometry.fan_in, -1)
         sums = workspace.scratch(self.name, "sums", (*pixels, self.geometry.out_channels))
-        matmul(cols.T, kernels, out=sums.reshape(cols.shape[1], -1))
+        matmul(self._as_matrix(cols).T, kernels, out=sums.reshape(-1, sums.shape[-1]))
         return sums, cols
 
     def backward(
         self, dsums: Array, cols: Array, kernels: Array, dweight: Array, workspace: Workspace, need_dx: bool
     ) -> Array | None:
-        pixels = dsums.shape[:-1]
         dy = dsums.reshape(-1, len(dweight))
         dkernels = workspace.array(self.name, "dkernels", kernels.shape)
-        matmul_of_long(cols, dy, dkernels, self.name, workspace)
+        matmul_of_long(self._as_matrix(cols), dy, dkernels, self.name, workspace)
         np.copyto(dweight.reshape(len(dweight), -1), dkernels.T)
         if not need_dx:
             return None
         # The columns have served: their memory takes their own gradient.
-        matmul(kernels, dy.T, out=cols)
-        dcols = cols.reshape(-1, *self.geometry.kernel_size, *pixels)
-        dphases = workspace.array(self.name, "dphases", self._phases_shape(pixels[-1]))
+        dcols = cols
+        matmul(kernels, dy.T, out=self._as_matrix(dcols))
+        samples, (channels, *extents) = dsums.shape[-2], self.geometry.input_shape
+        dphases = workspace.array(self.name, "dphases", self._phases_shape(samples))
         dphases.fill(0)
-        for part, seen in workspace.views(self.name, "dwindows", dphases, partial(self._single_parts, dcols)):
+        for part, seen in workspace.views(self.name, "dwindows", (dcols, dphases), self._single_parts):
             seen += part
-        channels, *extents = self.geometry.input_shape
-        dx = workspace.array(self.name, "dx", (*extents, pixels[-1], channels))
+        dx = workspace.array(self.name, "dx", (*extents, samples, channels))
         planes = dx.transpose(3, 0, 1, 2)
         for source, place in _places(self.geometry, self._m):
             planes[source] = dphases[place]
@@ -82,6 +81,10 @@ class Im2col(Correlation):
 
     def in_own_order(self, image: Array) -> Array:
         return image
+
+    def _as_matrix(self, cols: Array) -> Array:
+        """A view (C * KH * KW, columns)."""
+        return cols.reshape(self.geometry.fan_in, math.prod(cols.shape[3:]))
 
     def _phases_shape(self, samples: int) -> tuple[int, ...]:
         (ph, pw), (channels, height, width), m = self.geometry.padding, self.geometry.input_shape, self._m
@@ -102,6 +105,8 @@ class Im2col(Correlation):
         def column(index: int) -> int:
             return index % m * in_column_phase + index // m * across
 
+        # With q = m = 2 and stride 1, for example, a step within the window leads to the other phase, and one to the
+        # next window to the next row or column of the same phase.
         parts: list[tuple[Array, Array]] = []
         for r in range(min(m, kernel_height)):
             for s in range(min(m, kernel_width)):

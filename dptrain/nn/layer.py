@@ -66,7 +66,7 @@ class Layer:
     def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
         """The parameters, and with them whatever can be computed from them alone, once for all shards of a step.
 
-        The passes get what this returns, or the mere parameters.
+        The passes get what this returns; called on its own, a pass takes the mere parameters too.
         """
         return parameters
 
@@ -83,9 +83,10 @@ class Layer:
         workspace: Workspace,
         need_dx: bool = True,
     ) -> Array | None:
-        """Fill `gradients` (overwriting) and return dx, the gradient of x; None when it is not needed.
+        """Fill `gradients`, which are zero before, and return dx, the gradient of x; None when it is not needed.
 
-        dy is the gradient of the output. It and `saved` may be overwritten: one forward pass, one backward pass.
+        dy is the gradient of the output. It may be overwritten, and of `saved` what is the layer's own memory: one
+        forward pass, one backward pass. x may not: the layer before may still need it.
         """
         raise TypeError(f"{type(self).__name__} does not define backward")
 

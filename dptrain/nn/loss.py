@@ -18,7 +18,8 @@ def softmax_cross_entropy(
 
     The largest z is 0, so the sum is at least 1: its logarithm is never that of 0, and no exponential
     overflows, whatever the finite logits. The gradient is of the sum of the losses, not their mean: the
-    one division by the sample count comes after all shards are added up.
+    one division by the sample count comes after all shards are added up. It lies in the workspace until
+    the next call.
     """
     shifted = workspace.array("loss", "shifted", logits.shape)
     exponentials = workspace.array("loss", "exponentials", logits.shape)

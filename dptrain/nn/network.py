@@ -22,7 +22,7 @@ from dptrain.nn.workspace import Array, Workspace
 Prepared = list[Parameters]
 
 
-# Samples computed together, at least and at most, and how many times the parameters what they come to shall be.
+# A block has 8 to 32 samples: doubled until what its layers put out numbers 8 times the parameters.
 LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 32, 8
 
 
@@ -70,9 +70,10 @@ class Network:
             raise ValueError("the network has no parameters, there is nothing to train")
         self.classes = shape[0]
         self.layout = ParamLayout(shapes)
-        self.block = _block(sum(map(math.prod, self._output_shapes)), self.layout.size)
+        self.block = _samples_of_a_block(sum(map(math.prod, self._output_shapes)), self.layout.size)
         self.stages = fuse(self.layers) if fused else self.layers
         self._own_parameters = [_own_names(stage.name, shapes) for stage in self.stages]
+        self._first_trained = next(position for position, own in enumerate(self._own_parameters) if own)
 
     def description(self) -> list[str]:
         """One line a layer: how it was made and what it puts out. Networks with other lines are not the same."""
@@ -122,16 +123,16 @@ class Network:
         gradient.fill(0)  # a layer may add to it, and one that leaves it alone has none
         samples, outcome = images.shape[-2], Outcome(0.0, 0)
         if 0 < samples <= self.block:
-            return self._block(prepared, images, labels, gradient, workspace)
+            return self._loss_and_grad_of_block(prepared, images, labels, gradient, workspace)
         part = workspace.array("network", "gradient of a block", gradient.shape)
         for start in range(0, samples, self.block):
             own = slice(start, start + self.block)
             part.fill(0)
-            outcome += self._block(prepared, images[..., own, :], labels[own], part, workspace)
+            outcome += self._loss_and_grad_of_block(prepared, images[..., own, :], labels[own], part, workspace)
             gradient += part
         return outcome
 
-    def _block(
+    def _loss_and_grad_of_block(
         self, values: Prepared, images: Array, labels: NDArray[np.int64], gradient: Array, workspace: Workspace
     ) -> Outcome:
         """`loss_and_grad` for 1 to `block` samples, with a gradient that is zero."""
@@ -143,16 +144,21 @@ class Network:
             saved.append(kept)
         losses, dx = softmax_cross_entropy(x, labels, workspace)
         outcome = _outcome(losses, x, labels)
-        for position in range(len(self.stages) - 1, -1, -1):
+        for position in range(len(self.stages) - 1, self._first_trained - 1, -1):
             if dx is None:
                 raise TypeError(f"{self.stages[position + 1]!r} returned no dx from backward, though it was needed")
             dx = self.stages[position].backward(
-                dx, saved[position], values[position], gradients[position], workspace, need_dx=position > 0
+                dx,
+                saved[position],
+                values[position],
+                gradients[position],
+                workspace,
+                need_dx=position > self._first_trained,
             )
         return outcome
 
     def predict(self, parameters: Array | Prepared, images: Array, workspace: Workspace) -> Array:
-        """Logits (N, K) for images (H, W, N, C); valid until the workspace is used again."""
+        """Logits (N, K) for images (H, W, N, C), all computed together; valid until the workspace is used again."""
         x = images
         for stage, own in zip(self.stages, self._prepared(parameters, workspace), strict=True):
             x, _ = stage.forward(x, own, workspace)
@@ -167,7 +173,7 @@ class Network:
         return [{short: views[name] for short, name in own.items()} for own in self._own_parameters]
 
 
-def _block(values: int, parameters: int) -> int:
+def _samples_of_a_block(values: int, parameters: int) -> int:
     """How many samples to compute together, from the values that all layers put out for one, and the parameters.
 
     Few, so that they stay in a core's cache: 64 take a third longer than 16 (measured). But what is done once a

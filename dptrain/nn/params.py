@@ -33,7 +33,7 @@ class ParamLayout:
         return {name: flat[part].reshape(self.shapes[name]) for name, part in self.slices.items()}
 
     def is_weight(self) -> Array:
-        """bool (P,): True for weights, which decay, False for biases, which do not."""
+        """bool (P,): True for what is named "weight", which decays; False for biases and others."""
         mask = np.zeros(self.size, bool)
         for name, part in self.slices.items():
             mask[part] = name.endswith(".weight")

@@ -22,9 +22,9 @@ LEAST_BLOCK = 16  # rows or columns: one vector register
 
 
 def matmul(a: Array, b: Array, out: Array) -> None:
-    """out (..., M, L) = a (..., M, K) @ b (..., K, L), stacks of matrices as np.matmul takes them."""
+    """out (..., M, L) = a (..., M, I) @ b (..., I, L), stacks of matrices as np.matmul takes them."""
     rows, columns, inner = *out.shape[-2:], a.shape[-1]
-    if rows * columns * inner <= SMALL or (block := _block(inner * min(rows, columns), max(rows, columns))) == 0:
+    if rows * columns * inner <= SMALL or (block := _block_extent(inner * min(rows, columns), max(rows, columns))) == 0:
         np.matmul(a, b, out=out)
     elif columns >= rows:
         np.matmul(a[..., None, :, :], _cut_columns(b, block), out=_cut_columns(out, block))
@@ -33,9 +33,9 @@ def matmul(a: Array, b: Array, out: Array) -> None:
 
 
 def matmul_of_long(a: Array, b: Array, out: Array, name: str, workspace: Workspace) -> None:
-    """out (M, N) = a (M, L) @ b (L, N) for a large L: the sum over blocks of it."""
-    block = _block(out.size, a.shape[1])
-    if block in (0, a.shape[1]):
+    """out (M, I) = a (M, L) @ b (L, I) for a large L: the sum over blocks of it."""
+    block = _block_extent(out.size, a.shape[1])
+    if out.size * a.shape[1] <= SMALL or block == 0:
         np.matmul(a, b, out=out)
     else:
         products = workspace.scratch(name, "blocks' products", (a.shape[1] // block, *out.shape))
@@ -44,7 +44,7 @@ def matmul_of_long(a: Array, b: Array, out: Array, name: str, workspace: Workspa
 
 
 @cache
-def _block(others: int, extent: int) -> int:
+def _block_extent(others: int, extent: int) -> int:
     """The largest power of two that divides `extent` and keeps a block's product small; 0 if none is worth a call.
 
     `others` is the product of the two extents that are not cut.

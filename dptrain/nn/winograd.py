@@ -8,7 +8,7 @@ and d the pixels, F(m, 3) is
 and in two dimensions the same along both axes. All three transforms are linear: the sum over channels is taken
 between them, as n * n matrix products, and each gradient is computed by the adjoints of the same transforms.
 
-    d[i, j, t, n, c]    pixel (i, j) of the n x n that tile t sees     V = B' d B       along i and along j
+    d[i, j, t, N, c]    pixel (i, j) of the n x n that tile t sees     V = B' d B       along i and along j
     w[o, c, kh, kw]     the kernels                                    U = G w G'       along kh and along kw
     M[i, j] = V[i, j] @ U[i, j]                                        Y = A' M A       the m x m outputs
 
@@ -92,9 +92,8 @@ class Winograd(Correlation):
         v = workspace.array(self.name, "pixels transformed", (n, n, *self.tiles, *x.shape[2:]))
         padded = workspace.array(self.name, "padded", self._padded_shape(v), zeroed=True)  # the border stays zero
         self._inside(padded)[...] = x
-        for pixels, tiles in workspace.views(
-            self.name, "tiles", padded, lambda _: self._overlapping(padded, v, workspace)
-        ):
+        between = self._between_axes(padded, workspace)
+        for pixels, tiles in workspace.views(self.name, "tiles", (padded, between, v), self._overlapping):
             matmul(of_pixels, pixels, out=tiles)
         products = workspace.scratch(self.name, "products", (n, n, *v.shape[2:5], out_channels))
         matmul(_by_place(v), kernels[0], out=_by_place(products))
@@ -130,7 +129,7 @@ class Winograd(Correlation):
         # The transformed pixels have served: their memory takes their gradient.
         matmul(_by_place(dproducts), kernels[1], out=_by_place(v))
         dpadded = workspace.array(self.name, "dpadded", self._padded_shape(v))
-        for pixels, tiles in reversed(self._axes(dpadded, v, workspace)):
+        for pixels, tiles in reversed(self._axes(dpadded, self._between_axes(dpadded, workspace), v)):
             self._scatter(of_pixels.T, tiles, pixels, workspace)
         return self._inside(dpadded)
 
@@ -152,13 +151,16 @@ class Winograd(Correlation):
         (ph, pw), (_, height, width) = self.geometry.padding, self.geometry.input_shape
         return padded[ph : ph + height, pw : pw + width]
 
-    def _axes(self, padded: Array, v: Array, workspace: Workspace) -> list[tuple[Array, Array]]:
+    def _between_axes(self, padded: Array, workspace: Workspace) -> Array:
+        """For pixels transformed along the rows' axis, but not yet along the columns': (n, tiles, W, N, C)."""
+        return workspace.scratch(self.name, "between axes", (self.n, self.tiles[0], *padded.shape[1:]))
+
+    def _axes(self, padded: Array, between: Array, v: Array) -> list[tuple[Array, Array]]:
         """The two transforms of the pixels, along the rows' axis and then along the columns': from where to where.
 
         Pairs of views (..., extent, R) and (..., tiles, n, R), R being all that comes after the axis.
         """
         n, (down, across) = self.n, self.tiles
-        between = workspace.scratch(self.name, "between axes", (n, down, *padded.shape[1:]))
         return [
             (padded.reshape(len(padded), -1), between.reshape(n, down, -1).swapaxes(0, 1)),
             (
@@ -167,11 +169,11 @@ class Winograd(Correlation):
             ),
         ]
 
-    def _overlapping(self, padded: Array, v: Array, workspace: Workspace) -> list[tuple[Array, Array]]:
+    def _overlapping(self, padded: Array, between: Array, v: Array) -> list[tuple[Array, Array]]:
         """The same with the pixels as (..., tiles, n, R) too: neighbouring tiles see two of them both."""
         return [
             (sliding_window_view(pixels, self.n, axis=-2)[..., :: self.m, :, :].swapaxes(-1, -2), tiles)
-            for pixels, tiles in self._axes(padded, v, workspace)
+            for pixels, tiles in self._axes(padded, between, v)
         ]
 
     def _scatter(self, adjoint: Array, tiles: Array, pixels: Array, workspace: Workspace) -> None:

@@ -27,14 +27,15 @@ class Workspace:
     same memory, so what a layer keeps for its backward pass stays valid until its next forward pass.
 
     All of it lies in a few chunks for which the system is asked to use huge pages: a step of convnet goes through some
-    3,000 small ones, more than a core remembers the addresses of. An array that grows leaves its old place unused.
+    3,000 pages of 4 KiB, more than a core remembers the addresses of. An array that grows leaves its old place unused,
+    and so does the rest of a chunk when the next one begins.
     """
 
     def __init__(self, dtype: DTypeLike = np.float32) -> None:
         self.dtype = np.dtype(dtype)
         self._memory: dict[tuple[str, str], NDArray[np.uint8]] = {}
         self._arrays: dict[tuple[str, str], Array] = {}
-        self._views: dict[tuple[str, str], tuple[Array, Any]] = {}
+        self._views: dict[tuple[str, str], tuple[tuple[Array, ...], Any]] = {}
         self._chunk: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._used = 0
 
@@ -43,7 +44,7 @@ class Workspace:
     ) -> Array:
         """An uninitialised array, or one that was zero when it was last given this shape (`zeroed`).
 
-        A smaller last microbatch uses the front of the same memory.
+        A smaller last microbatch uses the front of the same memory. An owner's purpose has one dtype.
         """
         key = (owner, purpose)
         array = self._arrays.get(key)
@@ -70,21 +71,22 @@ class Workspace:
     def scratch(self, owner: str, purpose: str, shape: tuple[int, ...]) -> Array:
         """An uninitialised array for use within one forward or backward pass of a layer.
 
-        All owners share one memory for a purpose, so that it stays in the cache from layer to layer.
+        Owners share one memory for a purpose, so that it stays in the cache from layer to layer. An owner finds its
+        array at the same place in its next pass, but not what it wrote there.
         """
         array = self._arrays.get((owner, purpose))
         if array is None or array.shape != shape:
             array = self._arrays[owner, purpose] = self.array("scratch", purpose, (math.prod(shape),)).reshape(shape)
         return array
 
-    def views(self, owner: str, purpose: str, array: Array, make: Callable[[Array], Views]) -> Views:
-        """make(array), made once: remembered until the same request comes with another array.
+    def views(self, owner: str, purpose: str, arrays: tuple[Array, ...], make: Callable[..., Views]) -> Views:
+        """make(*arrays), made once: remembered until the same request comes with other arrays.
 
-        For views that take longer to describe than to copy from; `array` is one of this workspace's.
+        For views that take longer to describe than to copy from; `arrays` are this workspace's, all that is viewed.
         """
         known = self._views.get((owner, purpose))
-        if known is None or known[0] is not array:
-            known = self._views[owner, purpose] = (array, make(array))
+        if known is None or any(one is not other for one, other in zip(known[0], arrays, strict=True)):
+            known = self._views[owner, purpose] = (arrays, make(*arrays))
         return cast(Views, known[1])
 
 

@@ -90,7 +90,7 @@ class ShardProcesses(ShardPool):
         placement = Placement(len(shards), min(self.size, len(shards)))
         own, *others = ([shards[position] for position in placement.shards_of(r)] for r in range(placement.ranks))
         busy = list(zip(self._helpers, others, strict=False))
-        number = next(number for number, known in enumerate(self._works) if known is work)
+        number = self._number(work)
         for helper, block in busy:
             with contextlib.suppress(BrokenPipeError):  # it is gone; `_answer` says so
                 helper.connection.send((number, block, arguments))
@@ -101,6 +101,13 @@ class ShardProcesses(ShardPool):
             if isinstance(part, Failure):
                 raise part.error from (None if isinstance(part.error, DptrainError) else HelperError(part.told))
         return found
+
+    def _number(self, work: ShardWork[Any]) -> int:
+        """By which the helpers know a work."""
+        for number, known in enumerate(self._works):
+            if known is work:
+                return number
+        raise ValueError(f"{work!r} was not there when the helpers were forked, so they do not know it")
 
     def close(self) -> None:
         for helper in self._helpers:
@@ -144,7 +151,7 @@ def _answer(helper: Helper, shards: list[int]) -> list[Any]:
     """What a helper has computed; DptrainError when it has died."""
     try:
         found: list[Any] = _receive(helper.connection)
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):
         helper.process.join()
         status = helper.process.exitcode
         how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
@@ -171,7 +178,7 @@ def _serve(connection: Connection, works: Sequence[ShardWork[Any]], inherited: S
     for other in inherited:
         other.close()  # as long as they were open here, nobody would notice the parent's death
     workspace = Workspace()
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with contextlib.suppress(EOFError, OSError):
         while True:
             number, shards, arguments = _receive(connection)
             found = _compute(works[number], shards, arguments, workspace)

@@ -50,10 +50,11 @@ class EvaluationWork(ShardWork[ShardFigures]):
     def __init__(self, network: Network, shards: dict[int, Samples], normalise: Normalisation) -> None:
         self.network, self.shards, self.normalise = network, shards, normalise
         self.parameters = shared_zeros(network.layout.size)
+        self._workspace = Workspace()  # of what all shards only read
 
     @quiet
     def prepare(self) -> Prepared:
-        return self.network.prepare(self.parameters, Workspace())
+        return self.network.prepare(self.parameters, self._workspace)
 
     @quiet
     def compute(self, shard: int, prepared: Prepared, workspace: Workspace) -> ShardFigures:

@@ -108,7 +108,7 @@ def begin(
         return initial_state(session.network, config.seed), folder, None
     resumed, checkpoint = found[1]
     state: TrainingState = checkpoint.state
-    # Into memory of our own: what came through MPI lies anywhere, and shards read it at every step.
+    # Into memory of our own: what came through MPI lies anywhere.
     state.parameters, state.momentum = aligned_copy(state.parameters), aligned_copy(state.momentum)
     return state, folder, resumed
 
