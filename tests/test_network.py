@@ -244,7 +244,7 @@ class Careless(Scale):
 def test_a_layer_that_keeps_something_on_itself_is_refused_by_name() -> None:
     """Threads share layers: its gradients would depend on which thread came last."""
     network = Network([Careless(1.0), Flatten(), Linear(2)], (1, 2, 2))
-    with pytest.raises(AttributeError, match=r"layer1 keeps 'x' on itself.*threads share"):
+    with pytest.raises(AttributeError, match=r"layer1 keeps 'x' on itself.*shards share"):
         network.predict(network.initial_parameters(0), np.zeros((2, 2, 3, 1), np.float32), Workspace())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -133,6 +134,22 @@ def test_an_unexpected_error_tells_where_it_was_raised() -> None:
     assert "in compute" in str(caught.value.__cause__)
 
 
+def test_an_error_of_the_callers_own_shard_is_raised_as_it_is() -> None:
+    error = ZeroDivisionError("by zero")
+    work = Fails({0: error})
+    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(ZeroDivisionError) as caught:
+        pool.map(work, range(4))
+    assert caught.value is error
+    assert error.__cause__ is None
+
+
+def test_a_layer_that_exits_is_told_as_such_from_a_helper_too() -> None:
+    work = Fails({3: SystemExit(3)})
+    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(SystemExit, match="3") as caught:
+        pool.map(work, range(4))
+    assert "in compute" in str(caught.value.__cause__)
+
+
 def test_an_error_that_cannot_travel_is_told() -> None:
     work = Fails({3: UnpicklableError("left", "right")})
     with closing(ShardProcesses(2, [work])) as pool, pytest.raises(DptrainError, match="UnpicklableError: leftright"):
@@ -184,30 +201,112 @@ def test_close_ends_the_processes_even_those_that_compute() -> None:
 
 PARENT = """
 import os, signal, sys, time
+from dptrain.errors import DptrainError
 from dptrain.parallel.pool import ShardWork
 from dptrain.parallel.processes import ShardProcesses
 
-class Pid(ShardWork[int]):
+class Work(ShardWork[int]):
     def compute(self, shard, prepared, workspace):
+        {compute}
         return os.getpid()
 
-if __name__ == "__main__":
-    work = Pid()
-    pool = ShardProcesses(3, [work])
-    print(*pool.map(work, range(3)), flush=True)
-    time.sleep(60)
+work = Work()
+{then}
 """
+WAITS = """pool = ShardProcesses(3, [work])
+print(*pool.map(work, range(3)), flush=True)
+time.sleep(60)"""
+
+
+def parent(folder: Path, compute: str, then: str, **options: Any) -> subprocess.Popen[str]:
+    """A process that does `then`, with a work whose shards do `compute`; its output is no terminal."""
+    (folder / "parent.py").write_text(PARENT.format(compute=compute, then=then), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(
+        [sys.executable, folder / "parent.py"], stdout=subprocess.PIPE, text=True, env=environment, **options
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_helpers_end_with_their_parent_whatever_ended_it(number: signal.Signals, tmp_path: Path) -> None:
-    (tmp_path / "parent.py").write_text(PARENT, encoding="utf-8")
-    with subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        own, *helpers = map(int, parent.stdout.readline().split())
+    with parent(tmp_path, "pass", WAITS) as started:
+        assert started.stdout is not None
+        own, *helpers = map(int, started.stdout.readline().split())
         assert all(alive(helper) for helper in helpers)
         os.kill(own, number)
     assert eventually(lambda: not any(alive(helper) for helper in helpers))
+
+
+def test_a_helper_whose_parent_died_makes_no_further_shard(tmp_path: Path) -> None:
+    """Its block takes 40 s, a shard 0.2 s."""
+    then = """pool = ShardProcesses(2, [work])
+print(pool._helpers[0].process.pid, flush=True)
+pool.map(work, range(400))"""
+    with parent(tmp_path, "time.sleep(0.2)", then) as started:
+        assert started.stdout is not None
+        helper = int(started.stdout.readline())
+        time.sleep(0.5)
+        started.kill()
+    assert eventually(lambda: not alive(helper), seconds=5)
+
+
+def test_what_a_shard_prints_in_a_helper_is_not_lost(tmp_path: Path) -> None:
+    then = """pool = ShardProcesses(3, [work])
+pool.map(work, range(6))
+pool.close()"""
+    with parent(tmp_path, "print('shard', shard)", then) as started:
+        output, _ = started.communicate(timeout=60)
+    assert sorted(output.splitlines()) == [f"shard {shard}" for shard in range(6)]
+
+
+def test_ctrl_c_while_helpers_are_forked_is_not_lost(tmp_path: Path) -> None:
+    """It comes within each fork, where Python would discard it; the helpers must not hear it."""
+    then = """os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
+try:
+    pool = ShardProcesses(3, [work])
+except KeyboardInterrupt:
+    print("interrupted")"""
+    with parent(tmp_path, "pass", then, stderr=subprocess.PIPE) as started:
+        output, errors = started.communicate(timeout=60)
+    assert (started.returncode, output, errors) == (0, "interrupted\n", "")
+
+
+def test_a_helper_that_dies_where_nobody_counts_children_is_an_error_all_the_same(tmp_path: Path) -> None:
+    then = """signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+pool = ShardProcesses(2, [work])
+try:
+    pool.map(work, range(2))
+except DptrainError as error:
+    print(error)"""
+    with parent(tmp_path, "shard == 1 and os.abort()", then) as started:
+        output, _ = started.communicate(timeout=60)
+    assert "which computed shards 1 to 1, is gone" in output
+
+
+def test_a_fork_that_fails_is_an_error_and_leaves_nothing(squares: Squares, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, started = ShardProcesses._fork, []
+
+    def second_fails(self: ShardProcesses) -> Any:
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(fork(self))
+        return started[0]
+
+    monkeypatch.setattr(ShardProcesses, "_fork", second_fails)
+    with pytest.raises(DptrainError, match=r"only 1 of 2 helper processes.*unavailable.*fewer --threads"):
+        ShardProcesses(3, [squares])
+    assert not alive(started[0].process.pid)
+
+
+def _kind_of_pool(_: int) -> str:
+    with closing(make_pool(2, [Squares()], Communicator())) as made:
+        return type(made).__name__
+
+
+def test_a_worker_that_may_not_have_children_uses_threads() -> None:
+    with multiprocessing.get_context("fork").Pool(1) as workers:
+        assert workers.map(_kind_of_pool, [0]) == ["ShardThreads"]
 
 
 def test_helpers_leave_ctrl_c_to_their_parent(pool: ShardProcesses, squares: Squares) -> None:

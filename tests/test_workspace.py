@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dptrain.errors import DptrainError
 from dptrain.nn.workspace import ALIGNMENT, CHUNK, Array, Workspace, aligned_zeros
 
 
@@ -50,6 +51,15 @@ def test_memory_starts_on_a_cache_line() -> None:
 
 def test_an_empty_array_can_be_had() -> None:
     assert Workspace().array("a", "b", (3, 0)).shape == (3, 0)
+
+
+def test_memory_that_cannot_be_had_is_an_error_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("dptrain.nn.workspace.mmap.mmap", full)
+    with pytest.raises(DptrainError, match=r"memory ran out: 40 MiB more.*smaller --batch-size"):
+        Workspace().array("a", "b", (10 << 20,))
 
 
 def test_views_are_made_again_only_for_other_arrays() -> None:

@@ -33,7 +33,7 @@ class Layer:
     def __setattr__(self, attribute: str, value: object) -> None:
         if self._frozen and attribute != "_frozen":
             raise AttributeError(
-                f"{self.name} keeps {attribute!r} on itself while computing, but threads share the layer: return it "
+                f"{self.name} keeps {attribute!r} on itself while computing, but shards share the layer: return it "
                 "from forward, as what backward needs, or keep it in the workspace"
             )
         super().__setattr__(attribute, value)

@@ -11,6 +11,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from dptrain.errors import DptrainError
+
 Array = NDArray[Any]
 Views = TypeVar("Views")
 
@@ -92,7 +94,13 @@ class Workspace:
 
 def huge_pages(size: int) -> NDArray[np.uint8]:
     """`size` bytes in huge pages, where the system has them to give (Linux's transparent huge pages)."""
-    memory = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise DptrainError(
+            f"memory ran out: {size >> 20} MiB more for computing cannot be had ({error.strerror}); use a smaller "
+            "--batch-size, fewer --threads or fewer ranks a machine"
+        ) from None
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     everything = np.frombuffer(memory, np.uint8)

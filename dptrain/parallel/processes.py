@@ -13,9 +13,10 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -37,8 +38,12 @@ FORK = multiprocessing.get_context("fork")
 
 
 def make_pool(size: int, works: Sequence[ShardWork[Any]], communicator: Communicator) -> ShardPool:
-    """Who computes `works`: processes, but threads where MPI runs, which on some networks does not bear a fork."""
-    return ShardThreads(size) if size == 1 or communicator.uses_mpi else ShardProcesses(size, works)
+    """Who computes `works`: processes; threads where MPI runs, which on some networks does not bear a fork.
+
+    Threads too in a worker of someone's multiprocessing.Pool, which may not have children.
+    """
+    threads = size == 1 or communicator.uses_mpi or multiprocessing.current_process().daemon
+    return ShardThreads(size) if threads else ShardProcesses(size, works)
 
 
 def shared_zeros(length: int) -> Array:
@@ -73,15 +78,28 @@ class ShardProcesses(ShardPool):
         self._works = list(works)
         self._workspace = Workspace()
         self._helpers: list[Helper] = []
-        for number in range(1, size):
-            ours, theirs = FORK.Pipe()
-            inherited = [helper.connection for helper in self._helpers] + [ours]
-            process = FORK.Process(
-                target=_serve, args=(theirs, self._works, inherited), name=f"shards-{number}", daemon=True
-            )
-            process.start()
-            theirs.close()
-            self._helpers.append(Helper(process, ours))
+        # A Ctrl-C while Python forks would be lost: it comes when all helpers are there, and none of them hears it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for _ in range(1, size):
+                self._helpers.append(self._fork())
+        except OSError as error:
+            started = len(self._helpers)
+            self.close()
+            raise DptrainError(
+                f"only {started} of {size - 1} helper processes could be started ({error}): use fewer --threads, or 1 "
+                "to do without"
+            ) from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _fork(self) -> Helper:
+        ours, theirs = FORK.Pipe()
+        inherited = [helper.connection for helper in self._helpers] + [ours]
+        process = FORK.Process(target=_serve, args=(theirs, self._works, inherited), daemon=True)
+        process.start()
+        theirs.close()
+        return Helper(process, ours)
 
     def map(self, work: ShardWork[Result], shards: Iterable[int], *arguments: Any) -> list[Result]:
         shards = list(shards)
@@ -95,12 +113,14 @@ class ShardProcesses(ShardPool):
             with contextlib.suppress(BrokenPipeError):  # it is gone; `_answer` says so
                 helper.connection.send((number, block, arguments))
         found = _compute(work, own, arguments, self._workspace)
-        for helper, block in busy:
-            found += _answer(helper, block)
+        theirs = [part for helper, block in busy for part in _answer(helper, block)]
         for part in found:
             if isinstance(part, Failure):
+                raise part.error
+        for part in theirs:
+            if isinstance(part, Failure):
                 raise part.error from (None if isinstance(part.error, DptrainError) else HelperError(part.told))
-        return found
+        return found + theirs
 
     def _number(self, work: ShardWork[Any]) -> int:
         """By which the helpers know a work."""
@@ -124,43 +144,65 @@ class HelperError(Exception):
         return f"\n\n{self.args[0]}"
 
 
-def _compute(work: ShardWork[Any], shards: list[int], arguments: Any, workspace: Workspace) -> list[Any]:
-    """A result or Failure for each shard."""
+def _compute(
+    work: ShardWork[Any],
+    shards: list[int],
+    arguments: Any,
+    workspace: Workspace,
+    in_vain: Callable[[], bool] = lambda: False,
+) -> list[Any]:
+    """A result or Failure for each shard; stops where nobody waits for it any more."""
+    found: list[Any] = []
     try:
         prepared = work.prepare(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a user's layer may call sys.exit()
         return [Failure(error, traceback.format_exc())]
-    found: list[Any] = []
     for shard in shards:
+        if in_vain():
+            break
         try:
             found.append(work.compute(shard, prepared, workspace))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             found.append(Failure(error, traceback.format_exc()))
     return found
 
 
-def _receive(connection: Connection) -> Any:
-    """The next message; looks for it for a while before it sleeps, as MPI does."""
+def _receive(connection: Connection) -> bytes:
+    """The next message, pickled; looks for it for a while before it sleeps, as MPI does.
+
+    EOFError or OSError when the other end is closed.
+    """
     end = time.perf_counter() + PATIENCE
     while not connection.poll() and time.perf_counter() < end:
         pass
-    return connection.recv()
+    return connection.recv_bytes()
 
 
 def _answer(helper: Helper, shards: list[int]) -> list[Any]:
     """What a helper has computed; DptrainError when it has died."""
     try:
-        found: list[Any] = _receive(helper.connection)
+        message = _receive(helper.connection)
     except (EOFError, OSError):
+        helper.process.kill()
         helper.process.join()
-        status = helper.process.exitcode
-        how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         raise DptrainError(
-            f"process {helper.process.pid}, which computed shards {shards[0]} to {shards[-1]}, {how}; if memory ran "
-            "out, use fewer --threads or a smaller --batch-size. The same command with --run-dir goes on from the last "
-            "checkpoint"
+            f"process {helper.process.pid}, which computed shards {shards[0]} to {shards[-1]}, "
+            f"{_end(helper.process.exitcode)}. Start the same command again (training goes on from its last checkpoint "
+            "by --run-dir)"
         ) from None
+    found: list[Any] = pickle.loads(message)
     return found
+
+
+def _end(status: int | None) -> str:
+    """How a process ended, by multiprocessing's exit code of it."""
+    if status is None or status >= 0:
+        return "is gone" if status is None else f"ended with status {status}"
+    with contextlib.suppress(ValueError):  # a number without a name
+        number = signal.Signals(-status)
+        hint = "; if memory ran out, use fewer --threads" if number in (signal.SIGKILL, signal.SIGBUS) else ""
+        return f"was ended by {number.name}{hint}"
+    return f"was ended by signal {-status}"
 
 
 def _portable(failure: Failure) -> Failure:
@@ -175,12 +217,17 @@ def _portable(failure: Failure) -> Failure:
 def _serve(connection: Connection, works: Sequence[ShardWork[Any]], inherited: Sequence[Connection]) -> None:
     """A helper's life: compute what is asked for until the parent closes the pipe, or is no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for other in inherited:
         other.close()  # as long as they were open here, nobody would notice the parent's death
     workspace = Workspace()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            number, shards, arguments = _receive(connection)
-            found = _compute(works[number], shards, arguments, workspace)
+            number, shards, arguments = pickle.loads(_receive(connection))
+            # The parent sends nothing before it has its answer: what can be received is its end.
+            found = _compute(works[number], shards, arguments, workspace, in_vain=connection.poll)
+            for stream in (sys.stdout, sys.stderr):  # what a user's layer has printed; nothing else flushes it
+                with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
+                    stream.flush()
             connection.send([_portable(part) if isinstance(part, Failure) else part for part in found])
     os._exit(0)  # the parent's, which were copied, are not this process's to clean up
