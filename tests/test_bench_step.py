@@ -58,8 +58,10 @@ def test_a_layers_time_is_that_of_all_blocks_of_a_microbatch(monkeypatch: pytest
         Communicator(), model="linear", model_options={}, shape=(1, 4, 4), classes=2, shards=1, batch_size=40,
         threads=1, reduction="tree",
     )  # fmt: skip
-    for row in layer_times(workload):
-        assert row["forward"] == row["backward"] == pytest.approx(1e6 * 3 / 40)
+    each = pytest.approx(1e6 * 3 / 40)
+    flatten, linear = layer_times(workload)
+    assert (flatten["forward"], flatten["backward"]) == (each, 0)  # nothing before it is trained
+    assert (linear["forward"], linear["backward"]) == (each, each)
 
 
 def test_a_timed_stage_computes_what_the_stage_computes() -> None:
