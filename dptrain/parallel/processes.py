@@ -1,7 +1,7 @@
 """Shards side by side on forked processes: what a process alone uses all cores with.
 
-Two threads of one process wait for Python's lock (the GIL) between NumPy's calls: on 2 cores they trained at 1.3 to
-1.7 times the speed of one, two processes at 1.8 to 1.9 (measured). Helpers are forked once, when data and network are
+Two threads of one process wait for Python's lock (the GIL) between NumPy's calls: on 2 cores they trained at 1.2 to
+1.7 times the speed of one, two processes at 1.7 to 1.9 (measured). Helpers are forked once, when data and network are
 in place, and share them with their parent; what changes from step to step passes through memory that all share.
 """
 
