@@ -60,9 +60,14 @@ class _AsOneLayer(Layer):
 
     def bind(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         output_shape = self.pool.bind(self.conv.bind(input_shape))
-        joined = ConvPoolReLU(self.conv, self.pool)
-        self.forward, self.backward = joined.forward, joined.backward  # type: ignore[method-assign]
+        self.joined = ConvPoolReLU(self.conv, self.pool)
         return output_shape
+
+    def forward(self, *arguments):
+        return self.joined.forward(*arguments)
+
+    def backward(self, *arguments):
+        return self.joined.backward(*arguments)
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         return self.conv.parameter_shapes()

@@ -21,6 +21,8 @@ from dptrain.nn.workspace import Array, Workspace
 
 Prepared = list[Parameters]
 
+# For whoever computes with parameters that may have blown up, and judges the result once instead of at every warning.
+quiet = np.errstate(over="ignore", invalid="ignore")
 
 # A block has 8 to 32 samples: doubled until what its layers put out numbers 8 times the parameters.
 LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 32, 8

@@ -14,11 +14,13 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -63,7 +65,7 @@ class Failure:
 class Helper:
     """A forked process, and the parent's end of the pipe to it."""
 
-    process: Any  # multiprocessing's type of it depends on the platform
+    process: BaseProcess
     connection: Connection
 
 
@@ -78,11 +80,10 @@ class ShardProcesses(ShardPool):
         self._works = list(works)
         self._workspace = Workspace()
         self._helpers: list[Helper] = []
-        # A Ctrl-C while Python forks would be lost: it comes when all helpers are there, and none of them hears it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for _ in range(1, size):
-                self._helpers.append(self._fork())
+            with _ctrl_c_held_back():
+                for _ in range(1, size):
+                    self._helpers.append(self._fork())
         except OSError as error:
             started = len(self._helpers)
             self.close()
@@ -90,8 +91,6 @@ class ShardProcesses(ShardPool):
                 f"only {started} of {size - 1} helper processes could be started ({error}): use fewer --threads, or 1 "
                 "to do without"
             ) from None
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _fork(self) -> Helper:
         ours, theirs = FORK.Pipe()
@@ -135,6 +134,26 @@ class ShardProcesses(ShardPool):
             helper.process.kill()  # at once: it keeps nothing that could be lost
             helper.process.join()
         self._helpers = []
+
+
+@contextlib.contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """A Ctrl-C meanwhile comes at the end: in the midst of a fork Python would discard it.
+
+    By a handler, not the signal mask: another thread, such as a library's own, may be the one that gets it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():  # not Python's, or not here
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 class HelperError(Exception):
@@ -217,7 +236,6 @@ def _portable(failure: Failure) -> Failure:
 def _serve(connection: Connection, works: Sequence[ShardWork[Any]], inherited: Sequence[Connection]) -> None:
     """A helper's life: compute what is asked for until the parent closes the pipe, or is no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for other in inherited:
         other.close()  # as long as they were open here, nobody would notice the parent's death
     workspace = Workspace()

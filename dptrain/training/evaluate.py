@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from dptrain.data.batches import Normalisation
 from dptrain.data.format import Samples
 from dptrain.nn.loss import softmax_cross_entropy
-from dptrain.nn.network import Network, Prepared
+from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.pool import ShardPool, ShardWork
 from dptrain.parallel.processes import shared_zeros
-
-quiet = np.errstate(over="ignore", invalid="ignore")  # a loss that is not finite is for the caller to judge
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dptrain.data.batches import ShardBatches
 from dptrain.errors import TrainingError
-from dptrain.nn.network import Network, Prepared
+from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.optim import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all
@@ -20,9 +20,6 @@ from dptrain.training.state import TrainingState
 
 LOSS, CORRECT, SAMPLES = range(3)  # ride behind the gradient through the reduction
 STATISTICS = 3
-
-# A loss or gradient that is not finite is judged once, after the reduction, by all ranks alike.
-quiet = np.errstate(over="ignore", invalid="ignore")
 
 
 @dataclass
@@ -117,6 +114,7 @@ class TrainingStep:
         reduced = clock()
         gradient, sums = self.work.split(total)
         if not (np.isfinite(total.min()) and np.isfinite(total.max())):  # a NaN is both
+            # Judged once, after the reduction, by all ranks alike.
             raise known_to_all(self.communicator, _not_finite(float(sums[LOSS]), state.step, lr))
         samples = int(sums[SAMPLES])
         gradient /= samples
