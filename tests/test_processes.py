@@ -261,7 +261,8 @@ pool.close()"""
 
 def test_ctrl_c_while_helpers_are_forked_is_not_lost(tmp_path: Path) -> None:
     """It comes within each fork, where Python would discard it; the helpers must not hear it."""
-    then = """os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
+    then = """signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may ignore it
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
 os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
 try:
     pool = ShardProcesses(3, [work])
