@@ -6,13 +6,14 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
+from failing_files import FailingOS
 from test_checkpoint import LAYOUT, ORIGIN, state_of
 
+from dptrain.training import durable
 from dptrain.training.checkpoint import checkpoint_bytes, read_checkpoint
 from dptrain.training.durable import write_durably
 
@@ -25,105 +26,69 @@ def good(tmp_path: Path) -> Path:
     return path
 
 
-def fail(*arguments: Any, **options: Any) -> Any:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def break_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that fills up: half of what is written arrives."""
-    real = Path.open
-
-    def opened(path: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
-        file = real(path, mode, *arguments, **options)
-        if mode != "wb":
-            return file
-        full = MagicMock(wraps=file)
-        full.__enter__.return_value = full
-        full.__exit__.side_effect = lambda *problem: file.close()
-        full.write.side_effect = lambda content: (file.write(content[: len(content) // 2]), fail())
-        return full
-
-    monkeypatch.setattr(Path, "open", opened)
-
-
-def break_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", fail)
-
-
-def break_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_bytes", fail)
-
-
-def change_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: real(path)[:-1] + b"?")
-
-
-def break_rename(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("replace", "rename"):
-        monkeypatch.setattr(Path, name, fail)
-        monkeypatch.setattr(os, name, fail)
-
-
-FAILURES = {
-    "write": (break_write, "No space left"),
-    "fsync": (break_fsync, "No space left"),
-    "reading back": (break_read_back, "No space left"),
-    "what is read back": (change_read_back, "not what was written"),
-    "rename": (break_rename, "No space left"),
-}
-
-
-@pytest.mark.parametrize("failing", FAILURES)
-def test_when_writing_fails_the_earlier_file_stays_and_nothing_else(
-    failing: str, good: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT], ids=os.strerror)
+@pytest.mark.parametrize("piece", [1 << 24, 1000], ids=["in one piece", "in many pieces"])
+def test_whichever_call_fails_the_earlier_file_stays_and_no_temporary_one(
+    error: int, piece: int, good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = good.read_bytes()
-    content = checkpoint_bytes(state_of(seed=5), ORIGIN, LAYOUT)
-    break_it, words = FAILURES[failing]
-    for path in (good, good.with_name("step-00000010.h5")):
+    """Each open, write, fsync, close and rename in turn, until one more than there are."""
+    before, content = good.read_bytes(), checkpoint_bytes(state_of(seed=5), ORIGIN, LAYOUT)
+    monkeypatch.setattr(durable, "PIECE", piece)
+    later = good.with_name("step-00000010.h5")
+    for failing in range(1, 1000):
+        files = FailingOS(failing, error)
         with monkeypatch.context() as patch:
-            break_it(patch)
-            with pytest.raises(OSError, match=words):
-                write_durably(path, content)
-        assert [entry.name for entry in good.parent.iterdir()] == [good.name]
+            patch.setattr(durable, "os", files)
+            told = errno_of(lambda: write_durably(later, content))
+        if not files.has_failed:
+            assert told is None
+            break
+        assert told == error
+        renamed = "replace" in files.made[: failing - 1]  # what failed is to sync the folder: both files are whole
+        assert {path.name for path in good.parent.iterdir()} == ({good.name, later.name} if renamed else {good.name})
         assert good.read_bytes() == before
+        assert not renamed or later.read_bytes() == content
+        later.unlink(missing_ok=True)
+    print(f"{failing - 1} calls made to fail with {errno.errorcode[error]}: {' '.join(files.made)}")
+    writes = files.made.count("write")
+    assert writes == -(-len(content) // piece)
+    assert files.made == ["open", *["write"] * writes, "fsync", "close", "replace", "open", "fsync", "close"]
     assert read_checkpoint(good).state.step == 9
 
 
-def test_a_folder_that_cannot_be_synced_is_an_error_and_both_files_are_whole(
-    good: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, later = os.fsync, good.with_name("step-00000010.h5")
+def errno_of(write: Callable[[], None]) -> int | None:
+    """The number of the error that comes out, None when none does."""
+    try:
+        write()
+    except OSError as caught:
+        return caught.errno
+    return None
 
-    def fsync(descriptor: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):  # noqa: PTH112
-            fail()
-        real(descriptor)
 
+def test_what_is_read_back_otherwise_than_written_is_an_error(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.read_bytes
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
-        with pytest.raises(OSError, match="No space left"):
-            write_durably(later, checkpoint_bytes(state_of(seed=5), ORIGIN, LAYOUT))
-    assert {path.name for path in good.parent.iterdir()} == {good.name, later.name}
-    for path in (good, later):
-        read_checkpoint(path)
+        patch.setattr(Path, "read_bytes", lambda path: real(path)[:-1] + b"?")
+        with pytest.raises(OSError, match="not what was written"):
+            write_durably(good, checkpoint_bytes(state_of(seed=5), ORIGIN, LAYOUT))
+    assert [entry.name for entry in good.parent.iterdir()] == [good.name]
+    assert read_checkpoint(good).state.step == 9
 
 
 def test_file_and_folder_are_synced_around_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    real_fsync, real_replace = os.fsync, Path.replace
+    real_fsync, real_replace = os.fsync, os.replace
 
     def fsync(descriptor: int) -> None:
         done.append("sync " + os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115
         real_fsync(descriptor)
 
-    def replace(path: Path, target: Path) -> Path:
+    def replace(path: Path, target: Path) -> None:
         done.append(f"rename {path}")
-        return real_replace(path, target)
+        real_replace(path, target)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     write_durably(tmp_path / "x.h5", b"content")
     temporary = done[1].removeprefix("rename ")
     assert done == [f"sync {temporary}", f"rename {temporary}", f"sync {tmp_path}"]

@@ -7,26 +7,43 @@ import errno
 import os
 from pathlib import Path
 
+TEMPORARY = ".*.partial"  # as a pattern: what a writer that was killed leaves behind
+PIECE = 1 << 24  # bytes written at a time
+
 
 def write_durably(path: Path, content: bytes) -> None:
     """Write, sync, read back, rename, sync the folder: after a crash the file is the old one or the new one.
 
-    OSError when that fails; then the old file is untouched and no temporary one is left.
+    OSError when that fails; then no temporary file is left, and the old file is untouched unless all that failed
+    is to sync the folder: then the new file has taken its place already.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_and_sync(temporary, content)
         if temporary.read_bytes() != content:
             raise OSError(errno.EIO, "what was read back is not what was written")
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.replace(temporary, path)  # noqa: PTH105 - os, so that tests can make each call fail in one place
+        _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _write_and_sync(path: Path, content: bytes) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        left = memoryview(content)
+        while left:  # a call may write less than it was given
+            left = left[os.write(file, left[:PIECE]) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last: it is an entry of the folder that must reach the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
