@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
@@ -20,6 +21,8 @@ from dptrain.schedule import NAMES as SCHEDULES
 
 AUGMENTATIONS = ("none", "reflect", "zero")
 REDUCTIONS = ("tree", "mpi")
+SECONDS_OF = {"s": 1, "m": 60, "h": 3600}
+INTERVAL = re.compile(r"(\d+)([smh]?)", re.ASCII)
 
 # A checkpoint says at which sample of which shard the run stands, and these keys decide what that means.
 KEYS_OF_THE_RUN = ("batch_size", "seed")
@@ -31,6 +34,9 @@ KEYS_OF_THE_PROCESS = (
     "resume",
     "max_steps",
     "checkpoint_every",
+    "elastic",
+    "stall_limit",
+    "stall_abort",
     "log_every",
 )
 
@@ -69,15 +75,31 @@ class TrainConfig:
     reduction: str = _key(
         "tree", "how gradients are summed: tree gives the same bits on any number of ranks", choices=REDUCTIONS
     )
-    checkpoint_every: int = _key(0, "also write a checkpoint every so many steps (0: only each epoch)", least=0)
+    checkpoint_every: str = _key(
+        "0",
+        "also write a checkpoint every so many steps, or so much time: 500, 90s, 15m, 1h (0: only each epoch)",
+        form=INTERVAL,
+        metavar="STEPS|TIME",
+    )
     resume: str = _key(
         "auto", "auto: go on from the run folder's newest checkpoint; never; or the path of a checkpoint or another run"
+    )
+    elastic: bool = _key(False, "go on without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
+    stall_limit: float = _key(60.0, "seconds after which a rank that does not get on is named (0: never)", least=0.0)
+    stall_abort: float = _key(
+        600.0, "seconds after which a rank that does not get on ends the job (0: never)", least=0.0
     )
     log_every: int = _key(50, "steps between two lines of metrics.jsonl", least=1)
 
     def __post_init__(self) -> None:
         for key in fields(self):
             _check(key, getattr(self, key.name))
+
+    @property
+    def checkpoint_interval(self) -> tuple[int, int]:
+        """Steps and seconds between two checkpoints; 0 for no such rule."""
+        text, unit = self.checkpoint_every, self.checkpoint_every[-1]
+        return (0, int(text[:-1]) * SECONDS_OF[unit]) if unit in SECONDS_OF else (int(text), 0)
 
     def to_toml(self) -> str:
         """The configuration as TOML text that `read_toml` reads back."""
@@ -95,6 +117,8 @@ def _check(key: Field[Any], value: Any) -> None:
     kind = dict if key.default is MISSING else type(key.default)
     if type(value) is not kind:
         raise UsageError(f"{name} is {value!r}, expected {_kind_name(kind)}")
+    if "form" in rules and not rules["form"].fullmatch(value):
+        raise UsageError(f"{name} is {value!r}, expected a number of steps, or a time such as 90s, 15m or 1h")
     if "choices" in rules and value not in rules["choices"]:
         raise UsageError(f"{name} is {value!r}; {did_you_mean(str(value), rules['choices'])}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -143,8 +167,11 @@ def parse_toml(text: str, origin: str) -> dict[str, Any]:
             )
         if name in values:
             raise UsageError(f"{origin}: {written!r} is given twice; keep one")
-        as_float = isinstance(known[name].default, float) and type(value) is int
-        values[name] = float(value) if as_float else value
+        if type(value) is int and isinstance(known[name].default, float):
+            value = float(value)
+        elif type(value) is int and "form" in known[name].metadata:
+            value = str(value)
+        values[name] = value
         try:
             _check(known[name], values[name])
         except UsageError as error:

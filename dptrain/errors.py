@@ -41,6 +41,19 @@ class TrainingError(DptrainError):
     """Training cannot go on: the loss is not finite, or replicas differ."""
 
 
+class PreemptedError(DptrainError):
+    """A signal asked the run to end, and it has: all is saved, the same command goes on (EX_TEMPFAIL).
+
+    A scheduler that is told to put a job with this status back into its queue loses nothing.
+    """
+
+    status = 75
+
+
+class RankLostError(DptrainError):
+    """A rank has died, and this one has learned of it from a collective that failed (`--elastic` only)."""
+
+
 class PeerError(DptrainError):
     """Another rank failed; it tells why, this one only ends, with the same status."""
 

@@ -217,7 +217,7 @@ def test_a_run_folder_below_a_file_cannot_be_written(data: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("lr", ["1e6", "1e30"])
 def test_a_loss_that_is_not_finite_names_step_and_learning_rate(lr: str, data: Path, tmp_path: Path) -> None:
-    done = train(data, tmp_path / "run", lr=lr, warmup_steps=0, checkpoint_every=1, schedule="constant", epochs=20)
+    done = train(data, tmp_path / "run", lr=lr, warmup_steps=0, checkpoint_every="1", schedule="constant", epochs=20)
     assert_one_error(done, f"at learning rate {float(lr):.6g}", "Try a lower --lr")
     step = int(re.search(r"step (\d+): the (loss|gradient) is", done.stderr)[1])
     assert_nothing_half_written(tmp_path / "run")

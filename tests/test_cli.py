@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -64,7 +63,7 @@ def build(input_shape, classes):
 
 
 def assert_traceback(done: Done, rank: int) -> None:
-    assert done.returncode == 1
+    assert done.returncode == 70
     assert f"dptrain: error: rank {rank} on {socket.gethostname()} failed:\n" in done.stderr
     assert "Traceback (most recent call last)" in done.stderr
     assert "in forward" in done.stderr
@@ -83,32 +82,6 @@ def test_an_exception_on_one_rank_ends_the_others(data: Path, tmp_path: Path) ->
     (tmp_path / "bad.py").write_text(FAILS_IN_TRAINING.replace("RANK", "1"))
     words = flags(data, tmp_path / "run", model="bad.py:build", model_options={})
     assert_traceback(dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60), 1)
-
-
-FAILURE = 'raise ZeroDivisionError("a mistake in this very layer")'
-SLOW = FAILS_IN_TRAINING.replace(FAILURE, "__import__('time').sleep(0.01)")
-
-
-def test_an_interrupted_run_ends_with_one_line_and_goes_on_when_started_again(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text(SLOW.replace("RANK", "0"))
-    words = flags(data, tmp_path / "run", model="slow.py:build", model_options={}, checkpoint_every=1, epochs=9)
-    with subprocess.Popen(
-        [sys.executable, "-m", "dptrain", "train", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=tmp_path,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
-    ) as process:
-        assert process.stdout is not None
-        next(line for line in process.stdout if line.startswith("step 3 "))
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    assert_one_error(subprocess.CompletedProcess(words, process.returncode, out, err), "interrupted", status=130)
-    assert_nothing_half_written(tmp_path / "run")
-    again = dptrain("train", *words, "--max-steps", "9", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert ", from " in again.stdout
 
 
 # What goes right

@@ -55,8 +55,11 @@ CONFIGS = st.builds(
     augment=st.sampled_from(AUGMENTATIONS),
     threads=COUNT,
     reduction=st.sampled_from(REDUCTIONS),
-    checkpoint_every=COUNT,
+    checkpoint_every=st.from_regex(r"[0-9]{1,9}[smh]?", fullmatch=True),
     resume=TEXT,
+    elastic=st.booleans(),
+    stall_limit=st.floats(0, 1e6),
+    stall_abort=st.floats(0, 1e6),
     log_every=st.integers(1, 10**6),
 )
 
@@ -135,9 +138,29 @@ BOUNDS = [
     ("seed", 0, -1, "at least 0"),
     ("seed", 2**63 - 1, 2**63, f"below {2**63}"),
     ("threads", 0, -1, "at least 0"),
-    ("checkpoint_every", 0, -1, "at least 0"),
+    ("stall_limit", 0.0, -0.1, "at least 0.0"),
+    ("stall_abort", 0.0, -0.1, "at least 0.0"),
     ("log_every", 1, 0, "at least 1"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "seconds"), [("0", 0, 0), ("500", 500, 0), ("90s", 0, 90), ("15m", 0, 900), ("2h", 0, 7200)]
+)
+def test_checkpoints_come_every_so_many_steps_or_so_much_time(text: str, steps: int, seconds: int) -> None:
+    assert TrainConfig(checkpoint_every=text).checkpoint_interval == (steps, seconds)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5h", "s", "10 s", "1d", "10ms", "\u0661"])
+def test_an_interval_of_another_form_is_refused(text: str) -> None:
+    assert refused(checkpoint_every=text) == (
+        f"--checkpoint-every is {text!r}, expected a number of steps, or a time such as 90s, 15m or 1h"
+    )
+
+
+def test_an_interval_may_be_a_number_in_toml() -> None:
+    """As it is in the checkpoints of versions that knew steps only."""
+    assert parse_toml("checkpoint-every = 500", "text") == {"checkpoint_every": "500"}
 
 
 @pytest.mark.parametrize(("name", "inside", "outside", "told"), BOUNDS)

@@ -64,7 +64,7 @@ def test_parameters_that_are_not_finite_give_such_a_loss_without_a_warning() -> 
     parameters = network.initial_parameters(0)
     parameters[0] = np.inf
     shards = {0: random_samples((1, 6, 6), 2, 0, 3)}
-    work = EvaluationWork(network, shards, Normalisation(manifest))
+    work = EvaluationWork(network, shards, Normalisation(manifest), longest=3)
     found = evaluate(work, parameters, ShardThreads(1), Communicator())
     assert not math.isfinite(found.loss)
     assert found.samples == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -32,11 +33,14 @@ from training_runs import (
     session_and_state,
 )
 
+from dptrain.config import TrainConfig
 from dptrain.errors import CheckpointError, TrainingError, UsageError
 from dptrain.parallel.communicator import Communicator
+from dptrain.training import writer
 from dptrain.training.checkpoint import checkpoint_bytes, read_checkpoint
 from dptrain.training.durable import write_durably
 from dptrain.training.loop import check_replicas, train
+from dptrain.training.run_folder import RunFolder
 
 AUGMENTED = {"augment": "reflect"}
 
@@ -113,7 +117,7 @@ def test_a_run_stopped_at_any_steps_ends_with_the_bits_of_the_undisturbed_one(
 def test_a_run_broken_off_goes_on_from_its_last_checkpoint(
     broken_off: int, undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
-    config = configuration(data, tmp_path / "run", checkpoint_every=3, **undisturbed[0])
+    config = configuration(data, tmp_path / "run", checkpoint_every="3", **undisturbed[0])
     with pytest.raises(KeyboardInterrupt):
         train(config, Communicator(), Memory(interrupt_after=broken_off))
     _, memory = run(config)
@@ -136,17 +140,36 @@ def test_a_named_checkpoint_is_gone_on_from_in_another_folder(
     assert last_checkpoint(tmp_path / "first") == start
 
 
-def test_checkpoints_are_written_every_so_many_steps_each_epoch_and_at_the_end(data: Path, tmp_path: Path) -> None:
+def written_steps(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Train; the steps of the checkpoints in the order in which they were written."""
     written: list[int] = []
+    save = RunFolder.save
 
-    class Watching(Memory):
-        def stepped(self, state: Any, outcome: Any, lr: float) -> None:
-            written.extend(int(path.stem.split("-")[1]) for path in (tmp_path / "run/checkpoints").iterdir())
+    def saving(folder: RunFolder, step: int, content: bytes, test_accuracy: float | None) -> Path:
+        path = save(folder, step, content, test_accuracy)
+        written.append(read_checkpoint(path).state.step)
+        return path
 
-    config = configuration(data, tmp_path / "run", checkpoint_every=4, max_steps=10)
-    train(config, Communicator(), Watching())
-    written.append(int(last_checkpoint(tmp_path / "run").stem.split("-")[1]))
-    assert sorted(set(written)) == [4, 7, 8, 10]
+    monkeypatch.setattr(RunFolder, "save", saving)
+    run(config)
+    return written
+
+
+def test_checkpoints_are_written_every_so_many_steps_each_epoch_and_at_the_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configuration(data, tmp_path / "run", checkpoint_every="4", max_steps=10)
+    assert written_steps(config, monkeypatch) == [4, 7, 8, 10]
+
+
+def test_checkpoints_are_written_every_so_many_seconds(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that gains a second at each look; a step looks once, and so does each checkpoint."""
+    ticks = itertools.count()
+    monkeypatch.setattr(writer.time, "monotonic", lambda: float(next(ticks)))
+    config = configuration(data, tmp_path / "run", checkpoint_every="3s", max_steps=10)
+    assert written_steps(config, monkeypatch) == [3, 6, 7, 10]
 
 
 def test_resume_never_refuses_a_used_folder_and_changes_nothing(data: Path, tmp_path: Path) -> None:
@@ -199,7 +222,7 @@ def test_the_summary_is_of_the_last_state(
 def test_a_broken_newest_checkpoint_costs_steps_but_not_the_result(
     undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
-    run(configuration(data, tmp_path / "run", checkpoint_every=2, max_steps=6, **undisturbed[0]))
+    run(configuration(data, tmp_path / "run", checkpoint_every="2", max_steps=6, **undisturbed[0]))
     newest = last_checkpoint(tmp_path / "run")
     newest.write_bytes(newest.read_bytes()[:700])
     _, memory = run(configuration(data, tmp_path / "run", **undisturbed[0]))
@@ -257,7 +280,7 @@ def test_what_was_never_evaluated_is_saved_with_its_accuracy(data: Path, tmp_pat
     """Stopped at a checkpoint within an epoch, then asked for no more steps than that."""
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train(configuration(data, folder, checkpoint_every=3), Communicator(), Memory(interrupt_after=4))
+        train(configuration(data, folder, checkpoint_every="3"), Communicator(), Memory(interrupt_after=4))
     summary, _ = run(configuration(data, folder, max_steps=3))
     assert read_checkpoint(folder / "checkpoints" / "step-00000003.h5").state.test_accuracy == summary["test_accuracy"]
 
@@ -271,7 +294,7 @@ def test_parameters_that_blow_up_in_the_last_step_are_not_saved(data: Path, tmp_
 def test_going_back_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
     """The steps made again would write over those of the first attempt."""
     folder = tmp_path / "run"
-    run(configuration(data, folder, checkpoint_every=3))
+    run(configuration(data, folder, checkpoint_every="3"))
     earlier = sorted((folder / "checkpoints").iterdir())[0]
     with pytest.raises(UsageError, match=r"holds later checkpoints \(step-00000014\.h5\).*choose another --run-dir"):
         run(configuration(data, folder, resume=str(earlier)))
@@ -298,7 +321,7 @@ def test_of_two_replicas_neither_is_taken_for_the_right_one(data: Path, tmp_path
 
 @pytest.mark.mpi
 def test_a_rank_whose_parameters_drift_is_named_and_the_job_ends(data: Path, tmp_path: Path) -> None:
-    words = ["train", *flags(data, tmp_path / "run", checkpoint_every=3)]
+    words = ["train", *flags(data, tmp_path / "run", checkpoint_every="3")]
     done = mpirun(own_mpi(), 3, PROGRAMS / "disturbed_rank.py", 1, 5, *words, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("dptrain: error:") == 1
@@ -349,7 +372,7 @@ def build(input_shape, classes):
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(data: Path, tmp_path: Path) -> None:
     model = tmp_path / "slow.py"
     model.write_text(SLOW_NET)
-    options = {"model": f"{model}:build", "model_options": {}, "checkpoint_every": 1, "epochs": 8}
+    options = {"model": f"{model}:build", "model_options": {}, "checkpoint_every": "1", "epochs": 8}
     summary, _ = run(configuration(data, tmp_path / "whole", **options))
     command = [sys.executable, "-m", "dptrain", "train", *flags(data, tmp_path / "run", **options)]
     checkpoints, reached = tmp_path / "run" / "checkpoints", 0

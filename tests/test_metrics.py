@@ -51,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recorded(data: Path, folder: Path, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Every line of metrics.jsonl after a run, and the run's summary."""
     config = configuration(data, folder, **changes)
-    recorder = Recorder(config, Communicator(), "one process")
+    recorder = Recorder(config, "one process")
     try:
         summary = train(config, Communicator(), recorder)
     finally:

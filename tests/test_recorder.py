@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from training_runs import LAST_STEP, configuration, packed
+from training_runs import LAST_STEP, configuration, packed, session_and_state
 
 from dptrain.observe import recorder as recorder_module
 from dptrain.observe.recorder import Recorder, Span
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.loop import train
+from dptrain.training.run_folder import RunFolder
+from dptrain.training.setup import Session
+from dptrain.training.state import TrainingState
 from dptrain.training.step import Seconds, StepOutcome
 
 
@@ -40,15 +47,22 @@ class OtherRank(Communicator):
     """Rank 1, as far as the recorder can see."""
 
     rank = 1
+    size = 2
 
 
-def trained(data: Path, folder: Path, communicator: Communicator, **changes: object) -> None:
+class AsAnotherRank(Recorder):
+    """A recorder that takes the process it is told of for rank 1, until it is to be rank 0."""
+
+    communicator: Communicator = OtherRank()
+
+    def started(self, session: Session, *rest: Any) -> None:
+        super().started(replace(session, communicator=self.communicator), *rest)
+
+
+def trained(data: Path, folder: Path, kind: type[Recorder] = Recorder, **changes: object) -> None:
     config = configuration(data, folder, **changes)
-    recorder = Recorder(config, communicator, "one process")
-    try:
+    with closing(kind(config, "one process")) as recorder:
         train(config, Communicator(), recorder)
-    finally:
-        recorder.close()
 
 
 def test_images_a_second_are_samples_over_wall_time_without_evaluation(clock: Clock) -> None:
@@ -64,7 +78,7 @@ def test_images_a_second_are_samples_over_wall_time_without_evaluation(clock: Cl
 
 
 def test_rank_0_prints_and_writes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trained(data, tmp_path / "run", Communicator(), log_every=5)
+    trained(data, tmp_path / "run", log_every=5)
     out = capsys.readouterr().out
     assert "101 training and 37 test images 2x6x7, 5 classes, 4 shards" in out
     assert "7 steps an epoch, 14 in all" in out
@@ -76,15 +90,41 @@ def test_rank_0_prints_and_writes(data: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_other_ranks_neither_print_nor_write(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    trained(data, tmp_path / "run", OtherRank())
+    trained(data, tmp_path / "run", AsAnotherRank)
     assert capfd.readouterr() == ("", "")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
 
 
+def test_a_rank_that_becomes_rank_0_reports_from_then_on(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Survivor(AsAnotherRank):
+        def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
+            if state.step == 5:
+                session, _ = session_and_state(self.config)
+                self.recovered(session, state, RunFolder(tmp_path / "run"), [0, 2], 0.25)
+            super().stepped(state, outcome, lr)
+
+    trained(data, tmp_path / "run", Survivor, log_every=1)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "ranks 0, 2 died: 1 rank of 1 thread go on from step 5 after 0.25 s"
+    assert out[1].startswith("step 5 ")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[0] == {
+        "event": "recovery",
+        "step": 5,
+        "lost": [0, 2],
+        "ranks": 1,
+        "threads": 1,
+        "recovery_seconds": 0.25,
+    }
+    assert [line["step"] for line in lines if line["event"] == "step"] == list(range(5, LAST_STEP + 1))
+
+
 def test_a_resumed_run_says_from_where(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trained(data, tmp_path / "run", Communicator(), max_steps=3)
+    trained(data, tmp_path / "run", max_steps=3)
     capsys.readouterr()
-    trained(data, tmp_path / "run", Communicator())
+    trained(data, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000003.h5"
     assert f"run    {tmp_path / 'run'}, from {checkpoint} (step 3)" in capsys.readouterr().out
 
@@ -92,7 +132,7 @@ def test_a_resumed_run_says_from_where(data: Path, tmp_path: Path, capsys: pytes
 def test_accuracies_are_percentages_with_two_digits(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained(data, tmp_path / "run", Communicator())
+    trained(data, tmp_path / "run")
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("test accuracy "))
     percent, right = float(line.split()[2]), int(line.split("(")[1].split()[0])
     assert line == f"test accuracy {percent:.2f} % ({right} of 37)"
@@ -100,6 +140,6 @@ def test_accuracies_are_percentages_with_two_digits(
 
 
 def test_closing_twice_does_no_harm(data: Path, tmp_path: Path) -> None:
-    recorder = Recorder(configuration(data, tmp_path / "run"), Communicator(), "one process")
+    recorder = Recorder(configuration(data, tmp_path / "run"), "one process")
     recorder.close()
     recorder.close()

@@ -97,7 +97,7 @@ def test_nothing_is_noted_when_nothing_has_changed(data: Path, tmp_path: Path) -
 
 def test_what_only_concerns_the_process_may_change_silently(data: Path, tmp_path: Path) -> None:
     config = configuration(data, tmp_path / "run")
-    changes = {"threads": 2, "max_steps": 5, "checkpoint_every": 3, "log_every": 9, "run_dir": "x", "resume": "a.h5"}
+    changes = {"threads": 2, "max_steps": 5, "checkpoint_every": "3", "log_every": 9, "run_dir": "x", "resume": "a.h5"}
     assert resumable(config, **changes) == []
 
 

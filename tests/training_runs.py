@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ class Memory:
 
     def started(self, session: Session, state: TrainingState, folder: RunFolder, resumed: Path | None) -> None:
         self.resumed = resumed
+
+    def recovered(
+        self, session: Session, state: TrainingState, folder: RunFolder, lost: Sequence[int], seconds: float
+    ) -> None:
+        raise AssertionError("a process alone cannot lose ranks")
 
     def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
         self.steps.append((state.step, outcome.loss, outcome.correct, outcome.samples, lr))

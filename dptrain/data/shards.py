@@ -18,16 +18,30 @@ class LocalShards:
     test: dict[int, Samples]
 
 
+NOTHING_LOADED = LocalShards({}, {})
+
+
 def load_shards(
-    folder: Path, manifest: Manifest, shards: Iterable[int], threads: int, splits: Sequence[str] = SPLITS
+    folder: Path,
+    manifest: Manifest,
+    shards: Iterable[int],
+    threads: int,
+    splits: Sequence[str] = SPLITS,
+    loaded: LocalShards = NOTHING_LOADED,
 ) -> LocalShards:
-    """Check and read the given shards of the given splits; raises DataError.
+    """Check and read the given shards of the given splits, but for those in `loaded`; raises DataError.
 
     Hashing leaves the GIL, so `threads` files are checked side by side.
     """
     wanted = [(split, shard) for split in splits for shard in shards]
+
+    def read_one(part: tuple[str, int]) -> Samples:
+        split, shard = part
+        there: Samples | None = getattr(loaded, split).get(shard)
+        return read_shard(folder, manifest, split, shard) if there is None else there
+
     with ThreadPoolExecutor(threads) as pool:
-        read = list(pool.map(lambda part: read_shard(folder, manifest, *part), wanted))
+        read = list(pool.map(read_one, wanted))
     by_split: dict[str, dict[int, Samples]] = {split: {} for split in SPLITS}
     for (split, shard), samples in zip(wanted, read, strict=True):
         by_split[split][shard] = samples

@@ -4,6 +4,7 @@
     {"event": "step",  "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "seconds": {...}}
     {"event": "epoch", "step", "epoch", "loss", "accuracy", "test_loss", "test_accuracy", "lr",
                        "images_per_second", "seconds": {...}, "evaluation_seconds", "params_sha256"}
+    {"event": "recovery", "step", "lost", "ranks", "threads", "recovery_seconds"}
 
 Loss and accuracy of a step are of its global batch, of an epoch the mean over its samples: they are the same
 on any number of ranks. Seconds and images_per_second are rank 0's, since the line before of the same event or,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import dptrain
 from dptrain.config import TrainConfig
 from dptrain.observe.metrics import MetricsWriter
 from dptrain.observe.progress import Progress
-from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.communicator import launched_rank
 from dptrain.training.evaluate import Evaluation
 from dptrain.training.run_folder import RunFolder
 from dptrain.training.setup import Session
@@ -39,15 +40,16 @@ class Span:
 
 
 class Recorder:
-    """Implements `dptrain.training.loop.Observer`; silent on all ranks but 0."""
+    """Implements `dptrain.training.observer.Observer`; silent on all ranks but 0."""
 
-    def __init__(self, config: TrainConfig, communicator: Communicator, connection: str) -> None:
-        self.config, self.communicator, self.connection = config, communicator, connection
-        self.progress = Progress(shown=communicator.rank == 0)
+    def __init__(self, config: TrainConfig, connection: str) -> None:
+        self.config, self.connection = config, connection
+        self.reports = launched_rank() == 0
+        self.progress = Progress(shown=self.reports)
         self.metrics = MetricsWriter(None)
         self._since_logged = self._since_epoch = Span()
         self._rate = ""
-        self._folder: RunFolder | None = None
+        self._evaluated_before = -1  # a step whose evaluation the checkpoint held already
 
     def say(self, line: str) -> None:
         self.progress.say(line)
@@ -55,8 +57,8 @@ class Recorder:
     def started(self, session: Session, state: TrainingState, folder: RunFolder, resumed: Path | None) -> None:
         manifest, threads = session.manifest, session.pool.size
         channels, height, width = manifest.image_shape
-        self.steps_per_epoch = session.origin.steps_per_epoch
-        each = " each" if self.communicator.size > 1 else ""
+        self._take_over(session, state, folder)
+        each = " each" if session.communicator.size > 1 else ""
         self.say(
             f"dptrain {dptrain.__version__}: {self.connection}, {threads} shard{'s'[: threads > 1]} at a time{each}"
         )
@@ -69,17 +71,44 @@ class Recorder:
             f"{self.steps_per_epoch} steps an epoch, {session.last_step} in all"
         )
         self.say(f"run    {folder.path}" + (f", from {resumed} (step {state.step})" if resumed else ""))
-        self._folder = folder
-        if self.communicator.rank == 0:
-            self.metrics = MetricsWriter(folder.metrics)
         self.metrics.write(
             "start",
             step=state.step,
-            ranks=self.communicator.size,
+            ranks=session.communicator.size,
             threads=threads,
             resumed_from=str(resumed) if resumed else None,
         )
         self.progress.start(state.step, session.last_step)
+
+    def recovered(
+        self, session: Session, state: TrainingState, folder: RunFolder, lost: Sequence[int], seconds: float
+    ) -> None:
+        self._take_over(session, state, folder)
+        ranks = session.communicator.size
+        names = ", ".join(map(str, lost))
+        self.say(
+            f"rank{'s'[: len(lost) > 1]} {names} died: {ranks} rank{'s'[: ranks > 1]} of {session.pool.size} "
+            f"thread{'s'[: session.pool.size > 1]} go on from step {state.step} after {seconds:.2f} s"
+        )
+        self.metrics.write(
+            "recovery",
+            step=state.step,
+            lost=list(lost),
+            ranks=ranks,
+            threads=session.pool.size,
+            recovery_seconds=round(seconds, 4),
+        )
+        self.progress.start(state.step, session.last_step)
+
+    def _take_over(self, session: Session, state: TrainingState, folder: RunFolder) -> None:
+        """From now on this rank reports, if it is rank 0, which it may not have been before."""
+        self.progress.stop()
+        self.reports = session.communicator.rank == 0
+        self.progress.shown = self.reports
+        self.metrics.close()
+        self.metrics = MetricsWriter(folder.metrics if self.reports else None)
+        self.steps_per_epoch = session.origin.steps_per_epoch
+        self._evaluated_before = -1 if state.test_accuracy is None else state.step
         self._since_logged, self._since_epoch = Span(), Span()
 
     def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
@@ -105,7 +134,7 @@ class Recorder:
     def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
         epoch = (state.step - 1) // self.steps_per_epoch + 1
         loss, accuracy = state.epoch_loss / state.epoch_samples, state.epoch_correct / state.epoch_samples
-        if self._since_epoch.samples:  # none: a finished run was only evaluated again
+        if state.step != self._evaluated_before:
             self.metrics.write(
                 "epoch",
                 step=state.step,
@@ -134,16 +163,6 @@ class Recorder:
         self.say(f"metrics         {folder.metrics}")
         self.say(f"params_sha256   {state.params_sha256}")
         self.close()
-
-    def how_to_go_on(self) -> str:
-        """For a run that was interrupted: where it can go on from."""
-        if self._folder is None:
-            return "before the run began"
-        checkpoints = self._folder.numbered()
-        kept = (
-            f"{checkpoints[-1].name} is kept" if checkpoints else "no checkpoint was due yet (see --checkpoint-every)"
-        )
-        return f"{kept}; go on with the same command and --run-dir {self._folder.path}"
 
     def close(self) -> None:
         """Take the bar away and close the file; also after an error."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import faulthandler
+import functools
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from dptrain.errors import DptrainError, PeerError
+from dptrain.errors import DptrainError, PeerError, RankLostError
 from dptrain.nn.workspace import Array
 
 # What mpirun, srun and their kind set for each process, with the number of processes where it is told.
 LAUNCHED_BY = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK", "PMI_RANK")
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+ULFM_VARIABLE = "OMPI_MCA_mpi_ft_enable"  # set to 1 by `mpirun --with-ft ulfm`
+START_PATIENCE = 60.0  # seconds for MPI to start
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 
 
@@ -28,12 +32,15 @@ class Communicator:
     size = 1
     uses_mpi = False
     implementation = "no MPI"
+    survives = False  # can go on without ranks that have died
+    has_lost_ranks = False  # MPI cannot be left in the ordinary way any more
+    world_ranks: Sequence[int] = (0,)  # what mpirun calls these ranks
 
     def barrier(self) -> None:
         """Wait for all ranks."""
 
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """The value of rank `root`, on every rank."""
         return value
 
     def allgather(self, value: Any) -> list[Any]:
@@ -54,42 +61,100 @@ class Communicator:
     def allreduce(self, vector: Array) -> None:
         """Sum over ranks in place, in an order that MPI chooses."""
 
+    def end_together(self) -> None:
+        """Come to the end of the run: afterwards no rank needs another, so the death of one is of no matter.
+
+        RankLostError on all ranks alike when one has died before.
+        """
+
+    def survivors(self) -> Communicator:
+        """After a RankLostError: the communicator of those that live. Every one of them must call this."""
+        raise NotImplementedError
+
     def abort(self, status: int) -> None:
         """End all other ranks at once, because this one cannot go on."""
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _collective(call: Method) -> Method:
+    """Tell the error of a rank that has died from other errors of MPI."""
+
+    @functools.wraps(call)
+    def made(self: MPICommunicator, *arguments: Any, **options: Any) -> Any:
+        try:
+            return call(self, *arguments, **options)
+        except self._mpi.Exception as error:
+            if self.survives and error.Get_error_class() in self._rank_lost:
+                raise RankLostError(
+                    "another rank has died; start the same command again, it goes on from the last checkpoint "
+                    "(python -m launch --max-restarts K does so by itself, --elastic goes on without that rank)"
+                ) from None
+            raise
+
+    return cast(Method, made)
+
+
 class MPICommunicator(Communicator):
-    """The ranks of MPI_COMM_WORLD."""
+    """The ranks of an MPI communicator, at first MPI_COMM_WORLD.
+
+    Under ULFM (User Level Failure Mitigation, MPI 5's chapter on fault tolerance, in Open MPI >= 5) it survives: the
+    death of a rank is a RankLostError in a collective, on at least one rank. `survivors` then brings all the others
+    out of their collectives (revoke), and agrees with them on who lives (shrink).
+    """
 
     uses_mpi = True
 
-    def __init__(self, mpi: Any) -> None:
+    def __init__(self, mpi: Any, communicator: Any = None) -> None:
         self._mpi = mpi
-        self._world = mpi.COMM_WORLD
-        self.rank = self._world.Get_rank()
-        self.size = self._world.Get_size()
+        self._ranks = mpi.COMM_WORLD if communicator is None else communicator
+        self.rank = self._ranks.Get_rank()
+        self.size = self._ranks.Get_size()
         self.implementation = mpi.Get_library_version().split("\n")[0].split(",")[0].replace("\t", " ").strip(" \x00")
+        # Asked for, never tried: under MPICH, mpi4py makes do with calls that only look like these.
+        self.survives = os.environ.get(ULFM_VARIABLE) == "1" and hasattr(mpi, "ERR_PROC_FAILED")
+        world = mpi.COMM_WORLD.Get_group()
+        self.world_ranks = self._ranks.Get_group().Translate_ranks(range(self.size), world)
+        if self.survives:
+            self._rank_lost = (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED)
 
+    @_collective
     def barrier(self) -> None:
-        self._world.Barrier()
+        self._ranks.Barrier()
 
-    def broadcast(self, value: Any) -> Any:
-        return self._world.bcast(value, root=0)
+    @_collective
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        return self._ranks.bcast(value, root=root)
 
+    @_collective
     def allgather(self, value: Any) -> list[Any]:
-        return list(self._world.allgather(value))
+        return list(self._ranks.allgather(value))
 
+    @_collective
     def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
-        self._world.Alltoallv((send, send_counts), (receive, receive_counts))
+        self._ranks.Alltoallv((send, send_counts), (receive, receive_counts))
 
+    @_collective
     def allgather_slices(self, own: Array, whole: Array, counts: Sequence[int]) -> None:
-        self._world.Allgatherv(own, (whole, counts))
+        self._ranks.Allgatherv(own, (whole, counts))
 
+    @_collective
     def allreduce(self, vector: Array) -> None:
-        self._world.Allreduce(self._mpi.IN_PLACE, vector)
+        self._ranks.Allreduce(self._mpi.IN_PLACE, vector)
+
+    @_collective
+    def end_together(self) -> None:
+        if self.survives:
+            self._ranks.Agree(1)  # fails on all ranks or on none, which no other collective promises
+
+    def survivors(self) -> MPICommunicator:
+        self.has_lost_ranks = True
+        self._ranks.Revoke()
+        return MPICommunicator(self._mpi, self._ranks.Shrink())
 
     def abort(self, status: int) -> None:
-        self._world.Abort(status)
+        self._ranks.Abort(status)
 
 
 def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
@@ -128,7 +193,13 @@ def connect() -> tuple[Communicator, str]:
         import mpi4py
 
         mpi4py.rc.thread_level = "funneled"  # shards run in threads, but only the main one talks
+        if os.environ.get(ULFM_VARIABLE) == "1":
+            # A rank that dies before MPI has started would leave the others waiting in there, which ULFM does not
+            # help: end with a traceback then. A timer of C's, as MPI starts without letting go of Python's lock.
+            faulthandler.dump_traceback_later(START_PATIENCE, exit=True)
         from mpi4py import MPI
+
+        faulthandler.cancel_dump_traceback_later()
     except (ImportError, RuntimeError) as error:
         reason = str(error).strip().split("\n")[0]
         if several:

@@ -28,6 +28,7 @@ import numpy as np
 from dptrain.errors import DptrainError
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.interruption import ENDING, leave_signals_to_parent
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import Result, ShardPool, ShardWork
 from dptrain.parallel.threads import ShardThreads
@@ -81,7 +82,7 @@ class ShardProcesses(ShardPool):
         self._workspace = Workspace()
         self._helpers: list[Helper] = []
         try:
-            with _ctrl_c_held_back():
+            with _signals_held_back():
                 for _ in range(1, size):
                     self._helpers.append(self._fork())
         except OSError as error:
@@ -137,23 +138,28 @@ class ShardProcesses(ShardPool):
 
 
 @contextlib.contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """A Ctrl-C meanwhile comes at the end: in the midst of a fork Python would discard it.
+def _signals_held_back() -> Iterator[None]:
+    """A signal that asks for the end, such as Ctrl-C, comes after the block: amid a fork Python would discard it.
 
-    By a handler, not the signal mask: another thread, such as a library's own, may be the one that gets it.
+    By handlers, not the signal mask: another thread, such as a library's own, may be the one that gets it.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before is None or threading.current_thread() is not threading.main_thread():  # not Python's, or not here
+    if threading.current_thread() is not threading.main_thread():  # whose handlers these are
         yield
         return
+    before = {number: handler for number in ENDING if (handler := signal.getsignal(number)) is not None}
     came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number, handler in before.items():
+            if number in came and callable(handler):
+                handler(number, None)  # not raised again: whoever counts signals has seen it
+            elif number in came:
+                signal.raise_signal(number)
 
 
 class HelperError(Exception):
@@ -235,7 +241,7 @@ def _portable(failure: Failure) -> Failure:
 
 def _serve(connection: Connection, works: Sequence[ShardWork[Any]], inherited: Sequence[Connection]) -> None:
     """A helper's life: compute what is asked for until the parent closes the pipe, or is no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal's processes; the parent decides
+    leave_signals_to_parent()
     for other in inherited:
         other.close()  # as long as they were open here, nobody would notice the parent's death
     workspace = Workspace()

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from dptrain.data.batches import Normalisation
 from dptrain.data.format import Samples
+from dptrain.errors import PreemptedError
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.interruption import NEVER, Interruption
 from dptrain.parallel.pool import ShardPool, ShardWork
 from dptrain.parallel.processes import shared_zeros
 
@@ -39,51 +41,68 @@ class Evaluation:
         return self.correct / self.samples
 
 
-ShardFigures = tuple[float, NDArray[np.int64], NDArray[np.int64]]
+BLOCKS = 16  # of a shard in a round, between two of which the ranks agree to go on
+
+Figures = tuple[list[float], NDArray[np.int64], NDArray[np.int64]]
 
 
-class EvaluationWork(ShardWork[ShardFigures]):
-    """For each shard the sum of its losses, and its samples and right answers by class (K,)."""
+class EvaluationWork(ShardWork[Figures]):
+    """For some rows of each shard the losses of its blocks, and its samples and right answers by class (K,).
 
-    def __init__(self, network: Network, shards: dict[int, Samples], normalise: Normalisation) -> None:
-        self.network, self.shards, self.normalise = network, shards, normalise
+    `longest` is the number of samples of the largest shard of all ranks.
+    """
+
+    def __init__(self, network: Network, shards: dict[int, Samples], normalise: Normalisation, longest: int) -> None:
+        self.network, self.shards, self.normalise, self.longest = network, shards, normalise, longest
         self.parameters = shared_zeros(network.layout.size)
         self._workspace = Workspace()  # of what all shards only read
 
-    @quiet
-    def prepare(self) -> Prepared:
-        return self.network.prepare(self.parameters, self._workspace)
+    def rounds(self) -> list[slice]:
+        """Rows of the shards, a round's each; the same on every rank."""
+        rows = BLOCKS * self.network.block
+        return [slice(start, start + rows) for start in range(0, self.longest, rows)]
 
     @quiet
-    def compute(self, shard: int, prepared: Prepared, workspace: Workspace) -> ShardFigures:
-        samples = self.shards[shard]
+    def prepare(self, rows: slice) -> tuple[Prepared, slice]:
+        return self.network.prepare(self.parameters, self._workspace), rows
+
+    @quiet
+    def compute(self, shard: int, prepared: tuple[Prepared, slice], workspace: Workspace) -> Figures:
+        parameters, rows = prepared
+        images, labels = self.shards[shard].images[rows], self.shards[shard].labels[rows]
         losses: list[float] = []
-        right = np.zeros(len(samples), bool)
-        for start in range(0, len(samples), self.network.block):
-            rows = slice(start, start + self.network.block)
-            logits = self.network.predict(prepared, self.normalise(samples.images[rows], workspace), workspace)
-            labels = samples.labels[rows]
-            sample_losses, _ = softmax_cross_entropy(logits, labels, workspace, need_gradient=False)
+        right = np.zeros(len(labels), bool)
+        for start in range(0, len(labels), self.network.block):
+            block = slice(start, start + self.network.block)
+            logits = self.network.predict(parameters, self.normalise(images[block], workspace), workspace)
+            sample_losses, _ = softmax_cross_entropy(logits, labels[block], workspace, need_gradient=False)
             losses.append(float(sample_losses.sum(dtype=np.float64)))
-            right[rows] = logits.argmax(axis=1) == labels
+            right[block] = logits.argmax(axis=1) == labels[block]
         count = self.network.classes
-        return (
-            math.fsum(losses),
-            np.bincount(samples.labels, minlength=count),
-            np.bincount(samples.labels[right], minlength=count),
-        )
+        return losses, np.bincount(labels, minlength=count), np.bincount(labels[right], minlength=count)
 
 
-def evaluate(work: EvaluationWork, parameters: Array, pool: ShardPool, communicator: Communicator) -> Evaluation:
+def evaluate(
+    work: EvaluationWork,
+    parameters: Array,
+    pool: ShardPool,
+    communicator: Communicator,
+    interruption: Interruption = NEVER,
+) -> Evaluation:
     """The evaluation of all ranks' shards, the same on every rank, for parameters (P,). The pool must know the work.
 
-    Counts are integers and losses are added exactly rounded (math.fsum), so the result does not depend on
-    the number of ranks.
+    PreemptedError, on every rank, when one was asked to end meanwhile. Counts are integers and losses are added exactly
+    rounded (math.fsum), so the result does not depend on the number of ranks.
     """
     np.copyto(work.parameters, parameters)
-    own = pool.map(work, work.shards)
+    own: list[Figures] = []
+    for rows in work.rounds():
+        own += pool.map(work, work.shards, rows)
+        for signal_name in communicator.allgather(interruption.signal_name):
+            if signal_name is not None:
+                raise PreemptedError(signal_name)
     everyone = [part for parts in communicator.allgather(own) for part in parts]
     samples = np.sum([part[1] for part in everyone], axis=0)
     correct = np.sum([part[2] for part in everyone], axis=0)
-    loss = math.fsum(part[0] for part in everyone) / samples.sum()
+    loss = math.fsum(loss for part in everyone for loss in part[0]) / samples.sum()
     return Evaluation(float(loss), tuple(samples.tolist()), tuple(correct.tolist()))

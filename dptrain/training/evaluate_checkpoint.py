@@ -52,6 +52,7 @@ def evaluate_checkpoint(
             raise CheckpointError(f"{path} is of another architecture: {difference}; name the right one by --model")
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
-    work = EvaluationWork(network, shards.test, Normalisation(manifest))
+    longest = max(entry.samples for entry in manifest.splits["test"])
+    work = EvaluationWork(network, shards.test, Normalisation(manifest), longest)
     with closing(make_pool(min(threads, len(own)), [work], communicator)) as pool:
         return evaluate(work, checkpoint.state.parameters, pool, communicator)

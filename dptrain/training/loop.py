@@ -1,4 +1,4 @@
-"""The training loop: `train` is all of it, and what it calls stands below in the order it is called.
+"""The training loop: `train` and `make_steps` are all of it, and what they call stands below in the order it is called.
 
     dptrain train data/cifar10
     mpirun -n 4 dptrain train data/cifar10 --run-dir runs/four
@@ -10,192 +10,155 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol
+from contextlib import closing
+from typing import Any
 
 from dptrain.config import TrainConfig
-from dptrain.errors import CheckpointError, TrainingError, UsageError
-from dptrain.nn.workspace import aligned_copy
-from dptrain.parallel.communicator import Communicator, known_to_all, together
-from dptrain.training.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
+from dptrain.errors import DptrainError, PreemptedError, RankLostError, TrainingError, UsageError
+from dptrain.parallel.communicator import Communicator, known_to_all
+from dptrain.parallel.interruption import NEVER, Interruption
 from dptrain.training.evaluate import Evaluation, evaluate
-from dptrain.training.run_folder import RunFolder, step_of
-from dptrain.training.setup import Session, check_resumable, set_up
-from dptrain.training.state import TrainingState, initial_state
-from dptrain.training.step import StepOutcome
+from dptrain.training.observer import Observer
+from dptrain.training.run import Run
+from dptrain.training.setup import Session
+from dptrain.training.state import TrainingState
 
 
-class Observer(Protocol):
-    """Who is told of a run's course. Told on every rank; on ranks other than 0 it keeps silent."""
-
-    def say(self, line: str) -> None:
-        """A line for the user."""
-
-    def started(self, session: Session, state: TrainingState, folder: RunFolder, resumed: Path | None) -> None:
-        """The first step comes next."""
-
-    def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
-        """A step was made."""
-
-    def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
-        """An epoch, or the run, has ended and was evaluated."""
-
-    def finished(self, state: TrainingState, evaluation: Evaluation, folder: RunFolder) -> None:
-        """All steps are made and saved."""
-
-
-def train(config: TrainConfig, communicator: Communicator, observer: Observer) -> dict[str, Any]:
+def train(
+    config: TrainConfig, communicator: Communicator, observer: Observer, interruption: Interruption = NEVER
+) -> dict[str, Any]:
     """Train from the start or a checkpoint to the last step; returns the figures that sum the run up.
 
-    Every rank makes the same steps. DptrainError when training cannot begin or go on.
+    Every rank makes the same steps. DptrainError when training cannot begin or go on; PreemptedError when a signal has
+    asked for the end and all is saved. With --elastic the ranks that live go on without those that die.
     """
-    session = set_up(config, communicator)
-    steps_per_epoch = session.origin.steps_per_epoch
-    evaluation = None
-    with ExitStack() as ending:
-        ending.callback(session.pool.close)
-        state, folder, resumed = begin(config, session, communicator, observer)
-        ending.callback(folder.close)
-        observer.started(session, state, folder, resumed)
-        while state.step < session.last_step:
-            epoch, step = divmod(state.step, steps_per_epoch)
-            lr = session.schedule(state.step)
-            if step == 0:
-                state.epoch_loss, state.epoch_correct, state.epoch_samples = 0.0, 0, 0
-            outcome = session.take_step(state, epoch, step, lr)
-            state.epoch_loss += outcome.loss * outcome.samples
-            state.epoch_correct += outcome.correct
-            state.epoch_samples += outcome.samples
-            observer.stepped(state, outcome, lr)
-            if state.step % steps_per_epoch == 0 or state.step == session.last_step:
-                check_replicas(state, communicator)
-                evaluation = evaluate_state(session, state, communicator, observer, lr)
-                save(session, state, folder, communicator, evaluation.accuracy)
-            elif config.checkpoint_every and state.step % config.checkpoint_every == 0:
-                save(session, state, folder, communicator, None)
-        if evaluation is None:  # the checkpoint already was the last step's
-            evaluation = evaluate_state(session, state, communicator, observer, session.schedule(state.step))
-            if state.test_accuracy is None or resumed != folder.checkpoint_of(state.step):
-                save(session, state, folder, communicator, evaluation.accuracy)
-        observer.finished(state, evaluation, folder)
+    check_elastic(config, communicator)
+    with closing(Run(config, observer)) as run:
+        lost: list[int] = []
+        while True:
+            started = time.perf_counter()
+            try:
+                first_time = not run.began
+                run.begin(communicator)
+                interruption.begin_deferring()
+                if first_time:
+                    observer.started(run.session, run.state, run.folder, run.resumed)
+                if lost:
+                    seconds = time.perf_counter() - started
+                    observer.recovered(run.session, run.state, run.folder, lost, seconds)
+                evaluation = make_steps(run, observer, interruption)
+                communicator.end_together()
+                break
+            except RankLostError:
+                before, communicator = communicator, communicator.survivors()
+                lost = sorted(set(before.world_ranks) - set(communicator.world_ranks))
+        observer.finished(run.state, evaluation, run.folder)
     return {
-        "step": state.step,
+        "step": run.state.step,
         "test_loss": evaluation.loss,
         "test_accuracy": evaluation.accuracy,
-        "params_sha256": state.params_sha256,
-        "run_dir": str(folder.path),
+        "params_sha256": run.state.params_sha256,
+        "run_dir": str(run.folder.path),
     }
 
 
-def begin(
-    config: TrainConfig, session: Session, communicator: Communicator, observer: Observer
-) -> tuple[TrainingState, RunFolder, Path | None]:
-    """The state to go on from, the run's folder, and the checkpoint the state was read from, if any.
+def check_elastic(config: TrainConfig, communicator: Communicator) -> None:
+    """UsageError when --elastic asks for what this MPI cannot do."""
+    if config.elastic and not communicator.survives:
+        error = UsageError(
+            f"--elastic needs ULFM, found {communicator.implementation} without: start with mpirun --with-ft ulfm of "
+            "Open MPI 5 or later, or with python -m launch --elastic. Anywhere else, python -m launch --max-restarts K "
+            "starts a job again from its last checkpoint"
+        )
+        raise known_to_all(communicator, error)
 
-    Rank 0 reads, and claims the folder once nothing speaks against the run; all ranks receive.
+
+def make_steps(run: Run, observer: Observer, interruption: Interruption) -> Evaluation:
+    """From the run's state to the last step, and the evaluation there.
+
+    PreemptedError on all ranks, with a checkpoint of the step, when one was asked to end.
     """
-    opened: tuple[RunFolder, tuple[Path, Checkpoint] | None, list[str]] | None = None
-    with together(communicator):
-        if communicator.rank == 0:
-            opened = _open_run(config, session, observer)
-    found = communicator.broadcast(None if opened is None else (opened[0].path, opened[1]))
-    folder = RunFolder(found[0]) if opened is None else opened[0]
-    for note in session.notes + ([] if opened is None else opened[2]):
-        observer.say(note)
-    if found[1] is None:
-        return initial_state(session.network, config.seed), folder, None
-    resumed, checkpoint = found[1]
-    state: TrainingState = checkpoint.state
-    # Into memory of our own: what came through MPI lies anywhere.
-    state.parameters, state.momentum = aligned_copy(state.parameters), aligned_copy(state.momentum)
-    return state, folder, resumed
+    session, state = run.session, run.state
+    steps_per_epoch, communicator = session.origin.steps_per_epoch, session.communicator
+    evaluation, asked_to_end = None, False
+    while True:
+        if evaluation_is_due(session, state) and not asked_to_end:
+            check_replicas(state, communicator)
+            evaluation = evaluate_state(session, state, observer, interruption)
+            asked_to_end = evaluation is None
+            run.save()
+        if asked_to_end or state.step >= session.last_step:
+            break
+        epoch, step = divmod(state.step, steps_per_epoch)
+        lr = session.schedule(state.step)
+        if step == 0:
+            state.epoch_loss, state.epoch_correct, state.epoch_samples = 0.0, 0, 0
+        asked, failed = interruption.signal_name is not None, run.writer is not None and run.writer.failed
+        outcome = session.take_step(state, epoch, step, lr, asked_to_end=asked, failed=failed)
+        state.test_accuracy = None
+        state.epoch_loss += outcome.loss * outcome.samples
+        state.epoch_correct += outcome.correct
+        state.epoch_samples += outcome.samples
+        observer.stepped(state, outcome, lr)
+        if outcome.failed:
+            run.wait_until_saved()  # raises what failed
+        asked_to_end = outcome.asked_to_end
+        if run.writer is not None and run.writer.due(state.step) and not evaluation_is_due(session, state):
+            run.save()
+    if evaluation is None and not asked_to_end:  # the checkpoint already was the last step's
+        evaluation = evaluate_state(session, state, observer, interruption)
+    if run.saved_step != state.step:
+        run.save()
+    run.wait_until_saved()
+    if evaluation is None or asked_to_end:
+        raise preempted(run, interruption)
+    return evaluation
 
 
-def _open_run(
-    config: TrainConfig, session: Session, observer: Observer
-) -> tuple[RunFolder, tuple[Path, Checkpoint] | None, list[str]]:
-    """On rank 0: the claimed folder, the checkpoint to go on from with its path, and notes on what has changed."""
-    folder, found = RunFolder(Path(config.run_dir)), None
-    notes: list[str] = []
-    try:
-        if config.run_dir and folder.path.exists():
-            folder.claim()  # before reading: another run may be writing there
-        found = _find_checkpoint(config, folder, observer)
-        if found is not None:
-            notes = check_resumable(*found, config, session.origin)
-        if not config.run_dir:
-            folder = RunFolder.new(config.data, config.model)
-        folder.claim()
-        folder.write_config(replace(config, run_dir=str(folder.path), resume="auto").to_toml())
-        folder.remember_all()
-    except BaseException:
-        folder.close()
-        raise
-    return folder, found, notes
-
-
-def _find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) -> tuple[Path, Checkpoint] | None:
-    if config.resume == "auto":
-        return folder.newest(observer.say) if config.run_dir else None
-    if config.resume == "never":
-        if config.run_dir and (there := folder.numbered()):
-            raise UsageError(
-                f"--resume never, but {folder.path} already holds a run ({there[-1].name}), and nothing is "
-                "written over: choose another --run-dir, or go on with --resume auto"
-            )
-        return None
-    path, checkpoint = _named_checkpoint(Path(config.resume), observer)
-    there = folder.numbered() if config.run_dir else []
-    later = [other for other in there if step_of(other) > checkpoint.state.step]
-    if later:
-        raise UsageError(
-            f"--resume {path} is at step {checkpoint.state.step}, but {folder.path} holds later checkpoints "
-            f"({later[-1].name}), and nothing is written over: go on from those with --resume auto, or choose another "
-            "--run-dir"
-        )
-    return path, checkpoint
-
-
-def _named_checkpoint(path: Path, observer: Observer) -> tuple[Path, Checkpoint]:
-    """The checkpoint of --resume PATH, or the newest of a run folder."""
-    if path.is_file():
-        return path, read_checkpoint(path)
-    found = RunFolder(path).newest(observer.say) if path.is_dir() else None
-    if found is None:
-        raise CheckpointError(
-            f"--resume {path}: no checkpoint there; expected auto, never, a checkpoint's path or a run folder"
-        )
-    return found
+def evaluation_is_due(session: Session, state: TrainingState) -> bool:
+    """After the last step of an epoch or the run, unless it was made before the checkpoint that this is."""
+    at_end = state.step % session.origin.steps_per_epoch == 0 or state.step == session.last_step
+    return at_end and state.step > 0 and state.test_accuracy is None
 
 
 def evaluate_state(
-    session: Session, state: TrainingState, communicator: Communicator, observer: Observer, lr: float
-) -> Evaluation:
-    """Evaluate the parameters on the test split and tell the observer; TrainingError if they have blown up."""
+    session: Session, state: TrainingState, observer: Observer, interruption: Interruption
+) -> Evaluation | None:
+    """Evaluate the parameters on the test split and tell the observer; None when a signal came meanwhile.
+
+    TrainingError if the parameters have blown up.
+    """
     started = time.perf_counter()
-    evaluation = evaluate(session.evaluation, state.parameters, session.pool, communicator)
+    try:
+        evaluation = evaluate(session.evaluation, state.parameters, session.pool, session.communicator, interruption)
+    except PreemptedError:
+        return None
     if not math.isfinite(evaluation.loss):
         raise known_to_all(
-            communicator,
+            session.communicator,
             TrainingError(
                 f"step {state.step}: the test loss is {evaluation.loss}: parameters have outgrown their range. "
                 "Nothing of this step is saved; try a lower --lr in another --run-dir"
             ),
         )
+    state.test_accuracy = evaluation.accuracy
+    lr = session.schedule(max(0, state.step - 1))
     observer.evaluated(state, evaluation, lr, time.perf_counter() - started)
     return evaluation
 
 
-def save(
-    session: Session, state: TrainingState, folder: RunFolder, communicator: Communicator, accuracy: float | None
-) -> None:
-    """Rank 0 writes a checkpoint; the others hear of it if it cannot."""
-    state.test_accuracy = accuracy
-    with together(communicator):
-        if communicator.rank == 0:
-            folder.save(state.step, checkpoint_bytes(state, session.origin, session.network.layout), accuracy)
+def preempted(run: Run, interruption: Interruption) -> DptrainError:
+    """What all ranks end with, once the checkpoint is written."""
+    asked = run.session.communicator.allgather(interruption.signal_name)
+    by = ", ".join(f"{name} at rank {rank}" for rank, name in enumerate(asked) if name is not None)
+    run.session.communicator.end_together()
+    return known_to_all(
+        run.session.communicator,
+        PreemptedError(
+            f"stopped by {by}: {run.folder.checkpoint_of(run.state.step).name} is written; go on with the same command "
+            f"and --run-dir {run.folder.path}"
+        ),
+    )
 
 
 def check_replicas(state: TrainingState, communicator: Communicator) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
-from dptrain.training.durable import write_durably
+from dptrain.training.durable import TEMPORARY, write_durably
 
 KEEP = 3
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
@@ -53,10 +53,11 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def claim(self) -> None:
+    def claim(self, patience: float = 0.0) -> None:
         """Make the folder and hold it until `close` or the process's end; claiming twice is fine.
 
-        UsageError when it cannot be written or another process trains in it.
+        UsageError when it cannot be written, or another process trains in it and does not end within `patience`
+        seconds.
         """
         if self._held is not None:
             return
@@ -70,18 +71,26 @@ class RunFolder:
             with self.metrics.open("a"):
                 pass
             self._held = os.open(self.path, os.O_RDONLY)
-            try:
-                fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(
-                    f"--run-dir {self.path}: another process trains in this folder; wait for it, or choose another"
-                ) from None
-            except OSError:
-                pass  # some network file systems cannot lock
-            for leftover in self.checkpoints.glob(".*.partial"):  # of a run that was killed while writing
-                leftover.unlink()
+            self._lock(self._held, time.monotonic() + patience)
+            for folder in (self.path, self.checkpoints):
+                for leftover in folder.glob(TEMPORARY):  # of a run that was killed while writing
+                    leftover.unlink()
         except OSError as error:
             raise _unusable(self.path, error) from error
+
+    def _lock(self, descriptor: int, until: float) -> None:
+        while True:
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    self.close()
+                    raise UsageError(
+                        f"--run-dir {self.path}: another process trains in this folder; wait for it, or choose another"
+                    ) from None
+                time.sleep(0.01)
+            except OSError:
+                return None  # some network file systems cannot lock
 
     def close(self) -> None:
         """Let others train in the folder."""
@@ -106,17 +115,24 @@ class RunFolder:
             raise _unusable(self.path, error) from error
         return sorted((path for path in there if CHECKPOINT_NAME.fullmatch(path.name)), key=step_of)
 
-    def newest(self, say: Callable[[str], None]) -> tuple[Path, Checkpoint] | None:
+    def newest(self, say: Callable[[str], None], *, set_aside: bool = False) -> tuple[Path, Checkpoint] | None:
         """The newest checkpoint that proves itself; a broken one is passed over with a line that says so.
 
-        CheckpointError when there are checkpoints but none is whole: starting from scratch would hide the loss.
+        With `set_aside`, for whoever trains here, those passed over get another name, so that the run can write them
+        anew. CheckpointError when there are checkpoints but none is whole: starting from scratch would hide the loss.
         """
-        paths = self.numbered()
+        paths, broken = self.numbered(), []
         for path in reversed(paths):
             try:
-                return path, read_checkpoint(path)
+                found = path, read_checkpoint(path)
             except CheckpointError as error:
+                broken.append(path)
                 say(f"passed over: {error}")
+                continue
+            if set_aside:
+                for other in broken:
+                    say(f"set aside as {_set_aside(other).name}")
+            return found
         if paths:
             raise CheckpointError(
                 f"{self.checkpoints}: none of its {len(paths)} checkpoints is whole; start anew in another --run-dir"
@@ -165,6 +181,18 @@ class RunFolder:
     @property
     def best(self) -> Path | None:
         return None if self._best is None else self._best[1]
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a broken checkpoint to a name that no other file has; its new path."""
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.broken" + ("" if number == 1 else f"-{number}"))
+        if not aside.exists():
+            try:
+                return path.rename(aside)
+            except OSError as error:
+                raise _unusable(path.parent.parent, error) from error
+    raise AssertionError("counting does not end")
 
 
 def _unusable(path: Path, error: OSError) -> UsageError:

@@ -15,7 +15,7 @@ from dptrain.config import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, fl
 from dptrain.data.augment import check_augmentation
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.format import Manifest, read_manifest
-from dptrain.data.shards import load_shards
+from dptrain.data.shards import NOTHING_LOADED, LocalShards, load_shards
 from dptrain.errors import CheckpointError, DptrainError, UsageError
 from dptrain.nn.network import Network
 from dptrain.optim import SGD
@@ -36,6 +36,8 @@ from dptrain.training.step import STATISTICS, GradientWork, TrainingStep
 class Session:
     """What a rank trains with. `notes` are lines for the user that came up on the way."""
 
+    config: TrainConfig
+    communicator: Communicator
     network: Network
     origin: Origin
     manifest: Manifest
@@ -44,11 +46,15 @@ class Session:
     last_step: int
     evaluation: EvaluationWork
     pool: ShardPool
+    shards: LocalShards
     notes: list[str]
 
 
-def set_up(config: TrainConfig, communicator: Communicator) -> Session:
-    """Open the data, build the network, place the shards; every rank fails with a DptrainError or none does."""
+def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards = NOTHING_LOADED) -> Session:
+    """Open the data, build the network, place the shards; every rank fails with a DptrainError or none does.
+
+    Of the rank's shards, those in `loaded` are not read again.
+    """
     # First of all, for what follows depends on it: which collectives are called, too.
     agree_on("configuration", vars(config), communicator)
     threads = config.threads or fair_threads(communicator)
@@ -60,7 +66,7 @@ def set_up(config: TrainConfig, communicator: Communicator) -> Session:
         check_augmentation(config.augment, manifest.image_shape)
         network = build_network(config.model, config.model_options, manifest.image_shape, len(manifest.classes))
         own = placement.shards_of(communicator.rank)
-        shards = load_shards(Path(config.data), manifest, own, threads)
+        shards = load_shards(Path(config.data), manifest, own, threads, loaded=loaded)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description()}
     agree_on("data set or network", agreed, communicator)
     total_steps = config.epochs * steps_per_epoch
@@ -74,7 +80,8 @@ def set_up(config: TrainConfig, communicator: Communicator) -> Session:
     )
     reduction = REDUCTIONS[config.reduction](placement, communicator, network.layout.size + STATISTICS)
     gradients = GradientWork(network, batches)
-    evaluation = EvaluationWork(network, shards.test, Normalisation(manifest))
+    longest = max(entry.samples for entry in manifest.splits["test"])
+    evaluation = EvaluationWork(network, shards.test, Normalisation(manifest), longest)
     pool = make_pool(min(threads, len(own)), [gradients, evaluation], communicator)
     origin = Origin(
         config=config.to_toml(),
@@ -87,6 +94,8 @@ def set_up(config: TrainConfig, communicator: Communicator) -> Session:
         environment=environment,
     )
     return Session(
+        config=config,
+        communicator=communicator,
         network=network,
         origin=origin,
         manifest=manifest,
@@ -95,6 +104,7 @@ def set_up(config: TrainConfig, communicator: Communicator) -> Session:
         last_step=min(total_steps, config.max_steps or total_steps),
         evaluation=evaluation,
         pool=pool,
+        shards=shards,
         notes=machine_notes(environment, communicator),
     )
 

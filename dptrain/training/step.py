@@ -18,8 +18,10 @@ from dptrain.parallel.processes import shared_zeros
 from dptrain.parallel.reduction import TreeReduction
 from dptrain.training.state import TrainingState
 
-LOSS, CORRECT, SAMPLES = range(3)  # ride behind the gradient through the reduction
-STATISTICS = 3
+# What rides behind the gradient through the reduction. The last two count ranks; so all ranks know after the same
+# step that one of them was asked to end, or could not write its checkpoint.
+LOSS, CORRECT, SAMPLES, ASKED_TO_END, FAILED = range(5)
+STATISTICS = 5
 
 
 @dataclass
@@ -44,12 +46,17 @@ class Seconds:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Of the global batch, the same on every rank: mean loss, samples classified rightly, samples."""
+    """Of the global batch, the same on every rank: mean loss, samples classified rightly, samples.
+
+    `asked_to_end` and `failed` are true if they were on any rank when the step began.
+    """
 
     loss: float
     correct: int
     samples: int
     seconds: Seconds
+    asked_to_end: bool = False
+    failed: bool = False
 
 
 class GradientWork(ShardWork[float]):
@@ -73,7 +80,7 @@ class GradientWork(ShardWork[float]):
         loaded = time.perf_counter()
         gradient, sums = self.split(self.vectors[shard])
         outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace)
-        sums[:] = outcome.loss_sum, outcome.correct, len(labels)
+        sums[:] = outcome.loss_sum, outcome.correct, len(labels), 0, 0
         return (loaded - started) / (time.perf_counter() - started)
 
     def split(self, vector: Array) -> tuple[Array, Array]:
@@ -97,8 +104,17 @@ class TrainingStep:
         self.pool, self.reduction, self.communicator = pool, reduction, communicator
 
     @quiet
-    def __call__(self, state: TrainingState, epoch: int, step: int, lr: float) -> StepOutcome:
-        """Make step `step` of an epoch: `state` becomes the next one.
+    def __call__(
+        self,
+        state: TrainingState,
+        epoch: int,
+        step: int,
+        lr: float,
+        *,
+        asked_to_end: bool = False,
+        failed: bool = False,
+    ) -> StepOutcome:
+        """Make step `step` of an epoch: `state` becomes the next one. All ranks learn of the two flags.
 
         TrainingError, with the state unchanged, when the loss or the gradient is not finite.
         """
@@ -107,6 +123,7 @@ class TrainingStep:
         np.copyto(self.work.parameters, state.parameters)
         shares = self.pool.map(self.work, self.work.batches, epoch, step)
         partial = self.reduction.local_sums(self.work.vectors)
+        self.work.split(partial[0])[1][[ASKED_TO_END, FAILED]] = asked_to_end, failed
         computed = clock()
         self.communicator.barrier()
         waited = clock()
@@ -124,7 +141,14 @@ class TrainingStep:
         data = (computed - started) * sum(shares) / len(shares)
         compute = computed - started - data + clock() - reduced
         seconds = Seconds(compute, data, waited - computed, reduced - waited)
-        return StepOutcome(float(sums[LOSS]) / samples, int(sums[CORRECT]), samples, seconds)
+        return StepOutcome(
+            float(sums[LOSS]) / samples,
+            int(sums[CORRECT]),
+            samples,
+            seconds,
+            asked_to_end=bool(sums[ASKED_TO_END]),
+            failed=bool(sums[FAILED]),
+        )
 
 
 def _not_finite(loss: float, step: int, lr: float) -> TrainingError:

@@ -16,6 +16,7 @@ request_one_thread()
 import numpy as np  # noqa: E402
 
 from dptrain.observe.recorder import Recorder  # noqa: E402
+from dptrain.parallel.communicator import launched_rank  # noqa: E402
 
 rank, step = int(sys.argv[1]), int(sys.argv[2])
 undisturbed = Recorder.stepped
@@ -23,7 +24,7 @@ undisturbed = Recorder.stepped
 
 def stepped(self: Recorder, state: Any, outcome: Any, lr: float) -> None:
     undisturbed(self, state, outcome, lr)
-    if (self.communicator.rank, state.step) == (rank, step):
+    if (launched_rank(), state.step) == (rank, step):
         state.parameters[:1].view(np.uint32)[0] ^= 1 << 20  # the lowest bit could be rounded away again
 
 

@@ -1,0 +1,180 @@
+"""A run on one rank: begun, gone on with from a checkpoint, or taken over from ranks that have died."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dptrain.config import TrainConfig
+from dptrain.data.shards import NOTHING_LOADED
+from dptrain.errors import CheckpointError, UsageError
+from dptrain.nn.workspace import aligned_copy
+from dptrain.parallel.communicator import Communicator, together
+from dptrain.training.checkpoint import Checkpoint, read_checkpoint
+from dptrain.training.observer import Observer
+from dptrain.training.run_folder import RunFolder, step_of
+from dptrain.training.setup import Session, check_resumable, set_up
+from dptrain.training.state import TrainingState, initial_state
+from dptrain.training.writer import CheckpointWriter
+
+CLAIM_PATIENCE = 10.0  # seconds: the kernel frees a dead rank's folder a little after the others learn of its death
+
+
+class Run:
+    """What a rank keeps of a run; after the death of other ranks, `begin` is called again with the survivors.
+
+    Only rank 0 holds the folder and has a writer. `saved_step` is the step of the newest checkpoint known to be in
+    the folder or on its way there.
+    """
+
+    session: Session
+    state: TrainingState
+    folder: RunFolder
+
+    def __init__(self, config: TrainConfig, observer: Observer) -> None:
+        self.config, self.observer = config, observer
+        self.resumed: Path | None = None
+        self.writer: CheckpointWriter | None = None
+        self.saved_step = -1
+        self.began = False
+
+    def begin(self, communicator: Communicator) -> None:
+        """Get ready for the next step, together with all ranks of the communicator.
+
+        DptrainError on all ranks when that cannot be. After a RankLostError it can be called again, with fewer ranks.
+        """
+        loaded = NOTHING_LOADED
+        if hasattr(self, "session"):
+            self.session.pool.close()
+            loaded = self.session.shards
+        self.session = set_up(self.config, communicator, loaded)
+        if not self._take_over(communicator):
+            self._open(communicator)
+        if communicator.rank == 0 and self.writer is None:
+            self.writer = CheckpointWriter(self.folder, self.session.origin, self.session.network.layout, self.config)
+        self.began = True
+
+    def _take_over(self, communicator: Communicator) -> bool:
+        """Go on from the newest state that any rank has; False when none has one, since the run has yet to begin.
+
+        States of the same step are the same to the bit, and a rank is at most one step ahead: it made that step with
+        what all ranks, also those that have died since, had given.
+        """
+        steps = communicator.allgather(self.state.step if self.began else -1)
+        newest = steps.index(max(steps))
+        if steps[newest] < 0:
+            return False
+        own = (self.state, self.folder.path, self.resumed) if communicator.rank == newest else None
+        self.state, path, self.resumed = communicator.broadcast(own, newest)
+        self._own_memory()
+        if self.state.step % self.session.origin.steps_per_epoch == 0:
+            self.state.test_accuracy = None  # whoever knew it may have died before it was saved
+        if not self.began:
+            self.folder = RunFolder(path)
+        with together(communicator):
+            if communicator.rank == 0:
+                self.folder.claim(patience=CLAIM_PATIENCE)
+                self.folder.remember_all()
+        return True
+
+    def _open(self, communicator: Communicator) -> None:
+        """Rank 0 claims the folder once nothing speaks against the run, and reads; all ranks receive."""
+        found: tuple[Path, Checkpoint] | None = None
+        notes: list[str] = []
+        with together(communicator):
+            if communicator.rank == 0:
+                found, notes = self._open_folder()
+        path, found = communicator.broadcast((self.folder.path, found) if communicator.rank == 0 else None)
+        for note in self.session.notes + notes:
+            self.observer.say(note)
+        if communicator.rank != 0:
+            self.folder = RunFolder(path)
+        if found is None:
+            self.state = initial_state(self.session.network, self.config.seed)
+            return
+        self.resumed, self.state = found[0], found[1].state
+        self._own_memory()
+        if self.resumed == self.folder.checkpoint_of(self.state.step):
+            self.saved_step = self.state.step
+
+    def _own_memory(self) -> None:
+        """What came through MPI or HDF5 lies anywhere; arithmetic wants it aligned."""
+        self.state.parameters = aligned_copy(self.state.parameters)
+        self.state.momentum = aligned_copy(self.state.momentum)
+
+    def _open_folder(self) -> tuple[tuple[Path, Checkpoint] | None, list[str]]:
+        """On rank 0: claim the folder; the checkpoint to go on from with its path, and notes on what has changed."""
+        config, notes = self.config, []
+        self.close_folder()  # it may have been opened for a beginning that others did not live to see
+        self.folder = RunFolder(Path(config.run_dir))
+        if config.run_dir and self.folder.path.exists():
+            self.folder.claim()  # before reading: another run may be writing there
+        found = find_checkpoint(config, self.folder, self.observer)
+        if found is not None:
+            notes = check_resumable(*found, config, self.session.origin)
+        if not config.run_dir:
+            self.folder = RunFolder.new(config.data, config.model)
+        self.folder.claim()
+        self.folder.write_config(replace(config, run_dir=str(self.folder.path), resume="auto").to_toml())
+        self.folder.remember_all()
+        return found, notes
+
+    def save(self) -> None:
+        """Begin to write a checkpoint of the state, where this rank is the one to do so."""
+        self.saved_step = self.state.step
+        if self.writer is not None:
+            self.writer.submit(self.state)
+
+    def wait_until_saved(self) -> None:
+        """On all ranks: until the last checkpoint is on disk; CheckpointError when it cannot be written."""
+        with together(self.session.communicator):
+            if self.writer is not None:
+                self.writer.wait()
+
+    def close_folder(self) -> None:
+        """Let others train in the folder."""
+        if hasattr(self, "folder"):
+            self.folder.close()
+
+    def close(self) -> None:
+        """End helpers, threads and the hold of the folder; a checkpoint on its way is written first."""
+        if self.writer is not None:
+            self.writer.close()
+        if hasattr(self, "session"):
+            self.session.pool.close()
+        self.close_folder()
+
+
+def find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) -> tuple[Path, Checkpoint] | None:
+    """The checkpoint that --resume asks for, with its path; None to begin anew."""
+    if config.resume == "auto":
+        return folder.newest(observer.say, set_aside=True) if config.run_dir else None
+    if config.resume == "never":
+        if config.run_dir and (there := folder.numbered()):
+            raise UsageError(
+                f"--resume never, but {folder.path} already holds a run ({there[-1].name}), and nothing is "
+                "written over: choose another --run-dir, or go on with --resume auto"
+            )
+        return None
+    path, checkpoint = _named_checkpoint(Path(config.resume), observer)
+    there = folder.numbered() if config.run_dir else []
+    later = [other for other in there if step_of(other) > checkpoint.state.step]
+    if later:
+        raise UsageError(
+            f"--resume {path} is at step {checkpoint.state.step}, but {folder.path} holds later checkpoints "
+            f"({later[-1].name}), and nothing is written over: go on from those with --resume auto, or choose another "
+            "--run-dir"
+        )
+    return path, checkpoint
+
+
+def _named_checkpoint(path: Path, observer: Observer) -> tuple[Path, Checkpoint]:
+    """The checkpoint of --resume PATH, or the newest of a run folder."""
+    if path.is_file():
+        return path, read_checkpoint(path)
+    found = RunFolder(path).newest(observer.say) if path.is_dir() else None
+    if found is None:
+        raise CheckpointError(
+            f"--resume {path}: no checkpoint there; expected auto, never, a checkpoint's path or a run folder"
+        )
+    return found
