@@ -21,6 +21,7 @@ from dptrain.nn.workspace import aligned_copy
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.training.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
 from dptrain.training.evaluate import Evaluation, evaluate
+from dptrain.training.replicas import check_replicas
 from dptrain.training.run_folder import RunFolder, step_of
 from dptrain.training.setup import Session, check_resumable, set_up
 from dptrain.training.state import TrainingState, initial_state
@@ -70,7 +71,7 @@ def train(config: TrainConfig, communicator: Communicator, observer: Observer) -
             state.epoch_samples += outcome.samples
             observer.stepped(state, outcome, lr)
             if state.step % steps_per_epoch == 0 or state.step == session.last_step:
-                check_replicas(state, communicator)
+                check_replicas(state, session.network.layout, communicator)
                 evaluation = evaluate_state(session, state, communicator, observer, lr)
                 save(session, state, folder, communicator, evaluation.accuracy)
             elif config.checkpoint_every and state.step % config.checkpoint_every == 0:
@@ -196,26 +197,3 @@ def save(
     with together(communicator):
         if communicator.rank == 0:
             folder.save(state.step, checkpoint_bytes(state, session.origin, session.network.layout), accuracy)
-
-
-def check_replicas(state: TrainingState, communicator: Communicator) -> None:
-    """All ranks must hold the same parameters and momentum to the bit; TrainingError naming those that do not."""
-    hashes = communicator.allgather(state.sha256)
-    common = max(set(hashes), key=hashes.count)
-    agreeing = hashes.count(common)
-    if agreeing == len(hashes):
-        return
-    majority = 2 * agreeing > len(hashes)
-    odd = [str(rank) for rank, value in enumerate(hashes) if value != common or not majority]
-    found = (
-        f"rank {', '.join(odd)} differ from those of the other ranks ({agreeing} of {len(hashes)} agree)"
-        if majority
-        else f"ranks {', '.join(odd)} differ, and no majority says which are right"
-    )
-    raise known_to_all(
-        communicator,
-        TrainingError(
-            f"step {state.step}: the parameters of {found}; suspect memory or library versions. The last checkpoint "
-            "is from before this step: start again from it with --resume auto"
-        ),
-    )
