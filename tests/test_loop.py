@@ -257,6 +257,14 @@ def test_parameters_that_blow_up_in_the_last_step_are_not_saved(data: Path, tmp_
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
+def test_parameters_that_an_update_makes_infinite_are_not_saved(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        TrainingError, match=r"step 1: after the update the parameter conv1\.weight holds (nan|-inf|inf)"
+    ):
+        run(configuration(data, tmp_path / "run", lr=1e39, warmup_steps=0, checkpoint_every=1))
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
 def test_going_back_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
     """The steps made again would write over those of the first attempt."""
     folder = tmp_path / "run"

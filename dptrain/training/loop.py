@@ -20,6 +20,7 @@ from dptrain.errors import CheckpointError, TrainingError, UsageError
 from dptrain.nn.workspace import aligned_copy
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.training.checkpoint import Checkpoint, checkpoint_bytes, read_checkpoint
+from dptrain.training.diagnosis import check_finite
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.replicas import check_replicas
 from dptrain.training.run_folder import RunFolder, step_of
@@ -196,4 +197,5 @@ def save(
     state.test_accuracy = accuracy
     with together(communicator):
         if communicator.rank == 0:
+            check_finite(state, session.network.layout)
             folder.save(state.step, checkpoint_bytes(state, session.origin, session.network.layout), accuracy)

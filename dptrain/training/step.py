@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dptrain.data.batches import ShardBatches
-from dptrain.errors import TrainingError
+from dptrain.nn.finite import not_finite
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.optim import SGD
@@ -16,6 +16,7 @@ from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.parallel.pool import ShardPool, ShardWork
 from dptrain.parallel.processes import shared_zeros
 from dptrain.parallel.reduction import TreeReduction
+from dptrain.training.diagnosis import examine_shards, first_of_all_shards, not_finite_error
 from dptrain.training.state import TrainingState
 
 LOSS, CORRECT, SAMPLES = range(3)  # ride behind the gradient through the reduction
@@ -100,7 +101,7 @@ class TrainingStep:
     def __call__(self, state: TrainingState, epoch: int, step: int, lr: float) -> StepOutcome:
         """Make step `step` of an epoch: `state` becomes the next one.
 
-        TrainingError, with the state unchanged, when the loss or the gradient is not finite.
+        TrainingError, with the state unchanged, when the loss or the gradient is not finite: it names shard and layer.
         """
         clock = time.perf_counter
         started = clock()
@@ -113,9 +114,10 @@ class TrainingStep:
         total = self.reduction.exchange(partial)
         reduced = clock()
         gradient, sums = self.work.split(total)
-        if not (np.isfinite(total.min()) and np.isfinite(total.max())):  # a NaN is both
-            # Judged once, after the reduction, by all ranks alike.
-            raise known_to_all(self.communicator, _not_finite(float(sums[LOSS]), state.step, lr))
+        if not_finite(total):  # judged once, after the reduction, by all ranks alike
+            found = examine_shards(self.work.network, state.parameters, self.work.batches, epoch, step)
+            where = first_of_all_shards(found, gradient, self.work.network.layout, self.communicator)
+            raise known_to_all(self.communicator, not_finite_error(float(sums[LOSS]), where, state.step + 1, lr))
         samples = int(sums[SAMPLES])
         gradient /= samples
         self.optimizer.update(state.parameters, state.momentum, gradient, lr)
@@ -125,12 +127,3 @@ class TrainingStep:
         compute = computed - started - data + clock() - reduced
         seconds = Seconds(compute, data, waited - computed, reduced - waited)
         return StepOutcome(float(sums[LOSS]) / samples, int(sums[CORRECT]), samples, seconds)
-
-
-def _not_finite(loss: float, step: int, lr: float) -> TrainingError:
-    what = "gradient is not finite" if np.isfinite(loss) else f"loss is {loss}"
-    return TrainingError(
-        f"step {step + 1}: the {what}, at learning rate {lr:.6g}; the parameters were not changed and earlier "
-        "checkpoints are kept. Try a lower --lr or more --warmup-steps in another --run-dir, from the start or "
-        "by --resume from a checkpoint of before it went wrong"
-    )
