@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from mpi_runs import PROGRAMS, VARIABLES, mpirun, own_mpi
+from thread_ranks import on_ranks
 
 from dptrain.nn.workspace import Array
 from dptrain.parallel.communicator import Communicator
@@ -22,44 +21,6 @@ from dptrain.parallel.reduction import MPIReduction, TreeReduction, sum_tree
 
 LENGTHS = (1, 5, 333)
 EPSILON = float(np.finfo(np.float32).eps)
-
-
-class Board:
-    """Where the ranks of one process, each a thread, leave what they send."""
-
-    def __init__(self, ranks: int) -> None:
-        self.ranks = ranks
-        self.posts: list[Any] = [None] * ranks
-        self.barrier = threading.Barrier(ranks, timeout=20)
-
-
-class ThreadCommunicator(Communicator):
-    """A rank that is a thread: it posts copies, waits for all, and takes what is for it."""
-
-    def __init__(self, board: Board, rank: int) -> None:
-        self.board, self.rank, self.size = board, rank, board.ranks
-
-    def allgather(self, value: Any) -> list[Any]:
-        self.board.posts[self.rank] = value
-        self.board.barrier.wait()
-        posts = list(self.board.posts)
-        self.board.barrier.wait()
-        return posts
-
-    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
-        assert sum(send_counts) == len(send)
-        parts = np.split(send.copy(), np.cumsum(send_counts)[:-1])
-        mine = [post[self.rank] for post in self.allgather(parts)]
-        assert [len(part) for part in mine] == list(receive_counts)
-        receive[...] = np.concatenate(mine)
-
-    def allgather_slices(self, own: Array, whole: Array, counts: Sequence[int]) -> None:
-        slices = self.allgather(own.copy())
-        assert [len(part) for part in slices] == list(counts)
-        whole[...] = np.concatenate(slices)
-
-    def allreduce(self, vector: Array) -> None:
-        vector[...] = sum(self.allgather(vector.copy()))
 
 
 def shard_vectors(shards: int, length: int, seed: int = 0) -> Array:
@@ -83,18 +44,17 @@ def oracle(vectors: Array) -> Array:
 def reduce_on(kind: type[TreeReduction], ranks: int, calls: Sequence[Array]) -> list[list[Array]]:
     """For each rank, what its reduction returns for each of `calls`, one after the other."""
     shards, length = calls[0].shape
-    placement, board = Placement(shards, ranks), Board(ranks)
+    placement = Placement(shards, ranks)
 
-    def rank_program(rank: int) -> list[Array]:
-        reduction = kind(placement, ThreadCommunicator(board, rank), length)
+    def rank_program(communicator: Communicator) -> list[Array]:
+        reduction = kind(placement, communicator, length)
         totals = []
         for vectors in calls:
-            own = {shard: vectors[shard].copy() for shard in placement.shards_of(rank)}
+            own = {shard: vectors[shard].copy() for shard in placement.shards_of(communicator.rank)}
             totals.append(reduction.exchange(reduction.local_sums(own)).copy())
         return totals
 
-    with ThreadPoolExecutor(ranks) as pool:
-        return list(pool.map(rank_program, range(ranks)))
+    return on_ranks(ranks, rank_program)
 
 
 @pytest.mark.parametrize("shards", range(1, 10))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_infinities_that_cancel_are_noticed_without_a_warning(
 ) -> None:
     """Two shards overflow to opposite sides: their sum is not a number, and NumPy would warn on stderr."""
     session, state = prepared
-    signs = iter([np.inf, -np.inf, 0, 0])
+    signs = itertools.cycle([np.inf, -np.inf, 0, 0])
 
     def overflow(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any) -> Outcome:
         gradient.fill(next(signs))

@@ -1,7 +1,7 @@
 """The network in NumPy alone: no files, no MPI.
 
 Read in this order: workspace, draws, params, layer; then the layers: linear, activation, pool, loss; convolution:
-products, correlation, im2col, winograd, conv; and what is made of them: fusion, network, zoo.
+products, correlation, im2col, winograd, conv; and what is made of them: fusion, network, zoo, finite.
 
 Shapes, everywhere in this package:
 

@@ -19,6 +19,7 @@ from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.parallel.interruption import NEVER, Interruption
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.observer import Observer
+from dptrain.training.replicas import check_replicas
 from dptrain.training.run import Run
 from dptrain.training.setup import Session
 from dptrain.training.state import TrainingState
@@ -79,32 +80,30 @@ def make_steps(run: Run, observer: Observer, interruption: Interruption) -> Eval
     PreemptedError on all ranks, with a checkpoint of the step, when one was asked to end.
     """
     session, state = run.session, run.state
-    steps_per_epoch, communicator = session.origin.steps_per_epoch, session.communicator
     evaluation, asked_to_end = None, False
     while True:
         if evaluation_is_due(session, state) and not asked_to_end:
-            check_replicas(state, communicator)
+            check_replicas(state, session.network.layout, session.communicator)
             evaluation = evaluate_state(session, state, observer, interruption)
             asked_to_end = evaluation is None
             run.save()
         if asked_to_end or state.step >= session.last_step:
             break
-        epoch, step = divmod(state.step, steps_per_epoch)
+        epoch, step = divmod(state.step, session.origin.steps_per_epoch)
         lr = session.schedule(state.step)
         if step == 0:
             state.epoch_loss, state.epoch_correct, state.epoch_samples = 0.0, 0, 0
-        asked, failed = interruption.signal_name is not None, run.writer is not None and run.writer.failed
-        outcome = session.take_step(state, epoch, step, lr, asked_to_end=asked, failed=failed)
+        outcome = session.take_step(state, epoch, step, lr, run.requests(interruption))
         state.test_accuracy = None
         state.epoch_loss += outcome.loss * outcome.samples
         state.epoch_correct += outcome.correct
         state.epoch_samples += outcome.samples
         observer.stepped(state, outcome, lr)
-        if outcome.failed:
+        if outcome.requests.failed:
             run.wait_until_saved()  # raises what failed
-        asked_to_end = outcome.asked_to_end
-        if run.writer is not None and run.writer.due(state.step) and not evaluation_is_due(session, state):
+        if outcome.requests.checkpoint and not evaluation_is_due(session, state):
             run.save()
+        asked_to_end = outcome.requests.end
     if evaluation is None and not asked_to_end:  # the checkpoint already was the last step's
         evaluation = evaluate_state(session, state, observer, interruption)
     if run.saved_step != state.step:
@@ -157,28 +156,5 @@ def preempted(run: Run, interruption: Interruption) -> DptrainError:
         PreemptedError(
             f"stopped by {by}: {run.folder.checkpoint_of(run.state.step).name} is written; go on with the same command "
             f"and --run-dir {run.folder.path}"
-        ),
-    )
-
-
-def check_replicas(state: TrainingState, communicator: Communicator) -> None:
-    """All ranks must hold the same parameters and momentum to the bit; TrainingError naming those that do not."""
-    hashes = communicator.allgather(state.sha256)
-    common = max(set(hashes), key=hashes.count)
-    agreeing = hashes.count(common)
-    if agreeing == len(hashes):
-        return
-    majority = 2 * agreeing > len(hashes)
-    odd = [str(rank) for rank, value in enumerate(hashes) if value != common or not majority]
-    found = (
-        f"rank {', '.join(odd)} differ from those of the other ranks ({agreeing} of {len(hashes)} agree)"
-        if majority
-        else f"ranks {', '.join(odd)} differ, and no majority says which are right"
-    )
-    raise known_to_all(
-        communicator,
-        TrainingError(
-            f"step {state.step}: the parameters of {found}; suspect memory or library versions. The last checkpoint "
-            "is from before this step: start again from it with --resume auto"
         ),
     )

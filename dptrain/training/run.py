@@ -10,11 +10,15 @@ from dptrain.data.shards import NOTHING_LOADED
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.nn.workspace import aligned_copy
 from dptrain.parallel.communicator import Communicator, together
+from dptrain.parallel.interruption import Interruption
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
+from dptrain.training.diagnosis import check_finite
 from dptrain.training.observer import Observer
+from dptrain.training.replicas import check_replicas
 from dptrain.training.run_folder import RunFolder, step_of
 from dptrain.training.setup import Session, check_resumable, set_up
 from dptrain.training.state import TrainingState, initial_state
+from dptrain.training.step import Requests
 from dptrain.training.writer import CheckpointWriter
 
 CLAIM_PATIENCE = 10.0  # seconds: the kernel frees a dead rank's folder a little after the others learn of its death
@@ -23,8 +27,8 @@ CLAIM_PATIENCE = 10.0  # seconds: the kernel frees a dead rank's folder a little
 class Run:
     """What a rank keeps of a run; after the death of other ranks, `begin` is called again with the survivors.
 
-    Only rank 0 holds the folder and has a writer. `saved_step` is the step of the newest checkpoint known to be in
-    the folder or on its way there.
+    Only rank 0 holds the folder and has a writer. `saved_step`, the same on all ranks, is the step of the newest
+    checkpoint that is known to be in the folder or on its way there.
     """
 
     session: Session
@@ -67,6 +71,7 @@ class Run:
         own = (self.state, self.folder.path, self.resumed) if communicator.rank == newest else None
         self.state, path, self.resumed = communicator.broadcast(own, newest)
         self._own_memory()
+        self.saved_step = -1  # ranks may have learned of the death on either side of a `save`
         if self.state.step % self.session.origin.steps_per_epoch == 0:
             self.state.test_accuracy = None  # whoever knew it may have died before it was saved
         if not self.began:
@@ -119,8 +124,23 @@ class Run:
         self.folder.remember_all()
         return found, notes
 
+    def requests(self, interruption: Interruption) -> Requests:
+        """What this rank has to tell the others with the next step."""
+        writer = self.writer
+        return Requests(
+            end=interruption.signal_name is not None,
+            failed=writer is not None and writer.failed,
+            checkpoint=writer is not None and writer.due(self.state.step + 1),
+        )
+
     def save(self) -> None:
-        """Begin to write a checkpoint of the state, where this rank is the one to do so."""
+        """Begin to write a checkpoint of the state; called by all ranks.
+
+        TrainingError when it is not worth keeping: the ranks do not agree on it, or it is not finite.
+        """
+        layout, communicator = self.session.network.layout, self.session.communicator
+        check_replicas(self.state, layout, communicator)
+        check_finite(self.state, layout, communicator)
         self.saved_step = self.state.step
         if self.writer is not None:
             self.writer.submit(self.state)

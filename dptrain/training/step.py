@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from dptrain.data.batches import ShardBatches
-from dptrain.errors import TrainingError
+from dptrain.nn.finite import not_finite
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.optim import SGD
@@ -16,12 +17,25 @@ from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.parallel.pool import ShardPool, ShardWork
 from dptrain.parallel.processes import shared_zeros
 from dptrain.parallel.reduction import TreeReduction
+from dptrain.training.diagnosis import examine_shards, first_of_all_shards, not_finite_error
 from dptrain.training.state import TrainingState
 
-# What rides behind the gradient through the reduction. The last two count ranks; so all ranks know after the same
-# step that one of them was asked to end, or could not write its checkpoint.
-LOSS, CORRECT, SAMPLES, ASKED_TO_END, FAILED = range(5)
-STATISTICS = 5
+LOSS, CORRECT, SAMPLES = range(3)  # ride behind the gradient through the reduction, and Requests behind them
+
+
+class Requests(NamedTuple):
+    """What one rank asks of all: to end, as a signal told it; to hear of a checkpoint that failed; to write one.
+
+    They ride through the reduction as numbers of ranks, so all ranks know of them after the same step.
+    """
+
+    end: bool = False
+    failed: bool = False
+    checkpoint: bool = False
+
+
+NOTHING_ASKED = Requests()
+STATISTICS = 3 + len(NOTHING_ASKED)
 
 
 @dataclass
@@ -46,17 +60,13 @@ class Seconds:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Of the global batch, the same on every rank: mean loss, samples classified rightly, samples.
-
-    `asked_to_end` and `failed` are true if they were on any rank when the step began.
-    """
+    """Of the global batch, the same on every rank: mean loss, samples classified rightly, samples, requests of any."""
 
     loss: float
     correct: int
     samples: int
     seconds: Seconds
-    asked_to_end: bool = False
-    failed: bool = False
+    requests: Requests = NOTHING_ASKED
 
 
 class GradientWork(ShardWork[float]):
@@ -80,7 +90,7 @@ class GradientWork(ShardWork[float]):
         loaded = time.perf_counter()
         gradient, sums = self.split(self.vectors[shard])
         outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace)
-        sums[:] = outcome.loss_sum, outcome.correct, len(labels), 0, 0
+        sums[:] = outcome.loss_sum, outcome.correct, len(labels), *NOTHING_ASKED
         return (loaded - started) / (time.perf_counter() - started)
 
     def split(self, vector: Array) -> tuple[Array, Array]:
@@ -105,34 +115,28 @@ class TrainingStep:
 
     @quiet
     def __call__(
-        self,
-        state: TrainingState,
-        epoch: int,
-        step: int,
-        lr: float,
-        *,
-        asked_to_end: bool = False,
-        failed: bool = False,
+        self, state: TrainingState, epoch: int, step: int, lr: float, requests: Requests = NOTHING_ASKED
     ) -> StepOutcome:
-        """Make step `step` of an epoch: `state` becomes the next one. All ranks learn of the two flags.
+        """Make step `step` of an epoch: `state` becomes the next one. All ranks learn of each one's requests.
 
-        TrainingError, with the state unchanged, when the loss or the gradient is not finite.
+        TrainingError, with the state unchanged, when the loss or the gradient is not finite: it names shard and layer.
         """
         clock = time.perf_counter
         started = clock()
         np.copyto(self.work.parameters, state.parameters)
         shares = self.pool.map(self.work, self.work.batches, epoch, step)
         partial = self.reduction.local_sums(self.work.vectors)
-        self.work.split(partial[0])[1][[ASKED_TO_END, FAILED]] = asked_to_end, failed
+        self.work.split(partial[0])[1][SAMPLES + 1 :] = requests
         computed = clock()
         self.communicator.barrier()
         waited = clock()
         total = self.reduction.exchange(partial)
         reduced = clock()
         gradient, sums = self.work.split(total)
-        if not (np.isfinite(total.min()) and np.isfinite(total.max())):  # a NaN is both
-            # Judged once, after the reduction, by all ranks alike.
-            raise known_to_all(self.communicator, _not_finite(float(sums[LOSS]), state.step, lr))
+        if not_finite(total):  # judged once, after the reduction, by all ranks alike
+            found = examine_shards(self.work.network, state.parameters, self.work.batches, epoch, step)
+            where = first_of_all_shards(found, gradient, self.work.network.layout, self.communicator)
+            raise known_to_all(self.communicator, not_finite_error(float(sums[LOSS]), where, state.step + 1, lr))
         samples = int(sums[SAMPLES])
         gradient /= samples
         self.optimizer.update(state.parameters, state.momentum, gradient, lr)
@@ -141,20 +145,5 @@ class TrainingStep:
         data = (computed - started) * sum(shares) / len(shares)
         compute = computed - started - data + clock() - reduced
         seconds = Seconds(compute, data, waited - computed, reduced - waited)
-        return StepOutcome(
-            float(sums[LOSS]) / samples,
-            int(sums[CORRECT]),
-            samples,
-            seconds,
-            asked_to_end=bool(sums[ASKED_TO_END]),
-            failed=bool(sums[FAILED]),
-        )
-
-
-def _not_finite(loss: float, step: int, lr: float) -> TrainingError:
-    what = "gradient is not finite" if np.isfinite(loss) else f"loss is {loss}"
-    return TrainingError(
-        f"step {step + 1}: the {what}, at learning rate {lr:.6g}; the parameters were not changed and earlier "
-        "checkpoints are kept. Try a lower --lr or more --warmup-steps in another --run-dir, from the start or "
-        "by --resume from a checkpoint of before it went wrong"
-    )
+        asked = Requests(*(bool(number) for number in sums[SAMPLES + 1 :]))
+        return StepOutcome(float(sums[LOSS]) / samples, int(sums[CORRECT]), samples, seconds, asked)

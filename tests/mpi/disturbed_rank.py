@@ -1,6 +1,8 @@
-"""dptrain, but after one step one rank's parameters get one wrong bit, as from failing memory.
+"""dptrain, but after one step one rank's parameters or momentum get one wrong bit, as from failing memory.
 
-python disturbed_rank.py RANK STEP ARGUMENTS OF DPTRAIN...
+python disturbed_rank.py RANK STEP TENSOR ARGUMENTS OF DPTRAIN...
+
+TENSOR is for example conv1.weight, or "momentum of conv1.weight".
 """
 
 from __future__ import annotations
@@ -18,15 +20,23 @@ import numpy as np  # noqa: E402
 from dptrain.observe.recorder import Recorder  # noqa: E402
 from dptrain.parallel.communicator import launched_rank  # noqa: E402
 
-rank, step = int(sys.argv[1]), int(sys.argv[2])
-undisturbed = Recorder.stepped
+rank, step, tensor = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+undisturbed_start, undisturbed_step = Recorder.started, Recorder.stepped
+parts: dict[str, slice] = {}
+
+
+def started(self: Recorder, session: Any, *others: Any) -> None:
+    undisturbed_start(self, session, *others)
+    parts.update(session.network.layout.slices)
 
 
 def stepped(self: Recorder, state: Any, outcome: Any, lr: float) -> None:
-    undisturbed(self, state, outcome, lr)
+    undisturbed_step(self, state, outcome, lr)
     if (launched_rank(), state.step) == (rank, step):
-        state.parameters[:1].view(np.uint32)[0] ^= 1 << 20  # the lowest bit could be rounded away again
+        vector = state.momentum if tensor.startswith("momentum of ") else state.parameters
+        values = vector[parts[tensor.removeprefix("momentum of ")]]
+        values[:1].view(np.uint32)[0] ^= 1 << 20  # the lowest bit could be rounded away again
 
 
-Recorder.stepped = stepped
-sys.exit(cli.main(sys.argv[3:]))
+Recorder.started, Recorder.stepped = started, stepped
+sys.exit(cli.main(sys.argv[4:]))

@@ -1,0 +1,78 @@
+"""A user's network that breaks in a chosen place, for chosen microbatches only.
+
+--model tests/broken_layers.py:build --model-options 'place = "trap2", how = "output", microbatches = ["..."]'
+
+how: "output" (a NaN), "input gradient" (a NaN), or "gradient": as well as that, the parameter's is infinite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from dptrain.nn import Conv2d, Flatten, Layer, Linear
+from dptrain.nn.workspace import Array, Workspace
+
+PLACES = ("trap1", "trap2", "trap3")
+
+
+def fingerprint(images: Array) -> str:
+    """By which a microbatch is known."""
+    return hashlib.sha256(images.tobytes()).hexdigest()
+
+
+class Recogniser(Layer):
+    """Passes images on, and notes in the workspace whether they are of a microbatch that is to break."""
+
+    kind = "recogniser"
+
+    def __init__(self, microbatches: list[str]) -> None:
+        self.microbatches = microbatches
+
+    def forward(self, x: Array, parameters: Any, workspace: Workspace) -> tuple[Array, None]:
+        sprung(workspace)[0] = fingerprint(x) in self.microbatches
+        return x, None
+
+
+def sprung(workspace: Workspace) -> Array:
+    return workspace.array("recogniser", "sprung", (1,), bool)
+
+
+class Trap(Layer):
+    """x * (1 + slope), broken if it stands in the chosen place."""
+
+    kind = "trap"
+
+    def __init__(self, place: str, how: str) -> None:
+        self.place, self.how = place, how
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"slope": (1,)}
+
+    def breaks(self, how: str, workspace: Workspace) -> bool:
+        return (self.name, how) == (self.place, self.how) and bool(sprung(workspace)[0])
+
+    def forward(self, x: Array, parameters: Any, workspace: Workspace) -> tuple[Array, Array]:
+        y = x * (1 + parameters["slope"])
+        if self.breaks("output", workspace):
+            y.flat[-1] = np.nan
+        return y, x
+
+    def backward(
+        self, dy: Array, saved: Array, parameters: Any, gradients: Any, workspace: Workspace, need_dx: bool = True
+    ) -> Array:
+        gradients["slope"][0] = (dy * saved).sum()
+        dx = dy * (1 + parameters["slope"])
+        if self.breaks("gradient", workspace):
+            gradients["slope"][0] = np.inf
+        if self.breaks("gradient", workspace) or self.breaks("input gradient", workspace):
+            dx.flat[0] = np.nan
+        return dx
+
+
+def build(input_shape: Any, classes: int, *, place: str, how: str, microbatches: list[str]) -> list[Layer]:
+    first, second, third = (Trap(place, how) for _ in PLACES)
+    convolution = Conv2d(2, padding=1)
+    return [Recogniser(microbatches), convolution, first, Flatten(), second, Linear(4), third, Linear(classes)]
