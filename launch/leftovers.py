@@ -1,0 +1,83 @@
+"""What a job leaves behind on this host: processes that outlive mpirun, and shared memory that nobody maps.
+
+Both are looked for in Linux's /proc; without it there is nothing to find.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launch.relay import say
+
+MARK = "DPTRAIN_ATTEMPT"
+PROC = Path("/proc")
+SHARED_MEMORY = Path("/dev/shm")
+SEGMENTS = ("mpich_shm_*", "sm_segment*")  # MPICH's, Open MPI's
+GONE_SECONDS = 5.0
+
+
+@contextmanager
+def no_leftovers() -> Iterator[dict[str, str]]:
+    """Yield the variable that marks a job's processes; when the block ends, so do they and their shared memory."""
+    mark = {MARK: secrets.token_hex(16)}
+    earlier = segments()
+    try:
+        yield mark
+    finally:
+        end_marked(mark[MARK])
+        remove_unmapped(segments() - earlier)
+
+
+def marked(token: str) -> list[int]:
+    """Process numbers of those that were started with the mark in their environment."""
+    found = []
+    for path in PROC.glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or another user's
+            if f"{MARK}={token}\0".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def end_marked(token: str) -> None:
+    """SIGKILL, which also ends stopped processes, to all that carry the mark, until none is left."""
+    deadline = time.monotonic() + GONE_SECONDS
+    while left := marked(token):
+        if time.monotonic() > deadline:
+            say(f"processes {left} of the job do not end, not even by SIGKILL; look after them")
+            return
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def segments() -> set[Path]:
+    """The shared memory of MPI jobs on this host, as files."""
+    return {path for pattern in SEGMENTS for path in SHARED_MEMORY.glob(pattern)}
+
+
+def remove_unmapped(paths: set[Path]) -> None:
+    """Remove those files that are ours and mapped by no process: the others belong to jobs that still run."""
+    if not paths:
+        return
+    maps = mapped()
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path.stat().st_uid == os.geteuid() and str(path) not in maps:
+                path.unlink()
+
+
+def mapped() -> str:
+    """The memory maps of all processes that may be read, ours among them."""
+    read = []
+    for path in PROC.glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            read.append(path.read_text(errors="replace"))
+    return "".join(read)
