@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -45,6 +46,29 @@ def find_mpirun(named: str | None) -> str:
 
 def mpirun_kind(mpirun: str, environment: Mapping[str, str]) -> Kind:
     """Open MPI or MPICH, by the answer to `mpirun --version`; raises DptrainError for anything else."""
+    text = version_of(mpirun, environment)
+    for kind in Kind:
+        if kind.value in text:
+            return kind
+    raise DptrainError(
+        f"{mpirun} is neither Open MPI's nor MPICH's: its --version says {first_line(text)!r}; {INSTALL}, "
+        "or name another by --mpirun PATH"
+    )
+
+
+def require_elastic(mpirun: str, environment: Mapping[str, str]) -> None:
+    """DptrainError unless ranks under this mpirun can go on without those that failed: Open MPI 5 or later."""
+    text = version_of(mpirun, environment)
+    found = re.search(r"\(Open MPI\) (\d+)", text)
+    if found is None or int(found[1]) < 5:
+        raise DptrainError(
+            f"--elastic: only Open MPI 5 or later lets ranks go on without those that failed, and {mpirun} is "
+            f"{'MPICH' if Kind.MPICH.value in text else first_line(text)}; use --max-restarts K instead"
+        )
+
+
+def version_of(mpirun: str, environment: Mapping[str, str]) -> str:
+    """The answer to `mpirun --version`; raises DptrainError when it fails."""
     try:
         answer = subprocess.run(
             [mpirun, "--version"],
@@ -58,25 +82,30 @@ def mpirun_kind(mpirun: str, environment: Mapping[str, str]) -> Kind:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DptrainError(f"{mpirun} --version: {error}; {INSTALL}") from error
     text = answer.stdout.decode(errors="replace")
-    first_line = (text.strip().splitlines() or ["nothing"])[0][:200]
     if answer.returncode != 0:
-        raise DptrainError(f"{mpirun} --version ended with status {answer.returncode}: {first_line}; {INSTALL}")
-    for kind in Kind:
-        if kind.value in text:
-            return kind
-    raise DptrainError(
-        f"{mpirun} is neither Open MPI's nor MPICH's: its --version says {first_line!r}; {INSTALL}, "
-        "or name another by --mpirun PATH"
-    )
+        raise DptrainError(f"{mpirun} --version ended with status {answer.returncode}: {first_line(text)}; {INSTALL}")
+    return text
 
 
-def mpirun_command(program: Sequence[str], ranks: int, mpirun: str, kind: Kind, host: Host) -> list[str]:
-    """The command that runs `program` on `ranks` ranks of this host, each bound to its share of the cores."""
+def first_line(text: str) -> str:
+    """What to show of an answer."""
+    return (text.strip().splitlines() or ["nothing"])[0][:200]
+
+
+def mpirun_command(
+    program: Sequence[str], ranks: int, mpirun: str, kind: Kind, host: Host, *, elastic: bool = False
+) -> list[str]:
+    """The command that runs `program` on `ranks` ranks of this host, each bound to its share of the cores.
+
+    `elastic`, for Open MPI: a rank that fails does not end the others.
+    """
     cores = cores_per_rank(ranks, host)
     if kind is Kind.MPICH:
         flags = ["-bind-to", "none" if cores is None else f"core:{cores}"]
     else:
         flags = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+        if elastic:
+            flags += ["--with-ft", "ulfm"]
         if ranks > host.cores:
             flags.append("--oversubscribe")
         if cores is None:
