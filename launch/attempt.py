@@ -1,4 +1,4 @@
-"""One attempt at a job: mpirun started, signals passed on, its status returned."""
+"""One attempt at a job: mpirun started, its output and signals passed on, and nothing of it left at the end."""
 
 from __future__ import annotations
 
@@ -8,39 +8,62 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from dptrain.errors import DptrainError
+from launch.leftovers import no_leftovers
+from launch.outcome import Outcome, outcome
+from launch.relay import Relay
+from launch.signals import Signals
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Where Open MPI's mpirun makes its session folder; MPICH's keeps none.
 SESSION_BASE = "PRTE_MCA_prte_tmpdir_base"
 
 
-def run_attempt(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run `command` to its end and return its exit status, 128 + the signal's number when one killed it.
+def run_attempt(command: Sequence[str], environment: Mapping[str, str], signals: Signals) -> Outcome:
+    """Run `command` to its end; DptrainError when it cannot be started.
 
-    SIGINT, SIGTERM and SIGUSR1 are passed on. The command has a session of its own, so that Ctrl-C, which a
-    terminal sends to every process of the foreground, reaches it once. Raises DptrainError when it cannot be
-    started.
+    The command has a session of its own, so that Ctrl-C, which a terminal sends to every process of the
+    foreground, reaches it through `signals` only.
     """
-    with session_base(environment) as folder, forwarded_signals() as forward_to:
-        try:
-            process = subprocess.Popen(
-                command,
-                env={**environment, SESSION_BASE: folder},
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=end_with_parent(),
-            )
-        except OSError as error:
-            raise DptrainError(f"cannot start {command[0]}: {error}") from error
-        forward_to(process)
-        status = process.wait()
-    return 128 - status if status < 0 else status
+    started = time.monotonic()
+    with session_base(environment) as folder:
+        with no_leftovers() as mark:
+            process = start(command, {**environment, SESSION_BASE: folder, **mark})
+            relays = relays_of(process)
+            returncode = signals.wait_for(process)
+        for relay in relays:  # only now: a rank that outlived mpirun had the streams open
+            relay.finish()
+    told = next((relay.told for relay in relays if relay.told is not None), None)
+    notices = "\n".join(relay.recent.decode(errors="replace") for relay in relays)
+    return outcome(returncode, time.monotonic() - started, told, notices)
+
+
+def start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start mpirun; DptrainError when it cannot be."""
+    try:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            preexec_fn=end_with_parent(),
+        )
+    except OSError as error:
+        raise DptrainError(f"cannot start {command[0]}: {error}") from error
+
+
+def relays_of(process: subprocess.Popen[bytes]) -> list[Relay]:
+    """Running relays of standard error, where dptrain tells its errors, and standard output, MPICH's place to tell."""
+    sources = ((process.stderr, sys.stderr), (process.stdout, sys.stdout))
+    relays = [Relay(source, target.fileno()) for source, target in sources if source is not None]
+    for relay in relays:
+        relay.start()
+    return relays
 
 
 def session_base(environment: Mapping[str, str]) -> tempfile.TemporaryDirectory[str]:
@@ -55,35 +78,6 @@ def session_base(environment: Mapping[str, str]) -> tempfile.TemporaryDirectory[
         )
     except OSError as error:
         raise DptrainError(f"no folder for mpirun's session: {error}; TMPDIR can name another disk") from error
-
-
-@contextmanager
-def forwarded_signals() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Within the block, signals go to the process given to the yielded function; earlier ones wait for it."""
-    target: list[subprocess.Popen[bytes]] = []
-    waiting: list[int] = []
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        if target:
-            # mpirun may end the ranks before they can say a word.
-            sys.stderr.write(
-                f"launch: {signal.Signals(number).name} passed on; a run goes on from its last checkpoint\n"
-            )
-            target[0].send_signal(number)
-        else:
-            waiting.append(number)
-
-    def forward_to(process: subprocess.Popen[bytes]) -> None:
-        target.append(process)
-        while waiting:
-            process.send_signal(waiting.pop(0))
-
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
-    try:
-        yield forward_to
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def end_with_parent() -> Callable[[], None] | None:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+from training_runs import flags
+
 CHECKOUT = Path(__file__).resolve().parent.parent
+OPEN_MPI, MPICH = "mpirun (Open MPI) 5.0.11", "HYDRA build details:"
+LOOP = "for _ in $(seq 300); do sleep 0.05; done"  # ends by itself, also where a test fails
 
 
 def run_launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +28,64 @@ def run_launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess
     )
 
 
+def start_launch(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch", *arguments],
+        cwd=CHECKOUT,
+        env={**os.environ, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def first_output(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
 def only_line(text: str) -> str:
     lines = text.splitlines()
     assert len(lines) == 1, text
     return lines[0]
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(0.02)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this number runs or is stopped; one that only waits to be reaped does not."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def ranks_of(run_dir: Path) -> list[int]:
+    """Process numbers of the MPI ranks that train in a folder."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        names = {variable.partition(b"=")[0] for variable in environment.split(b"\0")}
+        if str(run_dir).encode() in command and names & {b"OMPI_COMM_WORLD_RANK", b"PMI_RANK"}:
+            found.append(int(folder.name))
+    return found
+
+
+def start_training(data: Path, run_dir: Path, *options: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """A long run on two real ranks, which has written a checkpoint; the launcher and its ranks."""
+    trainer = ["train", *flags(data, run_dir, epochs=100_000, checkpoint_every=5, log_every=1000)]
+    process = start_launch("-n", "2", *options, "--", *trainer)
+    wait_until(lambda: list(run_dir.glob("checkpoints/step-*.h5")))
+    ranks = ranks_of(run_dir)
+    assert len(ranks) == 2
+    return process, ranks

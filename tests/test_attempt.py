@@ -1,4 +1,4 @@
-"""launch.attempt: signals, statuses and ends of one job, with real processes and real ranks."""
+"""launch.attempt: statuses and ends of one job, with real processes and real ranks."""
 
 from __future__ import annotations
 
@@ -12,40 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launch_runs import CHECKOUT, run_launch
+from launch_runs import CHECKOUT, LOOP, OPEN_MPI, first_output, run_launch, start_launch, wait_until
 
 from launch.attempt import SESSION_BASE
 from launch.binding import Host, cores_per_rank, this_host
 from launch.mpirun import find_mpirun, mpirun_command, mpirun_kind, rank_environment
-
-LOOP = "for _ in $(seq 300); do sleep 0.05; done"  # ends by itself, also where a test fails
-
-
-def start_launch(mpirun: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch", "-n", "2", "--mpirun", mpirun, "--", "train", "data"],
-        cwd=CHECKOUT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def first_output(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_signals_are_passed_on_to_mpirun(fake_mpirun: Callable[..., str], number: signal.Signals) -> None:
-    job = f"trap 'exit 41' {number.name.removeprefix('SIG')}; echo ready; {LOOP}"
-    process = start_launch(fake_mpirun("mpirun (Open MPI) 5.0.11", job))
-    assert first_output(process) == "ready"
-    process.send_signal(number)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 41
-    assert f"launch: {number.name} passed on" in told
 
 
 def test_what_a_terminal_sends_to_its_foreground_does_not_reach_mpirun_directly(
@@ -53,7 +24,7 @@ def test_what_a_terminal_sends_to_its_foreground_does_not_reach_mpirun_directly(
 ) -> None:
     """Else Ctrl-C would arrive twice. SIGWINCH goes the same way, and the launcher does not pass it on."""
     job = f"trap 'exit 42' WINCH; trap 'exit 41' TERM; echo ready; {LOOP}"
-    process = start_launch(fake_mpirun("mpirun (Open MPI) 5.0.11", job))
+    process = start_launch("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, job), "--", "eval", "data")
     assert first_output(process) == "ready"
     os.killpg(process.pid, signal.SIGWINCH)
     time.sleep(0.5)
@@ -65,13 +36,10 @@ def test_what_a_terminal_sends_to_its_foreground_does_not_reach_mpirun_directly(
 def test_a_killed_launcher_takes_mpirun_along(fake_mpirun: Callable[..., str], tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     job = f"trap 'touch {gone}; exit' TERM; echo ready; {LOOP}"
-    process = start_launch(fake_mpirun("mpirun (Open MPI) 5.0.11", job))
+    process = start_launch("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, job), "--", "eval", "data")
     assert first_output(process) == "ready"
     process.kill()
-    deadline = time.monotonic() + 10
-    while not gone.exists():
-        assert time.monotonic() < deadline, "mpirun goes on without its launcher"
-        time.sleep(0.05)
+    wait_until(gone.exists)
     process.communicate(timeout=30)
 
 
@@ -97,7 +65,10 @@ def run_ranks(ranks: int, host: Host, tmp_path: Path, status: int = 0) -> subpro
     kind = mpirun_kind(mpirun, environment)
     program = [sys.executable, str(script), str(status)]
     command = mpirun_command(program, ranks, mpirun, kind, host)
-    runner = "import os, sys; from launch.attempt import run_attempt; sys.exit(run_attempt(sys.argv[1:], os.environ))"
+    runner = (
+        "import os, sys; from launch.attempt import run_attempt; from launch.signals import Kind, Signals\n"
+        "sys.exit(run_attempt(sys.argv[1:], os.environ, Signals(Kind.OPEN_MPI, saves=False)).status)"
+    )
     return subprocess.run(
         [sys.executable, "-c", runner, *command],
         cwd=CHECKOUT,

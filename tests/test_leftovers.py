@@ -1,0 +1,89 @@
+"""launch.leftovers: no process and no shared memory of a job outlives it, and nothing of another is touched."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launch_runs import LOOP, OPEN_MPI, is_alive, run_launch, start_launch, start_training, wait_until
+from training_runs import packed
+
+from launch import leftovers
+
+
+@pytest.mark.parametrize("state", ["CONT", "STOP"], ids=["running", "stopped"])
+def test_processes_that_outlive_mpirun_are_ended(fake_mpirun: Callable[..., str], state: str) -> None:
+    job = f"trap '' TERM; setsid sleep 20 & kill -{state} $!; echo $!; exit 3"
+    done = run_launch("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, job), "--", "train", "data")
+    assert done.returncode == 3
+    assert not is_alive(int(done.stdout))
+
+
+def test_processes_of_a_killed_mpirun_are_ended(fake_mpirun: Callable[..., str]) -> None:
+    process = start_launch(
+        "-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, f"sleep 20 & echo $$ $!; {LOOP}"), "--", "train", "data"
+    )
+    assert process.stdout is not None
+    mpirun, rank = map(int, process.stdout.readline().split())
+    os.kill(mpirun, signal.SIGKILL)
+    process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert not is_alive(rank)
+
+
+def test_a_process_of_another_job_stays() -> None:
+    with subprocess.Popen(["sleep", "20"], env={leftovers.MARK: "another"}) as other:
+        wait_until(lambda: leftovers.marked("another") == [other.pid])
+        with leftovers.no_leftovers():
+            pass
+        assert other.poll() is None
+        other.kill()
+
+
+def test_shared_memory_is_removed_unless_it_is_older_or_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "SHARED_MEMORY", tmp_path)
+    earlier, left, of_open_mpi, in_use, foreign = (
+        tmp_path / name for name in ("mpich_shm_1", "mpich_shm_2", "sm_segment.vm.0.1", "mpich_shm_3", "other_shm")
+    )
+    earlier.write_bytes(b"x")
+    with leftovers.no_leftovers():
+        for path in (left, of_open_mpi, in_use, foreign):
+            path.write_bytes(b"x")
+        file = in_use.open("r+b")
+        memory = mmap.mmap(file.fileno(), 0)
+        file.close()
+    assert set(tmp_path.iterdir()) == {earlier, in_use, foreign}
+    memory.close()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("state", [signal.SIGCONT, signal.SIGSTOP], ids=["running", "stopped"])
+def test_nothing_is_left_of_real_ranks_whose_mpirun_was_killed(state: signal.Signals, tmp_path: Path) -> None:
+    process, ranks = start_training(packed(tmp_path / "data"), tmp_path / "run")
+    try:
+        maps = "".join(Path(f"/proc/{rank}/maps").read_text() for rank in ranks)
+        segments = [path for path in leftovers.segments() if str(path) in maps]
+        assert segments
+        mpirun = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        for rank in ranks:
+            os.kill(rank, state)
+        os.kill(mpirun, signal.SIGKILL)
+        process.communicate(timeout=15)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGKILL
+    assert not [rank for rank in ranks if is_alive(rank)]
+    assert not [path for path in segments if path.exists()]
+
+
+@pytest.mark.mpi
+def test_real_ranks_end_with_a_killed_launcher(tmp_path: Path) -> None:
+    process, ranks = start_training(packed(tmp_path / "data"), tmp_path / "run")
+    process.kill()
+    process.communicate(timeout=15)
+    wait_until(lambda: not [rank for rank in ranks if is_alive(rank)])

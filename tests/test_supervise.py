@@ -1,0 +1,201 @@
+"""launch.supervise: which attempts are started again, on how many ranks, from where, and what is told of them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from launch_runs import CHECKOUT, MPICH, OPEN_MPI, only_line, run_launch
+from mpi_runs import dptrain
+from training_runs import flags, packed
+
+# The launcher, but patient for a shorter time.
+HASTY = "import sys; from launch import __main__, supervise; supervise.PAUSE_SECONDS = 0.05; sys.exit(__main__.main())"
+
+
+class Supervised:
+    """A launcher of failing jobs: `run` gives it a line of shell, in which $n is the number of the attempt."""
+
+    def __init__(self, fake_mpirun: Callable[..., str], tmp_path: Path) -> None:
+        self.fake_mpirun = fake_mpirun
+        self.run_dir, self._seen = tmp_path / "run", tmp_path / "seen"
+
+    def run(self, job: str, *options: str, version: str = OPEN_MPI, more: str = "") -> subprocess.CompletedProcess[str]:
+        script = f'echo "$@" >> {self._seen}; n=$(wc -l < {self._seen}); {job}'
+        mpirun = self.fake_mpirun(version, script)
+        trainer = ["train", "data", "--run-dir", str(self.run_dir), *more.split()]
+        return subprocess.run(
+            [sys.executable, "-c", HASTY, "-n", "4", "--mpirun", mpirun, *options, "--", *trainer],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words after mpirun of every attempt."""
+        return [shlex.split(line) for line in self._seen.read_text().splitlines()]
+
+    @property
+    def ranks(self) -> list[int]:
+        return [int(words[words.index("-n") + 1]) for words in self.commands]
+
+
+@pytest.fixture
+def supervised(fake_mpirun: Callable[..., str], tmp_path: Path) -> Supervised:
+    return Supervised(fake_mpirun, tmp_path)
+
+
+def test_a_failed_job_is_started_again_until_it_succeeds(supervised: Supervised) -> None:
+    done = supervised.run("[ $n -ge 3 ] || kill -9 $$", "--max-restarts", "3")
+    assert done.returncode == 0
+    assert len(supervised.commands) == 3
+    told = [line for line in done.stderr.splitlines() if line.startswith("launch: ")]
+    assert [line.split(" after ")[0] for line in told] == [
+        "launch: attempt 1 of 4, 4 ranks: status 137",
+        "launch: starting again in 0.05 s on 4 ranks from the beginning",
+        "launch: attempt 2 of 4, 4 ranks: status 137",
+        "launch: starting again in 0.05 s on 4 ranks from the beginning",
+        "launch: attempt 3 of 4, 4 ranks: status 0",
+    ]
+    assert told[0].endswith(" s: mpirun was killed by SIGKILL")
+
+
+def test_it_is_started_again_so_many_times_and_no_more(supervised: Supervised) -> None:
+    done = supervised.run("exit 76", "--max-restarts", "2")
+    assert done.returncode == 76
+    assert len(supervised.commands) == 3
+
+
+@pytest.mark.parametrize(
+    ("job", "status"),
+    [("exit 0", 0), ("exit 2", 2), ("exit 75", 75), ("echo 'dptrain: error: the loss is nan' >&2; exit 1", 1)],
+)
+def test_what_a_restart_cannot_mend_is_not_started_again(supervised: Supervised, job: str, status: int) -> None:
+    done = supervised.run(job, "--max-restarts", "5")
+    assert done.returncode == status
+    assert len(supervised.commands) == 1
+
+
+@pytest.mark.parametrize("job", ["exit 1", "echo 'dptrain: error: rank 1 failed:' >&2; exit 70"])
+def test_what_nobody_foresaw_is_started_again(supervised: Supervised, job: str) -> None:
+    supervised.run(job, "--max-restarts", "1")
+    assert len(supervised.commands) == 2
+
+
+def test_a_killed_rank_of_mpich_is_named_and_has_the_status_of_a_shell(supervised: Supervised) -> None:
+    notice = "echo 'YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)'; exit 9"
+    done = supervised.run(notice, "--max-restarts", "1", version=MPICH)
+    assert done.returncode == 137
+    assert done.stdout.count("EXIT STRING") == 2  # passed on
+    assert "a rank was killed by SIGKILL" in done.stderr
+
+
+def test_each_restart_has_one_rank_fewer_down_to_the_least(supervised: Supervised) -> None:
+    done = supervised.run("exit 70", "--max-restarts", "3", "--min-ranks", "2")
+    assert supervised.ranks == [4, 3, 2, 2]
+    assert "starting again in 0.05 s on 3 ranks" in done.stderr
+
+
+def test_without_a_least_number_of_ranks_it_stays(supervised: Supervised) -> None:
+    supervised.run("exit 70", "--max-restarts", "1")
+    assert supervised.ranks == [4, 4]
+
+
+def test_a_restart_goes_on_from_the_newest_checkpoint_whatever_the_user_resumed_from(supervised: Supervised) -> None:
+    folder = supervised.run_dir / "checkpoints"
+    job = f"[ $n -lt 2 ] || mkdir -p {folder}; [ $n -lt 2 ] || touch {folder}/step-00001200.h5; exit 70"
+    done = supervised.run(job, "--max-restarts", "2", more="--resume other.h5")
+    first, second, third = supervised.commands
+    assert first[-2:] == second[-2:] == ["--resume", "other.h5"]  # no checkpoint yet
+    assert third == [*second, "--resume", "auto"]
+    assert "on 4 ranks from the beginning\n" in done.stderr
+    assert "on 4 ranks from step 1,200\n" in done.stderr
+
+
+def test_every_attempt_is_written_down_in_the_run_folder(supervised: Supervised) -> None:
+    folder = supervised.run_dir / "checkpoints"
+    folder.mkdir(parents=True)
+    job = f"[ $n -lt 2 ] || exit 0; touch {folder}/step-00000007.h5; echo 'dptrain: error: rank 1' >&2; exit 70"
+    supervised.run(job, "--max-restarts", "3", "--min-ranks", "1")
+    first, second = map(json.loads, (supervised.run_dir / "attempts.jsonl").read_text().splitlines())
+    assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(first.pop("time")) < timedelta(minutes=1)
+    assert 0 <= first.pop("seconds") < 60
+    assert first == {"attempt": 1, "ranks": 4, "status": 70, "reason": "rank 1", "checkpoint_step": 7}
+    assert (second["attempt"], second["ranks"], second["status"], second["reason"]) == (2, 3, 0, "finished")
+
+
+def test_a_folder_that_the_trainer_has_not_made_yet_stays_as_it_is(supervised: Supervised) -> None:
+    supervised.run_dir.mkdir()
+    supervised.run("exit 70", "--max-restarts", "1")
+    assert not list(supervised.run_dir.iterdir())
+
+
+def test_a_journal_that_cannot_be_written_is_a_line_and_no_more(supervised: Supervised) -> None:
+    (supervised.run_dir / "checkpoints").mkdir(parents=True)
+    (supervised.run_dir / "attempts.jsonl").mkdir()
+    done = supervised.run("[ $n -lt 2 ] && exit 70; exit 0", "--max-restarts", "1")
+    assert done.returncode == 0
+    assert f"launch: {supervised.run_dir / 'attempts.jsonl'}: cannot be written: Is a directory" in done.stderr
+
+
+def test_without_restarts_nothing_is_added(supervised: Supervised) -> None:
+    (supervised.run_dir / "checkpoints").mkdir(parents=True)
+    assert "mpirun" in only_line(supervised.run("exit 70").stderr)
+    assert not (supervised.run_dir / "attempts.jsonl").exists()
+
+
+MORTAL = """
+import os, signal, threading, time
+from pathlib import Path
+from dptrain.nn.zoo import linear
+
+FOLDER = Path(os.environ["MORTAL_FOLDER"])
+
+def checkpoints():
+    return set((FOLDER / "run" / "checkpoints").glob("step-*.h5"))
+
+def die_after_a_checkpoint(earlier):
+    while checkpoints() <= earlier:
+        time.sleep(0.001)
+    (FOLDER / f"death-{time.time_ns()}").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def mortal(input_shape, classes):
+    rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK")
+    if rank == "1" and len(list(FOLDER.glob("death-*"))) < int(os.environ["MORTAL_DEATHS"]):
+        threading.Thread(target=die_after_a_checkpoint, args=[checkpoints()], daemon=True).start()
+    return linear(input_shape, classes)
+"""
+
+
+@pytest.mark.mpi
+def test_a_real_run_whose_ranks_are_killed_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    data, run_dir = packed(tmp_path / "data"), tmp_path / "run"
+    changes = {"epochs": 6}
+    undisturbed = dptrain(
+        "train", *flags(data, tmp_path / "undisturbed", model="linear", **changes), "--json", cwd=tmp_path
+    )
+    trainer = ["train", *flags(data, run_dir, model=f"{tmp_path / 'mortal.py'}:mortal", **changes), "--json"]
+    done = run_launch(
+        *("-n", "3", "--max-restarts", "2", "--min-ranks", "2", "--", *trainer),
+        MORTAL_FOLDER=str(tmp_path),
+        MORTAL_DEATHS="2",
+    )
+    assert done.returncode == 0, done.stderr
+    attempts = [json.loads(line) for line in (run_dir / "attempts.jsonl").read_text().splitlines()]
+    assert [attempt["ranks"] for attempt in attempts] == [3, 2, 2]
+    assert [attempt["status"] for attempt in attempts] == [137, 137, 0]
+    assert "killed by SIGKILL" in attempts[0]["reason"]
+    assert attempts[0]["checkpoint_step"] < attempts[1]["checkpoint_step"]
+    ended, wanted = (json.loads(run.stdout.splitlines()[-1]) for run in (done, undisturbed))
+    assert ended["params_sha256"] == wanted["params_sha256"]
