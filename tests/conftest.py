@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -52,3 +53,25 @@ def fake_mpirun(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return make
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Trials marked `long` run only when they are asked for: -m long."""
+    if "long" in config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(scope="session")
+def tally(request: pytest.FixtureRequest) -> Iterator[Callable[[str, float], None]]:
+    """Notes a figure of a trial under a name; in the end the count and the median of each name are printed."""
+    figures: dict[str, list[float]] = {}
+    yield lambda name, figure: figures.setdefault(name, []).append(figure)
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    reporter.ensure_newline()
+    for name, found in figures.items():
+        middle, most = statistics.median(found), max(found)
+        reporter.write_line(f"trials: {len(found)} {name} (median {middle:.2f}, largest {most:.2f})")

@@ -1,0 +1,174 @@
+"""Jobs that are disturbed on purpose: started, found among the processes, signalled, and held to what was promised."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from mpi_runs import python_of
+from training_runs import flags, packed
+
+from dptrain.parallel.communicator import RANK_VARIABLES
+from dptrain.training.checkpoint import read_checkpoint
+
+SHARED_MEMORY = Path("/dev/shm")
+JOB_VARIABLE = "DPTRAIN_TEST_JOB"
+
+# 400 steps of some milliseconds: long enough to strike, short enough for many trials. A checkpoint every 3 steps, so
+# that one is being written for much of the time.
+SHARDS, STEPS_PER_EPOCH, EPOCHS = 8, 50, 8
+LAST_STEP = STEPS_PER_EPOCH * EPOCHS
+OPTIONS: dict[str, Any] = {
+    "epochs": EPOCHS,
+    "batch_size": 32,
+    "model_options": {"widths": [8]},
+    "checkpoint_every": "3",
+    "log_every": 1,
+    "threads": 1,
+}
+
+
+def fault_data(folder: Path) -> Path:
+    return packed(folder, shards=SHARDS, train=STEPS_PER_EPOCH * 32, test=200, shape=(3, 16, 16))
+
+
+def words(data: Path, run_dir: Path, **changes: Any) -> list[str]:
+    """What follows `dptrain train`."""
+    return [*flags(data, run_dir, **(OPTIONS | changes)), "--json"]
+
+
+@dataclass
+class Job:
+    """A command with the processes that it has started."""
+
+    process: subprocess.Popen[str]
+    name: str
+    run_dir: Path
+    shared_before: set[str]
+
+    def processes(self) -> list[int]:
+        """All processes of the job, by a variable that they have inherited."""
+        return [
+            int(entry.name)
+            for entry in Path("/proc").iterdir()
+            if entry.name.isdecimal() and self.name in _environment(entry).get(JOB_VARIABLE, "")
+        ]
+
+    def ranks(self) -> dict[int, int]:
+        """Process ids of the trainers by rank, as mpirun has numbered them."""
+        found = {}
+        for process in self.processes():
+            environment = _environment(Path(f"/proc/{process}"))
+            rank = next((int(environment[name]) for name in RANK_VARIABLES if name in environment), None)
+            if rank is not None and _executable(process) == "train":
+                found[rank] = process
+        return found
+
+    def mpirun(self) -> int:
+        """Process id of mpirun itself."""
+        return next(process for process in self.processes() if _executable(process) == "mpirun")
+
+    def wait_until_training(self, ranks: int, step: int = 1, timeout: float = 60) -> None:
+        """Until all ranks are there and the step is made."""
+        self.wait_for(lambda: self.newest_step() >= step and len(self.ranks()) == ranks, timeout)
+
+    def wait_for(self, holds: Callable[[], bool], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not holds():
+            assert self.process.poll() is None, self.end()
+            assert time.monotonic() < deadline, "it does not come"
+            time.sleep(0.005)
+
+    def newest_step(self) -> int:
+        """Of the metrics, -1 before there are any."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            return int(json.loads((self.run_dir / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+        return -1
+
+    def end(self, timeout: float = 60) -> tuple[int, str, str]:
+        """Its status and what it printed; nothing of it may stay behind."""
+        out, err = self.process.communicate(timeout=timeout)
+        deadline = time.monotonic() + 2
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not left, f"processes left behind: {left}"
+        assert {path.name for path in SHARED_MEMORY.iterdir()} <= self.shared_before, "shared memory left behind"
+        return self.process.returncode, out, err
+
+
+def _environment(entry: Path) -> dict[str, str]:
+    with contextlib.suppress(OSError):
+        pairs = (entry / "environ").read_bytes().split(b"\0")
+        return dict(pair.decode(errors="replace").split("=", 1) for pair in pairs if b"=" in pair)
+    return {}
+
+
+def _executable(process: int) -> str:
+    """ "train" for a trainer, else the name of the program."""
+    with contextlib.suppress(OSError):
+        command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+        if b"dptrain" in command and b"train" in command and b"launch" not in command:
+            return "train" if b"mpirun" not in command[0] else "mpirun"
+        return Path(command[0].decode()).name
+    return ""
+
+
+@contextmanager
+def job(command: list[str], run_dir: Path) -> Iterator[Job]:
+    """A command in a session of its own; whatever of it lives at the end is killed."""
+    name = uuid4().hex
+    process = subprocess.Popen(
+        command,
+        cwd=run_dir.parent,
+        env={**os.environ, JOB_VARIABLE: name},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+    )
+    started = Job(process, name, run_dir, {path.name for path in SHARED_MEMORY.iterdir()})
+    try:
+        yield started
+    finally:
+        for left in started.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
+        process.communicate(timeout=30)
+
+
+def launched(mpi: str, ranks: int, *arguments: str, trainer: list[str]) -> list[str]:
+    """`python -m launch` of the environment with that MPI."""
+    python = str(python_of(mpi))
+    return [python, "-m", "launch", "-n", str(ranks), *arguments, "--", "train", *trainer]
+
+
+def alone(trainer: list[str]) -> list[str]:
+    """The trainer as one process, without MPI."""
+    return [sys.executable, "-m", "dptrain", "train", *trainer]
+
+
+def final_sha256(run_dir: Path) -> str:
+    """Of the last step's checkpoint, which must be there."""
+    return read_checkpoint(run_dir / "checkpoints" / f"step-{LAST_STEP:08d}.h5").state.params_sha256
+
+
+def assert_all_sound(run_dir: Path) -> int:
+    """Every checkpoint proves itself and none was set aside; their number."""
+    files = sorted((run_dir / "checkpoints").iterdir())
+    for path in files:
+        if not path.name.endswith(".partial"):  # of a writer that was killed; the next run removes it
+            read_checkpoint(path)
+    return len(files)

@@ -1,0 +1,156 @@
+"""What is promised when ranks die, stop or are told to end: jobs of real ranks, struck at random moments.
+
+Each trial has a seed, from which it draws whom to strike and when. A few trials run with every test run; many with
+`pytest -m long tests/test_faults.py`. In the end the counts are printed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_runs import (
+    LAST_STEP,
+    Job,
+    alone,
+    assert_all_sound,
+    fault_data,
+    final_sha256,
+    job,
+    launched,
+    words,
+)
+from mpi_runs import own_mpi
+
+pytestmark = pytest.mark.mpi
+
+Tally = Callable[[str, float], None]
+
+
+def trials(short: int, long: int) -> Iterable[Any]:
+    """Seeds: the first few for every run, all of them for the long one."""
+    return [*range(short), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(short, short + long))]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fault_data(tmp_path_factory.mktemp("faults") / "set")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash that one process without MPI ends with."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    with job(alone(words(data, run_dir)), run_dir) as started:
+        status, _, err = started.end()
+    assert status == 0, err
+    return final_sha256(run_dir)
+
+
+def strike(started: Job, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
+    os.kill(started.ranks()[rank], number)
+
+
+@pytest.mark.parametrize("seed", trials(6, 100))
+def test_a_killed_rank_is_made_up_for_by_a_restart(
+    seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    draw = random.Random(seed)
+    ranks = draw.choice([2, 3, 4])
+    trainer = words(data, tmp_path / "run")
+    with job(launched(own_mpi(), ranks, "--max-restarts", "1", trainer=trainer), tmp_path / "run") as started:
+        started.wait_until_training(ranks)
+        time.sleep(draw.uniform(0, 0.8))
+        strike(started, seed % ranks)
+        struck = started.newest_step()
+        status, _, err = started.end()
+    assert status == 0, err
+    assert "launch: attempt 1 of 2" in err
+    assert "SIGKILL" in err
+    assert final_sha256(tmp_path / "run") == undisturbed
+    tally("ranks killed, restarted by the launcher: steps made before", struck)
+    tally("checkpoints after a kill and restart, none corrupt", assert_all_sound(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("seed", trials(4, 50))
+def test_elastic_ranks_go_on_without_those_killed(
+    seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    """One to all but one of 3 or 4 ranks, rank 0 too, at moments that may fall into the recovery from another."""
+    if own_mpi() != "openmpi":
+        pytest.skip("ULFM is Open MPI's; test_without_ulfm_elastic_says_what_to_use_instead is MPICH's part")
+    draw = random.Random(seed)
+    ranks = 3 + seed % 2
+    victims = draw.sample(range(ranks), draw.randint(1, ranks - 1))
+    trainer = words(data, tmp_path / "run")
+    with job(launched("openmpi", ranks, "--elastic", trainer=trainer), tmp_path / "run") as started:
+        started.wait_until_training(ranks)
+        time.sleep(draw.uniform(0, 0.5))
+        processes = started.ranks()
+        for victim in victims:
+            os.kill(processes[victim], signal.SIGKILL)
+            time.sleep(draw.choice([0, 0.002, 0.02, 0.1, 0.4]))
+        status, _, err = started.end()
+    assert status == 0, err
+    assert final_sha256(tmp_path / "run") == undisturbed
+    assert_all_sound(tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = [line for line in lines if line["event"] == "recovery"]
+    assert {rank for line in told for rank in line["lost"]} <= set(victims)
+    for line in told:
+        tally("recoveries of elastic runs: seconds", line["recovery_seconds"])
+    tally("elastic runs that went on to the same bits: ranks killed", len(victims))
+
+
+@pytest.mark.parametrize("seed", trials(4, 50))
+def test_a_run_stopped_at_a_random_step_goes_on_with_other_ranks_and_threads(
+    seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    draw = random.Random(seed)
+    stop = draw.randint(1, LAST_STEP - 1)
+    for last in (stop, 0):
+        ranks, threads = draw.choice([0, 1, 2, 3, 4]), draw.choice([1, 2, 3])
+        trainer = words(data, tmp_path / "run", max_steps=last, threads=threads)
+        command = launched(own_mpi(), ranks, trainer=trainer) if ranks else alone(trainer)
+        with job(command, tmp_path / "run") as started:
+            status, out, err = started.end()
+        assert status == 0, err
+        assert json.loads(out.splitlines()[-1])["step"] == (last or LAST_STEP)
+    assert final_sha256(tmp_path / "run") == undisturbed
+    tally("runs stopped and gone on with on other ranks and threads: step of the stop", stop)
+
+
+@pytest.mark.parametrize("seed", trials(4, 20))
+def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
+    seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    """To each rank in turn, and to the launcher; also while it evaluates or writes."""
+    draw = random.Random(seed)
+    ranks, victim = 3, seed % 4
+    number = draw.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    trainer = words(data, tmp_path / "run")
+    with job(launched(own_mpi(), ranks, trainer=trainer), tmp_path / "run") as started:
+        started.wait_until_training(ranks)
+        time.sleep(draw.uniform(0, 0.8))
+        struck = time.monotonic()
+        os.kill(started.ranks()[victim] if victim < ranks else started.process.pid, number)
+        status, _, err = started.end(timeout=20)
+        seconds = time.monotonic() - struck
+    assert status == 75, err
+    asked = number.name if victim < ranks else {"openmpi": "SIGUSR1", "mpich": "SIGTERM"}[own_mpi()]
+    assert f"dptrain: stopped by {asked} at rank" in err
+    assert seconds < 10
+    stopped = started.newest_step()
+    assert (tmp_path / "run" / "checkpoints" / f"step-{stopped:08d}.h5").exists()
+    with job(launched(own_mpi(), 2, trainer=trainer), tmp_path / "run") as again:
+        status, _, err = again.end()
+    assert status == 0, err
+    assert final_sha256(tmp_path / "run") == undisturbed
+    tally("runs ended by a signal, with a checkpoint and status 75: seconds", seconds)
