@@ -65,13 +65,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in long]
 
 
-@pytest.fixture(scope="session")
-def tally(request: pytest.FixtureRequest) -> Iterator[Callable[[str, float], None]]:
-    """Notes a figure of a trial under a name; in the end the count and the median of each name are printed."""
-    figures: dict[str, list[float]] = {}
-    yield lambda name, figure: figures.setdefault(name, []).append(figure)
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    reporter.ensure_newline()
-    for name, found in figures.items():
+FIGURES = pytest.StashKey[dict[str, list[float]]]()
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
+    """Notes a figure of a trial under a name; count and median of each name are printed after all tests."""
+    figures = request.config.stash.setdefault(FIGURES, {})
+    return lambda name, figure: figures.setdefault(name, []).append(figure)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for name, found in terminalreporter.config.stash.get(FIGURES, {}).items():
         middle, most = statistics.median(found), max(found)
-        reporter.write_line(f"trials: {len(found)} {name} (median {middle:.2f}, largest {most:.2f})")
+        terminalreporter.write_line(f"{len(found):4} {name}: median {middle:.2f}, largest {most:.2f}")

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -56,6 +56,7 @@ class Job:
     name: str
     run_dir: Path
     shared_before: set[str]
+    told: list[str] = field(default_factory=list)  # lines of stderr read so far
 
     def processes(self) -> list[int]:
         """All processes of the job, by a variable that they have inherited."""
@@ -96,6 +97,15 @@ class Job:
             return int(json.loads((self.run_dir / "metrics.jsonl").read_text().splitlines()[-1])["step"])
         return -1
 
+    def line_of_stderr(self, words: str) -> str:
+        """The first line with these words, as soon as it is there."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.told.append(line)
+            if words in line:
+                return line
+        raise AssertionError(self.told)
+
     def end(self, timeout: float = 60) -> tuple[int, str, str]:
         """Its status and what it printed; nothing of it may stay behind."""
         out, err = self.process.communicate(timeout=timeout)
@@ -104,7 +114,7 @@ class Job:
             time.sleep(0.02)
         assert not left, f"processes left behind: {left}"
         assert {path.name for path in SHARED_MEMORY.iterdir()} <= self.shared_before, "shared memory left behind"
-        return self.process.returncode, out, err
+        return self.process.returncode, out, "".join(self.told) + err
 
 
 def _environment(entry: Path) -> dict[str, str]:

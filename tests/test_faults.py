@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_runs import assert_one_error
 from fault_runs import (
     LAST_STEP,
     Job,
@@ -27,7 +30,7 @@ from fault_runs import (
     launched,
     words,
 )
-from mpi_runs import own_mpi
+from mpi_runs import dptrain, own_mpi
 
 pytestmark = pytest.mark.mpi
 
@@ -75,8 +78,8 @@ def test_a_killed_rank_is_made_up_for_by_a_restart(
     assert "launch: attempt 1 of 2" in err
     assert "SIGKILL" in err
     assert final_sha256(tmp_path / "run") == undisturbed
-    tally("ranks killed, restarted by the launcher: steps made before", struck)
-    tally("checkpoints after a kill and restart, none corrupt", assert_all_sound(tmp_path / "run"))
+    tally("runs with a rank killed, restarted to the same bits; steps made before", struck)
+    tally("runs after such a restart without a corrupt checkpoint; checkpoints", assert_all_sound(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("seed", trials(4, 50))
@@ -105,8 +108,8 @@ def test_elastic_ranks_go_on_without_those_killed(
     told = [line for line in lines if line["event"] == "recovery"]
     assert {rank for line in told for rank in line["lost"]} <= set(victims)
     for line in told:
-        tally("recoveries of elastic runs: seconds", line["recovery_seconds"])
-    tally("elastic runs that went on to the same bits: ranks killed", len(victims))
+        tally("recoveries of elastic runs; seconds", line["recovery_seconds"])
+    tally("elastic runs that went on to the same bits; ranks killed", len(victims))
 
 
 @pytest.mark.parametrize("seed", trials(4, 50))
@@ -124,7 +127,7 @@ def test_a_run_stopped_at_a_random_step_goes_on_with_other_ranks_and_threads(
         assert status == 0, err
         assert json.loads(out.splitlines()[-1])["step"] == (last or LAST_STEP)
     assert final_sha256(tmp_path / "run") == undisturbed
-    tally("runs stopped and gone on with on other ranks and threads: step of the stop", stop)
+    tally("runs stopped, gone on with on other ranks and threads to the same bits; step", stop)
 
 
 @pytest.mark.parametrize("seed", trials(4, 20))
@@ -153,4 +156,52 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
         status, _, err = again.end()
     assert status == 0, err
     assert final_sha256(tmp_path / "run") == undisturbed
-    tally("runs ended by a signal, with a checkpoint and status 75: seconds", seconds)
+    tally("runs ended by a signal with a checkpoint and status 75; seconds", seconds)
+
+
+STALL_LIMIT = 2.0
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_stopped_rank_is_named_and_the_job_ends_when_told_so(
+    rank: int, data: Path, tmp_path: Path, tally: Tally
+) -> None:
+    limits = {"stall_limit": STALL_LIMIT, "stall_abort": 1.0}
+    trainer = words(data, tmp_path / "run", **limits)
+    with job(launched(own_mpi(), 3, trainer=trainer), tmp_path / "run") as started:
+        started.wait_until_training(3)
+        process = started.ranks()[rank]
+        os.kill(process, signal.SIGSTOP)
+        struck = time.monotonic()
+        line = started.line_of_stderr("has been silent for")
+        seconds = time.monotonic() - struck
+        step = started.newest_step()
+        status, _, err = started.end()
+    assert f"dptrain: rank {rank} on {socket.gethostname()} (process {process})" in line
+    assert re.search(rf"in step ({step}|{step + 1}|{step + 2})\b", line), (step, line)
+    assert seconds < STALL_LIMIT + 2
+    assert "dptrain: error: rank" in err
+    assert status in (76, 137)  # MPICH may tell of a rank that it killed
+    tally("stopped ranks named; seconds after the limit", seconds - STALL_LIMIT)
+
+
+@pytest.mark.parametrize("seconds", [10, pytest.param(600, marks=pytest.mark.long)])
+def test_no_rank_is_named_in_ordinary_training(seconds: int, data: Path, tmp_path: Path, tally: Tally) -> None:
+    """With the least limit that makes sense, checkpoints, evaluations and more ranks than cores."""
+    trainer = words(data, tmp_path / "run", stall_limit=2.0, epochs=100_000)
+    with job(launched(own_mpi(), 3, trainer=trainer), tmp_path / "run") as started:
+        started.wait_until_training(3)
+        time.sleep(seconds)
+        started.process.send_signal(signal.SIGTERM)
+        status, _, err = started.end()
+    assert status == 75, err
+    assert "dptrain: rank" not in err
+    assert "dptrain: all ranks" not in err
+    tally("trainings without a false alarm; seconds", seconds)
+
+
+def test_without_ulfm_elastic_says_what_to_use_instead(data: Path, tmp_path: Path) -> None:
+    """Under any MPI, mpirun is here started without --with-ft ulfm."""
+    done = dptrain("train", *words(data, tmp_path / "run"), "--elastic", cwd=tmp_path, mpi=own_mpi(), ranks=2)
+    assert_one_error(done, "--elastic needs ULFM", "--with-ft ulfm", "--max-restarts", status=2, ranks=True)
+    assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,7 @@ def test_checkpoints_are_written_every_so_many_seconds(
 ) -> None:
     """By a clock that gains a second at each look; a step looks once, and so does each checkpoint."""
     ticks = itertools.count()
-    monkeypatch.setattr(writer.time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(writer, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     config = configuration(data, tmp_path / "run", checkpoint_every="3s", max_steps=10)
     assert written_steps(config, monkeypatch) == [3, 6, 7, 10]
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterable
 
 import pytest
 
-from dptrain.parallel.stalls import REDUCING, WAITING, Status, Watcher
+from dptrain.parallel.stalls import Status, Watcher
+from dptrain.parallel.whereabouts import WAITING
 
 LIMIT = 10.0
 INTERVAL = 0.5
@@ -136,8 +137,7 @@ def waiting(rank: int, seconds: float) -> Status:
 def test_ranks_that_all_wait_for_each_other_are_told_in_one_line_and_the_job_ends() -> None:
     job = Job(abort=20)
     since = job.now
-    phases = [WAITING, WAITING, REDUCING, REDUCING]
-    job.go_on(5 * LIMIT, lambda rank: Status(rank, phases[rank], 3, job.now - since))
+    job.go_on(5 * LIMIT, lambda rank: waiting(rank, job.now - since))
     assert "all ranks have waited for each other in step 3 for 10 s" in job.texts[0]
     assert job.texts[1].startswith("dptrain: error: all ranks")
     assert job.ends == [(0, pytest.approx(since + LIMIT + 20, abs=2), 76)]
@@ -159,7 +159,7 @@ def test_a_rank_stopped_in_a_collective_is_named_and_not_those_whom_it_holds_up(
     job.go_on(1)
     job.stopped = {2}
     since = job.now
-    job.go_on(3 * LIMIT, lambda rank: Status(rank, REDUCING, 3, job.now - since))
+    job.go_on(3 * LIMIT, lambda rank: waiting(rank, job.now - since))
     assert [line[:15] for line in job.texts] == ["dptrain: rank 2"]
 
 

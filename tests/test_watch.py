@@ -20,7 +20,8 @@ from mpi_runs import PROGRAMS, mpirun
 
 from dptrain.parallel import watch as watch_module
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.watch import WAITING, Watch, watchers_of
+from dptrain.parallel.watch import Watch, watchers_of
+from dptrain.parallel.whereabouts import WAITING
 
 LIMIT = 1.0
 HERE = socket.gethostname()
@@ -40,8 +41,8 @@ class ThreadCommunicator(Communicator):
         self._meeting.wait()
         return values
 
-    def broadcast(self, value: Any) -> Any:
-        return self.allgather(value)[0]
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        return self.allgather(value)[root]
 
 
 class Job:
@@ -90,7 +91,7 @@ def jobs() -> Iterator[Callable[..., Job]]:
 def test_a_rank_stuck_in_a_phase_is_named_and_garbage_from_outside_changes_nothing(jobs: Callable[..., Job]) -> None:
     job = jobs(HERE, HERE, HERE)
     for rank, watch in enumerate(job.watches):
-        watch.enter("loading data" if rank == 1 else WAITING, 41)
+        watch.whereabouts.enter("loading data" if rank == 1 else WAITING, 41)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         for watch in job.watches:
             for garbage in (b"", b"{", os.urandom(16), os.urandom(60_000), b"[" * 60_000, b"[1, 2]"):
@@ -101,11 +102,11 @@ def test_a_rank_stuck_in_a_phase_is_named_and_garbage_from_outside_changes_nothi
 
 def test_a_slow_evaluation_with_progress_is_no_reason_to_say_anything(jobs: Callable[..., Job]) -> None:
     job = jobs(HERE, HERE)
-    job.watches[0].enter("evaluating", 3)
-    job.watches[1].enter(WAITING, 3)
+    job.watches[0].whereabouts.enter("evaluating", 3)
+    job.watches[1].whereabouts.enter(WAITING, 3)
     for _ in range(8):
         time.sleep(0.25 * LIMIT)
-        job.watches[0].progress()
+        job.watches[0].whereabouts.progress()
     assert job.lines == []
 
 
@@ -116,7 +117,7 @@ def test_a_rank_that_has_closed_is_not_missed(jobs: Callable[..., Job]) -> None:
     for _ in range(3):
         time.sleep(LIMIT / 2)
         for watch in job.watches[1:]:
-            watch.enter("computing", 4)
+            watch.whereabouts.enter("computing", 4)
     assert job.lines == []
 
 
@@ -125,7 +126,7 @@ def test_survivors_can_make_a_new_watch_that_knows_only_them(jobs: Callable[...,
     before.close()
     job = jobs(HERE, HERE)
     for watch in job.watches:
-        watch.enter("computing", 1)
+        watch.whereabouts.enter("computing", 1)
     assert [line[:15] for line in job.told(2)] == ["dptrain: rank 0", "dptrain: rank 1"]
     assert before.lines == []
 
@@ -137,8 +138,8 @@ def test_ranks_of_several_hosts_reach_each_other_by_their_addresses(
     own = watch_module._own_addresses() or ["127.0.0.1"]
     monkeypatch.setattr(watch_module, "_own_addresses", lambda: ["192.0.2.77", *own])
     job = jobs("left", "right")
-    job.watches[0].enter(WAITING, 5)
-    job.watches[1].enter("writing a checkpoint", 5)
+    job.watches[0].whereabouts.enter(WAITING, 5)
+    job.watches[1].whereabouts.enter("writing a checkpoint", 5)
     [line] = job.told(1)
     assert "rank 1 on right" in line
     assert "writing a checkpoint in step 5, has made no progress" in line
@@ -150,7 +151,7 @@ def test_ranks_behind_a_firewall_are_said_to_be_out_of_hearing(
     monkeypatch.setattr(watch_module, "_own_addresses", list)
     job = jobs("left", "right")
     for watch in job.watches:
-        watch.enter(WAITING)
+        watch.whereabouts.enter(WAITING)
     lines = job.told(2)
     assert len(lines) == 2  # either side says it of the other
     assert all("cannot be heard" in line for line in lines)
@@ -160,7 +161,7 @@ def test_a_process_alone_opens_no_socket_and_says_that_it_is_stuck_but_never_end
     lines: list[str] = []
     ends: list[int] = []
     watch = Watch(Communicator(), limit=0.4, abort=0.1, say=lines.append, end=ends.append)
-    watch.enter("computing", 9)
+    watch.whereabouts.enter("computing", 9)
     time.sleep(1.2)
     assert watch._socket is None
     watch.close()
@@ -174,8 +175,8 @@ def test_a_limit_of_zero_watches_nobody_and_needs_no_other_rank() -> None:
     communicator = ThreadCommunicator(0, threading.Barrier(2), [None, None], HERE)  # a collective would never return
     before = threading.active_count()
     watch = Watch(communicator, limit=0, abort=0)
-    watch.enter("computing", 1)
-    watch.progress()
+    watch.whereabouts.enter("computing", 1)
+    watch.whereabouts.progress()
     assert threading.active_count() == before
     watch.close()
 
@@ -196,13 +197,13 @@ def test_a_forked_copy_does_not_say_goodbye_in_the_name_of_its_rank(jobs: Callab
         job.watches[1].close()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    job.watches[0].enter(WAITING)
+    job.watches[0].whereabouts.enter(WAITING)
     assert [line[:15] for line in job.told(1)] == ["dptrain: rank 1"]
 
 
 def test_to_enter_a_phase_costs_about_a_microsecond() -> None:
     watch = Watch(Communicator(), limit=60, abort=0)
-    seconds = min(timeit.repeat(lambda: watch.enter("computing", 1), number=1000, repeat=20)) / 1000
+    seconds = min(timeit.repeat(lambda: watch.whereabouts.enter("computing", 1), number=1000, repeat=20)) / 1000
     watch.close()
     assert seconds < 5e-6
 
@@ -210,7 +211,7 @@ def test_to_enter_a_phase_costs_about_a_microsecond() -> None:
 def suspended(lines: Any, ready: Any, go_on: Any) -> None:
     job = Job(HERE, HERE, HERE, limit=2)
     for watch in job.watches:
-        watch.enter("computing", 1)
+        watch.whereabouts.enter("computing", 1)
     ready.set()
     go_on.wait(30)
     lines.extend(job.lines)
@@ -243,7 +244,7 @@ def test_a_watcher_that_was_stopped_gives_the_others_time_to_be_heard_again(
 ) -> None:
     job = jobs(HERE, HERE)
     for watch in job.watches:
-        watch.enter(WAITING)
+        watch.whereabouts.enter(WAITING)
     time.sleep(0.3 * LIMIT)
     monkeypatch.setattr(job.watches[1], "_destinations", [])
     time.sleep(0.3 * LIMIT)  # what was under way has come in

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,17 +28,21 @@ def load_shards(
     threads: int,
     splits: Sequence[str] = SPLITS,
     loaded: LocalShards = NOTHING_LOADED,
+    progress: Callable[[], None] = lambda: None,
 ) -> LocalShards:
     """Check and read the given shards of the given splits, but for those in `loaded`; raises DataError.
 
-    Hashing leaves the GIL, so `threads` files are checked side by side.
+    Hashing leaves the GIL, so `threads` files are checked side by side. `progress` is called, by any thread, when one
+    has been read.
     """
     wanted = [(split, shard) for split in splits for shard in shards]
 
     def read_one(part: tuple[str, int]) -> Samples:
         split, shard = part
         there: Samples | None = getattr(loaded, split).get(shard)
-        return read_shard(folder, manifest, split, shard) if there is None else there
+        samples = read_shard(folder, manifest, split, shard) if there is None else there
+        progress()
+        return samples
 
     with ThreadPoolExecutor(threads) as pool:
         read = list(pool.map(read_one, wanted))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 from dptrain.errors import DptrainError, PeerError, RankLostError
 from dptrain.nn.workspace import Array
+from dptrain.parallel.whereabouts import WAITING, Whereabouts
 
 # What mpirun, srun and their kind set for each process, with the number of processes where it is told.
 LAUNCHED_BY = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK", "PMI_RANK")
@@ -35,6 +36,11 @@ class Communicator:
     survives = False  # can go on without ranks that have died
     has_lost_ranks = False  # MPI cannot be left in the ordinary way any more
     world_ranks: Sequence[int] = (0,)  # what mpirun calls these ranks
+
+    @functools.cached_property
+    def whereabouts(self) -> Whereabouts:
+        """Where this rank is; while it is in a collective, it is waiting for others."""
+        return Whereabouts()
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -79,10 +85,11 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _collective(call: Method) -> Method:
-    """Tell the error of a rank that has died from other errors of MPI."""
+    """Let it be known that this rank waits, and tell the error of a rank that has died from other errors of MPI."""
 
     @functools.wraps(call)
     def made(self: MPICommunicator, *arguments: Any, **options: Any) -> Any:
+        phase = self.whereabouts.enter(WAITING)
         try:
             return call(self, *arguments, **options)
         except self._mpi.Exception as error:
@@ -92,6 +99,8 @@ def _collective(call: Method) -> Method:
                     "(python -m launch --max-restarts K does so by itself, --elastic goes on without that rank)"
                 ) from None
             raise
+        finally:
+            self.whereabouts.enter(phase)
 
     return cast(Method, made)
 

@@ -16,9 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-WAITING = "waiting for other ranks"
-REDUCING = "adding up gradients"
-COLLECTIVE = (WAITING, REDUCING)  # phases in which a rank is not to blame for its lack of progress
+from dptrain.parallel.whereabouts import WAITING
 
 SILENT_RANK_STATUS = 76  # of a job that was ended because a rank did not move
 
@@ -137,7 +135,7 @@ class Watcher:
                 # It went on a little after it was last heard; how far, the others know, who wait for it.
                 others = f" (others are in step {furthest})" if status.step != furthest else ""
                 stalls[status.rank] = Stall(f"{name}, last heard {status}{others}, has been silent", silence, cause)
-            elif status.phase not in COLLECTIVE and status.age > self.limit:
+            elif status.phase != WAITING and status.age > self.limit:
                 cause = "it may be stuck in I/O, swapped out or far behind"
                 if len(self.names) == 1:
                     cause += ", or a helper process is stopped"

@@ -1,7 +1,7 @@
 """A rank that others would wait for in vain is named: with host, process id, step and phase.
 
-    watch = Watch(communicator, limit=60, abort=600)    # seconds; every rank makes one at the same time
-    watch.enter("computing", step)                      # the main thread tells where it is
+    watch = Watch(communicator, limit=60, abort=600)        # seconds; every rank makes one at the same time
+    communicator.whereabouts.enter("computing", step)       # the main thread tells where it is
     watch.close()
 
 A daemon thread of each rank sends its status as a datagram to up to four watchers, which judge by the rules of
@@ -24,9 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.stalls import REDUCING, WAITING, Status, Watcher
-
-__all__ = ["REDUCING", "WAITING", "Watch"]  # the phases of collectives, for those who enter them
+from dptrain.parallel.stalls import Status, Watcher
 
 WATCHERS = 4
 INTERVAL = 0.5  # seconds between two datagrams of a rank, at most
@@ -70,8 +68,7 @@ class Watch:
     ) -> None:
         self._rank, self._size = communicator.rank, communicator.size
         self._process = os.getpid()
-        self._where: tuple[str, int | None] = ("starting", None)
-        self._moved = time.monotonic()
+        self.whereabouts = communicator.whereabouts
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._socket: socket.socket | None = None
@@ -110,15 +107,6 @@ class Watch:
             self._destinations += [(address, watcher.port) for address in addresses]
         return members
 
-    def enter(self, phase: str, step: int | None = None) -> None:
-        """The main thread is now in this phase, of this step or (None) the same as before."""
-        self._moved = time.monotonic()
-        self._where = (phase, self._where[1] if step is None else step)
-
-    def progress(self) -> None:
-        """The phase goes on: something of it was done. Any thread may say so."""
-        self._moved = time.monotonic()
-
     def close(self) -> None:
         """This rank ends as it should, and is not missed from now on."""
         if self._thread is None or os.getpid() != self._process:  # a forked process speaks for no rank
@@ -138,7 +126,7 @@ class Watch:
             now = time.monotonic()
             wait, gap, woken = pause, now - woken, now
             if gap > self._longest_gap:  # this process was stopped, perhaps all of them: nobody is to blame for that
-                self._moved = now
+                self.whereabouts.progress()
                 if self._watcher is not None:
                     self._watcher.restart(now, 2 * self._interval)
             self._tell()
@@ -148,8 +136,8 @@ class Watch:
 
     def _tell(self, ended: bool = False) -> None:
         now = time.monotonic()
-        phase, step = self._where
-        status = Status(self._rank, phase, step, now - self._moved, ended)
+        phase, step = self.whereabouts.where
+        status = Status(self._rank, phase, step, now - self.whereabouts.moved, ended)
         if self._watcher is not None:
             self._watcher.hear(status, now)
         if self._socket is None:

@@ -94,6 +94,7 @@ def evaluate(
     PreemptedError, on every rank, when one was asked to end meanwhile. Counts are integers and losses are added exactly
     rounded (math.fsum), so the result does not depend on the number of ranks.
     """
+    communicator.whereabouts.enter("evaluating")
     np.copyto(work.parameters, parameters)
     own: list[Figures] = []
     for rows in work.rounds():

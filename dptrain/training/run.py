@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from dptrain.errors import CheckpointError, UsageError
 from dptrain.nn.workspace import aligned_copy
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.interruption import Interruption
+from dptrain.parallel.watch import Watch
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
 from dptrain.training.diagnosis import check_finite
 from dptrain.training.observer import Observer
@@ -39,6 +41,7 @@ class Run:
         self.config, self.observer = config, observer
         self.resumed: Path | None = None
         self.writer: CheckpointWriter | None = None
+        self.watch: Watch | None = None
         self.saved_step = -1
         self.began = False
 
@@ -51,12 +54,22 @@ class Run:
         if hasattr(self, "session"):
             self.session.pool.close()
             loaded = self.session.shards
+        self._watch(communicator)
+        communicator.whereabouts.enter("loading data")
         self.session = set_up(self.config, communicator, loaded)
         if not self._take_over(communicator):
             self._open(communicator)
         if communicator.rank == 0 and self.writer is None:
             self.writer = CheckpointWriter(self.folder, self.session.origin, self.session.network.layout, self.config)
         self.began = True
+
+    def _watch(self, communicator: Communicator) -> None:
+        """From now on a rank of this communicator that does not get on is named."""
+        if self.watch is not None:
+            self.watch.close()
+        # Where ranks survive each other, the end of one process is not that of the job.
+        end = communicator.abort if communicator.survives else os._exit
+        self.watch = Watch(communicator, limit=self.config.stall_limit, abort=self.config.stall_abort, end=end)
 
     def _take_over(self, communicator: Communicator) -> bool:
         """Go on from the newest state that any rank has; False when none has one, since the run has yet to begin.
@@ -86,6 +99,7 @@ class Run:
         """Rank 0 claims the folder once nothing speaks against the run, and reads; all ranks receive."""
         found: tuple[Path, Checkpoint] | None = None
         notes: list[str] = []
+        communicator.whereabouts.enter("opening the run")
         with together(communicator):
             if communicator.rank == 0:
                 found, notes = self._open_folder()
@@ -147,6 +161,7 @@ class Run:
 
     def wait_until_saved(self) -> None:
         """On all ranks: until the last checkpoint is on disk; CheckpointError when it cannot be written."""
+        self.session.communicator.whereabouts.enter("writing a checkpoint")
         with together(self.session.communicator):
             if self.writer is not None:
                 self.writer.wait()
@@ -163,6 +178,8 @@ class Run:
         if hasattr(self, "session"):
             self.session.pool.close()
         self.close_folder()
+        if self.watch is not None:
+            self.watch.close()
 
 
 def find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) -> tuple[Path, Checkpoint] | None:

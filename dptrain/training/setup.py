@@ -66,7 +66,8 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         check_augmentation(config.augment, manifest.image_shape)
         network = build_network(config.model, config.model_options, manifest.image_shape, len(manifest.classes))
         own = placement.shards_of(communicator.rank)
-        shards = load_shards(Path(config.data), manifest, own, threads, loaded=loaded)
+        progress = communicator.whereabouts.progress
+        shards = load_shards(Path(config.data), manifest, own, threads, loaded=loaded, progress=progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description()}
     agree_on("data set or network", agreed, communicator)
     total_steps = config.epochs * steps_per_epoch

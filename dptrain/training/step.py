@@ -122,6 +122,7 @@ class TrainingStep:
         TrainingError, with the state unchanged, when the loss or the gradient is not finite: it names shard and layer.
         """
         clock = time.perf_counter
+        self.communicator.whereabouts.enter("computing", state.step + 1)
         started = clock()
         np.copyto(self.work.parameters, state.parameters)
         shares = self.pool.map(self.work, self.work.batches, epoch, step)

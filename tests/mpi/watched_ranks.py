@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dptrain.parallel.communicator import connect
-from dptrain.parallel.watch import WAITING, Watch
+from dptrain.parallel.watch import Watch
 
 LIMIT = 1.0
 WHILE = 1.7  # seconds
@@ -43,17 +43,17 @@ def sleep_for_a_while() -> None:
 
 
 def trouble(watch: Watch, step: int, disturb: Callable[[], None]) -> None:
-    watch.enter("loading data", step)
+    watch.whereabouts.enter("loading data", step)
     time.sleep(LIMIT / 3)  # so that this phase is heard of
     out("trouble", str(step))
     disturb()
 
 
 def evaluate(watch: Watch) -> None:
-    watch.enter("evaluating")
+    watch.whereabouts.enter("evaluating")
     for _ in range(8):
         time.sleep(LIMIT / 5)
-        watch.progress()
+        watch.whereabouts.progress()
 
 
 def main() -> None:
@@ -67,11 +67,10 @@ def main() -> None:
     for step, (disturbed, disturb) in enumerate(disturbances):
         if rank == disturbed:
             trouble(watch, step, disturb)
-        watch.enter(WAITING, step)
+        watch.whereabouts.enter("going on", step)
         communicator.barrier()
     if rank == 0:
         evaluate(watch)
-    watch.enter(WAITING)
     communicator.barrier()
     watch.close()
 
