@@ -22,6 +22,11 @@ ULFM_VARIABLE = "OMPI_MCA_mpi_ft_enable"  # set to 1 by `mpirun --with-ft ulfm`
 START_PATIENCE = 60.0  # seconds for MPI to start
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 
+LOST = (
+    "another rank has died; start the same command again, it goes on from the last checkpoint "
+    "(python -m launch --max-restarts K does so by itself, --elastic goes on without that rank)"
+)
+
 
 class Communicator:
     """One process alone: every collective is the identity. `MPICommunicator` overrides them.
@@ -94,10 +99,7 @@ def _collective(call: Method) -> Method:
             return call(self, *arguments, **options)
         except self._mpi.Exception as error:
             if self.survives and error.Get_error_class() in self._rank_lost:
-                raise RankLostError(
-                    "another rank has died; start the same command again, it goes on from the last checkpoint "
-                    "(python -m launch --max-restarts K does so by itself, --elastic goes on without that rank)"
-                ) from None
+                raise RankLostError(LOST) from None
             raise
         finally:
             self.whereabouts.enter(phase)
@@ -110,7 +112,7 @@ class MPICommunicator(Communicator):
 
     Under ULFM (User Level Failure Mitigation, MPI 5's chapter on fault tolerance, in Open MPI >= 5) it survives: the
     death of a rank is a RankLostError in a collective, on at least one rank. `survivors` then brings all the others
-    out of their collectives (revoke), and agrees with them on who lives (shrink).
+    out of their collectives (revoke), and makes a communicator of those that live (shrink).
     """
 
     uses_mpi = True
@@ -123,6 +125,7 @@ class MPICommunicator(Communicator):
         self.implementation = mpi.Get_library_version().split("\n")[0].split(",")[0].replace("\t", " ").strip(" \x00")
         # Asked for, never tried: under MPICH, mpi4py makes do with calls that only look like these.
         self.survives = os.environ.get(ULFM_VARIABLE) == "1" and hasattr(mpi, "ERR_PROC_FAILED")
+        self._has_agreed = False
         world = mpi.COMM_WORLD.Get_group()
         self.world_ranks = self._ranks.Get_group().Translate_ranks(range(self.size), world)
         if self.survives:
@@ -152,15 +155,33 @@ class MPICommunicator(Communicator):
     def allreduce(self, vector: Array) -> None:
         self._ranks.Allreduce(self._mpi.IN_PLACE, vector)
 
-    @_collective
     def end_together(self) -> None:
-        if self.survives:
-            self._ranks.Agree(1)  # fails on all ranks or on none, which no other collective promises
+        if self.survives and not self._all_agree(True):
+            raise RankLostError(LOST)
 
     def survivors(self) -> MPICommunicator:
         self.has_lost_ranks = True
         self._ranks.Revoke()
+        if not self._has_agreed:
+            self._all_agree(False)
         return MPICommunicator(self._mpi, self._ranks.Shrink())
+
+    def _all_agree(self, ended: bool) -> bool:
+        """Have all ranks ended, and none has died? The same answer on all.
+
+        Every rank asks this once, at its end or when it has learned of a death: an agreement is not broken off by a
+        revocation, so a rank in `end_together` would wait for ever for one that has gone straight to `survivors`.
+        """
+        phase = self.whereabouts.enter(WAITING)
+        self._has_agreed = True
+        try:
+            return bool(self._ranks.Agree(int(ended)))
+        except self._mpi.Exception as error:
+            if error.Get_error_class() in self._rank_lost:
+                return False
+            raise
+        finally:
+            self.whereabouts.enter(phase)
 
     def abort(self, status: int) -> None:
         self._ranks.Abort(status)

@@ -91,9 +91,9 @@ def make_steps(run: Run, observer: Observer, interruption: Interruption) -> Eval
             break
         epoch, step = divmod(state.step, session.origin.steps_per_epoch)
         lr = session.schedule(state.step)
-        if step == 0:
-            state.epoch_loss, state.epoch_correct, state.epoch_samples = 0.0, 0, 0
         outcome = session.take_step(state, epoch, step, lr, run.requests(interruption))
+        if step == 0:  # only now: had the step failed, the epoch before could yet be evaluated once more
+            state.epoch_loss, state.epoch_correct, state.epoch_samples = 0.0, 0, 0
         state.test_accuracy = None
         state.epoch_loss += outcome.loss * outcome.samples
         state.epoch_correct += outcome.correct

@@ -88,6 +88,7 @@ class Run:
         if self.state.step % self.session.origin.steps_per_epoch == 0:
             self.state.test_accuracy = None  # whoever knew it may have died before it was saved
         if not self.began:
+            self.close_folder()  # it was opened, but not all learned of it
             self.folder = RunFolder(path)
         with together(communicator):
             if communicator.rank == 0:
@@ -124,7 +125,7 @@ class Run:
     def _open_folder(self) -> tuple[tuple[Path, Checkpoint] | None, list[str]]:
         """On rank 0: claim the folder; the checkpoint to go on from with its path, and notes on what has changed."""
         config, notes = self.config, []
-        self.close_folder()  # it may have been opened for a beginning that others did not live to see
+        self.close_folder()  # as above
         self.folder = RunFolder(Path(config.run_dir))
         if config.run_dir and self.folder.path.exists():
             self.folder.claim()  # before reading: another run may be writing there

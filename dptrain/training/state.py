@@ -34,8 +34,9 @@ class TrainingState:
     @property
     def sha256(self) -> str:
         """SHA-256 of parameters and momentum together."""
-        both = self.parameters.tobytes() + self.momentum.tobytes()
-        return hashlib.sha256(both).hexdigest()
+        digest = hashlib.sha256(self.parameters.data)
+        digest.update(self.momentum.data)
+        return digest.hexdigest()
 
 
 def initial_state(network: Network, seed: int) -> TrainingState:

@@ -1,0 +1,186 @@
+"""Ranks that are threads of this process and may die in any collective, as ULFM would let the others know of it.
+
+A death in a collective may come before or after the dying rank has given its part; in the second case some of the
+others have the result, and some an error, as `Deaths.unlucky` tells.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dptrain.errors import RankLostError
+from dptrain.nn.workspace import Array
+from dptrain.parallel.communicator import Communicator
+
+Result = TypeVar("Result")
+PATIENCE = 20  # seconds, after which a rank that waits says that all hang
+
+
+class DeathError(BaseException):
+    """This rank is dead; no handler of errors sees it."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """The world rank `rank` dies in its `call`-th collective, counted from 0.
+
+    It has given its part before if `unlucky` is not None: the world ranks that get an error all the same.
+    """
+
+    rank: int
+    call: int
+    unlucky: Collection[int] | None = None
+
+
+class World:
+    """Who lives, and how many collectives each has called."""
+
+    def __init__(self, ranks: int, deaths: Sequence[Death]) -> None:
+        self.condition = threading.Condition()
+        self.deaths = {(death.rank, death.call): death for death in deaths}
+        self.calls = [0] * ranks
+        self.dead: set[int] = set()
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        assert self.condition.wait_for(until, PATIENCE), "the ranks hang"
+
+
+class MortalCommunicator(Communicator):
+    """One rank's view of the `members`, given as world ranks; `board` is shared by them."""
+
+    survives = True
+
+    def __init__(self, world: World, board: Board, own: int) -> None:
+        self.world, self.board, self.own = world, board, own
+        self.world_ranks = board.members
+        self.rank, self.size = board.members.index(own), len(board.members)
+        self._calls = 0
+
+    def allgather(self, value: Any) -> list[Any]:
+        world, board = self.world, self.board
+        with world.condition:
+            death = self._count()
+            posts = board.posts[self._calls]
+            unlucky = board.unlucky[self._calls]
+            self._calls += 1
+            if death is not None and death.unlucky is None:
+                self._die()
+            self._fail_if(board.broken)
+            posts[self.own] = value
+            if death is not None:
+                unlucky.update(death.unlucky or ())
+                self._die()
+            world.condition.notify_all()
+            world.wait(lambda: len(posts) == self.size or board.broken)
+            self._fail_if(len(posts) < self.size or self.own in unlucky)
+            return [posts[rank] for rank in board.members]
+
+    def _count(self) -> Death | None:
+        """Count a call; the death that it is to be."""
+        call = self.world.calls[self.own]
+        self.world.calls[self.own] += 1
+        return self.world.deaths.get((self.own, call))
+
+    def _die(self) -> None:
+        self.world.dead.add(self.own)
+        self.world.condition.notify_all()
+        raise DeathError
+
+    def _fail_if(self, failed: bool) -> None:
+        if failed:
+            raise RankLostError("a rank has died")
+
+    def barrier(self) -> None:
+        self.allgather(None)
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        return pickle.loads(pickle.dumps(self.allgather(value)[root]))  # each rank its own, as through MPI
+
+    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
+        parts = np.split(send.copy(), np.cumsum(send_counts)[:-1])
+        receive[...] = np.concatenate([post[self.rank] for post in self.allgather(parts)])
+
+    def allgather_slices(self, own: Array, whole: Array, counts: Sequence[int]) -> None:
+        whole[...] = np.concatenate(self.allgather(own.copy()))
+
+    def end_together(self) -> None:
+        self._fail_if(not self._all_agree(True))
+
+    def survivors(self) -> MortalCommunicator:
+        world, board = self.world, self.board
+        with world.condition:
+            board.revoked = True
+            world.condition.notify_all()
+        if self.own not in board.agreeing:
+            self._all_agree(False)
+        with world.condition:
+            board.shrinking.add(self.own)
+            world.condition.notify_all()
+            world.wait(lambda: board.smaller is not None or board.living() <= board.shrinking)
+            if board.smaller is None:
+                board.smaller = Board(world, sorted(board.living()))
+            return MortalCommunicator(world, board.smaller, self.own)
+
+    def _all_agree(self, ended: bool) -> bool:
+        """As ULFM's Agree: not broken off by a revocation, and the same answer for all, whoever dies meanwhile."""
+        world, board = self.world, self.board
+        with world.condition:
+            if self._count() is not None:
+                self._die()
+            board.agreeing[self.own] = ended
+            world.condition.notify_all()
+            world.wait(lambda: board.agreed is not None or board.living() <= board.agreeing.keys())
+            if board.agreed is None:
+                died = bool(world.dead & set(board.members))
+                board.agreed = not died and all(board.agreeing.values())
+            return board.agreed
+
+    def abort(self, status: int) -> None:
+        raise AssertionError("nothing here is to end all ranks")
+
+
+class Board:
+    """What the members of one communicator have in common."""
+
+    def __init__(self, world: World, members: list[int]) -> None:
+        self.world, self.members = world, members
+        self.posts: defaultdict[int, dict[int, Any]] = defaultdict(dict)
+        self.unlucky: defaultdict[int, set[int]] = defaultdict(set)
+        self.revoked = False
+        self.shrinking: set[int] = set()
+        self.agreeing: dict[int, bool] = {}  # whether each has ended
+        self.agreed: bool | None = None
+        self.smaller: Board | None = None
+
+    def living(self) -> set[int]:
+        return set(self.members) - self.world.dead
+
+    @property
+    def broken(self) -> bool:
+        return self.revoked or bool(self.world.dead & set(self.members))
+
+
+def on_mortal_ranks(
+    ranks: int, program: Callable[[Communicator], Result], deaths: Sequence[Death] = ()
+) -> tuple[dict[int, Result], World]:
+    """What the program returns on each world rank that lives to its end, and what became of the world."""
+    world = World(ranks, deaths)
+    board = Board(world, list(range(ranks)))
+
+    def life(rank: int) -> Result | None:
+        try:
+            return program(MortalCommunicator(world, board, rank))
+        except DeathError:
+            return None
+
+    with ThreadPoolExecutor(ranks) as pool:
+        results = list(pool.map(life, range(ranks)))
+    return {rank: result for rank, result in enumerate(results) if rank not in world.dead and result is not None}, world

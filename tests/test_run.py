@@ -1,0 +1,110 @@
+"""dptrain.training.run: wherever ranks die, those that live go on to the bits of an undisturbed run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mortal_ranks import Death, on_mortal_ranks
+from training_runs import Memory, configuration, packed, run
+
+from dptrain.config import TrainConfig
+from dptrain.training.checkpoint import read_checkpoint
+from dptrain.training.loop import train
+
+# An epoch of 7 steps and two more: checkpoints after 3 and 6, an evaluation after 7 and at the end.
+RANKS, LAST_STEP = 3, 9
+
+
+class Survivor(Memory):
+    """An observer that ranks may be lost to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: list[list[int]] = []
+
+    def recovered(self, session: Any, state: Any, folder: Any, lost: Sequence[int], seconds: float) -> None:
+        self.lost.append(list(lost))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("run") / "set")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    config = configuration(data, tmp_path_factory.mktemp("undisturbed") / "run", max_steps=LAST_STEP)
+    return str(run(config)[0]["params_sha256"])
+
+
+def elastic(data: Path, run_dir: Path) -> TrainConfig:
+    # Threads stand for ranks: nobody watches them.
+    return configuration(data, run_dir, elastic=True, checkpoint_every="3", stall_limit=0.0, max_steps=LAST_STEP)
+
+
+def train_with_deaths(config: TrainConfig, deaths: Sequence[Death]) -> tuple[dict[int, Any], list[int]]:
+    """The summaries of the ranks that live, and how many collectives each rank has called."""
+    results, world = on_mortal_ranks(RANKS, lambda communicator: train(config, communicator, Survivor()), deaths)
+    return results, world.calls
+
+
+def assert_undisturbed(config: TrainConfig, results: dict[int, Any], survivors: int, undisturbed: str) -> None:
+    assert len(results) == survivors
+    assert {result["params_sha256"] for result in results.values()} == {undisturbed}
+    checkpoints = sorted((Path(config.run_dir) / "checkpoints").iterdir())
+    states = [read_checkpoint(path).state for path in checkpoints]
+    assert [state.step for state in states][-1] == LAST_STEP
+    assert states[-1].params_sha256 == undisturbed
+    assert states[-1].test_accuracy is not None
+
+
+@pytest.fixture(scope="module")
+def calls(data: Path, undisturbed: str, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Collectives of each rank in a run in which nobody dies."""
+    config = elastic(data, tmp_path_factory.mktemp("calls") / "run")
+    results, counts = train_with_deaths(config, [])
+    assert_undisturbed(config, results, RANKS, undisturbed)
+    assert len(set(counts)) == 1
+    return counts[0]
+
+
+@pytest.mark.parametrize("rank", range(RANKS))
+@pytest.mark.parametrize("unlucky", [None, "one", "all"])
+def test_a_rank_may_die_in_any_collective_of_a_run(
+    rank: int, unlucky: str | None, data: Path, undisturbed: str, calls: int, tmp_path: Path
+) -> None:
+    """Before it gave its part; or after that, when one of the others has the result, or none.
+
+    That all have it is as if the rank died before it gave its part to the next collective.
+    """
+    others = [other for other in range(RANKS) if other != rank]
+    affected = {None: None, "one": others[:1], "all": others}[unlucky]
+    for call in range(calls):
+        config = elastic(data, tmp_path / f"run-{call}")
+        results, _ = train_with_deaths(config, [Death(rank, call, affected)])
+        assert_undisturbed(config, results, RANKS - 1, undisturbed)
+    print(f"a rank died in each of {calls} collectives, and all runs ended with the same bits")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_second_rank_may_die_at_any_time_after_the_first(
+    seed: int, data: Path, undisturbed: str, calls: int, tmp_path: Path
+) -> None:
+    """Often within the recovery: the second death is at most 25 collectives later."""
+    draw = random.Random(seed)
+    first, second = draw.sample(range(RANKS), 2)
+    call = draw.randrange(calls)
+    choices = [None, [], [second], [third for third in range(RANKS) if third not in (first, second)]]
+    deaths = [
+        Death(first, call, draw.choice(choices)),
+        Death(second, call + draw.randrange(25), draw.choice([None, []])),
+    ]
+    config = elastic(data, tmp_path / "run")
+    results, _ = train_with_deaths(config, deaths)
+    # The second may have come to its end before it was to die.
+    assert_undisturbed(config, results, len(results), undisturbed)
+    assert len(results) >= RANKS - 2
