@@ -34,13 +34,16 @@ from training_runs import (
 )
 
 from dptrain.config import TrainConfig
-from dptrain.errors import CheckpointError, TrainingError, UsageError
+from dptrain.errors import CheckpointError, PreemptedError, TrainingError, UsageError
 from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.interruption import Interruption
 from dptrain.training import writer
 from dptrain.training.checkpoint import checkpoint_bytes, read_checkpoint
 from dptrain.training.durable import write_durably
 from dptrain.training.loop import train
 from dptrain.training.run_folder import RunFolder
+from dptrain.training.state import TrainingState
+from dptrain.training.step import StepOutcome
 
 AUGMENTED = {"augment": "reflect"}
 
@@ -126,6 +129,36 @@ def test_a_run_broken_off_goes_on_from_its_last_checkpoint(
     assert memory.steps[0][0] == saved[-1] + 1
     assert memory.resumed is not None
     assert_same_end(tmp_path / "run", memory, undisturbed)
+
+
+class AskedAfter(Memory, Interruption):
+    """An observer that, once it has seen a step, asks the run to end, whose interruption it is as well."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.asked_after = step
+
+    def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
+        super().stepped(state, outcome, lr)
+        if state.step == self.asked_after:
+            self.signal_name = "SIGTERM"
+
+
+@pytest.mark.parametrize("asked", range(1, LAST_STEP + 1))
+def test_a_run_asked_to_end_saves_and_makes_up_for_what_it_left_out(
+    asked: int, undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
+) -> None:
+    """At the end of an epoch, 7 and 14, the evaluation is what is left out; elsewhere one more step is made."""
+    config = configuration(data, tmp_path / "run", **undisturbed[0])
+    first = AskedAfter(asked)
+    stopped = asked if asked % STEPS_PER_EPOCH == 0 else asked + 1
+    with pytest.raises(PreemptedError, match=rf"stopped by SIGTERM at rank 0: step-{stopped:08d}\.h5 is written"):
+        train(config, Communicator(), first, first)
+    assert last_checkpoint(tmp_path / "run").name == f"step-{stopped:08d}.h5"
+    _, second = run(config)
+    assert [*first.steps, *second.steps] == undisturbed[2].steps
+    assert [*first.evaluations, *second.evaluations] == undisturbed[2].evaluations
+    assert_same_end(tmp_path / "run", second, undisturbed)
 
 
 def test_a_named_checkpoint_is_gone_on_from_in_another_folder(

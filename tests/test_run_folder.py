@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,13 +116,34 @@ def test_a_broken_newest_is_passed_over_with_a_line_that_names_it(folder: RunFol
     assert "step-00000002.h5" in lines[1]
 
 
+def test_whoever_trains_sets_broken_ones_aside_under_names_of_their_own(folder: RunFolder) -> None:
+    for _ in range(2):  # the second time there is a file of that name
+        for step in (1, 2, 3):
+            save(folder, step)
+        newest = folder.checkpoint_of(3)
+        newest.write_bytes(newest.read_bytes()[:-1])
+        lines: list[str] = []
+        found = folder.newest(lines.append, set_aside=True)
+        assert found is not None
+        assert found[1].state.step == 2
+        assert lines[0].startswith(f"passed over: {newest}")
+        aside = folder.checkpoints / lines[1].removeprefix("set aside as ")
+        assert aside.read_bytes() == content(3)[:-1]
+        assert steps(folder) == [1, 2]
+    assert {path.name for path in folder.checkpoints.iterdir()} - {"step-00000001.h5", "step-00000002.h5"} == {
+        "step-00000003.h5.broken",
+        "step-00000003.h5.broken-2",
+    }
+
+
 def test_when_none_is_whole_a_run_does_not_begin_anew_by_itself(folder: RunFolder) -> None:
     for step in (1, 2):
         save(folder, step).write_bytes(b"")
     lines: list[str] = []
     with pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole"):
-        folder.newest(lines.append)
+        folder.newest(lines.append, set_aside=True)
     assert len(lines) == 2
+    assert steps(folder) == [1, 2]  # else the next start would find an empty folder and begin anew
 
 
 def test_a_folder_without_checkpoints_has_no_newest(folder: RunFolder, tmp_path: Path) -> None:
@@ -167,8 +189,18 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path: Path) -> None
 def test_what_a_killed_writer_left_is_removed(folder: RunFolder) -> None:
     folder.close()
     (folder.checkpoints / ".step-00000004.h5.partial").write_bytes(b"half")
+    (folder.path / ".config.toml.partial").write_bytes(b"half")
     folder.claim()
     assert list(folder.checkpoints.iterdir()) == []
+    assert not (folder.path / ".config.toml.partial").exists()
+
+
+def test_a_folder_is_claimed_when_its_holder_ends_in_time(folder: RunFolder) -> None:
+    """As a rank that dies leaves it a moment after the others have learned of that."""
+    other = RunFolder(folder.path)
+    threading.Timer(0.2, folder.close).start()
+    other.claim(patience=20)
+    other.close()
 
 
 def test_a_claimed_folder_is_refused_to_others_until_it_is_closed(folder: RunFolder) -> None:
