@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dptrain.config import read_toml
 
@@ -27,18 +28,22 @@ def value_of(flag: str, trainer: Sequence[str]) -> str:
     return value
 
 
+def settings(trainer: Sequence[str]) -> dict[str, Any]:
+    """What the file of --config says, nothing without one; UsageError where it cannot be read."""
+    config = value_of("--config", trainer)
+    return read_toml(Path(config)) if config else {}
+
+
 def run_dir_of(trainer: Sequence[str]) -> Path | None:
     """The run folder that flags or the file of --config name; UsageError where the file cannot be read."""
-    named, config = value_of("--run-dir", trainer), value_of("--config", trainer)
-    if not named and config:
-        named = read_toml(Path(config)).get("run_dir", "")
+    named = value_of("--run-dir", trainer) or settings(trainer).get("run_dir", "")
     return Path(named) if named else None
 
 
 def is_elastic(trainer: Sequence[str]) -> bool:
-    """Whether --elastic is among the arguments, and no --no-elastic after it."""
+    """Whether the last of --elastic and --no-elastic is the first, or the file of --config says so without them."""
     said = [word for word in trainer if word in ("--elastic", "--no-elastic")]
-    return said[-1:] == ["--elastic"]
+    return said[-1] == "--elastic" if said else bool(settings(trainer).get("elastic", False))
 
 
 def newest_step(run_dir: Path) -> int | None:

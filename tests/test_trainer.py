@@ -26,7 +26,11 @@ def test_a_config_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
         run_dir_of(["train", "--config", str(tmp_path / "none.toml")])
 
 
-def test_the_last_word_on_elastic_counts() -> None:
+def test_the_last_word_on_elastic_counts_or_else_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text("elastic = true\n")
+    assert is_elastic(["train", "--config", str(config)])
+    assert not is_elastic(["train", "--config", str(config), "--no-elastic"])
     assert not is_elastic(["train"])
     assert is_elastic(["train", "--no-elastic", "--elastic"])
     assert not is_elastic(["train", "--elastic", "--no-elastic"])
