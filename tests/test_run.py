@@ -12,6 +12,8 @@ from mortal_ranks import Death, on_mortal_ranks
 from training_runs import Memory, configuration, packed, run
 
 from dptrain.config import TrainConfig
+from dptrain.errors import RankLostError
+from dptrain.parallel.communicator import Communicator
 from dptrain.training.checkpoint import read_checkpoint
 from dptrain.training.loop import train
 
@@ -41,9 +43,10 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(run(config)[0]["params_sha256"])
 
 
-def elastic(data: Path, run_dir: Path) -> TrainConfig:
+def elastic(data: Path, run_dir: Path, **changes: Any) -> TrainConfig:
     # Threads stand for ranks: nobody watches them.
-    return configuration(data, run_dir, elastic=True, checkpoint_every="3", stall_limit=0.0, max_steps=LAST_STEP)
+    options = {"elastic": True, "checkpoint_every": "3", "stall_limit": 0.0, "max_steps": LAST_STEP}
+    return configuration(data, run_dir, **(options | changes))
 
 
 def train_with_deaths(config: TrainConfig, deaths: Sequence[Death]) -> tuple[dict[int, Any], list[int]]:
@@ -108,3 +111,19 @@ def test_a_second_rank_may_die_at_any_time_after_the_first(
     # The second may have come to its end before it was to die.
     assert_undisturbed(config, results, len(results), undisturbed)
     assert len(results) >= RANKS - 2
+
+
+def test_without_elastic_a_death_is_an_error_though_the_mpi_could_do_more(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RankLostError):
+        train_with_deaths(elastic(data, tmp_path / "run", elastic=False), [Death(1, 20)])
+
+
+def test_all_deaths_are_told_also_of_a_recovery_that_a_death_interrupts(data: Path, tmp_path: Path) -> None:
+    observers: dict[int, Survivor] = {}
+
+    def program(communicator: Communicator) -> None:
+        observers[communicator.rank] = Survivor()
+        train(elastic(data, tmp_path / "run"), communicator, observers[communicator.rank])
+
+    on_mortal_ranks(RANKS, program, [Death(1, 20), Death(2, 23)])
+    assert observers[0].lost == [[1, 2]]

@@ -36,8 +36,8 @@ def train(
     check_elastic(config, communicator)
     with closing(Run(config, observer)) as run:
         lost: list[int] = []
+        noticed = 0.0
         while True:
-            started = time.perf_counter()
             try:
                 first_time = not run.began
                 run.begin(communicator)
@@ -45,14 +45,18 @@ def train(
                 if first_time:
                     observer.started(run.session, run.state, run.folder, run.resumed)
                 if lost:
-                    seconds = time.perf_counter() - started
-                    observer.recovered(run.session, run.state, run.folder, lost, seconds)
+                    observer.recovered(run.session, run.state, run.folder, lost, time.perf_counter() - noticed)
+                    lost = []
                 evaluation = make_steps(run, observer, interruption)
                 communicator.end_together()
                 break
             except RankLostError:
+                if not config.elastic:
+                    raise
+                if not lost:
+                    noticed = time.perf_counter()
                 before, communicator = communicator, communicator.survivors()
-                lost = sorted(set(before.world_ranks) - set(communicator.world_ranks))
+                lost += sorted(set(before.world_ranks) - set(communicator.world_ranks))
         observer.finished(run.state, evaluation, run.folder)
     return {
         "step": run.state.step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,41 +36,36 @@ class Run:
 
     session: Session
     state: TrainingState
-    folder: RunFolder
 
     def __init__(self, config: TrainConfig, observer: Observer) -> None:
         self.config, self.observer = config, observer
+        self.folder = RunFolder(Path(config.run_dir))
         self.resumed: Path | None = None
         self.writer: CheckpointWriter | None = None
-        self.watch: Watch | None = None
         self.saved_step = -1
         self.began = False
+        self._loaded = NOTHING_LOADED
+        self._of_ranks = ExitStack()  # what is made anew when the ranks become fewer
 
     def begin(self, communicator: Communicator) -> None:
         """Get ready for the next step, together with all ranks of the communicator.
 
         DptrainError on all ranks when that cannot be. After a RankLostError it can be called again, with fewer ranks.
         """
-        loaded = NOTHING_LOADED
-        if hasattr(self, "session"):
-            self.session.pool.close()
-            loaded = self.session.shards
-        self._watch(communicator)
+        self._of_ranks.close()
+        # Where ranks survive each other, the end of one process is not that of the job.
+        end = communicator.abort if communicator.survives else os._exit
+        watch = Watch(communicator, limit=self.config.stall_limit, abort=self.config.stall_abort, end=end)
+        self._of_ranks.callback(watch.close)
         communicator.whereabouts.enter("loading data")
-        self.session = set_up(self.config, communicator, loaded)
+        self.session = set_up(self.config, communicator, self._loaded)
+        self._of_ranks.callback(self.session.pool.close)
+        self._loaded = self.session.shards
         if not self._take_over(communicator):
             self._open(communicator)
         if communicator.rank == 0 and self.writer is None:
             self.writer = CheckpointWriter(self.folder, self.session.origin, self.session.network.layout, self.config)
         self.began = True
-
-    def _watch(self, communicator: Communicator) -> None:
-        """From now on a rank of this communicator that does not get on is named."""
-        if self.watch is not None:
-            self.watch.close()
-        # Where ranks survive each other, the end of one process is not that of the job.
-        end = communicator.abort if communicator.survives else os._exit
-        self.watch = Watch(communicator, limit=self.config.stall_limit, abort=self.config.stall_abort, end=end)
 
     def _take_over(self, communicator: Communicator) -> bool:
         """Go on from the newest state that any rank has; False when none has one, since the run has yet to begin.
@@ -85,10 +81,9 @@ class Run:
         self.state, path, self.resumed = communicator.broadcast(own, newest)
         self._own_memory()
         self.saved_step = -1  # ranks may have learned of the death on either side of a `save`
-        if self.state.step % self.session.origin.steps_per_epoch == 0:
-            self.state.test_accuracy = None  # whoever knew it may have died before it was saved
+        self.state.test_accuracy = None  # whoever knew it may have died before it was saved
         if not self.began:
-            self.close_folder()  # it was opened, but not all learned of it
+            self.folder.close()  # it was opened, but not all ranks lived to see it
             self.folder = RunFolder(path)
         with together(communicator):
             if communicator.rank == 0:
@@ -125,7 +120,7 @@ class Run:
     def _open_folder(self) -> tuple[tuple[Path, Checkpoint] | None, list[str]]:
         """On rank 0: claim the folder; the checkpoint to go on from with its path, and notes on what has changed."""
         config, notes = self.config, []
-        self.close_folder()  # as above
+        self.folder.close()  # it was opened before, but no rank lived to begin
         self.folder = RunFolder(Path(config.run_dir))
         if config.run_dir and self.folder.path.exists():
             self.folder.claim()  # before reading: another run may be writing there
@@ -167,20 +162,12 @@ class Run:
             if self.writer is not None:
                 self.writer.wait()
 
-    def close_folder(self) -> None:
-        """Let others train in the folder."""
-        if hasattr(self, "folder"):
-            self.folder.close()
-
     def close(self) -> None:
         """End helpers, threads and the hold of the folder; a checkpoint on its way is written first."""
         if self.writer is not None:
             self.writer.close()
-        if hasattr(self, "session"):
-            self.session.pool.close()
-        self.close_folder()
-        if self.watch is not None:
-            self.watch.close()
+        self._of_ranks.close()
+        self.folder.close()
 
 
 def find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) -> tuple[Path, Checkpoint] | None:
