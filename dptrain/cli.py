@@ -22,13 +22,12 @@ import dptrain
 from dptrain.bench.command import add_bench
 from dptrain.blas import request_one_thread
 from dptrain.config import TrainConfig, flag, merged, parse_model_options, parse_toml, read_toml
-from dptrain.errors import DptrainError, PeerError, PreemptedError, UsageError, did_you_mean
+from dptrain.errors import PREEMPTED, UNFORESEEN, DptrainError, PeerError, PreemptedError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
     from dptrain.training.checkpoint import Checkpoint
 
-UNFORESEEN = 70  # EX_SOFTWARE of sysexits.h: an exception that nobody foresaw; starting again may help
 COMMANDS = ("train", "eval", "inspect", "bench")
 
 
@@ -112,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors are one line for people, not a traceback."""
     request_one_thread()
     from dptrain.parallel.communicator import Communicator, connect, together
+    from dptrain.parallel.interruption import AskedToEndError
 
     parsed, wrong = argparse.Namespace(), None
     try:
@@ -129,10 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PeerError as error:
         return _leave(communicator, error.status)
     except PreemptedError as end:
-        _say_on_stderr(
-            f"dptrain: {end if end.agreed else f'stopped by {end} before the first step: nothing is lost'}\n"
-        )
-        return _leave(communicator, end.status) if end.agreed else _end(communicator, end.status)
+        _say_on_stderr(f"dptrain: {end}\n")
+        return _leave(communicator, end.status)
     except DptrainError as error:
         if error.agreed:
             _complain(str(error))
@@ -140,14 +138,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"rank {communicator.rank} on {socket.gethostname()}: " if communicator.size > 1 else ""
         _complain(where + str(error))
         return _end(communicator, error.status)
+    except AskedToEndError as asked:
+        _say_on_stderr(f"dptrain: stopped by {asked} before the first step: nothing is lost\n")
+        return _end(communicator, PREEMPTED)
     except KeyboardInterrupt as interrupt:
         _complain(": ".join(["interrupted", *interrupt.args]))
         return _end(communicator, 130)
     except BrokenPipeError:  # whoever read the output has enough, as in `dptrain inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _end(communicator, 141)
-    except (Exception, SystemExit):  # a user's layer may call sys.exit() on one rank
-        _complain(f"rank {communicator.rank} on {socket.gethostname()} failed:\n{traceback.format_exc()}")
+    except (Exception, SystemExit) as error:  # a user's layer may call sys.exit() on one rank
+        what = traceback.format_exception_only(error)[-1].strip()
+        where = f"rank {communicator.rank} on {socket.gethostname()}"
+        _complain(f"{where} failed: {what}\n{traceback.format_exc()}")
         return _end(communicator, UNFORESEEN)
 
 
@@ -163,8 +166,8 @@ def _say_on_stderr(text: str) -> None:
 
 def _leave(communicator: Communicator, status: int) -> int:
     """The status to end with, when every rank ends by itself."""
-    if communicator.has_lost_ranks:
-        # MPI_Finalize waits for those that have died in some 4 of 28 runs (measured, Open MPI 5.0.11).
+    if communicator.survives:
+        # After a death MPI_Finalize hung in 4 of 28 runs (measured, Open MPI 5.0.11), and one may die just now.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(status)
@@ -201,6 +204,8 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
         summary = train(config, communicator, recorder, interruption)
     if parsed.json and recorder.reports:
         print(json.dumps(summary))
+    if communicator.survives and recorder.reports:
+        _say_on_stderr("dptrain: finished\n")  # mpirun's status would be 0 after the death of all ranks, too
     return 0
 
 

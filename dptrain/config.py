@@ -87,7 +87,7 @@ class TrainConfig:
     elastic: bool = _key(False, "go on without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
     stall_limit: float = _key(60.0, "seconds after which a rank that does not get on is named (0: never)", least=0.0)
     stall_abort: float = _key(
-        600.0, "seconds after which a rank that does not get on ends the job (0: never)", least=0.0
+        600.0, "seconds from then until it ends the job, if there are other ranks (0: never)", least=0.0
     )
     log_every: int = _key(50, "steps between two lines of metrics.jsonl", least=1)
 

@@ -5,6 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Exit statuses, those of sysexits.h where it has one.
+FAILED = 1  # an error that the same command would meet again
+USAGE = 2
+UNAVAILABLE = 69
+UNFORESEEN = 70  # an exception that nobody foresaw, or a process that died: starting again may help
+PREEMPTED = 75  # asked to end, and saved: to be started again
+STALLED = 76  # ended because a rank did not move
+
 
 class DptrainError(Exception):
     """An error whose text is all that the user needs; shown without a traceback.
@@ -13,14 +21,14 @@ class DptrainError(Exception):
     this error or its PeerError, so that no rank needs to be stopped by force.
     """
 
-    status = 1
+    status = FAILED
     agreed = False
 
 
 class UsageError(DptrainError):
     """A flag, key or value that cannot be used (status 2, as for any wrong command line)."""
 
-    status = 2
+    status = USAGE
 
 
 class DataError(DptrainError):
@@ -30,11 +38,15 @@ class DataError(DptrainError):
 class DownloadError(DataError):
     """Data that cannot be fetched: the network is closed or the server does not answer (EX_UNAVAILABLE)."""
 
-    status = 69
+    status = UNAVAILABLE
 
 
 class CheckpointError(DptrainError):
     """A checkpoint that is missing, damaged or belongs to another run."""
+
+
+class BrokenCheckpointError(CheckpointError):
+    """A checkpoint that is not what was once written: its header does not prove it."""
 
 
 class TrainingError(DptrainError):
@@ -42,16 +54,24 @@ class TrainingError(DptrainError):
 
 
 class PreemptedError(DptrainError):
-    """A signal asked the run to end, and it has: all is saved, the same command goes on (EX_TEMPFAIL).
+    """A signal asked the run to end, and all is saved: the same command goes on.
 
     A scheduler that is told to put a job with this status back into its queue loses nothing.
     """
 
-    status = 75
+    status = PREEMPTED
 
 
 class RankLostError(DptrainError):
-    """A rank has died, and this one has learned of it from a collective that failed (`--elastic` only)."""
+    """A rank has died, and this one has learned of it from a collective that failed (under ULFM only)."""
+
+    status = UNFORESEEN
+
+
+class HelperLostError(DptrainError):
+    """A helper process has died."""
+
+    status = UNFORESEEN
 
 
 class PeerError(DptrainError):

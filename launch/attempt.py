@@ -11,8 +11,8 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from dptrain.errors import DptrainError
-from launch.leftovers import no_leftovers
+from dptrain.errors import UNFORESEEN, DptrainError
+from launch.leftovers import MARK, RanksGone, no_leftovers
 from launch.outcome import Outcome, outcome
 from launch.relay import Relay
 from launch.signals import Signals
@@ -22,9 +22,12 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SESSION_BASE = "PRTE_MCA_prte_tmpdir_base"
 
 
-def run_attempt(command: Sequence[str], environment: Mapping[str, str], signals: Signals) -> Outcome:
+def run_attempt(
+    command: Sequence[str], environment: Mapping[str, str], signals: Signals, *, elastic: bool = False
+) -> Outcome:
     """Run `command` to its end; DptrainError when it cannot be started.
 
+    mpirun of an `elastic` job returns 0 however its ranks have ended: what counts then is what they told.
     The command has a session of its own, so that Ctrl-C, which a terminal sends to every process of the
     foreground, reaches it through `signals` only.
     """
@@ -33,9 +36,11 @@ def run_attempt(command: Sequence[str], environment: Mapping[str, str], signals:
         with no_leftovers() as mark:
             process = start(command, {**environment, SESSION_BASE: folder, **mark})
             relays = relays_of(process)
-            returncode = signals.wait_for(process)
+            returncode = signals.wait_for(process, RanksGone(mark[MARK]))
         for relay in relays:  # only now: a rank that outlived mpirun had the streams open
             relay.finish()
+    if elastic and returncode in (0, -signal.SIGKILL):
+        returncode = 0 if any(relay.finished for relay in relays) else UNFORESEEN
     told = next((relay.told for relay in relays if relay.told is not None), None)
     notices = "\n".join(relay.recent.decode(errors="replace") for relay in relays)
     return outcome(returncode, time.monotonic() - started, told, notices)

@@ -21,6 +21,8 @@ PROC = Path("/proc")
 SHARED_MEMORY = Path("/dev/shm")
 SEGMENTS = ("mpich_shm_*", "sm_segment*")  # MPICH's, Open MPI's
 GONE_SECONDS = 5.0
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
+GONE_FOR_GOOD = 10.0  # seconds that mpirun may need to end after its ranks; usual are 0.5
 
 
 @contextmanager
@@ -43,6 +45,34 @@ def marked(token: str) -> list[int]:
             if f"{MARK}={token}\0".encode() in path.read_bytes():
                 found.append(int(path.parent.name))
     return found
+
+
+class RanksGone:
+    """Tells, when asked again and again, that the ranks of a job were there and have been gone for some time.
+
+    Open MPI's mpirun has been seen to stay when several ranks of an elastic job had died at about the same time.
+    """
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._seen = False
+        self._looked = self._last_there = time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked >= 1:
+            self._looked = now
+            if any(is_rank(process) for process in marked(self._token)):
+                self._seen, self._last_there = True, now
+        return self._seen and now - self._last_there > GONE_FOR_GOOD
+
+
+def is_rank(process: int) -> bool:
+    """Whether mpirun has given the process a rank."""
+    with contextlib.suppress(OSError):
+        environment = (PROC / str(process) / "environ").read_bytes()
+        return any(f"\0{variable}=".encode() in environment for variable in RANK_VARIABLES)
+    return False
 
 
 def end_marked(token: str) -> None:

@@ -6,10 +6,9 @@ import re
 import signal
 from dataclasses import dataclass
 
+from dptrain.errors import FAILED, PREEMPTED, UNFORESEEN, USAGE
+
 FINISHED = 0
-FAILED = 1
-USAGE = 2
-PREEMPTED = 75  # EX_TEMPFAIL: a signal asked the trainer to end, and it saved a checkpoint first
 REASON_CHARACTERS = 200
 
 # Open MPI: "prterun noticed that process rank 0 with PID 15569 on node vm exited on\nsignal 9 (Killed)."
@@ -56,7 +55,7 @@ def outcome(returncode: int, seconds: float, told: str | None, notices: str) -> 
     elif returncode > 128:
         reason = f"a rank was killed by {signal_name(returncode - 128)}"
     else:
-        known = {FINISHED: "finished", PREEMPTED: "asked to end"}
+        known = {FINISHED: "finished", PREEMPTED: "asked to end", UNFORESEEN: "all ranks have died"}
         reason = known.get(returncode, "no reason was told")
     return Outcome(status, seconds, reason, told is not None)
 

@@ -11,6 +11,7 @@ import threading
 import time
 from typing import IO
 
+FINISHED = b"dptrain: finished"  # told by a run that has come to its end, where mpirun's status does not tell
 TOLD = re.compile(rb"dptrain: error: ([^\n]*)(\n?)")
 RECENT_BYTES = 8192  # more than mpirun's notice of a failed rank
 LAST_SECONDS = 1.0
@@ -39,13 +40,15 @@ def write(target: int, content: bytes) -> None:
 class Relay(threading.Thread):
     """Passes a job's stream on to a file descriptor of this process, from `start` to `finish`.
 
-    `told` is the first error that dptrain told there, None without one; `recent` the last 8 KiB.
+    `told` is the first error that dptrain told there, None without one; `finished` says that it told of its end;
+    `recent` are the last 8 KiB.
     """
 
     def __init__(self, source: IO[bytes], target: int) -> None:
         super().__init__(daemon=True)
         self.source, self.target = source, target
         self.told: str | None = None
+        self.finished = False
         self.recent = b""
         self._told_in_full = False
         self._deadline = math.inf
@@ -68,6 +71,7 @@ class Relay(threading.Thread):
 
     def _remember(self, chunk: bytes) -> None:
         text = self.recent + chunk
+        self.finished = self.finished or FINISHED in text
         if not self._told_in_full and (found := TOLD.search(text)):
             self.told = found[1].decode(errors="replace").rstrip()
             self._told_in_full = found[2] == b"\n"

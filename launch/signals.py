@@ -10,7 +10,7 @@ import math
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -59,8 +59,11 @@ class Signals:
             say(f"{name} passed on; a second signal ends the job at once")
         process.send_signal(self.passed)
 
-    def wait_for(self, process: subprocess.Popen[bytes]) -> int:
-        """Popen's return code of mpirun, to which signals go meanwhile; those received just before go there too."""
+    def wait_for(self, process: subprocess.Popen[bytes], abandoned: Callable[[], bool]) -> int:
+        """Popen's return code of mpirun, to which signals go meanwhile; those received just before go there too.
+
+        It is killed when it is found `abandoned`.
+        """
         self._process = process
         if self.received and self.passed is None:
             self._pass_on(self.received[-1], process)
@@ -68,7 +71,7 @@ class Signals:
             try:
                 returncode = process.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
-                if time.monotonic() > self._kill_at:
+                if time.monotonic() > self._kill_at or abandoned():
                     process.kill()
                 continue
             self._process = None

@@ -17,18 +17,15 @@
 
 set -uo pipefail
 
-if [[ " $* " != *" --run-dir"* ]]; then
-    printf 'slurm.sh: error: no --run-dir, without which a requeued job would begin anew each time\n' >&2
-    exit 2
-fi
+launcher=
+trap '[[ -z $launcher ]] || kill -USR1 "$launcher"' USR1 TERM
 "${PYTHON:-.venv/bin/python}" -m launch -n "${SLURM_NTASKS:?set by sbatch}" --max-restarts 3 -- train "$@" &
 launcher=$!
-trap 'kill -USR1 "$launcher"' USR1 TERM
-status=0
-while kill -0 "$launcher" 2>/dev/null; do # a signal ends `wait` before the launcher has ended
-    wait "$launcher"
-    status=$?
+while kill -0 "$launcher" 2>/dev/null; do
+    wait "$launcher" # ends early when a signal comes
 done
+wait "$launcher" # bash has kept its status
+status=$?
 if ((status == 75)); then
     scontrol requeue "$SLURM_JOB_ID"
 fi

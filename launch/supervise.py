@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from dptrain.errors import PREEMPTED, UNFORESEEN
 from launch.attempt import run_attempt
 from launch.binding import this_host
 from launch.mpirun import Kind, mpirun_command
-from launch.outcome import PREEMPTED, Outcome
+from launch.outcome import Outcome
 from launch.relay import say
 from launch.signals import Signals, handled_signals
 from launch.trainer import is_train, newest_step
@@ -50,7 +51,8 @@ def supervise(job: Job) -> int:
         while True:
             # The last --resume counts, whatever the user has given for the first attempt.
             resume = () if step is None else ("--resume", "auto")
-            ended = after_signal(run_attempt(job.command(ranks, *resume), job.environment, signals), signals)
+            command = job.command(ranks, *resume)
+            ended = after_signal(run_attempt(command, job.environment, signals, elastic=job.elastic), signals)
             step = None if job.run_dir is None else newest_step(job.run_dir)
             if job.max_restarts:
                 record(job, attempt, ranks, ended, step)
@@ -68,7 +70,7 @@ def after_signal(ended: Outcome, signals: Signals) -> Outcome:
     """The outcome, but that of a preempted run where ranks that did not handle the signal yet died of it."""
     if not signals.saves or signals.passed is None or len(signals.received) > 1:
         return ended
-    if ended.status != 128 + signals.passed:
+    if ended.told or ended.status not in (128 + signals.passed, UNFORESEEN):  # the second: all of an elastic job died
         return ended
     return replace(ended, status=PREEMPTED, reason="asked to end before it handled signals")
 

@@ -113,9 +113,14 @@ class Job:
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not left, f"processes left behind: {left}"
-        segments = {path.name for path in SHARED_MEMORY.iterdir()} - self.shared_before
+        segments = _segments() - self.shared_before
         assert not segments or segments <= _mapped(segments), "shared memory left behind"
         return self.process.returncode, out, "".join(self.told) + err
+
+
+def _segments() -> set[str]:
+    """The shared memory of MPI jobs, by the names that MPICH and Open MPI give it."""
+    return {path.name for path in SHARED_MEMORY.iterdir() if path.name.startswith(("mpich_shm_", "sm_segment"))}
 
 
 def _mapped(names: set[str]) -> set[str]:
@@ -159,7 +164,7 @@ def job(command: list[str], run_dir: Path) -> Iterator[Job]:
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
     )
-    started = Job(process, name, run_dir, {path.name for path in SHARED_MEMORY.iterdir()})
+    started = Job(process, name, run_dir, _segments())
     try:
         yield started
     finally:

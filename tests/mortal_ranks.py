@@ -1,7 +1,7 @@
 """Ranks that are threads of this process and may die in any collective, as ULFM would let the others know of it.
 
 A death in a collective may come before or after the dying rank has given its part; in the second case some of the
-others have the result, and some an error, as `Deaths.unlucky` tells.
+others have the result, and some nothing but the word of success, as `Death.unlucky` tells.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DeathError(BaseException):
 class Death:
     """The world rank `rank` dies in its `call`-th collective, counted from 0.
 
-    It has given its part before if `unlucky` is not None: the world ranks that get an error all the same.
+    It has given its part before if `unlucky` is not None: the world ranks that are told of success, but have nothing.
     """
 
     rank: int
@@ -62,9 +62,16 @@ class MortalCommunicator(Communicator):
         self.world, self.board, self.own = world, board, own
         self.world_ranks = board.members
         self.rank, self.size = board.members.index(own), len(board.members)
-        self._calls = 0
+        self._calls = self._agreements = 0
+        self._parting = False
 
     def allgather(self, value: Any) -> list[Any]:
+        posts = self._exchange(value)
+        self.confirm()
+        return posts
+
+    def _exchange(self, value: Any) -> list[Any]:
+        """What all have posted; None in place of each where a death has left nothing but the word of success."""
         world, board = self.world, self.board
         with world.condition:
             death = self._count()
@@ -80,8 +87,8 @@ class MortalCommunicator(Communicator):
                 self._die()
             world.condition.notify_all()
             world.wait(lambda: len(posts) == self.size or board.broken)
-            self._fail_if(len(posts) < self.size or self.own in unlucky)
-            return [posts[rank] for rank in board.members]
+            self._fail_if(len(posts) < self.size)
+            return [None if self.own in unlucky else posts[rank] for rank in board.members]
 
     def _count(self) -> Death | None:
         """Count a call; the death that it is to be."""
@@ -99,19 +106,27 @@ class MortalCommunicator(Communicator):
             raise RankLostError("a rank has died")
 
     def barrier(self) -> None:
-        self.allgather(None)
+        self._exchange(None)
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         return pickle.loads(pickle.dumps(self.allgather(value)[root]))  # each rank its own, as through MPI
 
     def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
-        parts = np.split(send.copy(), np.cumsum(send_counts)[:-1])
-        receive[...] = np.concatenate([post[self.rank] for post in self.allgather(parts)])
+        posts = self._exchange(np.split(send.copy(), np.cumsum(send_counts)[:-1]))
+        if posts[0] is not None:
+            receive[...] = np.concatenate([post[self.rank] for post in posts])
 
     def allgather_slices(self, own: Array, whole: Array, counts: Sequence[int]) -> None:
-        whole[...] = np.concatenate(self.allgather(own.copy()))
+        posts = self._exchange(own.copy())
+        if posts[0] is not None:
+            whole[...] = np.concatenate(posts)
 
-    def end_together(self) -> None:
+    def allreduce(self, vector: Array) -> None:
+        posts = self._exchange(vector.copy())
+        if posts[0] is not None:
+            vector[...] = sum(posts)
+
+    def confirm(self) -> None:
         self._fail_if(not self._all_agree(True))
 
     def survivors(self) -> MortalCommunicator:
@@ -119,7 +134,7 @@ class MortalCommunicator(Communicator):
         with world.condition:
             board.revoked = True
             world.condition.notify_all()
-        if self.own not in board.agreeing:
+        if not self._parting:
             self._all_agree(False)
         with world.condition:
             board.shrinking.add(self.own)
@@ -129,19 +144,21 @@ class MortalCommunicator(Communicator):
                 board.smaller = Board(world, sorted(board.living()))
             return MortalCommunicator(world, board.smaller, self.own)
 
-    def _all_agree(self, ended: bool) -> bool:
+    def _all_agree(self, well: bool) -> bool:
         """As ULFM's Agree: not broken off by a revocation, and the same answer for all, whoever dies meanwhile."""
         world, board = self.world, self.board
         with world.condition:
             if self._count() is not None:
                 self._die()
-            board.agreeing[self.own] = ended
+            votes, number = board.votes[self._agreements], self._agreements
+            self._agreements += 1
+            votes[self.own] = well
             world.condition.notify_all()
-            world.wait(lambda: board.agreed is not None or board.living() <= board.agreeing.keys())
-            if board.agreed is None:
-                died = bool(world.dead & set(board.members))
-                board.agreed = not died and all(board.agreeing.values())
-            return board.agreed
+            world.wait(lambda: number in board.agreed or board.living() <= votes.keys())
+            if number not in board.agreed:
+                board.agreed[number] = not world.dead & set(board.members) and all(votes.values())
+            self._parting = not board.agreed[number]
+            return not self._parting
 
     def abort(self, status: int) -> None:
         raise AssertionError("nothing here is to end all ranks")
@@ -156,8 +173,8 @@ class Board:
         self.unlucky: defaultdict[int, set[int]] = defaultdict(set)
         self.revoked = False
         self.shrinking: set[int] = set()
-        self.agreeing: dict[int, bool] = {}  # whether each has ended
-        self.agreed: bool | None = None
+        self.votes: defaultdict[int, dict[int, bool]] = defaultdict(dict)
+        self.agreed: dict[int, bool] = {}
         self.smaller: Board | None = None
 
     def living(self) -> set[int]:

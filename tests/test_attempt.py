@@ -43,6 +43,24 @@ def test_a_killed_launcher_takes_mpirun_along(fake_mpirun: Callable[..., str], t
     process.communicate(timeout=30)
 
 
+HASTY = "import sys; from launch import __main__, leftovers; leftovers.GONE_FOR_GOOD = 1; sys.exit(__main__.main())"
+
+
+def test_an_mpirun_that_stays_without_its_ranks_is_ended(fake_mpirun: Callable[..., str]) -> None:
+    mpirun = fake_mpirun(OPEN_MPI, f"OMPI_COMM_WORLD_RANK=0 sleep 2; {LOOP}")
+    command = [sys.executable, "-c", HASTY, "-n", "2", "--mpirun", mpirun, "--", "train", "data"]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 128 + signal.SIGKILL
+    assert 2 < time.monotonic() - started < 12
+
+
+def test_an_mpirun_that_takes_long_to_start_its_ranks_is_waited_for(fake_mpirun: Callable[..., str]) -> None:
+    mpirun = fake_mpirun(OPEN_MPI, "sleep 4; exit 7")
+    command = [sys.executable, "-c", HASTY, "-n", "2", "--mpirun", mpirun, "--", "train", "data"]
+    assert subprocess.run(command, cwd=CHECKOUT, capture_output=True, timeout=60, check=False).returncode == 7
+
+
 REPORT = """
 import json, os, sys
 from mpi4py import MPI

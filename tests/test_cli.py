@@ -64,7 +64,8 @@ def build(input_shape, classes):
 
 def assert_traceback(done: Done, rank: int) -> None:
     assert done.returncode == 70
-    assert f"dptrain: error: rank {rank} on {socket.gethostname()} failed:\n" in done.stderr
+    where = f"dptrain: error: rank {rank} on {socket.gethostname()} failed: "
+    assert f"{where}ZeroDivisionError: a mistake in this very layer\n" in done.stderr
     assert "Traceback (most recent call last)" in done.stderr
     assert "in forward" in done.stderr
     assert "ZeroDivisionError: a mistake in this very layer" in done.stderr

@@ -19,6 +19,7 @@ import pytest
 from dptrain.errors import DataError, DptrainError
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.interruption import ENDING
 from dptrain.parallel.pool import ShardWork
 from dptrain.parallel.processes import HelperError, ShardProcesses, make_pool, shared_zeros
 from dptrain.parallel.threads import ShardThreads
@@ -237,6 +238,15 @@ def test_helpers_end_with_their_parent_whatever_ended_it(number: signal.Signals,
     assert eventually(lambda: not any(alive(helper) for helper in helpers))
 
 
+def test_a_stopped_helper_ends_with_its_parent_all_the_same(tmp_path: Path) -> None:
+    with parent(tmp_path, "pass", WAITS) as started:
+        assert started.stdout is not None
+        own, *helpers = map(int, started.stdout.readline().split())
+        os.kill(helpers[0], signal.SIGSTOP)
+        os.kill(own, signal.SIGKILL)
+    assert eventually(lambda: not any(alive(helper) for helper in helpers))
+
+
 def test_a_helper_whose_parent_died_makes_no_further_shard(tmp_path: Path) -> None:
     """Its block takes 40 s, a shard 0.2 s."""
     then = """pool = ShardProcesses(2, [work])
@@ -271,6 +281,23 @@ except KeyboardInterrupt:
     with parent(tmp_path, "pass", then, stderr=subprocess.PIPE) as started:
         output, errors = started.communicate(timeout=60)
     assert (started.returncode, output, errors) == (0, "interrupted\n", "")
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_ends_a_run_while_helpers_are_forked_leaves_none_and_hangs_nobody(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    then = f"""from dptrain.parallel.interruption import AskedToEndError, signals_taken
+os.register_at_fork(before=lambda: os.kill(os.getpid(), {int(number)}))
+try:
+    with signals_taken():
+        ShardProcesses(3, [work])
+except AskedToEndError as asked:
+    print(asked)
+    print(*(child.name for child in __import__("multiprocessing").active_children()))"""
+    with parent(tmp_path, "pass", then, stderr=subprocess.PIPE) as started:
+        output, errors = started.communicate(timeout=60)
+    assert (started.returncode, output, errors) == (0, f"{number.name}\n\n", "")
 
 
 def test_a_helper_that_dies_where_nobody_counts_children_is_an_error_all_the_same(tmp_path: Path) -> None:
@@ -310,9 +337,10 @@ def test_a_worker_that_may_not_have_children_uses_threads() -> None:
         assert workers.map(_kind_of_pool, [0]) == ["ShardThreads"]
 
 
-def test_helpers_leave_ctrl_c_to_their_parent(pool: ShardProcesses, squares: Squares) -> None:
+@pytest.mark.parametrize("number", ENDING)
+def test_helpers_leave_signals_to_their_parent(number: signal.Signals, pool: ShardProcesses, squares: Squares) -> None:
     for process in {process for process, _, _ in pool.map(squares, range(3), 2)} - {os.getpid()}:
-        os.kill(process, signal.SIGINT)
+        os.kill(process, number)
     assert [value for _, value, _ in pool.map(squares, range(3), 2)] == [0, 1, 4]
 
 

@@ -53,9 +53,11 @@ def test_a_job_near_its_limit_saves_is_requeued_and_goes_on(
     assert final_sha256(run_dir) == final_sha256(tmp_path / "whole")
 
 
-def test_a_job_without_a_run_folder_is_refused(slurm: Path, tmp_path: Path) -> None:
+@pytest.mark.mpi
+def test_a_job_without_a_run_folder_is_refused(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHON", str(python_of(own_mpi())))
     with job(["bash", str(SCRIPT), "data/cifar10"], tmp_path / "run") as started:
         status, _, err = started.end()
     assert status == 2
-    assert "no --run-dir" in err
+    assert "give train a --run-dir" in err
     assert not slurm.exists()

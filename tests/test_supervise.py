@@ -199,3 +199,17 @@ def test_a_real_run_whose_ranks_are_killed_ends_with_the_bits_of_an_undisturbed_
     assert attempts[0]["checkpoint_step"] < attempts[1]["checkpoint_step"]
     ended, wanted = (json.loads(run.stdout.splitlines()[-1]) for run in (done, undisturbed))
     assert ended["params_sha256"] == wanted["params_sha256"]
+
+
+def test_an_elastic_job_has_ended_well_only_if_it_says_so(supervised: Supervised) -> None:
+    """Its mpirun returns 0 after the death of all ranks, too."""
+    done = supervised.run("[ $n -lt 2 ] || echo 'dptrain: finished' >&2; exit 0", "--elastic", "--max-restarts", "3")
+    assert done.returncode == 0
+    assert len(supervised.commands) == 2
+    assert "attempt 1 of 4, 4 ranks: status 70" in done.stderr
+    assert "all ranks have died" in done.stderr
+
+
+def test_an_elastic_job_that_tells_an_error_and_status_0_has_failed(supervised: Supervised) -> None:
+    done = supervised.run("echo 'dptrain: error: rank 1 failed: X' >&2; exit 0", "--elastic")
+    assert done.returncode == 70

@@ -6,7 +6,6 @@ import errno
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,9 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
 
 @pytest.fixture
 def writer(folder: RunFolder) -> Iterator[CheckpointWriter]:
-    with closing(CheckpointWriter(folder, ORIGIN, LAYOUT, TrainConfig())) as writer:
-        yield writer
+    writer = CheckpointWriter(folder, ORIGIN, LAYOUT, TrainConfig())
+    yield writer
+    writer.close(lambda line: None)
 
 
 class Gate:
@@ -117,6 +117,14 @@ def test_an_error_is_kept_and_nothing_is_written_after_it(
     assert folder.numbered() == []
 
 
+def wait_for_failure(files: FailingOS) -> None:
+    deadline = time.monotonic() + 30
+    while not files.has_failed:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(0.2)  # until the thread has told of it
+
+
 @pytest.mark.parametrize("failing", range(1, 9))
 def test_a_run_whose_disk_fails_ends_at_the_next_step_and_goes_on_later(
     failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -132,7 +140,7 @@ def test_a_run_whose_disk_fails_ends_at_the_next_step_and_goes_on_later(
             if state.step == 4:
                 monkeypatch.setattr(durable, "os", files)
             if state.step == 5:
-                time.sleep(0.2)  # such a step takes less time than to write a checkpoint
+                wait_for_failure(files)  # such a step takes less time than to write a checkpoint
 
     memory = Breaking()
     config = configuration(data, tmp_path / "run", checkpoint_every="4")
@@ -151,6 +159,18 @@ def test_a_run_whose_disk_fails_ends_at_the_next_step_and_goes_on_later(
 
 
 def test_closing_waits_for_what_is_on_its_way(folder: RunFolder) -> None:
-    with closing(CheckpointWriter(folder, ORIGIN, LAYOUT, TrainConfig())) as writer:
-        writer.submit(state_of(3))
+    writer = CheckpointWriter(folder, ORIGIN, LAYOUT, TrainConfig())
+    writer.submit(state_of(3))
+    writer.close(pytest.fail)
     assert read_checkpoint(folder.checkpoint_of(3)).state.step == 3
+
+
+def test_an_error_that_nobody_waits_for_is_said_at_the_end(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when training fails itself before the next step."""
+    lines: list[str] = []
+    writer = CheckpointWriter(folder, ORIGIN, LAYOUT, TrainConfig())
+    monkeypatch.setattr(durable, "os", FailingOS(2, errno.ENOSPC))
+    writer.submit(state_of(3))
+    writer.close(lines.append)
+    assert [line[:13] for line in lines] == ["not written: "]
+    assert "step-00000003.h5" in lines[0]

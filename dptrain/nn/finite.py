@@ -31,7 +31,7 @@ def not_finite_parts(layout: ParamLayout, flat: Array) -> list[str]:
     return [f"{name} holds {what}" for name, what in held.items() if what]
 
 
-class Watched(Layer):
+class Examined(Layer):
     """A layer as it is, which notes what is not finite of all that it puts out and hands back."""
 
     def __init__(self, layer: Layer, outputs: list[str], gradients: list[str]) -> None:
@@ -76,10 +76,10 @@ def first_not_finite(
     """
     outputs: list[str] = []
     gradients: list[str] = []
-    watched = copy.copy(network)
-    watched.stages = [Watched(stage, outputs, gradients) for stage in network.stages]
+    examined = copy.copy(network)
+    examined.stages = [Examined(stage, outputs, gradients) for stage in network.stages]
     gradient = np.empty(network.layout.size, workspace.dtype)
-    outcome = watched.loss_and_grad(parameters, images, labels, gradient, workspace)
+    outcome = examined.loss_and_grad(parameters, images, labels, gradient, workspace)
     loss = not_finite(np.array(outcome.loss_sum, workspace.dtype))
     found = [
         *(f"the parameter {part}" for part in not_finite_parts(network.layout, parameters)),

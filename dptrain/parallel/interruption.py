@@ -16,13 +16,20 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from dptrain.errors import PreemptedError
-
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 # Seconds in which another signal is taken for the same request: `timeout` and some MPIs signal a process and its
 # group, so that it arrives twice.
 SAME_REQUEST = 0.25
+
+END = b"\0"  # no signal has this number: nobody reads any more
+
+
+class AskedToEndError(KeyboardInterrupt):
+    """A signal has asked for the end, and nothing is saved yet; the text is the signal's name.
+
+    Not an Exception: no code for errors on the way takes it for one.
+    """
 
 
 class Interruption:
@@ -31,7 +38,7 @@ class Interruption:
     signal_name: str | None = None
 
     def begin_deferring(self) -> None:
-        """From now on a signal waits until it is asked for; before, it raises PreemptedError in the main thread."""
+        """From now on a signal waits until it is asked for; before, it raises AskedToEndError in the main thread."""
 
 
 NEVER = Interruption()
@@ -53,15 +60,15 @@ class SignalInterruption(Interruption):
     def begin_deferring(self) -> None:
         self._deferring = True
         if self.signal_name is not None:  # it came as an exception that somebody's code has swallowed
-            raise PreemptedError(self.signal_name)
+            raise AskedToEndError(self.signal_name)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self._deferring:
-            raise PreemptedError(signal.Signals(number).name)
+            raise AskedToEndError(signal.Signals(number).name)
 
     def _read(self) -> None:
         first: float | None = None
-        while numbers := os.read(self._reading, 64):
+        while END not in (numbers := os.read(self._reading, 64)):
             now = time.monotonic()
             for number in filter(ENDING.__contains__, numbers):
                 if first is None:
@@ -74,9 +81,10 @@ class SignalInterruption(Interruption):
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
-        os.close(self._writing)
+        os.write(self._writing, END)
         self._thread.join()
         os.close(self._reading)
+        os.close(self._writing)
 
 
 @contextlib.contextmanager
@@ -91,6 +99,8 @@ def signals_taken() -> Iterator[Interruption]:
 
 def leave_signals_to_parent() -> None:
     """For a forked helper: a terminal or a scheduler signals all processes of a job, and the parent decides."""
-    signal.set_wakeup_fd(-1)
+    inherited = signal.set_wakeup_fd(-1)
+    if inherited != -1:
+        os.close(inherited)
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)

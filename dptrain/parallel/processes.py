@@ -8,6 +8,7 @@ in place, and share them with their parent; what changes from step to step passe
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import multiprocessing
 import os
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.errors import DptrainError
+from dptrain.errors import DptrainError, HelperLostError
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.interruption import ENDING, leave_signals_to_parent
@@ -36,6 +37,8 @@ from dptrain.parallel.threads import ShardThreads
 # Seconds to look for a message before sleeping. What lies between two calls of a training step takes some 200 us, and
 # to wake a process that sleeps 50 to 100 us more.
 PATIENCE = 1e-3
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 FORK = multiprocessing.get_context("fork")
 
@@ -85,9 +88,11 @@ class ShardProcesses(ShardPool):
             with _signals_held_back():
                 for _ in range(1, size):
                     self._helpers.append(self._fork())
-        except OSError as error:
+        except BaseException as error:  # a signal's, too
             started = len(self._helpers)
             self.close()
+            if not isinstance(error, OSError):
+                raise
             raise DptrainError(
                 f"only {started} of {size - 1} helper processes could be started ({error}): use fewer --threads, or 1 "
                 "to do without"
@@ -96,7 +101,8 @@ class ShardProcesses(ShardPool):
     def _fork(self) -> Helper:
         ours, theirs = FORK.Pipe()
         inherited = [helper.connection for helper in self._helpers] + [ours]
-        process = FORK.Process(target=_serve, args=(theirs, self._works, inherited), daemon=True)
+        of_main_thread = threading.current_thread() is threading.main_thread()
+        process = FORK.Process(target=_serve, args=(theirs, self._works, inherited, of_main_thread), daemon=True)
         process.start()
         theirs.close()
         return Helper(process, ours)
@@ -210,7 +216,7 @@ def _answer(helper: Helper, shards: list[int]) -> list[Any]:
     except (EOFError, OSError):
         helper.process.kill()
         helper.process.join()
-        raise DptrainError(
+        raise HelperLostError(
             f"process {helper.process.pid}, which computed shards {shards[0]} to {shards[-1]}, "
             f"{_end(helper.process.exitcode)}. Start the same command again (training goes on from its last checkpoint "
             "by --run-dir)"
@@ -239,9 +245,19 @@ def _portable(failure: Failure) -> Failure:
     return failure
 
 
-def _serve(connection: Connection, works: Sequence[ShardWork[Any]], inherited: Sequence[Connection]) -> None:
+def _die_with_parent() -> None:
+    """Have the kernel end this process after its parent, even if it is stopped or in an endless layer of a user's."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def _serve(
+    connection: Connection, works: Sequence[ShardWork[Any]], inherited: Sequence[Connection], of_main_thread: bool
+) -> None:
     """A helper's life: compute what is asked for until the parent closes the pipe, or is no more."""
     leave_signals_to_parent()
+    if of_main_thread:  # what the kernel calls a parent is the thread that has forked
+        _die_with_parent()
     for other in inherited:
         other.close()  # as long as they were open here, nobody would notice the parent's death
     workspace = Workspace()

@@ -16,9 +16,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from dptrain.errors import STALLED
 from dptrain.parallel.whereabouts import WAITING
-
-SILENT_RANK_STATUS = 76  # of a job that was ended because a rank did not move
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Watcher:
             if now >= episode.due:
                 episode.due = math.inf
                 self._say(f"dptrain: error: {self._told(stalls[rank])}: the job ends (--stall-abort)")
-                self._end(SILENT_RANK_STATUS)
+                self._end(STALLED)
 
     def _stalls(self, now: float) -> dict[int | None, Stall]:
         present = [self._statuses[rank] for rank in sorted(self._statuses) if not self._statuses[rank].ended]

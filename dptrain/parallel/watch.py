@@ -5,7 +5,8 @@
     watch.close()
 
 A daemon thread of each rank sends its status as a datagram to up to four watchers, which judge by the rules of
-`dptrain.parallel.stalls`. It makes no MPI call: MPI may be what hangs, and only the main thread may call it.
+`dptrain.parallel.stalls`. It makes no MPI call, as MPI may be what hangs and only the main thread is meant to call it;
+but the caller's `end` may, when all is lost anyway.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class Watch:
         members = self._meet(communicator)
         watchers = watchers_of([member.host for member in members])
         if self._rank in watchers:
-            names = [f"rank {rank} on {each.host} (process {each.process})" for rank, each in enumerate(members)]
+            numbered = zip(communicator.world_ranks, members, strict=True)
+            names = [f"rank {rank} on {each.host} (process {each.process})" for rank, each in numbered]
             abort = abort if self._size > 1 else 0
             self._watcher = Watcher(self._rank, names, watchers, limit, abort, say, end, time.monotonic())
         self._interval = min(INTERVAL, limit / 4)

@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dptrain.errors import CheckpointError
+from dptrain.errors import BrokenCheckpointError, CheckpointError
 from dptrain.nn.params import ParamLayout
 from dptrain.nn.workspace import Array, aligned_zeros
 from dptrain.training.state import TrainingState
@@ -85,7 +85,7 @@ def _header(body: memoryview | bytes) -> bytes:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint that proves itself; CheckpointError when it does not."""
+    """Read a checkpoint that proves itself; CheckpointError when it cannot be read, BrokenCheckpointError if torn."""
     body = _proven_body(path)
     try:
         with h5py.File(io.BytesIO(body), "r") as file:
@@ -113,10 +113,10 @@ def _proven_body(path: Path) -> bytes:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if len(content) < USER_BLOCK or content[: len(MAGIC)] != MAGIC:
-        raise CheckpointError(f"{path}: not a dptrain checkpoint: it does not begin with {MAGIC[:21].decode()!r}")
+        raise BrokenCheckpointError(f"{path}: not a dptrain checkpoint: it does not begin with {MAGIC[:21].decode()!r}")
     header, body = content[:USER_BLOCK], memoryview(content)[USER_BLOCK:]
     if _header(body).ljust(USER_BLOCK, b"\0") != header:
-        raise CheckpointError(
+        raise BrokenCheckpointError(
             f"{path}: {len(body):,} bytes after its header do not have the length and SHA-256 stated there: cut short "
             "or altered; use an earlier checkpoint of the run"
         )

@@ -45,7 +45,7 @@ def first_of_all_shards(found: Mapping[int, str], total: Array, layout: ParamLay
     everyone = communicator.allgather((socket.gethostname(), dict(found)))
     told = [
         f"shard {shard} (rank {rank} on {host}): {what}"
-        for rank, (host, shards) in enumerate(everyone)
+        for rank, (host, shards) in zip(communicator.world_ranks, everyone, strict=True)
         for shard, what in shards.items()
         if what
     ]

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from dptrain.data.batches import Normalisation
 from dptrain.data.format import Samples
-from dptrain.errors import PreemptedError
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.interruption import NEVER, Interruption
+from dptrain.parallel.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.parallel.pool import ShardPool, ShardWork
 from dptrain.parallel.processes import shared_zeros
 
@@ -91,8 +90,8 @@ def evaluate(
 ) -> Evaluation:
     """The evaluation of all ranks' shards, the same on every rank, for parameters (P,). The pool must know the work.
 
-    PreemptedError, on every rank, when one was asked to end meanwhile. Counts are integers and losses are added exactly
-    rounded (math.fsum), so the result does not depend on the number of ranks.
+    AskedToEndError, on every rank, when one was asked to end meanwhile. Counts are integers and losses are added
+    exactly rounded (math.fsum), so the result does not depend on the number of ranks.
     """
     communicator.whereabouts.enter("evaluating")
     np.copyto(work.parameters, parameters)
@@ -101,7 +100,7 @@ def evaluate(
         own += pool.map(work, work.shards, rows)
         for signal_name in communicator.allgather(interruption.signal_name):
             if signal_name is not None:
-                raise PreemptedError(signal_name)
+                raise AskedToEndError(signal_name)
     everyone = [part for parts in communicator.allgather(own) for part in parts]
     samples = np.sum([part[1] for part in everyone], axis=0)
     correct = np.sum([part[2] for part in everyone], axis=0)

@@ -1,4 +1,4 @@
-"""The training loop: `train` and `make_steps` are all of it, and what they call stands below in the order it is called.
+"""The training loop: `train` and `make_steps` are all of it; what they call stands below in the order it is called.
 
     dptrain train data/cifar10
     mpirun -n 4 dptrain train data/cifar10 --run-dir runs/four
@@ -14,9 +14,9 @@ from contextlib import closing
 from typing import Any
 
 from dptrain.config import TrainConfig
-from dptrain.errors import DptrainError, PreemptedError, RankLostError, TrainingError, UsageError
+from dptrain.errors import DptrainError, PreemptedError, RankLostError, TrainingError
 from dptrain.parallel.communicator import Communicator, known_to_all
-from dptrain.parallel.interruption import NEVER, Interruption
+from dptrain.parallel.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.observer import Observer
 from dptrain.training.replicas import check_replicas
@@ -33,30 +33,16 @@ def train(
     Every rank makes the same steps. DptrainError when training cannot begin or go on; PreemptedError when a signal has
     asked for the end and all is saved. With --elastic the ranks that live go on without those that die.
     """
-    check_elastic(config, communicator)
     with closing(Run(config, observer)) as run:
-        lost: list[int] = []
-        noticed = 0.0
         while True:
             try:
-                first_time = not run.began
-                run.begin(communicator)
-                interruption.begin_deferring()
-                if first_time:
-                    observer.started(run.session, run.state, run.folder, run.resumed)
-                if lost:
-                    observer.recovered(run.session, run.state, run.folder, lost, time.perf_counter() - noticed)
-                    lost = []
-                evaluation = make_steps(run, observer, interruption)
-                communicator.end_together()
+                run.begin(communicator, interruption)
+                evaluation = follow(run, observer, interruption)
                 break
             except RankLostError:
                 if not config.elastic:
                     raise
-                if not lost:
-                    noticed = time.perf_counter()
-                before, communicator = communicator, communicator.survivors()
-                lost += sorted(set(before.world_ranks) - set(communicator.world_ranks))
+                communicator = run.survivors(communicator)
         observer.finished(run.state, evaluation, run.folder)
     return {
         "step": run.state.step,
@@ -67,54 +53,51 @@ def train(
     }
 
 
-def check_elastic(config: TrainConfig, communicator: Communicator) -> None:
-    """UsageError when --elastic asks for what this MPI cannot do."""
-    if config.elastic and not communicator.survives:
-        error = UsageError(
-            f"--elastic needs ULFM, found {communicator.implementation} without: start with mpirun --with-ft ulfm of "
-            "Open MPI 5 or later, or with python -m launch --elastic. Anywhere else, python -m launch --max-restarts K "
-            "starts a job again from its last checkpoint"
-        )
-        raise known_to_all(communicator, error)
+def follow(run: Run, observer: Observer, interruption: Interruption) -> Evaluation:
+    """Make all steps that are left; PreemptedError on all ranks, with a checkpoint, when one was asked to end."""
+    try:
+        evaluation = make_steps(run, observer, interruption)
+    except AskedToEndError:
+        evaluation = None
+    if run.saved_step != run.state.step:
+        run.save()
+    run.wait_until_saved()
+    if evaluation is None:
+        raise preempted(run, interruption)
+    return evaluation
 
 
 def make_steps(run: Run, observer: Observer, interruption: Interruption) -> Evaluation:
     """From the run's state to the last step, and the evaluation there.
 
-    PreemptedError on all ranks, with a checkpoint of the step, when one was asked to end.
+    AskedToEndError on all ranks, after the same step, when one was asked to end.
     """
     session, state = run.session, run.state
-    evaluation, asked_to_end = None, False
+    evaluation = None
     while True:
-        if evaluation_is_due(session, state) and not asked_to_end:
-            check_replicas(state, session.network.layout, session.communicator)
+        if evaluation_is_due(session, state):
             evaluation = evaluate_state(session, state, observer, interruption)
-            asked_to_end = evaluation is None
             run.save()
-        if asked_to_end or state.step >= session.last_step:
+        if state.step >= session.last_step:
             break
         epoch, step = divmod(state.step, session.origin.steps_per_epoch)
         lr = session.schedule(state.step)
         outcome = session.take_step(state, epoch, step, lr, run.requests(interruption))
-        if step == 0:  # only now: had the step failed, the epoch before could yet be evaluated once more
+        if step == 0:  # only now: had a rank died, the epoch before would be evaluated once more
             state.epoch_loss, state.epoch_correct, state.epoch_samples = 0.0, 0, 0
         state.test_accuracy = None
         state.epoch_loss += outcome.loss * outcome.samples
         state.epoch_correct += outcome.correct
         state.epoch_samples += outcome.samples
         observer.stepped(state, outcome, lr)
-        if outcome.requests.failed:
+        if outcome.requests.save_failed:
             run.wait_until_saved()  # raises what failed
         if outcome.requests.checkpoint and not evaluation_is_due(session, state):
             run.save()
-        asked_to_end = outcome.requests.end
-    if evaluation is None and not asked_to_end:  # the checkpoint already was the last step's
+        if outcome.requests.end:
+            raise AskedToEndError
+    if evaluation is None:  # the checkpoint already was the last step's
         evaluation = evaluate_state(session, state, observer, interruption)
-    if run.saved_step != state.step:
-        run.save()
-    run.wait_until_saved()
-    if evaluation is None or asked_to_end:
-        raise preempted(run, interruption)
     return evaluation
 
 
@@ -126,16 +109,14 @@ def evaluation_is_due(session: Session, state: TrainingState) -> bool:
 
 def evaluate_state(
     session: Session, state: TrainingState, observer: Observer, interruption: Interruption
-) -> Evaluation | None:
-    """Evaluate the parameters on the test split and tell the observer; None when a signal came meanwhile.
+) -> Evaluation:
+    """Evaluate the parameters on the test split and tell the observer.
 
-    TrainingError if the parameters have blown up.
+    TrainingError if ranks differ or the parameters have blown up; AskedToEndError when a signal came meanwhile.
     """
     started = time.perf_counter()
-    try:
-        evaluation = evaluate(session.evaluation, state.parameters, session.pool, session.communicator, interruption)
-    except PreemptedError:
-        return None
+    check_replicas(state, session.network.layout, session.communicator)  # before any figure is told
+    evaluation = evaluate(session.evaluation, state.parameters, session.pool, session.communicator, interruption)
     if not math.isfinite(evaluation.loss):
         raise known_to_all(
             session.communicator,
@@ -152,13 +133,11 @@ def evaluate_state(
 
 def preempted(run: Run, interruption: Interruption) -> DptrainError:
     """What all ranks end with, once the checkpoint is written."""
-    asked = run.session.communicator.allgather(interruption.signal_name)
-    by = ", ".join(f"{name} at rank {rank}" for rank, name in enumerate(asked) if name is not None)
-    run.session.communicator.end_together()
-    return known_to_all(
-        run.session.communicator,
-        PreemptedError(
-            f"stopped by {by}: {run.folder.checkpoint_of(run.state.step).name} is written; go on with the same command "
-            f"and --run-dir {run.folder.path}"
-        ),
+    communicator = run.session.communicator
+    asked = zip(communicator.world_ranks, communicator.allgather(interruption.signal_name), strict=True)
+    by = ", ".join(f"{name} at rank {rank}" for rank, name in asked if name is not None)
+    error = PreemptedError(
+        f"stopped by {by}: {run.folder.checkpoint_of(run.state.step).name} is written; go on with the same command and "
+        f"--run-dir {run.folder.path}"
     )
+    return known_to_all(communicator, error)

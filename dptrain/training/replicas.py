@@ -27,7 +27,8 @@ def check_replicas(state: TrainingState, layout: ParamLayout, communicator: Comm
     if agreeing == len(hashes):
         return
     everyone = communicator.allgather((socket.gethostname(), digests(state, layout)))
-    ranks = [f"rank {rank} on {host}" for rank, (host, _) in enumerate(everyone)]
+    hosts = [host for host, _ in everyone]
+    ranks = [f"rank {rank} on {host}" for rank, host in zip(communicator.world_ranks, hosts, strict=True)]
     tensors = [own for _, own in everyone]
     if 2 * agreeing > len(hashes):
         right = tensors[hashes.index(common)]

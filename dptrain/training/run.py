@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from dptrain.config import TrainConfig
 from dptrain.data.shards import NOTHING_LOADED
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.nn.workspace import aligned_copy
-from dptrain.parallel.communicator import Communicator, together
+from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.interruption import Interruption
 from dptrain.parallel.watch import Watch
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
@@ -19,7 +19,7 @@ from dptrain.training.diagnosis import check_finite
 from dptrain.training.observer import Observer
 from dptrain.training.replicas import check_replicas
 from dptrain.training.run_folder import RunFolder, step_of
-from dptrain.training.setup import Session, check_resumable, set_up
+from dptrain.training.setup import Session, agree_on, check_resumable, set_up
 from dptrain.training.state import TrainingState, initial_state
 from dptrain.training.step import Requests
 from dptrain.training.writer import CheckpointWriter
@@ -45,27 +45,46 @@ class Run:
         self.saved_step = -1
         self.began = False
         self._loaded = NOTHING_LOADED
-        self._of_ranks = ExitStack()  # what is made anew when the ranks become fewer
+        self._lost: list[int] = []  # ranks that have died since the last step, and when that was noticed
+        self._noticed = 0.0
+        self._until_ranks_change = ExitStack()
 
-    def begin(self, communicator: Communicator) -> None:
-        """Get ready for the next step, together with all ranks of the communicator.
+    def begin(self, communicator: Communicator, interruption: Interruption) -> None:
+        """Get ready for the next step, together with all ranks of the communicator; from now on signals wait for it.
 
-        DptrainError on all ranks when that cannot be. After a RankLostError it can be called again, with fewer ranks.
+        DptrainError on all ranks when that cannot be. After a RankLostError it is called again with `survivors`.
         """
-        self._of_ranks.close()
-        # Where ranks survive each other, the end of one process is not that of the job.
-        end = communicator.abort if communicator.survives else os._exit
-        watch = Watch(communicator, limit=self.config.stall_limit, abort=self.config.stall_abort, end=end)
-        self._of_ranks.callback(watch.close)
+        self._until_ranks_change.close()
+        agree_on("configuration", vars(self.config), communicator)  # before all else, as what follows depends on it
+        check_elastic(self.config, communicator)
+        watch = Watch(
+            communicator, limit=self.config.stall_limit, abort=self.config.stall_abort, end=communicator.end_job
+        )
+        self._until_ranks_change.callback(watch.close)
         communicator.whereabouts.enter("loading data")
         self.session = set_up(self.config, communicator, self._loaded)
-        self._of_ranks.callback(self.session.pool.close)
+        self._until_ranks_change.callback(self.session.pool.close)
         self._loaded = self.session.shards
         if not self._take_over(communicator):
             self._open(communicator)
         if communicator.rank == 0 and self.writer is None:
             self.writer = CheckpointWriter(self.folder, self.session.origin, self.session.network.layout, self.config)
+        if not self.began:
+            interruption.begin_deferring()
+            self.observer.started(self.session, self.state, self.folder, self.resumed)
         self.began = True
+        if self._lost:
+            seconds = time.perf_counter() - self._noticed
+            self.observer.recovered(self.session, self.state, self.folder, self._lost, seconds)
+            self._lost = []
+
+    def survivors(self, communicator: Communicator) -> Communicator:
+        """After a RankLostError, on all ranks that live: their communicator."""
+        if not self._lost:
+            self._noticed = time.perf_counter()
+        fewer = communicator.survivors()
+        self._lost += sorted(set(communicator.world_ranks) - set(fewer.world_ranks))
+        return fewer
 
     def _take_over(self, communicator: Communicator) -> bool:
         """Go on from the newest state that any rank has; False when none has one, since the run has yet to begin.
@@ -86,7 +105,7 @@ class Run:
             self.folder.close()  # it was opened, but not all ranks lived to see it
             self.folder = RunFolder(path)
         with together(communicator):
-            if communicator.rank == 0:
+            if communicator.rank == 0 and not self.folder.held:
                 self.folder.claim(patience=CLAIM_PATIENCE)
                 self.folder.remember_all()
         return True
@@ -139,7 +158,7 @@ class Run:
         writer = self.writer
         return Requests(
             end=interruption.signal_name is not None,
-            failed=writer is not None and writer.failed,
+            save_failed=writer is not None and writer.failed,
             checkpoint=writer is not None and writer.due(self.state.step + 1),
         )
 
@@ -153,6 +172,7 @@ class Run:
         check_finite(self.state, layout, communicator)
         self.saved_step = self.state.step
         if self.writer is not None:
+            communicator.whereabouts.enter("writing a checkpoint")  # the one before, if it is still on its way
             self.writer.submit(self.state)
 
     def wait_until_saved(self) -> None:
@@ -165,9 +185,20 @@ class Run:
     def close(self) -> None:
         """End helpers, threads and the hold of the folder; a checkpoint on its way is written first."""
         if self.writer is not None:
-            self.writer.close()
-        self._of_ranks.close()
+            self.writer.close(self.observer.say)
+        self._until_ranks_change.close()
         self.folder.close()
+
+
+def check_elastic(config: TrainConfig, communicator: Communicator) -> None:
+    """UsageError when --elastic asks for what this MPI cannot do."""
+    if config.elastic and not communicator.survives:
+        error = UsageError(
+            f"--elastic needs ULFM, found {communicator.implementation} without: start with mpirun --with-ft ulfm of "
+            "Open MPI 5 or later, or with python -m launch --elastic. Anywhere else, python -m launch --max-restarts K "
+            "starts a job again from its last checkpoint"
+        )
+        raise known_to_all(communicator, error)
 
 
 def find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) -> tuple[Path, Checkpoint] | None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dptrain.errors import CheckpointError, UsageError
+from dptrain.errors import BrokenCheckpointError, CheckpointError, UsageError
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
 from dptrain.training.durable import TEMPORARY, write_durably
 
@@ -52,6 +52,11 @@ class RunFolder:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def held(self) -> bool:
+        """Has this object claimed the folder, and not closed it?"""
+        return self._held is not None
 
     def claim(self, patience: float = 0.0) -> None:
         """Make the folder and hold it until `close` or the process's end; claiming twice is fine.
@@ -118,16 +123,18 @@ class RunFolder:
     def newest(self, say: Callable[[str], None], *, set_aside: bool = False) -> tuple[Path, Checkpoint] | None:
         """The newest checkpoint that proves itself; a broken one is passed over with a line that says so.
 
-        With `set_aside`, for whoever trains here, those passed over get another name, so that the run can write them
-        anew. CheckpointError when there are checkpoints but none is whole: starting from scratch would hide the loss.
+        With `set_aside`, for whoever trains here, those of them that are torn or altered get another name, so that the
+        run can write them anew. CheckpointError when there are checkpoints but none is whole: starting from scratch
+        would hide the loss.
         """
         paths, broken = self.numbered(), []
         for path in reversed(paths):
             try:
                 found = path, read_checkpoint(path)
             except CheckpointError as error:
-                broken.append(path)
                 say(f"passed over: {error}")
+                if isinstance(error, BrokenCheckpointError):
+                    broken.append(path)
                 continue
             if set_aside:
                 for other in broken:

@@ -55,8 +55,6 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
 
     Of the rank's shards, those in `loaded` are not read again.
     """
-    # First of all, for what follows depends on it: which collectives are called, too.
-    agree_on("configuration", vars(config), communicator)
     threads = config.threads or fair_threads(communicator)
     with together(communicator):
         environment = numeric_environment(config.reduction)
@@ -80,6 +78,7 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         network.layout, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
     )
     reduction = REDUCTIONS[config.reduction](placement, communicator, network.layout.size + STATISTICS)
+    notes = machine_notes(environment, communicator)  # the last collective: nothing is left open if it fails
     gradients = GradientWork(network, batches)
     longest = max(entry.samples for entry in manifest.splits["test"])
     evaluation = EvaluationWork(network, shards.test, Normalisation(manifest), longest)
@@ -106,7 +105,7 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         evaluation=evaluation,
         pool=pool,
         shards=shards,
-        notes=machine_notes(environment, communicator),
+        notes=notes,
     )
 
 

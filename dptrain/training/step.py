@@ -24,18 +24,19 @@ LOSS, CORRECT, SAMPLES = range(3)  # ride behind the gradient through the reduct
 
 
 class Requests(NamedTuple):
-    """What one rank asks of all: to end, as a signal told it; to hear of a checkpoint that failed; to write one.
+    """What one rank asks of all: to end, as a signal told it; to hear that it could not save; to save a checkpoint.
 
     They ride through the reduction as numbers of ranks, so all ranks know of them after the same step.
     """
 
     end: bool = False
-    failed: bool = False
+    save_failed: bool = False
     checkpoint: bool = False
 
 
 NOTHING_ASKED = Requests()
 STATISTICS = 3 + len(NOTHING_ASKED)
+REQUESTS = slice(3, STATISTICS)
 
 
 @dataclass
@@ -127,11 +128,12 @@ class TrainingStep:
         np.copyto(self.work.parameters, state.parameters)
         shares = self.pool.map(self.work, self.work.batches, epoch, step)
         partial = self.reduction.local_sums(self.work.vectors)
-        self.work.split(partial[0])[1][SAMPLES + 1 :] = requests
+        self.work.split(partial[0])[1][REQUESTS] = requests
         computed = clock()
         self.communicator.barrier()
         waited = clock()
         total = self.reduction.exchange(partial)
+        self.communicator.confirm()
         reduced = clock()
         gradient, sums = self.work.split(total)
         if not_finite(total):  # judged once, after the reduction, by all ranks alike
@@ -146,5 +148,5 @@ class TrainingStep:
         data = (computed - started) * sum(shares) / len(shares)
         compute = computed - started - data + clock() - reduced
         seconds = Seconds(compute, data, waited - computed, reduced - waited)
-        asked = Requests(*(bool(number) for number in sums[SAMPLES + 1 :]))
+        asked = Requests(*(bool(number) for number in sums[REQUESTS]))
         return StepOutcome(float(sums[LOSS]) / samples, int(sums[CORRECT]), samples, seconds, asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -25,6 +26,7 @@ class CheckpointWriter:
         self._submitted = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._last: Future[None] | None = None
+        self._told = False
 
     def due(self, step: int) -> bool:
         """Does `--checkpoint-every` ask for a checkpoint of this step?"""
@@ -50,9 +52,12 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Until the last one is on disk; raises what it failed with, such as CheckpointError."""
+        self._told = True
         if self._last is not None:
             self._last.result()
 
-    def close(self) -> None:
-        """Wait for the one on its way, and end the thread."""
+    def close(self, say: Callable[[str], None]) -> None:
+        """Wait for the one on its way, and end the thread; an error that nobody has waited for is said at least."""
         self._thread.shutdown()
+        if self.failed and not self._told and self._last is not None:
+            say(f"not written: {self._last.exception()}")
