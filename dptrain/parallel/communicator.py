@@ -196,14 +196,14 @@ class MPICommunicator(Communicator):
         fewer.whereabouts = self.whereabouts
         return fewer
 
-    def _all_agree(self, alive_and_well: bool) -> bool:
-        """Is everyone, and has none died? The same answer on all ranks, whoever dies meanwhile.
+    def _all_agree(self, well: bool) -> bool:
+        """Do all ranks say that they are well, and has none died? The same answer on all, whoever dies meanwhile.
 
         A revocation does not break an agreement off. So a rank that has learned of a death votes once against the next
-        one, where the others wait for it, and from then on all are parting.
+        one, where the others may wait for it, and from then on all are parting.
         """
         try:
-            agreed = bool(self._ranks.Agree(int(alive_and_well)))
+            agreed = bool(self._ranks.Agree(int(well)))
         except self._mpi.Exception as error:
             if error.Get_error_class() not in self._rank_lost:
                 raise

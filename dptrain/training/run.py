@@ -87,17 +87,17 @@ class Run:
         return fewer
 
     def _take_over(self, communicator: Communicator) -> bool:
-        """Go on from the newest state that any rank has; False when none has one, since the run has yet to begin.
+        """Go on from the state of those ranks that have begun; False when none has, since the run has yet to begin.
 
-        States of the same step are the same to the bit, and a rank is at most one step ahead: it made that step with
-        what all ranks, also those that have died since, had given.
+        A step is made on all ranks or on none (`Communicator.confirm`), so their states are the same to the bit. Others
+        may have lost the run on the way to its beginning, and receive it here.
         """
-        steps = communicator.allgather(self.state.step if self.began else -1)
-        newest = steps.index(max(steps))
-        if steps[newest] < 0:
+        begun = communicator.allgather(self.began)
+        if not any(begun):
             return False
-        own = (self.state, self.folder.path, self.resumed) if communicator.rank == newest else None
-        self.state, path, self.resumed = communicator.broadcast(own, newest)
+        root = begun.index(True)
+        own = (self.state, self.folder.path, self.resumed) if communicator.rank == root else None
+        self.state, path, self.resumed = communicator.broadcast(own, root)
         self._own_memory()
         self.saved_step = -1  # ranks may have learned of the death on either side of a `save`
         self.state.test_accuracy = None  # whoever knew it may have died before it was saved
