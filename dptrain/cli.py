@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,12 +23,22 @@ import dptrain
 from dptrain.bench.command import add_bench
 from dptrain.blas import request_one_thread
 from dptrain.config import TrainConfig, flag, merged, parse_model_options, parse_toml, read_toml
-from dptrain.errors import PREEMPTED, UNFORESEEN, DptrainError, PeerError, PreemptedError, UsageError, did_you_mean
+from dptrain.errors import (
+    PREEMPTED,
+    UNFORESEEN,
+    DptrainError,
+    PeerError,
+    PreemptedError,
+    RankLostError,
+    UsageError,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
     from dptrain.training.checkpoint import Checkpoint
 
+LAST_WORDS = 5.0  # seconds that a rank waits for the others at its end, where MPI_Finalize is not to be called
 COMMANDS = ("train", "eval", "inspect", "bench")
 
 
@@ -167,9 +178,15 @@ def _say_on_stderr(text: str) -> None:
 def _leave(communicator: Communicator, status: int) -> int:
     """The status to end with, when every rank ends by itself."""
     if communicator.survives:
-        # After a death MPI_Finalize hung in 4 of 28 runs (measured, Open MPI 5.0.11), and one may die just now.
+        # After a death MPI_Finalize hung in 4 of 28 runs (measured, Open MPI 5.0.11), and one may die just now. But
+        # ranks must wait for each other: when one has gone with an error, mpirun drops what others still say.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
+        guard = threading.Timer(LAST_WORDS, os._exit, (status,))
+        guard.daemon = True
+        guard.start()
+        with contextlib.suppress(RankLostError):
+            communicator.confirm()
         os._exit(status)
     return status
 
@@ -200,7 +217,7 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
             raise UsageError(
                 "no data set: dptrain train FOLDER; pack one with: python -m data_prep cifar10 data/cifar10"
             )
-    with signals_taken() as interruption, closing(Recorder(config, connection)) as recorder:
+    with signals_taken(communicator.end_job) as interruption, closing(Recorder(config, connection)) as recorder:
         summary = train(config, communicator, recorder, interruption)
     if parsed.json and recorder.reports:
         print(json.dumps(summary))

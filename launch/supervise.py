@@ -13,7 +13,7 @@ from dptrain.errors import PREEMPTED, UNFORESEEN
 from launch.attempt import run_attempt
 from launch.binding import this_host
 from launch.mpirun import Kind, mpirun_command
-from launch.outcome import Outcome
+from launch.outcome import Outcome, signal_name
 from launch.relay import say
 from launch.signals import Signals, handled_signals
 from launch.trainer import is_train, newest_step
@@ -67,7 +67,13 @@ def supervise(job: Job) -> int:
 
 
 def after_signal(ended: Outcome, signals: Signals) -> Outcome:
-    """The outcome, but that of a preempted run where ranks that did not handle the signal yet died of it."""
+    """The outcome, but that of a preempted run where ranks that did not handle the signal yet died of it.
+
+    After a second signal that signal is the reason, whatever mpirun's status.
+    """
+    if len(signals.received) > 1 and not ended.told and not ended.final:
+        number = signals.received[-1]
+        return replace(ended, status=128 + number, reason=f"ended by a second signal, {signal_name(number)}")
     if not signals.saves or signals.passed is None or len(signals.received) > 1:
         return ended
     if ended.told or ended.status not in (128 + signals.passed, UNFORESEEN):  # the second: all of an elastic job died

@@ -87,7 +87,7 @@ def test_a_second_signal_ends_even_a_process_that_never_comes_back_to_python() -
     program = """
 import ctypes, os, signal, sys
 from dptrain.parallel.interruption import SignalInterruption
-SignalInterruption().begin_deferring()
+SignalInterruption(os._exit).begin_deferring()
 libc = ctypes.CDLL(None)
 mutex = ctypes.create_string_buffer(64)
 libc.pthread_mutex_lock(mutex)
@@ -106,6 +106,6 @@ libc.pthread_mutex_lock(mutex)  # its own: for ever, and no signal interrupts it
 
 def test_closing_gives_the_signals_back() -> None:
     before = [signal.getsignal(number) for number in ENDING]
-    SignalInterruption().close()
+    SignalInterruption(os._exit).close()
     assert [signal.getsignal(number) for number in ENDING] == before
     assert signal.set_wakeup_fd(-1) == -1

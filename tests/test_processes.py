@@ -290,7 +290,7 @@ def test_a_signal_that_ends_a_run_while_helpers_are_forked_leaves_none_and_hangs
     then = f"""from dptrain.parallel.interruption import AskedToEndError, signals_taken
 os.register_at_fork(before=lambda: os.kill(os.getpid(), {int(number)}))
 try:
-    with signals_taken():
+    with signals_taken(os._exit):
         ShardProcesses(3, [work])
 except AskedToEndError as asked:
     print(asked)

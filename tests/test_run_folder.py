@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,6 +186,16 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path: Path) -> None
     with pytest.raises(UsageError, match="holds other things"):
         RunFolder(tmp_path).claim()
     assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
+
+
+def test_a_full_disk_is_no_wrong_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device; free some space.*same command") as caught:
+        RunFolder(tmp_path / "run").claim()
+    assert caught.value.status == 1
 
 
 def test_what_a_killed_writer_left_is_removed(folder: RunFolder) -> None:

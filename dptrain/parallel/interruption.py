@@ -1,7 +1,7 @@
 """Signals that ask a run to end: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1.
 
-The first one is kept until the step is made, and all ranks then save and end together; a second one ends the
-process at once. A thread reads the signals as they arrive, for Python runs handlers only between two instructions
+The first one is kept until the step is made, and all ranks then save and end together; a second one ends all
+at once. A thread reads the signals as they arrive, for Python runs handlers only between two instructions
 of the main thread, which may be waiting for other ranks within MPI for ever.
 """
 
@@ -47,7 +47,7 @@ NEVER = Interruption()
 class SignalInterruption(Interruption):
     """Takes the process's signals from its making to `close`; to be made in the main thread."""
 
-    def __init__(self, end: Callable[[int], None] = os._exit) -> None:
+    def __init__(self, end: Callable[[int], None]) -> None:
         self._end = end
         self._deferring = False
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC)
@@ -88,9 +88,9 @@ class SignalInterruption(Interruption):
 
 
 @contextlib.contextmanager
-def signals_taken() -> Iterator[Interruption]:
-    """An interruption by this process's signals, within the block."""
-    interruption = SignalInterruption()
+def signals_taken(end: Callable[[int], None]) -> Iterator[Interruption]:
+    """An interruption by this process's signals, within the block; a second one calls `end`, in a thread."""
+    interruption = SignalInterruption(end)
     try:
         yield interruption
     finally:

@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dptrain.errors import BrokenCheckpointError, CheckpointError, UsageError
+from dptrain.errors import BrokenCheckpointError, CheckpointError, DptrainError, UsageError
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
 from dptrain.training.durable import TEMPORARY, write_durably
 
 KEEP = 3
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
 
 
@@ -77,6 +78,7 @@ class RunFolder:
                 pass
             self._held = os.open(self.path, os.O_RDONLY)
             self._lock(self._held, time.monotonic() + patience)
+            (self.checkpoints / ".writable.partial").touch()  # rather now than at the first checkpoint
             for folder in (self.path, self.checkpoints):
                 for leftover in folder.glob(TEMPORARY):  # of a run that was killed while writing
                     leftover.unlink()
@@ -159,10 +161,9 @@ class RunFolder:
         try:
             write_durably(path, content)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             raise CheckpointError(
                 f"{path}: cannot be written: {error.strerror}; no earlier checkpoint was touched. "
-                f"{'Free some space' if full else 'Mend that'}, then "
+                f"{'Free some space' if error.errno in FULL else 'Mend that'}, then "
                 f"go on with the same command and --run-dir {self.path}"
             ) from error
         self.remember(path, test_accuracy)
@@ -202,5 +203,9 @@ def _set_aside(path: Path) -> Path:
     raise AssertionError("counting does not end")
 
 
-def _unusable(path: Path, error: OSError) -> UsageError:
+def _unusable(path: Path, error: OSError) -> DptrainError:
+    if error.errno in FULL:
+        return CheckpointError(
+            f"--run-dir {path}: {error.strerror}; free some space, then start the same command again"
+        )
     return UsageError(f"--run-dir {path}: cannot be used: {error.strerror}; choose another folder")
