@@ -1,9 +1,10 @@
-"""What background checkpoints cost: steps/s with one every 50 steps against none, in alternating runs.
+"""What background checkpoints cost: steps/s with one every 50 steps against none.
 
-    python tests/benchmarks/checkpoints.py data/cifar10 [--runs 7] [--every 50]
+    python tests/benchmarks/checkpoints.py data/cifar10 [--steps 3900] [--every 50]
 
-Each run is an epoch (391 steps of batch 128), as one process and on two ranks. The speed is that of the epoch in
-metrics.jsonl, which leaves the evaluation at its end out; the ratio is taken run by run.
+One run, as one process and on two ranks, writes a checkpoint after every second stretch of 50 steps: each stretch in
+which one is written is compared with the one before, in which none is. Within two seconds the machine's speed drifts
+less than between runs. Stretches that touch the end of an epoch, where another checkpoint is written, are left out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 DPTRAIN = [sys.executable, "-m", "dptrain"]
 
@@ -25,46 +27,39 @@ def mpirun(ranks: int) -> list[str]:
     return [str(Path(sys.executable).with_name("mpirun")), *root, "-n", str(ranks)]
 
 
-def steps_per_second(command: list[str], data: Path, every: int, model_options: str) -> float:
-    """Of one epoch."""
+def step_lines(command: list[str], data: Path, every: int, steps: int) -> list[dict[str, Any]]:
+    """metrics.jsonl of a run that writes a checkpoint every 2 * `every` steps, a line every `every`."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        flags = [
-            "--run-dir",
-            str(run_dir),
-            "--checkpoint-every",
-            str(every),
-            "--log-every",
-            "1000",
-            "--max-steps",
-            "391",
-        ]
-        if model_options:
-            flags += ["--model-options", model_options]
+        flags = ["--run-dir", str(run_dir), "--max-steps", str(steps), "--log-every", str(every)]
+        flags += ["--checkpoint-every", str(2 * every)]
         subprocess.run([*command, "train", str(data), *flags], check=True, capture_output=True)
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        epoch = next(line for line in lines if line["event"] == "epoch")
-        return float(epoch["images_per_second"]) / 128
+    return [line for line in lines if line["event"] == "step"]
+
+
+def ratios(lines: list[dict[str, Any]], every: int) -> list[float]:
+    """Speed of each stretch with a checkpoint over that of the one before, all three lines of one epoch."""
+    found = []
+    for before, without, written in zip(lines, lines[1:], lines[2:], strict=False):
+        begins = before["step"] % (2 * every) == every  # the stretch of `written` begins with a checkpoint
+        if begins and before["epoch"] == written["epoch"]:
+            found.append(written["images_per_second"] / without["images_per_second"])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=3900)
     parser.add_argument("--every", type=int, default=50)
-    parser.add_argument("--model-options", default="", help="as for dptrain train, for a larger network")
-    parsed = parser.parse_args()
+    options = parser.parse_args()
     for name, command in (("one process", DPTRAIN), ("2 ranks", [*mpirun(2), *DPTRAIN])):
-        ratios, speeds = [], []
-        for run in range(parsed.runs):
-            order = (0, parsed.every) if run % 2 == 0 else (parsed.every, 0)
-            found = {every: steps_per_second(command, parsed.data, every, parsed.model_options) for every in order}
-            ratios.append(found[parsed.every] / found[0])
-            speeds.append(found[0])
-        spread = f"{min(ratios):.3f} to {max(ratios):.3f}, {parsed.runs} runs"
+        found = ratios(step_lines(command, options.data, options.every, options.steps), options.every)
+        low, middle, high = statistics.quantiles(found, n=4)
+        spread = f"{len(found)} pairs, middle half {low:.3f} to {high:.3f}"
         print(
-            f"{name}: {statistics.median(speeds):.1f} steps/s without; with a checkpoint every {parsed.every} steps "
-            f"{statistics.median(ratios):.3f} times as many ({spread})",
+            f"{name}: {middle:.3f} times the steps/s with a checkpoint every {options.every} steps ({spread})",
             flush=True,
         )
 
