@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dptrain.errors import PREEMPTED, UNFORESEEN
+from dptrain.errors import FAILED, PREEMPTED, UNFORESEEN
 from launch.attempt import run_attempt
 from launch.binding import this_host
 from launch.mpirun import Kind, mpirun_command
@@ -52,7 +52,9 @@ def supervise(job: Job) -> int:
             # The last --resume counts, whatever the user has given for the first attempt.
             resume = () if step is None else ("--resume", "auto")
             command = job.command(ranks, *resume)
-            ended = after_signal(run_attempt(command, job.environment, signals, elastic=job.elastic), signals)
+            ended = after_signal(
+                run_attempt(command, job.environment, signals, elastic=job.elastic), signals, job.elastic
+            )
             step = None if job.run_dir is None else newest_step(job.run_dir)
             if job.max_restarts:
                 record(job, attempt, ranks, ended, step)
@@ -66,17 +68,18 @@ def supervise(job: Job) -> int:
                 return PREEMPTED
 
 
-def after_signal(ended: Outcome, signals: Signals) -> Outcome:
+def after_signal(ended: Outcome, signals: Signals, elastic: bool) -> Outcome:
     """The outcome, but that of a preempted run where ranks that did not handle the signal yet died of it.
 
-    After a second signal that signal is the reason, whatever mpirun's status.
+    After a second signal Open MPI's mpirun ends with status 1, which is to say that signal.
     """
-    if len(signals.received) > 1 and not ended.told and not ended.final:
+    if len(signals.received) > 1 and not ended.told and ended.status == FAILED:
         number = signals.received[-1]
         return replace(ended, status=128 + number, reason=f"ended by a second signal, {signal_name(number)}")
     if not signals.saves or signals.passed is None or len(signals.received) > 1:
         return ended
-    if ended.told or ended.status not in (128 + signals.passed, UNFORESEEN):  # the second: all of an elastic job died
+    all_died = elastic and ended.status == UNFORESEEN and not ended.told
+    if ended.status != 128 + signals.passed and not all_died:
         return ended
     return replace(ended, status=PREEMPTED, reason="asked to end before it handled signals")
 
