@@ -32,6 +32,7 @@ from dptrain.errors import (
     RankLostError,
     UsageError,
     did_you_mean,
+    write_to_stderr,
 )
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PeerError as error:
         return _leave(communicator, error.status)
     except PreemptedError as end:
-        _say_on_stderr(f"dptrain: {end}\n")
+        write_to_stderr(f"dptrain: {end}")
         return _leave(communicator, end.status)
     except DptrainError as error:
         if error.agreed:
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(where + str(error))
         return _end(communicator, error.status)
     except AskedToEndError as asked:
-        _say_on_stderr(f"dptrain: stopped by {asked} before the first step: nothing is lost\n")
+        write_to_stderr(f"dptrain: stopped by {asked} before the first step: nothing is lost")
         return _end(communicator, PREEMPTED)
     except KeyboardInterrupt as interrupt:
         _complain(": ".join(["interrupted", *interrupt.args]))
@@ -166,13 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    _say_on_stderr(f"dptrain: error: {text}\n")
-
-
-def _say_on_stderr(text: str) -> None:
-    with contextlib.suppress(OSError):  # a full disk, a closed pipe: the other ranks must be ended all the same
-        sys.stderr.write(text)  # in one piece: other ranks and mpirun write there too
-        sys.stderr.flush()
+    write_to_stderr(f"dptrain: error: {text}")
 
 
 def _leave(communicator: Communicator, status: int) -> int:
@@ -222,7 +217,7 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
     if parsed.json and recorder.reports:
         print(json.dumps(summary))
     if communicator.survives and recorder.reports:
-        _say_on_stderr("dptrain: finished\n")  # mpirun's status would be 0 after the death of all ranks, too
+        write_to_stderr("dptrain: finished")  # mpirun's status would be 0 after the death of all ranks, too
     return 0
 
 

@@ -78,7 +78,7 @@ class TrainConfig:
     checkpoint_every: str = _key(
         "0",
         "also write a checkpoint every so many steps, or so much time: 500, 90s, 15m, 1h (0: only each epoch)",
-        form=INTERVAL,
+        form=(INTERVAL, "a number of steps, or a time such as 90s, 15m or 1h"),
         metavar="STEPS|TIME",
     )
     resume: str = _key(
@@ -117,8 +117,8 @@ def _check(key: Field[Any], value: Any) -> None:
     kind = dict if key.default is MISSING else type(key.default)
     if type(value) is not kind:
         raise UsageError(f"{name} is {value!r}, expected {_kind_name(kind)}")
-    if "form" in rules and not rules["form"].fullmatch(value):
-        raise UsageError(f"{name} is {value!r}, expected a number of steps, or a time such as 90s, 15m or 1h")
+    if "form" in rules and not rules["form"][0].fullmatch(value):
+        raise UsageError(f"{name} is {value!r}, expected {rules['form'][1]}")
     if "choices" in rules and value not in rules["choices"]:
         raise UsageError(f"{name} is {value!r}; {did_you_mean(str(value), rules['choices'])}")
     if isinstance(value, float) and not math.isfinite(value):

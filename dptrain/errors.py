@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import sys
 from collections.abc import Iterable
 
 # Exit statuses, those of sysexits.h where it has one.
@@ -82,6 +84,16 @@ class PeerError(DptrainError):
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
         self.status = status
+
+
+def write_to_stderr(line: str) -> None:
+    """A line on standard error, in one piece, as other ranks and mpirun write there too.
+
+    One that cannot be written (a full disk, a closed pipe) is lost: whoever writes it has more important things to do.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import time
@@ -21,7 +22,7 @@ PROC = Path("/proc")
 SHARED_MEMORY = Path("/dev/shm")
 SEGMENTS = ("mpich_shm_*", "sm_segment*")  # MPICH's, Open MPI's
 GONE_SECONDS = 5.0
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
+RANK_VARIABLE = re.compile(rb"(^|\0)(OMPI_COMM_WORLD|PMI)_RANK=")  # what mpirun gives to ranks only
 GONE_FOR_GOOD = 10.0  # seconds that mpirun may need to end after its ranks; usual are 0.5
 
 
@@ -37,13 +38,14 @@ def no_leftovers() -> Iterator[dict[str, str]]:
         remove_unmapped(segments() - earlier)
 
 
-def marked(token: str) -> list[int]:
-    """Process numbers of those that were started with the mark in their environment."""
-    found = []
+def marked(token: str) -> dict[int, bytes]:
+    """Process numbers of those that were started with the mark in their environment, which is the value."""
+    found = {}
     for path in PROC.glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            if f"{MARK}={token}\0".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+            environment = path.read_bytes()
+            if f"{MARK}={token}\0".encode() in environment:
+                found[int(path.parent.name)] = environment
     return found
 
 
@@ -62,17 +64,9 @@ class RanksGone:
         now = time.monotonic()
         if now - self._looked >= 1:
             self._looked = now
-            if any(is_rank(process) for process in marked(self._token)):
+            if any(RANK_VARIABLE.search(environment) for environment in marked(self._token).values()):
                 self._seen, self._last_there = True, now
         return self._seen and now - self._last_there > GONE_FOR_GOOD
-
-
-def is_rank(process: int) -> bool:
-    """Whether mpirun has given the process a rank."""
-    with contextlib.suppress(OSError):
-        environment = (PROC / str(process) / "environ").read_bytes()
-        return any(f"\0{variable}=".encode() in environment for variable in RANK_VARIABLES)
-    return False
 
 
 def end_marked(token: str) -> None:
@@ -80,7 +74,7 @@ def end_marked(token: str) -> None:
     deadline = time.monotonic() + GONE_SECONDS
     while left := marked(token):
         if time.monotonic() > deadline:
-            say(f"processes {left} of the job do not end, not even by SIGKILL; look after them")
+            say(f"processes {[*left]} of the job do not end, not even by SIGKILL; look after them")
             return
         for process in left:
             with contextlib.suppress(ProcessLookupError):

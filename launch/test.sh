@@ -28,7 +28,7 @@ say "ruff and mypy"
 
 say "The MPI tests with MPICH"
 status=0
-.venv-mpich/bin/python -m pytest -m mpi "$@" || status=$?
+.venv-mpich/bin/python -m pytest -m "mpi and not ulfm" "$@" || status=$?
 # 5: nothing collected, which a selection of the caller's may mean for this half
 ((status == 0 || (status == 5 && $# > 0))) || exit "$status"
 

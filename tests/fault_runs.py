@@ -21,6 +21,7 @@ from training_runs import flags, packed
 
 from dptrain.parallel.communicator import RANK_VARIABLES
 from dptrain.training.checkpoint import read_checkpoint
+from launch.leftovers import mapped
 
 SHARED_MEMORY = Path("/dev/shm")
 JOB_VARIABLE = "DPTRAIN_TEST_JOB"
@@ -72,13 +73,9 @@ class Job:
         for process in self.processes():
             environment = _environment(Path(f"/proc/{process}"))
             rank = next((int(environment[name]) for name in RANK_VARIABLES if name in environment), None)
-            if rank is not None and _executable(process) == "train":
+            if rank is not None:
                 found[rank] = process
         return found
-
-    def mpirun(self) -> int:
-        """Process id of mpirun itself."""
-        return next(process for process in self.processes() if _executable(process) == "mpirun")
 
     def wait_until_training(self, ranks: int, step: int = 1, timeout: float = 60) -> None:
         """Until all ranks are there and the step is made."""
@@ -113,8 +110,9 @@ class Job:
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not left, f"processes left behind: {left}"
-        segments = _segments() - self.shared_before
-        assert not segments or segments <= _mapped(segments), "shared memory left behind"
+        new = _segments() - self.shared_before
+        maps = mapped() if new else ""
+        assert all(f"{SHARED_MEMORY}/{name}" in maps for name in new), "shared memory left behind"  # else another job's
         return self.process.returncode, out, "".join(self.told) + err
 
 
@@ -123,30 +121,11 @@ def _segments() -> set[str]:
     return {path.name for path in SHARED_MEMORY.iterdir() if path.name.startswith(("mpich_shm_", "sm_segment"))}
 
 
-def _mapped(names: set[str]) -> set[str]:
-    """Those that some process uses, of another job then."""
-    maps = []
-    for path in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):
-            maps.append(path.read_text(errors="replace"))
-    return {name for name in names if any(f"{SHARED_MEMORY}/{name}" in text for text in maps)}
-
-
 def _environment(entry: Path) -> dict[str, str]:
     with contextlib.suppress(OSError):
         pairs = (entry / "environ").read_bytes().split(b"\0")
         return dict(pair.decode(errors="replace").split("=", 1) for pair in pairs if b"=" in pair)
     return {}
-
-
-def _executable(process: int) -> str:
-    """ "train" for a trainer, else the name of the program."""
-    with contextlib.suppress(OSError):
-        command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
-        if b"dptrain" in command and b"train" in command and b"launch" not in command:
-            return "train" if b"mpirun" not in command[0] else "mpirun"
-        return Path(command[0].decode()).name
-    return ""
 
 
 @contextmanager

@@ -85,13 +85,12 @@ def test_a_killed_rank_is_made_up_for_by_a_restart(
     tally("runs after such a restart without a corrupt checkpoint; checkpoints", assert_all_sound(tmp_path / "run"))
 
 
+@pytest.mark.ulfm
 @pytest.mark.parametrize("seed", trials(4, 50))
 def test_elastic_ranks_go_on_without_those_killed(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
     """One to all but one of 3 or 4 ranks, rank 0 too, at moments that may fall into the recovery from another."""
-    if own_mpi() != "openmpi":
-        pytest.skip("ULFM is Open MPI's; test_without_ulfm_elastic_says_what_to_use_instead is MPICH's part")
     draw = random.Random(seed)
     ranks = 3 + seed % 2
     victims = draw.sample(range(ranks), draw.randint(1, ranks - 1))
@@ -163,9 +162,8 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
     tally("runs ended by a signal with a checkpoint and status 75; seconds", seconds)
 
 
+@pytest.mark.ulfm
 def test_when_all_ranks_of_an_elastic_run_die_it_is_started_again(data: Path, undisturbed: str, tmp_path: Path) -> None:
-    if own_mpi() != "openmpi":
-        pytest.skip("ULFM is Open MPI's")
     trainer = words(data, tmp_path / "run")
     command = launched("openmpi", 3, "--elastic", "--max-restarts", "1", trainer=trainer)
     with job(command, tmp_path / "run") as started:
@@ -178,11 +176,10 @@ def test_when_all_ranks_of_an_elastic_run_die_it_is_started_again(data: Path, un
     assert final_sha256(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.ulfm
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_second_signal_to_one_rank_of_an_elastic_run_ends_all(rank: int, data: Path, tmp_path: Path) -> None:
     """Another rank is stopped; of the one that leaves with a status other than 0, mpirun tells the others nothing."""
-    if own_mpi() != "openmpi":
-        pytest.skip("ULFM is Open MPI's")
     with job(launched("openmpi", 3, "--elastic", trainer=words(data, tmp_path / "run")), tmp_path / "run") as started:
         started.wait_until_training(3)
         strike(started, 1, signal.SIGSTOP)
@@ -193,9 +190,8 @@ def test_a_second_signal_to_one_rank_of_an_elastic_run_ends_all(rank: int, data:
     assert status == 128 + signal.SIGTERM, err
 
 
+@pytest.mark.ulfm
 def test_an_elastic_run_tells_its_error_and_is_not_started_again(data: Path, tmp_path: Path) -> None:
-    if own_mpi() != "openmpi":
-        pytest.skip("ULFM is Open MPI's")
     trainer = words(data, tmp_path / "run", lr=1e30, warmup_steps=0)
     command = launched("openmpi", 3, "--elastic", "--max-restarts", "1", trainer=trainer)
     with job(command, tmp_path / "run") as started:
@@ -224,12 +220,12 @@ def test_a_second_signal_to_a_stopped_run_ends_it_at_once(data: Path, tmp_path: 
 STALL_LIMIT = 2.0
 
 
-@pytest.mark.parametrize(("rank", "flag"), [(0, ""), (1, ""), (2, ""), (1, "--elastic")])
+@pytest.mark.parametrize(
+    ("rank", "flag"), [(0, ""), (1, ""), (2, ""), pytest.param(1, "--elastic", marks=pytest.mark.ulfm)]
+)
 def test_a_stopped_rank_is_named_and_the_job_ends_when_told_so(
     rank: int, flag: str, data: Path, tmp_path: Path, tally: Tally
 ) -> None:
-    if flag and own_mpi() != "openmpi":
-        pytest.skip("ULFM is Open MPI's")
     limits = {"stall_limit": STALL_LIMIT, "stall_abort": 1.0}
     trainer = words(data, tmp_path / "run", **limits)
     with job(launched(own_mpi(), 3, *flag.split(), trainer=trainer), tmp_path / "run") as started:

@@ -38,7 +38,7 @@ def test_processes_of_a_killed_mpirun_are_ended(fake_mpirun: Callable[..., str])
 
 def test_a_process_of_another_job_stays() -> None:
     with subprocess.Popen(["sleep", "20"], env={leftovers.MARK: "another"}) as other:
-        wait_until(lambda: leftovers.marked("another") == [other.pid])
+        wait_until(lambda: [*leftovers.marked("another")] == [other.pid])
         with leftovers.no_leftovers():
             pass
         assert other.poll() is None

@@ -17,28 +17,29 @@ TELLS = "trap 'exit 41' INT; trap 'exit 42' TERM; trap 'exit 43' USR1"
 STATUS = {signal.SIGINT: 41, signal.SIGTERM: 42, signal.SIGUSR1: 43}
 
 
+def signalled(mpirun: str, command: str, number: signal.Signals) -> tuple[int, str]:
+    """A launcher that gets a signal when its job has said that it is ready; its status, and what it told."""
+    process = start_launch("-n", "2", "--mpirun", mpirun, "--", command, "data")
+    assert first_output(process) == "ready"
+    process.send_signal(number)
+    _, told = process.communicate(timeout=30)
+    return process.returncode, told
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(("version", "passed"), [(OPEN_MPI, signal.SIGUSR1), (MPICH, signal.SIGTERM)])
 def test_the_first_signal_asks_training_to_save_and_end(
     fake_mpirun: Callable[..., str], version: str, passed: signal.Signals, number: signal.Signals
 ) -> None:
-    mpirun = fake_mpirun(version, f"{TELLS}; echo ready; {LOOP}")
-    process = start_launch("-n", "2", "--mpirun", mpirun, "--", "train", "data")
-    assert first_output(process) == "ready"
-    process.send_signal(number)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == STATUS[passed]
+    status, told = signalled(fake_mpirun(version, f"{TELLS}; echo ready; {LOOP}"), "train", number)
+    assert status == STATUS[passed]
     assert f"launch: {number.name}: the run saves a checkpoint and ends; a second signal ends it at once\n" in told
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_other_commands_get_the_signal_itself(fake_mpirun: Callable[..., str], number: signal.Signals) -> None:
-    mpirun = fake_mpirun(OPEN_MPI, f"{TELLS}; echo ready; {LOOP}")
-    process = start_launch("-n", "2", "--mpirun", mpirun, "--", "eval", "data")
-    assert first_output(process) == "ready"
-    process.send_signal(number)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == STATUS[number]
+    status, told = signalled(fake_mpirun(OPEN_MPI, f"{TELLS}; echo ready; {LOOP}"), "eval", number)
+    assert status == STATUS[number]
     assert f"launch: {number.name} passed on" in told
 
 

@@ -16,7 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mpi_runs import PROGRAMS, mpirun
+from launch_runs import is_alive
+from mpi_runs import PROGRAMS, mpirun, own_mpi
+from thread_ranks import Board, ThreadCommunicator
 
 from dptrain.parallel import watch as watch_module
 from dptrain.parallel.communicator import Communicator
@@ -27,22 +29,15 @@ LIMIT = 1.0
 HERE = socket.gethostname()
 
 
-class ThreadCommunicator(Communicator):
+class Guest(ThreadCommunicator):
     """A rank that is a thread of this process; `host` is where it claims to be."""
 
-    def __init__(self, rank: int, meeting: threading.Barrier, shared: list[Any], host: str) -> None:
-        self.rank, self.size = rank, meeting.parties
-        self._meeting, self._shared, self._host = meeting, shared, host
+    def __init__(self, board: Board, rank: int, host: str) -> None:
+        super().__init__(board, rank)
+        self.host = host
 
     def allgather(self, value: Any) -> list[Any]:
-        self._shared[self.rank] = self._host if value == HERE else value
-        self._meeting.wait()
-        values = list(self._shared)
-        self._meeting.wait()
-        return values
-
-    def broadcast(self, value: Any, root: int = 0) -> Any:
-        return self.allgather(value)[root]
+        return super().allgather(self.host if value == HERE else value)
 
 
 class Job:
@@ -50,11 +45,11 @@ class Job:
 
     def __init__(self, *hosts: str, limit: float = LIMIT) -> None:
         self.lines: list[str] = []
-        meeting, shared = threading.Barrier(len(hosts)), [None] * len(hosts)
+        board = Board(len(hosts))
         self.watches: list[Any] = [None] * len(hosts)
 
         def meet(rank: int) -> None:
-            communicator = ThreadCommunicator(rank, meeting, shared, hosts[rank])
+            communicator = Guest(board, rank, hosts[rank])
             self.watches[rank] = Watch(communicator, limit=limit, abort=0, say=self.lines.append)
 
         threads = [threading.Thread(target=meet, args=(rank,)) for rank in range(len(hosts))]
@@ -172,7 +167,7 @@ def test_a_process_alone_opens_no_socket_and_says_that_it_is_stuck_but_never_end
 
 
 def test_a_limit_of_zero_watches_nobody_and_needs_no_other_rank() -> None:
-    communicator = ThreadCommunicator(0, threading.Barrier(2), [None, None], HERE)  # a collective would never return
+    communicator = ThreadCommunicator(Board(2), 0)  # a collective would never return
     before = threading.active_count()
     watch = Watch(communicator, limit=0, abort=0)
     watch.whereabouts.enter("computing", 1)
@@ -269,13 +264,9 @@ def test_watchers_sit_on_as_many_hosts_as_there_are(hosts: str, watchers: list[i
     assert watchers_of(hosts) == watchers
 
 
-MPI = pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
-
-
 @pytest.mark.mpi
-@MPI
-def test_whichever_rank_does_not_move_is_named_in_time_and_nobody_else(mpi: str, tmp_path: Path) -> None:
-    job = mpirun(mpi, 3, PROGRAMS / "watched_ranks.py", cwd=tmp_path)
+def test_whichever_rank_does_not_move_is_named_in_time_and_nobody_else(tmp_path: Path) -> None:
+    job = mpirun(own_mpi(), 3, PROGRAMS / "watched_ranks.py", cwd=tmp_path)
     assert job.returncode == 0, job.stderr
     troubles = {int(step): float(when) for when, step in told(job.stdout, "trouble")}
     named = [(float(when), line) for when, line in told(job.stdout, "said") if "goes on after" not in line]
@@ -289,17 +280,16 @@ def test_whichever_rank_does_not_move_is_named_in_time_and_nobody_else(mpi: str,
 
 
 @pytest.mark.mpi
-@MPI
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_job_with_a_stopped_rank_ends_and_leaves_nothing_behind(mpi: str, rank: int, tmp_path: Path) -> None:
+def test_a_job_with_a_stopped_rank_ends_and_leaves_nothing_behind(rank: int, tmp_path: Path) -> None:
     try:
-        job = mpirun(mpi, 3, PROGRAMS / "watched_ranks.py", str(rank), cwd=tmp_path, timeout=30)
+        job = mpirun(own_mpi(), 3, PROGRAMS / "watched_ranks.py", str(rank), cwd=tmp_path, timeout=30)
         assert job.returncode != 0, job.stderr  # 76, but MPICH may tell that of a rank which it has killed itself
         assert f"dptrain: error: rank {rank} on {HERE} (process {pid_of(rank, tmp_path)})" in job.stdout
-        assert [other for other in range(3) if is_running(pid_of(other, tmp_path))] == []
+        assert [other for other in range(3) if is_alive(pid_of(other, tmp_path))] == []
     finally:
         for file in tmp_path.glob("pid-*"):
-            if is_running(int(file.read_text())):
+            if is_alive(int(file.read_text())):
                 os.kill(int(file.read_text()), signal.SIGKILL)
 
 
@@ -310,11 +300,3 @@ def told(text: str, kind: str) -> list[list[str]]:
 
 def pid_of(rank: int, folder: Path) -> int:
     return int((folder / f"pid-{rank}").read_text())
-
-
-def is_running(process: int) -> bool:
-    """Not, when it only waits for a parent to take note of its end."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False

@@ -18,12 +18,12 @@ import os
 import secrets
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 
+from dptrain.errors import write_to_stderr
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.stalls import Status, Watcher
 
@@ -31,12 +31,6 @@ WATCHERS = 4
 INTERVAL = 0.5  # seconds between two datagrams of a rank, at most
 DATAGRAM_BYTES = 1024  # at most; what is longer is not ours
 SIOCGIFADDR = 0x8915  # Linux's request for the address of an interface, netdevice(7)
-
-
-def _to_stderr(line: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # closed or full: the watch goes on
-        sys.stderr.write(line + "\n")  # in one piece: other ranks and mpirun write there too
-        sys.stderr.flush()
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class Watch:
         *,
         limit: float,
         abort: float,
-        say: Callable[[str], None] = _to_stderr,
+        say: Callable[[str], None] = write_to_stderr,
         end: Callable[[int], None] = os._exit,
     ) -> None:
         self._rank, self._size = communicator.rank, communicator.size

@@ -36,7 +36,6 @@ from dptrain.training.step import STATISTICS, GradientWork, TrainingStep
 class Session:
     """What a rank trains with. `notes` are lines for the user that came up on the way."""
 
-    config: TrainConfig
     communicator: Communicator
     network: Network
     origin: Origin
@@ -94,7 +93,6 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         environment=environment,
     )
     return Session(
-        config=config,
         communicator=communicator,
         network=network,
         origin=origin,
