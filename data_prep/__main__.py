@@ -18,16 +18,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data_prep.cifar10 import describe_archive, read_archive
-from data_prep.download import ARCHIVE_VARIABLE, URL, find_archive
-from data_prep.pack import ImageData, pack
-from data_prep.shapes import read_shapes
-from data_prep.signals import end_by_exception
-from data_prep.staging import check_target
-from data_prep.verify import info, verify
 from dptrain.errors import DptrainError, UsageError, did_you_mean
 
-PROGRAM = "data_prep"
+from .cifar10 import describe_archive, read_archive
+from .download import ARCHIVE_VARIABLE, URL, find_archive
+from .pack import ImageData, pack
+from .shapes import read_shapes
+from .signals import end_by_exception
+from .staging import check_target
+from .verify import info, verify
+
+# In a checkout this package lies at the top; an installed one is dptrain.data_prep.
+PROGRAM = "python -m data_prep" if __package__ == "data_prep" else "dptrain data-prep"
 COMMANDS = {
     "cifar10": "pack CIFAR-10 from a published archive",
     "shapes": "draw and pack ten classes of coloured shapes; needs no download",
@@ -42,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
         status: int = options.run(options)
     except DptrainError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        print(f"data_prep: error: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: error: interrupted; nothing half-written is left", file=sys.stderr)
+        print("data_prep: error: interrupted; nothing half-written is left", file=sys.stderr)
         return 128 + signal.SIGINT
     return status
 
@@ -54,7 +56,7 @@ class _Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UsageErrors."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see: python -m {self.prog} --help)")
+        raise UsageError(f"{message} (see: {self.prog} --help)")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -147,7 +149,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(result.as_json())
     for problem in result.problems:
-        print(f"{PROGRAM}: error: {problem}", file=sys.stderr)
+        print(f"data_prep: error: {problem}", file=sys.stderr)
     if not result.problems and not options.json:
         print(f"{_summary(info(options.folder))}: all sound")
         for split, text in result.index_ranges.items():
@@ -187,6 +189,11 @@ def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=1))
 
 
-if __name__ == "__main__":
+def run(arguments: Sequence[str] | None = None) -> int:
+    """`main` in a process of its own, where a signal removes what is half-written."""
     end_by_exception()
-    sys.exit(main())
+    return main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -25,10 +25,11 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.pack import ImageData, LabelledImages
-from data_prep.progress import progress
 from dptrain.data.format import Source, file_sha256
 from dptrain.errors import DataError
+
+from .pack import ImageData, LabelledImages
+from .progress import progress
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGE_SHAPE = (3, 32, 32)

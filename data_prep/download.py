@@ -10,8 +10,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from data_prep.cifar10 import PUBLISHED_SHA256
 from dptrain.errors import DataError, DownloadError
+
+from .cifar10 import PUBLISHED_SHA256
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SHA256 = next(digest for digest, name in PUBLISHED_SHA256.items() if URL.endswith(name))

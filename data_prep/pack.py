@@ -14,9 +14,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.progress import progress
-from data_prep.signals import signals_held
-from data_prep.staging import staged
 from dptrain.data.format import (
     MANIFEST,
     SPLITS,
@@ -29,6 +26,10 @@ from dptrain.data.format import (
     write_shard,
 )
 from dptrain.errors import DataError, UsageError
+
+from .progress import progress
+from .signals import signals_held
+from .staging import staged
 
 TEST_SHARE = 5  # of a limited set: one test sample for as many training samples, as in CIFAR-10
 

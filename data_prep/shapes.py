@@ -17,9 +17,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.pack import ImageData, LabelledImages
-from data_prep.progress import progress
 from dptrain.data.format import Source
+
+from .pack import ImageData, LabelledImages
+from .progress import progress
 
 Array = NDArray[np.float64]
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.pack import channel_statistics, pixel_histogram
-from data_prep.progress import progress
 from dptrain.data.format import SPLITS, Manifest, Samples, read_manifest, read_shard
 from dptrain.errors import DataError
+
+from .pack import channel_statistics, pixel_histogram
+from .progress import progress
 
 STATISTICS_TOLERANCE = 1e-9  # of mean and std; the sums are exact, so this only allows for another formula
 

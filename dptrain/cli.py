@@ -1,4 +1,4 @@
-"""The command line: train, eval, inspect; bench has a file of its own.
+"""The command line: train, eval, inspect; bench has a file of its own, data-prep and launch are packages.
 
 Nothing here imports NumPy before `request_one_thread` has run.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import socket
@@ -40,7 +41,12 @@ if TYPE_CHECKING:
     from dptrain.training.checkpoint import Checkpoint
 
 LAST_WORDS = 5.0  # seconds that a rank waits for the others at its end, where MPI_Finalize is not to be called
-COMMANDS = ("train", "eval", "inspect", "bench")
+# Commands with a parser of their own; a checkout also has them as `python -m data_prep` and `python -m launch`.
+PACKAGES = {
+    "data-prep": ("dptrain.data_prep.__main__", "run", "pack image data into shards; check a packed data set"),
+    "launch": ("dptrain.launch.__main__", "main", "start train or another command on several ranks"),
+}
+COMMANDS = ("train", "eval", "inspect", "bench", *PACKAGES)
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,6 +101,8 @@ def build_parser() -> Parser:
     inspect.add_argument("checkpoint", type=Path)
     inspect.add_argument("--json", action="store_true", help="print JSON")
     add_bench(commands)
+    for name, (_, _, purpose) in PACKAGES.items():
+        commands.add_parser(name, help=purpose)  # listed here; `main` passes its arguments on
     return parser
 
 
@@ -121,13 +129,17 @@ def _flag_options(key: Any) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors are one line for people, not a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in PACKAGES:
+        module, function, _ = PACKAGES[arguments[0]]
+        return int(getattr(importlib.import_module(module), function)(arguments[1:]))
     request_one_thread()
     from dptrain.parallel.communicator import Communicator, connect, together
     from dptrain.parallel.interruption import AskedToEndError
 
     parsed, wrong = argparse.Namespace(), None
     try:
-        parsed = build_parser().parse(sys.argv[1:] if arguments is None else arguments)
+        parsed = build_parser().parse(arguments)
     except UsageError as error:
         wrong = error
     communicator = Communicator()

@@ -23,13 +23,16 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dptrain.errors import DptrainError, UsageError, did_you_mean
-from launch.mpirun import command_line, find_mpirun, mpirun_kind, rank_environment, require_elastic
-from launch.supervise import Job, supervise
-from launch.trainer import is_elastic, is_train, run_dir_of
+
+from .mpirun import command_line, find_mpirun, mpirun_kind, rank_environment, require_elastic
+from .supervise import Job, supervise
+from .trainer import is_elastic, is_train, run_dir_of
 
 SHOW_CURSOR = "\x1b[?25h"  # the bar hides it, and ranks that mpirun ends cannot show it again
-EXAMPLE = "python -m launch -n 2 -- train data/cifar10"
-RESTARTED = "python -m launch -n 2 --max-restarts 3 -- train data/cifar10 --run-dir runs/first"
+# In a checkout this package lies at the top; an installed one is dptrain.launch.
+PROGRAM = "python -m launch" if __package__ == "launch" else "dptrain launch"
+EXAMPLE = f"{PROGRAM} -n 2 -- train data/cifar10"
+RESTARTED = f"{PROGRAM} -n 2 --max-restarts 3 -- train data/cifar10 --run-dir runs/first"
 FLAGS = ("-n", "--ranks", "--mpirun", "--max-restarts", "--min-ranks", "--elastic", "--dry-run", "--help")
 
 
@@ -61,8 +64,8 @@ def number_of_restarts(text: str) -> int:
 def make_parser() -> Parser:
     """The parser of what stands before `--`."""
     parser = Parser(
-        prog="python -m launch",
-        usage="python -m launch -n R [--max-restarts K [--min-ranks M]] [--elastic] [--mpirun PATH] [--dry-run] "
+        prog=PROGRAM,
+        usage=f"{PROGRAM} -n R [--max-restarts K [--min-ranks M]] [--elastic] [--mpirun PATH] [--dry-run] "
         "-- train DATA ...",
         description="Start dptrain on R ranks with the right mpirun flags; what stands after -- is its command line.",
         allow_abbrev=False,
@@ -155,10 +158,10 @@ def launch(arguments: Sequence[str]) -> int:
             sys.stdout.flush()
 
 
-def main() -> int:
-    """The command `python -m launch`."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `python -m launch`, or `dptrain launch`; returns the exit status."""
     try:
-        return launch(sys.argv[1:])
+        return launch(sys.argv[1:] if arguments is None else arguments)
     except DptrainError as error:
         print(f"launch: error: {error}", file=sys.stderr)
         return error.status

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from dptrain.errors import UNFORESEEN, DptrainError
-from launch.leftovers import MARK, RanksGone, no_leftovers
-from launch.outcome import Outcome, outcome
-from launch.relay import Relay
-from launch.signals import Signals
+
+from .leftovers import MARK, RanksGone, no_leftovers
+from .outcome import Outcome, outcome
+from .relay import Relay
+from .signals import Signals
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Where Open MPI's mpirun makes its session folder; MPICH's keeps none.

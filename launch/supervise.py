@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dptrain.errors import FAILED, PREEMPTED, UNFORESEEN
-from launch.attempt import run_attempt
-from launch.binding import this_host
-from launch.mpirun import Kind, mpirun_command
-from launch.outcome import Outcome, signal_name
-from launch.relay import say
-from launch.signals import Signals, handled_signals
-from launch.trainer import is_train, newest_step
+
+from .attempt import run_attempt
+from .binding import this_host
+from .mpirun import Kind, mpirun_command
+from .outcome import Outcome, signal_name
+from .relay import say
+from .signals import Signals, handled_signals
+from .trainer import is_train, newest_step
 
 PAUSE_SECONDS = 1.0
 

@@ -66,7 +66,7 @@ def measure_files(
     shape: tuple[int, int, int], classes: int, *, shards: int, threads: int, samples: int
 ) -> dict[str, float]:
     """Images/s of packing random images to shards on disk, and of checking and reading them again."""
-    from data_prep.pack import ImageData, LabelledImages, pack
+    from dptrain.data_prep.pack import ImageData, LabelledImages, pack
 
     random = random_samples(shape, classes, 0, samples)
     images = LabelledImages(random.images, random.labels)
