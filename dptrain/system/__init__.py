@@ -1,0 +1,1 @@
+"""What the operating system gives: files, streams, signals. Imports only `dptrain.errors`."""
