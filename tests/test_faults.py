@@ -64,7 +64,7 @@ def strike(started: Job, rank: int, number: signal.Signals = signal.SIGKILL) -> 
     os.kill(started.ranks()[rank], number)
 
 
-@pytest.mark.parametrize("seed", trials(6, 100))
+@pytest.mark.parametrize("seed", trials(3, 100))
 def test_a_killed_rank_is_made_up_for_by_a_restart(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
@@ -86,7 +86,7 @@ def test_a_killed_rank_is_made_up_for_by_a_restart(
 
 
 @pytest.mark.ulfm
-@pytest.mark.parametrize("seed", trials(4, 50))
+@pytest.mark.parametrize("seed", trials(3, 50))
 def test_elastic_ranks_go_on_without_those_killed(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
@@ -115,7 +115,7 @@ def test_elastic_ranks_go_on_without_those_killed(
     tally("elastic runs that went on to the same bits; ranks killed", len(victims))
 
 
-@pytest.mark.parametrize("seed", trials(4, 50))
+@pytest.mark.parametrize("seed", trials(2, 50))
 def test_a_run_stopped_at_a_random_step_goes_on_with_other_ranks_and_threads(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
