@@ -245,6 +245,7 @@ def test_a_stopped_rank_is_named_and_the_job_ends_when_told_so(
     tally("stopped ranks named; seconds after the limit", seconds - STALL_LIMIT)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("seconds", [10, pytest.param(600, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
 def test_no_rank_is_named_in_ordinary_training(seconds: int, data: Path, tmp_path: Path, tally: Tally) -> None:
     """With checkpoints all the time, evaluations, more ranks than cores, and a limit far below the usual one."""

@@ -16,7 +16,7 @@ from data_prep.__main__ import main as data_prep
 
 STEPS = 40
 
-pytestmark = pytest.mark.mpi
+pytestmark = [pytest.mark.mpi, pytest.mark.once]
 
 
 @pytest.fixture(scope="module")
