@@ -51,6 +51,10 @@ class BrokenCheckpointError(CheckpointError):
     """A checkpoint that is not what was once written: its header does not prove it."""
 
 
+class OutputError(DptrainError):
+    """Standard output cannot be written, and what a command prints there is its result."""
+
+
 class TrainingError(DptrainError):
     """Training cannot go on: the loss is not finite, or replicas differ."""
 
