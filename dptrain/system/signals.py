@@ -9,9 +9,9 @@ from __future__ import annotations
 import signal
 import threading
 
-# A closed terminal or connection (HUP), Ctrl-C (INT), Ctrl-\ (QUIT), the end of a job (TERM), a warning before it (USR1,
-# USR2: Slurm, LSF, SGE), a limit of CPU time (XCPU), a power failure (PWR). Not here: signals of faults (SEGV, ABRT), of
-# timers that a user's code may set (ALRM, VTALRM, PROF), and of terminals (TSTP stops, CONT continues: their defaults).
+# A closed terminal or connection (HUP), Ctrl-C (INT), Ctrl-\ (QUIT), the end of a job (TERM), a warning before it from
+# Slurm, LSF or SGE (USR1, USR2), a limit of CPU time (XCPU), a power failure (PWR). Not here: signals of faults (SEGV,
+# ABRT), of timers that a user's code may set (ALRM, VTALRM, PROF), and of a terminal's Ctrl-Z (TSTP, CONT).
 _NAMES = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGPWR")
 ENDING = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
 

@@ -3,10 +3,10 @@
     prepare_streams()           # first of all, in every program
     drop_failed_writes()        # for a program whose printing must not end its work, such as training
 
-A stream that is missing (`>&-`), a full disk, a terminal that was closed, a reader that went away, a pipe that does not
-block, an encoding without the character: by default such a write to standard output is an OutputError, or a
-BrokenPipeError for a reader that went away. After `drop_failed_writes` the text is lost and the program continues.
-Standard error drops failed writes from the start, as nobody could read the report.
+A write may fail: the stream is missing (`>&-`), the disk is full, the terminal was closed, the reader went away. It is
+an OutputError then (ReaderGoneError for a reader that went away); after `drop_failed_writes` the text is lost and the
+program continues. Standard error drops failed writes from the start, as nobody could read the report. A pipe that does
+not block is waited for. A character that the encoding does not have is written as an escape.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import select
 import sys
 from typing import Any, TextIO
 
-from dptrain.errors import OutputError
+from dptrain.errors import OutputError, ReaderGoneError
 
 PATIENCE = 1.0  # seconds to wait for a reader before text that may be lost is dropped
 
@@ -46,9 +46,8 @@ class Descriptor(io.FileIO):
         except OSError as error:
             self.lost = True
             if not self.drops:
-                if error.errno == errno.EPIPE:
-                    raise
-                raise OutputError(f"{self.what} cannot be written: {error.strerror}") from None
+                kind = ReaderGoneError if error.errno == errno.EPIPE else OutputError
+                raise kind(f"{self.what} cannot be written: {error.strerror}") from None
         return length
 
     def _wait_for_reader(self) -> None:
@@ -73,7 +72,7 @@ def prepare_streams() -> None:
     for number in (0, 1, 2):
         _open_if_closed(number)
     if sys.stdin is None:
-        sys.stdin = open(0, encoding="utf-8", closefd=False)
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     for number, name, what in ((1, "stdout", "standard output"), (2, "stderr", "standard error")):
         if name not in _descriptors and getattr(sys, name) is getattr(sys, f"__{name}__"):
             descriptor = Descriptor(number, what, drops=name == "stderr")
@@ -130,10 +129,11 @@ def print_whole(text: str) -> bool:
 def finish_output() -> None:
     """Write what standard output holds back; to be called before the exit status is decided.
 
-    OutputError, or BrokenPipeError, when it cannot be written; nothing is written again when the program ends.
+    OutputError when it cannot be written; the program's end does not try again.
     """
     try:
-        sys.stdout.flush()
-    except (OSError, OutputError):
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OutputError:
         drop_failed_writes()
         raise
