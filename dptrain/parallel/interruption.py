@@ -99,8 +99,8 @@ class SignalInterruption(Interruption):
 def signals_taken(end: Callable[[int], None]) -> Iterator[Interruption]:
     """An interruption by this process's signals within the block; a second request calls `end` in a thread.
 
-    After a signal the handlers stay to the end of the process: more signals of the same request may follow, and must not
-    kill a process that has saved its state and is about to end.
+    After a signal the handlers stay to the end of the process: more signals of the same request may follow, and must
+    not kill a process that has saved its state and is about to end.
     """
     interruption = SignalInterruption(end)
     try:

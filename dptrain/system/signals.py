@@ -28,6 +28,19 @@ def handled() -> list[signal.Signals]:
     return [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
 
 
+def keep_dispositions() -> None:
+    """To be called once MPI is loaded: signals that were ignored before are ignored again, and SIGHUP ends a process.
+
+    UCX, a library below MPI, handles SIGHUP by writing all its debug messages to the terminal, and other libraries may
+    handle more.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            before = signal.getsignal(number)  # as Python knows it: what a library has done does not show here
+            if before is signal.SIG_IGN or (number == signal.SIGHUP and before is signal.SIG_DFL):
+                signal.signal(number, before)
+
+
 def prepare_signals() -> None:
     """Undo what a parent process may leave behind by accident; does nothing outside the main thread.
 
