@@ -100,7 +100,7 @@ class ShardProcesses(ShardPool):
                 raise
             raise LimitError(
                 f"only {started} of {size - 1} forked workers could be started ({error.strerror}); use fewer --threads "
-                "(1 needs none), or raise the limits of processes and memory (ulimit -u, ulimit -v)"
+                "(1 needs none), or raise the limits of processes, memory and open files (ulimit -u, -v, -n)"
             ) from None
 
     def _fork(self) -> Helper:

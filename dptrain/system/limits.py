@@ -7,6 +7,7 @@ import os
 import traceback
 
 from dptrain.errors import DptrainError, LimitError
+from dptrain.system.cgroups import memory_limit
 from dptrain.system.text import shown
 
 MEMORY = "use a smaller --batch-size or network, fewer --threads, or fewer ranks on this machine"
@@ -31,6 +32,19 @@ ADVICE = {
 # How NumPy, mmap and the dynamic loader report what is too large for memory.
 TOO_LARGE = ("Maximum allowed dimension exceeded", "array is too big", "too large to convert", "cannot fit 'int'")
 NOT_MAPPED = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+
+
+def check_memory(size: int, what: str) -> None:
+    """LimitError if `size` bytes for `what` are more than this machine, or this process's group, has.
+
+    The system would grant them, and kill a process of its choice once they are written to.
+    """
+    limit = memory_limit()
+    if limit is not None and size > limit:
+        gib = 1 << 30
+        raise LimitError(
+            f"{what} need at least {size / gib:,.1f} GiB of memory, found {limit / gib:,.1f} GiB; {MEMORY}"
+        )
 
 
 def refused(error: BaseException) -> DptrainError | None:
