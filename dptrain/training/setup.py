@@ -32,8 +32,8 @@ from dptrain.training.checkpoint import Checkpoint, Origin
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.step import STATISTICS, GradientWork, TrainingStep
 
-# Float32 vectors of the length of the parameters that a rank has beside one gradient a shard: the parameters, their copy
-# shared with workers, momentum, the summed gradient, the optimizer's scratch.
+# Float32 vectors of the parameters' length that a rank has beside one gradient a shard: the parameters, their copy for
+# the workers, momentum, the summed gradient, the optimizer's scratch.
 VECTORS = 5
 
 
