@@ -43,8 +43,8 @@ def check_memory(size: int, what: str) -> None:
     if limit is not None and size > limit:
         gib = 1 << 30
         raise LimitError(
-            f"{what} need at least {size / gib:,.1f} GiB of memory, found {limit / gib:,.1f} GiB; use a smaller network "
-            "(--model-options), or ranks on more machines"
+            f"{what} need at least {size / gib:,.1f} GiB of memory, found {limit / gib:,.1f} GiB; use a smaller "
+            "network (--model-options), or ranks on more machines"
         )
 
 
