@@ -7,12 +7,13 @@ between two instructions of the main thread, which may be waiting for other rank
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -99,15 +100,23 @@ class SignalInterruption(Interruption):
 def signals_taken(end: Callable[[int], None]) -> Iterator[Interruption]:
     """An interruption by this process's signals within the block; a second request calls `end` in a thread.
 
-    After a signal the handlers stay to the end of the process: more signals of the same request may follow, and must
-    not kill a process that has saved its state and is about to end.
+    After a signal the handlers stay to the end of the program, and during Python's own end, which resets handlers, the
+    signals are ignored: more signals of the same request may follow, and must not kill a process that has saved its
+    state and is about to report its status.
     """
     interruption = SignalInterruption(end)
     try:
         yield interruption
     finally:
-        if not interruption.asked:
+        if interruption.asked:
+            atexit.register(_ignore, handled())
+        else:
             interruption.close()
+
+
+def _ignore(numbers: Iterable[int]) -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def leave_signals_to_parent() -> None:
@@ -115,5 +124,4 @@ def leave_signals_to_parent() -> None:
     inherited = signal.set_wakeup_fd(-1)
     if inherited != -1:
         os.close(inherited)
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
+    _ignore(ENDING)
