@@ -172,9 +172,9 @@ def test_one_process_with_workers_saves_a_checkpoint_whatever_announces_its_end(
     trainer = words(data, tmp_path / "run", threads=2)
     with job(alone(trainer), tmp_path / "run") as started:
         started.wait_for(lambda: started.newest_step() >= 20, timeout=60)
-        for _ in range(3):  # more signals of the same request, as from Slurm and a script's trap
+        while started.process.poll() is None:  # signals of the same request, to the very end, as from Slurm and a trap
             os.killpg(started.process.pid, number)
-            time.sleep(0.05)
+            time.sleep(0.02)
         status, _, err = started.end()
     assert (status, err.count("dptrain: stopped by")) == (75, 1), err
     with job(alone(trainer), tmp_path / "run") as again:

@@ -7,17 +7,17 @@ between two instructions of the main thread, which may be waiting for other rank
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from dptrain.system.signals import ENDING, SAME_REQUEST, handled
+from dptrain.errors import PREEMPTED, DptrainError
+from dptrain.system.signals import ENDING, SAME_REQUEST, handled, ignore_at_exit
 
 END = b"\0"  # no signal has this number: the thread ends
 
@@ -100,23 +100,21 @@ class SignalInterruption(Interruption):
 def signals_taken(end: Callable[[int], None]) -> Iterator[Interruption]:
     """An interruption by this process's signals within the block; a second request calls `end` in a thread.
 
-    After a signal the handlers stay to the end of the program, and during Python's own end, which resets handlers, the
-    signals are ignored: more signals of the same request may follow, and must not kill a process that has saved its
-    state and is about to report its status.
+    When a signal, to this rank or to another, has ended the block, the handlers stay to the end of the program: more
+    signals of the same request may follow, and must not kill a process that has saved its state and is about to report
+    its status.
     """
-    interruption = SignalInterruption(end)
+    interruption, ended = SignalInterruption(end), False
     try:
         yield interruption
+    except DptrainError as error:
+        ended = error.status == PREEMPTED
+        raise
     finally:
-        if interruption.asked:
-            atexit.register(_ignore, handled())
+        if ended or interruption.asked:
+            ignore_at_exit()
         else:
             interruption.close()
-
-
-def _ignore(numbers: Iterable[int]) -> None:
-    for number in numbers:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def leave_signals_to_parent() -> None:
@@ -124,4 +122,5 @@ def leave_signals_to_parent() -> None:
     inherited = signal.set_wakeup_fd(-1)
     if inherited != -1:
         os.close(inherited)
-    _ignore(ENDING)
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)

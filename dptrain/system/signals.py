@@ -6,6 +6,7 @@ for number in handled(): signal.signal(number, handler)
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 
@@ -26,6 +27,14 @@ def handled() -> list[signal.Signals]:
     A shell starts `command &` in a script with SIGINT ignored, `nohup command` with SIGHUP ignored.
     """
     return [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def ignore_at_exit() -> None:
+    """For a program that ends because of a signal: more signals of the same request must not change its exit status.
+
+    Python resets all handlers before it ends, and before MPI is finalized; signals that are ignored stay so.
+    """
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in ENDING])
 
 
 def keep_dispositions() -> None:
