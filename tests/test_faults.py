@@ -33,7 +33,7 @@ from fault_runs import (
 )
 from mpi_runs import dptrain, own_mpi
 
-from dptrain.system.signals import SAME_REQUEST
+from dptrain.system.signals import ENDING, SAME_REQUEST
 
 pytestmark = pytest.mark.mpi
 
@@ -142,7 +142,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
     """To each rank in turn, and to the launcher; also while it evaluates or writes."""
     draw = random.Random(seed)
     ranks, victim = 3, seed % 4
-    number = draw.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    number = draw.choice(ENDING if victim < ranks else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
     trainer = words(data, tmp_path / "run")
     with job(launched(own_mpi(), ranks, trainer=trainer), tmp_path / "run") as started:
         started.wait_until_training(ranks, draw.randint(1, LATEST))

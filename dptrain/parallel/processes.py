@@ -223,8 +223,8 @@ def _answer(helper: Helper, shards: list[int]) -> list[Any]:
         helper.process.join()
         raise HelperLostError(
             f"process {helper.process.pid}, which computed shards {shards[0]} to {shards[-1]}, "
-            f"{_end(helper.process.exitcode)}. Start the same command again (training goes on from its last checkpoint "
-            "by --run-dir)"
+            f"{_end(helper.process.exitcode)}. Start the same command again (with --run-dir, training resumes from its "
+            "last checkpoint)"
         ) from None
     found: list[Any] = pickle.loads(message)
     return found
