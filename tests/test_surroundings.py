@@ -264,6 +264,7 @@ def test_the_working_directory_is_gone(data: Path, trained: Path, tmp_path: Path
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "the limit of processes is reached"),
         (ImportError("libx.so: failed to map segment from shared object", name="x"), "out of memory while loading x"),
         (RuntimeError("can't start new thread"), "no more threads"),
+        (RuntimeError("Could not determine home directory."), "set HOME"),
         (ValueError("embedded null byte"), "NUL"),
         (ZeroDivisionError("division by zero"), None),
         (ValueError("a mistake"), None),

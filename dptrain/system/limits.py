@@ -62,6 +62,8 @@ def refused(error: BaseException) -> DptrainError | None:
         return LimitError(f"nested too deeply, in {shown(frame.filename)}, line {frame.lineno}: {shown(text)}")
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         return LimitError(f"no more threads can be started; {ADVICE[errno.EAGAIN]}")
+    if isinstance(error, RuntimeError) and "home directory" in text:
+        return LimitError("this user has no home directory; set HOME to a folder that can be written")
     if isinstance(error, ValueError) and text.startswith("embedded null"):
         return LimitError("a path contains a NUL character; choose another name")
     if isinstance(error, OSError):
