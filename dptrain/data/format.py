@@ -36,7 +36,7 @@ from dptrain.errors import DataError
 from dptrain.system import files
 from dptrain.system.fields import LARGEST, MOST_ITEMS, Fields
 from dptrain.system.hdf5 import plain_hdf5
-from dptrain.system.old_hdf5 import read_isolated
+from dptrain.system.old_hdf5 import TooNewError, read_isolated
 from dptrain.system.text import shown
 
 FORMAT = "dptrain-dataset"
@@ -331,6 +331,8 @@ def read_shard(folder: Path, manifest: Manifest, split: str, shard: int) -> Samp
     if entry.offsets is None:
         try:
             arrays = _read_version_1(content, forms, (FORMAT, 1, split, shard, manifest.shard_count))
+        except TooNewError as error:
+            raise DataError(f"{path}: {error}") from error
         except ValueError as error:
             raise DataError(f"{path}: not a readable shard: {error}; {REPAIR}") from error
     else:

@@ -99,7 +99,7 @@ def _messages(
 
 def _link(name: str, header: int) -> bytes:
     """A hard link with a name in UTF-8 (IV.A.2.g)."""
-    encoded = name.encode()
+    encoded = name.encode(errors="backslashreplace")  # lone surrogates have no UTF-8
     return struct.pack("<BBBH", 1, 0x11, 1, len(encoded)) + encoded + struct.pack("<Q", header)
 
 

@@ -28,8 +28,14 @@ MOST_OBJECTS = 20_000
 KEPT_VARIABLES = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "VIRTUAL_ENV")
 
 
+class TooNewError(ValueError):
+    """The file was written by a later HDF5 than this Python has, in a way that the earlier one cannot read."""
+
+
 def read_isolated(content: bytes | memoryview) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Attributes of the root group, and every dataset by its path, of a file in memory; ValueError in one short line.
+
+    h5py up to 3.15 (HDF5 1.14) cannot read what 3.16 (HDF5 2.0) wrote: that is a TooNewError.
 
     Only plain datasets of numbers are read: stored whole in the file itself under hard links, without compression, at
     most one group deep. Attributes come as Python's own values.
@@ -65,6 +71,10 @@ def read_isolated(content: bytes | memoryview) -> tuple[dict[str, Any], dict[str
 def _received(answer: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     head = int.from_bytes(answer[:8], "little")
     told = json.loads(answer[8 : 8 + head])
+    if "error" in told and "version number" in told["error"]:
+        raise TooNewError(
+            f"a later HDF5 than {told['hdf5']} wrote it ({told['error']}); pip install --upgrade h5py, and try again"
+        )
     if "error" in told:
         raise ValueError(told["error"])
     arrays, place = {}, 8 + head
@@ -89,7 +99,8 @@ def _main() -> None:
             "arrays": [(path, array.dtype.str, array.shape) for path, array in arrays.items()],
         }
     except Exception as error:  # whatever libhdf5 raises for a forged file
-        told = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]}
+        version = sys.modules["h5py"].version.hdf5_version if "h5py" in sys.modules else "none"
+        told = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500], "hdf5": version}
     head = json.dumps(told).encode()
     sys.stdout.buffer.write(len(head).to_bytes(8, "little") + head)
     if "error" not in told:

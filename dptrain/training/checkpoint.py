@@ -32,13 +32,13 @@ from dptrain.nn.workspace import Array, aligned_zeros
 from dptrain.system import files
 from dptrain.system.fields import Fields
 from dptrain.system.hdf5 import plain_hdf5
-from dptrain.system.old_hdf5 import read_isolated
+from dptrain.system.old_hdf5 import TooNewError, read_isolated
 from dptrain.system.text import shown
 from dptrain.training.state import TrainingState
 
 FORMAT = "dptrain-checkpoint"
 VERSION = 2
-ANY_MAGIC = re.compile(rb"dptrain checkpoint v([1-9]\d{0,3})\n\0*\Z")
+ANY_MAGIC = re.compile(rb"dptrain checkpoint v([1-9]\d{0,2})\n\0*\Z")
 MAGIC = b"dptrain checkpoint v2\n\0\0"
 HEADER = struct.Struct("<24sQQ32s")  # magic, bytes behind the block, of these the index's, SHA-256 of all but itself
 MAGIC_1 = b"dptrain checkpoint v1\n\0\0"
@@ -136,6 +136,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     version, content = _proven(Path(path))
     try:
         return _read_index(content) if version == VERSION else _read_version_1(content)
+    except TooNewError as error:
+        raise LaterVersionError(f"{shown(path)}: {error}") from error
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: not a readable checkpoint: {error}") from error
 
@@ -149,7 +151,7 @@ def _proven(path: Path) -> tuple[int, bytes]:
             magic = ANY_MAGIC.fullmatch(header[:24])
             if magic is None or len(header) < USER_BLOCK:
                 raise BrokenCheckpointError(
-                    f"{place}: not a dptrain checkpoint: it does not begin with {MAGIC[:19].decode()!r} and a version"
+                    f"{place}: not a dptrain checkpoint: it does not begin with {MAGIC[:18].decode()!r} and a version"
                 )
             version = int(magic[1])
             if version > VERSION:
