@@ -23,10 +23,12 @@ from dptrain import __version__
 from dptrain.errors import BrokenCheckpointError, CheckpointError, LaterVersionError
 from dptrain.nn.params import ParamLayout
 from dptrain.training.checkpoint import (
+    HEADER,
     HEADER_1,
     MAGIC_1,
     USER_BLOCK,
     Origin,
+    _header,
     checkpoint_bytes,
     read_checkpoint,
 )
@@ -201,6 +203,101 @@ def test_the_header_states_magic_sizes_and_the_hash_of_all_but_itself(good: Path
     assert content[40:72] == hashlib.sha256(content[:40] + content[512:]).digest()
     assert not any(content[72:512])
     assert json.loads(index)["origin"]["classes"] == list(ORIGIN.classes)
+
+
+def resealed(content: bytes, edit: Callable[[dict[str, Any]], Any]) -> bytes:
+    """The file with another index and a header that is right for it, as whoever wants to deceive would make it."""
+    size = HEADER.unpack_from(content)[2]
+    index = json.loads(content[-size:])
+    changed = edit(index)
+    text = json.dumps(index if changed is None else changed).encode()
+    data = content[USER_BLOCK:-size]
+    return _header([data, text], len(text)) + data + text
+
+
+def setting(*path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
+    def edit(index: Any) -> None:
+        for key in path[:-1]:
+            index = index[key]
+        index[path[-1]] = value
+
+    return edit
+
+
+def removing(*path: str | int) -> Callable[[dict[str, Any]], None]:
+    def edit(index: Any) -> None:
+        for key in path[:-1]:
+            index = index[key]
+        del index[path[-1]]
+
+    return edit
+
+
+INDEX_EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no object": (lambda index: [index], "the whole is a list of 1 items"),
+    "other format": (setting("format", value="x"), "format is 'x'"),
+    "negative step": (setting("state", "step", value=-1), "state.step is -1, expected a whole number"),
+    "step with a point": (setting("state", "step", value=9.0), "state.step is 9.0"),
+    "step that is true": (setting("state", "step", value=True), "state.step is True"),
+    "step beyond 64 bits": (setting("state", "step", value=10**30), "a whole number of 31 characters"),
+    "missing sum": (removing("state", "epoch_loss"), "state.epoch_loss is missing"),
+    "sum that is no number": (setting("state", "epoch_loss", value=float("nan")), "the number NaN"),
+    "sum that is text": (setting("state", "epoch_loss", value="1"), "state.epoch_loss is '1'"),
+    "more correct than seen": (setting("state", "epoch_correct", value=33), "do not fit each other"),
+    "accuracy above 1": (setting("state", "test_accuracy", value=1.5), "do not fit each other"),
+    "no steps an epoch": (setting("origin", "steps_per_epoch", value=0), "steps_per_epoch is 0"),
+    "mean of one channel": (setting("origin", "mean", value=[0.5]), "expected one of each a channel"),
+    "no mean": (removing("origin", "mean"), "origin.mean is missing"),
+    "deviation of 0": (setting("origin", "std", value=[0.0, 1.0]), "expected one of each a channel"),
+    "a million classes": (setting("origin", "classes", value=["x"] * 10**6), "has 1,000,000 items, expected at most"),
+    "two classes of one name": (setting("origin", "classes", value=["x"] * 2), "two classes of one name"),
+    "class of 5 MB": (setting("origin", "classes", value=["x" * 5 * 10**6]), "expected text of at most 1,000"),
+    "endless image": (setting("origin", "input_shape", value=[2**30, 2**30, 2]), "images (1073741824,"),
+    "hash of other letters": (setting("origin", "manifest_sha256", value="\x1b[31m"), "expected a SHA-256"),
+    "configuration nested deeply": (setting("origin", "config", value="a = " + "[" * 10**5), "nested too deeply"),
+    "number of 5,000 digits": (setting("origin", "config", value="a = " + "1" * 5000), "digits"),
+    "environment of lists": (setting("origin", "environment", value={"a": []}), "environment.a is a list"),
+    "no vectors": (setting("vectors", value={}), "vectors.params is missing"),
+    "no tensors": (setting("vectors", value={"params": [], "momentum": []}), "no tensors"),
+    "tensor outside": (setting("vectors", "params", 0, "offset", value=10**9), "outside the data"),
+    "tensor in the header": (setting("vectors", "params", 0, "offset", value=0), "offset is 0"),
+    "tensor in the index": (setting("vectors", "momentum", 3, "shape", value=[400]), "outside the data"),
+    "tensor over another": (setting("vectors", "params", 1, "shape", value=[60]), "overlap"),
+    "endless tensor": (setting("vectors", "params", 0, "shape", value=[2**62, 2**62]), "outside the data"),
+    "tensor of no extent": (setting("vectors", "params", 0, "shape", value=[0]), "shape[0] is 0"),
+    "tensor of 60 axes": (setting("vectors", "params", 0, "shape", value=[1] * 60), "60 axes"),
+    "tensors of one name": (setting("vectors", "params", 1, "name", value="conv1.weight"), "a second tensor"),
+    "momentum of another shape": (setting("vectors", "momentum", 1, "shape", value=[1, 3]), "other tensors than"),
+    "other parameters": (setting("params_sha256", value="0" * 64), "do not have the hash"),
+}
+
+
+@pytest.mark.parametrize("edit", INDEX_EDITS)
+def test_a_rightly_sealed_file_with_a_wrong_index_is_one_short_error(edit: str, good: Path) -> None:
+    change, words = INDEX_EDITS[edit]
+    good.write_bytes(resealed(good.read_bytes(), change))
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(good)
+    assert words in str(caught.value)
+    assert type(caught.value) is CheckpointError  # nothing is torn: it is not set aside
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+def test_what_a_later_program_adds_is_left_alone_and_reported(good: Path) -> None:
+    def edit(index: dict[str, Any]) -> None:
+        index["writer"] = "dptrain 7.1"
+        index["later\x1b"] = index["state"]["cosmic"] = index["origin"]["planet"] = [1]
+        index["vectors"]["average"] = [{"name": "x", "compressed": True}]
+
+    before = read_checkpoint(good)
+    good.write_bytes(resealed(good.read_bytes(), edit))
+    found = read_checkpoint(good)
+    assert (scalars(found.state), found.origin, before.notes) == (scalars(before.state), before.origin, ())
+    assert found.notes == (
+        "the checkpoint was written by dptrain 7.1 and also holds later\\x1b, state.cosmic, origin.planet, "
+        "vectors.average, which is not read",
+    )
 
 
 LONGEST = 5.0  # seconds to refuse a file; some milliseconds are usual, a hang is what is looked for
