@@ -21,7 +21,6 @@ from dptrain.data.format import (
     Samples,
     ShardEntry,
     Source,
-    file_sha256,
     shard_name,
     write_shard,
 )
@@ -163,8 +162,7 @@ def _write(
     path = folder / shard_name(split, shard, shards)
     samples = Samples(part.images[rows], part.labels[rows], rows.astype(np.int64))
     with signals_held():
-        write_shard(path, samples, split, shard, shards)
-    return ShardEntry(path.name, path.stat().st_size, len(samples), file_sha256(path))
+        return write_shard(path, samples, split, shard, shards)
 
 
 def _check(data: ImageData) -> tuple[int, int, int]:

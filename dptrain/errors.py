@@ -66,6 +66,10 @@ class LimitError(DptrainError):
     """The operating system refuses memory, a thread, a file or a path."""
 
 
+class LaterVersionError(CheckpointError):
+    """A checkpoint that a later version of this program wrote: nothing is wrong with it."""
+
+
 class TrainingError(DptrainError):
     """Training cannot continue: the loss is not finite, or replicas differ."""
 
