@@ -19,6 +19,7 @@ import json
 import math
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -83,9 +84,10 @@ class Checkpoint:
 
 
 def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) -> bytes:
-    """The whole file. The same state gives the same bytes, whatever versions of libraries are installed."""
+    """The whole file. The same state gives the same bytes with one version of HDF5."""
     vectors = {"params": layout.views(state.parameters), "momentum": layout.views(state.momentum)}
-    tree = {vector: {_link_name(name): view for name, view in views.items()} for vector, views in vectors.items()}
+    paths = {vector: {name: f"{vector}/{_link_name(name)}" for name in layout.shapes} for vector in vectors}
+    arrays = {paths[vector][name]: view for vector, views in vectors.items() for name, view in views.items()}
     attributes: dict[str, str | int] = {
         "format": FORMAT,
         "version": VERSION,
@@ -93,7 +95,7 @@ def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) 
         "epoch": state.step // origin.steps_per_epoch,
         "params_sha256": state.params_sha256,
     }
-    parts, offsets = plain_hdf5(tree, attributes, USER_BLOCK)
+    body, offsets = plain_hdf5(arrays, attributes, USER_BLOCK)
     index = {
         "format": FORMAT,
         "version": VERSION,
@@ -103,23 +105,24 @@ def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) 
         "params_sha256": state.params_sha256,
         "vectors": {
             vector: [
-                {"name": name, "shape": view.shape, "offset": offsets[f"{vector}/{_link_name(name)}"]}
+                {"name": name, "shape": view.shape, "offset": offsets[paths[vector][name]]}
                 for name, view in views.items()
             ]
             for vector, views in vectors.items()
         },
     }
-    parts.append(json.dumps(index, indent=1, allow_nan=False).encode())
-    return b"".join([_header(parts, len(parts[-1])), *parts])
+    encoded = json.dumps(index, indent=1, allow_nan=False).encode()
+    return b"".join([_header([body, encoded], len(encoded)), body, encoded])
 
 
 def _link_name(name: str) -> str:
     """A tensor's name as HDF5 can hold it: there "/" parts groups, and NUL and "." mean something else."""
     escaped = name.replace("%", "%25").replace("/", "%2F").replace("\0", "%00")
+    escaped = escaped.encode(errors="backslashreplace").decode()  # a lone surrogate
     return escaped.replace(".", "%2E") if escaped in (".", "..") else escaped
 
 
-def _header(parts: list[bytes | memoryview], index_size: int) -> bytes:
+def _header(parts: Sequence[bytes | memoryview], index_size: int) -> bytes:
     """The user block of a file whose other parts are these."""
     unproven = HEADER.pack(MAGIC, sum(map(len, parts)), index_size, bytes(32))[:-32]
     digest = hashlib.sha256(unproven)
