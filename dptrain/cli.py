@@ -35,6 +35,7 @@ from dptrain.errors import (
     did_you_mean,
     write_to_stderr,
 )
+from dptrain.system.text import shown
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
@@ -157,10 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _leave(communicator, end.status)
     except DptrainError as error:
         if error.agreed:
-            _complain(str(error))
+            _complain(str(error) + error.details)
             return _leave(communicator, error.status)
         where = f"rank {communicator.rank} on {socket.gethostname()}: " if communicator.size > 1 else ""
-        _complain(where + str(error))
+        _complain(where + str(error) + error.details)
         return _end(communicator, error.status)
     except AskedToEndError as asked:
         write_to_stderr(f"dptrain: stopped by {asked} before the first step: nothing is lost")
@@ -215,11 +216,15 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
     from dptrain.parallel.communicator import together
     from dptrain.parallel.interruption import signals_taken
     from dptrain.training.loop import train
+    from dptrain.training.model_source import beside
 
     with together(communicator):
         keys = {key.name for key in fields(TrainConfig)}
         given = {name: value for name, value in vars(parsed).items() if name in keys}
-        config = merged(read_toml(parsed.config) if parsed.config else {}, given)
+        saved = read_toml(parsed.config) if parsed.config else {}
+        if "model" in saved:
+            saved["model"] = beside(parsed.config, saved["model"])
+        config = merged(saved, given)
         if not config.data:
             raise UsageError(
                 "no data set: dptrain train FOLDER; pack one with: python -m data_prep cifar10 data/cifar10"
@@ -249,9 +254,12 @@ def _eval(parsed: argparse.Namespace, communicator: Communicator, connection: st
     }
     if communicator.rank != 0:
         return 0
+    if evaluation.warning:
+        write_to_stderr(f"dptrain: WARNING: {shown(evaluation.warning)}")
     if parsed.json:
         figures = {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "samples": evaluation.samples}
-        print(json.dumps({**figures, "correct": evaluation.correct, "class_accuracy": by_class}))
+        code = {"changed_model_files": evaluation.changed_model_files}
+        print(json.dumps({**figures, "correct": evaluation.correct, "class_accuracy": by_class, **code}))
         return 0
     print(f"test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")
     print(f"({evaluation.correct:,} of {evaluation.samples:,})")
@@ -294,6 +302,7 @@ def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection:
         "environment": origin.environment,
         "config": parse_toml(origin.config, str(parsed.checkpoint)),
         "params_sha256": state.params_sha256,
+        **({"model_files": origin.model_files} if origin.model_files else {}),
     }
     if communicator.rank != 0:
         return 0

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Origin:
     manifest_sha256: str
     steps_per_epoch: int
     environment: dict[str, str]
+    model_files: dict[str, str] = field(default_factory=dict)  # of a user's model: file name to SHA-256
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) 
             "parameters": list(layout.shapes),
             "epoch": state.step // origin.steps_per_epoch,
             "environment": json.dumps(origin.environment),
+            "model_files": json.dumps(origin.model_files),
             "test_accuracy": np.nan if state.test_accuracy is None else state.test_accuracy,
         }
         for name, value in attributes.items():
@@ -149,6 +151,9 @@ def _origin_of(attributes: dict[str, Any]) -> Origin:
         manifest_sha256=str(attributes["manifest_sha256"]),
         steps_per_epoch=int(attributes["steps_per_epoch"]),
         environment=dict(json.loads(attributes["environment"])),
+        model_files={
+            str(name): str(digest) for name, digest in json.loads(attributes.get("model_files", "{}")).items()
+        },
     )
 
 

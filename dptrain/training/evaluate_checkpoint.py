@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from dptrain.blas import ensure_one_thread
@@ -14,15 +15,24 @@ from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.processes import make_pool
 from dptrain.parallel.threads import fair_threads
-from dptrain.training.architecture import build_network, first_difference
+from dptrain.training.architecture import build_network, find_architecture, first_difference
 from dptrain.training.checkpoint import Checkpoint
 from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
+from dptrain.training.own_model import agree_on_source, changed_code, check_prediction, kept_model, warning
 from dptrain.training.setup import place
+
+
+@dataclass(frozen=True)
+class CheckpointEvaluation(Evaluation):
+    """And the files of a user's model that are not those it was trained with, None where that is not known."""
+
+    changed_model_files: list[str] | None
+    warning: str
 
 
 def evaluate_checkpoint(
     checkpoint: Checkpoint, path: Path, data: Path, communicator: Communicator, *, model: str = "", threads: int = 0
-) -> Evaluation:
+) -> CheckpointEvaluation:
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
     `model` names the architecture where the checkpoint's own name for it does not do any more; `threads` 0 takes
@@ -41,18 +51,26 @@ def evaluate_checkpoint(
                 raise CheckpointError(f"{path} was trained for {what} {ours}, {data} has {theirs}: not the same task")
         config = TrainConfig(**parse_toml(origin.config, str(path)))
         if ":" in config.model and not model:
+            named = kept_model(path, config.model) or config.model
             raise UsageError(
-                f"{path} was trained with {config.model}, code that is not run unasked: add --model {config.model}"
+                f"{path} was trained with {config.model}. Code that a checkpoint names is not run unasked: add "
+                f"--model {named}"
             )
-        network = build_network(
-            model or config.model, config.model_options, manifest.image_shape, len(manifest.classes)
-        )
+        architecture = find_architecture(model or config.model)
+        network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
         if tuple(network.description()) != origin.architecture:
             difference = first_difference(origin.architecture, network.description())
             raise CheckpointError(f"{path} is of another architecture: {difference}; name the right one by --model")
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
+        normalise = Normalisation(manifest)
+        check_prediction(architecture, network, checkpoint.state.parameters, shards.test, normalise)
+        changed = changed_code(origin, config.model, architecture.source)
+    agree_on_source(architecture.source, communicator)
     longest = max(entry.samples for entry in manifest.splits["test"])
-    work = EvaluationWork(network, shards.test, Normalisation(manifest), longest)
+    work = EvaluationWork(network, shards.test, normalise, longest)
     with closing(make_pool(min(threads, len(own)), [work], communicator)) as pool:
-        return evaluate(work, checkpoint.state.parameters, pool, communicator)
+        evaluation = evaluate(work, checkpoint.state.parameters, pool, communicator)
+    return CheckpointEvaluation(
+        **vars(evaluation), changed_model_files=changed, warning=warning(path, config.model, changed)
+    )
