@@ -82,6 +82,10 @@ BROKEN = {
         forward("return x * (np.random.default_rng().random() < 2), None"),
         "mine1 (Mine) draws from the system's entropy, as default_rng() without a seed does, in forward",
     ),
+    "the process id": (
+        forward("return x * np.random.default_rng(os.getpid()).random(), None"),
+        "Does the layer draw random numbers, read the clock or the process id",
+    ),
     "the time of day": (
         forward("return x * (int(now()) // 3600), None", before="from time import time as now"),
         "is not the same when one microbatch is computed twice",
@@ -125,7 +129,7 @@ BROKEN = {
         forward(
             "self.first.setdefault('mean', x.mean())", "return x - self.first['mean'], None", init="self.first = {}"
         ),
-        "layer mine1 (Mine) changes its attribute \"first['mean']\"",
+        "layer mine1 (Mine) changes its attribute 'first'",
     ),
     "a plain attribute": (forward("self.calls = 1", "return x, None"), "fails in forward: AttributeError: mine1 keeps"),
     "a count of the class": (
@@ -299,8 +303,8 @@ def test_a_layer_that_keeps_the_rules_is_not_suspected(case: str, data: Path, tm
         (rng.standard_normal((6, 7, count, 2), dtype=np.float32), rng.integers(0, 5, count)) for count in (4, 40)
     )
     assert architecture.source is not None
-    check_layers(network, network.initial_parameters(0), first, second, architecture.source.loaded())
-    check_layers(network, network.initial_parameters(0), second, first, architecture.source.loaded(), train=False)
+    check_layers(network, network.initial_parameters(0), first, second, architecture.source.loaded)
+    check_layers(network, network.initial_parameters(0), second, first, architecture.source.loaded, train=False)
 
 
 def test_a_microbatch_without_samples_is_not_computed() -> None:
@@ -349,3 +353,10 @@ def test_a_mistake_in_a_layer_is_permanent_and_shows_its_traceback(data: Path, t
     assert "in forward" in done.stderr
     assert "/dptrain/" not in done.stderr  # only the user's frames
     assert_nothing_half_written(tmp_path)
+
+
+def test_a_count_of_a_module_that_is_imported_late_is_found(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text("CALLS = 0\n")
+    model = write(tmp_path / "net.py", forward("import late", "late.CALLS += 1", "return x, None"))
+    with pytest.raises(ModelError, match=r"late\.CALLS changes while the network computes"):
+        run(configuration(data, tmp_path / "run", model=model, model_options={}, max_steps=1))

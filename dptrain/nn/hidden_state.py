@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 import os
 import random
 import time
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 from dptrain.errors import DptrainError, ModelError
 from dptrain.nn.layer import Layer, Parameters, Shape, array_shape
 from dptrain.nn.network import Network, quiet
-from dptrain.nn.snapshot import changed, snapshot
+from dptrain.nn.snapshot import Snapshot, changed, snapshot
 from dptrain.nn.workspace import Array, Workspace, aligned_copy, aligned_zeros
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import last_line, user_traceback
@@ -48,36 +47,41 @@ def check_layers(
     parameters: Array,
     first: Microbatch,
     second: Microbatch,
-    modules: Sequence[ModuleType] = (),
+    modules: Callable[[], Sequence[ModuleType]] = tuple,
     *,
     train: bool = True,
 ) -> None:
-    """ModelError naming the layer that fails or breaks a rule; `modules` are the user's own, looked into for state.
+    """ModelError naming the layer that fails or breaks a rule; `modules` gives the user's own, looked into for state.
 
     Costs three microbatches. Without `train` only the logits are computed, for whoever evaluates.
     """
     watch = _Watch(network, parameters)
-    classes = {owner for layer in network.layers for owner in type(layer).__mro__ if is_users_class(owner)}
-    own = frozenset({module.__name__ for module in modules} | {owner.__module__ for owner in classes})
-    roots: dict[str, object] = {layer.name: layer for layer in network.layers}
-    roots |= {module.__name__.removeprefix("dptrain_model_"): module for module in modules}
-    roots |= {owner.__qualname__: owner for owner in classes}
     workspace, shared = Workspace(), Workspace()
-    states = [snapshot(roots, own)]
-    results = []
-    for microbatch, again, later in ((first, False, 0), (second, True, 0), (first, True, LATER)):
-        with _entropy_counted(again), _clock_shifted(later, modules):
+    results: list[list[tuple[str, str]]] = []
+    for microbatch, again in ((first, False), (second, True), (first, True)):
+        own = modules()  # anew: more may have been imported meanwhile
+        elsewhere = len(results) == 2
+        before = _state(network, own)
+        with _entropy_counted(again), _surroundings_changed(own if elsewhere else ()):
             results.append(watch.compute(*microbatch, workspace, shared, train))
-        states.append(snapshot(roots, own))
-    for before, after in itertools.pairwise(states):
-        if paths := changed(before, after):
+        if paths := changed(before, _state(network, own)):
             raise ModelError(_state_changed(paths, network))
     for one, other in zip(results[0], results[2], strict=True):
         if one != other:
             raise ModelError(
-                f"{one[0]} is not the same when one microbatch is computed twice: {WHY}. Does the layer draw "
-                f"random numbers, read the clock, or use memory that it has not filled? If it draws, {INSTEAD_OF_DRAWS}"
+                f"{one[0]} is not the same when one microbatch is computed twice: {WHY}. Does the layer draw random "
+                f"numbers, read the clock or the process id, or use memory that it has not filled? If it draws, "
+                f"{INSTEAD_OF_DRAWS}"
             )
+
+
+def _state(network: Network, modules: Sequence[ModuleType]) -> Snapshot:
+    """What the layers, their classes and the modules hold."""
+    classes = {owner for layer in network.layers for owner in type(layer).__mro__ if is_users_class(owner)}
+    roots: dict[str, object] = {layer.name: layer for layer in network.layers}
+    roots |= {module.__name__.removeprefix("dptrain_model_"): module for module in modules}
+    roots |= {owner.__qualname__: owner for owner in classes}
+    return snapshot(roots, frozenset({module.__name__ for module in modules} | {own.__module__ for own in classes}))
 
 
 def is_users_class(owner: type) -> bool:
@@ -162,7 +166,7 @@ class _Watch:
 
 
 _asked = [0]  # how often the system's entropy was asked for
-_time, _time_ns = time.time, time.time_ns
+_time, _time_ns, _getpid = time.time, time.time_ns, os.getpid
 
 
 @contextmanager
@@ -187,17 +191,24 @@ def _entropy_counted(again: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _clock_shifted(seconds: int, modules: Sequence[ModuleType]) -> Iterator[None]:
-    """Inside, time.time() and time.time_ns() are that much later, also where `modules` have imported the function."""
-    shifted = {_time: lambda: _time() + seconds, _time_ns: lambda: _time_ns() + seconds * 10**9}
+def _surroundings_changed(modules: Sequence[ModuleType]) -> Iterator[None]:
+    """Inside, `modules` get another time of day and process id, also where they have imported the functions.
+
+    Nothing is changed without modules.
+    """
+    other: dict[object, Callable[[], int | float]] = {
+        _time: lambda: _time() + LATER,
+        _time_ns: lambda: _time_ns() + LATER * 10**9,
+        _getpid: lambda: _getpid() + 1,
+    }
     patched = [
         (module, name, value)
-        for module in (time, *modules)
+        for module in ((time, os, *modules) if modules else ())
         for name, value in list(vars(module).items())
-        if value is _time or value is _time_ns
+        if any(value is function for function in other)
     ]
     for module, name, value in patched:
-        setattr(module, name, shifted[value])
+        setattr(module, name, other[value])
     try:
         yield
     finally:

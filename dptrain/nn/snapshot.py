@@ -56,8 +56,13 @@ class _Walker:
             self._note(path, type(value).__qualname__.encode())
             return
         self._seen[id(value)] = value
-        self._note(path, type(value).__qualname__.encode() + self._content(value))
-        for step, part in self._parts(value):
+        try:
+            content = self._content(value)
+            parts = list(self._parts(value))
+        except Exception:  # of a user's __repr__ or __iter__
+            content, parts = b"", []
+        self._note(path, type(value).__qualname__.encode() + content)
+        for step, part in parts:
             self.walk(path + step, part, depth + 1)
 
     def _note(self, path: str, content: bytes) -> None:
@@ -66,7 +71,7 @@ class _Walker:
     def _content(self, value: object) -> bytes:
         """What a value holds itself, beside its parts."""
         if isinstance(value, np.ndarray | np.generic):
-            return b"" if value.dtype.hasobject else repr((value.dtype, value.shape)).encode() + value.tobytes()
+            return b"" if value.dtype.hasobject else repr((value.dtype, value.shape)).encode() + _digest(value)
         if isinstance(value, array.array | memoryview):
             return value.tobytes()
         if isinstance(value, set | frozenset):
@@ -124,9 +129,14 @@ class _Walker:
 
 def _of_scalars(value: object) -> bool:
     """Whether it is a plain container of plain values, which has one digest: a list may have a million of them."""
-    if type(value) in (list, tuple):
-        return all(type(part) in SCALARS for part in value)  # type: ignore[attr-defined]
-    return False
+    if isinstance(value, dict) and type(value) is dict:
+        return all(type(key) in SCALARS and type(part) in SCALARS for key, part in value.items())
+    return isinstance(value, list | tuple) and all(type(part) in SCALARS for part in value)
+
+
+def _digest(values: Any) -> bytes:
+    """Of an array's content, without a copy where it is contiguous."""
+    return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data).digest()
 
 
 def _attributes(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:

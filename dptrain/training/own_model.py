@@ -37,7 +37,7 @@ def check_training(
     shards = sorted(batches)
     first = batches[shards[0]].batch(0, 0, Workspace())
     second = batches[shards[-1]].batch(0, min(1, steps_per_epoch - 1), Workspace())
-    check_layers(network, parameters, first, second, architecture.source.loaded())
+    check_layers(network, parameters, first, second, architecture.source.loaded)
 
 
 def check_prediction(
@@ -52,7 +52,7 @@ def check_prediction(
         return
     ends = [shards[shard] for shard in (min(shards), max(shards))]
     first, second = ((normalise(own.images[: network.block], Workspace()), own.labels[: network.block]) for own in ends)
-    check_layers(network, aligned_copy(parameters), first, second, architecture.source.loaded(), train=False)
+    check_layers(network, aligned_copy(parameters), first, second, architecture.source.loaded, train=False)
 
 
 def agree_on_source(source: ModelSource | None, communicator: Communicator) -> None:
