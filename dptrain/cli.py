@@ -258,7 +258,7 @@ def _eval(parsed: argparse.Namespace, communicator: Communicator, connection: st
         write_to_stderr(f"dptrain: WARNING: {shown(evaluation.warning)}")
     if parsed.json:
         figures = {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "samples": evaluation.samples}
-        code = {"changed_model_files": evaluation.changed_model_files}
+        code = {"changed_model_files": evaluation.changed_model_files, "model_warning": evaluation.warning}
         print(json.dumps({**figures, "correct": evaluation.correct, "class_accuracy": by_class, **code}))
         return 0
     print(f"test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")

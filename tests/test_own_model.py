@@ -235,3 +235,40 @@ def test_a_neighbour_that_breaks_a_rule_is_reported_from_the_command_line(
     done = train(data, tmp_path / "run", model=model, model_options={})
     assert done.returncode == 1
     assert "layer squash1 (Squash) draws from NumPy's global generator" in done.stderr
+
+
+UNSEEDED = """
+MASK = np.random.random(4).astype(np.float32)
+
+class Masked(Linear):
+    def forward(self, x, parameters, workspace):
+        y, saved = super().forward(x, parameters, workspace)
+        return y * MASK, saved
+
+def build(input_shape, classes):
+    return [Flatten(), Masked(4), Linear(classes)]
+"""
+
+
+def test_a_model_that_draws_without_a_seed_is_not_resumed(data: Path, model: str, tmp_path: Path) -> None:
+    """Its files are the same, but each process has another network."""
+    (tmp_path / "code" / "net.py").write_text(NET + UNSEEDED)
+    config = configuration(data, tmp_path / "run", model=model, model_options={}, max_steps=3)
+    run(config)
+    with pytest.raises(CheckpointError, match="the same files but computes something else now: does the model draw"):
+        run(replace(config, max_steps=5))
+    done = dptrain("eval", "run", data, "--model", model, cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.startswith("dptrain: WARNING: the model computes something else than when run was written")
+    run(replace(config, max_steps=5, allow_changed_model=True))
+
+
+@pytest.mark.mpi
+def test_ranks_whose_models_draw_without_a_seed_end_with_one_error(data: Path, model: str, tmp_path: Path) -> None:
+    (tmp_path / "code" / "net.py").write_text(NET + UNSEEDED)
+    words = flags(data, tmp_path / "run", model=model, model_options={})
+    done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("dptrain: error:") == 1
+    assert "rank 1 computes another output than rank 0 from the same images and parameters" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -47,6 +47,7 @@ class Origin:
     steps_per_epoch: int
     environment: dict[str, str]
     model_files: dict[str, str] = field(default_factory=dict)  # of a user's model: file name to SHA-256
+    model_output_sha256: str = ""  # of what it computes from fixed images with its initial parameters
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ def _origin_of(attributes: dict[str, Any]) -> Origin:
         manifest_sha256=str(attributes["manifest_sha256"]),
         steps_per_epoch=int(attributes["steps_per_epoch"]),
         environment=dict(json.loads(attributes["environment"])),
+        model_output_sha256=str(attributes.get("model_output_sha256", "")),
         model_files={
             str(name): str(digest) for name, digest in json.loads(attributes.get("model_files", "{}")).items()
         },

@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from dptrain.blas import ensure_one_thread
 from dptrain.config import TrainConfig, parse_toml
 from dptrain.data.batches import Normalisation
 from dptrain.data.format import read_manifest
@@ -18,8 +17,15 @@ from dptrain.parallel.threads import fair_threads
 from dptrain.training.architecture import build_network, find_architecture, first_difference
 from dptrain.training.checkpoint import Checkpoint
 from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
-from dptrain.training.own_model import agree_on_source, changed_code, check_prediction, kept_model, warning
-from dptrain.training.setup import place
+from dptrain.training.own_model import (
+    agree_on_model,
+    changed_code,
+    check_prediction,
+    computes_otherwise,
+    kept_model,
+    warning,
+)
+from dptrain.training.setup import numeric_environment, place
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,6 @@ def evaluate_checkpoint(
     origin = checkpoint.origin
     threads = threads or fair_threads(communicator)
     with together(communicator):
-        ensure_one_thread()
         manifest = read_manifest(data)
         for what, theirs, ours in (
             ("images", manifest.image_shape, origin.input_shape),
@@ -50,6 +55,7 @@ def evaluate_checkpoint(
             if theirs != ours:
                 raise CheckpointError(f"{path} was trained for {what} {ours}, {data} has {theirs}: not the same task")
         config = TrainConfig(**parse_toml(origin.config, str(path)))
+        environment = numeric_environment(config.reduction)
         if ":" in config.model and not model:
             named = kept_model(path, config.model) or config.model
             raise UsageError(
@@ -64,13 +70,16 @@ def evaluate_checkpoint(
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
         normalise = Normalisation(manifest)
-        check_prediction(architecture, network, checkpoint.state.parameters, shards.test, normalise)
+        output = check_prediction(
+            architecture, network, checkpoint.state.parameters, shards.test, normalise, config.seed
+        )
         changed = changed_code(origin, config.model, architecture.source)
-    agree_on_source(architecture.source, communicator)
+    agree_on_model(architecture.source, output, environment, communicator)
+    otherwise = computes_otherwise(origin, output, environment)
     longest = max(entry.samples for entry in manifest.splits["test"])
     work = EvaluationWork(network, shards.test, normalise, longest)
     with closing(make_pool(min(threads, len(own)), [work], communicator)) as pool:
         evaluation = evaluate(work, checkpoint.state.parameters, pool, communicator)
     return CheckpointEvaluation(
-        **vars(evaluation), changed_model_files=changed, warning=warning(path, config.model, changed)
+        **vars(evaluation), changed_model_files=changed, warning=warning(path, config.model, changed, otherwise)
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.format import Samples
 from dptrain.errors import ModelError
-from dptrain.nn.hidden_state import check_layers
+from dptrain.nn.hidden_state import check_layers, output_sha256
 from dptrain.nn.network import Network
 from dptrain.nn.workspace import Array, Workspace, aligned_copy
 from dptrain.parallel.communicator import Communicator, known_to_all
@@ -20,24 +20,19 @@ from dptrain.training.model_source import KEPT, ModelSource, failed
 
 def check_training(
     architecture: Architecture, network: Network, batches: Mapping[int, ShardBatches], steps_per_epoch: int, seed: int
-) -> None:
+) -> str:
     """ModelError unless a user's layers keep the rules in two of this rank's microbatches: of other shards if it can.
 
-    Networks of the zoo are not computed.
+    Returns `output_sha256`; "" for networks of the zoo, which are not computed.
     """
     if architecture.source is None:
-        return
-    try:
-        parameters = aligned_copy(network.initial_parameters(seed))
-    except Exception as error:  # of a user's fan_in
-        raise ModelError(
-            f"--model {architecture.model}: its initial parameters: {failed(error, architecture.source)}",
-            user_traceback(error),
-        ) from error
+        return ""
+    parameters = _initial_parameters(architecture, network, seed)
     shards = sorted(batches)
     first = batches[shards[0]].batch(0, 0, Workspace())
     second = batches[shards[-1]].batch(0, min(1, steps_per_epoch - 1), Workspace())
     check_layers(network, parameters, first, second, architecture.source.loaded)
+    return output_sha256(network, parameters)
 
 
 def check_prediction(
@@ -46,28 +41,59 @@ def check_prediction(
     parameters: Array,
     shards: Mapping[int, Samples],
     normalise: Normalisation,
-) -> None:
+    seed: int,
+) -> str:
     """The same for an evaluation, which only needs the logits: in the first block of the first and the last shard."""
     if architecture.source is None:
-        return
+        return ""
     ends = [shards[shard] for shard in (min(shards), max(shards))]
     first, second = ((normalise(own.images[: network.block], Workspace()), own.labels[: network.block]) for own in ends)
     check_layers(network, aligned_copy(parameters), first, second, architecture.source.loaded, train=False)
+    return output_sha256(network, _initial_parameters(architecture, network, seed))
 
 
-def agree_on_source(source: ModelSource | None, communicator: Communicator) -> None:
-    """ModelError on all ranks when files of a model differ between ranks; a file that only some import may."""
+def _initial_parameters(architecture: Architecture, network: Network, seed: int) -> Array:
+    try:
+        return aligned_copy(network.initial_parameters(seed))
+    except Exception as error:  # of a user's fan_in
+        assert architecture.source is not None
+        raise ModelError(
+            f"--model {architecture.model}: its initial parameters: {failed(error, architecture.source)}",
+            user_traceback(error),
+        ) from error
+
+
+def agree_on_model(
+    source: ModelSource | None, output: str, environment: dict[str, str], communicator: Communicator
+) -> None:
+    """ModelError on all ranks when files of a model differ between ranks, or what it computes on machines that do not.
+
+    `output` is its `output_sha256`. A file that only some ranks import may be anything.
+    """
     if source is None:
         return
-    everyone = communicator.allgather(source.hashes())
-    for rank, hashes in zip(communicator.world_ranks, everyone, strict=True):
-        different = [name for name, digest in hashes.items() if everyone[0].get(name, digest) != digest]
+    everyone = communicator.allgather((source.hashes(), output, environment))
+    files, expected, machine = everyone[0]
+    for rank, (hashes, found, other) in zip(communicator.world_ranks, everyone, strict=True):
+        different = [name for name, digest in hashes.items() if files.get(name, digest) != digest]
         if different:
             error = ModelError(
                 f"rank {rank} has loaded another {different[0]} than rank {communicator.world_ranks[0]}: copy the "
                 "model's files to all hosts, and do not edit them while a job starts"
             )
             raise known_to_all(communicator, error)
+        if found != expected and other == machine:
+            error = ModelError(
+                f"rank {rank} computes another output than rank {communicator.world_ranks[0]} from the same images and "
+                f"parameters, by the same files: {UNSEEDED}"
+            )
+            raise known_to_all(communicator, error)
+
+
+UNSEEDED = (
+    "does the model draw without a seed while it is imported or built, depend on the process, or use packages or data "
+    "files that differ?"
+)
 
 
 def changed_code(earlier: Origin, model: str, source: ModelSource | None) -> list[str] | None:
@@ -81,12 +107,21 @@ def changed_code(earlier: Origin, model: str, source: ModelSource | None) -> lis
     return source.changed_files(earlier.model_files, Path(model.rpartition(":")[0]).name)
 
 
-def warning(checkpoint: Path, model: str, changed: list[str] | None) -> str:
-    """What to warn of before an evaluation is shown; "" when the code is that of the checkpoint."""
+def computes_otherwise(earlier: Origin, output: str, environment: dict[str, str]) -> bool:
+    """Whether a user's model computes something else than when the checkpoint was written, on a like machine."""
+    known = bool(output and earlier.model_output_sha256)
+    return known and earlier.environment == environment and earlier.model_output_sha256 != output
+
+
+def warning(checkpoint: Path, model: str, changed: list[str] | None, otherwise: bool) -> str:
+    """What to warn of before an evaluation is shown; "" when the code is that of the checkpoint.
+
+    `changed` and `otherwise` are as `changed_code` and `computes_otherwise` return them.
+    """
     if changed is None:
         return f"{checkpoint} does not hold the hash of its model file, so a change of it is not noticed"
     if not changed:
-        return ""
+        return f"the model computes something else than when {checkpoint} was written: {UNSEEDED}" * otherwise
     kept = kept_model(checkpoint, model)
     return (
         f"not the code that {checkpoint} was trained with: {', '.join(changed)}. The figures are not those of the "

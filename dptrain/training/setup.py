@@ -30,7 +30,14 @@ from dptrain.training.architecture import Architecture, build_network, find_arch
 from dptrain.training.checkpoint import Checkpoint, Origin
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.model_source import ModelSource
-from dptrain.training.own_model import agree_on_source, changed_code, check_training, kept_model
+from dptrain.training.own_model import (
+    UNSEEDED,
+    agree_on_model,
+    changed_code,
+    check_training,
+    computes_otherwise,
+    kept_model,
+)
 from dptrain.training.step import STATISTICS, GradientWork, TrainingStep
 
 
@@ -83,8 +90,8 @@ def set_up(
         for shard, samples in shards.train.items()
     }
     with together(communicator):
-        check_training(architecture, network, batches, steps_per_epoch, config.seed)
-    agree_on_source(architecture.source, communicator)
+        output = check_training(architecture, network, batches, steps_per_epoch, config.seed)
+    agree_on_model(architecture.source, output, environment, communicator)
     optimizer = SGD(
         network.layout, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
     )
@@ -104,6 +111,7 @@ def set_up(
         steps_per_epoch=steps_per_epoch,
         environment=environment,
         model_files=architecture.source.hashes() if architecture.source else {},
+        model_output_sha256=output,
     )
     return Session(
         communicator=communicator,
@@ -217,6 +225,8 @@ def check_resumable(
             f"{path}: of another architecture: {difference}. Give the --model it was made with, or another --run-dir"
         )
     notes = _check_code(path, earlier, before.model, config, source)
+    if not notes and before.model_options == config.model_options and not config.allow_changed_model:
+        _check_output(path, earlier, origin)
     if "model" in changed and source is not None and not notes and _function(before.model) == _function(config.model):
         del changed["model"]  # the same code in another place
     notes += [f"changed since the checkpoint: {text}" for text in changed.values()]
@@ -242,6 +252,14 @@ def _check_code(path: Path, earlier: Origin, model: str, config: TrainConfig, so
         f"{path}: trained with other code of the model: {files}. Either {advice}, or accept the change with "
         "--allow-changed-model, or start anew in another --run-dir"
     )
+
+
+def _check_output(path: Path, earlier: Origin, origin: Origin) -> None:
+    if computes_otherwise(earlier, origin.model_output_sha256, origin.environment):
+        raise CheckpointError(
+            f"{path}: the model has the same files but computes something else now: {UNSEEDED} Accept it with "
+            "--allow-changed-model, or start anew in another --run-dir"
+        )
 
 
 def _function(model: str) -> str:
