@@ -138,7 +138,7 @@ def test_a_file_may_define_dataclasses_and_name_a_function_in_any_way(tmp_path: 
         ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module' (net.py, line 1)"),
         ("from . import layers\n", "write `import NAME` for NAME.py"),
         ("\n\n1 / 0\n", "ZeroDivisionError: division by zero (net.py, line 3)"),
-        ("class Odd(Exception):\n    pass\nraise Odd('\x1b[31m')\n", "Odd: \x1b[31m"),
+        ("class Odd(Exception):\n    pass\nraise Odd('\x1b[31m')\n", "Odd: \\x1b[31m"),
         ("open('/nonexistent/file')\n", "No such file or directory: '/nonexistent/file' (net.py, line 1)"),
         ("def f():\n    f()\nf()\n", "RecursionError: maximum recursion depth exceeded (net.py, line 2)"),
     ],

@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from dptrain.system.text import shown_lines
+from dptrain.system.text import shown, shown_lines
 
 PROGRAM = str(Path(__file__).resolve().parent.parent)
 MOST_LINES = 60
@@ -35,8 +35,8 @@ def user_traceback(error: BaseException) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """The error's type and text on one line, and where in the user's code it was raised."""
-    return " ".join(traceback.format_exception_only(error)[-1].split()) + place(error)
+    """The error's type and text on one line, made safe for a terminal, and where in the user's code it was raised."""
+    return shown(" ".join(traceback.format_exception_only(error)[-1].split()), 600) + place(error)
 
 
 def place(error: BaseException) -> str:
