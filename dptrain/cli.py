@@ -223,7 +223,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
     """What to report of an error, and the exit status: one line; for an unforeseen exception its traceback too."""
     known = error if isinstance(error, DptrainError) else refused(error)
     if known is not None:
-        return shown(known), known.status
+        return shown(known) + shown_lines(known.details), known.status
     what = traceback.format_exception_only(error)[-1].strip()
     return f"failed: {shown(what)}\n{shown_lines(traceback.format_exc())}", UNFORESEEN
 
@@ -266,12 +266,16 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
     from dptrain.parallel.communicator import together
     from dptrain.parallel.interruption import signals_taken
     from dptrain.training.loop import train
+    from dptrain.training.model_source import beside
 
     drop_failed_writes()  # a run outlives its terminal, its log's disk and whoever reads its output
     with together(communicator):
         keys = {key.name for key in fields(TrainConfig)}
         given = {name: value for name, value in vars(parsed).items() if name in keys}
-        config = merged(read_toml(parsed.config) if parsed.config else {}, given)
+        saved = read_toml(parsed.config) if parsed.config else {}
+        if "model" in saved:
+            saved["model"] = beside(parsed.config, saved["model"])
+        config = merged(saved, given)
         if not config.data:
             raise UsageError(
                 "no data set: dptrain train FOLDER; pack one with: python -m data_prep cifar10 data/cifar10"
@@ -308,9 +312,12 @@ def _eval(parsed: argparse.Namespace, communicator: Communicator, connection: st
     }
     if communicator.rank != 0:
         return 0
+    if evaluation.warning:
+        write_to_stderr(f"dptrain: WARNING: {shown(evaluation.warning)}")
     if parsed.json:
         figures = {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "samples": evaluation.samples}
-        print(json.dumps({**figures, "correct": evaluation.correct, "class_accuracy": by_class}))
+        code = {"changed_model_files": evaluation.changed_model_files, "model_warning": evaluation.warning}
+        print(json.dumps({**figures, "correct": evaluation.correct, "class_accuracy": by_class, **code}))
         return 0
     print(f"test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")
     print(f"({evaluation.correct:,} of {evaluation.samples:,})")
@@ -360,6 +367,7 @@ def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection:
         "environment": origin.environment,
         "config": parse_toml(origin.config, str(parsed.checkpoint)),
         "params_sha256": state.params_sha256,
+        **({"model_files": origin.model_files} if origin.model_files else {}),
     }
     if communicator.rank != 0:
         return 0

@@ -40,6 +40,7 @@ KEYS_OF_THE_PROCESS = (
     "stall_limit",
     "stall_abort",
     "log_every",
+    "allow_changed_model",
 )
 
 
@@ -86,6 +87,7 @@ class TrainConfig:
     resume: str = _key(
         "auto", "auto: go on from the run folder's newest checkpoint; never; or the path of a checkpoint or another run"
     )
+    allow_changed_model: bool = _key(False, "resume although the model's files have changed since the checkpoint")
     elastic: bool = _key(False, "go on without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
     stall_limit: float = _key(60.0, "seconds after which a rank that does not get on is named (0: never)", least=0.0)
     stall_abort: float = _key(

@@ -21,11 +21,12 @@ class DptrainError(Exception):
     """An error whose text is all that the user needs; shown without a traceback.
 
     `status` is the exit status of the command that fails with it. `agreed` says that every rank ends with
-    this error or its PeerError, so that no rank needs to be stopped by force.
+    this error or its PeerError, so that no rank needs to be stopped by force. `details` is printed behind it.
     """
 
     status = FAILED
     agreed = False
+    details = ""
 
 
 class UsageError(DptrainError):
@@ -42,6 +43,14 @@ class DownloadError(DataError):
     """Data that cannot be fetched: the network is closed or the server does not answer (EX_UNAVAILABLE)."""
 
     status = UNAVAILABLE
+
+
+class ModelError(DptrainError):
+    """A user's model file that cannot be loaded or built, or whose layers break a rule; `details` is a traceback."""
+
+    def __init__(self, text: str, details: str = "") -> None:
+        super().__init__(text)
+        self.details = f"\n{details}" if details else ""
 
 
 class CheckpointError(DptrainError):

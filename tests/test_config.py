@@ -104,7 +104,7 @@ def test_unknown_key_names_its_file_and_the_nearest(written: str, nearest: str |
     with pytest.raises(UsageError) as caught:
         parse_toml(f"{written} = 1", "my.toml")
     assert f"my.toml: unknown key {written!r}" in str(caught.value)
-    assert (f"did you mean {nearest!r}?" if nearest else "known: augment, ") in str(caught.value)
+    assert (f"did you mean {nearest!r}?" if nearest else "known: allow-changed-model, augment, ") in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import math
 import re
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,7 @@ MOST_AXES = 16  # of a tensor
 LONGEST_LINE = 100_000  # characters of a layer's description
 KEYS = ("format", "version", "writer", "state", "origin", "params_sha256", "vectors")
 VECTORS = ("params", "momentum")
+NOT_IN_VERSION_1: dict[str, object] = {"mean": [], "std": [], "model_files": {}, "model_output_sha256": ""}
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class Origin:
     environment: dict[str, str]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    model_files: dict[str, str] = field(default_factory=dict)  # of a user's model: file name to SHA-256
+    model_output_sha256: str = ""  # of what it computes from fixed images with its initial parameters
 
 
 @dataclass(frozen=True)
@@ -201,8 +204,8 @@ def _read_index(content: bytes) -> Checkpoint:
         f"{what}{key}"
         for what, found, known in (
             ("", index, KEYS),
-            ("state.", state, [field.name for field in fields(TrainingState)]),
-            ("origin.", origin, [field.name for field in fields(Origin)]),
+            ("state.", state, [one.name for one in fields(TrainingState)]),
+            ("origin.", origin, [one.name for one in fields(Origin)]),
             ("vectors.", vectors, VECTORS),
         )
         for key in found.unknown(known)
@@ -260,7 +263,7 @@ def _state_of(raw: Fields, parameters: Array, momentum: Array, params_sha256: st
 
 
 def _origin_of(raw: Fields) -> Origin:
-    environment = raw.fields("environment")
+    environment, model_files = raw.fields("environment"), raw.fields("model_files")
     origin = Origin(
         config=raw.text("config", LONGEST_CONFIG),
         architecture=raw.texts("architecture", LONGEST_LINE),
@@ -272,6 +275,8 @@ def _origin_of(raw: Fields) -> Origin:
         environment={key: environment.text(key) for key in environment.raw},
         mean=raw.numbers("mean"),
         std=raw.numbers("std"),
+        model_files={name: model_files.sha256(name) for name in model_files.raw},
+        model_output_sha256=raw.text("model_output_sha256"),
     )
     if math.prod(origin.input_shape) > LARGEST_IMAGE or not origin.input_shape or not origin.classes:
         raise ValueError(f"images {origin.input_shape[:9]} in {len(origin.classes)} classes")
@@ -307,5 +312,5 @@ def _read_version_1(content: bytes) -> Checkpoint:
     if isinstance(accuracy := raw.raw.get("test_accuracy"), float) and math.isnan(accuracy):
         raw.raw["test_accuracy"] = None
     state = _state_of(raw, vectors[0], vectors[1], raw.sha256("params_sha256"))
-    origin = _origin_of(Fields({**raw.raw, "environment": environment.raw, "mean": [], "std": []}))
+    origin = _origin_of(Fields({**raw.raw, "environment": environment.raw, **NOT_IN_VERSION_1}))
     return Checkpoint(state, origin, layout)

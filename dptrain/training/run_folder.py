@@ -8,15 +8,17 @@ import fcntl
 import itertools
 import os
 import re
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dptrain.errors import BrokenCheckpointError, CheckpointError, DptrainError, LaterVersionError, UsageError
 from dptrain.system import files
 from dptrain.system.text import shown
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
-from dptrain.training.durable import TEMPORARY, write_durably
+from dptrain.training.durable import TEMPORARY, sync_folder, write_durably
+from dptrain.training.model_source import KEPT
 
 KEEP = 3
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -125,6 +127,30 @@ class RunFolder:
         except OSError as error:
             raise _unusable(self.path, error) from error
 
+    def keep_model(self, files: Mapping[str, bytes]) -> None:
+        """Keep the files of a user's model in model/, by name; UsageError when they cannot be written.
+
+        The folder appears whole. Other files that are there get the name model.1, model.2 and so on.
+        """
+        kept, partial = self.path / KEPT, self.path / f"{KEPT}.partial"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            if kept.is_symlink():
+                raise UsageError(f"--run-dir {self.path}: {KEPT} is a symbolic link, expected a folder; remove it")
+            if _files_in(kept) == files:
+                return
+            for name, content in files.items():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                write_durably(partial / name, content)
+            for folder in (partial, *filter(Path.is_dir, partial.rglob("*"))):
+                sync_folder(folder)
+            if kept.exists():
+                kept.rename(next(path for n in itertools.count(1) if not (path := self.path / f"{KEPT}.{n}").exists()))
+            partial.rename(kept)
+            sync_folder(self.path)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+
     def numbered(self) -> list[Path]:
         """Checkpoints from the oldest to the newest step."""
         try:
@@ -204,6 +230,12 @@ class RunFolder:
     @property
     def best(self) -> Path | None:
         return None if self._best is None else self._best[1]
+
+
+def _files_in(folder: Path) -> dict[str, bytes]:
+    """Contents by name relative to the folder, without what Python leaves there."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def _set_aside(path: Path) -> Path:
