@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -174,8 +175,21 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None
 
 def test_a_full_disk_is_named_and_closing_afterwards_adds_no_other_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.symlink_to("/dev/full")
-    writer = MetricsWriter(path)
-    with pytest.raises(DptrainError, match="No space left on device; checkpoints so far are kept"):
-        writer.write("step", loss=0.5)
-    writer.close()
+    with path.open("w") as file:
+        file.truncate(1 << 30)  # takes no place, and cannot grow
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, before[1]))
+    try:
+        writer = MetricsWriter(path)
+        with pytest.raises(DptrainError, match="File too large; checkpoints so far are kept"):
+            writer.write("step", loss=0.5)
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_link_in_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DptrainError, match="is a symbolic link, which is not followed for writing"):
+        MetricsWriter(tmp_path / "metrics.jsonl").write("step", loss=0.5)
+    assert not (tmp_path / "elsewhere").exists()
