@@ -66,7 +66,7 @@ def strike(started: Job, rank: int, number: signal.Signals = signal.SIGKILL) -> 
     os.kill(started.ranks()[rank], number)
 
 
-@pytest.mark.parametrize("seed", trials(6, 100))
+@pytest.mark.parametrize("seed", trials(3, 100))
 def test_a_killed_rank_is_made_up_for_by_a_restart(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
@@ -88,7 +88,7 @@ def test_a_killed_rank_is_made_up_for_by_a_restart(
 
 
 @pytest.mark.ulfm
-@pytest.mark.parametrize("seed", trials(4, 50))
+@pytest.mark.parametrize("seed", trials(3, 50))
 def test_elastic_ranks_go_on_without_those_killed(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
@@ -117,7 +117,7 @@ def test_elastic_ranks_go_on_without_those_killed(
     tally("elastic runs that went on to the same bits; ranks killed", len(victims))
 
 
-@pytest.mark.parametrize("seed", trials(4, 50))
+@pytest.mark.parametrize("seed", trials(2, 50))
 def test_a_run_stopped_at_a_random_step_goes_on_with_other_ranks_and_threads(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
@@ -292,6 +292,7 @@ def test_a_stopped_rank_is_named_and_the_job_ends_when_told_so(
     tally("stopped ranks named; seconds after the limit", seconds - STALL_LIMIT)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("seconds", [10, pytest.param(600, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
 def test_no_rank_is_named_in_ordinary_training(seconds: int, data: Path, tmp_path: Path, tally: Tally) -> None:
     """With checkpoints all the time, evaluations, more ranks than cores, and a limit far below the usual one."""
