@@ -38,6 +38,7 @@ from dptrain.errors import (
     write_to_stderr,
 )
 from dptrain.system.limits import refused
+from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output, print_whole
 from dptrain.system.text import shown, shown_lines
@@ -186,8 +187,11 @@ def _run(parsed: argparse.Namespace, wrong: UsageError | None) -> int:
         with together(communicator):
             if wrong is not None:
                 raise wrong
-        status: int = parsed.command(parsed, communicator, connection)
-        finish_output()
+        # MPI libraries use some signals themselves, and a run keeps them until the step is made.
+        ends = parsed.command is not _train and not communicator.uses_mpi
+        with ended_by_exception() if ends else contextlib.nullcontext():
+            status: int = parsed.command(parsed, communicator, connection)
+            finish_output()
         return _leave(communicator, status)
     except PeerError as error:
         return _leave(communicator, error.status)
@@ -201,7 +205,7 @@ def _run(parsed: argparse.Namespace, wrong: UsageError | None) -> int:
         return _end(communicator, PREEMPTED)
     except KeyboardInterrupt as interrupt:
         _complain(": ".join(["interrupted", *map(shown, interrupt.args)]))
-        return _end(communicator, 130)
+        return _end(communicator, interrupt.status if isinstance(interrupt, EndedBySignal) else 130)
     except (Exception, SystemExit) as error:  # a user's layer may call sys.exit() on one rank
         text, status = _explained(error)
         if isinstance(error, DptrainError) and error.agreed:
