@@ -68,7 +68,7 @@ class Signals:
         own = number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM  # mpirun ends by these
         self.passed = ASKS[self.kind] if self.saves else own
         # Said first: mpirun may end the ranks before they can print a word.
-        again = f"{KEYS.get(signal.Signals(number), 'another signal')} after {SAME_REQUEST:g} s ends it at once"
+        again = f"{KEYS.get(signal.Signals(number), 'a signal')} again, after {SAME_REQUEST:g} s, ends it at once"
         say(f"{name}: {'saving a checkpoint, then ending the run' if self.saves else 'ending the job'}; {again}")
         process.send_signal(self.passed)
 
