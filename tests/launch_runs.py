@@ -41,7 +41,8 @@ def run_launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess
     )
 
 
-def start_launch(*arguments: str, hasty: bool = False, **variables: str) -> subprocess.Popen[str]:
+def start_launch(*arguments: str, hasty: bool = False, group: bool = False, **variables: str) -> subprocess.Popen[str]:
+    """A running launcher; `group`: in this session, in a process group of its own, as a shell's job."""
     program = ["-c", HASTY] if hasty else ["-m", "launch"]
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
@@ -50,7 +51,8 @@ def start_launch(*arguments: str, hasty: bool = False, **variables: str) -> subp
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
+        start_new_session=not group,
+        process_group=0 if group else None,
     )
 
 

@@ -92,7 +92,8 @@ from dptrain.nn.zoo import linear
 def build(shape, classes):
     os.write(1, b"x" * 3_000_000 + b"\\n")
     os.write(2, (b"y" * 99 + b"\\n") * 30_000 + b"no newline")
-    if os.environ["SPAM_ENDS"] == "exit" and "1" in (os.environ.get("OMPI_COMM_WORLD_RANK"), os.environ.get("PMI_RANK")):
+    rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK")
+    if os.environ["SPAM_ENDS"] == "exit" and rank == "1":
         sys.exit(3)
     if os.environ["SPAM_ENDS"] == "_exit":
         os._exit(0)
