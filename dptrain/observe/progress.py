@@ -14,14 +14,15 @@ from typing import Any
 
 from dptrain.parallel.communicator import launched_size
 from dptrain.system.notebook import in_notebook
+from dptrain.system.text import shown
 
 PROGRESS_VARIABLE = "DPTRAIN_PROGRESS"  # "bar" or "lines"
 
 
 def on_terminal() -> bool:
-    """Is standard output watched by a person?"""
-    told = os.environ.get(PROGRESS_VARIABLE)
-    return told == "bar" if told else sys.stdout.isatty() and launched_size() is None and not in_notebook()
+    """Does a person watch standard output?"""
+    wanted = os.environ.get(PROGRESS_VARIABLE)
+    return wanted == "bar" if wanted else sys.stdout.isatty() and launched_size() is None and not in_notebook()
 
 
 class Progress:
@@ -54,9 +55,10 @@ class Progress:
             self._bar.update(self._task, description=brief)
 
     def say(self, line: str) -> None:
-        """A line for the user."""
+        """A line for the user; names in it may come from files, so it is escaped (`shown`)."""
+        line = shown(line)
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
         elif self.shown:
             print(line, flush=True)
 
