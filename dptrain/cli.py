@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -25,16 +26,26 @@ from dptrain.bench.command import add_bench
 from dptrain.blas import request_one_thread
 from dptrain.config import TrainConfig, flag, merged, parse_model_options, parse_toml, read_toml
 from dptrain.errors import (
+    FAILED,
     PREEMPTED,
+    READER_GONE,
     UNFORESEEN,
+    USAGE,
     DptrainError,
+    OutputError,
     PeerError,
     PreemptedError,
     RankLostError,
+    ReaderGoneError,
     UsageError,
     did_you_mean,
     write_to_stderr,
 )
+from dptrain.system import record
+from dptrain.system.limits import refused
+from dptrain.system.start import start_program
+from dptrain.system.streams import drop_failed_writes, finish_output, print_whole
+from dptrain.system.text import shown, shown_lines
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
@@ -129,19 +140,63 @@ def _flag_options(key: Any) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors are one line for people, not a traceback."""
+    start_program()
+    record.begin()
+    status = _main(arguments)
+    if record.launched():
+        from dptrain.parallel.communicator import launched_rank
+
+        if launched_rank() == 0:
+            record.report_end(status, retry=_retry(status))
+    return status
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in PACKAGES:
         module, function, _ = PACKAGES[arguments[0]]
         return int(getattr(importlib.import_module(module), function)(arguments[1:]))
     request_one_thread()
-    from dptrain.parallel.communicator import Communicator, connect, together
-    from dptrain.parallel.interruption import AskedToEndError
-
     parsed, wrong = argparse.Namespace(), None
     try:
         parsed = build_parser().parse(arguments)
     except UsageError as error:
-        wrong = error
+        wrong = error  # reported when the ranks are connected, by one of them
+    except SystemExit:  # --help or --version
+        return _whole_output()
+    except OutputError as error:
+        return _fail_to_print(error)
+    try:
+        return _run(parsed, wrong)
+    except Exception as error:  # NumPy or MPI cannot be loaded
+        text, status = _explained(error)
+        _complain(text, status)
+        return status
+
+
+def _whole_output() -> int:
+    """Status 0 if all output is written."""
+    try:
+        finish_output()
+    except OutputError as error:
+        return _fail_to_print(error)
+    return 0
+
+
+def _fail_to_print(error: OutputError) -> int:
+    """Report it, unless it is as in `dptrain inspect RUN | head`, where nobody misses the rest; the exit status."""
+    if not isinstance(error, ReaderGoneError):
+        _complain(shown(error), error.status)
+    drop_failed_writes()
+    record.report_end(error.status)
+    return error.status
+
+
+def _run(parsed: argparse.Namespace, wrong: UsageError | None) -> int:
+    """Connect the ranks and run the command; the exit status."""
+    from dptrain.parallel.communicator import Communicator, connect, together
+    from dptrain.parallel.interruption import AskedToEndError
+
     communicator = Communicator()
     try:
         communicator, connection = connect()
@@ -149,49 +204,77 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if wrong is not None:
                 raise wrong
         status: int = parsed.command(parsed, communicator, connection)
+        finish_output()
+        if communicator.rank == 0:
+            record.report_end(status, retry=_retry(status))
         return _leave(communicator, status)
     except PeerError as error:
         return _leave(communicator, error.status)
     except PreemptedError as end:
-        write_to_stderr(f"dptrain: {end}")
+        _say_stopped(str(end), by=end.by, checkpoint=end.checkpoint, run_dir=end.run_dir)
         return _leave(communicator, end.status)
-    except DptrainError as error:
-        if error.agreed:
-            _complain(str(error))
-            return _leave(communicator, error.status)
-        where = f"rank {communicator.rank} on {socket.gethostname()}: " if communicator.size > 1 else ""
-        _complain(where + str(error))
-        return _end(communicator, error.status)
+    except OutputError as error:
+        return _end(communicator, _fail_to_print(error))
     except AskedToEndError as asked:
-        write_to_stderr(f"dptrain: stopped by {asked} before the first step: nothing is lost")
+        _say_stopped(f"stopped by {asked} before the first step: nothing is lost")
         return _end(communicator, PREEMPTED)
     except KeyboardInterrupt as interrupt:
-        _complain(": ".join(["interrupted", *interrupt.args]))
+        _complain(": ".join(["interrupted", *map(shown, interrupt.args)]), 130)
         return _end(communicator, 130)
-    except BrokenPipeError:  # whoever read the output has enough, as in `dptrain inspect RUN | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _end(communicator, 141)
     except (Exception, SystemExit) as error:  # a user's layer may call sys.exit() on one rank
-        what = traceback.format_exception_only(error)[-1].strip()
+        text, status = _explained(error)
+        if isinstance(error, DptrainError) and error.agreed:
+            _complain(text, status)
+            return _leave(communicator, status)
         where = f"rank {communicator.rank} on {socket.gethostname()}"
-        _complain(f"{where} failed: {what}\n{traceback.format_exc()}")
-        return _end(communicator, UNFORESEEN)
+        text = f"{where} {text}" if status == UNFORESEEN else f"{where}: {text}" if communicator.size > 1 else text
+        _complain(text, status)
+        return _end(communicator, status)
 
 
-def _complain(text: str) -> None:
+def _explained(error: BaseException) -> tuple[str, int]:
+    """What to report of an error, and the exit status: one line; for an unforeseen exception its traceback too."""
+    known = error if isinstance(error, DptrainError) else refused(error)
+    if known is not None:
+        return shown(known), known.status
+    what = traceback.format_exception_only(error)[-1].strip()
+    return f"failed: {shown(what)}\n{shown_lines(traceback.format_exc())}", UNFORESEEN
+
+
+def _complain(text: str, status: int) -> None:
+    """Report an error: to the user, and to the launcher."""
     write_to_stderr(f"dptrain: error: {text}")
+    record.report_end(status, text.split("\n")[0], retry=_retry(status))
+
+
+def _retry(status: int) -> bool:
+    """Whether the same command may succeed when it is started again."""
+    return status not in (0, FAILED, USAGE, PREEMPTED, READER_GONE)
+
+
+def _say_stopped(text: str, **more: str) -> None:
+    """Report the end by a signal. The launcher, which knows more about the signal, reports it itself."""
+    if not record.report_end(PREEMPTED, text, more=more):
+        write_to_stderr(f"dptrain: {shown(text)}")
+
+
+def _end_at_once(communicator: Communicator, status: int) -> None:
+    """End the job on a second signal; called in a thread of this process."""
+    record.report_end(status, "ended by a second signal")
+    communicator.end_job(status)
 
 
 def _leave(communicator: Communicator, status: int) -> int:
-    """The status to end with, when every rank ends by itself."""
+    """The exit status, when every rank ends by itself."""
+    drop_failed_writes()  # from here on the status is decided
     if communicator.survives:
-        # After a death MPI_Finalize hung in 4 of 28 runs (measured, Open MPI 5.0.11), and one may die just now. But
-        # ranks must wait for each other: when one has gone with an error, mpirun drops what others still say.
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
+        # After a death MPI_Finalize hung in 4 of 28 runs (measured, Open MPI 5.0.11), and a rank may die just now. But
+        # ranks must wait for each other: after a rank has left with an error, mpirun drops the output of the others.
+        finish_output()
         guard = threading.Timer(LAST_WORDS, os._exit, (status,))
         guard.daemon = True
-        guard.start()
+        with contextlib.suppress(RuntimeError):  # no more threads can be started
+            guard.start()
         with contextlib.suppress(RankLostError):
             communicator.confirm()
         os._exit(status)
@@ -202,8 +285,8 @@ def _end(communicator: Communicator, status: int) -> int:
     """End every rank: the others may be waiting for this one."""
     from dptrain.parallel.communicator import launched_size
 
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
+    drop_failed_writes()
+    finish_output()
     communicator.abort(status)
     if communicator.size == 1 and launched_size() is not None:
         os._exit(status)  # interrupted while MPI started: leaving through MPI_Finalize would wait for the others
@@ -216,6 +299,7 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
     from dptrain.parallel.interruption import signals_taken
     from dptrain.training.loop import train
 
+    drop_failed_writes()  # a run outlives its terminal, its log's disk and whoever reads its output
     with together(communicator):
         keys = {key.name for key in fields(TrainConfig)}
         given = {name: value for name, value in vars(parsed).items() if name in keys}
@@ -224,12 +308,14 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
             raise UsageError(
                 "no data set: dptrain train FOLDER; pack one with: python -m data_prep cifar10 data/cifar10"
             )
-    with signals_taken(communicator.end_job) as interruption, closing(Recorder(config, connection)) as recorder:
+    end_at_once = functools.partial(_end_at_once, communicator)
+    with signals_taken(end_at_once) as interruption, closing(Recorder(config, connection)) as recorder:
         summary = train(config, communicator, recorder, interruption)
-    if parsed.json and recorder.reports:
-        print(json.dumps(summary))
-    if communicator.survives and recorder.reports:
-        write_to_stderr("dptrain: finished")  # mpirun's status would be 0 after the death of all ranks, too
+    if parsed.json and recorder.reports and not print_whole(json.dumps(summary)):
+        # Not an error: the run is complete and saved, and a launcher or scheduler must not start it again.
+        write_to_stderr("dptrain: the line of --json could not be written; the same figures end metrics.jsonl")
+    if recorder.reports:
+        record.report_end(0)  # here, as in an elastic run that has lost rank 0 another one reports
     return 0
 
 
@@ -255,9 +341,9 @@ def _eval(parsed: argparse.Namespace, communicator: Communicator, connection: st
         return 0
     print(f"test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")
     print(f"({evaluation.correct:,} of {evaluation.samples:,})")
-    width = max(map(len, classes))
+    width = max(len(shown(name)) for name in classes)
     for name, accuracy in by_class.items():
-        print(f"  {name:<{width}}  " + ("no samples" if accuracy is None else f"{100 * accuracy:6.2f} %"))
+        print(f"  {shown(name):<{width}}  " + ("no samples" if accuracy is None else f"{100 * accuracy:6.2f} %"))
     return 0
 
 
@@ -267,7 +353,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     from dptrain.training.run_folder import RunFolder
 
     if path.is_dir():
-        newest = RunFolder(path).newest(lambda line: print(line, file=sys.stderr))
+        newest = RunFolder(path).newest(lambda line: write_to_stderr(shown(line)))
         if newest is None:
             raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; name a run folder or a checkpoint file")
         return newest[1]
@@ -302,9 +388,9 @@ def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection:
         return 0
     for name, value in facts.items():
         if isinstance(value, dict):
-            print(f"{name}:", *(f"  {key} = {item}" for key, item in value.items()), sep="\n")
+            print(f"{name}:", *(f"  {shown(key)} = {shown(item)}" for key, item in value.items()), sep="\n")
         elif isinstance(value, list):
-            print(f"{name}:", *(f"  {item}" for item in value), sep="\n")
+            print(f"{name}:", *(f"  {shown(item)}" for item in value), sep="\n")
         else:
-            print(f"{name}: {value}")
+            print(f"{name}: {shown(value)}")
     return 0

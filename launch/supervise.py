@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dptrain.errors import FAILED, PREEMPTED, UNFORESEEN
+from dptrain.errors import PREEMPTED
 
 from .attempt import run_attempt
 from .binding import this_host
 from .mpirun import Kind, mpirun_command
-from .outcome import Outcome, signal_name
-from .relay import say
-from .signals import Signals, handled_signals
+from .outcome import Outcome
+from .report import report_end, report_resume
+from .screen import say
+from .signals import handled_signals
 from .trainer import is_train, newest_step
 
 PAUSE_SECONDS = 1.0
@@ -26,7 +27,8 @@ PAUSE_SECONDS = 1.0
 class Job:
     """What is to be run. `run_dir` must be there where `max_restarts` is above 0.
 
-    Each restart has one rank fewer than the attempt that failed, but at least `min_ranks`.
+    Each restart has one rank fewer than the attempt that failed, but at least `min_ranks`. `again` is the launcher's
+    command line, by which the job can be started again.
     """
 
     trainer: Sequence[str]
@@ -38,6 +40,8 @@ class Job:
     min_ranks: int = 1
     run_dir: Path | None = None
     elastic: bool = False
+    verbose: bool = False
+    again: Sequence[str] = ()
 
     def command(self, ranks: int, *more: str) -> list[str]:
         """The command that runs the trainer with `more` arguments."""
@@ -53,13 +57,14 @@ def supervise(job: Job) -> int:
             # The last --resume counts, whatever the user has given for the first attempt.
             resume = () if step is None else ("--resume", "auto")
             command = job.command(ranks, *resume)
-            ended = after_signal(
-                run_attempt(command, job.environment, signals, elastic=job.elastic), signals, job.elastic
-            )
+            ended = run_attempt(command, job.environment, signals, verbose=job.verbose)
             step = None if job.run_dir is None else newest_step(job.run_dir)
+            name = f"attempt {attempt} of {job.max_restarts + 1}, {count(ranks)}"
+            report_end(ended, signals, name if job.max_restarts and (attempt > 1 or ended.status != 0) else "")
             if job.max_restarts:
                 record(job, attempt, ranks, ended, step)
             if signals.passed is not None or ended.final or attempt > job.max_restarts:
+                report_resume(ended, job.again, job.trainer)
                 return ended.status
             attempt, ranks = attempt + 1, max(ranks - 1, job.min_ranks)
             origin = "the beginning" if step is None else f"step {step:,}"
@@ -69,34 +74,13 @@ def supervise(job: Job) -> int:
                 return PREEMPTED
 
 
-def after_signal(ended: Outcome, signals: Signals, elastic: bool) -> Outcome:
-    """The outcome, but that of a preempted run where ranks that did not handle the signal yet died of it.
-
-    After a second signal Open MPI's mpirun ends with status 1, which is to say that signal.
-    """
-    if len(signals.received) > 1 and not ended.told and ended.status == FAILED:
-        number = signals.received[-1]
-        return replace(ended, status=128 + number, reason=f"ended by a second signal, {signal_name(number)}")
-    if not signals.saves or signals.passed is None or len(signals.received) > 1:
-        return ended
-    all_died = elastic and ended.status == UNFORESEEN and not ended.told
-    if ended.status != 128 + signals.passed and not all_died:
-        return ended
-    return replace(ended, status=PREEMPTED, reason="asked to end before it handled signals")
-
-
 def count(ranks: int) -> str:
     """Ranks in words."""
     return "1 rank" if ranks == 1 else f"{ranks} ranks"
 
 
 def record(job: Job, attempt: int, ranks: int, ended: Outcome, step: int | None) -> None:
-    """Tell how an attempt ended, on standard error and in the run folder's attempts.jsonl."""
-    if attempt > 1 or ended.status != 0:
-        say(
-            f"attempt {attempt} of {job.max_restarts + 1}, {count(ranks)}: status {ended.status} "
-            f"after {ended.seconds:.1f} s: {ended.reason}"
-        )
+    """Log how an attempt ended in the run folder's attempts.jsonl."""
     # The trainer refuses a folder with anything in it but a run.
     if job.run_dir is None or not (job.run_dir / "checkpoints").is_dir():
         return

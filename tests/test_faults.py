@@ -33,6 +33,8 @@ from fault_runs import (
 )
 from mpi_runs import dptrain, own_mpi
 
+from dptrain.system.signals import SAME_REQUEST
+
 pytestmark = pytest.mark.mpi
 
 LATEST = LAST_STEP - 100  # no rank is struck later than this step and some milliseconds, lest it has ended already
@@ -185,7 +187,7 @@ def test_a_second_signal_to_one_rank_of_an_elastic_run_ends_all(rank: int, data:
         strike(started, 1, signal.SIGSTOP)
         for _ in range(2):
             strike(started, rank, signal.SIGTERM)
-            time.sleep(0.5)
+            time.sleep(SAME_REQUEST + 0.5)
         status, _, err = started.end(timeout=20)
     assert status == 128 + signal.SIGTERM, err
 
@@ -207,7 +209,7 @@ def test_a_second_signal_to_a_stopped_run_ends_it_at_once(data: Path, tmp_path: 
         started.wait_until_training(3)
         strike(started, 1, signal.SIGSTOP)
         started.process.send_signal(signal.SIGTERM)
-        time.sleep(1)
+        time.sleep(SAME_REQUEST + 0.5)
         assert started.process.poll() is None
         struck = time.monotonic()
         started.process.send_signal(signal.SIGTERM)
