@@ -86,13 +86,15 @@ def assert_completed_alike(started: SlurmJob, undisturbed: str, seconds: float =
     assert_all_sound(started.run_dir)
 
 
-@pytest.mark.parametrize("option", [(), ("--batch",)], ids=["all", "batch"])
+@pytest.mark.parametrize(
+    ("option", "state"), [((), "CANCELLED"), (("--signal=TERM", "--batch"), "FAILED")], ids=["all", "batch"]
+)
 def test_scancel_saves_a_checkpoint_and_the_job_is_not_requeued(
-    option: tuple[str, ...], cluster: None, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+    option: tuple[str, ...], state: str, cluster: None, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
     started = submitted(data, tmp_path / "run")
     on(1, "scancel", *option, started.number)
-    seconds = wait_for(lambda: started.state == "CANCELLED", lambda: started.shown, 60)
+    seconds = wait_for(lambda: started.state == state, lambda: started.shown, 60)
     wait_for(lambda: "slurm.sh: cancelled: status 75, not requeued" in started.printed, lambda: started.printed, 60)
     tally(f"scancel {' '.join(option)}: seconds until cancelled", seconds)
     assert started.shown["Restarts"] == "0"

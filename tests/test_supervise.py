@@ -207,7 +207,8 @@ def test_a_restart_goes_on_from_the_newest_checkpoint_whatever_the_user_resumed_
 def test_every_attempt_is_written_down_in_the_run_folder(supervised: Supervised) -> None:
     folder = supervised.run_dir / "checkpoints"
     folder.mkdir(parents=True)
-    job = f"[ $n -lt 2 ] || {{ {reports(0)}; exit 0; }}; touch {folder}/step-00000007.h5; {reports(70, 'rank 1', retry=True)}; exit 70"
+    failure = f"touch {folder}/step-00000007.h5; {reports(70, 'rank 1', retry=True)}; exit 70"
+    job = f"[ $n -lt 2 ] || {{ {reports(0)}; exit 0; }}; {failure}"
     supervised.run(job, "--max-restarts", "3", "--min-ranks", "1")
     first, second = map(json.loads, (supervised.run_dir / "attempts.jsonl").read_text().splitlines())
     assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(first.pop("time")) < timedelta(minutes=1)
