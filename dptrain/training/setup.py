@@ -34,8 +34,6 @@ from dptrain.training.checkpoint import Checkpoint, Origin
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.step import STATISTICS, GradientWork, TrainingStep
 
-PATHS = ("data", "run_dir", "resume")  # in the configuration
-
 
 @dataclass(frozen=True)
 class Session:
@@ -165,9 +163,10 @@ def agree_on(what: str, own: Mapping[str, object], communicator: Communicator) -
 
 
 def without_paths(config: TrainConfig) -> dict[str, object]:
-    """The values that all ranks must share. Paths may differ: hosts have disks of their own."""
-    values = {name: value for name, value in vars(config).items() if name not in PATHS}
-    return values | {"model": config.model.rpartition("/")[2]}
+    """The values that all ranks must share. Of paths, only whether they are given, as hosts have disks of their own."""
+    resume = config.resume if config.resume in ("auto", "never") else "a path"
+    given = {"data": bool(config.data), "run_dir": bool(config.run_dir)}
+    return vars(config) | given | {"resume": resume, "model": config.model.rpartition("/")[2]}
 
 
 def machine_notes(environment: dict[str, str], communicator: Communicator) -> list[str]:
