@@ -8,8 +8,12 @@ After `--` comes dptrain's command line. The ranks run under Open MPI or MPICH, 
 by --mpirun, else the one beside this Python, else the one on PATH.
 
 With --max-restarts a run that fails is started again from its newest checkpoint, up to K times; with --min-ranks each
-time on one rank fewer, but at least on M. With --elastic a run continues without ranks that fail. A job has succeeded
-when the run itself reports success, whatever mpirun returns. --verbose shows mpirun's command line and notices.
+time on one rank fewer, but at least on M. An attempt that makes no step, and whose end dptrain does not report itself,
+does not count: a host may be out of reach for a while. It is repeated after 1, 2, 4, ... 60 s, up to 8 times in a row.
+With --min-ranks, hosts of a hostfile that cannot be reached are left out.
+
+With --elastic a run continues without ranks that fail. A job has succeeded when the run itself reports success,
+whatever mpirun returns. --verbose shows mpirun's command line and notices.
 
 After Ctrl-C (SIGINT), SIGTERM, SIGHUP or another signal that announces an end, `train` saves a checkpoint and ends with
 status 75; a second one, more than 2 seconds later, ends the job at once. Ctrl-Z stops the whole job; fg and bg continue
@@ -34,7 +38,15 @@ from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes
 from dptrain.system.text import shown
 
-from .mpirun import command_line, find_mpirun, mpirun_kind, rank_environment, require_elastic
+from .mpirun import (
+    Kind,
+    command_line,
+    find_mpirun,
+    limits_of_silence,
+    mpirun_kind,
+    rank_environment,
+    require_elastic,
+)
 from .screen import say
 from .signals import EndedEarlyError, ended_early
 from .supervise import Job, supervise
@@ -90,7 +102,8 @@ def make_parser() -> Parser:
         type=number_of_restarts,
         default=0,
         metavar="K",
-        help="start a run that fails again from its newest checkpoint, up to K times (default: 0)",
+        help="start a run that fails again from its newest checkpoint, up to K times (default: 0); failures before the "
+        "first step that dptrain does not report are repeated up to 8 times instead, after growing pauses",
     )
     parser.add_argument(
         "--min-ranks",
@@ -134,6 +147,8 @@ def make_job(options: argparse.Namespace, trainer: list[str], columns: int | Non
     environment = rank_environment(os.environ, columns)
     mpirun = find_mpirun(options.mpirun)
     kind = mpirun_kind(mpirun, environment)
+    if kind is Kind.OPEN_MPI:
+        environment |= limits_of_silence(environment)
     if elastic:
         require_elastic(mpirun, environment)
         trainer = trainer if is_elastic(trainer) else [*trainer, "--elastic"]

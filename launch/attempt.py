@@ -19,7 +19,7 @@ from .outcome import Outcome, after_signal, outcome
 from .records import believed
 from .relay import Relay
 from .screen import SCREEN
-from .session import SESSION_BASE, session_folder
+from .session import session_folder, session_variables
 from .signals import Signals, with_default_signals
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -39,7 +39,7 @@ def run_attempt(
             token = mark[MARK]
             inherited = {name: value for name, value in environment.items() if name != OWNER}
             signals.processes = JobProcesses(token)
-            process = start(command, {**inherited, SESSION_BASE: str(folder), **mark}, lock)
+            process = start(command, {**session_variables(inherited, folder), **mark}, lock)
             relays = relays_of(process, token, verbose)
             returncode = signals.wait_for(process, RanksGone(signals.processes))
         for relay in relays:  # only now: a rank that outlived mpirun had the streams open

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from dptrain.errors import DptrainError
 
-SESSION_BASE = "PRTE_MCA_prte_tmpdir_base"  # where mpirun makes its session folder
+SESSION_BASE = "PRTE_MCA_prte_tmpdir_base"  # where mpirun and its daemons on other hosts make their session folders
+LOCAL_BASE, REMOTE_BASE = "PRTE_MCA_prte_local_tmpdir_base", "PRTE_MCA_prte_remote_tmpdir_base"
 PREFIX = "mpirun-"
 LOCK = "dptrain-launch.lock"  # locked as long as the launcher or its mpirun lives
 
@@ -43,6 +44,18 @@ def session_folder(environment: Mapping[str, str]) -> Iterator[tuple[Path, int]]
     finally:
         os.close(lock)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def session_variables(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """The environment in which mpirun uses `folder` on this host, and daemons on other hosts what they use anyway.
+
+    A daemon on another host would make this folder, and remove only what it has made inside.
+    """
+    made = dict(environment)
+    base = made.pop(SESSION_BASE, None)
+    if base is not None:
+        made.setdefault(REMOTE_BASE, base)
+    return made | {LOCAL_BASE: str(folder)}
 
 
 def remove_stale(base: Path) -> None:

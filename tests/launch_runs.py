@@ -17,7 +17,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 OPEN_MPI, MPICH = "mpirun (Open MPI) 5.0.11", "HYDRA build details:"
 # The launcher, but patient for a shorter time.
 HASTY = (
-    "import sys; from launch import __main__, signals, supervise; supervise.PAUSE_SECONDS = 0.05; "
+    "import sys; from launch import __main__, restarts, signals; restarts.FIRST_PAUSE = 0.01; "
     "signals.SAME_REQUEST = 0.2; sys.exit(__main__.main())"
 )
 LOOP = "for _ in $(seq 300); do sleep 0.05; done"  # ends by itself, also where a test fails

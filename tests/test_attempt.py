@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from launch_runs import CHECKOUT, LOOP, OPEN_MPI, first_output, run_launch, start_launch, wait_until
 
-from launch.attempt import SESSION_BASE
 from launch.binding import Host, cores_per_rank, this_host
 from launch.mpirun import find_mpirun, mpirun_command, mpirun_kind, rank_environment
+from launch.session import SESSION_BASE
 
 
 def test_what_a_terminal_sends_to_its_foreground_does_not_reach_mpirun_directly(
