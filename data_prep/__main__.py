@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from dptrain.errors import DptrainError, ReaderGoneError, UsageError, did_you_mean, write_to_stderr
 from dptrain.system.limits import refused
+from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output
 from dptrain.system.text import shown
@@ -28,7 +29,6 @@ from .cifar10 import describe_archive, read_archive
 from .download import ARCHIVE_VARIABLE, URL, find_archive
 from .pack import ImageData, pack
 from .shapes import read_shapes
-from .signals import EndedBySignal, end_by_exception
 from .staging import check_target
 from .verify import info, verify
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drop_failed_writes()
         return error.status
     except KeyboardInterrupt as error:
-        write_to_stderr(f"data_prep: error: ended by {error or 'SIGINT'}; nothing half-written is left")
+        write_to_stderr(f"data_prep: error: ended by {str(error) or 'SIGINT'}; nothing half-written is left")
         return error.status if isinstance(error, EndedBySignal) else 128 + signal.SIGINT
     except Exception as error:
         known = error if isinstance(error, DptrainError) else refused(error)
@@ -210,8 +210,8 @@ def _print_json(value: dict[str, Any]) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """`main` in a process of its own, where a signal removes what is half-written."""
-    end_by_exception()
-    return main(arguments)
+    with ended_by_exception():
+        return main(arguments)
 
 
 if __name__ == "__main__":

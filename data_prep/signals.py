@@ -1,44 +1,13 @@
-"""Ending on a signal without leaving half a data set: signals become exceptions, at places where these arrive."""
+"""Ending on a signal without leaving half a data set: signals are exceptions, and wait where these would be lost."""
 
 from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
-from dptrain.system.signals import SAME_REQUEST, handled, ignore_at_exit
-
-
-class EndedBySignal(KeyboardInterrupt):
-    """A signal asked the program to end; the text is the signal's name. `status` is the exit status, 128 + n."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.status = 128 + number
-
-
-def end_by_exception() -> None:
-    """Let every signal that announces an end raise EndedBySignal; those that are ignored stay ignored.
-
-    As an exception, a signal passes the code that removes half-written folders. Further signals of the same request
-    (`dptrain.system.signals.SAME_REQUEST`) do not disturb that code.
-    """
-    first: float | None = None
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        nonlocal first
-        now = time.monotonic()
-        if first is None or now - first > SAME_REQUEST:
-            if first is None:
-                first = now
-                ignore_at_exit()
-            raise EndedBySignal(number)
-
-    for number in handled():
-        signal.signal(number, end)
+from dptrain.system.signals import handled
 
 
 @contextmanager

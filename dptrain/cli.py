@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -25,8 +26,11 @@ from dptrain.bench.command import add_bench
 from dptrain.blas import request_one_thread
 from dptrain.config import TrainConfig, flag, merged, parse_model_options, parse_toml, read_toml
 from dptrain.errors import (
+    FAILED,
     PREEMPTED,
+    READER_GONE,
     UNFORESEEN,
+    USAGE,
     DptrainError,
     OutputError,
     PeerError,
@@ -37,7 +41,9 @@ from dptrain.errors import (
     did_you_mean,
     write_to_stderr,
 )
+from dptrain.system import record
 from dptrain.system.limits import refused
+from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output, print_whole
 from dptrain.system.text import shown, shown_lines
@@ -136,6 +142,17 @@ def _flag_options(key: Any) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors are one line for people, not a traceback."""
     start_program()
+    record.begin()
+    status = _main(arguments)
+    if record.launched():
+        from dptrain.parallel.communicator import launched_rank
+
+        if launched_rank() == 0:
+            record.report_end(status, retry=_retry(status))
+    return status
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in PACKAGES:
         module, function, _ = PACKAGES[arguments[0]]
@@ -170,8 +187,9 @@ def _whole_output() -> int:
 def _fail_to_print(error: OutputError) -> int:
     """Report it, unless it is as in `dptrain inspect RUN | head`, where nobody misses the rest; the exit status."""
     if not isinstance(error, ReaderGoneError):
-        _complain(shown(error))
+        _complain(shown(error), error.status)
     drop_failed_writes()
+    record.report_end(error.status)
     return error.status
 
 
@@ -186,36 +204,43 @@ def _run(parsed: argparse.Namespace, wrong: UsageError | None) -> int:
         with together(communicator):
             if wrong is not None:
                 raise wrong
-        status: int = parsed.command(parsed, communicator, connection)
-        finish_output()
+        # MPI libraries use some signals themselves, and a run keeps them until the step is made.
+        ends = parsed.command is not _train and not communicator.uses_mpi
+        with ended_by_exception() if ends else contextlib.nullcontext():
+            status: int = parsed.command(parsed, communicator, connection)
+            finish_output()
+        if communicator.rank == 0:
+            record.report_end(status, retry=_retry(status))
         return _leave(communicator, status)
     except PeerError as error:
         return _leave(communicator, error.status)
     except PreemptedError as end:
-        write_to_stderr(f"dptrain: {shown(end)}")
+        _say_stopped(str(end), by=end.by, checkpoint=end.checkpoint, run_dir=end.run_dir)
         return _leave(communicator, end.status)
     except OutputError as error:
         return _end(communicator, _fail_to_print(error))
     except AskedToEndError as asked:
-        write_to_stderr(f"dptrain: stopped by {asked} before the first step: nothing is lost")
+        _say_stopped(f"stopped by {asked} before the first step: nothing is lost")
         return _end(communicator, PREEMPTED)
     except KeyboardInterrupt as interrupt:
-        _complain(": ".join(["interrupted", *map(shown, interrupt.args)]))
-        return _end(communicator, 130)
+        status = interrupt.status if isinstance(interrupt, EndedBySignal) else 130
+        _complain(": ".join(["interrupted", *map(shown, interrupt.args)]), status)
+        return _end(communicator, status)
     except (Exception, SystemExit) as error:  # a user's layer may call sys.exit() on one rank
         text, status = _explained(error)
         if isinstance(error, DptrainError) and error.agreed:
-            _complain(text)
+            _complain(text, status)
             return _leave(communicator, status)
         where = f"rank {communicator.rank} on {socket.gethostname()}"
-        _complain(f"{where} {text}" if status == UNFORESEEN else f"{where}: {text}" if communicator.size > 1 else text)
+        text = f"{where} {text}" if status == UNFORESEEN else f"{where}: {text}" if communicator.size > 1 else text
+        _complain(text, status)
         return _end(communicator, status)
 
 
 def _fail_alone(error: Exception) -> int:
     """Report an error before the ranks are connected; the exit status."""
     text, status = _explained(error)
-    _complain(text)
+    _complain(text, status)
     return status
 
 
@@ -228,8 +253,27 @@ def _explained(error: BaseException) -> tuple[str, int]:
     return f"failed: {shown(what)}\n{shown_lines(traceback.format_exc())}", UNFORESEEN
 
 
-def _complain(text: str) -> None:
+def _complain(text: str, status: int) -> None:
+    """Report an error: to the user, and to the launcher."""
     write_to_stderr(f"dptrain: error: {text}")
+    record.report_end(status, text.split("\n")[0], retry=_retry(status))
+
+
+def _retry(status: int) -> bool:
+    """Whether the same command may succeed when it is started again."""
+    return status not in (0, FAILED, USAGE, PREEMPTED, READER_GONE)
+
+
+def _say_stopped(text: str, **more: str) -> None:
+    """Report the end by a signal. The launcher, which knows more about the signal, reports it itself."""
+    if not record.report_end(PREEMPTED, text, more=more):
+        write_to_stderr(f"dptrain: {shown(text)}")
+
+
+def _end_at_once(communicator: Communicator, status: int) -> None:
+    """End the job on a second signal; called in a thread of this process."""
+    record.report_end(status, "ended by a second signal")
+    communicator.end_job(status)
 
 
 def _leave(communicator: Communicator, status: int) -> int:
@@ -280,13 +324,14 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
             raise UsageError(
                 "no data set: dptrain train FOLDER; pack one with: python -m data_prep cifar10 data/cifar10"
             )
-    with signals_taken(communicator.end_job) as interruption, closing(Recorder(config, connection)) as recorder:
+    end_at_once = functools.partial(_end_at_once, communicator)
+    with signals_taken(end_at_once) as interruption, closing(Recorder(config, connection)) as recorder:
         summary = train(config, communicator, recorder, interruption)
     if parsed.json and recorder.reports and not print_whole(json.dumps(summary)):
         # Not an error: the run is complete and saved, and a launcher or scheduler must not start it again.
         write_to_stderr("dptrain: the line of --json could not be written; the same figures end metrics.jsonl")
-    if communicator.survives and recorder.reports:
-        write_to_stderr("dptrain: finished")  # mpirun's status would be 0 after the death of all ranks, too
+    if recorder.reports:
+        record.report_end(0)  # here, as in an elastic run that has lost rank 0 another one reports
     return 0
 
 

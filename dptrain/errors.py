@@ -90,6 +90,7 @@ class PreemptedError(DptrainError):
     """
 
     status = PREEMPTED
+    by = checkpoint = run_dir = ""  # the signals and paths, where they are known
 
 
 class RankLostError(DptrainError):

@@ -4,36 +4,59 @@
     python -m launch -n R --max-restarts K [--min-ranks M] -- train data/cifar10 --run-dir runs/NAME ...
     python -m launch -n R --elastic -- train data/cifar10 ...
 
-What stands after `--` is dptrain's command line. The ranks run under Open MPI or MPICH, whichever mpirun is
-found: the one named by --mpirun, else the one beside this Python, else the one on PATH.
+After `--` comes dptrain's command line. The ranks run under Open MPI or MPICH, whichever mpirun is found: the one named
+by --mpirun, else the one beside this Python, else the one on PATH.
 
-With --max-restarts a run that fails is started again from its newest checkpoint, up to K times; with --min-ranks
-each time on one rank fewer, but on M at least. With --elastic a run goes on without ranks that fail.
+With --max-restarts a run that fails is started again from its newest checkpoint, up to K times; with --min-ranks each
+time on one rank fewer, but at least on M. An attempt that makes no step, and whose end dptrain does not report itself,
+does not count: a host may be out of reach for a while. It is repeated after 1, 2, 4, ... 60 s, up to 8 times in a row.
+With --min-ranks, hosts of a hostfile that cannot be reached are left out.
 
-SIGINT (Ctrl-C), SIGTERM or SIGUSR1 once: `train` saves a checkpoint and ends, status 75; twice: the job ends at
-once. Whatever happens, no process of the job stays behind on this host.
+With --elastic a run continues without ranks that fail. A job has succeeded when the run itself reports success,
+whatever mpirun returns. --verbose shows mpirun's command line and notices.
+
+After Ctrl-C (SIGINT), SIGTERM, SIGHUP or another signal that announces an end, `train` saves a checkpoint and ends with
+status 75; a second one, more than 2 seconds later, ends the job at once. Ctrl-Z stops the whole job; fg and bg continue
+it. Signals that are ignored when the launcher starts stay ignored. No process of the job is left on this host.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import NoReturn
 
-from dptrain.errors import DptrainError, UsageError, did_you_mean
+from dptrain.errors import PREEMPTED, DptrainError, UsageError, did_you_mean, write_to_stderr
+from dptrain.system.limits import refused
+from dptrain.system.notebook import in_notebook
+from dptrain.system.start import start_program
+from dptrain.system.streams import drop_failed_writes
+from dptrain.system.text import shown
 
-from .mpirun import command_line, find_mpirun, mpirun_kind, rank_environment, require_elastic
+from .mpirun import (
+    Kind,
+    command_line,
+    find_mpirun,
+    limits_of_silence,
+    mpirun_kind,
+    rank_environment,
+    require_elastic,
+)
+from .screen import say
+from .signals import EndedEarlyError, ended_early
 from .supervise import Job, supervise
 from .trainer import is_elastic, is_train, run_dir_of
 
-SHOW_CURSOR = "\x1b[?25h"  # the bar hides it, and ranks that mpirun ends cannot show it again
 # In a checkout this package lies at the top; an installed one is dptrain.launch.
 PROGRAM = "python -m launch" if __package__ == "launch" else "dptrain launch"
 EXAMPLE = f"{PROGRAM} -n 2 -- train data/cifar10"
 RESTARTED = f"{PROGRAM} -n 2 --max-restarts 3 -- train data/cifar10 --run-dir runs/first"
-FLAGS = ("-n", "--ranks", "--mpirun", "--max-restarts", "--min-ranks", "--elastic", "--dry-run", "--help")
+FLAGS = ("-n", "--ranks", "--mpirun", "--max-restarts", "--min-ranks", "--elastic", "--dry-run", "--verbose", "--help")
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,9 +88,9 @@ def make_parser() -> Parser:
     """The parser of what stands before `--`."""
     parser = Parser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} -n R [--max-restarts K [--min-ranks M]] [--elastic] [--mpirun PATH] [--dry-run] "
-        "-- train DATA ...",
-        description="Start dptrain on R ranks with the right mpirun flags; what stands after -- is its command line.",
+        usage=f"{PROGRAM} -n R [--max-restarts K [--min-ranks M]] [--elastic] [--mpirun PATH] "
+        "[--dry-run] [--verbose] -- train DATA ...",
+        description="Start dptrain on R ranks with the right mpirun flags. After -- comes dptrain's command line.",
         allow_abbrev=False,
     )
     parser.add_argument("-n", "--ranks", type=number_of_ranks, required=True, metavar="R", help="number of ranks")
@@ -79,7 +102,8 @@ def make_parser() -> Parser:
         type=number_of_restarts,
         default=0,
         metavar="K",
-        help="start a run that fails again from its newest checkpoint, up to K times (default: 0)",
+        help="start a run that fails again from its newest checkpoint, up to K times (default: 0); failures before the "
+        "first step that dptrain does not report are repeated up to 8 times instead, after growing pauses",
     )
     parser.add_argument(
         "--min-ranks",
@@ -88,9 +112,12 @@ def make_parser() -> Parser:
         help="each restart has one rank fewer, but at least M (default: R, always the same number)",
     )
     parser.add_argument(
-        "--elastic", action="store_true", help="go on without ranks that fail (Open MPI 5 or later; adds train's flag)"
+        "--elastic",
+        action="store_true",
+        help="continue without ranks that fail (Open MPI 5 or later)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the command on standard output, run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print mpirun's command line and run nothing")
+    parser.add_argument("--verbose", action="store_true", help="show mpirun's command line and all of its notices")
     return parser
 
 
@@ -114,57 +141,80 @@ def make_job(options: argparse.Namespace, trainer: list[str], columns: int | Non
     run_dir = run_dir_of(trainer) if options.max_restarts else None
     if options.max_restarts and run_dir is None:
         raise UsageError(
-            "--max-restarts: a run is started again from the checkpoints in its folder, and none is named; "
-            f"give train a --run-dir, for example: {RESTARTED}"
+            "--max-restarts: restarts need a run folder with checkpoints, and no --run-dir is given; "
+            f"for example: {RESTARTED}"
         )
     environment = rank_environment(os.environ, columns)
     mpirun = find_mpirun(options.mpirun)
     kind = mpirun_kind(mpirun, environment)
+    if kind is Kind.OPEN_MPI:
+        environment |= limits_of_silence(environment)
     if elastic:
         require_elastic(mpirun, environment)
         trainer = trainer if is_elastic(trainer) else [*trainer, "--elastic"]
-    ranks, least = options.ranks, options.min_ranks or options.ranks
-    return Job(trainer, ranks, mpirun, kind, environment, options.max_restarts, least, run_dir, elastic)
+    restarts, least = options.max_restarts, options.min_ranks or options.ranks
+    return Job(trainer, options.ranks, mpirun, kind, environment, restarts, least, run_dir, elastic, options.verbose)
 
 
 def check(options: argparse.Namespace, trainer: list[str]) -> None:
     """UsageError where flags do not go together."""
     if options.min_ranks is not None and not options.max_restarts:
-        raise UsageError("--min-ranks is for restarts, and there are none; give --max-restarts K too")
+        raise UsageError("--min-ranks applies to restarts only; add --max-restarts K")
     if options.min_ranks is not None and options.min_ranks > options.ranks:
         raise UsageError(f"--min-ranks is {options.min_ranks}, expected at most the number of ranks, {options.ranks}")
     for flag, given in (("--max-restarts", options.max_restarts), ("--elastic", options.elastic)):
         if given and not is_train(trainer):
-            raise UsageError(f"{flag} is for train, found the command {trainer[0]!r}; leave the flag out")
+            raise UsageError(f"{flag} is for train, found the command {trainer[0]!r}; remove the flag")
 
 
 def launch(arguments: Sequence[str]) -> int:
     """Run the job that the command line asks for and return its status; raises DptrainError."""
     options, trainer = parse(arguments)
-    columns = (os.get_terminal_size(sys.stdout.fileno()).columns or 80) if sys.stdout.isatty() else None
-    job = make_job(options, trainer, columns)
-    print(
-        command_line(job.command(job.ranks), job.environment, os.environ),
-        file=sys.stdout if options.dry_run else sys.stderr,
-        flush=True,
-    )
-    if options.dry_run:
-        return 0
     try:
-        return supervise(job)
-    finally:
-        if columns is not None:
-            sys.stdout.write(SHOW_CURSOR)
-            sys.stdout.flush()
+        with ended_early():
+            job = make_job(options, trainer, bar_columns())
+    except EndedEarlyError as ended:
+        say(f"stopped by {ended} before the job was started: nothing is lost")
+        return PREEMPTED if is_train(trainer) else 128 + ended.number
+    job = replace(job, again=[*own_command(), *arguments[: arguments.index("--")]])
+    command = command_line(job.command(job.ranks), job.environment, os.environ)
+    if options.dry_run:
+        print(command, flush=True)
+        return 0
+    if options.verbose:
+        write_to_stderr(command)
+    drop_failed_writes()  # a job outlives its terminal and whoever reads its output
+    return supervise(job)
+
+
+def bar_columns() -> int | None:
+    """The terminal's width for a progress bar; None without a terminal, and in a notebook, which saves each frame."""
+    if not sys.stdout.isatty() or in_notebook():
+        return None
+    return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+
+
+def own_command() -> list[str]:
+    """The words that started this program, up to its arguments."""
+    python, script = sys.orig_argv[0], Path(sys.argv[0])
+    if __package__ == "launch":
+        return [python, "-m", "launch"]
+    if script.name == "__main__.py":
+        return [python, "-m", "dptrain", "launch"]
+    return [script.name if shutil.which(script.name) == str(script) else str(script), "launch"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `python -m launch`, or `dptrain launch`; returns the exit status."""
+    start_program()
     try:
         return launch(sys.argv[1:] if arguments is None else arguments)
-    except DptrainError as error:
-        print(f"launch: error: {error}", file=sys.stderr)
-        return error.status
+    except Exception as error:
+        known = error if isinstance(error, DptrainError) else refused(error)
+        if known is None:
+            raise
+        write_to_stderr(f"launch: error: {shown(known)}")
+        return known.status
 
 
 if __name__ == "__main__":

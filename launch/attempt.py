@@ -7,48 +7,55 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from dptrain.errors import UNFORESEEN, DptrainError
+from dptrain.errors import DptrainError
+from dptrain.system.record import OWNER
+from dptrain.system.record import VARIABLE as MARK
 
-from .leftovers import MARK, RanksGone, no_leftovers
-from .outcome import Outcome, outcome
+from .leftovers import JobProcesses, RanksGone, no_leftovers
+from .outcome import Outcome, after_signal, outcome
+from .records import believed
 from .relay import Relay
-from .signals import Signals
+from .screen import SCREEN
+from .session import session_folder, session_variables
+from .signals import Signals, with_default_signals
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# Where Open MPI's mpirun makes its session folder; MPICH's keeps none.
-SESSION_BASE = "PRTE_MCA_prte_tmpdir_base"
 
 
 def run_attempt(
-    command: Sequence[str], environment: Mapping[str, str], signals: Signals, *, elastic: bool = False
+    command: Sequence[str], environment: Mapping[str, str], signals: Signals, *, verbose: bool = False
 ) -> Outcome:
     """Run `command` to its end; DptrainError when it cannot be started.
 
-    mpirun of an `elastic` job returns 0 however its ranks have ended: what counts then is what they told.
-    The command has a session of its own, so that Ctrl-C, which a terminal sends to every process of the
-    foreground, reaches it through `signals` only.
+    `verbose`: also show the notices of mpirun that explain nothing new. The command has a session of its own, so that
+    Ctrl-C, which a terminal sends to every process of the foreground, reaches it through `signals` only.
     """
     started = time.monotonic()
-    with session_base(environment) as folder:
+    with session_folder(environment) as (folder, lock):
         with no_leftovers() as mark:
-            process = start(command, {**environment, SESSION_BASE: folder, **mark})
-            relays = relays_of(process)
-            returncode = signals.wait_for(process, RanksGone(mark[MARK]))
+            token = mark[MARK]
+            inherited = {name: value for name, value in environment.items() if name != OWNER}
+            signals.processes = JobProcesses(token)
+            process = start(command, {**session_variables(inherited, folder), **mark}, lock)
+            relays = relays_of(process, token, verbose)
+            returncode = signals.wait_for(process, RanksGone(signals.processes))
         for relay in relays:  # only now: a rank that outlived mpirun had the streams open
             relay.finish()
-    if elastic and returncode in (0, -signal.SIGKILL):
-        returncode = 0 if any(relay.finished for relay in relays) else UNFORESEEN
-    told = next((relay.told for relay in relays if relay.told is not None), None)
+        SCREEN.end_bar()
+    record = believed([record for relay in relays for record in relay.records])
     notices = "\n".join(relay.recent.decode(errors="replace") for relay in relays)
-    return outcome(returncode, time.monotonic() - started, told, notices)
+    ended = after_signal(outcome(returncode, time.monotonic() - started, record, notices), signals)
+    if not ended.explained and not verbose:
+        for relay in relays:
+            relay.show_notices()
+    return ended
 
 
-def start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start mpirun; DptrainError when it cannot be."""
+def start(command: Sequence[str], environment: Mapping[str, str], lock: int) -> subprocess.Popen[bytes]:
+    """Start mpirun, which inherits the descriptor `lock`; DptrainError when it cannot be started."""
     try:
         return subprocess.Popen(
             command,
@@ -57,46 +64,35 @@ def start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=end_with_parent(),
+            pass_fds=[lock],
+            preexec_fn=before_exec(),
         )
     except OSError as error:
         raise DptrainError(f"cannot start {command[0]}: {error}") from error
 
 
-def relays_of(process: subprocess.Popen[bytes]) -> list[Relay]:
-    """Running relays of standard error, where dptrain tells its errors, and standard output, MPICH's place to tell."""
-    sources = ((process.stderr, sys.stderr), (process.stdout, sys.stdout))
-    relays = [Relay(source, target.fileno()) for source, target in sources if source is not None]
+def relays_of(process: subprocess.Popen[bytes], token: str, verbose: bool) -> list[Relay]:
+    """Running relays of standard error, where the run reports its end, and standard output, where MPICH does."""
+    sources = ((process.stderr, SCREEN.error), (process.stdout, SCREEN.out))
+    relays = [Relay(source, target, token, verbose=verbose) for source, target in sources if source is not None]
     for relay in relays:
         relay.start()
     return relays
 
 
-def session_base(environment: Mapping[str, str]) -> tempfile.TemporaryDirectory[str]:
-    """A folder of this attempt's own for mpirun's session; raises DptrainError where none can be made.
+def before_exec() -> Callable[[], None]:
+    """What a child calls before exec: default signals, and the end with this process (Linux only).
 
-    Open MPI names a session after mpirun's process number, and does not start ("listener thread failed to start")
-    where a job that was killed, or one of another container, has left a session of the same number.
-    """
-    try:
-        return tempfile.TemporaryDirectory(
-            prefix="mpirun-", dir=environment.get(SESSION_BASE), ignore_cleanup_errors=True
-        )
-    except OSError as error:
-        raise DptrainError(f"no folder for mpirun's session: {error}; TMPDIR can name another disk") from error
-
-
-def end_with_parent() -> Callable[[], None] | None:
-    """What a child calls before exec so that the kernel sends it SIGTERM when this process dies (Linux only).
-
-    Without it, a launcher that is killed (SIGKILL, out of memory) would leave mpirun and its ranks behind.
+    The kernel sends it SIGTERM when this process dies. Otherwise a launcher that is killed (SIGKILL, out of memory)
+    would leave mpirun and its ranks behind.
     """
     if sys.platform != "linux":
-        return None
+        return with_default_signals
     prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec as little as possible is done
     parent = os.getpid()
 
     def in_child() -> None:
+        with_default_signals()
         prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
         if os.getppid() != parent:  # it died before the request was in force
             os.kill(os.getpid(), signal.SIGTERM)

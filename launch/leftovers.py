@@ -1,6 +1,6 @@
 """What a job leaves behind on this host: processes that outlive mpirun, and shared memory that nobody maps.
 
-Both are looked for in Linux's /proc; without it there is nothing to find.
+Both are found in Linux's /proc; without it nothing is found.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .relay import say
+from dptrain.system.record import VARIABLE
 
-MARK = "DPTRAIN_ATTEMPT"
+from .screen import say
+
+MARK = VARIABLE
 PROC = Path("/proc")
 SHARED_MEMORY = Path("/dev/shm")
 SEGMENTS = ("mpich_shm_*", "sm_segment*")  # MPICH's, Open MPI's
@@ -49,14 +51,29 @@ def marked(token: str) -> dict[int, bytes]:
     return found
 
 
+class JobProcesses:
+    """The processes of the job with this mark on this host, by their numbers."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def all(self) -> list[int]:
+        """mpirun, the daemons that it has started, and the ranks."""
+        return [*marked(self._token)]
+
+    def ranks(self) -> list[int]:
+        """The ranks, and what they have started."""
+        return [process for process, environment in marked(self._token).items() if RANK_VARIABLE.search(environment)]
+
+
 class RanksGone:
-    """Tells, when asked again and again, that the ranks of a job were there and have been gone for some time.
+    """Called again and again: whether the ranks of a job were there and have been gone for some time.
 
     Open MPI's mpirun has been seen to stay when several ranks of an elastic job had died at about the same time.
     """
 
-    def __init__(self, token: str) -> None:
-        self._token = token
+    def __init__(self, processes: JobProcesses) -> None:
+        self._processes = processes
         self._seen = False
         self._looked = self._last_there = time.monotonic()
 
@@ -64,7 +81,7 @@ class RanksGone:
         now = time.monotonic()
         if now - self._looked >= 1:
             self._looked = now
-            if any(RANK_VARIABLE.search(environment) for environment in marked(self._token).values()):
+            if self._processes.ranks():
                 self._seen, self._last_there = True, now
         return self._seen and now - self._last_there > GONE_FOR_GOOD
 
@@ -74,7 +91,7 @@ def end_marked(token: str) -> None:
     deadline = time.monotonic() + GONE_SECONDS
     while left := marked(token):
         if time.monotonic() > deadline:
-            say(f"processes {[*left]} of the job do not end, not even by SIGKILL; look after them")
+            say(f"processes {', '.join(map(str, left))} of the job do not end, even by SIGKILL; check disk and network")
             return
         for process in left:
             with contextlib.suppress(ProcessLookupError):

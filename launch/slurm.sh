@@ -6,27 +6,52 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #
-# A run under Slurm that outlives its time limit and its nodes, submitted from the checkout:
+# A run under Slurm that survives its time limit, preemption and lost nodes. Submit it from the checkout:
 #
 #     sbatch --ntasks=8 launch/slurm.sh data/cifar10 --run-dir runs/long [flags of `dptrain train`]
 #
-# Two minutes before the limit Slurm sends SIGUSR1 to this shell (--signal=B:); SIGTERM comes before a preemption. Both go
-# to the launcher: the run saves a checkpoint and ends with status 75, and the job goes back into the queue, to go on from
-# there when its turn comes. A rank that dies before is made up for by a restart within the job.
+# What happens to the job, tested with Slurm 22.05:
+#
+#   time limit      Slurm sends SIGUSR1 to this script 2 minutes before (--signal=B:USR1@120). The run saves a checkpoint
+#                   and ends with status 75, and the script requeues the job, which resumes from there. So does
+#                   `scancel --signal=USR1 --batch JOB`.
+#   scancel JOB     The run saves a checkpoint and ends with status 75. The job is cancelled and not requeued. Slurm waits
+#                   KillWait seconds (30 by default) before it kills: a checkpoint must not take longer.
+#   preemption      Slurm gives a job time to save only if its partition or QOS has a GraceTime, with
+#                   PreemptMode=REQUEUE or CANCEL: it sends SIGTERM first. The run saves, and the script requeues the job.
+#                   Without a GraceTime the job is killed, and resumes from its last checkpoint once Slurm has requeued
+#                   it: give --checkpoint-every.
+#   lost rank       The launcher restarts the run in the same job, up to 3 times.
+#   lost node       Slurm requeues the job itself (--requeue, and JobRequeue=1 in slurm.conf).
+#   other failures  The script requeues the job after every status that another try may cure: not after 1 (an error that
+#                   would occur again) and 2 (a wrong command line), nor after MAX_REQUEUES (20) requeues of any kind.
+#
 # PYTHON=/path/to/python names the interpreter (default: .venv/bin/python).
 
 set -uo pipefail
 
-launcher=
-trap '[[ -z $launcher ]] || kill -USR1 "$launcher"' USR1 TERM
+launcher= cancelled=
+pass_on() { [[ -z $launcher ]] || kill -s "$1" "$launcher"; }
+trap 'pass_on USR1' USR1
+trap 'cancelled=yes; pass_on TERM' TERM
 "${PYTHON:-.venv/bin/python}" -m launch -n "${SLURM_NTASKS:?set by sbatch}" --max-restarts 3 -- train "$@" &
 launcher=$!
 while kill -0 "$launcher" 2>/dev/null; do
-    wait "$launcher" # ends early when a signal comes
+    wait "$launcher" # returns early when a signal arrives
 done
 wait "$launcher" # bash has kept its status
 status=$?
-if ((status == 75)); then
-    scontrol requeue "$SLURM_JOB_ID"
+
+say() { echo "slurm.sh: $*" >&2; }
+# SIGTERM comes before a preemption, and after scancel. Only a job that is preempted has a time of preemption.
+if [[ -n $cancelled ]] && ! scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=2'; then
+    say "cancelled: status $status, not requeued"
+elif ((status > 2)); then
+    if ((${SLURM_RESTART_COUNT:-0} >= ${MAX_REQUEUES:-20})); then
+        say "status $status after ${SLURM_RESTART_COUNT:-0} requeues: not requeued; MAX_REQUEUES=N allows more"
+    else
+        say "status $status: the job is requeued and resumes from its last checkpoint"
+        scontrol requeue "$SLURM_JOB_ID" || say "scontrol requeue failed: submit the same job again to resume"
+    fi
 fi
 exit "$status"

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dptrain.errors import FAILED, PREEMPTED, UNFORESEEN
+from dptrain.errors import PREEMPTED
 from dptrain.system.files import append_text
 
 from .attempt import run_attempt
 from .binding import this_host
-from .mpirun import Kind, mpirun_command
-from .outcome import Outcome, signal_name
-from .relay import say
+from .hosts import reachable_hosts
+from .mpirun import Kind, forwarded_variables, mpirun_command
+from .outcome import Outcome
+from .report import report_end, report_resume
+from .restarts import MOST_IN_VAIN, Restarts
+from .screen import say
 from .signals import Signals, handled_signals
-from .trainer import is_train, newest_step
-
-PAUSE_SECONDS = 1.0
+from .trainer import Progress, is_train
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be run. `run_dir` must be there where `max_restarts` is above 0.
+    """What is to be run. `run_dir` is required if `max_restarts` is above 0; `Restarts` says when it is started again.
 
-    Each restart has one rank fewer than the attempt that failed, but at least `min_ranks`.
+    `again` is the launcher's command line, by which the job can be started again.
     """
 
     trainer: Sequence[str]
@@ -39,51 +42,65 @@ class Job:
     min_ranks: int = 1
     run_dir: Path | None = None
     elastic: bool = False
+    verbose: bool = False
+    again: Sequence[str] = ()
 
     def command(self, ranks: int, *more: str) -> list[str]:
         """The command that runs the trainer with `more` arguments."""
         program = [sys.executable, "-m", "dptrain", *self.trainer, *more]
-        return mpirun_command(program, ranks, self.mpirun, self.kind, this_host(), elastic=self.elastic)
+        forwarded = forwarded_variables(self.environment)
+        return mpirun_command(
+            program, ranks, self.mpirun, self.kind, this_host(), elastic=self.elastic, forwarded=forwarded
+        )
 
 
 def supervise(job: Job) -> int:
     """Run the job, restart it when it fails, and return the last attempt's status; DptrainError as `run_attempt`."""
+    restarts = Restarts(job.max_restarts, job.ranks, job.min_ranks)
     with handled_signals(job.kind, is_train(job.trainer)) as signals:
-        attempt, ranks, step = 1, job.ranks, None
-        while True:
-            # The last --resume counts, whatever the user has given for the first attempt.
-            resume = () if step is None else ("--resume", "auto")
-            command = job.command(ranks, *resume)
-            ended = after_signal(
-                run_attempt(command, job.environment, signals, elastic=job.elastic), signals, job.elastic
-            )
-            step = None if job.run_dir is None else newest_step(job.run_dir)
+        for attempt in itertools.count(1):
+            before = Progress.of(job.run_dir)
+            ended, ranks = run_on_hosts(job, attempt, restarts.ranks, before.step, signals)
+            after = Progress.of(job.run_dir)
+            name = f"attempt {attempt}, {count(ranks)}"
+            report_end(ended, signals, name if job.max_restarts and (attempt > 1 or ended.status != 0) else "")
             if job.max_restarts:
-                record(job, attempt, ranks, ended, step)
-            if signals.passed is not None or ended.final or attempt > job.max_restarts:
+                record(job, attempt, ranks, ended, after.step)
+            pause = None
+            if signals.passed is None and not ended.final:
+                pause = restarts.pause(after.beyond(before), ended.record is not None)
+            if pause is None:
+                report_resume(ended, job.again, job.trainer)
                 return ended.status
-            attempt, ranks = attempt + 1, max(ranks - 1, job.min_ranks)
-            origin = "the beginning" if step is None else f"step {step:,}"
-            say(f"starting again in {PAUSE_SECONDS:g} s on {count(ranks)} from {origin}")
-            if signals.pause(PAUSE_SECONDS):
+            say(restart_line(restarts, pause, after.step))
+            if signals.pause(pause):
                 say("a signal ended the job before it was started again")
                 return PREEMPTED
+    raise AssertionError("counting does not end")
 
 
-def after_signal(ended: Outcome, signals: Signals, elastic: bool) -> Outcome:
-    """The outcome, but that of a preempted run where ranks that did not handle the signal yet died of it.
+def run_on_hosts(job: Job, attempt: int, ranks: int, step: int | None, signals: Signals) -> tuple[Outcome, int]:
+    """One attempt, from the checkpoint of `step`, None for the beginning; its outcome and its number of ranks.
 
-    After a second signal Open MPI's mpirun ends with status 1, which is to say that signal.
+    From the second attempt on, hosts that cannot be reached are left out if that leaves enough ranks.
     """
-    if len(signals.received) > 1 and not ended.told and ended.status == FAILED:
-        number = signals.received[-1]
-        return replace(ended, status=128 + number, reason=f"ended by a second signal, {signal_name(number)}")
-    if not signals.saves or signals.passed is None or len(signals.received) > 1:
-        return ended
-    all_died = elastic and ended.status == UNFORESEEN and not ended.told
-    if ended.status != 128 + signals.passed and not all_died:
-        return ended
-    return replace(ended, status=PREEMPTED, reason="asked to end before it handled signals")
+    # The last --resume counts, whatever the user has given for the first attempt.
+    resume = () if attempt == 1 or step is None else ("--resume", "auto")
+    environment = job.environment
+    with ExitStack() as until_ended:
+        if attempt > 1 and job.min_ranks < job.ranks:
+            found = reachable_hosts(job.kind, environment, ranks, job.min_ranks)
+            environment, ranks = until_ended.enter_context(found)
+        return run_attempt(job.command(ranks, *resume), environment, signals, verbose=job.verbose), ranks
+
+
+def restart_line(restarts: Restarts, pause: float, step: int | None) -> str:
+    """What to say of a restart before its pause, in seconds."""
+    origin = "the beginning" if step is None else f"step {step:,}"
+    why = f"restart {restarts.counted} of {restarts.most}"
+    if not restarts.counts:
+        why = f"no step was made: {restarts.in_vain} of {MOST_IN_VAIN}"
+    return f"starting again in {pause:g} s on {count(restarts.ranks)} from {origin} ({why})"
 
 
 def count(ranks: int) -> str:
@@ -92,12 +109,7 @@ def count(ranks: int) -> str:
 
 
 def record(job: Job, attempt: int, ranks: int, ended: Outcome, step: int | None) -> None:
-    """Tell how an attempt ended, on standard error and in the run folder's attempts.jsonl."""
-    if attempt > 1 or ended.status != 0:
-        say(
-            f"attempt {attempt} of {job.max_restarts + 1}, {count(ranks)}: status {ended.status} "
-            f"after {ended.seconds:.1f} s: {ended.reason}"
-        )
+    """Log how an attempt ended in the run folder's attempts.jsonl."""
     # The trainer refuses a folder with anything in it but a run.
     if job.run_dir is None or not (job.run_dir / "checkpoints").is_dir():
         return

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dptrain.config import read_toml
 
+STEP_LINE = re.compile(rb'"event": "(step|epoch)"')
+TAIL_BYTES = 65536
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
 
 
@@ -44,6 +49,33 @@ def is_elastic(trainer: Sequence[str]) -> bool:
     """Whether the last of --elastic and --no-elastic is the first, or the file of --config says so without them."""
     said = [word for word in trainer if word in ("--elastic", "--no-elastic")]
     return said[-1] == "--elastic" if said else bool(settings(trainer).get("elastic", False))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: the step of its newest checkpoint, None without one, and the steps that it has logged."""
+
+    step: int | None
+    metrics_bytes: int
+    last_step_at: int  # where the last line of a step or epoch ends in metrics.jsonl, -1 if its last 64 KiB have none
+
+    @classmethod
+    def of(cls, run_dir: Path | None) -> Progress:
+        """The progress that the files of a run folder show."""
+        if run_dir is None:
+            return cls(None, 0, -1)
+        length, tail = 0, b""
+        with contextlib.suppress(OSError), (run_dir / "metrics.jsonl").open("rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            start = file.seek(max(0, length - TAIL_BYTES))
+            tail = file.read(TAIL_BYTES)
+        last = max((found.end() for found in STEP_LINE.finditer(tail)), default=None)
+        return cls(newest_step(run_dir), length, -1 if last is None else start + last)
+
+    def beyond(self, earlier: Progress) -> bool:
+        """Whether a step was logged, or a newer checkpoint was written, since `earlier`."""
+        newer = self.step is not None and (earlier.step is None or self.step > earlier.step)
+        return newer or self.last_step_at > earlier.metrics_bytes
 
 
 def newest_step(run_dir: Path) -> int | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dptrain.system.signals import ENDING, prepare_signals
-from launch.attempt import SESSION_BASE
+from launch.session import SESSION_BASE
 
 
 def find_archive() -> Path | None:
@@ -67,13 +67,16 @@ def fake_mpirun(tmp_path: Path) -> Callable[..., str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Trials marked `long` run only when they are asked for: -m long."""
-    if "long" in config.option.markexpr:
-        return
-    long = [item for item in items if item.get_closest_marker("long")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+    """Trials marked `long` or `hosts` run only when they are asked for: -m long, -m hosts."""
+    wanted = config.option.markexpr
+    left_out = [
+        item
+        for item in items
+        if any(item.get_closest_marker(name) and name not in wanted for name in ("long", "hosts"))
+    ]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 FIGURES = pytest.StashKey[dict[str, list[float]]]()

@@ -17,13 +17,13 @@ from mpi_runs import PROGRAMS, mpirun, own_mpi, python_of
 
 from dptrain.errors import DownloadError, PeerError, UsageError
 from dptrain.parallel.communicator import (
-    LAUNCHED_BY,
     Communicator,
     known_to_all,
     launched_rank,
     launched_size,
     together,
 )
+from dptrain.parallel.starter import Starter, starter
 
 SECONDS = 20.0  # a job with a failed rank must end well before
 
@@ -44,7 +44,13 @@ SECONDS = 20.0  # a job with a failed rank must end well before
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "5", "PMIX_RANK": "5", "PMIX_NAMESPACE": "slurm.pmix.17.0"}, 8, 5),
         ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2", "PMIX_RANK": "1"}, 2, 1),
         ({"PMIX_RANK": "1"}, 0, 1),
-        ({"OMPI_COMM_WORLD_SIZE": "four"}, 0, 0),
+        ({"OMPI_COMM_WORLD_SIZE": "four", "OMPI_COMM_WORLD_RANK": "first"}, 0, 0),
+        # mpirun in a step of srun
+        (
+            {"SLURM_STEP_NUM_TASKS": "4", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "PMIX_RANK": "1"},
+            2,
+            1,
+        ),
         # srun --mpi=pmi2
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "5", "PMI_SIZE": "8", "PMI_RANK": "5", "PMI_FD": "3"}, 8, 5),
     ],
@@ -159,7 +165,8 @@ sys.modules["mpi4py"] = NoLibrary("mpi4py")
 
 def connect_in_a_process(before: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     """`connect` in a process of its own that only these variables say was launched."""
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHED_BY}
+    launched = re.compile(r"(OMPI|PMI|PMIX|SLURM)_|MPI_LOCAL")
+    inherited = {name: value for name, value in os.environ.items() if not launched.match(name)}
     return subprocess.run(
         [sys.executable, "-c", before + CONNECT],
         env={**inherited, **variables},
@@ -184,11 +191,14 @@ def test_one_launched_process_goes_on_without_mpi_and_says_so(missing: str) -> N
 
 
 @pytest.mark.parametrize("missing", [WITHOUT_MPI4PY, WITHOUT_LIBRARY], ids=["mpi4py", "library"])
-@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
-def test_several_launched_processes_without_mpi_are_refused(variable: str, missing: str) -> None:
+@pytest.mark.parametrize(
+    ("variable", "by"),
+    [("OMPI_COMM_WORLD_SIZE", "mpirun of Open MPI"), ("PMI_SIZE", "a launcher that speaks PMI")],
+)
+def test_several_launched_processes_without_mpi_are_refused(variable: str, by: str, missing: str) -> None:
     done = connect_in_a_process(missing, **{variable: "4"})
     assert done.returncode == 1
-    assert done.stderr.startswith("refused: mpirun started 4 ranks, but MPI cannot be loaded (")
+    assert done.stderr.startswith(f"refused: {by} started 4 ranks, but MPI cannot be loaded (")
     assert "pip install" in done.stderr
     assert done.stderr.count("\n") == 1
 
@@ -198,16 +208,69 @@ def test_mpirun_of_a_library_that_mpi4py_does_not_use_is_refused() -> None:
     own_mpi()
     done = connect_in_a_process(OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="2")
     assert done.returncode == 1
-    assert "refused: mpirun started 4 ranks, but the MPI library sees 1" in done.stderr
+    assert "refused: mpirun of Open MPI started 4 ranks, but the MPI library of mpi4py (" in done.stderr
+    assert ") sees 1: use the mpirun beside" in done.stderr
     assert str(Path(sys.executable)) in done.stderr
+
+
+STEP = {"SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}
 
 
 def test_srun_without_pmi_is_refused_with_what_to_do() -> None:
     """Each task would be a process alone, and all of them would write to one run folder."""
-    done = connect_in_a_process(SLURM_STEP_NUM_TASKS="4", SLURM_NTASKS="4", SLURM_PROCID="1")
+    done = connect_in_a_process(**STEP, SLURM_STEP_NUM_TASKS="4")
     assert done.returncode == 1
-    assert "refused: srun started 4 tasks" in done.stderr
-    assert "srun --mpi=pmix" in done.stderr
+    assert "refused: srun without --mpi started 4 processes" in done.stderr
+    assert "srun --mpi=pmix for Open MPI, or srun --mpi=pmi2 for MPICH" in done.stderr
+
+
+@pytest.mark.mpi
+def test_srun_with_the_protocol_of_another_mpi_is_refused_with_the_right_one() -> None:
+    found, variables = own_mpi(), {"SLURM_STEP_NUM_TASKS": "4", **STEP}
+    if found == "openmpi":
+        variables |= {"PMI_RANK": "1", "PMI_SIZE": "4"}
+    else:
+        variables |= {"PMIX_RANK": "1", "PMIX_NAMESPACE": "slurm.pmix.17.0"}
+    done = connect_in_a_process(**variables)
+    assert done.returncode == 1
+    used, right = ("pmi2", "Open MPI needs srun --mpi=pmix") if found == "openmpi" else ("pmix", "MPICH needs srun")
+    assert f"refused: srun --mpi={used} started 4 ranks" in done.stderr
+    assert right in done.stderr
+    assert "mpirun" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"},  # the shell of salloc, or a batch script
+        {**STEP, "SLURM_STEP_ID": "4294967290", "SLURM_STEP_NUM_TASKS": "1"},  # salloc with an interactive step
+        {"PMI_RANK": "0", "PMI_SIZE": "1", "PMI_FD": "1000"},  # a shell that was started as a rank
+        {**STEP, "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "0", "PMI_SIZE": "1", "PMI_FD": "99999999999999999999"},
+    ],
+)
+def test_variables_of_an_allocation_or_of_a_shell_do_not_make_a_process_a_rank(variables: dict[str, str]) -> None:
+    done = connect_in_a_process(**variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "1 False one process (not started by mpirun)\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "found"),
+    [
+        ({}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "PMIX_NAMESPACE": "prterun-vm-7@1", "PMIX_RANK": "0"}, Starter.OPEN_MPI),
+        ({**STEP, "OMPI_COMM_WORLD_SIZE": "2", "SLURM_STEP_NUM_TASKS": "4"}, Starter.OPEN_MPI),  # within srun
+        ({"PMI_SIZE": "2", "PMI_RANK": "0", "MPI_LOCALNRANKS": "2"}, Starter.MPICH),
+        ({**STEP, "PMI_SIZE": "2", "PMI_RANK": "0", "MPI_LOCALNRANKS": "2"}, Starter.MPICH),
+        ({**STEP, "PMIX_RANK": "0", "PMIX_NAMESPACE": "slurm.pmix.17.0"}, Starter.SRUN_PMIX),
+        ({**STEP, "PMI_SIZE": "4", "PMI_RANK": "0"}, Starter.SRUN_PMI2),
+        (STEP, Starter.SRUN),
+        ({"PMI_RANK": "1"}, Starter.PMI),
+        ({"PMIX_RANK": "1"}, Starter.PMIX),
+    ],
+)
+def test_the_program_that_started_a_process_is_recognised(variables: dict[str, str], found: Starter | None) -> None:
+    assert starter(variables) is found
 
 
 def test_a_rank_above_0_of_unknown_many_is_not_left_alone() -> None:
@@ -225,7 +288,7 @@ def test_mpirun_of_mpich_cannot_start_ranks_of_open_mpi(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode != 0
-    assert "refused: mpirun started 2 ranks, but the MPI library sees 1" in done.stderr
+    assert "refused: mpirun of MPICH started 2 ranks, but the MPI library of mpi4py (Open MPI" in done.stderr
 
 
 @pytest.mark.mpi

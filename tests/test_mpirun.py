@@ -12,8 +12,19 @@ import pytest
 from launch_runs import only_line, run_launch
 
 from dptrain.errors import DptrainError
+from dptrain.system.record import OWNER
+from dptrain.system.record import VARIABLE as MARK
 from launch.binding import Host
-from launch.mpirun import Kind, command_line, find_mpirun, mpirun_command, mpirun_kind, rank_environment
+from launch.mpirun import (
+    Kind,
+    command_line,
+    find_mpirun,
+    forwarded_variables,
+    limits_of_silence,
+    mpirun_command,
+    mpirun_kind,
+    rank_environment,
+)
 
 FOUR_CORES = Host((4,), bindable=True)
 
@@ -106,6 +117,30 @@ def test_ranks_get_one_blas_thread_and_a_home() -> None:
     assert {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"} <= set(made)
     assert Path(made["HOME"]).is_absolute()
     assert rank_environment({"HOME": "/somewhere"})["HOME"] == "/somewhere"
+
+
+def test_ranks_on_other_hosts_receive_what_decides_the_program_and_its_arithmetic() -> None:
+    inherited = {"PATH": "/bin", "VIRTUAL_ENV": "/v", "PYTHONPATH": "/p", "LD_LIBRARY_PATH": "/l", "SECRET": "x"}
+    environment = rank_environment(inherited | {"DPTRAIN_PROGRESS": "lines", "OPENBLAS_CORETYPE": "Haswell"})
+    found = forwarded_variables(environment | {OWNER: "1"})
+    assert {*inherited, "DPTRAIN_PROGRESS", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", MARK} - {"SECRET"} <= {*found}
+    assert not {"SECRET", "HOME", OWNER} & {*found}
+    command = mpirun_command(["x"], 2, "mpirun", Kind.OPEN_MPI, FOUR_CORES, forwarded=["PATH", MARK])
+    assert command[-7:] == ["-x", "PATH", "-x", MARK, "-n", "2", "x"]
+    assert "-x" not in mpirun_command(["x"], 2, "mpirun", Kind.MPICH, FOUR_CORES, forwarded=["PATH"])
+
+
+def test_waiting_for_other_hosts_is_bounded_where_the_user_has_set_nothing(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path)}
+    made = limits_of_silence(home)
+    assert "ConnectTimeout=" in made["PRTE_MCA_plm_ssh_args"]
+    assert made["PRTE_MCA_oob_tcp_keepalive_time"] == "20"
+    for own in ("PRTE_MCA_plm_ssh_args", "OMPI_MCA_plm_rsh_agent"):
+        assert "PRTE_MCA_plm_ssh_args" not in limits_of_silence({**home, own: "-p 2222"})
+    assert "PRTE_MCA_oob_tcp_keepalive_time" not in limits_of_silence({**home, "PRTE_MCA_oob_tcp_keepalive_time": "9"})
+    (tmp_path / ".prte").mkdir()
+    (tmp_path / ".prte" / "mca-params.conf").write_text("plm_ssh_args = -p 2222\n")
+    assert "PRTE_MCA_plm_ssh_args" not in limits_of_silence(home)
 
 
 def test_ranks_are_told_how_to_show_progress() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import platform
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,21 @@ from training_runs import (
     session_and_state,
 )
 
+import dptrain as package
+from dptrain.config import TrainConfig
 from dptrain.data.format import read_manifest
 from dptrain.errors import CheckpointError, DptrainError, UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training import setup
 from dptrain.training.checkpoint import Checkpoint
-from dptrain.training.setup import agree_on, check_resumable, count_steps, machine_notes
+from dptrain.training.setup import (
+    agree_on,
+    check_resumable,
+    count_steps,
+    machine_notes,
+    python_notes,
+    without_paths,
+)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +200,22 @@ def test_ranks_on_unlike_machines_are_noted() -> None:
     assert machine_notes(one, Ranks(one, other)) == [
         "the ranks' machines differ (cpu): bits may depend on the number of ranks"
     ]
+
+
+def test_another_python_is_noted_with_its_host() -> None:
+    own = f"{sys.executable} {platform.python_version()}, dptrain {package.__version__}"
+    assert python_notes(Ranks(("host2", own))) == []
+    (note,) = python_notes(Ranks(("host1", own), ("host2", "/usr/bin/python3 3.9.2, dptrain 0.1.0")))
+    assert note.startswith("rank 2 on host2 runs another Python: /usr/bin/python3 3.9.2, dptrain 0.1.0; rank 0: ")
+    assert "mpirun -x PATH" in note
+
+
+def test_paths_may_differ_between_hosts_and_all_else_may_not() -> None:
+    here = TrainConfig(data="/scratch/a/set", run_dir="runs/one", model="/home/a/net.py:tiny")
+    there = replace(here, data="/data/set", run_dir="/data/runs/one", model="/home/b/net.py:tiny")
+    assert without_paths(here) == without_paths(there)
+    for other in (replace(here, lr=0.5), replace(here, model="/home/a/net.py:large"), replace(here, epochs=3)):
+        assert without_paths(here) != without_paths(other)
 
 
 def test_a_rank_with_something_else_is_named_with_both_values() -> None:

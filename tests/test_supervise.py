@@ -11,22 +11,37 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from launch_runs import CHECKOUT, MPICH, OPEN_MPI, only_line, run_launch
+from launch_runs import CHECKOUT, MPICH, OPEN_MPI, run_launch
 from mpi_runs import dptrain
 from training_runs import flags, packed
 
-# The launcher, but patient for a shorter time.
-HASTY = "import sys; from launch import __main__, supervise; supervise.PAUSE_SECONDS = 0.05; sys.exit(__main__.main())"
+from dptrain.system.record import WORD
+from launch.restarts import MOST_IN_VAIN, Restarts
+from launch.trainer import Progress
+
+# The launcher, but with shorter pauses.
+HASTY = "import sys; from launch import __main__, restarts; restarts.FIRST_PAUSE = 0.01; sys.exit(__main__.main())"
+
+
+def reports(status: int, reason: str = "", retry: bool = False) -> str:
+    """A line of shell that writes the final record of a run."""
+    content = json.dumps({"status": status, "reason": reason, "retry": retry})
+    return f"""echo "{WORD} $DPTRAIN_ATTEMPT "{shlex.quote(content)} >&2"""
 
 
 class Supervised:
-    """A launcher of failing jobs: `run` gives it a line of shell, in which $n is the number of the attempt."""
+    """A launcher of failing jobs: `run` gives it a line of shell, in which $n is the number of the attempt.
+
+    Each attempt logs a step, if the job does not begin with ":".
+    """
 
     def __init__(self, fake_mpirun: Callable[..., str], tmp_path: Path) -> None:
         self.fake_mpirun = fake_mpirun
         self.run_dir, self._seen = tmp_path / "run", tmp_path / "seen"
 
     def run(self, job: str, *options: str, version: str = OPEN_MPI, more: str = "") -> subprocess.CompletedProcess[str]:
+        step = f"""mkdir -p {self.run_dir}/checkpoints; echo '{{"event": "step"}}' >>{self.run_dir}/metrics.jsonl; """
+        job = job if job.startswith(":") else step + job
         script = f'echo "$@" >> {self._seen}; n=$(wc -l < {self._seen}); {job}'
         mpirun = self.fake_mpirun(version, script)
         trainer = ["train", "data", "--run-dir", str(self.run_dir), *more.split()]
@@ -55,16 +70,16 @@ def supervised(fake_mpirun: Callable[..., str], tmp_path: Path) -> Supervised:
 
 
 def test_a_failed_job_is_started_again_until_it_succeeds(supervised: Supervised) -> None:
-    done = supervised.run("[ $n -ge 3 ] || kill -9 $$", "--max-restarts", "3")
+    done = supervised.run(f"[ $n -ge 3 ] || kill -9 $$; {reports(0)}", "--max-restarts", "3")
     assert done.returncode == 0
     assert len(supervised.commands) == 3
     told = [line for line in done.stderr.splitlines() if line.startswith("launch: ")]
     assert [line.split(" after ")[0] for line in told] == [
-        "launch: attempt 1 of 4, 4 ranks: status 137",
-        "launch: starting again in 0.05 s on 4 ranks from the beginning",
-        "launch: attempt 2 of 4, 4 ranks: status 137",
-        "launch: starting again in 0.05 s on 4 ranks from the beginning",
-        "launch: attempt 3 of 4, 4 ranks: status 0",
+        "launch: attempt 1, 4 ranks: status 137",
+        "launch: starting again in 0.01 s on 4 ranks from the beginning (restart 1 of 3)",
+        "launch: attempt 2, 4 ranks: status 137",
+        "launch: starting again in 0.01 s on 4 ranks from the beginning (restart 2 of 3)",
+        "launch: attempt 3, 4 ranks: status 0",
     ]
     assert told[0].endswith(" s: mpirun was killed by SIGKILL")
 
@@ -77,18 +92,86 @@ def test_it_is_started_again_so_many_times_and_no_more(supervised: Supervised) -
 
 @pytest.mark.parametrize(
     ("job", "status"),
-    [("exit 0", 0), ("exit 2", 2), ("exit 75", 75), ("echo 'dptrain: error: the loss is nan' >&2; exit 1", 1)],
+    [(reports(0), 0), ("exit 2", 2), (f"{reports(75)}; exit 75", 75), (f"{reports(1, 'the loss is nan')}; exit 1", 1)],
 )
-def test_what_a_restart_cannot_mend_is_not_started_again(supervised: Supervised, job: str, status: int) -> None:
+def test_what_a_restart_cannot_fix_is_not_started_again(supervised: Supervised, job: str, status: int) -> None:
     done = supervised.run(job, "--max-restarts", "5")
     assert done.returncode == status
     assert len(supervised.commands) == 1
 
 
-@pytest.mark.parametrize("job", ["exit 1", "echo 'dptrain: error: rank 1 failed:' >&2; exit 70"])
-def test_what_nobody_foresaw_is_started_again(supervised: Supervised, job: str) -> None:
-    supervised.run(job, "--max-restarts", "1")
+@pytest.mark.parametrize("job", ["exit 1", "exit 0", f"{reports(70, 'rank 1 failed', retry=True)}; exit 70"])
+def test_what_may_not_happen_again_is_started_again(supervised: Supervised, job: str) -> None:
+    done = supervised.run(job, "--max-restarts", "1")
     assert len(supervised.commands) == 2
+    assert done.returncode != 0
+
+
+def test_an_attempt_that_makes_no_step_does_not_use_up_a_restart_or_a_rank(supervised: Supervised) -> None:
+    """As when a host cannot be reached for a while."""
+    job = f": ; [ $n -ge 4 ] || exit 255; {reports(0)}"
+    done = supervised.run(job, "--max-restarts", "1", "--min-ranks", "1")
+    assert done.returncode == 0
+    assert supervised.ranks == [4, 4, 4, 4]
+    pauses = [line.partition("again in ")[2] for line in done.stderr.splitlines() if "starting again" in line]
+    assert pauses == [
+        f"{seconds} s on 4 ranks from the beginning (no step was made: {number} of 8)"
+        for number, seconds in enumerate(("0.01", "0.02", "0.04"), 1)
+    ]
+
+
+def test_attempts_that_make_no_step_are_repeated_so_often_and_no_more(supervised: Supervised) -> None:
+    done = supervised.run(": ; exit 255", "--max-restarts", "2")
+    assert done.returncode == 255
+    assert len(supervised.commands) == 1 + MOST_IN_VAIN
+
+
+def test_an_error_that_dptrain_reports_before_the_first_step_uses_up_a_restart(supervised: Supervised) -> None:
+    supervised.run(f": ; {reports(70, 'rank 1 failed', retry=True)}; exit 70", "--max-restarts", "2")
+    assert len(supervised.commands) == 3
+
+
+def test_without_restarts_nothing_is_repeated(supervised: Supervised) -> None:
+    supervised.run(": ; exit 255")
+    assert len(supervised.commands) == 1
+
+
+def test_pauses_grow_up_to_a_minute_and_begin_anew_after_a_step() -> None:
+    restarts = Restarts(most=3, ranks=2, min_ranks=1)
+    assert [restarts.pause(False, False) for _ in range(MOST_IN_VAIN)] == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert restarts.pause(False, False) is None
+    assert restarts.pause(True, False) == 1
+    assert (restarts.counted, restarts.ranks) == (1, 1)
+    assert [restarts.pause(False, True), restarts.pause(False, True)] == [1, 2]
+    assert restarts.pause(True, True) is None
+
+
+@pytest.mark.parametrize(
+    ("added", "more"),
+    [
+        ('{"event": "step", "step": 8}\n', True),
+        ('{"event": "epoch", "step": 8}\n', True),
+        ('{"event": "start", "step": 7}\n', False),
+        ("", False),
+    ],
+)
+def test_a_logged_step_is_progress_and_a_start_is_not(added: str, more: bool, tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"event": "step", "step": 7}\n' * 5000)
+    before = Progress.of(tmp_path)
+    with metrics.open("a") as file:
+        file.write(added)
+    assert Progress.of(tmp_path).beyond(before) is more
+
+
+def test_a_newer_checkpoint_is_progress(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    none = Progress.of(tmp_path)
+    (tmp_path / "checkpoints" / "step-00000003.h5").touch()
+    first = Progress.of(tmp_path)
+    assert first.beyond(none)
+    assert not first.beyond(first)
+    assert not none.beyond(first)
 
 
 def test_a_killed_rank_of_mpich_is_named_and_has_the_status_of_a_shell(supervised: Supervised) -> None:
@@ -102,7 +185,7 @@ def test_a_killed_rank_of_mpich_is_named_and_has_the_status_of_a_shell(supervise
 def test_each_restart_has_one_rank_fewer_down_to_the_least(supervised: Supervised) -> None:
     done = supervised.run("exit 70", "--max-restarts", "3", "--min-ranks", "2")
     assert supervised.ranks == [4, 3, 2, 2]
-    assert "starting again in 0.05 s on 3 ranks" in done.stderr
+    assert "starting again in 0.01 s on 3 ranks" in done.stderr
 
 
 def test_without_a_least_number_of_ranks_it_stays(supervised: Supervised) -> None:
@@ -117,14 +200,15 @@ def test_a_restart_goes_on_from_the_newest_checkpoint_whatever_the_user_resumed_
     first, second, third = supervised.commands
     assert first[-2:] == second[-2:] == ["--resume", "other.h5"]  # no checkpoint yet
     assert third == [*second, "--resume", "auto"]
-    assert "on 4 ranks from the beginning\n" in done.stderr
-    assert "on 4 ranks from step 1,200\n" in done.stderr
+    assert "on 4 ranks from the beginning (" in done.stderr
+    assert "on 4 ranks from step 1,200 (" in done.stderr
 
 
 def test_every_attempt_is_written_down_in_the_run_folder(supervised: Supervised) -> None:
     folder = supervised.run_dir / "checkpoints"
     folder.mkdir(parents=True)
-    job = f"[ $n -lt 2 ] || exit 0; touch {folder}/step-00000007.h5; echo 'dptrain: error: rank 1' >&2; exit 70"
+    failure = f"touch {folder}/step-00000007.h5; {reports(70, 'rank 1', retry=True)}; exit 70"
+    job = f"[ $n -lt 2 ] || {{ {reports(0)}; exit 0; }}; {failure}"
     supervised.run(job, "--max-restarts", "3", "--min-ranks", "1")
     first, second = map(json.loads, (supervised.run_dir / "attempts.jsonl").read_text().splitlines())
     assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(first.pop("time")) < timedelta(minutes=1)
@@ -135,21 +219,20 @@ def test_every_attempt_is_written_down_in_the_run_folder(supervised: Supervised)
 
 def test_a_folder_that_the_trainer_has_not_made_yet_stays_as_it_is(supervised: Supervised) -> None:
     supervised.run_dir.mkdir()
-    supervised.run("exit 70", "--max-restarts", "1")
+    supervised.run(": ; exit 70", "--max-restarts", "1")
     assert not list(supervised.run_dir.iterdir())
 
 
 def test_a_journal_that_cannot_be_written_is_a_line_and_no_more(supervised: Supervised) -> None:
     (supervised.run_dir / "checkpoints").mkdir(parents=True)
     (supervised.run_dir / "attempts.jsonl").mkdir()
-    done = supervised.run("[ $n -lt 2 ] && exit 70; exit 0", "--max-restarts", "1")
+    done = supervised.run(f"[ $n -lt 2 ] && exit 70; {reports(0)}", "--max-restarts", "1")
     assert done.returncode == 0
     assert f"launch: {supervised.run_dir / 'attempts.jsonl'}: cannot be written: Is a directory" in done.stderr
 
 
-def test_without_restarts_nothing_is_added(supervised: Supervised) -> None:
-    (supervised.run_dir / "checkpoints").mkdir(parents=True)
-    assert "mpirun" in only_line(supervised.run("exit 70").stderr)
+def test_without_restarts_no_attempts_are_logged(supervised: Supervised) -> None:
+    supervised.run("exit 70")
     assert not (supervised.run_dir / "attempts.jsonl").exists()
 
 
@@ -201,15 +284,19 @@ def test_a_real_run_whose_ranks_are_killed_ends_with_the_bits_of_an_undisturbed_
     assert ended["params_sha256"] == wanted["params_sha256"]
 
 
-def test_an_elastic_job_has_ended_well_only_if_it_says_so(supervised: Supervised) -> None:
+def test_an_elastic_job_has_succeeded_only_if_it_reports_success(supervised: Supervised) -> None:
     """Its mpirun returns 0 after the death of all ranks, too."""
-    done = supervised.run("[ $n -lt 2 ] || echo 'dptrain: finished' >&2; exit 0", "--elastic", "--max-restarts", "3")
+    job = f"[ $n -lt 2 ] || {reports(0)}; exit 0"
+    done = supervised.run(job, "--elastic", "--max-restarts", "3")
     assert done.returncode == 0
     assert len(supervised.commands) == 2
-    assert "attempt 1 of 4, 4 ranks: status 70" in done.stderr
-    assert "all ranks have died" in done.stderr
+    assert "attempt 1, 4 ranks: status 70" in done.stderr
 
 
-def test_an_elastic_job_that_tells_an_error_and_status_0_has_failed(supervised: Supervised) -> None:
-    done = supervised.run("echo 'dptrain: error: rank 1 failed: X' >&2; exit 0", "--elastic")
-    assert done.returncode == 70
+def test_a_run_that_may_be_retried_is_reported_with_the_command_that_resumes_it(supervised: Supervised) -> None:
+    folder = supervised.run_dir / "checkpoints"
+    job = f"mkdir -p {folder}; touch {folder}/step-00000007.h5; kill -9 $$"
+    done = supervised.run(job, more="--resume other.h5")
+    command = shlex.split(done.stderr.splitlines()[-1])
+    assert command[-6:] == ["--run-dir", str(supervised.run_dir), "--resume", "other.h5", "--resume", "auto"]
+    assert command[command.index("-n") :][:3] == ["-n", "4", "--mpirun"]

@@ -8,6 +8,7 @@ import os
 import pty
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -119,6 +120,20 @@ def test_output_that_is_ascii_only(variables: dict[str, str], data: Path, tmp_pa
     done = dptrain("train", *flags(odd, tmp_path / "run"), cwd=tmp_path, variables=variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert "test accuracy" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_a_benchmark_leaves_no_files(number: signal.Signals, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dptrain", "bench", "data", "--samples", "100000"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("dptrain-bench-*/*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (128 + number, f"dptrain: error: interrupted: {number.name}\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Names

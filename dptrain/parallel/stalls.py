@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from dptrain.errors import STALLED
 from dptrain.parallel.whereabouts import WAITING
+from dptrain.system.record import report_end
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ class Watcher:
         for rank, episode in self._episodes.items():
             if now >= episode.due:
                 episode.due = math.inf
-                self._say(f"dptrain: error: {self._told(stalls[rank])}: the job ends (--stall-abort)")
+                reason = f"{self._told(stalls[rank])}: the job ends (--stall-abort)"
+                self._say(f"dptrain: error: {reason}")
+                report_end(STALLED, reason, retry=True)
                 self._end(STALLED)
 
     def _stalls(self, now: float) -> dict[int | None, Stall]:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import atexit
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 # A closed terminal or connection (HUP), Ctrl-C (INT), Ctrl-\ (QUIT), the end of a job (TERM), a warning before it from
 # Slurm, LSF or SGE (USR1, USR2), a limit of CPU time (XCPU), a power failure (PWR). Not here: signals of faults (SEGV,
@@ -27,6 +31,45 @@ def handled() -> list[signal.Signals]:
     A shell starts `command &` in a script with SIGINT ignored, `nohup command` with SIGHUP ignored.
     """
     return [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+class EndedBySignal(KeyboardInterrupt):
+    """A signal asked the program to end; the text is the signal's name. `status` is the exit status, 128 + n."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+@contextmanager
+def ended_by_exception() -> Iterator[None]:
+    """Within the block, every signal that announces an end raises EndedBySignal; does nothing outside the main thread.
+
+    As an exception, a signal passes the code that removes half-written files. Further signals of the same request do
+    not disturb that code.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    first: float | None = None
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now
+            ignore_at_exit()
+        elif now - first <= SAME_REQUEST:
+            return
+        raise EndedBySignal(number)
+
+    before = {number: signal.signal(number, end) for number in handled()}
+    try:
+        yield
+    finally:
+        if first is None:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def ignore_at_exit() -> None:

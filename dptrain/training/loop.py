@@ -115,6 +115,7 @@ def evaluate_state(
     TrainingError if ranks differ or the parameters have blown up; AskedToEndError when a signal came meanwhile.
     """
     started = time.perf_counter()
+    observer.evaluating(state)
     check_replicas(state, session.network.layout, session.communicator)  # before any figure is told
     evaluation = evaluate(session.evaluation, state.parameters, session.pool, session.communicator, interruption)
     if not math.isfinite(evaluation.loss):
@@ -132,12 +133,21 @@ def evaluate_state(
 
 
 def preempted(run: Run, interruption: Interruption) -> DptrainError:
-    """What all ranks end with, once the checkpoint is written."""
+    """The end of all ranks by a signal, once the checkpoint is written."""
     communicator = run.session.communicator
     asked = zip(communicator.world_ranks, communicator.allgather(interruption.signal_name), strict=True)
-    by = ", ".join(f"{name} at rank {rank}" for rank, name in asked if name is not None)
+    by = signals_at_ranks({rank: name for rank, name in asked if name is not None}, communicator.size)
+    checkpoint = run.folder.checkpoint_of(run.state.step)
     error = PreemptedError(
-        f"stopped by {by}: {run.folder.checkpoint_of(run.state.step).name} is written; go on with the same command and "
-        f"--run-dir {run.folder.path}"
+        f"stopped by {by}: {checkpoint.name} is written; resume with the same command and --run-dir {run.folder.path}"
     )
+    error.by, error.checkpoint, error.run_dir = by, str(checkpoint), str(run.folder.path)
     return known_to_all(communicator, error)
+
+
+def signals_at_ranks(signals: dict[int, str], size: int) -> str:
+    """`signals` by rank in words: SIGTERM if all of the `size` ranks received it, else SIGTERM at rank 1, ..."""
+    names = sorted(set(signals.values()))
+    if len(signals) == size and len(names) == 1:
+        return names[0]
+    return ", ".join(f"{name} at rank {rank}" for rank, name in [*signals.items()][:4])

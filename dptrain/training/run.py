@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,13 +15,14 @@ from dptrain.nn.workspace import aligned_copy
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.interruption import Interruption
 from dptrain.parallel.watch import Watch
+from dptrain.system.text import shown
 from dptrain.training.architecture import Architecture
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
 from dptrain.training.diagnosis import check_finite
 from dptrain.training.observer import Observer
 from dptrain.training.replicas import check_replicas
 from dptrain.training.run_folder import RunFolder, step_of
-from dptrain.training.setup import Session, agree_on, check_resumable, set_up
+from dptrain.training.setup import Session, agree_on, check_resumable, set_up, without_paths
 from dptrain.training.state import TrainingState, initial_state
 from dptrain.training.step import Requests
 from dptrain.training.writer import CheckpointWriter
@@ -57,7 +59,7 @@ class Run:
         DptrainError on all ranks when that cannot be. After a RankLostError it is called again with `survivors`.
         """
         self._until_ranks_change.close()
-        agree_on("configuration", vars(self.config), communicator)  # before all else, as what follows depends on it
+        agree_on("configuration", without_paths(self.config), communicator)  # what follows depends on it
         check_elastic(self.config, communicator)
         watch = Watch(
             communicator, limit=self.config.stall_limit, abort=self.config.stall_abort, end=communicator.end_job
@@ -111,7 +113,27 @@ class Run:
             if communicator.rank == 0 and not self.folder.held:
                 self.folder.claim(patience=CLAIM_PATIENCE)
                 self.folder.remember_all()
+                self._settle_on_this_host()
         return True
+
+    def _settle_on_this_host(self) -> None:
+        """On a new rank 0, whose host may not share the run folder's disk: complete the folder, say where it is."""
+        if not self.folder.has_config:
+            self._write_config()
+            self.observer.say(
+                f"the run continues in {shown(self.folder.path.absolute())} on {socket.gethostname()}, a new folder: "
+                "the earlier checkpoints are on the host that was lost"
+            )
+
+    def _write_config(self) -> None:
+        """Save the configuration, and the source of a user's model that it then names."""
+        source, model = self.session.architecture.source, self.config.model
+        if source is not None:
+            self.folder.keep_model(source.files)
+            model = source.kept_name(model)
+        path = str(self.folder.path)
+        saved = replace(self.config, run_dir=path, resume="auto", model=model, allow_changed_model=False)
+        self.folder.write_config(saved.to_toml())
 
     def _open(self, communicator: Communicator) -> None:
         """Rank 0 claims the folder once nothing speaks against the run, and reads; all ranks receive."""
@@ -152,11 +174,7 @@ class Run:
         if not config.run_dir:
             self.folder = RunFolder.new(config.data, config.model)
         self.folder.claim()
-        model = config.model if source is None else source.kept_name(config.model)
-        if source is not None:
-            self.folder.keep_model(source.files)
-        saved = replace(config, run_dir=str(self.folder.path), resume="auto", model=model, allow_changed_model=False)
-        self.folder.write_config(saved.to_toml())
+        self._write_config()
         self.folder.remember_all()
         return found, notes
 

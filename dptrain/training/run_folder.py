@@ -120,6 +120,11 @@ class RunFolder:
             os.close(self._held)
             self._held = None
 
+    @property
+    def has_config(self) -> bool:
+        """Whether the folder holds the configuration of a run."""
+        return (self.path / "config.toml").exists()
+
     def write_config(self, config: str) -> None:
         """Save the configuration; UsageError when it cannot be written."""
         try:

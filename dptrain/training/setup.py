@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
+import dptrain
 from dptrain.blas import ensure_one_thread
 from dptrain.config import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
 from dptrain.data.augment import check_augmentation
@@ -107,7 +109,8 @@ def set_up(
         network.layout, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
     )
     reduction = REDUCTIONS[config.reduction](placement, communicator, network.layout.size + STATISTICS)
-    notes = machine_notes(environment, communicator)  # the last collective: nothing is left open if it fails
+    notes = machine_notes(environment, communicator)
+    notes += python_notes(communicator)  # the last collective: nothing is left open if it fails
     gradients = GradientWork(network, batches)
     longest = max(entry.samples for entry in manifest.splits["test"])
     evaluation = EvaluationWork(network, shards.test, Normalisation(manifest), longest)
@@ -205,12 +208,32 @@ def agree_on(what: str, own: Mapping[str, object], communicator: Communicator) -
                 raise known_to_all(communicator, error)
 
 
+def without_paths(config: TrainConfig) -> dict[str, object]:
+    """The values that all ranks must share. Of paths, only whether they are given, as hosts have disks of their own."""
+    resume = config.resume if config.resume in ("auto", "never") else "a path"
+    given = {"data": bool(config.data), "run_dir": bool(config.run_dir)}
+    return vars(config) | given | {"resume": resume, "model": config.model.rpartition("/")[2]}
+
+
 def machine_notes(environment: dict[str, str], communicator: Communicator) -> list[str]:
     """A line for the user if the ranks compute on machines or libraries that differ."""
     everyone = communicator.allgather(environment)
     different = sorted({key for other in everyone for key in other if other[key] != everyone[0][key]})
     if different:
         return [f"the ranks' machines differ ({', '.join(different)}): bits may depend on the number of ranks"]
+    return []
+
+
+def python_notes(communicator: Communicator) -> list[str]:
+    """A line for the user if a rank runs another Python or dptrain than rank 0."""
+    own = f"{sys.executable} {platform.python_version()}, dptrain {dptrain.__version__}"
+    everyone = communicator.allgather((socket.gethostname(), own))
+    for rank, (host, other) in enumerate(everyone):
+        if other != everyone[0][1]:
+            return [
+                f"rank {rank} on {shown(host)} runs another Python: {shown(other)}; rank 0: {shown(everyone[0][1])}. If"
+                " that is not intended, start with dptrain launch, or with mpirun -x PATH"
+            ]
     return []
 
 
