@@ -19,9 +19,10 @@
 #                   KillWait seconds (30 by default) before it kills: a checkpoint must not take longer.
 #                   `scancel --batch JOB` kills at once (SIGKILL); `--signal=TERM --batch` saves first.
 #   preemption      Slurm signals this script first only if the partition or QOS has a GraceTime and slurm.conf has
-#                   PreemptParameters=send_user_signal: the same as the time limit then. Otherwise the job is killed, and
-#                   resumes from its last checkpoint after Slurm has requeued it (PreemptMode=REQUEUE): give train a
-#                   --checkpoint-every. A GraceTime alone sends SIGTERM to srun's steps only, never to this script.
+#                   SlurmctldParameters=preempt_send_user_signal (PreemptParameters=send_user_signal in later versions):
+#                   the same as the time limit then. Otherwise the job is killed, and resumes from its last checkpoint
+#                   after Slurm has requeued it (PreemptMode=REQUEUE): give train a --checkpoint-every. A GraceTime alone
+#                   sends SIGTERM to the steps of srun only, never to this script.
 #   lost rank       The launcher restarts the run in the same job, up to 3 times.
 #   lost node       Slurm requeues the job itself (--requeue, and JobRequeue=1 in slurm.conf).
 #   other failures  The script requeues the job after every status that another try may cure: not after 1 (an error that
