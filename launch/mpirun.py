@@ -152,9 +152,12 @@ def forwarded_variables(environment: Mapping[str, str]) -> list[str]:
 def limits_of_silence(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables that bound how long Open MPI's mpirun waits for hosts; what the user has set stays.
 
-    ssh settings in the user's file of MCA parameters count as well, since variables would replace them.
+    ssh settings in the user's file of MCA parameters count as well, since variables would replace them. In a job of
+    Slurm, mpirun starts its daemons by srun, which would wait until a lost step of an earlier attempt has ended: with
+    SLURM_OVERLAP it does not.
     """
-    made = {f"PRTE_MCA_oob_tcp_keepalive_{name}": str(value) for name, value in KEEPALIVE.items()}
+    made = {"SLURM_OVERLAP": "1"} if "SLURM_JOB_ID" in environment else {}
+    made |= {f"PRTE_MCA_oob_tcp_keepalive_{name}": str(value) for name, value in KEEPALIVE.items()}
     settings = [*environment]
     for folder in (".prte", ".openmpi"):
         with contextlib.suppress(OSError, UnicodeDecodeError):

@@ -17,10 +17,12 @@
 #                   `scancel --signal=USR1 --batch JOB`.
 #   scancel JOB     The run saves a checkpoint and ends with status 75. The job is cancelled and not requeued. Slurm waits
 #                   KillWait seconds (30 by default) before it kills: a checkpoint must not take longer.
-#   preemption      Slurm gives a job time to save only if its partition or QOS has a GraceTime, with
-#                   PreemptMode=REQUEUE or CANCEL: it sends SIGTERM first. The run saves, and the script requeues the job.
-#                   Without a GraceTime the job is killed, and resumes from its last checkpoint once Slurm has requeued
-#                   it: give --checkpoint-every.
+#                   `scancel --batch JOB` kills at once (SIGKILL); `--signal=TERM --batch` saves first.
+#   preemption      Slurm signals this script first only if the partition or QOS has a GraceTime and slurm.conf has
+#                   SlurmctldParameters=preempt_send_user_signal (PreemptParameters=send_user_signal in later versions):
+#                   the same as the time limit then. Otherwise the job is killed, and resumes from its last checkpoint
+#                   after Slurm has requeued it (PreemptMode=REQUEUE): give train a --checkpoint-every. A GraceTime alone
+#                   sends SIGTERM to the steps of srun only, never to this script.
 #   lost rank       The launcher restarts the run in the same job, up to 3 times.
 #   lost node       Slurm requeues the job itself (--requeue, and JobRequeue=1 in slurm.conf).
 #   other failures  The script requeues the job after every status that another try may cure: not after 1 (an error that
@@ -43,8 +45,7 @@ wait "$launcher" # bash has kept its status
 status=$?
 
 say() { echo "slurm.sh: $*" >&2; }
-# SIGTERM comes before a preemption, and after scancel. Only a job that is preempted has a time of preemption.
-if [[ -n $cancelled ]] && ! scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=2'; then
+if [[ -n $cancelled ]]; then
     say "cancelled: status $status, not requeued"
 elif ((status > 2)); then
     if ((${SLURM_RESTART_COUNT:-0} >= ${MAX_REQUEUES:-20})); then

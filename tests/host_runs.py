@@ -118,8 +118,9 @@ class SlurmJob:
 
     @property
     def printed(self) -> str:
-        """The end of what the job has printed."""
-        return self.output.read_text(errors="replace")[-5000:] if self.output.exists() else ""
+        """What the job has printed, without its steps."""
+        lines = self.output.read_text(errors="replace").splitlines() if self.output.exists() else []
+        return "\n".join(line for line in lines if not line.startswith(("step ", "epoch ")))
 
     def wait_for_state(self, *states: str, seconds: float = 120) -> str:
         wait_for(lambda: self.state in states, lambda: (states, self.state, self.printed), seconds)

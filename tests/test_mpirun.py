@@ -135,6 +135,8 @@ def test_waiting_for_other_hosts_is_bounded_where_the_user_has_set_nothing(tmp_p
     made = limits_of_silence(home)
     assert "ConnectTimeout=" in made["PRTE_MCA_plm_ssh_args"]
     assert made["PRTE_MCA_oob_tcp_keepalive_time"] == "20"
+    assert "SLURM_OVERLAP" not in made
+    assert limits_of_silence({**home, "SLURM_JOB_ID": "7"})["SLURM_OVERLAP"] == "1"
     for own in ("PRTE_MCA_plm_ssh_args", "OMPI_MCA_plm_rsh_agent"):
         assert "PRTE_MCA_plm_ssh_args" not in limits_of_silence({**home, own: "-p 2222"})
     assert "PRTE_MCA_oob_tcp_keepalive_time" not in limits_of_silence({**home, "PRTE_MCA_oob_tcp_keepalive_time": "9"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_job_near_its_limit_saves_is_requeued_and_goes_on(
+def test_a_signalled_job_saves_and_only_usr1_requeues_it(
     number: signal.Signals, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """SIGUSR1 announces the time limit; SIGTERM is what scancel sends."""
     monkeypatch.setenv("PYTHON", str(python_of(own_mpi())))
     data, run_dir = fault_data(tmp_path / "set"), tmp_path / "run"
     command = ["bash", str(SCRIPT), *words(data, run_dir)]
@@ -41,9 +43,13 @@ def test_a_job_near_its_limit_saves_is_requeued_and_goes_on(
         first.process.send_signal(number)
         status, _, err = first.end()
     assert status == 75, err
-    assert slurm.read_text() == "requeue 4711\n"
     assert first.newest_step() < LAST_STEP
     assert (run_dir / "checkpoints" / f"step-{first.newest_step():08d}.h5").exists()
+    if number == signal.SIGTERM:
+        assert not slurm.exists()
+        assert "slurm.sh: cancelled: status 75, not requeued" in err
+        return
+    assert slurm.read_text() == "requeue 4711\n"
     with job(command, run_dir) as second:  # as when its turn comes again
         status, _, err = second.end()
     assert status == 0, err
@@ -53,11 +59,35 @@ def test_a_job_near_its_limit_saves_is_requeued_and_goes_on(
     assert final_sha256(run_dir) == final_sha256(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("status", [0, 1, 2, 70, 75, 76, 137, 255])
+def test_what_another_try_may_cure_is_requeued_up_to_a_bound(status: int, slurm: Path, tmp_path: Path) -> None:
+    """PYTHON is a stand-in that ends with the status."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexit {status}\n")
+    python.chmod(0o755)
+
+    def run(**variables: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHON": str(python), **variables}
+        return subprocess.run(["bash", str(SCRIPT)], env=environment, capture_output=True, text=True, timeout=60)
+
+    done = run(SLURM_RESTART_COUNT="19")
+    assert done.returncode == status
+    assert slurm.exists() == (status > 2)
+    assert f"slurm.sh: status {status}: the job is requeued" in done.stderr or status <= 2
+    slurm.unlink(missing_ok=True)
+    done = run(SLURM_RESTART_COUNT="20")
+    assert done.returncode == status
+    assert not slurm.exists()
+    assert f"status {status} after 20 requeues: not requeued" in done.stderr or status <= 2
+    run(SLURM_RESTART_COUNT="20", MAX_REQUEUES="21")
+    assert slurm.exists() == (status > 2)
+
+
 @pytest.mark.mpi
 def test_a_job_without_a_run_folder_is_refused(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON", str(python_of(own_mpi())))
     with job(["bash", str(SCRIPT), "data/cifar10"], tmp_path / "run") as started:
         status, _, err = started.end()
     assert status == 2
-    assert "give train a --run-dir" in err
+    assert "no --run-dir is given" in err
     assert not slurm.exists()

@@ -231,8 +231,8 @@ def python_notes(communicator: Communicator) -> list[str]:
     for rank, (host, other) in enumerate(everyone):
         if other != everyone[0][1]:
             return [
-                f"rank {rank} on {shown(host)} runs another Python: {shown(other)}; rank 0: {shown(everyone[0][1])}. If"
-                " that is not intended, start with dptrain launch, or with mpirun -x PATH"
+                f"rank {rank} on {shown(host)} runs another Python: {shown(other)}; rank 0: {shown(everyone[0][1])}. "
+                "If that is not intended, start with dptrain launch, or with mpirun -x PATH"
             ]
     return []
 
