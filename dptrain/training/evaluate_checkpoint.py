@@ -49,14 +49,17 @@ def evaluate_checkpoint(
         config = TrainConfig(**parse_toml(origin.config, str(path)))
         if ":" in config.model and not model:
             raise UsageError(
-                f"{path} was trained with {config.model}, code that is not run unasked: add --model {config.model}"
+                f"{shown(path)} was trained with {shown(config.model, 300)}, code that is not run unasked: add --model "
+                f"{shown(config.model, 300)}"
             )
         network = build_network(
             model or config.model, config.model_options, manifest.image_shape, len(manifest.classes)
         )
         if tuple(network.description()) != origin.architecture:
             difference = first_difference(origin.architecture, network.description())
-            raise CheckpointError(f"{path} is of another architecture: {difference}; name the right one by --model")
+            raise CheckpointError(
+                f"{shown(path)} is of another architecture: {shown(difference, 500)}; name the right one by --model"
+            )
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
     check_splits(manifest, shards, data, communicator, splits=("test",))
