@@ -200,7 +200,7 @@ def check_resumable(path: Path, checkpoint: Checkpoint, config: TrainConfig, ori
     earlier = checkpoint.origin
     if earlier.manifest_sha256 != origin.manifest_sha256:
         raise CheckpointError(
-            f"{path}: made with another data set ({shown(earlier.data_name, 80)}, manifest {earlier.manifest_sha256[:12]}...; "
+            f"{path}: made with another data set ({shown(earlier.data_name, 80)}, {earlier.manifest_sha256[:12]}...; "
             f"{config.data} has {origin.manifest_sha256[:12]}...). Name that one, or start anew in another --run-dir"
         )
     before = TrainConfig(**parse_toml(earlier.config, str(path)))
@@ -217,7 +217,8 @@ def check_resumable(path: Path, checkpoint: Checkpoint, config: TrainConfig, ori
     if earlier.architecture != origin.architecture:
         difference = first_difference(earlier.architecture, origin.architecture)
         raise CheckpointError(
-            f"{path}: of another architecture: {shown(difference, 500)}. Give the --model it was made with, or another --run-dir"
+            f"{path}: of another architecture: {shown(difference, 500)}. Give the --model it was made with, or another "
+            "--run-dir"
         )
     notes = [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
     moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
