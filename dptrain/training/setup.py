@@ -200,7 +200,8 @@ def check_resumable(path: Path, checkpoint: Checkpoint, config: TrainConfig, ori
     earlier = checkpoint.origin
     if earlier.manifest_sha256 != origin.manifest_sha256:
         raise CheckpointError(
-            f"{path}: made with another data set ({shown(earlier.data_name, 80)}, {earlier.manifest_sha256[:12]}...; "
+            f"{path}: made with another data set ({shown(earlier.data_name, 80)}, "
+            f"manifest {earlier.manifest_sha256[:12]}...; "
             f"{config.data} has {origin.manifest_sha256[:12]}...). Name that one, or start anew in another --run-dir"
         )
     before = TrainConfig(**parse_toml(earlier.config, str(path)))
