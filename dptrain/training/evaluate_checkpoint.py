@@ -60,6 +60,7 @@ def evaluate_checkpoint(
             raise CheckpointError(
                 f"{shown(path)} is of another architecture: {shown(difference, 500)}; name the right one by --model"
             )
+        checkpoint.check_tensors(network.layout, path)
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
     check_splits(manifest, shards, data, communicator, splits=("test",))

@@ -221,6 +221,12 @@ def check_resumable(path: Path, checkpoint: Checkpoint, config: TrainConfig, ori
             f"{path}: of another architecture: {shown(difference, 500)}. Give the --model it was made with, or another "
             "--run-dir"
         )
+    state = checkpoint.state
+    if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.epoch_samples):
+        raise CheckpointError(
+            f"{path}: step {state.step} with {state.epoch_samples} samples of its epoch, {earlier.steps_per_epoch} steps "
+            f"an epoch: it cannot be of this run, which has {origin.steps_per_epoch} steps an epoch; the file was edited"
+        )
     notes = [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
     moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
     if moved:
