@@ -191,7 +191,7 @@ def _info(options: argparse.Namespace) -> int:
     print(f"  source    {source['archive'] or source['name']} ({published[source['published']]}), seed {facts['seed']}")
     if source["sha256"]:
         print(f"  SHA-256   {source['sha256']} of the archive")
-    print(f"  SHA-256   {facts['manifest_sha256']} of the manifest")
+    print(f"  SHA-256   {facts['manifest_sha256']} of the data set")
     return 0
 
 

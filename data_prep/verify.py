@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dptrain.data.format import SPLITS, Manifest, read_manifest, read_shard
 from dptrain.data.soundness import Tally, split_problems, tally
 from dptrain.errors import DataError
+from dptrain.system.text import shown
 
 from .pack import channel_statistics, pixel_histogram
 from .progress import progress
@@ -76,7 +77,7 @@ def _check_split(folder: Path, manifest: Manifest, split: str, shards: list[Tall
     if not shards:
         return
     result.class_counts[split] = np.sum([shard.classes for shard in shards], axis=0).tolist()
-    result.problems += [f"{folder}: {problem}" for problem in split_problems(manifest, split, shards)]
+    result.problems += [f"{shown(folder)}: {problem}" for problem in split_problems(manifest, split, shards)]
     index = np.concatenate([shard.index for shard in shards])
     if len(index):
         whole = len(np.unique(index)) == len(index) == index.max() + 1 and index.min() == 0
@@ -93,7 +94,7 @@ def _statistics_problems(folder: Path, manifest: Manifest, histogram: NDArray[np
         for channel, (expected, value) in enumerate(zip(stated, found, strict=True)):
             if not math.isclose(expected, value, rel_tol=0, abs_tol=STATISTICS_TOLERANCE):
                 problems.append(
-                    f"{folder}: {name} of channel {channel} is {expected} in the manifest, the training images "
+                    f"{shown(folder)}: {name} of channel {channel} is {expected} in the manifest, the training images "
                     f"have {value}"
                 )
     return problems

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from mpi_runs import mpirun, own_mpi
+from test_checkpoint import resealed
 from training_runs import configuration, packed, run
 
 from data_prep.pack import ImageData, LabelledImages, pack
@@ -18,6 +22,7 @@ from dptrain.training.checkpoint import read_checkpoint
 from dptrain.training.evaluate import Evaluation
 from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
 
+FEWER = "the hash of fewer parameters"
 LAST = "checkpoints/step-00000014.h5"
 
 
@@ -101,6 +106,57 @@ def test_a_checkpoint_that_does_not_say_its_mean_is_evaluated_with_the_data_sets
     assert found.accuracy == checkpoint.state.test_accuracy
     assert len(lines) == 1
     assert "does not say its mean and deviation" in lines[0]
+
+
+def other_shape(index: dict[str, Any]) -> None:
+    for tensors in index["vectors"].values():
+        tensors[0]["shape"] = [int(np.prod(tensors[0]["shape"]))]
+
+
+def fewer(index: dict[str, Any]) -> None:
+    for tensors in index["vectors"].values():
+        del tensors[-1]
+    index["params_sha256"] = FEWER
+
+
+def at_another_step(index: dict[str, Any]) -> None:
+    index["state"] |= {"step": 7, "epoch_samples": 0, "epoch_correct": 0, "test_accuracy": None}
+
+
+def other_epochs(index: dict[str, Any]) -> None:
+    index["origin"]["steps_per_epoch"] = 6
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (other_shape, "its tensors are not those of its architecture: it has ('conv1.weight', (54,)), expected"),
+        (fewer, "it has nothing, expected ('linear1.bias', (5,))"),
+        (at_another_step, "the file was edited"),
+        (other_epochs, "the file was edited"),
+    ],
+)
+def test_an_edited_checkpoint_that_does_not_fit_its_own_network_is_one_error(
+    edit: Callable[[dict[str, Any]], None], words: str, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, checkpoint = trained
+    forged = tmp_path / "forged.h5"
+    content = checkpoint.read_bytes()
+    kept = read_checkpoint(checkpoint).state.parameters[:-5]
+
+    def edited(index: dict[str, Any]) -> None:
+        edit(index)
+        if index["params_sha256"] is FEWER:
+            index["params_sha256"] = hashlib.sha256(kept.tobytes()).hexdigest()
+
+    forged.write_bytes(resealed(content, edited))
+    with pytest.raises(CheckpointError) as caught:
+        run(configuration(data, tmp_path / "run", resume=str(forged)))
+    assert words in str(caught.value)
+    if edit in (other_shape, fewer):
+        with pytest.raises(CheckpointError) as caught:
+            evaluation_of(data, forged)
+        assert words in str(caught.value)
 
 
 def test_classes_in_another_order_are_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:

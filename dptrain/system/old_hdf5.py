@@ -87,9 +87,10 @@ def _received(answer: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 def _main() -> None:
     """The process: a file on standard input, its answer on standard output."""
     memory, seconds = map(int, sys.argv[1:])
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory)):
+        _, hard = resource.getrlimit(kind)
+        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (allowed, hard))
     arrays: dict[str, NDArray[Any]] = {}
     try:
         content = sys.stdin.buffer.read()

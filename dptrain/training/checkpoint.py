@@ -85,6 +85,16 @@ class Checkpoint:
     layout: ParamLayout
     notes: tuple[str, ...] = ()
 
+    def check_tensors(self, layout: ParamLayout, path: Path) -> None:
+        """CheckpointError, naming the first, unless its tensors are those of a network, in the same order."""
+        pairs = itertools.zip_longest(self.layout.shapes.items(), layout.shapes.items(), fillvalue="nothing")
+        for there, here in pairs:
+            if there != here:
+                raise CheckpointError(
+                    f"{shown(path)}: its tensors are not those of its architecture: it has {shown(there, 200)}, "
+                    f"expected {shown(here, 200)}"
+                )
+
 
 def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) -> bytes:
     """The whole file. The same state gives the same bytes with one version of HDF5."""

@@ -65,14 +65,17 @@ def evaluate_checkpoint(
         if ":" in config.model and not model:
             named = kept_model(path, config.model) or config.model
             raise UsageError(
-                f"{path} was trained with {config.model}. Code that a checkpoint names is not run unasked: add "
-                f"--model {named}"
+                f"{shown(path)} was trained with {shown(config.model, 300)}. Code that a checkpoint names is not run "
+                f"unasked: add --model {shown(named, 300)}"
             )
         architecture = find_architecture(model or config.model)
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
         if tuple(network.description()) != origin.architecture:
             difference = first_difference(origin.architecture, network.description())
-            raise CheckpointError(f"{path} is of another architecture: {difference}; name the right one by --model")
+            raise CheckpointError(
+                f"{shown(path)} is of another architecture: {shown(difference, 500)}; name the right one by --model"
+            )
+        checkpoint.check_tensors(network.layout, path)
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
         as_trained = replace(manifest, mean=origin.mean, std=origin.std) if origin.mean else manifest

@@ -171,6 +171,7 @@ class Run:
         found = find_checkpoint(config, self.folder, self.observer)
         if found is not None:
             notes = [*found[1].notes, *check_resumable(*found, config, self.session.origin, source)]
+            found[1].check_tensors(self.session.network.layout, found[0])
         if not config.run_dir:
             self.folder = RunFolder.new(config.data, config.model)
         self.folder.claim()

@@ -255,7 +255,8 @@ def check_resumable(
     earlier = checkpoint.origin
     if earlier.manifest_sha256 != origin.manifest_sha256:
         raise CheckpointError(
-            f"{path}: made with another data set ({earlier.data_name}, manifest {earlier.manifest_sha256[:12]}...; "
+            f"{path}: made with another data set ({shown(earlier.data_name, 80)}, "
+            f"manifest {earlier.manifest_sha256[:12]}...; "
             f"{config.data} has {origin.manifest_sha256[:12]}...). Name that one, or start anew in another --run-dir"
         )
     before = TrainConfig(**parse_toml(earlier.config, str(path)))
@@ -266,18 +267,28 @@ def check_resumable(
     }
     breaking = [text for name, text in changed.items() if name in KEYS_OF_THE_RUN]
     if breaking:
-        raise CheckpointError(f"{path}: of another run: {'; '.join(breaking)}. Use its values, or another --run-dir")
+        raise CheckpointError(
+            f"{path}: of another run: {shown('; '.join(breaking), 500)}. Use its values, or another --run-dir"
+        )
     if earlier.architecture != origin.architecture:
         difference = first_difference(earlier.architecture, origin.architecture)
         raise CheckpointError(
-            f"{path}: of another architecture: {difference}. Give the --model it was made with, or another --run-dir"
+            f"{path}: of another architecture: {shown(difference, 500)}. Give the --model it was made with, or another "
+            "--run-dir"
         )
     notes = _check_code(path, earlier, before.model, config, source)
     if not notes and before.model_options == config.model_options and not config.allow_changed_model:
         _check_output(path, earlier, origin)
     if "model" in changed and source is not None and not notes and _function(before.model) == _function(config.model):
         del changed["model"]  # the same code in another place
-    notes += [f"changed since the checkpoint: {text}" for text in changed.values()]
+    state = checkpoint.state
+    if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.epoch_samples):
+        raise CheckpointError(
+            f"{shown(path)}: step {state.step} with {state.epoch_samples} samples of its epoch, "
+            f"{earlier.steps_per_epoch} steps an epoch: it cannot be of this run, which has {origin.steps_per_epoch} "
+            "steps an epoch; the file was edited"
+        )
+    notes += [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
     moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
     if moved:
         notes.append(f"another {', '.join(moved)} than the checkpoint's: bits may differ from an undisturbed run's")
