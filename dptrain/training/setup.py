@@ -102,6 +102,7 @@ def set_up(
         shard: ShardBatches(samples, shard, manifest, size=microbatch, seed=config.seed, augment=config.augment)
         for shard, samples in shards.train.items()
     }
+    communicator.whereabouts.enter("trying the model's layers")
     with together(communicator):
         output = check_training(architecture, network, batches, steps_per_epoch, config.seed)
     agree_on_model(architecture.source, output, environment, communicator)
