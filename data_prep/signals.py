@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dptrain.system.signals import SAME_REQUEST, handled
+from dptrain.system.signals import SAME_REQUEST, handled, ignore_at_exit
 
 
 class EndedBySignal(KeyboardInterrupt):
@@ -32,7 +32,9 @@ def end_by_exception() -> None:
         nonlocal first
         now = time.monotonic()
         if first is None or now - first > SAME_REQUEST:
-            first = now if first is None else first
+            if first is None:
+                first = now
+                ignore_at_exit()
             raise EndedBySignal(number)
 
     for number in handled():

@@ -166,12 +166,12 @@ def _main(arguments: Sequence[str] | None) -> int:
         return _whole_output()
     except OutputError as error:
         return _fail_to_print(error)
+    except Exception as error:
+        return _fail_alone(error)
     try:
         return _run(parsed, wrong)
     except Exception as error:  # NumPy or MPI cannot be loaded
-        text, status = _explained(error)
-        _complain(text, status)
-        return status
+        return _fail_alone(error)
 
 
 def _whole_output() -> int:
@@ -230,6 +230,13 @@ def _run(parsed: argparse.Namespace, wrong: UsageError | None) -> int:
         text = f"{where} {text}" if status == UNFORESEEN else f"{where}: {text}" if communicator.size > 1 else text
         _complain(text, status)
         return _end(communicator, status)
+
+
+def _fail_alone(error: Exception) -> int:
+    """Report an error before the ranks are connected; the exit status."""
+    text, status = _explained(error)
+    _complain(text, status)
+    return status
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

@@ -5,6 +5,7 @@ Values come from the defaults below, then a TOML file, then flags; the merged re
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import re
@@ -18,6 +19,7 @@ import tomli_w
 
 from dptrain.errors import UsageError, did_you_mean
 from dptrain.schedule import NAMES as SCHEDULES
+from dptrain.system.text import shown
 
 AUGMENTATIONS = ("none", "reflect", "zero")
 REDUCTIONS = ("tree", "mpi")
@@ -94,6 +96,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in fields(self):
             _check(key, getattr(self, key.name))
+            _check_text(flag(key.name), getattr(self, key.name))
 
     @property
     def checkpoint_interval(self) -> tuple[int, int]:
@@ -131,6 +134,20 @@ def _check(key: Field[Any], value: Any) -> None:
     for rule, (holds, words) in bounds.items():
         if rule in rules and not holds(value, rules[rule]):
             raise UsageError(f"{name} is {value}, expected {words} {rules[rule]}")
+
+
+def _check_text(name: str, value: Any) -> None:
+    """UsageError for text that config.toml and checkpoints cannot hold: both are UTF-8."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if "\0" in text:
+        raise UsageError(f"{name} is {shown(text, 200)}, expected text without NUL characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{name} is {shown(text, 200)}, expected a name in UTF-8, as the run saves it; rename the file or folder, "
+            "or give a symbolic link to it"
+        ) from None
 
 
 def _kind_name(kind: type) -> str:

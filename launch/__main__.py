@@ -188,7 +188,7 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def bar_columns() -> int | None:
-    """The width of the terminal for a progress bar; None without one, and in a notebook, which would save each frame."""
+    """The terminal's width for a progress bar; None without a terminal, and in a notebook, which saves each frame."""
     if not sys.stdout.isatty() or in_notebook():
         return None
     return os.get_terminal_size(sys.stdout.fileno()).columns or 80

@@ -14,7 +14,7 @@ from dptrain.errors import DptrainError
 from dptrain.system.record import OWNER
 from dptrain.system.record import VARIABLE as MARK
 
-from .leftovers import RanksGone, marked_ranks, no_leftovers
+from .leftovers import JobProcesses, RanksGone, no_leftovers
 from .outcome import Outcome, after_signal, outcome
 from .records import believed
 from .relay import Relay
@@ -38,9 +38,10 @@ def run_attempt(
         with no_leftovers() as mark:
             token = mark[MARK]
             inherited = {name: value for name, value in environment.items() if name != OWNER}
+            signals.processes = JobProcesses(token)
             process = start(command, {**session_variables(inherited, folder), **mark}, lock)
             relays = relays_of(process, token, verbose)
-            returncode = signals.wait_for(process, RanksGone(token), lambda: marked_ranks(token))
+            returncode = signals.wait_for(process, RanksGone(signals.processes))
         for relay in relays:  # only now: a rank that outlived mpirun had the streams open
             relay.finish()
         SCREEN.end_bar()

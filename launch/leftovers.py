@@ -51,9 +51,19 @@ def marked(token: str) -> dict[int, bytes]:
     return found
 
 
-def marked_ranks(token: str) -> list[int]:
-    """Process numbers of the job's ranks on this host, and of what they have started."""
-    return [process for process, environment in marked(token).items() if RANK_VARIABLE.search(environment)]
+class JobProcesses:
+    """The processes of the job with this mark on this host, by their numbers."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def all(self) -> list[int]:
+        """mpirun, the daemons that it has started, and the ranks."""
+        return [*marked(self._token)]
+
+    def ranks(self) -> list[int]:
+        """The ranks, and what they have started."""
+        return [process for process, environment in marked(self._token).items() if RANK_VARIABLE.search(environment)]
 
 
 class RanksGone:
@@ -62,8 +72,8 @@ class RanksGone:
     Open MPI's mpirun has been seen to stay when several ranks of an elastic job had died at about the same time.
     """
 
-    def __init__(self, token: str) -> None:
-        self._token = token
+    def __init__(self, processes: JobProcesses) -> None:
+        self._processes = processes
         self._seen = False
         self._looked = self._last_there = time.monotonic()
 
@@ -71,7 +81,7 @@ class RanksGone:
         now = time.monotonic()
         if now - self._looked >= 1:
             self._looked = now
-            if marked_ranks(self._token):
+            if self._processes.ranks():
                 self._seen, self._last_there = True, now
         return self._seen and now - self._last_there > GONE_FOR_GOOD
 

@@ -69,9 +69,9 @@ class RecordFilter:
         self._held = text[len(text) - length :]
         return passed + text[: len(text) - length]
 
-    def release(self) -> bytes:
-        """What was held back; to be called at the end, and when nothing follows for a while."""
-        if self._held.startswith(self._mark):  # a record that is cut off, or has yet to arrive
+    def release(self, *, end: bool = False) -> bytes:
+        """What was held back; to be called when nothing follows for a while, and at the end."""
+        if len(self._held) > len(WORD) and not end:  # the rest of a record has yet to arrive
             return b""
         held, self._held = self._held, b""
         return held

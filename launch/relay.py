@@ -43,7 +43,7 @@ class Relay(threading.Thread):
     def run(self) -> None:
         with self.source:
             self._pass_on()
-        self._show(self._records.release())
+        self._show(self._records.release(end=True))
         if not self.verbose:
             self.target(self._notices.release())
 

@@ -19,6 +19,7 @@ from types import FrameType
 
 from dptrain.system.signals import ENDING, SAME_REQUEST, handled
 
+from .leftovers import JobProcesses
 from .mpirun import Kind
 from .screen import SCREEN, say
 
@@ -37,15 +38,16 @@ class Signals:
     saves     the ranks save a checkpoint when they are asked to end
     requests  the first signal of each request
     passed    the signal that mpirun received for the first one, None before that
+    processes those of the job, None before there is one
     """
 
     def __init__(self, kind: Kind, saves: bool) -> None:
         self.kind, self.saves = kind, saves
         self.requests: list[int] = []
         self.passed: int | None = None
+        self.processes: JobProcesses | None = None
         self._last_request = -math.inf
         self._process: subprocess.Popen[bytes] | None = None
-        self._ranks: Callable[[], Iterable[int]] = tuple
         self._kill_at = math.inf
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
@@ -68,50 +70,46 @@ class Signals:
         own = number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM  # mpirun ends by these
         self.passed = ASKS[self.kind] if self.saves else own
         # Said first: mpirun may end the ranks before they can print a word.
-        again = f"{KEYS.get(signal.Signals(number), 'another signal')} after {SAME_REQUEST:g} s ends it at once"
+        again = f"{KEYS.get(signal.Signals(number), 'a signal')} again, after {SAME_REQUEST:g} s, ends it at once"
         say(f"{name}: {'saving a checkpoint, then ending the run' if self.saves else 'ending the job'}; {again}")
         process.send_signal(self.passed)
 
     def stop(self, number: int, _frame: FrameType | None) -> None:
         """The handler of Ctrl-Z: stop the ranks and this process; continue the ranks when this process continues.
 
-        mpirun itself is not stopped: it uses no time, and ends the ranks if the launcher is killed meanwhile. That of
-        Open MPI passes SIGTSTP and SIGCONT on to ranks on other hosts.
+        mpirun is stopped only if there are no ranks yet: it uses no time, and ends the ranks if the launcher is killed
+        meanwhile. That of Open MPI passes SIGTSTP and SIGCONT on to ranks on other hosts.
         """
         before = {each: signal.signal(each, signal.SIG_IGN) for each in STOPPING}
         stopped = time.monotonic()
-        self._to_ranks(signal.SIGTSTP, signal.SIGSTOP)
+        self._stop_job()
         SCREEN.show_cursor()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)  # returns when this process is continued
         self._kill_at += time.monotonic() - stopped
-        self._to_ranks(signal.SIGCONT, signal.SIGCONT)
+        self._continue_job()
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    def _to_ranks(self, to_mpirun: int, to_ranks: int) -> None:
-        process = self._process
-        if process is None:
-            return
-        process.send_signal(to_mpirun)
+    def _stop_job(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTSTP)
         reached: set[int] = set()
-        while new := set(self._ranks()) - reached:  # again, as a rank may just have forked a worker
-            reached |= new
-            for rank in new:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(rank, to_ranks)
+        processes = self.processes
+        while processes and (new := set(processes.ranks() or processes.all()) - reached):
+            send(new, signal.SIGSTOP)
+            reached |= new  # and look again, as a rank may just have forked a worker
 
-    def wait_for(
-        self,
-        process: subprocess.Popen[bytes],
-        abandoned: Callable[[], bool],
-        ranks: Callable[[], Iterable[int]] = tuple,
-    ) -> int:
+    def _continue_job(self) -> None:
+        if self.processes is not None:
+            send(self.processes.all(), signal.SIGCONT)  # the processes of this host; mpirun reaches the others
+
+    def wait_for(self, process: subprocess.Popen[bytes], abandoned: Callable[[], bool]) -> int:
         """Popen's return code of mpirun, to which signals go meanwhile; those received just before go there too.
 
-        It is killed when it is found `abandoned`. `ranks` gives the process numbers of ranks on this host.
+        It is killed when it is found `abandoned`.
         """
-        self._ranks, self._process = ranks, process
+        self._process = process
         if self.requests and self.passed is None:
             self._pass_on(self.requests[-1], process)
         while True:
@@ -121,7 +119,7 @@ class Signals:
                 if time.monotonic() > self._kill_at or abandoned():
                     process.kill()
                 continue
-            self._process = None
+            self._process = self.processes = None
             return returncode
 
     def pause(self, seconds: float) -> bool:
@@ -167,6 +165,13 @@ def ended_early() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def send(processes: Iterable[int], number: int) -> None:
+    """Send a signal to those of the processes that are still there."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def with_default_signals() -> None:

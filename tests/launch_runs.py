@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -13,7 +15,18 @@ from training_runs import flags
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 OPEN_MPI, MPICH = "mpirun (Open MPI) 5.0.11", "HYDRA build details:"
+# The launcher, but patient for a shorter time.
+HASTY = (
+    "import sys; from launch import __main__, restarts, signals; restarts.FIRST_PAUSE = 0.01; "
+    "signals.SAME_REQUEST = 0.2; sys.exit(__main__.main())"
+)
 LOOP = "for _ in $(seq 300); do sleep 0.05; done"  # ends by itself, also where a test fails
+
+
+def ends(status: int, reason: str = "", *, retry: bool = False, **more: str) -> str:
+    """A command of a shell by which a stand-in for mpirun writes the run's final record."""
+    record = json.dumps({"status": status, "reason": reason, "retry": retry, **more})
+    return f'echo "dptrain-status $DPTRAIN_ATTEMPT "{shlex.quote(record)} >&2'
 
 
 def run_launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -28,15 +41,18 @@ def run_launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess
     )
 
 
-def start_launch(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+def start_launch(*arguments: str, hasty: bool = False, group: bool = False, **variables: str) -> subprocess.Popen[str]:
+    """A running launcher; `group`: in this session, in a process group of its own, as a shell's job."""
+    program = ["-c", HASTY] if hasty else ["-m", "launch"]
     return subprocess.Popen(
-        [sys.executable, "-m", "launch", *arguments],
+        [sys.executable, *program, *arguments],
         cwd=CHECKOUT,
         env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
+        start_new_session=not group,
+        process_group=0 if group else None,
     )
 
 

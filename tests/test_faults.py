@@ -33,7 +33,8 @@ from fault_runs import (
 )
 from mpi_runs import dptrain, own_mpi
 
-from dptrain.system.signals import SAME_REQUEST
+from dptrain.system.signals import ENDING, SAME_REQUEST
+from launch.signals import described
 
 pytestmark = pytest.mark.mpi
 
@@ -142,7 +143,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
     """To each rank in turn, and to the launcher; also while it evaluates or writes."""
     draw = random.Random(seed)
     ranks, victim = 3, seed % 4
-    number = draw.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    number = draw.choice(ENDING if victim < ranks else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
     trainer = words(data, tmp_path / "run")
     with job(launched(own_mpi(), ranks, trainer=trainer), tmp_path / "run") as started:
         started.wait_until_training(ranks, draw.randint(1, LATEST))
@@ -152,8 +153,8 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
         status, _, err = started.end(timeout=20)
         seconds = time.monotonic() - struck
     assert status == 75, err
-    asked = number.name if victim < ranks else {"openmpi": "SIGUSR1", "mpich": "SIGTERM"}[own_mpi()]
-    assert f"dptrain: stopped by {asked} at rank" in err
+    asked = f"{number.name} at rank {victim}" if victim < ranks else described(number)
+    assert f"launch: stopped by {asked}: " in err
     assert seconds < 10
     stopped = started.newest_step()
     assert (tmp_path / "run" / "checkpoints" / f"step-{stopped:08d}.h5").exists()
@@ -162,6 +163,51 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
     assert status == 0, err
     assert final_sha256(tmp_path / "run") == undisturbed
     tally("runs ended by a signal with a checkpoint and status 75; seconds", seconds)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+def test_one_process_with_workers_saves_a_checkpoint_whatever_announces_its_end(
+    number: signal.Signals, data: Path, undisturbed: str, tmp_path: Path
+) -> None:
+    """Found in the field: a closed terminal (SIGHUP) killed the run. Its whole group is signalled, workers too."""
+    trainer = words(data, tmp_path / "run", threads=2)
+    with job(alone(trainer), tmp_path / "run") as started:
+        started.wait_for(lambda: started.newest_step() >= 20, timeout=60)
+        while started.process.poll() is None:  # signals of the same request, to the very end, as from Slurm and a trap
+            os.killpg(started.process.pid, number)
+            time.sleep(0.02)
+        status, _, err = started.end()
+    assert (status, err.count("dptrain: stopped by")) == (75, 1), err
+    with job(alone(trainer), tmp_path / "run") as again:
+        status, _, err = again.end()
+    assert status == 0, err
+    assert final_sha256(tmp_path / "run") == undisturbed
+
+
+def test_signals_that_were_ignored_at_the_start_do_not_end_a_run(data: Path, tmp_path: Path) -> None:
+    """Found in the field: `&` in a script ignores SIGINT, but Ctrl-C meant for `tail` ended the training."""
+    ignoring = ["bash", "-c", 'trap "" INT HUP; exec "$@"', "bash"]
+    with job([*ignoring, *alone(words(data, tmp_path / "run", threads=2))], tmp_path / "run") as started:
+        started.wait_for(lambda: started.newest_step() >= 20, timeout=60)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            os.killpg(started.process.pid, number)
+        status, _, err = started.end()
+    assert status == 0, err
+
+
+def test_ctrl_z_stops_a_run_with_its_workers_and_raises_no_alarm(data: Path, tmp_path: Path) -> None:
+    """As a terminal's Ctrl-Z and `fg` do it, to the whole group."""
+    trainer = words(data, tmp_path / "run", threads=2, stall_limit=0.5)
+    with job(alone(trainer), tmp_path / "run") as started:
+        started.wait_for(lambda: started.newest_step() >= 20, timeout=60)
+        os.killpg(started.process.pid, signal.SIGSTOP)  # a session of its own has no terminal to send SIGTSTP
+        time.sleep(0.2)
+        step = started.newest_step()
+        time.sleep(1.5)
+        assert started.newest_step() == step < LAST_STEP
+        os.killpg(started.process.pid, signal.SIGCONT)
+        status, _, err = started.end()
+    assert (status, err) == (0, "")
 
 
 @pytest.mark.ulfm

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launch_runs import CHECKOUT, MPICH, OPEN_MPI, only_line, run_launch
+from launch_runs import CHECKOUT, MPICH, OPEN_MPI, ends, only_line, run_launch
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from launch_runs import CHECKOUT, MPICH, OPEN_MPI, only_line, run_launch
         (["-n", "2", "--max-restarts", "3", "--", "train", "data"], "--run-dir"),
         (["-n", "2", "--max-restarts", "3", "--", "eval", "x", "data"], "found the command 'eval'"),
         (["-n", "2", "--elastic", "--", "eval", "x", "data"], "found the command 'eval'"),
-        (["-n", "2", "--min-ranks", "1", "--", "train", "data", "--run-dir", "x"], "give --max-restarts"),
+        (["-n", "2", "--min-ranks", "1", "--", "train", "data", "--run-dir", "x"], "add --max-restarts"),
         (["-n", "2", "--max-restarts", "1", "--min-ranks", "3", "--", "train", "--run-dir=x"], "--min-ranks is 3"),
         (["-n", "2", "--max-restarts", "1", "--min-ranks", "0", "--", "train", "--run-dir=x"], "found '0'"),
     ],
@@ -95,12 +95,130 @@ def test_a_dry_run_prints_the_first_attempt_only(fake_mpirun: Callable[..., str]
     assert words[-9:] == ["-n", "2", sys.executable, "-m", "dptrain", *trainer]
 
 
-@pytest.mark.parametrize(("job", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137)])
-def test_the_status_of_the_job_is_returned(fake_mpirun: Callable[..., str], job: str, status: int) -> None:
-    mpirun = fake_mpirun("mpirun (Open MPI) 5.0.11", job)
-    done = run_launch("-n", "2", "--mpirun", mpirun, "--", "train", "data")
+@pytest.mark.parametrize(
+    ("job", "status", "reason"),
+    [
+        ("exit 7", 7, "mpirun ended with status 7"),
+        ("exit 127", 127, "mpirun ended with status 127, as for a program that is not found"),
+        ("exit 135", 135, "a rank was killed by SIGBUS"),
+        ("exit 255", 255, "mpirun ended with status 255"),
+        ("kill -9 $$", 137, "mpirun was killed by SIGKILL"),
+        ("exit 0", 70, "the run has not reported its end"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "eval", "inspect", "bench"])
+def test_an_end_that_the_run_has_not_reported_is_a_failure_with_one_line_that_says_why(
+    fake_mpirun: Callable[..., str], command: str, job: str, status: int, reason: str
+) -> None:
+    """Found in the field: without --max-restarts nothing was printed, and 255 was called a kill by "signal 127"."""
+    done = run_launch("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, job), "--", command, "data")
     assert done.returncode == status
-    assert mpirun in only_line(done.stderr)  # the command, nothing else
+    assert f"launch: the job ended with status {status} after " in only_line(done.stderr)
+    assert reason in done.stderr
+
+
+@pytest.mark.parametrize("returncode", [0, 1, 137])
+def test_success_is_what_the_run_reports_whatever_mpirun_returns(
+    fake_mpirun: Callable[..., str], returncode: int
+) -> None:
+    done = run_launch("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, f"{ends(0)}; exit {returncode}"), "--", "eval", "x")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_error_that_the_run_has_printed_is_not_printed_twice(fake_mpirun: Callable[..., str]) -> None:
+    job = f"echo 'dptrain: error: X' >&2; {ends(1, 'X')}; exit 0"
+    done = run_launch("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, job), "--", "train", "data")
+    assert (done.returncode, done.stderr) == (1, "dptrain: error: X\n")
+
+
+def test_the_record_of_another_attempt_is_text_like_any_other(fake_mpirun: Callable[..., str]) -> None:
+    job = "DPTRAIN_ATTEMPT=0123456789abcdef; " + ends(0)
+    done = run_launch("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, job), "--", "train", "data")
+    assert done.returncode == 70
+    assert done.stderr.startswith("dptrain-status 0123456789abcdef {")
+
+
+def test_the_command_of_mpirun_is_shown_with_verbose_only(fake_mpirun: Callable[..., str]) -> None:
+    mpirun = fake_mpirun(OPEN_MPI, ends(0))
+    assert run_launch("-n", "2", "--mpirun", mpirun, "--", "train", "data").stderr == ""
+    assert mpirun in run_launch("-n", "2", "--mpirun", mpirun, "--verbose", "--", "train", "data").stderr
+
+
+NOTICE = f"""{"-" * 74}
+prterun noticed that process rank 1 with PID 17802 on node vm exited on
+signal 9 (Killed).
+{"-" * 74}
+"""
+
+
+def test_a_notice_of_mpirun_is_shown_as_one_line_or_whole_with_verbose(
+    fake_mpirun: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "notice").write_text(NOTICE)
+    mpirun = fake_mpirun(OPEN_MPI, f"cat {tmp_path / 'notice'} >&2; exit 137")
+    assert "rank 1 on vm was killed by SIGKILL" in only_line(
+        run_launch("-n", "2", "--mpirun", mpirun, "--", "train", "data").stderr
+    )
+    assert NOTICE in run_launch("-n", "2", "--mpirun", mpirun, "--verbose", "--", "train", "data").stderr
+
+
+def test_a_notice_that_is_the_only_explanation_is_shown(fake_mpirun: Callable[..., str], tmp_path: Path) -> None:
+    notice = NOTICE.replace("prterun noticed that process rank 1", "MPI_ABORT was invoked on rank 1")
+    (tmp_path / "notice").write_text(notice)
+    mpirun = fake_mpirun(OPEN_MPI, f"cat {tmp_path / 'notice'} >&2; exit 9")
+    done = run_launch("-n", "2", "--mpirun", mpirun, "--", "train", "data")
+    assert done.stderr.startswith(notice)
+
+
+@pytest.mark.parametrize("missing", [[1], [2], [1, 2], [0, 1, 2]], ids=str)
+def test_a_job_ends_well_without_the_standard_streams(
+    fake_mpirun: Callable[..., str], tmp_path: Path, missing: list[int]
+) -> None:
+    """The record comes through mpirun's own pipe."""
+    mpirun = fake_mpirun(OPEN_MPI, f"echo text; {ends(0)}; touch {tmp_path}/done")
+    closing = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in missing)
+    command = shlex.join([sys.executable, "-m", "launch", "-n", "2", "--mpirun", mpirun, "--", "train", "data"])
+    assert subprocess.run(f"{command} {closing}", shell=True, cwd=CHECKOUT, timeout=60, check=False).returncode == 0
+    assert (tmp_path / "done").exists()
+
+
+def test_sigchld_that_was_ignored_hides_no_failure(fake_mpirun: Callable[..., str]) -> None:
+    """Found in the field: a supervisor that ignores SIGCHLD made every failed job return 0."""
+    mpirun = fake_mpirun(OPEN_MPI, "kill -9 $$")
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "-n", "2", "--mpirun", mpirun, "--", "train", "data"],
+        cwd=CHECKOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 137
+    assert "mpirun was killed by SIGKILL" in only_line(done.stderr)
+
+
+def test_mpirun_starts_with_default_signals_whatever_the_launcher_has_inherited(
+    fake_mpirun: Callable[..., str],
+) -> None:
+    """Signals reach mpirun through the launcher only, which must be able to end it."""
+    mpirun = fake_mpirun(OPEN_MPI, f"grep -E 'Sig(Blk|Ign)' /proc/self/status; {ends(0)}")
+
+    def disturb() -> None:
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD, signal.SIGTERM, signal.SIGALRM])
+
+    done = subprocess.run(
+        [sys.executable, "-m", "launch", "-n", "2", "--mpirun", mpirun, "--", "train", "data"],
+        cwd=CHECKOUT,
+        preexec_fn=disturb,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert [int(line.split()[1], 16) for line in done.stdout.splitlines()] == [0, 0], done.stdout
 
 
 def test_the_job_sees_the_thread_variables(fake_mpirun: Callable[..., str]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from mpi_runs import PROGRAMS, python_of
 
 from dptrain.system.signals import ENDING, SAME_REQUEST
 
@@ -53,3 +56,21 @@ def test_a_child_s_status_is_known_where_sigchld_was_ignored() -> None:
 
 def test_the_signals_of_slurm_s_end_of_a_job_are_one_request() -> None:
     assert SAME_REQUEST == 2.0
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
+@pytest.mark.parametrize(
+    ("before", "status", "out"), [(signal.SIG_IGN, 0, "alive\n"), (signal.SIG_DFL, -signal.SIGHUP, "")]
+)
+def test_mpi_does_not_change_what_a_closed_terminal_does(
+    mpi: str, before: signal.Handlers, status: int, out: str, tmp_path: Path
+) -> None:
+    """Found in the field: UCX, below MPI, takes SIGHUP, which then prints hundreds of debug lines and ends nothing."""
+    program = [python_of(mpi), PROGRAMS / "hangup.py"]
+    variables = {**os.environ, "OMPI_COMM_WORLD_SIZE" if mpi == "openmpi" else "MPI_LOCALNRANKS": "1"}
+    done = subprocess.run(
+        program, preexec_fn=lambda: signal.signal(signal.SIGHUP, before), capture_output=True, text=True,
+        env=variables, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (status, out, "")

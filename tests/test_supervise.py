@@ -291,3 +291,12 @@ def test_an_elastic_job_has_succeeded_only_if_it_reports_success(supervised: Sup
     assert done.returncode == 0
     assert len(supervised.commands) == 2
     assert "attempt 1, 4 ranks: status 70" in done.stderr
+
+
+def test_a_run_that_may_be_retried_is_reported_with_the_command_that_resumes_it(supervised: Supervised) -> None:
+    folder = supervised.run_dir / "checkpoints"
+    job = f"mkdir -p {folder}; touch {folder}/step-00000007.h5; kill -9 $$"
+    done = supervised.run(job, more="--resume other.h5")
+    command = shlex.split(done.stderr.splitlines()[-1])
+    assert command[-6:] == ["--run-dir", str(supervised.run_dir), "--resume", "other.h5", "--resume", "auto"]
+    assert command[command.index("-n") :][:3] == ["-n", "4", "--mpirun"]

@@ -93,6 +93,9 @@ class Memory:
         if state.step == self.interrupt_after:
             raise KeyboardInterrupt
 
+    def evaluating(self, state: TrainingState) -> None:
+        pass
+
     def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
         loss, accuracy = state.epoch_loss / state.epoch_samples, state.epoch_correct / state.epoch_samples
         self.evaluations.append((state.step, loss, accuracy, evaluation))

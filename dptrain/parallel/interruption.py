@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from dptrain.system.signals import ENDING, SAME_REQUEST, handled
+from dptrain.errors import PREEMPTED, DptrainError
+from dptrain.system.signals import ENDING, SAME_REQUEST, handled, ignore_at_exit
 
 END = b"\0"  # no signal has this number: the thread ends
 
@@ -99,14 +100,20 @@ class SignalInterruption(Interruption):
 def signals_taken(end: Callable[[int], None]) -> Iterator[Interruption]:
     """An interruption by this process's signals within the block; a second request calls `end` in a thread.
 
-    After a signal the handlers stay to the end of the process: more signals of the same request may follow, and must not
-    kill a process that has saved its state and is about to end.
+    When a signal, to this rank or to another, has ended the block, the handlers stay to the end of the program: more
+    signals of the same request may follow, and must not kill a process that has saved its state and is about to report
+    its status.
     """
-    interruption = SignalInterruption(end)
+    interruption, ended = SignalInterruption(end), False
     try:
         yield interruption
+    except DptrainError as error:
+        ended = error.status == PREEMPTED
+        raise
     finally:
-        if not interruption.asked:
+        if ended or interruption.asked:
+            ignore_at_exit()
+        else:
             interruption.close()
 
 

@@ -100,7 +100,7 @@ class ShardProcesses(ShardPool):
                 raise
             raise LimitError(
                 f"only {started} of {size - 1} forked workers could be started ({error.strerror}); use fewer --threads "
-                "(1 needs none), or raise the limits of processes and memory (ulimit -u, ulimit -v)"
+                "(1 needs none), or raise the limits of processes, memory and open files (ulimit -u, -v, -n)"
             ) from None
 
     def _fork(self) -> Helper:
@@ -223,8 +223,8 @@ def _answer(helper: Helper, shards: list[int]) -> list[Any]:
         helper.process.join()
         raise HelperLostError(
             f"process {helper.process.pid}, which computed shards {shards[0]} to {shards[-1]}, "
-            f"{_end(helper.process.exitcode)}. Start the same command again (training goes on from its last checkpoint "
-            "by --run-dir)"
+            f"{_end(helper.process.exitcode)}. Start the same command again (with --run-dir, training resumes from its "
+            "last checkpoint)"
         ) from None
     found: list[Any] = pickle.loads(message)
     return found

@@ -7,6 +7,7 @@ import os
 import traceback
 
 from dptrain.errors import DptrainError, LimitError
+from dptrain.system.cgroups import memory_limit
 from dptrain.system.text import shown
 
 MEMORY = "use a smaller --batch-size or network, fewer --threads, or fewer ranks on this machine"
@@ -33,6 +34,20 @@ TOO_LARGE = ("Maximum allowed dimension exceeded", "array is too big", "too larg
 NOT_MAPPED = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 
 
+def check_memory(size: int, what: str) -> None:
+    """LimitError if `size` bytes for `what` are more than this machine, or this process's group, has.
+
+    The system would grant them, and kill a process of its choice once they are written to.
+    """
+    limit = memory_limit()
+    if limit is not None and size > limit:
+        gib = 1 << 30
+        raise LimitError(
+            f"{what} need at least {size / gib:,.1f} GiB of memory, found {limit / gib:,.1f} GiB; use a smaller "
+            "network (--model-options), or ranks on more machines"
+        )
+
+
 def refused(error: BaseException) -> DptrainError | None:
     """A LimitError that explains an exception of the operating system or its limits; None for any other exception."""
     text = str(error)
@@ -47,6 +62,8 @@ def refused(error: BaseException) -> DptrainError | None:
         return LimitError(f"nested too deeply, in {shown(frame.filename)}, line {frame.lineno}: {shown(text)}")
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         return LimitError(f"no more threads can be started; {ADVICE[errno.EAGAIN]}")
+    if isinstance(error, RuntimeError) and "home directory" in text:
+        return LimitError("this user has no home directory; set HOME to a folder that can be written")
     if isinstance(error, ValueError) and text.startswith("embedded null"):
         return LimitError("a path contains a NUL character; choose another name")
     if isinstance(error, OSError):

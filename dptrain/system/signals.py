@@ -6,6 +6,7 @@ for number in handled(): signal.signal(number, handler)
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 
@@ -26,6 +27,27 @@ def handled() -> list[signal.Signals]:
     A shell starts `command &` in a script with SIGINT ignored, `nohup command` with SIGHUP ignored.
     """
     return [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def ignore_at_exit() -> None:
+    """For a program that ends because of a signal: more signals of the same request must not change its exit status.
+
+    Python resets all handlers before it ends, and before MPI is finalized; signals that are ignored stay so.
+    """
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in ENDING])
+
+
+def keep_dispositions() -> None:
+    """To be called once MPI is loaded: signals that were ignored before are ignored again, and SIGHUP ends a process.
+
+    UCX, a library below MPI, handles SIGHUP by writing all its debug messages to the terminal, and other libraries may
+    handle more.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in ENDING:
+            before = signal.getsignal(number)  # as Python knows it: what a library has done does not show here
+            if before is signal.SIG_IGN or (number == signal.SIGHUP and before is signal.SIG_DFL):
+                signal.signal(number, before)
 
 
 def prepare_signals() -> None:

@@ -115,6 +115,7 @@ def evaluate_state(
     TrainingError if ranks differ or the parameters have blown up; AskedToEndError when a signal came meanwhile.
     """
     started = time.perf_counter()
+    observer.evaluating(state)
     check_replicas(state, session.network.layout, session.communicator)  # before any figure is told
     evaluation = evaluate(session.evaluation, state.parameters, session.pool, session.communicator, interruption)
     if not math.isfinite(evaluation.loss):

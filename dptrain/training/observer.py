@@ -30,6 +30,9 @@ class Observer(Protocol):
     def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
         """A step was made."""
 
+    def evaluating(self, state: TrainingState) -> None:
+        """An evaluation begins."""
+
     def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
         """An epoch, or the run, has ended and was evaluated."""
 

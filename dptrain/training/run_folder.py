@@ -38,7 +38,8 @@ class RunFolder:
     @classmethod
     def new(cls, data: str, model: str) -> RunFolder:
         """Make runs/<data>-<model>-<time>: a folder that was not there, however many runs begin at once."""
-        name = f"{Path(data).resolve().name}-{model.rsplit(':', 1)[-1]}-{time.strftime('%Y%m%d-%H%M%S')}"
+        data_name = os.fsencode(Path(data).resolve().name).decode(errors="replace")[:80]  # any name, also not in UTF-8
+        name = f"{data_name}-{model.rsplit(':', 1)[-1][:80]}-{time.strftime('%Y%m%d-%H%M%S')}"
         for number in itertools.count(1):
             path = Path("runs") / (name if number == 1 else f"{name}-{number}")
             try:

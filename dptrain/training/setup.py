@@ -28,11 +28,16 @@ from dptrain.parallel.processes import make_pool
 from dptrain.parallel.reduction import REDUCTIONS
 from dptrain.parallel.threads import fair_threads
 from dptrain.schedule import Schedule, make_schedule
+from dptrain.system.limits import check_memory
 from dptrain.system.text import shown
 from dptrain.training.architecture import build_network, first_difference
 from dptrain.training.checkpoint import Checkpoint, Origin
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.step import STATISTICS, GradientWork, TrainingStep
+
+# Float32 vectors of the parameters' length that a rank has beside one gradient a shard: the parameters, their copy for
+# the workers, momentum, the summed gradient, the optimizer's scratch.
+VECTORS = 5
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,9 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         check_augmentation(config.augment, manifest.image_shape)
         network = build_network(config.model, config.model_options, manifest.image_shape, len(manifest.classes))
         own = placement.shards_of(communicator.rank)
+        check_memory(
+            4 * network.layout.size * (len(own) + VECTORS), f"{network.layout.size:,} parameters and {len(own)} shards"
+        )
         progress = communicator.whereabouts.progress
         shards = load_shards(Path(config.data), manifest, own, threads, loaded=loaded, progress=progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description()}
