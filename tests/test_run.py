@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from mortal_ranks import Death, on_mortal_ranks
 from training_runs import Memory, configuration, packed, run
 
-from dptrain.config import TrainConfig
+from dptrain.config import TrainConfig, read_toml
 from dptrain.errors import PeerError, PreemptedError, RankLostError
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.interruption import Interruption
@@ -156,3 +158,28 @@ def test_a_signal_that_came_before_a_death_ends_the_run_after_the_recovery(
     assert all({0, 1} <= found for found in ended)  # all of them when the run had ended before
     again, _ = run(elastic(data, tmp_path / "run", elastic=False))
     assert again["params_sha256"] == undisturbed
+
+
+def test_a_run_whose_new_rank_0_has_another_disk_makes_its_folder_complete_and_says_where(
+    data: Path, undisturbed: str, tmp_path: Path
+) -> None:
+    config = elastic(data, tmp_path / "run")
+    observers = {rank: Survivor() for rank in range(RANKS)}
+
+    def lose_the_disk(*_: Any) -> None:
+        shutil.rmtree(tmp_path / "run")
+
+    observers[1].started = lose_the_disk  # type: ignore[method-assign]
+
+    def program(communicator: Communicator) -> dict[str, Any]:
+        return train(config, communicator, observers[communicator.rank])
+
+    results, _ = on_mortal_ranks(RANKS, program, [Death(0, 30)])
+    assert_undisturbed(config, results, undisturbed)
+    said = [line for line in observers[1].lines if "the run continues in" in line]
+    assert said == [
+        f"the run continues in {tmp_path / 'run'} on {socket.gethostname()}, a new folder: "
+        "the earlier checkpoints are on the host that was lost"
+    ]
+    saved = read_toml(tmp_path / "run" / "config.toml")
+    assert (saved["run_dir"], saved["resume"]) == (str(tmp_path / "run"), "auto")
