@@ -15,10 +15,10 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from dptrain.errors import DptrainError, UsageError, did_you_mean
+from dptrain.system.paths import path_argument
 
 from .cifar10 import describe_archive, read_archive
 from .download import ARCHIVE_VARIABLE, URL, find_archive
@@ -81,13 +81,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     """The flags of one command and the function that runs it."""
     command.allow_abbrev = False
-    command.add_argument("folder", metavar="OUT", type=Path, help="the data set's folder")
+    command.add_argument("folder", metavar="OUT", type=path_argument, help="the data set's folder")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run={"cifar10": _cifar10, "shapes": _shapes, "verify": _verify, "info": _info}[name])
     if name == "cifar10":
         command.add_argument(
             "--archive",
-            type=Path,
+            type=path_argument,
             metavar="FILE",
             help="cifar-10-binary.tar.gz or cifar-10-python.tar.gz (default: the environment variable "
             f"{ARCHIVE_VARIABLE}, else the cache, else downloaded from {URL})",

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.data.format import (
-    MANIFEST,
     SPLITS,
     Manifest,
     Samples,
@@ -73,7 +72,7 @@ def pack(
     for split in SPLITS:
         _check_shards(split, len(chosen[split]), shards)
     mean, std = channel_statistics(pixel_histogram(data.train.images, chosen["train"]))
-    with staged(out, force=force) as folder:
+    with staged(out, force=force) as staging:
         with progress("packing", sum(map(len, chosen.values()))) as advance:
             splits: dict[str, tuple[ShardEntry, ...]] = {}
             for number, split in enumerate(SPLITS):
@@ -81,11 +80,11 @@ def pack(
                 entries = []
                 for shard, rows in enumerate(deal(chosen[split], part.labels, shards)):
                     rows = rows[shuffled(len(rows), seed, number, shard + 1)]
-                    entries.append(_write(folder, part, rows, split, shard, shards))
+                    entries.append(_write(staging.folder, part, rows, split, shard, shards))
                     advance(len(rows))
                 splits[split] = tuple(entries)
         manifest = Manifest(data.name, data.classes, (channels, height, width), mean, std, seed, data.source, splits)
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        staging.install(manifest.to_json())
     return manifest
 
 

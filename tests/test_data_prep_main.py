@@ -149,7 +149,7 @@ def test_signal_while_packing_removes_what_was_begun(number: int, status: int, t
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a background shell ignores SIGINT, nohup SIGHUP
     )
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("set.partial/*.h5")):
+    while not list(tmp_path.glob("set/.partial/*.h5")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
