@@ -166,22 +166,6 @@ def test_one_sample_a_shard_is_possible(tmp_path: Path) -> None:
     assert [len(shard) for shard in shards_of(tmp_path / "set", "test")] == [1] * 37
 
 
-def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    good = image_data()
-    bad = [
-        replace(good.train, images=good.train.images.astype(np.float32)),
-        replace(good.train, images=good.train.images[:-1]),
-        replace(good.train, images=good.train.images[:, :, :-1]),
-        replace(good.train, labels=good.train.labels + 1),
-        replace(good.train, labels=good.train.labels.astype(np.int32)),
-        LabelledImages(good.train.images[:0], good.train.labels[:0]),
-    ]
-    for train in bad:
-        with pytest.raises(DataError, match="expected"):
-            pack(tmp_path / "set", replace(good, train=train))
-    assert leftovers(tmp_path) == []
-
-
 # The folder: whole or not at all.
 
 

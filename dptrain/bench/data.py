@@ -75,7 +75,8 @@ def measure_files(
     with tempfile.TemporaryDirectory(prefix="dptrain-bench-") as folder:
         out = Path(folder) / "set"
         started = time.perf_counter()
-        manifest = pack(out, ImageData("random", names, Source("random", None, None, None), images, few), shards=shards)
+        source = Source("random", None, None, None)
+        manifest = pack(out, ImageData("random", names, source, images, few, "channels_first"), shards=shards)
         packed = time.perf_counter()
         load_shards(out, manifest, range(shards), threads)
         read = time.perf_counter()

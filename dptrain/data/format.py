@@ -31,6 +31,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.data.names import check_names
 from dptrain.errors import DataError
 
 FORMAT = "dptrain-dataset"
@@ -128,6 +129,8 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         manifest = _manifest_of(raw)
+    except DataError as error:
+        raise DataError(f"{path}: {error}; pack the data set again") from None
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         found = f"{type(error).__name__}: {error}"
         raise DataError(f"{path}: damaged or edited: {found}; pack the data set again") from error
@@ -155,6 +158,7 @@ def _manifest_of(raw: dict[str, Any]) -> Manifest:
     )
     if min(manifest.image_shape) < 1 or not manifest.classes:
         raise ValueError(f"image_shape {manifest.image_shape}, {len(manifest.classes)} classes, expected at least 1")
+    check_names(manifest.name, manifest.classes)
     if not len(manifest.mean) == len(manifest.std) == channels or not all(
         math.isfinite(mean) and 0 < std < math.inf for mean, std in zip(manifest.mean, manifest.std, strict=True)
     ):

@@ -19,7 +19,9 @@ def typed_path(text: str) -> str:
         return str(Path(text).expanduser())
     except RuntimeError:
         user = text.partition("/")[0]
-        raise UsageError(f"{shown(text)}: there is no user {shown(user[1:])!r}; write ./{shown(user)} for a file") from None
+        raise UsageError(
+            f"{shown(text)}: there is no user {shown(user[1:])!r}; write ./{shown(user)} for a file"
+        ) from None
 
 
 def path_argument(text: str) -> Path:
