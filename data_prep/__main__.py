@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from dptrain.errors import DptrainError, UsageError, did_you_mean
 from dptrain.system.paths import path_argument
+from dptrain.system.text import shown
 
 from .cifar10 import describe_archive, read_archive
 from .download import ARCHIVE_VARIABLE, URL, find_archive
@@ -67,14 +68,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name, command in parsers.items():
         _add_options(name, command)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise UsageError(f"unknown command {arguments[0]!r}; {did_you_mean(arguments[0], COMMANDS)}")
+        raise UsageError(f"unknown command {shown(repr(arguments[0]), 100)}; {did_you_mean(arguments[0], COMMANDS)}")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
         flag = word.partition("=")[0]
         known = re.findall(r"--[a-z][a-z-]*", parsers[options.command].format_help())
-        hint = did_you_mean(flag, set(known))
-        raise UsageError(f"unknown {'flag' if flag.startswith('-') else 'argument'} {flag}; {hint}")
+        hint = did_you_mean(flag, set(known), f"see {parser.prog} {options.command} --help")
+        raise UsageError(f"unknown {'flag' if flag.startswith('-') else 'argument'} {shown(flag, 100)}; {hint}")
     return options
 
 

@@ -27,6 +27,9 @@ from numpy.typing import NDArray
 
 from dptrain.data.format import Source, file_sha256
 from dptrain.errors import DataError
+from dptrain.system.files import open_regular
+from dptrain.system.paths import dangling
+from dptrain.system.text import shown
 
 from .pack import ImageData, LabelledImages
 from .progress import progress
@@ -72,7 +75,10 @@ def read_archive(path: Path, *, batch_samples: int = BATCH_SAMPLES) -> ImageData
     The whole file is read, so that gzip's checksum covers it. Raises DataError for an archive that is
     missing, truncated, damaged or another one.
     """
+    if why := dangling(path):
+        raise DataError(f"archive {shown(path)}: {why}")
     try:
+        open_regular(path).close()  # else a named pipe would be waited for
         sha256 = file_sha256(path)
         layout, contents = _read_members(path, batch_samples)
     except (EOFError, ValueError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:

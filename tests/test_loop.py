@@ -45,7 +45,7 @@ from dptrain.training.run_folder import RunFolder
 from dptrain.training.state import TrainingState
 from dptrain.training.step import StepOutcome
 
-AUGMENTED = {"augment": "reflect"}
+AUGMENTED = {"crop": "reflect", "flip": True}
 
 
 @pytest.fixture(scope="module")

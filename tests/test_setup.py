@@ -108,7 +108,8 @@ def test_what_only_concerns_the_process_may_change_silently(data: Path, tmp_path
         ("momentum", 0.5, "--momentum 0.9 there, 0.5 here"),
         ("nesterov", False, "--nesterov True there, False here"),
         ("epochs", 9, "--epochs 2 there, 9 here"),
-        ("augment", "zero", "--augment none there, zero here"),
+        ("crop", "zero", "--crop none there, zero here"),
+        ("flip", True, "--flip False there, True here"),
         ("schedule", "constant", "--schedule cosine there, constant here"),
         ("weight_decay", 0.0, "--weight-decay 0.0005 there, 0.0 here"),
     ],
@@ -214,7 +215,7 @@ def test_more_ranks_than_shards_is_one_error_that_names_the_command_to_repack(da
     assert done.returncode == 2
     assert done.stderr.count("dptrain: error:") == 1
     assert f"5 ranks, but {data} has 4 shards" in done.stderr
-    assert f"python -m data_prep random {data} --shards 5 --force" in done.stderr
+    assert "give the program that packed it shards=5 and force=True" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
@@ -225,7 +226,7 @@ def test_more_ranks_than_shards_is_one_error_that_names_the_command_to_repack(da
     [
         ("--lr=0.2", "--lr=0.1"),
         ("--threads=1", "--threads=0"),
-        ("--run-dir=a", "--run-dir="),
+        ("--run-dir=a", "--run-dir=b"),
         ("--stall-limit=60", "--stall-limit=0"),
         ("--no-elastic", "--elastic"),
     ],

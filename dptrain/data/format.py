@@ -110,11 +110,11 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         if not Path(folder).is_dir():
             raise DataError(
-                f"{folder}: there is no such folder; python -m data_prep cifar10 {folder} packs one"
+                f"{folder}: there is no such folder; dptrain data-prep cifar10 {folder} packs one"
             ) from None
         raise DataError(
             f"{folder}: not a data set: there is no {MANIFEST} (it is written last, so packing may have been "
-            f"interrupted); pack one with: python -m data_prep cifar10 {folder}"
+            f"interrupted); pack one with: dptrain data-prep cifar10 {folder}"
         ) from None
     except NotADirectoryError:
         raise DataError(f"{folder}: is a file, expected the folder of a packed data set") from None

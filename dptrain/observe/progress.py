@@ -1,7 +1,7 @@
 """Progress for people: a bar on a terminal, plain lines elsewhere, nothing on ranks other than 0.
 
 Under mpirun a rank cannot tell: Open MPI gives it a pseudo-terminal even when its own output goes to a
-file. `python -m launch` can, and says so in DPTRAIN_PROGRESS.
+file. `dptrain launch` can, and says so in DPTRAIN_PROGRESS.
 """
 
 from __future__ import annotations

@@ -34,9 +34,12 @@ def path_argument(text: str) -> Path:
 
 def dangling(path: Path) -> str | None:
     """Why the path leads nowhere, when it or a folder above it is a symbolic link to nothing; otherwise None."""
-    for link in (path, *path.parents):
-        if link.is_symlink() and not link.exists():
-            return f"{shown(link)} is a symbolic link to {shown(link.readlink())}, which does not exist"
-        if link.exists():
-            return None
+    try:
+        for link in (path, *path.parents):
+            if link.is_symlink() and not link.exists():
+                return f"{shown(link)} is a symbolic link to {shown(link.readlink())}, which does not exist"
+            if link.exists():
+                return None
+    except OSError:  # whoever opens the path gets the same error, and reports it
+        pass
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import itertools
 import reprlib
 import sys
@@ -15,6 +16,7 @@ from dptrain.errors import UsageError, did_you_mean
 from dptrain.nn.layer import Layer
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import ARCHITECTURES
+from dptrain.system.text import shown
 
 
 def build_network(model: str, options: dict[str, Any], input_shape: tuple[int, ...], classes: int) -> Network:
@@ -24,6 +26,7 @@ def build_network(model: str, options: dict[str, Any], input_shape: tuple[int, .
     are left as they are: their traceback is what the user needs.
     """
     build = _architecture(model)
+    _check_options(model, build, options)
     try:
         layers = build(input_shape, classes, **options)
         if not isinstance(layers, list | tuple) or not all(isinstance(layer, Layer) for layer in layers):
@@ -41,6 +44,21 @@ def build_network(model: str, options: dict[str, Any], input_shape: tuple[int, .
             "let its last layer be Linear(classes)"
         )
     return network
+
+
+def _check_options(model: str, build: Callable[..., Any], options: dict[str, Any]) -> None:
+    """UsageError for an option that the architecture's function has no argument for."""
+    try:
+        parameters = list(inspect.signature(build).parameters.values())
+    except (TypeError, ValueError):  # some callables do not say
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [one.name for one in parameters[2:] if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known) if known else "it has none"
+            raise UsageError(f"--model-options: {shown(model)} has no argument {shown(repr(name), 60)}; {hint}")
 
 
 def _reason(error: BaseException) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
-from dptrain.config import TrainConfig
+from dptrain.config import KEYS_OF_THE_FOLDER, TrainConfig
 from dptrain.data.shards import NOTHING_LOADED
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.nn.workspace import aligned_copy
@@ -149,7 +148,7 @@ class Run:
         if not config.run_dir:
             self.folder = RunFolder.new(config.data, config.model)
         self.folder.claim()
-        self.folder.write_config(replace(config, run_dir=str(self.folder.path), resume="auto").to_toml())
+        self.folder.write_config(config.to_toml(leave_out=KEYS_OF_THE_FOLDER))
         self.folder.remember_all()
         return found, notes
 
@@ -195,7 +194,7 @@ def check_elastic(config: TrainConfig, communicator: Communicator) -> None:
     if config.elastic and not communicator.survives:
         error = UsageError(
             f"--elastic needs ULFM, found {communicator.implementation} without: start with mpirun --with-ft ulfm of "
-            "Open MPI 5 or later, or with python -m launch --elastic. Anywhere else, python -m launch --max-restarts K "
+            "Open MPI 5 or later, or with dptrain launch --elastic. Anywhere else, dptrain launch --max-restarts K "
             "starts a job again from its last checkpoint"
         )
         raise known_to_all(communicator, error)
