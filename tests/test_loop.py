@@ -296,7 +296,7 @@ def test_a_run_can_go_on_from_the_newest_checkpoint_of_another_run(data: Path, t
     run(configuration(data, tmp_path / "one", max_steps=5))
     _, memory = run(configuration(data, tmp_path / "two", resume=str(tmp_path / "one")))
     assert memory.steps[0][0] == 6
-    assert 'resume = "auto"' in (tmp_path / "two" / "config.toml").read_text()  # so that the file goes on from there
+    assert "resume" not in (tmp_path / "two" / "config.toml").read_text()  # the file is for new runs
 
 
 def test_what_was_never_evaluated_is_saved_with_its_accuracy(data: Path, tmp_path: Path) -> None:
