@@ -271,8 +271,9 @@ def test_the_best_checkpoint_of_before_a_resume_is_kept_to_the_end(data: Path, t
     read.state.test_accuracy = 1.0  # better than the five epochs to come can be on random labels
     write_durably(best, checkpoint_bytes(read.state, read.origin, read.layout))
     run(configuration(data, tmp_path / "run", epochs=6))
-    kept = [int(path.stem.split("-")[1]) for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    kept = [int(path.stem.split("-")[1]) for path in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))]
     assert kept == [7, 28, 35, 42]
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.h5").state.step == 7
 
 
 def test_a_changed_learning_rate_is_noted_and_used(data: Path, tmp_path: Path) -> None:
