@@ -243,7 +243,7 @@ def test_manifest_that_is_not_json_is_refused(content: bytes, folder: Path) -> N
 
 
 def test_missing_manifest_tells_how_to_pack(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="python -m data_prep"):
+    with pytest.raises(DataError, match="dptrain data-prep"):
         read_manifest(tmp_path)
 
 

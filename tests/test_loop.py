@@ -327,7 +327,7 @@ def test_going_back_in_the_same_folder_is_refused(data: Path, tmp_path: Path) ->
     """The steps made again would write over those of the first attempt."""
     folder = tmp_path / "run"
     run(configuration(data, folder, checkpoint_every="3"))
-    earlier = sorted((folder / "checkpoints").iterdir())[0]
+    earlier = sorted((folder / "checkpoints").glob("step-*"))[0]
     with pytest.raises(UsageError, match=r"holds later checkpoints \(step-00000014\.h5\).*choose another --run-dir"):
         run(configuration(data, folder, resume=str(earlier)))
     run(configuration(data, tmp_path / "other", resume=str(earlier)))
