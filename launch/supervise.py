@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import dptrain
 from dptrain.errors import FAILED, PREEMPTED, UNFORESEEN
 
 from .attempt import run_attempt
@@ -41,8 +42,19 @@ class Job:
 
     def command(self, ranks: int, *more: str) -> list[str]:
         """The command that runs the trainer with `more` arguments."""
-        program = [sys.executable, "-m", "dptrain", *self.trainer, *more]
+        program = [sys.executable, *safe_path(), "-m", "dptrain", *self.trainer, *more]
         return mpirun_command(program, ranks, self.mpirun, self.kind, this_host(), elastic=self.elastic)
+
+
+def safe_path() -> list[str]:
+    """Python's flag that keeps the working directory out of the ranks' search path, where it is not needed.
+
+    A folder named dptrain in there would be taken for this package. In a checkout that is not installed, only the
+    working directory has the package.
+    """
+    home = Path(dptrain.__file__).parent.parent.resolve()
+    others = sys.path if sys.flags.safe_path else sys.path[1:]
+    return ["-P"] if any(Path(entry).resolve() == home for entry in others if entry) else []
 
 
 def supervise(job: Job) -> int:
