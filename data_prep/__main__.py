@@ -1,9 +1,9 @@
 """Pack image data into the HDF5 shards that dptrain trains on, and check packed sets.
 
-python -m data_prep cifar10 data/cifar10 [--archive FILE] [--shards 8] [--limit N] [--force]
-python -m data_prep shapes data/shapes [--train 10000] [--test 2000]
-python -m data_prep verify data/cifar10
-python -m data_prep info data/cifar10
+dptrain data-prep cifar10 data/cifar10 [--archive FILE] [--shards 8] [--limit N] [--force]
+dptrain data-prep shapes data/shapes [--train 10000] [--test 2000]
+dptrain data-prep verify data/cifar10
+dptrain data-prep info data/cifar10
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dptrain.errors import DptrainError, UsageError, did_you_mean
+from dptrain.errors import DownloadError, DptrainError, UsageError, did_you_mean
 from dptrain.system.paths import path_argument
 from dptrain.system.text import shown
 
@@ -99,6 +99,9 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
             metavar="N",
             help="keep only N training images and a fifth as many test images, classes in equal numbers",
         )
+        command.add_argument(
+            "--optional", action="store_true", help="if it cannot be downloaded, end with a note (status 69)"
+        )
     if name == "shapes":
         command.add_argument("--train", type=_count, default=10_000, metavar="N", help="training images (10000)")
         command.add_argument("--test", type=_count, default=2_000, metavar="N", help="test images (2000)")
@@ -123,7 +126,13 @@ def _seed(text: str) -> int:
 def _cifar10(options: argparse.Namespace) -> int:
     started = time.monotonic()
     check_target(options.folder, force=options.force)  # before a download of minutes, not after it
-    archive = find_archive(options.archive)
+    try:
+        archive = find_archive(options.archive)
+    except DownloadError as error:
+        if not options.optional:
+            raise
+        print(f"data_prep: note: {error}", file=sys.stderr)
+        return error.status
     data = read_archive(archive)
     print(describe_archive(archive, data.source), file=sys.stderr if options.json else sys.stdout)
     return _pack(options, data, options.limit, started)

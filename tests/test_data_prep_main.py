@@ -280,6 +280,18 @@ def test_closed_network_is_one_short_line_soon(
     assert not (tmp_path / "set").exists()
 
 
+def test_an_optional_download_ends_with_a_note_instead_of_an_error(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the field: quickstart printed an error, and went on to train on shapes."""
+    monkeypatch.setattr(download, "URL", "https://127.0.0.1:9/x.tar.gz")
+    assert program.main(["cifar10", str(tmp_path / "set"), "--optional"]) == 69
+    told = capsys.readouterr().err
+    assert told.startswith("data_prep: note: CIFAR-10 cannot be downloaded")
+    assert "error:" not in told
+    assert told.count("\n") == 1
+
+
 def test_silent_name_server_is_not_waited_for(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
     monkeypatch.setattr(download.socket, "getaddrinfo", lambda *_arguments: released.wait(30))
