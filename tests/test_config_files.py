@@ -229,3 +229,8 @@ def test_a_run_through_a_dangling_link_makes_nothing(data: Path, tmp_path: Path)
     done = dptrain("train", *flags(data, tmp_path / "link"), cwd=tmp_path)
     assert_one_error(done, "--run-dir", "symbolic link", status=2)
     assert not (tmp_path / "gone").exists()
+    for words in (["eval", tmp_path / "x", tmp_path / "link"], ["data-prep", "verify", tmp_path / "link"]):
+        told = dptrain(*words, cwd=tmp_path)
+        assert told.returncode != 0
+        assert told.stderr.count("\n") == 1
+    assert "is a symbolic link to" in told.stderr

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -186,6 +186,24 @@ def test_damaged_archive_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"not an archive")
     done = run_data_prep("cifar10", tmp_path / "set", "--archive", tmp_path / "a.tar.gz")
     assert_one_line_error(done, "a.tar.gz", "not a whole .tar.gz")
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (os.mkfifo, "is a named pipe, expected a regular file"),
+        (os.mkdir, "is a folder, expected a regular file"),
+        (lambda path: path.symlink_to("gone"), "is a symbolic link to gone, which does not exist"),
+    ],
+    ids=["pipe", "folder", "dangling link"],
+)
+def test_an_archive_that_is_no_file_is_one_line_at_once(
+    make: Callable[[Path], None], words: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "a.tar.gz")
+    done = run_data_prep("cifar10", tmp_path / "set", "--archive", tmp_path / "a.tar.gz")
+    assert_one_line_error(done, "a.tar.gz", words)
     assert not (tmp_path / "set").exists()
 
 

@@ -33,6 +33,8 @@ from numpy.typing import NDArray
 
 from dptrain.data.names import check_names
 from dptrain.errors import DataError
+from dptrain.system.paths import dangling
+from dptrain.system.text import shown
 
 FORMAT = "dptrain-dataset"
 VERSION = 1
@@ -108,6 +110,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if why := dangling(Path(folder)):
+            raise DataError(f"{shown(folder)}: {why}") from None
         if not Path(folder).is_dir():
             raise DataError(
                 f"{folder}: there is no such folder; dptrain data-prep cifar10 {folder} packs one"
