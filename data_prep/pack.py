@@ -18,7 +18,6 @@ from dptrain.data.format import (
     Manifest,
     Samples,
     ShardEntry,
-    file_sha256,
     shard_name,
     write_shard,
 )
@@ -157,8 +156,7 @@ def _write(
     # In the order of the axes, whichever the source has: the bytes of a shard depend on the images alone.
     samples = Samples(np.ascontiguousarray(part.images[rows]), part.labels[rows], rows.astype(np.int64))
     with signals_held():
-        write_shard(path, samples, split, shard, shards)
-    return ShardEntry(path.name, path.stat().st_size, len(samples), file_sha256(path))
+        return write_shard(path, samples, split, shard, shards)
 
 
 def _check_shards(split: str, samples: int, shards: int) -> None:

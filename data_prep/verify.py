@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.format import SPLITS, Manifest, Samples, read_manifest, read_shard
+from dptrain.data.format import SPLITS, Manifest, read_manifest, read_shard
+from dptrain.data.soundness import Tally, split_problems, tally
 from dptrain.errors import DataError
 
 from .pack import channel_statistics, pixel_histogram
@@ -41,9 +42,8 @@ class Verification:
 def verify(folder: Path) -> Verification:
     """Check every hash and every record of a data set; the result lists all that is wrong.
 
-    Beside what a reader checks: each `index` at most once, shard sizes and class counts within one of each
-    other, mean and standard deviation recomputed. Numbers missing from `index` are told in `index_ranges`, not
-    a problem: a limited set has such gaps.
+    Mean and standard deviation are computed again; all else is also checked by training and `dptrain eval`. Numbers
+    missing from `index` are reported in `index_ranges` and are no problem: a limited set has such gaps.
     """
     result = Verification()
     try:
@@ -55,7 +55,7 @@ def verify(folder: Path) -> Verification:
     with progress("verifying", sum(manifest.samples(split) for split in SPLITS)) as advance:
         for split in SPLITS:
             histogram = np.zeros((manifest.image_shape[0], 256), np.int64)
-            shards: list[Samples] = []
+            shards: list[Tally] = []
             for shard, entry in enumerate(manifest.splits[split]):
                 try:
                     samples = read_shard(folder, manifest, split, shard)
@@ -63,8 +63,7 @@ def verify(folder: Path) -> Verification:
                     result.problems.append(str(error))
                 else:
                     histogram += pixel_histogram(samples.images)
-                    # The images are counted and let go: only one shard's are in memory at a time.
-                    shards.append(Samples(samples.images[:0], samples.labels, samples.index))
+                    shards.append(tally(samples, manifest))  # without the images: one shard's are in memory at a time
                 advance(entry.samples)
             _check_split(folder, manifest, split, shards, result)
             if split == "train" and len(shards) == manifest.shard_count and manifest.samples(split):
@@ -72,38 +71,18 @@ def verify(folder: Path) -> Verification:
     return result
 
 
-def _check_split(folder: Path, manifest: Manifest, split: str, shards: list[Samples], result: Verification) -> None:
+def _check_split(folder: Path, manifest: Manifest, split: str, shards: list[Tally], result: Verification) -> None:
     """Everything that shows only over all shards of a split; `shards` are those that could be read."""
-    sizes = [entry.samples for entry in manifest.splits[split]]
-    if max(sizes) - min(sizes) > 1:
-        result.problems.append(f"{folder}: {split} shards have {min(sizes)} to {max(sizes)} samples, expected +-1")
     if not shards:
         return
-    counts = np.array([np.bincount(shard.labels, minlength=len(manifest.classes)) for shard in shards])
-    result.class_counts[split] = counts.sum(axis=0).tolist()
-    for label in np.flatnonzero(np.ptp(counts, axis=0) > 1).tolist():
-        result.problems.append(
-            f"{folder}: {split} shards have {counts[:, label].min()} to {counts[:, label].max()} samples of class "
-            f"{manifest.classes[label]}, expected +-1"
-        )
+    result.class_counts[split] = np.sum([shard.classes for shard in shards], axis=0).tolist()
+    result.problems += [f"{folder}: {problem}" for problem in split_problems(manifest, split, shards)]
     index = np.concatenate([shard.index for shard in shards])
-    result.problems += _index_problems(folder, split, index)
     if len(index):
         whole = len(np.unique(index)) == len(index) == index.max() + 1 and index.min() == 0
         result.index_ranges[split] = f"{index.min()}..{index.max()}, " + (
             "every number once" if whole else f"{len(index)} of these numbers"
         )
-
-
-def _index_problems(folder: Path, split: str, index: NDArray[np.int64]) -> list[str]:
-    """Samples that are there twice, or have no possible number."""
-    values, counts = np.unique(index, return_counts=True)
-    problems = []
-    for what, wrong in (("more than once", values[counts > 1]), ("below 0", values[values < 0])):
-        if len(wrong):
-            some = ", ".join(map(str, wrong[:5].tolist())) + (", ..." if len(wrong) > 5 else "")
-            problems.append(f"{folder}: {split} index has {len(wrong)} numbers {what}: {some}")
-    return problems
 
 
 def _statistics_problems(folder: Path, manifest: Manifest, histogram: NDArray[np.int64]) -> list[str]:

@@ -286,7 +286,13 @@ def _eval(parsed: argparse.Namespace, communicator: Communicator, connection: st
     with together(communicator):
         checkpoint = open_checkpoint(parsed.checkpoint)
     evaluation = evaluate_checkpoint(
-        checkpoint, parsed.checkpoint, parsed.data, communicator, model=parsed.model, threads=parsed.threads
+        checkpoint,
+        parsed.checkpoint,
+        parsed.data,
+        communicator,
+        model=parsed.model,
+        threads=parsed.threads,
+        say=lambda line: write_to_stderr(f"dptrain: {line}"),
     )
     classes = checkpoint.origin.classes
     by_class = {
@@ -316,8 +322,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         newest = RunFolder(path).newest(lambda line: print(line, file=sys.stderr))
         if newest is None:
             raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; name a run folder or a checkpoint file")
-        return newest[1]
-    return read_checkpoint(path)
+        checkpoint = newest[1]
+    else:
+        checkpoint = read_checkpoint(path)
+    for note in checkpoint.notes:
+        print(note, file=sys.stderr)
+    return checkpoint
 
 
 def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
@@ -334,6 +344,9 @@ def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection:
         "data": origin.data_name,
         "manifest_sha256": origin.manifest_sha256,
         "classes": list(origin.classes),
+        "input_shape": list(origin.input_shape),
+        "mean": list(origin.mean),
+        "std": list(origin.std),
         "layers": list(origin.architecture),
         "parameters": {name: list(shape) for name, shape in checkpoint.layout.shapes.items()},
         "parameter_count": checkpoint.layout.size,

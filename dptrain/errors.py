@@ -57,6 +57,10 @@ class BrokenCheckpointError(CheckpointError):
     """A checkpoint that is not what was once written: its header does not prove it."""
 
 
+class LaterVersionError(CheckpointError):
+    """A checkpoint that a later version of this program wrote: nothing is wrong with it."""
+
+
 class TrainingError(DptrainError):
     """Training cannot go on: the loss is not finite, or replicas differ."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dptrain
 from dptrain.errors import FAILED, PREEMPTED, UNFORESEEN
+from dptrain.system.files import append_text
 
 from .attempt import run_attempt
 from .binding import this_host
@@ -122,7 +123,7 @@ def record(job: Job, attempt: int, ranks: int, ended: Outcome, step: int | None)
         "checkpoint_step": step,
     }
     try:
-        with (job.run_dir / "attempts.jsonl").open("a", encoding="utf-8") as file:
+        with append_text(job.run_dir / "attempts.jsonl") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
         say(f"{job.run_dir / 'attempts.jsonl'}: cannot be written: {error.strerror}")

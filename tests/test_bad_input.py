@@ -63,7 +63,7 @@ def swap(folder: Path) -> None:
 
 def manifest_of_another_version(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
 
 
 def manifest_cut_short(folder: Path) -> None:
@@ -80,7 +80,7 @@ DAMAGES = {
     "altered": (alter, ["train-001-of-004.h5: SHA-256", "altered"]),
     "truncated": (truncate, ["train-001-of-004.h5", "truncated or replaced"]),
     "swapped": (swap, ["train-001-of-004.h5", "SHA-256"]),
-    "other version": (manifest_of_another_version, ["manifest.json", "version 2, this program reads version 1"]),
+    "other version": (manifest_of_another_version, ["manifest.json", "version 3, this program reads versions 1 to 2"]),
     "manifest cut short": (manifest_cut_short, ["manifest.json", "cannot be read as JSON"]),
     "no manifest": (no_manifest, ["not a data set", "dptrain data-prep"]),
 }
@@ -252,8 +252,10 @@ def test_a_full_disk_ends_the_run_with_one_error_and_keeps_the_earlier_checkpoin
 
 def test_metrics_on_a_full_disk_end_the_run_with_one_error(data: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
-    assert_one_error(train(data, tmp_path / "run"), "metrics.jsonl: cannot be written: No space left on device")
+    with (tmp_path / "run" / "metrics.jsonl").open("w") as file:
+        file.truncate(1 << 30)  # takes no place, and cannot grow
+    done = limited(1 << 30, "train", *flags(data, tmp_path / "run"), cwd=tmp_path)
+    assert_one_error(done, "metrics.jsonl: cannot be written: File too large")
 
 
 @pytest.mark.mpi

@@ -168,6 +168,8 @@ import sys
 from dptrain.cli import main
 from dptrain.parallel.communicator import launched_rank
 if launched_rank() == 0 and "FULL" == "MODE":
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
     sys.stderr = open("/dev/full", "w", buffering=1)
 sys.exit(main(["train", *sys.argv[1:], *(["--lrr", "1"] if launched_rank() == RANK else [])]))
 """
@@ -205,7 +207,8 @@ def test_a_rank_whose_own_output_fails_still_ends_the_others(data: Path, tmp_pat
     program = tmp_path / "unlike.py"
     program.write_text(UNLIKE_RANKS.replace("MODE", "FULL").replace("RANK", "-1"))
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").symlink_to("/dev/full")
+    with (tmp_path / "run" / "metrics.jsonl").open("w") as file:
+        file.truncate(1 << 30)  # takes no place, and cannot grow
     done = mpirun(own_mpi(), 2, program, *flags(data, tmp_path / "run"), cwd=tmp_path, timeout=60)
     assert done.returncode != 0
 

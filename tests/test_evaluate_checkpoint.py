@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mpi_runs import mpirun, own_mpi
 from training_runs import configuration, packed, run
 
+from data_prep.pack import ImageData, LabelledImages, pack
+from dptrain.data.format import SPLITS, Source, read_manifest, read_shard
 from dptrain.errors import CheckpointError, DataError, UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.checkpoint import read_checkpoint
@@ -52,6 +55,59 @@ def test_only_the_test_shards_are_opened(trained: tuple[Path, Path], tmp_path: P
     (data / "test-001-of-004.h5").unlink()
     with pytest.raises(DataError, match="test-001-of-004"):
         evaluation_of(data, trained[1])
+
+
+def repacked_beside_darker_images(data: Path, out: Path, classes: tuple[str, ...] = ()) -> Path:
+    """The same test images in a data set of other, darker training images."""
+    manifest = read_manifest(data)
+    splits = {}
+    for split in SPLITS:
+        parts = [read_shard(data, manifest, split, shard) for shard in range(manifest.shard_count)]
+        images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+        splits[split] = LabelledImages(images // 3 if split == "train" else images, labels)
+    source = Source("darker", None, None, None)
+    pack(out, ImageData("darker", classes or manifest.classes, source, splits["train"], splits["test"]), shards=4)
+    return out
+
+
+def test_images_are_normalised_as_in_training_whatever_they_are_packed_with(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Evaluation with the data set's own mean and deviation: the same test images beside darker training images."""
+    data, checkpoint = trained
+    darker = repacked_beside_darker_images(data, tmp_path / "darker")
+    lines: list[str] = []
+    found = [
+        evaluate_checkpoint(
+            read_checkpoint(checkpoint), checkpoint, folder, Communicator(), threads=1, say=lines.append
+        )
+        for folder in (data, darker)
+    ]
+    assert found[0].accuracy == found[1].accuracy
+    assert found[0].loss == pytest.approx(found[1].loss, rel=1e-5)  # the shards are others, and so is the sum's order
+    (line,) = lines
+    mean, dark = (" ".join(f"{value:.4g}" for value in read_manifest(folder).mean) for folder in (data, darker))
+    assert f"normalised as in training, mean {mean} and deviation " in line
+    assert f"darker has mean {dark} and deviation " in line
+
+
+def test_a_checkpoint_that_does_not_say_its_mean_is_evaluated_with_the_data_sets(tmp_path: Path) -> None:
+    """One of format version 1."""
+    folder = Path(__file__).parent / "fixtures" / "version-1"
+    checkpoint, lines = read_checkpoint(folder / "checkpoint.h5"), []
+    found = evaluate_checkpoint(
+        checkpoint, folder / "checkpoint.h5", folder / "data-set", Communicator(), threads=1, say=lines.append
+    )
+    assert found.accuracy == checkpoint.state.test_accuracy
+    assert len(lines) == 1
+    assert "does not say its mean and deviation" in lines[0]
+
+
+def test_classes_in_another_order_are_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    classes = ("class-1", "class-0", "class-2", "class-3", "class-4")
+    other = repacked_beside_darker_images(trained[0], tmp_path / "other", classes)
+    with pytest.raises(CheckpointError, match="in another order: label 0 is class-0 there, class-1 here"):
+        evaluation_of(other, trained[1])
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from dptrain.training.run_folder import RunFolder
 from dptrain.training.state import TrainingState
 
 LAYOUT = ParamLayout({"linear1.weight": (2, 3)})
-ORIGIN = Origin("", ("linear1",), (3, 1, 1), ("a", "b"), "random", "00" * 32, 7, {})
+ORIGIN = Origin("", ("linear1",), (3, 1, 1), ("a", "b"), "random", "00" * 32, 7, {}, (0.5,) * 3, (0.25,) * 3)
 
 
 def content(step: int, accuracy: float | None = None) -> bytes:
@@ -202,7 +202,7 @@ def test_when_none_is_whole_a_run_does_not_begin_anew_by_itself(folder: RunFolde
     for step in (1, 2):
         save(folder, step).write_bytes(b"")
     lines: list[str] = []
-    with pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole"):
+    with pytest.raises(CheckpointError, match="none of its 2 checkpoints can be read"):
         folder.newest(lines.append, set_aside=True)
     assert len(lines) == 2
     assert steps(folder) == [1, 2]  # else the next start would find an empty folder and begin anew
@@ -241,6 +241,72 @@ def test_preparing_writes_the_configuration_and_empty_metrics(folder: RunFolder)
     assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.toml", "metrics.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.toml", "checkpoints", "attempts.jsonl"])
+@pytest.mark.parametrize("dangling", [False, True])
+def test_links_in_a_run_folder_are_not_followed(name: str, dangling: bool, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    if not dangling:
+        elsewhere.mkdir()
+        (elsewhere / ".mine.partial").write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").mkdir()
+    if name == "checkpoints":
+        (run / "checkpoints").rmdir()
+    (run / name).symlink_to(elsewhere)
+    with pytest.raises(UsageError, match=f"{name} is a symbolic link to .*elsewhere; a run writes only inside"):
+        RunFolder(run).claim()
+    assert [path.name for path in elsewhere.iterdir()] == [".mine.partial"] if not dangling else not elsewhere.exists()
+
+
+def test_links_in_place_of_temporary_files_are_not_followed(folder: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (folder.checkpoints / ".step-00000001.h5.partial").symlink_to(tmp_path / "mine")
+    assert save(folder, 1).read_bytes() == content(1)
+    folder.close()
+    (folder.checkpoints / ".writable.partial").symlink_to(tmp_path / "mine")
+    with pytest.raises(UsageError, match="is a symbolic link"):
+        folder.claim()
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_run_folder_may_be_a_link_itself(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "run").symlink_to("real")
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    save(folder, 1)
+    folder.close()
+    assert (tmp_path / "real" / "checkpoints" / "step-00000001.h5").is_file()
+
+
+@pytest.mark.parametrize("set_aside", [False, True])
+def test_a_checkpoint_of_a_later_version_is_neither_passed_over_nor_set_aside(
+    set_aside: bool, folder: RunFolder
+) -> None:
+    """Going on from the one before would write over it."""
+    save(folder, 1)
+    path = save(folder, 2)
+    path.write_bytes(path.read_bytes().replace(b"checkpoint v2", b"checkpoint v3", 1))
+    with pytest.raises(CheckpointError, match=r"step-00000002\.h5: checkpoint format version 3"):
+        folder.newest(pytest.fail, set_aside=set_aside)
+    assert steps(folder) == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_regular_file_is_passed_over_at_once_and_left_alone(kind: str, folder: RunFolder) -> None:
+    save(folder, 1)
+    path = folder.checkpoint_of(2)
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](path)
+    lines: list[str] = []
+    found = folder.newest(lines.append, set_aside=True)
+    assert found is not None
+    assert found[1].state.step == 1
+    assert [line[:11] for line in lines] == ["passed over"]
+    assert "expected a regular file" in lines[0]
+    assert os.path.lexists(path)
+
+
 def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("# mine\n")
     with pytest.raises(UsageError, match="holds other things"):
@@ -249,10 +315,10 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path: Path) -> None
 
 
 def test_a_full_disk_is_no_wrong_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, *arguments: object, **options: object) -> None:
+    def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "touch", full)
+    monkeypatch.setattr(run_folder.files, "append_text", full)
     with pytest.raises(CheckpointError, match=r"No space left on device; free some space.*same command") as caught:
         RunFolder(tmp_path / "run").claim()
     assert caught.value.status == 1

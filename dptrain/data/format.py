@@ -1,4 +1,4 @@
-"""The data set format, version 1: one module for the program that writes it and the one that reads it.
+"""The data set format, version 2: one module for the program that writes it and the one that reads it.
 
 A data set is a folder:
 
@@ -6,52 +6,64 @@ A data set is a folder:
     train-000-of-008.h5 ...   the training split in S shards
     test-000-of-008.h5 ...    the test split in as many
 
-and a shard is an HDF5 file (libver "latest", whose headers carry checksums):
+and a shard is a plain HDF5 file (see dptrain.system.hdf5):
 
-    images  uint8 (n, C, H, W), chunked by samples, fletcher32
-    labels  int64 (n,), 0 <= label < K, fletcher32
-    index   int64 (n,), the sample's number in its source, fletcher32
+    images  uint8 (n, C, H, W)
+    labels  int64 (n,), 0 <= label < K
+    index   int64 (n,), the sample's number in its source, at least 0
     attributes: format, version, split, shard, shards
 
-HDF5's own checksums miss most single-bit flips of a file, so the manifest keeps the SHA-256 of every
-shard and a reader checks it before libhdf5 sees the file.
+For every shard the manifest has its size and SHA-256, the offsets of the three arrays in the file, and a SHA-256 of
+their contents alone. A reader checks these and takes the arrays from where they lie; libhdf5 takes no part in it.
+
+Version 1, which libhdf5 wrote (chunked, fletcher32, no offsets and no hash of the contents), is still read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.data.names import check_names
 from dptrain.errors import DataError
+from dptrain.system import files
+from dptrain.system.fields import LARGEST, MOST_ITEMS, Fields
+from dptrain.system.hdf5 import plain_hdf5
+from dptrain.system.old_hdf5 import TooNewError, read_isolated
 from dptrain.system.paths import dangling
 from dptrain.system.text import shown
 
 FORMAT = "dptrain-dataset"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
 SHARD_ATTRIBUTES = ("format", "version", "split", "shard", "shards")
-CHUNK_BYTES = 1 << 20
+ARRAYS = ("images", "labels", "index")
+MOST_CLASSES = MOST_ITEMS
+MOST_SHARDS = MOST_ITEMS
+LARGEST_IMAGE = 1 << 30  # bytes
+METADATA = 1 << 16  # bytes of a shard beside its arrays, at most
+REPAIR = "restore it from where it came, or pack the data set again"
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the manifest says of one shard file."""
+    """What the manifest says of one shard file. In version 1, `offsets` and `contents_sha256` are not known (None)."""
 
     file: str
     bytes: int
     samples: int
     sha256: str
+    contents_sha256: str | None = None
+    offsets: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Manifest:
     seed: int
     source: Source
     splits: dict[str, tuple[ShardEntry, ...]]
+    version: int = VERSION
 
     @property
     def shard_count(self) -> int:
@@ -91,12 +104,27 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of manifest.json: the same contents always give the same bytes."""
-        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+        raw = {"format": FORMAT, "version": self.version, **asdict(self)}
+        if self.version == 1:
+            for entry in (entry for entries in raw["splits"].values() for entry in entries):
+                del entry["contents_sha256"], entry["offsets"]
+        return json.dumps(raw, indent=1) + "\n"
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the manifest; as it contains every shard's, it identifies the whole data set."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """SHA-256 that identifies the data set: of everything in it but how its files are stored.
+
+        For version 1, which has no hashes of the contents, that of the manifest's text.
+        """
+        if self.version == 1:
+            return hashlib.sha256(self.to_json().encode()).hexdigest()
+        contents = {
+            split: [(entry.samples, entry.contents_sha256) for entry in entries]
+            for split, entries in self.splits.items()
+        }
+        facts = {**asdict(self), "splits": contents}
+        del facts["version"]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def shard_name(split: str, shard: int, shards: int) -> str:
@@ -107,83 +135,122 @@ def shard_name(split: str, shard: int, shards: int) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """Read and check manifest.json of a data set folder; raises DataError."""
     path = Path(folder) / MANIFEST
+    place = shown(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = files.parse_json(files.read_text(path))
     except FileNotFoundError:
         if why := dangling(Path(folder)):
             raise DataError(f"{shown(folder)}: {why}") from None
         if not Path(folder).is_dir():
             raise DataError(
-                f"{folder}: there is no such folder; dptrain data-prep cifar10 {folder} packs one"
+                f"{shown(folder)}: there is no such folder; dptrain data-prep cifar10 {shown(folder)} packs one"
             ) from None
         raise DataError(
-            f"{folder}: not a data set: there is no {MANIFEST} (it is written last, so packing may have been "
-            f"interrupted); pack one with: dptrain data-prep cifar10 {folder}"
+            f"{shown(folder)}: not a data set: there is no {MANIFEST} (it is written last, so packing may have been "
+            f"interrupted); pack one with: dptrain data-prep cifar10 {shown(folder)}"
         ) from None
     except NotADirectoryError:
-        raise DataError(f"{folder}: is a file, expected the folder of a packed data set") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
+        raise DataError(f"{shown(folder)}: is a file, expected the folder of a packed data set") from None
+    except OSError as error:
+        raise DataError(f"{place}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{place}: cannot be read as JSON: {error}; pack the data set again") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise DataError(f'{path}: not a dptrain manifest: expected "format": "{FORMAT}"')
-    if raw.get("version") != VERSION:
+        raise DataError(f'{place}: not a dptrain manifest: expected "format": "{FORMAT}"')
+    version = raw.get("version")
+    if type(version) is int and version > VERSION:
         raise DataError(
-            f"{path}: data set format version {raw.get('version')!r}, this program reads version {VERSION}; "
-            "pack the data set again with this program's data_prep"
+            f"{place}: data set format version {version}, this program reads versions 1 to {VERSION}: a later dptrain "
+            "packed it; use that one, or pack the data set again with this program's data_prep"
         )
     try:
-        manifest = _manifest_of(raw)
-    except DataError as error:
-        raise DataError(f"{path}: {error}; pack the data set again") from None
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: damaged or edited: {found}; pack the data set again") from error
-    return manifest
+        return _manifest_of(Fields(raw))
+    except ValueError as error:
+        raise DataError(f"{place}: damaged or edited: {error}; pack the data set again") from error
 
 
-def _manifest_of(raw: dict[str, Any]) -> Manifest:
-    """A Manifest from parsed JSON; KeyError, TypeError or ValueError when something does not fit."""
-    fields = {"format", "version", "name", "classes", "image_shape", "mean", "std", "seed", "source", "splits"}
-    if set(raw) != fields:
-        raise ValueError(f"keys {sorted(raw)}, expected {sorted(fields)}")
-    if set(raw["splits"]) != set(SPLITS):
-        raise ValueError(f"splits {sorted(raw['splits'])}, expected {sorted(SPLITS)}")
-    splits = {split: tuple(ShardEntry(**entry) for entry in raw["splits"][split]) for split in SPLITS}
-    channels, height, width = (int(extent) for extent in raw["image_shape"])
+def _manifest_of(raw: Fields) -> Manifest:
+    """A Manifest from parsed JSON; ValueError when something does not fit."""
+    version = raw.choice("version", *range(1, VERSION + 1))
+    raw.only(("format", "version", "name", "classes", "image_shape", "mean", "std", "seed", "source", "splits"))
+    image_shape = raw.wholes("image_shape", 1, LARGEST_IMAGE)
+    if len(image_shape) != 3 or math.prod(image_shape) > LARGEST_IMAGE:
+        raise ValueError(f"image_shape is {image_shape[:9]}, expected (C, H, W) of at most {LARGEST_IMAGE:,} bytes")
+    splits = raw.fields("splits").only(SPLITS)
+    source = raw.fields("source").only(("name", "archive", "sha256", "published"))
     manifest = Manifest(
-        name=str(raw["name"]),
-        classes=tuple(str(name) for name in raw["classes"]),
-        image_shape=(channels, height, width),
-        mean=tuple(float(value) for value in raw["mean"]),
-        std=tuple(float(value) for value in raw["std"]),
-        seed=int(raw["seed"]),
-        source=Source(**raw["source"]),
-        splits=splits,
+        name=raw.text("name"),
+        classes=raw.texts("classes"),
+        image_shape=image_shape,
+        mean=raw.numbers("mean"),
+        std=raw.numbers("std"),
+        seed=raw.whole("seed", most=2**64 - 1),
+        source=Source(
+            name=source.text("name"),
+            archive=None if source.raw["archive"] is None else source.text("archive"),
+            sha256=None if source.raw["sha256"] is None else source.text("sha256"),
+            published=source.choice("published", True, False, None),
+        ),
+        splits={
+            split: tuple(_entry_of(entry, version, image_shape) for entry in splits.list_of_fields(split))
+            for split in SPLITS
+        },
+        version=version,
     )
-    if min(manifest.image_shape) < 1 or not manifest.classes:
-        raise ValueError(f"image_shape {manifest.image_shape}, {len(manifest.classes)} classes, expected at least 1")
-    check_names(manifest.name, manifest.classes)
-    if not len(manifest.mean) == len(manifest.std) == channels or not all(
-        math.isfinite(mean) and 0 < std < math.inf for mean, std in zip(manifest.mean, manifest.std, strict=True)
-    ):
-        raise ValueError(f"mean {manifest.mean}, std {manifest.std}, expected {channels} of each, finite, std above 0")
-    shards = manifest.shard_count
-    for split in SPLITS:
-        names = [entry.file for entry in splits[split]]
-        expected = [shard_name(split, shard, shards) for shard in range(shards)]
-        if not shards or names != expected:
-            raise ValueError(f"{split} shards {names}, expected {expected}")
-        if manifest.samples(split) < 1:
-            raise ValueError(f"the {split} split has no samples")
-        for entry in splits[split]:
-            if entry.samples < 0 or entry.bytes < 0 or len(bytes.fromhex(entry.sha256)) != 32:
-                raise ValueError(f"entry of {entry.file}: {entry}")
+    _check_manifest(manifest)
     return manifest
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    """ValueError unless the parts of a manifest fit each other."""
+    channels, classes = manifest.image_shape[0], manifest.classes
+    try:
+        check_names(manifest.name, classes)
+    except DataError as error:
+        raise ValueError(str(error)) from None
+    if not len(manifest.mean) == len(manifest.std) == channels or min(manifest.std) <= 0:
+        raise ValueError(
+            f"{len(manifest.mean)} numbers of mean, {len(manifest.std)} of std from {min(manifest.std, default=0)} up, "
+            f"expected {channels} of each, std above 0"
+        )
+    for split in SPLITS:
+        entries, shards = manifest.splits[split], manifest.shard_count
+        wrong = [entry.file for shard, entry in enumerate(entries) if entry.file != shard_name(split, shard, shards)]
+        if wrong or not 0 < len(entries) == shards:
+            what = f"a shard {shown(repr(wrong[0]), 80)}" if wrong else f"{len(entries)} shards"
+            raise ValueError(f"the {split} split has {what}, expected {shard_name(split, 0, shards)} and so on")
+        sizes = [entry.samples for entry in entries]
+        if not sum(sizes):
+            raise ValueError(f"the {split} split has no samples")
+        if max(sizes) - min(sizes) > 1:
+            raise ValueError(f"{split} shards have {min(sizes):,} to {max(sizes):,} samples, expected +-1")
+
+
+def _entry_of(raw: Fields, version: int, image_shape: tuple[int, ...]) -> ShardEntry:
+    """One shard's entry; ValueError unless arrays of its number of samples fit into its bytes at its offsets."""
+    more = () if version == 1 else ("contents_sha256", "offsets")
+    raw.only(("file", "bytes", "samples", "sha256", *more))
+    entry = ShardEntry(raw.text("file"), raw.whole("bytes"), raw.whole("samples"), raw.sha256("sha256"))
+    if version == 1:
+        return entry
+    offsets = raw.fields("offsets").only(ARRAYS)
+    found = {name: offsets.whole(name, most=LARGEST) for name in ARRAYS}
+    sizes = {name: _size(*form) for name, form in _forms(entry.samples, image_shape).items()}
+    spans = sorted((found[name], found[name] + sizes[name]) for name in ARRAYS)
+    ends = [0, *(end for _, end in spans)]
+    if any(begin < end for (begin, _), end in zip(spans, ends, strict=False)) or spans[-1][1] > entry.bytes:
+        raise ValueError(f"{raw.where}: the arrays of {entry.samples:,} samples overlap, or end behind the file")
+    if entry.bytes > sum(sizes.values()) + METADATA:
+        raise ValueError(f"{raw.where}: {entry.bytes:,} bytes, {entry.samples:,} samples need {sum(sizes.values()):,}")
+    return ShardEntry(entry.file, entry.bytes, entry.samples, entry.sha256, raw.sha256("contents_sha256"), found)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images uint8 (n, C, H, W), labels int64 (n,) and index int64 (n,), row by row the same sample."""
+    """Images uint8 (n, C, H, W), labels int64 (n,) and index int64 (n,), row by row the same sample.
+
+    What was read from a file cannot be written to.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -192,95 +259,116 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of names, types, shapes and contents of the three arrays, however they are stored."""
+        digest = hashlib.sha256()
+        for name in ARRAYS:
+            array = np.ascontiguousarray(getattr(self, name))
+            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(array.reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
 
-def write_shard(path: Path, samples: Samples, split: str, shard: int, shards: int) -> None:
-    """Write one shard; OSError when the file cannot be written.
 
-    The same samples give the same bytes: no times or names of the machine are stored. The file is made in
-    memory first: libhdf5 crashes the process on exit when a disk was full under it, Python only raises.
+def _forms(samples: int, image_shape: tuple[int, ...]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Type and shape of each array of a shard."""
+    return {
+        "images": (np.dtype(np.uint8), (samples, *image_shape)),
+        "labels": (np.dtype("<i8"), (samples,)),
+        "index": (np.dtype("<i8"), (samples,)),
+    }
+
+
+def _size(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    """Bytes of an array, in Python's whole numbers, which do not overflow."""
+    return dtype.itemsize * math.prod(shape)
+
+
+def write_shard(path: Path, samples: Samples, split: str, shard: int, shards: int) -> ShardEntry:
+    """Write one shard and describe it; OSError when the file cannot be written.
+
+    The same samples give the same bytes, whatever versions of libraries are installed.
     """
-    rows = max(1, min(len(samples), CHUNK_BYTES // max(1, samples.images[:1].nbytes)))
-    content = io.BytesIO()
-    with h5py.File(content, "w", libver="latest") as file:
-        for name, array in (("images", samples.images), ("labels", samples.labels), ("index", samples.index)):
-            # An empty shard has nothing to chunk or to check.
-            storage = {"chunks": (rows, *array.shape[1:]), "fletcher32": True} if len(samples) else {}
-            file.create_dataset(name, data=array, **storage)
-        for name, value in zip(SHARD_ATTRIBUTES, (FORMAT, VERSION, split, shard, shards), strict=True):
-            file.attrs[name] = value
-    Path(path).write_bytes(content.getbuffer())
+    attributes: dict[str, str | int] = dict(zip(SHARD_ATTRIBUTES, (FORMAT, VERSION, split, shard, shards), strict=True))
+    parts, offsets = plain_hdf5({name: getattr(samples, name) for name in ARRAYS}, attributes)
+    digest, size = hashlib.sha256(), 0
+    with Path(path).open("wb") as file:
+        for part in parts:
+            digest.update(part)
+            size += file.write(part)
+    return ShardEntry(Path(path).name, size, len(samples), digest.hexdigest(), samples.sha256, offsets)
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with Path(path).open("rb") as file:
+    """SHA-256 of a regular file, in hexadecimal."""
+    with files.open_regular(Path(path)) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_proven(folder: Path, entry: ShardEntry) -> bytes:
     """A shard file's bytes, after their number and SHA-256 were held to the manifest; DataError naming the file."""
-    path = Path(folder) / entry.file
-    repair = "restore it from where it came, or pack the data set again"
+    path = shown(Path(folder) / entry.file)
     try:
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise DataError(
-                f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}: truncated or replaced; {repair}"
-            )
-        content = path.read_bytes()
+        with files.open_regular(Path(folder) / entry.file) as file:
+            size = files.size_of(file)
+            if size != entry.bytes:
+                raise DataError(
+                    f"{path}: {size:,} bytes, the manifest says {entry.bytes:,}: truncated or replaced; {REPAIR}"
+                )
+            content = files.read_whole(file)
     except FileNotFoundError:
-        raise DataError(f"{path}: missing; {repair}") from None
+        raise DataError(f"{path}: missing; {REPAIR}") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}: cannot be read: {error.strerror}; {REPAIR}") from error
     found = hashlib.sha256(content).hexdigest()
     if found != entry.sha256:
-        raise DataError(f"{path}: SHA-256 {found[:16]}..., the manifest says {entry.sha256[:16]}...: altered; {repair}")
+        raise DataError(f"{path}: SHA-256 {found[:16]}..., the manifest says {entry.sha256[:16]}...: altered; {REPAIR}")
     return content
 
 
 def read_shard(folder: Path, manifest: Manifest, split: str, shard: int) -> Samples:
-    """Check one shard file against the manifest, then read it; raises DataError.
-
-    Names, kinds of storage, dtypes and shapes are checked before a byte of data is read: a file with
-    soft, external or virtual parts could make the reader open other files.
-    """
+    """Check one shard file against the manifest, then read it; raises DataError. The arrays cannot be written to."""
     entry = manifest.splits[split][shard]
-    path = Path(folder) / entry.file
+    path = shown(Path(folder) / entry.file)
     content = read_proven(folder, entry)
-    expected: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
-        "images": (np.dtype(np.uint8), (entry.samples, *manifest.image_shape)),
-        "labels": (np.dtype(np.int64), (entry.samples,)),
-        "index": (np.dtype(np.int64), (entry.samples,)),
-    }
-    attributes = dict(zip(SHARD_ATTRIBUTES, (FORMAT, VERSION, split, shard, manifest.shard_count), strict=True))
-    try:
-        with h5py.File(io.BytesIO(content), "r") as file:
-            if set(file) != set(expected) or dict(file.attrs) != attributes:
-                raise DataError(
-                    f"{path}: holds {sorted(file)} with attributes {dict(file.attrs)}, expected {sorted(expected)} "
-                    f"with {attributes}"
-                )
-            arrays = {name: _read_plain(file, name, *expected[name]) for name in expected}
-    except DataError:
-        raise
-    except Exception as error:  # whatever a forged file makes libhdf5 raise
-        raise DataError(f"{path}: not a readable shard: {error}") from error
-    labels = arrays["labels"]
+    forms = _forms(entry.samples, manifest.image_shape)
+    if entry.offsets is None:
+        try:
+            arrays = _read_version_1(content, forms, (FORMAT, 1, split, shard, manifest.shard_count))
+        except TooNewError as error:
+            raise DataError(f"{path}: {error}") from error
+        except ValueError as error:
+            raise DataError(f"{path}: not a readable shard: {error}; {REPAIR}") from error
+    else:
+        arrays = {
+            name: np.frombuffer(content, dtype, math.prod(shape), entry.offsets[name]).reshape(shape)
+            for name, (dtype, shape) in forms.items()
+        }
+    samples = Samples(arrays["images"], arrays["labels"], arrays["index"])
+    if entry.contents_sha256 not in (None, samples.sha256):
+        raise DataError(f"{path}: the images, labels and index do not have the hash that the manifest states; {REPAIR}")
+    labels, index = samples.labels, samples.index
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(manifest.classes):
         raise DataError(
             f"{path}: labels from {labels.min()} to {labels.max()}, the manifest has {len(manifest.classes)} classes "
             f"(0 to {len(manifest.classes) - 1})"
         )
-    return Samples(arrays["images"], labels, arrays["index"])
+    if len(index) and index.min() < 0:
+        raise DataError(f"{path}: index from {index.min()}, expected numbers of at least 0")
+    return samples
 
 
-def _read_plain(file: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
-    """The array of a dataset that is stored in this very file under a hard link."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{name} is a link to elsewhere, which a shard never has")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-        raise ValueError(f"{name} is not stored in the file itself, which a shard's data always is")
-    if dataset.dtype != dtype or dataset.shape != shape:
-        raise ValueError(f"{name} is {dataset.dtype} {dataset.shape}, expected {dtype} {shape}")
-    return dataset[()]
+def _read_version_1(
+    content: bytes, forms: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], expected: tuple[str | int, ...]
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a shard that libhdf5 wrote; ValueError when they are not what they should be."""
+    attributes, arrays = read_isolated(content)
+    if attributes != dict(zip(SHARD_ATTRIBUTES, expected, strict=True)) or set(arrays) != set(forms):
+        raise ValueError(
+            f"it holds {shown(sorted(arrays), 200)} with attributes {shown(attributes, 200)}, expected {sorted(forms)} "
+            f"with {dict(zip(SHARD_ATTRIBUTES, expected, strict=True))}"
+        )
+    for name, (dtype, shape) in forms.items():
+        if (arrays[name].dtype, arrays[name].shape) != (dtype, shape):
+            raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}, expected {dtype} {shape}")
+    return arrays

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dptrain.errors import DptrainError
+from dptrain.system.files import append_text
 
 
 class MetricsWriter:
@@ -37,7 +38,7 @@ class MetricsWriter:
             return
         try:
             if self._file is None:
-                self._file = self.path.open("a", encoding="utf-8")
+                self._file = append_text(self.path)
                 if not _ends_a_line(self.path):
                     self._file.write("\n")  # a run before this one was cut off within a line
             self._file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")

@@ -12,8 +12,9 @@ import math
 import os
 import stat
 import tomllib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 from dptrain.system.text import shown
 
@@ -29,7 +30,7 @@ KINDS = (
 )
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading, also through symbolic links; OSError for a pipe, device, socket or folder.
 
     Never waits: opening a named pipe would wait for a writer.
@@ -42,17 +43,26 @@ def read_bounded(path: Path, most: int | None = None) -> bytes:
 
     The size is checked before a byte is read. OSError as `open_regular`, with EFBIG for a file that is larger.
     """
-    most = memory_size() if most is None else most
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise OSError(errno.EFBIG, f"{size:,} bytes, expected at most {most:,}", str(path))
-        try:
-            content = file.read(size + 1)
-        except MemoryError:
-            raise OSError(errno.ENOMEM, f"out of memory reading {size:,} bytes", str(path)) from None
+        return read_whole(file, most)
+
+
+def size_of(file: BufferedReader) -> int:
+    """Bytes of an open file."""
+    return os.fstat(file.fileno()).st_size
+
+
+def read_whole(file: BufferedReader, most: int | None = None) -> bytes:
+    """As `read_bounded`, of a file that was just opened."""
+    size, most = size_of(file), memory_size() if most is None else most
+    if size > most:
+        raise OSError(errno.EFBIG, f"{size:,} bytes, expected at most {most:,}")
+    try:
+        content = file.read(size + 1)
+    except MemoryError:
+        raise OSError(errno.ENOMEM, f"out of memory reading {size:,} bytes") from None
     if len(content) > size:
-        raise OSError(errno.EBUSY, "it grows while it is read", str(path))
+        raise OSError(errno.EBUSY, "it grows while it is read")
     return content
 
 

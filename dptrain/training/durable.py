@@ -18,6 +18,8 @@ def write_durably(path: Path, content: bytes) -> None:
     is to sync the folder: then the new file has taken its place already.
     """
     temporary = path.with_name(f".{path.name}.partial")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()  # what a killed writer left, or a link that somebody has laid there
     try:
         _write_and_sync(temporary, content)
         if temporary.read_bytes() != content:
@@ -46,7 +48,7 @@ def link_durably(existing: Path, path: Path) -> None:
 
 
 def _write_and_sync(path: Path, content: bytes) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         left = memoryview(content)
         while left:  # a call may write less than it was given

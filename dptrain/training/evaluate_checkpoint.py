@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from dptrain.blas import ensure_one_thread
 from dptrain.config import TrainConfig, parse_toml
 from dptrain.data.batches import Normalisation
-from dptrain.data.format import read_manifest
+from dptrain.data.format import Manifest, read_manifest
 from dptrain.data.shards import load_shards
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.processes import make_pool
 from dptrain.parallel.threads import fair_threads
+from dptrain.system.text import shown
 from dptrain.training.architecture import build_network, first_difference
-from dptrain.training.checkpoint import Checkpoint
+from dptrain.training.checkpoint import Checkpoint, Origin
 from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
-from dptrain.training.setup import place
+from dptrain.training.setup import check_splits, place
 
 
 def evaluate_checkpoint(
-    checkpoint: Checkpoint, path: Path, data: Path, communicator: Communicator, *, model: str = "", threads: int = 0
+    checkpoint: Checkpoint,
+    path: Path,
+    data: Path,
+    communicator: Communicator,
+    *,
+    model: str = "",
+    threads: int = 0,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
+    Images are normalised as in training: with the checkpoint's mean and deviation, whatever those of the data set are.
     `model` names the architecture where the checkpoint's own name for it does not do any more; `threads` 0 takes
-    this rank's share of the cores. Every rank fails with a DptrainError or none does.
+    this rank's share of the cores; rank 0 gives `say` what the user should know. Every rank fails with a DptrainError
+    or none does.
     """
     origin = checkpoint.origin
     threads = threads or fair_threads(communicator)
     with together(communicator):
         ensure_one_thread()
         manifest = read_manifest(data)
-        for what, theirs, ours in (
-            ("images", manifest.image_shape, origin.input_shape),
-            ("classes", manifest.classes, origin.classes),
-        ):
-            if theirs != ours:
-                raise CheckpointError(f"{path} was trained for {what} {ours}, {data} has {theirs}: not the same task")
+        check_task(origin, manifest, path, data)
         config = TrainConfig(**parse_toml(origin.config, str(path)))
         if ":" in config.model and not model:
             raise UsageError(
@@ -52,7 +59,54 @@ def evaluate_checkpoint(
             raise CheckpointError(f"{path} is of another architecture: {difference}; name the right one by --model")
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
+    check_splits(manifest, shards, data, communicator, splits=("test",))
+    if communicator.rank == 0 and (note := normalisation_note(origin, manifest, path, data)):
+        say(note)
+    as_trained = replace(manifest, mean=origin.mean, std=origin.std) if origin.mean else manifest
     longest = max(entry.samples for entry in manifest.splits["test"])
-    work = EvaluationWork(network, shards.test, Normalisation(manifest), longest)
+    work = EvaluationWork(network, shards.test, Normalisation(as_trained), longest)
     with closing(make_pool(min(threads, len(own)), [work], communicator)) as pool:
         return evaluate(work, checkpoint.state.parameters, pool, communicator)
+
+
+def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> None:
+    """CheckpointError unless the data set has the image shape and the classes, in order, of the checkpoint."""
+    theirs: object
+    ours: object
+    for what, theirs, ours in (
+        ("images", manifest.image_shape, origin.input_shape),
+        ("classes", manifest.classes, origin.classes),
+    ):
+        if theirs == ours:
+            continue
+        if what == "classes" and sorted(manifest.classes) == sorted(origin.classes):
+            first = next(label for label, name in enumerate(origin.classes) if name != manifest.classes[label])
+            raise CheckpointError(
+                f"{shown(path)} has the classes of {shown(data)} in another order: label {first} is "
+                f"{shown(origin.classes[first], 80)} there, {shown(manifest.classes[first], 80)} here; pack the data "
+                "set again with its classes in the order of the checkpoint's"
+            )
+        raise CheckpointError(
+            f"{shown(path)} was trained for {what} {shown(ours, 300)}, {shown(data)} has {shown(theirs, 300)}: not the "
+            "same task"
+        )
+
+
+def normalisation_note(origin: Origin, manifest: Manifest, path: Path, data: Path) -> str:
+    """A line that says with which mean and deviation images are normalised, where that is not plain; else ""."""
+    if not origin.mean:
+        return (
+            f"{shown(path)} does not say its mean and deviation (an earlier dptrain wrote it): images are normalised "
+            f"with those of {shown(data)}, which is right only if it was trained on the same images"
+        )
+    if (origin.mean, origin.std) == (manifest.mean, manifest.std):
+        return ""
+    return (
+        f"images are normalised as in training, mean {_short(origin.mean)} and deviation {_short(origin.std)}; "
+        f"{shown(data)} has mean {_short(manifest.mean)} and deviation {_short(manifest.std)}"
+    )
+
+
+def _short(numbers: Sequence[float]) -> str:
+    """The first channels' numbers."""
+    return " ".join(f"{number:.4g}" for number in numbers[:4]) + (" ..." if len(numbers) > 4 else "")

@@ -144,7 +144,7 @@ class Run:
             self.folder.claim()  # before reading: another run may be writing there
         found = find_checkpoint(config, self.folder, self.observer)
         if found is not None:
-            notes = check_resumable(*found, config, self.session.origin)
+            notes = [*found[1].notes, *check_resumable(*found, config, self.session.origin)]
         if not config.run_dir:
             self.folder = RunFolder.new(config.data, config.model)
         self.folder.claim()

@@ -15,13 +15,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dptrain.errors import BrokenCheckpointError, CheckpointError, DptrainError, UsageError
+from dptrain.errors import BrokenCheckpointError, CheckpointError, DptrainError, LaterVersionError, UsageError
+from dptrain.system import files
+from dptrain.system.text import shown
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
 from dptrain.training.durable import TEMPORARY, link_durably, write_durably
 
 KEEP = 3
 BEST = "best.h5"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OWN = ("checkpoints", "config.toml", "metrics.jsonl", "attempts.jsonl")  # what a run writes, never through links
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
 
 
@@ -78,17 +81,26 @@ class RunFolder:
                 raise UsageError(
                     f"--run-dir {self.path}: holds other things and no checkpoints/ of a run; choose a new folder"
                 )
+            self._refuse_links()
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            with self.metrics.open("a"):
-                pass
+            files.append_text(self.metrics).close()
             self._held = os.open(self.path, os.O_RDONLY)
             self._lock(self._held, time.monotonic() + patience)
-            (self.checkpoints / ".writable.partial").touch()  # rather now than at the first checkpoint
+            files.append_text(self.checkpoints / ".writable.partial").close()  # rather now than at the first checkpoint
             for folder in (self.path, self.checkpoints):
                 for leftover in folder.glob(TEMPORARY):  # of a run that was killed while writing
                     leftover.unlink()
         except OSError as error:
             raise _unusable(self.path, error) from error
+
+    def _refuse_links(self) -> None:
+        """UsageError when something in the folder is a symbolic link that writing would follow out of it."""
+        for path in (self.path / name for name in OWN):
+            if path.is_symlink():
+                raise UsageError(
+                    f"--run-dir {self.path}: {path.name} is a symbolic link to {shown(path.readlink(), 200)}; a run "
+                    "writes only inside its folder: remove the link, or choose another folder"
+                )
 
     def _lock(self, descriptor: int, until: float) -> None:
         while True:
@@ -131,13 +143,15 @@ class RunFolder:
         """The newest checkpoint that proves itself; a broken one is passed over with a line that says so.
 
         With `set_aside`, for whoever trains here, those of them that are torn or altered get another name, so that the
-        run can write them anew. CheckpointError when there are checkpoints but none is whole: starting from scratch
-        would hide the loss.
+        run can write them anew. CheckpointError when there are checkpoints but none can be read: starting from scratch
+        would hide the loss. LaterVersionError when a later version of this program has written the newest.
         """
         paths, broken = self.numbered(), []
         for path in reversed(paths):
             try:
                 found = path, read_checkpoint(path)
+            except LaterVersionError:
+                raise  # to go on from an earlier one would write over this one
             except CheckpointError as error:
                 say(f"passed over: {error}")
                 if isinstance(error, BrokenCheckpointError):
@@ -149,7 +163,7 @@ class RunFolder:
             return found
         if paths:
             raise CheckpointError(
-                f"{self.checkpoints}: none of its {len(paths)} checkpoints is whole; start anew in another --run-dir"
+                f"{self.checkpoints}: none of its {len(paths)} checkpoints can be read; start anew in another --run-dir"
             )
         return None
 
@@ -220,7 +234,7 @@ def _set_aside(path: Path) -> Path:
     """Rename a broken checkpoint to a name that no other file has; its new path."""
     for number in itertools.count(1):
         aside = path.with_name(f"{path.name}.broken" + ("" if number == 1 else f"-{number}"))
-        if not aside.exists():
+        if not os.path.lexists(aside):
             try:
                 return path.rename(aside)
             except OSError as error:

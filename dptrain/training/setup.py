@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shlex
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from dptrain.blas import ensure_one_thread
 from dptrain.config import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
 from dptrain.data.augment import check_crop
 from dptrain.data.batches import Normalisation, ShardBatches
-from dptrain.data.format import Manifest, read_manifest
+from dptrain.data.format import SPLITS, Manifest, read_manifest
 from dptrain.data.shards import NOTHING_LOADED, LocalShards, load_shards
-from dptrain.errors import CheckpointError, DptrainError, UsageError
+from dptrain.data.soundness import split_problems, tally
+from dptrain.errors import CheckpointError, DataError, DptrainError, UsageError
 from dptrain.nn.network import Network
 from dptrain.optim import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all, together
@@ -69,6 +70,7 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         shards = load_shards(Path(config.data), manifest, own, threads, loaded=loaded, progress=progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description()}
     agree_on("data set or network", agreed, communicator)
+    check_splits(manifest, shards, Path(config.data), communicator)
     total_steps = config.epochs * steps_per_epoch
     microbatch = config.batch_size // manifest.shard_count
     batches = {
@@ -101,6 +103,8 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         manifest_sha256=manifest.sha256,
         steps_per_epoch=steps_per_epoch,
         environment=environment,
+        mean=manifest.mean,
+        std=manifest.std,
     )
     return Session(
         communicator=communicator,
@@ -115,6 +119,18 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         shards=shards,
         notes=notes,
     )
+
+
+def check_splits(
+    manifest: Manifest, own: LocalShards, folder: Path, communicator: Communicator, splits: Sequence[str] = SPLITS
+) -> None:
+    """DataError on all ranks when the splits, over the shards of all ranks, have what `data_prep verify` refuses."""
+    tallies = {split: [tally(samples, manifest) for samples in getattr(own, split).values()] for split in splits}
+    everyone = communicator.allgather(tallies)
+    for split in splits:
+        problems = split_problems(manifest, split, [one for rank in everyone for one in rank[split]])
+        if problems:
+            raise known_to_all(communicator, DataError(f"{shown(folder)}: {problems[0]}; pack the data set again"))
 
 
 def count_steps(manifest: Manifest, batch_size: int) -> int:
