@@ -213,8 +213,15 @@ def _check_contents(out: Path, *, force: bool, recovered: bool = False) -> None:
 
 def _foreign(folder: Path, known: tuple[str, ...]) -> list[str]:
     """Names in the folder that neither belong to a data set nor are hidden, sorted."""
-    names = sorted(entry.name for entry in folder.iterdir())
-    return [name for name in names if not (name in known or name.startswith(".") or SHARD_PATTERN.fullmatch(name))]
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if not (
+            entry.name in known
+            or entry.name.startswith(".")
+            or (SHARD_PATTERN.fullmatch(entry.name) and (entry.is_symlink() or not entry.is_dir()))
+        )
+    )
 
 
 def _has_manifest(folder: Path, *, beside_shards: bool) -> bool:

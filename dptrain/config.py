@@ -181,7 +181,7 @@ def read_toml(path: Path, notes: list[str] | None = None) -> dict[str, Any]:
     values = parse_toml(text, shown(path))
     try:
         for name in set(KEYS_OF_PATHS) & set(values):
-            if values[name]:
+            if values[name] or name == "resume":
                 values[name] = typed_path(values[name])
         if ":" in values.get("model", ""):
             values["model"] = typed_path(values["model"])

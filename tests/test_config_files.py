@@ -162,6 +162,7 @@ def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
         ('"x\\u001b[31m" = 1', "unknown key 'x\\x1b[31m'"),
         ('"' + "x" * 5000 + '" = 1', "unknown key"),
         ('schedule = "' + "x" * 5000 + '"', "--schedule is"),
+        ('resume = ""', "found an empty path"),
         ('model = "~nobody-here/x.py:build"', "there is no user 'nobody-here'"),
     ],
 )

@@ -137,6 +137,16 @@ def test_something_else_named_like_the_staging_folder_is_never_touched(what: str
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_folder_named_like_a_shard_is_not_of_a_data_set(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    pack(out, OLD, shards=2)
+    (out / "train-000-of-009.h5").mkdir()
+    before = sorted(out.iterdir())
+    with pytest.raises(DataError, match=r"holds train-000-of-009\.h5"):
+        pack(out, NEW, shards=2, force=True)
+    assert sorted(out.iterdir()) == before
+
+
 def test_the_working_directory_can_be_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the field: OUT was renamed, which fails for the working directory and for a mounted volume."""
     monkeypatch.chdir(tmp_path)
