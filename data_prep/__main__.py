@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parse(sys.argv[1:] if arguments is None else arguments)
         status: int = options.run(options)
     except DptrainError as error:
-        print(f"data_prep: error: {error}", file=sys.stderr)
+        print(f"data_prep: error: {shown(error)}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         print("data_prep: error: interrupted; nothing half-written is left", file=sys.stderr)
@@ -131,7 +131,7 @@ def _cifar10(options: argparse.Namespace) -> int:
     except DownloadError as error:
         if not options.optional:
             raise
-        print(f"data_prep: note: {error}", file=sys.stderr)
+        print(f"data_prep: note: {shown(error)}", file=sys.stderr)
         return error.status
     data = read_archive(archive)
     print(describe_archive(archive, data.source), file=sys.stderr if options.json else sys.stdout)
@@ -159,7 +159,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(result.as_json())
     for problem in result.problems:
-        print(f"data_prep: error: {problem}", file=sys.stderr)
+        print(f"data_prep: error: {shown(problem)}", file=sys.stderr)
     if not result.problems and not options.json:
         print(f"{_summary(info(options.folder))}: all sound")
         for split, text in result.index_ranges.items():
@@ -175,13 +175,14 @@ def _info(options: argparse.Namespace) -> int:
     source = facts["source"]
     published = {True: "published", False: "not a published archive", None: "no published archive exists"}
     print(_summary(facts))
-    print(f"  classes   {', '.join(facts['classes'])}")
+    print(f"  classes   {shown(', '.join(facts['classes']))}")
     print(f"  images    {' x '.join(map(str, facts['image_shape']))} (channels, height, width), uint8")
     print(f"  mean      {' '.join(f'{value:.6f}' for value in facts['mean'])}")
     print(f"  std       {' '.join(f'{value:.6f}' for value in facts['std'])}")
-    print(f"  source    {source['archive'] or source['name']} ({published[source['published']]}), seed {facts['seed']}")
+    origin = shown(source["archive"] or source["name"])
+    print(f"  source    {origin} ({published[source['published']]}), seed {facts['seed']}")
     if source["sha256"]:
-        print(f"  SHA-256   {source['sha256']} of the archive")
+        print(f"  SHA-256   {shown(source['sha256'])} of the archive")
     print(f"  SHA-256   {facts['manifest_sha256']} of the manifest")
     return 0
 
@@ -189,7 +190,7 @@ def _info(options: argparse.Namespace) -> int:
 def _summary(facts: dict[str, Any]) -> str:
     """A data set in one line."""
     return (
-        f"{facts['folder']}: {facts['name']}, {facts['samples']['train']:,} training and "
+        f"{shown(facts['folder'])}: {shown(facts['name'])}, {facts['samples']['train']:,} training and "
         f"{facts['samples']['test']:,} test images, {len(facts['classes'])} classes, {facts['shards']} shards each, "
         f"{facts['bytes'] / 1e6:.1f} MB"
     )

@@ -109,8 +109,8 @@ def read_archive(path: Path, *, batch_samples: int = BATCH_SAMPLES) -> ImageData
 def describe_archive(path: Path, source: Source) -> str:
     """One line: which archive was read and whether it is the published one."""
     if source.published:
-        return f"archive {path}: the published {PUBLISHED_SHA256[source.sha256 or '']} (SHA-256 matches)"
-    return f"archive {path}: NOT a published CIFAR-10 archive (SHA-256 {source.sha256}); figures may differ"
+        return f"archive {shown(path)}: the published {PUBLISHED_SHA256[source.sha256 or '']} (SHA-256 matches)"
+    return f"archive {shown(path)}: NOT a published CIFAR-10 archive (SHA-256 {source.sha256}); figures may differ"
 
 
 def _read_members(path: Path, batch_samples: int) -> tuple[_Layout, dict[str, bytes]]:

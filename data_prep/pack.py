@@ -22,6 +22,7 @@ from dptrain.data.format import (
     write_shard,
 )
 from dptrain.errors import UsageError, write_to_stderr
+from dptrain.system.text import shown
 
 from .checks import ImageData, LabelledImages, checked, doubtful
 from .progress import progress
@@ -62,7 +63,7 @@ def pack(
         for split, rows in chosen.items()
     }
     for note in doubtful(data, counts, histogram):
-        write_to_stderr(f"data_prep: note: {note}")
+        write_to_stderr(f"data_prep: note: {shown(note)}")
     with staged(out, force=force) as staging:
         with progress("packing", sum(map(len, chosen.values()))) as advance:
             splits: dict[str, tuple[ShardEntry, ...]] = {}

@@ -207,6 +207,16 @@ def test_an_archive_that_is_no_file_is_one_line_at_once(
     assert not (tmp_path / "set").exists()
 
 
+def test_names_from_an_archive_or_a_path_reach_the_terminal_escaped(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "a\x1b[31m.tar.gz", {"evil\x1b]0;title\x07": b"x"})
+    done = run_data_prep("cifar10", tmp_path / "set", "--archive", archive)
+    assert_one_line_error(done, "not a CIFAR-10 archive", r"\x1b]0;title\x07", r"a\x1b[31m.tar.gz")
+    assert "\x1b" not in done.stderr
+    packed = run_data_prep("shapes", tmp_path / "s\x1b[31m", *SMALL)
+    assert packed.returncode == 0
+    assert "\x1b" not in packed.stdout + packed.stderr
+
+
 # Finding and downloading the archive.
 
 
