@@ -17,15 +17,25 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dptrain.errors import DownloadError, DptrainError, UsageError, did_you_mean
+from dptrain.errors import (
+    DownloadError,
+    DptrainError,
+    ReaderGoneError,
+    UsageError,
+    did_you_mean,
+    write_to_stderr,
+)
+from dptrain.system.limits import refused
 from dptrain.system.paths import path_argument
+from dptrain.system.start import start_program
+from dptrain.system.streams import drop_failed_writes, finish_output
 from dptrain.system.text import shown
 
 from .cifar10 import describe_archive, read_archive
 from .download import ARCHIVE_VARIABLE, URL, find_archive
 from .pack import ImageData, pack
 from .shapes import read_shapes
-from .signals import end_by_exception
+from .signals import EndedBySignal, end_by_exception
 from .staging import check_target
 from .verify import info, verify
 
@@ -41,15 +51,30 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status: 0, 1 for data, 2 for usage, 128 + n after signal n."""
+    start_program()
     try:
-        options = _parse(sys.argv[1:] if arguments is None else arguments)
+        try:
+            options = _parse(sys.argv[1:] if arguments is None else arguments)
+        except SystemExit:  # --help
+            finish_output()
+            return 0
+        if "shards" in options:  # it packs: the result is the data set, not what is printed
+            drop_failed_writes()
         status: int = options.run(options)
-    except DptrainError as error:
-        print(f"data_prep: error: {shown(error)}", file=sys.stderr)
+        finish_output()
+    except ReaderGoneError as error:
+        drop_failed_writes()
         return error.status
-    except KeyboardInterrupt:
-        print("data_prep: error: interrupted; nothing half-written is left", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as error:
+        write_to_stderr(f"data_prep: error: ended by {error or 'SIGINT'}; nothing half-written is left")
+        return error.status if isinstance(error, EndedBySignal) else 128 + signal.SIGINT
+    except Exception as error:
+        known = error if isinstance(error, DptrainError) else refused(error)
+        if known is None:
+            raise
+        write_to_stderr(f"data_prep: error: {shown(known)}")
+        drop_failed_writes()
+        return known.status
     return status
 
 

@@ -39,15 +39,20 @@ from dptrain.errors import (
     PREEMPTED,
     UNFORESEEN,
     DptrainError,
+    OutputError,
     PeerError,
     PreemptedError,
     RankLostError,
+    ReaderGoneError,
     UsageError,
     did_you_mean,
     write_to_stderr,
 )
+from dptrain.system.limits import refused
 from dptrain.system.paths import path_argument
-from dptrain.system.text import shown
+from dptrain.system.start import start_program
+from dptrain.system.streams import drop_failed_writes, finish_output, print_whole
+from dptrain.system.text import shown, shown_lines
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
@@ -170,19 +175,51 @@ def _flag_options(key: Any) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors are one line for people, not a traceback."""
+    start_program()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in PACKAGES:
         module, function, _ = PACKAGES[arguments[0]]
         return int(getattr(importlib.import_module(module), function)(arguments[1:]))
     request_one_thread()
-    from dptrain.parallel.communicator import Communicator, connect, together
-    from dptrain.parallel.interruption import AskedToEndError
-
     parsed, wrong = argparse.Namespace(), None
     try:
         parsed = build_parser().parse(arguments)
     except UsageError as error:
-        wrong = error
+        wrong = error  # reported when the ranks are connected, by one of them
+    except SystemExit:  # --help or --version
+        return _whole_output()
+    except OutputError as error:
+        return _fail_to_print(error)
+    except Exception as error:
+        return _fail_alone(error)
+    try:
+        return _run(parsed, wrong)
+    except Exception as error:  # NumPy or MPI cannot be loaded
+        return _fail_alone(error)
+
+
+def _whole_output() -> int:
+    """Status 0 if all output is written."""
+    try:
+        finish_output()
+    except OutputError as error:
+        return _fail_to_print(error)
+    return 0
+
+
+def _fail_to_print(error: OutputError) -> int:
+    """Report it, unless it is as in `dptrain inspect RUN | head`, where nobody misses the rest; the exit status."""
+    if not isinstance(error, ReaderGoneError):
+        _complain(shown(error))
+    drop_failed_writes()
+    return error.status
+
+
+def _run(parsed: argparse.Namespace, wrong: UsageError | None) -> int:
+    """Connect the ranks and run the command; the exit status."""
+    from dptrain.parallel.communicator import Communicator, connect, together
+    from dptrain.parallel.interruption import AskedToEndError
+
     communicator = Communicator()
     try:
         communicator, connection = connect()
@@ -190,33 +227,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if wrong is not None:
                 raise wrong
         status: int = parsed.command(parsed, communicator, connection)
+        finish_output()
         return _leave(communicator, status)
     except PeerError as error:
         return _leave(communicator, error.status)
     except PreemptedError as end:
-        write_to_stderr(f"dptrain: {end}")
+        write_to_stderr(f"dptrain: {shown(end)}")
         return _leave(communicator, end.status)
-    except DptrainError as error:
-        if error.agreed:
-            _complain(str(error))
-            return _leave(communicator, error.status)
-        where = f"rank {communicator.rank} on {socket.gethostname()}: " if communicator.size > 1 else ""
-        _complain(where + str(error))
-        return _end(communicator, error.status)
+    except OutputError as error:
+        return _end(communicator, _fail_to_print(error))
     except AskedToEndError as asked:
         write_to_stderr(f"dptrain: stopped by {asked} before the first step: nothing is lost")
         return _end(communicator, PREEMPTED)
     except KeyboardInterrupt as interrupt:
-        _complain(": ".join(["interrupted", *interrupt.args]))
+        _complain(": ".join(["interrupted", *map(shown, interrupt.args)]))
         return _end(communicator, 130)
-    except BrokenPipeError:  # whoever read the output has enough, as in `dptrain inspect RUN | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _end(communicator, 141)
     except (Exception, SystemExit) as error:  # a user's layer may call sys.exit() on one rank
-        what = traceback.format_exception_only(error)[-1].strip()
+        text, status = _explained(error)
+        if isinstance(error, DptrainError) and error.agreed:
+            _complain(text)
+            return _leave(communicator, status)
         where = f"rank {communicator.rank} on {socket.gethostname()}"
-        _complain(f"{where} failed: {what}\n{traceback.format_exc()}")
-        return _end(communicator, UNFORESEEN)
+        _complain(f"{where} {text}" if status == UNFORESEEN else f"{where}: {text}" if communicator.size > 1 else text)
+        return _end(communicator, status)
+
+
+def _fail_alone(error: Exception) -> int:
+    """Report an error before the ranks are connected; the exit status."""
+    text, status = _explained(error)
+    _complain(text)
+    return status
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
+    """What to report of an error, and the exit status: one line; for an unforeseen exception its traceback too."""
+    known = error if isinstance(error, DptrainError) else refused(error)
+    if known is not None:
+        return shown(known) + shown_lines(known.details), known.status
+    what = traceback.format_exception_only(error)[-1].strip()
+    return f"failed: {shown(what)}\n{shown_lines(traceback.format_exc())}", UNFORESEEN
 
 
 def _complain(text: str) -> None:
@@ -224,15 +273,16 @@ def _complain(text: str) -> None:
 
 
 def _leave(communicator: Communicator, status: int) -> int:
-    """The status to end with, when every rank ends by itself."""
+    """The exit status, when every rank ends by itself."""
+    drop_failed_writes()  # from here on the status is decided
     if communicator.survives:
-        # After a death MPI_Finalize hung in 4 of 28 runs (measured, Open MPI 5.0.11), and one may die just now. But
-        # ranks must wait for each other: when one has gone with an error, mpirun drops what others still say.
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
+        # After a death MPI_Finalize hung in 4 of 28 runs (measured, Open MPI 5.0.11), and a rank may die just now. But
+        # ranks must wait for each other: after a rank has left with an error, mpirun drops the output of the others.
+        finish_output()
         guard = threading.Timer(LAST_WORDS, os._exit, (status,))
         guard.daemon = True
-        guard.start()
+        with contextlib.suppress(RuntimeError):  # no more threads can be started
+            guard.start()
         with contextlib.suppress(RankLostError):
             communicator.confirm()
         os._exit(status)
@@ -243,8 +293,8 @@ def _end(communicator: Communicator, status: int) -> int:
     """End every rank: the others may be waiting for this one."""
     from dptrain.parallel.communicator import launched_size
 
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
+    drop_failed_writes()
+    finish_output()
     communicator.abort(status)
     if communicator.size == 1 and launched_size() is not None:
         os._exit(status)  # interrupted while MPI started: leaving through MPI_Finalize would wait for the others
@@ -256,12 +306,17 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
     from dptrain.parallel.communicator import together
     from dptrain.parallel.interruption import signals_taken
     from dptrain.training.loop import train
+    from dptrain.training.model_source import beside
 
+    drop_failed_writes()  # a run outlives its terminal, its log's disk and whoever reads its output
     notes: list[str] = []
     with together(communicator):
         keys = {"augment", *(key.name for key in fields(TrainConfig))}
         given = {name: value for name, value in vars(parsed).items() if name in keys}
-        config = merged(read_toml(parsed.config, notes) if parsed.config else {}, given)
+        saved = read_toml(parsed.config, notes) if parsed.config else {}
+        if "model" in saved:
+            saved["model"] = beside(parsed.config, saved["model"])
+        config = merged(saved, given)
         if not config.data:
             raise UsageError(
                 "no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 data/cifar10, or without "
@@ -272,8 +327,9 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
         for note in notes:
             recorder.say(f"note   {note}")
         summary = train(config, communicator, recorder, interruption)
-    if parsed.json and recorder.reports:
-        print(json.dumps(summary))
+    if parsed.json and recorder.reports and not print_whole(json.dumps(summary)):
+        # Not an error: the run is complete and saved, and a launcher or scheduler must not start it again.
+        write_to_stderr("dptrain: the line of --json could not be written; the same figures end metrics.jsonl")
     if communicator.survives and recorder.reports:
         write_to_stderr("dptrain: finished")  # mpirun's status would be 0 after the death of all ranks, too
     return 0
@@ -301,15 +357,18 @@ def _eval(parsed: argparse.Namespace, communicator: Communicator, connection: st
     }
     if communicator.rank != 0:
         return 0
+    if evaluation.warning:
+        write_to_stderr(f"dptrain: WARNING: {shown(evaluation.warning)}")
     if parsed.json:
         figures = {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "samples": evaluation.samples}
-        print(json.dumps({**figures, "correct": evaluation.correct, "class_accuracy": by_class}))
+        code = {"changed_model_files": evaluation.changed_model_files, "model_warning": evaluation.warning}
+        print(json.dumps({**figures, "correct": evaluation.correct, "class_accuracy": by_class, **code}))
         return 0
     print(f"test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")
     print(f"({evaluation.correct:,} of {evaluation.samples:,})")
-    width = max(map(len, classes))
+    width = max(len(shown(name)) for name in classes)
     for name, accuracy in by_class.items():
-        print(f"  {name:<{width}}  " + ("no samples" if accuracy is None else f"{100 * accuracy:6.2f} %"))
+        print(f"  {shown(name):<{width}}  " + ("no samples" if accuracy is None else f"{100 * accuracy:6.2f} %"))
     return 0
 
 
@@ -319,7 +378,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     from dptrain.training.run_folder import RunFolder
 
     if path.is_dir():
-        newest = RunFolder(path).newest(lambda line: print(line, file=sys.stderr))
+        newest = RunFolder(path).newest(lambda line: write_to_stderr(shown(line)))
         if newest is None:
             raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; name a run folder or a checkpoint file")
         checkpoint = newest[1]
@@ -353,6 +412,7 @@ def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection:
         "environment": origin.environment,
         "config": parse_toml(origin.config, str(parsed.checkpoint)),
         "params_sha256": state.params_sha256,
+        **({"model_files": origin.model_files} if origin.model_files else {}),
     }
     if communicator.rank != 0:
         return 0
@@ -361,9 +421,9 @@ def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection:
         return 0
     for name, value in facts.items():
         if isinstance(value, dict):
-            print(f"{name}:", *(f"  {key} = {item}" for key, item in value.items()), sep="\n")
+            print(f"{name}:", *(f"  {shown(key)} = {shown(item)}" for key, item in value.items()), sep="\n")
         elif isinstance(value, list):
-            print(f"{name}:", *(f"  {item}" for item in value), sep="\n")
+            print(f"{name}:", *(f"  {shown(item)}" for item in value), sep="\n")
         else:
-            print(f"{name}: {value}")
+            print(f"{name}: {shown(value)}")
     return 0

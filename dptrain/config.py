@@ -5,6 +5,7 @@ Values come from the defaults below, then a TOML file, then flags; the merged re
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 import re
@@ -46,6 +47,7 @@ KEYS_OF_THE_PROCESS = (
     "stall_limit",
     "stall_abort",
     "log_every",
+    "allow_changed_model",
 )
 
 
@@ -95,6 +97,7 @@ class TrainConfig:
     resume: str = _key(
         "auto", "auto: go on from the run folder's newest checkpoint; never; or the path of a checkpoint or another run"
     )
+    allow_changed_model: bool = _key(False, "resume although the model's files have changed since the checkpoint")
     elastic: bool = _key(False, "go on without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
     stall_limit: float = _key(60.0, "seconds after which a rank that does not get on is named (0: never)", least=0.0)
     stall_abort: float = _key(
@@ -105,6 +108,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for key in fields(self):
             _check(key, getattr(self, key.name))
+            _check_text(flag(key.name), getattr(self, key.name))
 
     @property
     def checkpoint_interval(self) -> tuple[int, int]:
@@ -157,6 +161,20 @@ def _written(value: Any) -> str:
         return shown(repr(value), 200)
     except ValueError:
         return "a number of thousands of digits"
+
+
+def _check_text(name: str, value: Any) -> None:
+    """UsageError for text that config.toml and checkpoints cannot hold: both are UTF-8."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if "\0" in text:
+        raise UsageError(f"{name} is {shown(text, 200)}, expected text without NUL characters")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{name} is {shown(text, 200)}, expected a name in UTF-8, as the run saves it; rename the file or folder, "
+            "or give a symbolic link to it"
+        ) from None
 
 
 def _kind_name(kind: type) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from dptrain.synonyms import SYNONYMS
 
 # Exit statuses, those of sysexits.h where it has one.
-FAILED = 1  # an error that the same command would meet again
+FAILED = 1  # a permanent error: retrying does not help
 USAGE = 2
 UNAVAILABLE = 69
-UNFORESEEN = 70  # an exception that nobody foresaw, or a process that died: starting again may help
-PREEMPTED = 75  # asked to end, and saved: to be started again
-STALLED = 76  # ended because a rank did not move
+UNFORESEEN = 70  # an unforeseen exception, or a process that died: retrying may help
+PREEMPTED = 75  # ended by a signal, with a checkpoint: start the same command again
+STALLED = 76  # ended because a rank made no progress
+READER_GONE = 141  # 128 + SIGPIPE: whoever read the output has closed it, as in `dptrain inspect RUN | head`
 
 NEAR = 0.7  # difflib's ratio from which a name is proposed
 FEW = 7  # names that are listed where none is near
@@ -26,11 +27,12 @@ class DptrainError(Exception):
     """An error whose text is all that the user needs; shown without a traceback.
 
     `status` is the exit status of the command that fails with it. `agreed` says that every rank ends with
-    this error or its PeerError, so that no rank needs to be stopped by force.
+    this error or its PeerError, so that no rank needs to be stopped by force. `details` is printed behind it.
     """
 
     status = FAILED
     agreed = False
+    details = ""
 
 
 class UsageError(DptrainError):
@@ -49,12 +51,34 @@ class DownloadError(DataError):
     status = UNAVAILABLE
 
 
+class ModelError(DptrainError):
+    """A user's model file that cannot be loaded or built, or whose layers break a rule; `details` is a traceback."""
+
+    def __init__(self, text: str, details: str = "") -> None:
+        super().__init__(text)
+        self.details = f"\n{details}" if details else ""
+
+
 class CheckpointError(DptrainError):
     """A checkpoint that is missing, damaged or belongs to another run."""
 
 
 class BrokenCheckpointError(CheckpointError):
-    """A checkpoint that is not what was once written: its header does not prove it."""
+    """A checkpoint that differs from what was written: its hash does not match."""
+
+
+class OutputError(DptrainError):
+    """Standard output cannot be written, and what a command prints there is its result."""
+
+
+class ReaderGoneError(OutputError):
+    """Whoever read standard output has closed it; the program ends silently, as others do after SIGPIPE."""
+
+    status = READER_GONE
+
+
+class LimitError(DptrainError):
+    """The operating system refuses memory, a thread, a file or a path."""
 
 
 class LaterVersionError(CheckpointError):
@@ -62,32 +86,32 @@ class LaterVersionError(CheckpointError):
 
 
 class TrainingError(DptrainError):
-    """Training cannot go on: the loss is not finite, or replicas differ."""
+    """Training cannot continue: the loss is not finite, or replicas differ."""
 
 
 class PreemptedError(DptrainError):
-    """A signal asked the run to end, and all is saved: the same command goes on.
+    """A signal asked the run to end, and a checkpoint is written: the same command resumes.
 
-    A scheduler that is told to put a job with this status back into its queue loses nothing.
+    A scheduler that requeues a job with this status loses nothing.
     """
 
     status = PREEMPTED
 
 
 class RankLostError(DptrainError):
-    """A rank has died, and this one has learned of it from a collective that failed (under ULFM only)."""
+    """Another rank has died, and a collective of this rank failed for it (under ULFM only)."""
 
     status = UNFORESEEN
 
 
 class HelperLostError(DptrainError):
-    """A helper process has died."""
+    """A forked worker has died."""
 
     status = UNFORESEEN
 
 
 class PeerError(DptrainError):
-    """Another rank failed; it tells why, this one only ends, with the same status."""
+    """Another rank failed and reports why; this one ends silently, with the same status."""
 
     agreed = True
 
@@ -97,11 +121,11 @@ class PeerError(DptrainError):
 
 
 def write_to_stderr(line: str) -> None:
-    """A line on standard error, in one piece, as other ranks and mpirun write there too.
+    """Write a line to standard error in one piece, as other ranks and mpirun write there too.
 
-    One that cannot be written (a full disk, a closed pipe) is lost: whoever writes it has more important things to do.
+    A line that cannot be written (a full disk, a closed pipe, no standard error) is lost.
     """
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 

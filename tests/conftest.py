@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from dptrain.system.signals import ENDING, prepare_signals
 from launch.attempt import SESSION_BASE
 
 
@@ -38,6 +40,15 @@ def _own_mpirun_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SESSION_BASE, str(tmp_path_factory.mktemp("mpirun")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_with_their_defaults() -> None:
+    """A background shell ignores SIGINT, `nohup` SIGHUP, and the programs that tests start would inherit it."""
+    for number in ENDING:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    prepare_signals()
 
 
 @pytest.fixture

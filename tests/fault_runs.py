@@ -141,7 +141,6 @@ def job(command: list[str], run_dir: Path) -> Iterator[Job]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
     )
     started = Job(process, name, run_dir, _segments())
     try:

@@ -15,6 +15,7 @@ SMALL = ("--image", "1", "8", "8", "--classes", "3", "--batch-size", "16")
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_step_has_its_figures_on_any_number_of_ranks(ranks: int, tmp_path: Path) -> None:
     mpi = own_mpi() if ranks > 1 else None
@@ -30,6 +31,7 @@ def test_step_has_its_figures_on_any_number_of_ranks(ranks: int, tmp_path: Path)
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_reduce_measures_both_reductions_over_lengths(ranks: int, tmp_path: Path) -> None:
     mpi = own_mpi() if ranks > 1 else None
@@ -43,6 +45,7 @@ def test_reduce_measures_both_reductions_over_lengths(ranks: int, tmp_path: Path
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_data_measures_packing_reading_and_batches(ranks: int, tmp_path: Path) -> None:
     words = ("bench", "data", *SMALL, "--samples", "300")
@@ -54,6 +57,7 @@ def test_data_measures_packing_reading_and_batches(ranks: int, tmp_path: Path) -
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_scaling_runs_every_setting_of_the_machine(tmp_path: Path) -> None:
     words = ("bench", "scaling", *SMALL, "--batch-size-per-core", "8", "--cores", "2", "--runs", "1", "--steps", "2")
     rows = json.loads(dptrain(*words, "--json", "--model-options", "widths = [2]", cwd=tmp_path).stdout)
@@ -73,12 +77,14 @@ def test_a_setting_that_fails_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_scaling_is_not_started_by_mpirun(tmp_path: Path) -> None:
     done = dptrain("bench", "scaling", cwd=tmp_path, mpi=own_mpi(), ranks=2)
     assert_one_error(done, "start it without mpirun", status=2, ranks=True)
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize("what", [("step", "--batch-size", "4"), ("reduce",), ("data", "--batch-size", "4")], ids=str)
 def test_more_ranks_than_shards_are_refused(what: tuple[str, ...], tmp_path: Path) -> None:
     done = dptrain("bench", *what, "--shards", "2", cwd=tmp_path, mpi=own_mpi(), ranks=3)

@@ -16,10 +16,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from data_sets import image_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptrain import __version__
+from data_prep.pack import pack
 from dptrain.errors import BrokenCheckpointError, CheckpointError, LaterVersionError
 from dptrain.nn.params import ParamLayout
 from dptrain.training.checkpoint import (
@@ -123,7 +124,7 @@ def test_any_hdf5_reader_finds_parameters_and_momentum_in_natural_shapes(good: P
             assert file[f"{group}/linear1.weight"][()].tobytes() == LAYOUT.views(flat)["linear1.weight"].tobytes()
         assert file.attrs["step"] == 9
         assert file.attrs["epoch"] == 1
-        assert file.attrs["params_sha256"].decode() == hashlib.sha256(state.parameters.tobytes()).hexdigest()
+        assert file.attrs["params_sha256"] == hashlib.sha256(state.parameters.tobytes()).hexdigest()
 
 
 def test_names_that_hdf5_cannot_hold_are_written_and_read(tmp_path: Path) -> None:
@@ -136,31 +137,21 @@ def test_names_that_hdf5_cannot_hold_are_written_and_read(tmp_path: Path) -> Non
         assert len(file["params"]) == len(layout.shapes)
 
 
-def test_a_checkpoint_is_the_same_file_with_all_versions_of_h5py_and_numpy() -> None:
-    """Files that depend on the writer's HDF5. Measured with h5py 3.11.0, 3.15.1, 3.16.0 and NumPy 2.0.0 and 2.4.6."""
-    content = checkpoint_bytes(state_of(), ORIGIN, LAYOUT).replace(f"dptrain {__version__}".encode(), b"")
-    content = content[:24] + content[72:]  # without sizes and hash, which depend on the version's length
-    assert hashlib.sha256(content).hexdigest() == "10d25db4e4339805bbffc4d6cd26cc1c9bfcad0ab2eed8327a8d9ac260dae02a"
-
-
 WITHOUT_H5PY = """
 import sys
 sys.modules["h5py"] = None
 from pathlib import Path
-from dptrain.data.format import SPLITS
-from dptrain.training.checkpoint import checkpoint_bytes, read_checkpoint
+from dptrain.training.checkpoint import read_checkpoint
 from dptrain.data.format import read_manifest, read_shard
-from data_prep.pack import pack
-from data_sets import image_data
 checkpoint, folder = map(Path, sys.argv[1:])
-read = read_checkpoint(checkpoint)
-assert checkpoint_bytes(read.state, read.origin, read.layout) == checkpoint.read_bytes()
-pack(folder, image_data(), shards=2)
+assert read_checkpoint(checkpoint).state.step == 9
 assert len(read_shard(folder, read_manifest(folder), "train", 0)) == 51
 """
 
 
-def test_files_are_written_and_read_without_h5py(good: Path, tmp_path: Path) -> None:
+def test_files_are_read_without_h5py(good: Path, tmp_path: Path) -> None:
+    """Files depended on the reader's HDF5: one version could not open what another had written."""
+    pack(tmp_path / "set", image_data(), shards=2)
     program = [sys.executable, "-c", WITHOUT_H5PY, str(good), str(tmp_path / "set")]
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
@@ -262,7 +253,7 @@ INDEX_EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "tensor outside": (setting("vectors", "params", 0, "offset", value=10**9), "outside the data"),
     "tensor in the header": (setting("vectors", "params", 0, "offset", value=0), "offset is 0"),
     "tensor in the index": (setting("vectors", "momentum", 3, "shape", value=[400]), "outside the data"),
-    "tensor over another": (setting("vectors", "params", 1, "shape", value=[60]), "overlap"),
+    "tensor over another": (setting("vectors", "params", 1, "shape", value=[200]), "overlap"),
     "endless tensor": (setting("vectors", "params", 0, "shape", value=[2**62, 2**62]), "outside the data"),
     "tensor of no extent": (setting("vectors", "params", 0, "shape", value=[0]), "shape[0] is 0"),
     "tensor of 60 axes": (setting("vectors", "params", 0, "shape", value=[1] * 60), "60 axes"),

@@ -51,14 +51,14 @@ from dptrain.nn.activation import Flatten
 from dptrain.nn.linear import Linear
 from dptrain.parallel.communicator import launched_rank
 
-class Bad(Flatten):
+class Bad(Linear):
     def forward(self, x, parameters, workspace):
-        if launched_rank() == RANK:
+        if launched_rank() == RANK and parameters["bias"].any():  # not in the first step
             raise ZeroDivisionError("a mistake in this very layer")
         return super().forward(x, parameters, workspace)
 
 def build(input_shape, classes):
-    return [Bad(), Linear(classes)]
+    return [Flatten(), Bad(classes)]
 """
 
 
@@ -158,7 +158,7 @@ def test_a_model_file_that_quits_on_one_rank_ends_both(data: Path, tmp_path: Pat
     )
     words = flags(data, tmp_path / "run", model=tmp_path / "net.py:build", model_options={})
     done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert done.stderr.count("dptrain: error:") == 1
     assert f"rank 1 on {socket.gethostname()}: --model" in done.stderr
 
@@ -232,9 +232,7 @@ def test_the_installed_command_is_the_same_program(tmp_path: Path) -> None:
 
 
 def test_help_tells_every_flag_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["train", "--help"])
-    assert ended.value.code == 0
+    assert main(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     for name, value in vars(TrainConfig()).items():
         if name not in ("data", "model_options"):

@@ -26,7 +26,8 @@ from dptrain.config import (
 from dptrain.errors import UsageError
 from dptrain.schedule import NAMES as SCHEDULES
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)  # TOML holds any Unicode but surrogates
+# TOML holds any Unicode but surrogates; no path holds NUL.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 COUNT = st.integers(0, 10**6)
 POSITIVE = st.floats(0, 1e6, exclude_min=True)
 TOML_VALUE = st.recursive(

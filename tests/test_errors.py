@@ -12,7 +12,10 @@ from dptrain.errors import (
     DataError,
     DownloadError,
     DptrainError,
+    LimitError,
+    OutputError,
     PeerError,
+    ReaderGoneError,
     TrainingError,
     UsageError,
     did_you_mean,
@@ -29,6 +32,9 @@ from dptrain.synonyms import EXPLANATIONS, SYNONYMS
         (DownloadError, 69),  # EX_UNAVAILABLE of sysexits.h
         (CheckpointError, 1),
         (TrainingError, 1),
+        (LimitError, 1),
+        (OutputError, 1),
+        (ReaderGoneError, 141),  # 128 + SIGPIPE
     ],
 )
 def test_every_error_is_its_text_and_has_the_status_of_its_kind(kind: type[DptrainError], status: int) -> None:

@@ -12,7 +12,7 @@ from training_runs import configuration, packed, run
 
 from data_prep.pack import ImageData, LabelledImages, pack
 from dptrain.data.format import SPLITS, Source, read_manifest, read_shard
-from dptrain.errors import CheckpointError, DataError, UsageError
+from dptrain.errors import CheckpointError, DataError, ModelError, UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.checkpoint import read_checkpoint
 from dptrain.training.evaluate import Evaluation
@@ -126,13 +126,15 @@ def test_code_that_a_checkpoint_names_is_run_only_when_asked(own_model: tuple[Pa
     data = packed(tmp_path / "set")
     run(configuration(data, tmp_path / "run", model=model, model_options={}))
     path.write_text("raise SystemError('hostile code ran')\n" + path.read_text())
-    with pytest.raises(UsageError, match=f"add --model {re.escape(model)}"):
+    with pytest.raises(UsageError, match=f"add --model {re.escape(str(tmp_path / 'run' / 'model' / 'net.py'))}:build"):
         evaluation_of(data, tmp_path / "run" / LAST)
-    with pytest.raises(SystemError):
+    with pytest.raises(ModelError, match="hostile code ran"):
         evaluation_of(data, tmp_path / "run" / LAST, model)
 
 
-def test_an_architecture_file_may_move_but_not_change(own_model: tuple[Path, str], tmp_path: Path) -> None:
+def test_an_architecture_file_may_move_but_its_layers_may_not_change(
+    own_model: tuple[Path, str], tmp_path: Path
+) -> None:
     path, model = own_model
     data = packed(tmp_path / "set")
     run(configuration(data, tmp_path / "run", model=model, model_options={}))

@@ -122,10 +122,9 @@ def test_the_identity_of_a_data_set_is_that_of_its_contents(folder: Path) -> Non
         assert other.sha256 != manifest.sha256
 
 
-def test_shards_and_identity_are_the_same_with_all_versions_of_h5py_and_numpy(folder: Path) -> None:
-    """Files that depend on the writer's HDF5. Measured with h5py 3.11.0, 3.15.1, 3.16.0 and NumPy 2.0.0 and 2.4.6."""
+def test_the_identity_is_the_same_with_all_versions_of_h5py_and_numpy(folder: Path) -> None:
+    """Files depended on the writer's HDF5. Measured with h5py 3.11.0, 3.15.1, 3.16.0 and NumPy 2.0.0 and 2.4.6."""
     assert read_manifest(folder).sha256 == "25866dce111f80e6f8493927d7d024616b16567fa656248b55fabcfffedaf699"
-    assert file_sha256(folder / SHARD) == "2aeebb4f4d7ed68a2091a3edcfca3d5b9d0e94151c974c74674ef3efa51db0e4"
 
 
 def test_the_identity_of_a_data_set_of_version_1_is_what_its_checkpoints_say(old_folder: Path) -> None:
@@ -189,8 +188,8 @@ def with_entry(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("offsets", "words"),
     [
-        ({"images": 4000}, "overlap, or end behind the file"),
-        ({"labels": 640}, "overlap, or end behind the file"),
+        ({"images": "labels"}, "overlap, or end behind the file"),
+        ({"labels": "images"}, "overlap, or end behind the file"),
         ({"index": 10**18}, "overlap, or end behind the file"),
         ({"index": -8}, "is -8, expected a whole number"),
         ({"index": 2**64}, "expected a whole number"),
@@ -201,7 +200,8 @@ def with_entry(folder: Path, **changes: Any) -> None:
 )
 def test_offsets_that_cannot_be_are_refused(offsets: dict[str, Any], words: str, folder: Path) -> None:
     there = json.loads((folder / MANIFEST).read_text())["splits"]["train"][0]["offsets"]
-    with_entry(folder, offsets=there | offsets)
+    found = {name: there[offset] if isinstance(offset, str) else offset for name, offset in offsets.items()}
+    with_entry(folder, offsets=there | found)
     with pytest.raises(DataError, match=r"damaged or edited: splits\.train\[0\]") as caught:
         read_manifest(folder)
     assert words in str(caught.value)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from dptrain.parallel import interruption as interruption_module
-from dptrain.parallel.interruption import ENDING, SAME_REQUEST, AskedToEndError, SignalInterruption
+from dptrain.parallel.interruption import AskedToEndError, SignalInterruption
+from dptrain.system.signals import ENDING
 
 
 class Taken:
@@ -86,7 +87,9 @@ def test_a_second_signal_ends_even_a_process_that_never_comes_back_to_python() -
     """As one that waits within MPI for a rank that has stopped: here within a lock of the C library."""
     program = """
 import ctypes, os, signal, sys
+from dptrain.parallel import interruption
 from dptrain.parallel.interruption import SignalInterruption
+interruption.SAME_REQUEST = 0.2
 SignalInterruption(os._exit).begin_deferring()
 libc = ctypes.CDLL(None)
 mutex = ctypes.create_string_buffer(64)
@@ -98,7 +101,7 @@ libc.pthread_mutex_lock(mutex)  # its own: for ever, and no signal interrupts it
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGUSR1)
-        time.sleep(2 * SAME_REQUEST)
+        time.sleep(0.4)
         assert process.poll() is None
         process.send_signal(signal.SIGUSR1)
         assert process.wait(timeout=10) == 128 + signal.SIGUSR1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from training_runs import (
     packed,
 )
 
-from dptrain.errors import DptrainError
+from dptrain.errors import DptrainError, PreemptedError
 from dptrain.observe.metrics import MetricsWriter
 from dptrain.observe.recorder import Recorder
 from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.interruption import Interruption
 from dptrain.training.loop import train
+from dptrain.training.state import TrainingState
+from dptrain.training.step import StepOutcome
 
 SECONDS = {"compute", "data", "waiting", "reduction"}
 KEYS = {
@@ -117,6 +121,26 @@ def test_a_resumed_run_appends_the_same_figures_as_an_undisturbed_one(data: Path
     ]
     assert figures[0] == figures[1]
     assert figures[2] == figures[3]
+
+
+class AsksToEnd(Recorder, Interruption):
+    """Asks the run to end after a step."""
+
+    def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
+        super().stepped(state, outcome, lr)
+        if state.step == STEPS_PER_EPOCH:
+            self.signal_name = "SIGTERM"
+
+
+def test_a_run_resumed_at_the_end_of_an_epoch_has_no_rate_for_it(data: Path, tmp_path: Path) -> None:
+    """Found in the field: "images_per_second": 0.0 in the epoch line, as this process made no step of the epoch."""
+    config = configuration(data, tmp_path / "run")
+    with closing(AsksToEnd(config, "one process")) as recorder, pytest.raises(PreemptedError):
+        train(config, Communicator(), recorder, recorder)
+    lines, _ = recorded(data, tmp_path / "run")
+    first, second = of("epoch", lines)
+    assert (first["step"], first["images_per_second"]) == (STEPS_PER_EPOCH, None)
+    assert second["images_per_second"] > 0
 
 
 def test_a_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ import pytest
 from dptrain.errors import DataError, DptrainError
 from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.interruption import ENDING
 from dptrain.parallel.pool import ShardWork
 from dptrain.parallel.processes import HelperError, ShardProcesses, make_pool, shared_zeros
 from dptrain.parallel.threads import ShardThreads
+from dptrain.system.signals import ENDING
 
 
 class Squares(ShardWork[tuple[int, int, float]]):
@@ -151,10 +151,11 @@ def test_a_layer_that_exits_is_told_as_such_from_a_helper_too() -> None:
     assert "in compute" in str(caught.value.__cause__)
 
 
-def test_an_error_that_cannot_travel_is_told() -> None:
+def test_an_error_that_cannot_be_pickled_is_reported_by_its_last_line_and_its_traceback() -> None:
     work = Fails({3: UnpicklableError("left", "right")})
-    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(DptrainError, match="UnpicklableError: leftright"):
+    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(RuntimeError, match=r"Error: leftright$") as caught:
         pool.map(work, range(4))
+    assert "in compute" in str(caught.value.__cause__)
 
 
 def test_an_error_of_preparing_is_raised() -> None:
@@ -322,7 +323,7 @@ def test_a_fork_that_fails_is_an_error_and_leaves_nothing(squares: Squares, monk
         return started[0]
 
     monkeypatch.setattr(ShardProcesses, "_fork", second_fails)
-    with pytest.raises(DptrainError, match=r"only 1 of 2 helper processes.*unavailable.*fewer --threads"):
+    with pytest.raises(DptrainError, match=r"only 1 of 2 forked workers.*unavailable.*fewer --threads"):
         ShardProcesses(3, [squares])
     assert not alive(started[0].process.pid)
 

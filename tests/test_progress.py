@@ -123,15 +123,28 @@ def test_only_logged_steps_have_a_line(capsys: pytest.CaptureFixture[str], monke
 def test_a_bar_prints_lines_as_they_are_and_can_be_stopped_twice(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Square brackets are markup to rich: a folder name must not lose them."""
+    """Square brackets are markup to rich, and names between colons emoji: a folder name must not lose them."""
     monkeypatch.setenv("DPTRAIN_PROGRESS", "bar")
     progress = Progress(shown=True)
     progress.start(0, 10)
-    progress.say("runs/[bold]x")
+    progress.say("runs/[bold]x:heart:")
     progress.step(1, "loss", None)
     progress.stop()
     progress.stop()
-    assert "runs/[bold]x" in capsys.readouterr().out
+    assert "runs/[bold]x:heart:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["lines", "bar"])
+def test_a_name_with_escape_sequences_does_not_reach_the_terminal_as_it_is(
+    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found in the field: names from files could move the cursor, set the title, or imitate lines of dptrain."""
+    monkeypatch.setenv("DPTRAIN_PROGRESS", kind)
+    progress = Progress(shown=True)
+    progress.start(0, 10)
+    progress.say("data \x1b[2Jset\nnext \udcff")
+    progress.stop()
+    assert r"data \x1b[2Jset\nnext \udcff" in capsys.readouterr().out
 
 
 def test_a_long_line_is_not_folded_by_the_bar(

@@ -134,7 +134,7 @@ def test_a_rank_that_becomes_rank_0_reports_from_then_on(
 
     trained(data, tmp_path / "run", Survivor, log_every=1)
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == "ranks 0, 2 died: 1 rank of 1 thread go on from step 5 after 0.25 s"
+    assert out[0] == "ranks 0, 2 died: 1 rank of 1 thread continue from step 5 after 0.25 s"
     assert out[1].startswith("step 5 ")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[0] == {

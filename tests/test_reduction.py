@@ -146,6 +146,7 @@ def test_real_ranks_give_the_bits_of_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_both_mpis_give_the_same_bits(tmp_path: Path) -> None:
     openmpi, mpich = (sums_on(mpi, 2, tmp_path)["tree"] for mpi in VARIABLES)
     assert openmpi == mpich

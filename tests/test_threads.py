@@ -7,6 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,24 +117,26 @@ Place = tuple[str, frozenset[int]]  # a rank's host and the cores it may run on
 
 
 class OneRank(Communicator):
-    """A rank among ranks that stand at known places."""
+    """A rank among ranks that stand at known places, in control groups with quotas."""
 
-    def __init__(self, rank: int, places: list[Place]) -> None:
-        self.rank, self.size, self.places = rank, len(places), places
+    def __init__(self, rank: int, places: list[Place], quotas: list[dict[str, Fraction]]) -> None:
+        self.rank, self.size = rank, len(places)
+        self.everyone = [(*place, own) for place, own in zip(places, quotas, strict=True)]
 
     def allgather(self, value: Any) -> list[Any]:
-        assert value == self.places[self.rank]
-        return list(self.places)
+        assert value == self.everyone[self.rank]
+        return list(self.everyone)
 
 
-def shares(places: list[Place]) -> list[int]:
+def shares(places: list[Place], quotas: list[dict[str, Fraction]] | None = None) -> list[int]:
     """`fair_threads` of every rank."""
-    found = []
+    found, quotas = [], quotas or [{}] * len(places)
     with pytest.MonkeyPatch.context() as patch:
         for rank, (host, cores) in enumerate(places):
             patch.setattr(socket, "gethostname", lambda host=host: host)
             patch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
-            found.append(fair_threads(OneRank(rank, places)))
+            patch.setattr("dptrain.parallel.threads.cpu_limits", lambda _, own=quotas[rank]: own)
+            found.append(fair_threads(OneRank(rank, places, quotas)))
     return found
 
 
@@ -175,5 +179,28 @@ def test_no_host_gets_more_threads_than_cores_beyond_the_one_each_rank_needs(pla
             assert len({own for own, allowed in here if allowed == cores_of_rank}) == 1
 
 
-def test_one_process_gets_every_core_it_may_use() -> None:
-    assert fair_threads(Communicator()) == len(os.sched_getaffinity(0))
+HALF, TWO, FIVE = Fraction(1, 2), Fraction(2), Fraction(5)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "quotas", "expected"),
+    [
+        (1, [{"job": TWO}], [2]),
+        (1, [{"job": Fraction(3, 2)}], [1]),
+        (1, [{"job": HALF}], [1]),  # one thread all the same
+        (1, [{"job": Fraction(100)}], [8]),
+        (2, [{"job": FIVE}] * 2, [2, 2]),  # all ranks of the host together
+        (2, [{"job": FIVE, "rank 0": TWO}, {"job": FIVE, "rank 1": FIVE}], [2, 2]),  # nested: the smallest counts
+        (2, [{"rank 0": TWO}, {"rank 1": TWO}], [2, 2]),  # each in a group of its own
+        (2, [{"job": HALF}, {}], [1, 4]),
+    ],
+)
+def test_a_quota_is_shared_among_the_ranks_in_its_group(
+    ranks: int, quotas: list[dict[str, Fraction]], expected: list[int]
+) -> None:
+    """Found in the field: in a container with 1.5 cores of a machine with 64, 64 threads were started."""
+    assert shares([("a", cores(0, 7))] * ranks, quotas) == expected
+
+
+def test_one_process_without_a_quota_gets_every_core_it_may_use(tmp_path: Path) -> None:
+    assert fair_threads(Communicator(), root=tmp_path) == len(os.sched_getaffinity(0))

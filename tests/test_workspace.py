@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dptrain.errors import DptrainError
-from dptrain.nn.workspace import ALIGNMENT, CHUNK, Array, Workspace, aligned_zeros
+from dptrain.errors import DptrainError, LimitError
+from dptrain.nn.workspace import ALIGNMENT, CHUNK, Array, Workspace, aligned_zeros, huge_pages
+from dptrain.parallel.processes import shared_zeros
 
 
 def test_the_same_request_gives_the_same_memory() -> None:
@@ -53,13 +54,21 @@ def test_an_empty_array_can_be_had() -> None:
     assert Workspace().array("a", "b", (3, 0)).shape == (3, 0)
 
 
-def test_memory_that_cannot_be_had_is_an_error_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_the_system_refuses_is_an_error_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: int) -> None:
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr("dptrain.nn.workspace.mmap.mmap", full)
-    with pytest.raises(DptrainError, match=r"memory ran out: 40 MiB more.*smaller --batch-size"):
+    with pytest.raises(DptrainError, match=r"out of memory allocating 40 MiB for computing .*smaller --batch-size"):
         Workspace().array("a", "b", (10 << 20,))
+
+
+@pytest.mark.parametrize("size", [1 << 50, 1 << 62, 1 << 70])
+def test_sizes_beyond_any_memory_are_an_error_for_people(size: int) -> None:
+    """Found in the field: --model-options 'widths=[1000000]' ended with a traceback of NumPy or of mmap."""
+    for allocate in (huge_pages, aligned_zeros, shared_zeros):
+        with pytest.raises(LimitError, match="out of memory allocating"):
+            allocate(size)
 
 
 def test_views_are_made_again_only_for_other_arrays() -> None:

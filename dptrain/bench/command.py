@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain.config import REDUCTIONS, parse_model_options
 from dptrain.errors import UsageError
+from dptrain.system.text import shown
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
@@ -252,6 +253,7 @@ def _environment_line(environment: dict[str, str]) -> str:
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Aligned columns, text to the left and figures to the right; as wide as they are, whatever the terminal."""
+    rows = [[shown(cell) for cell in row] for row in rows]  # names of layers may come from a user's file
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
     right = [all(row[column][:1].isdigit() for row in rows) for column in range(len(headings))]
     print(f"\n{title}")

@@ -287,16 +287,13 @@ def _size(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
 def write_shard(path: Path, samples: Samples, split: str, shard: int, shards: int) -> ShardEntry:
     """Write one shard and describe it; OSError when the file cannot be written.
 
-    The same samples give the same bytes, whatever versions of libraries are installed.
+    The same samples give the same bytes with one version of HDF5, and the same `contents_sha256` with any.
     """
     attributes: dict[str, str | int] = dict(zip(SHARD_ATTRIBUTES, (FORMAT, VERSION, split, shard, shards), strict=True))
-    parts, offsets = plain_hdf5({name: getattr(samples, name) for name in ARRAYS}, attributes)
-    digest, size = hashlib.sha256(), 0
-    with Path(path).open("wb") as file:
-        for part in parts:
-            digest.update(part)
-            size += file.write(part)
-    return ShardEntry(Path(path).name, size, len(samples), digest.hexdigest(), samples.sha256, offsets)
+    content, offsets = plain_hdf5({name: getattr(samples, name) for name in ARRAYS}, attributes)
+    Path(path).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    return ShardEntry(Path(path).name, len(content), len(samples), digest, samples.sha256, offsets)
 
 
 def file_sha256(path: Path) -> str:

@@ -23,6 +23,13 @@ class Layer:
     """One step of a network. Layers hold no activations: those live in the caller's workspace.
 
     So several threads can run one layer at the same time, each with a workspace of its own.
+
+    Rules, which `dptrain.nn.hidden_state` tries on a user's layers before they train:
+    - Equal inputs and parameters give equal bits, whatever was computed before. No pass draws random numbers.
+    - Nothing that a pass can reach changes while it computes: no attribute, also not within a list, dict or array, no
+      variable of a module. What is kept lies in the workspace, or goes from forward to backward as `saved`. Constants
+      are made in __init__ or bind, or by a function with functools.lru_cache.
+    - x and the parameters are only read.
     """
 
     kind = "layer"  # layers are named by kind and number: conv1, relu1, pool1, conv2, ...
@@ -71,7 +78,7 @@ class Layer:
         return parameters
 
     def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
-        """Output (..., N, O) for x (..., N, C), and what the backward pass needs."""
+        """Output (..., N, O) for x (..., N, C), and what the backward pass needs. x may not be overwritten."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
     def backward(

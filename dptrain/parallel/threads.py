@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from dptrain.nn.workspace import Workspace
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.pool import Result, ShardPool, ShardWork
+from dptrain.system.cgroups import ROOT, cpu_limits
 
 # Seconds after which a thread that waits for the GIL asks for it. With Python's 5 ms it is woken whenever the GIL is
 # let go, often to find it taken again, and each wake costs some 50 us. Threads here hold it for some microseconds at a
@@ -73,12 +75,16 @@ class ShardThreads(ShardPool):
             self._helpers.shutdown(cancel_futures=True)
 
 
-def fair_threads(communicator: Communicator) -> int:
-    """This rank's share of the cores: each core is divided among the ranks of the host that may run on it."""
-    host, cores = socket.gethostname(), os.sched_getaffinity(0)
-    everyone = communicator.allgather((host, cores))
-    share = sum(
-        Fraction(1, sum(other_host == host and core in other_cores for other_host, other_cores in everyone))
-        for core in cores
-    )
+def fair_threads(communicator: Communicator, root: Path = ROOT) -> int:
+    """This rank's share of the host's cores, at least 1.
+
+    Each core is divided among the ranks that may run on it, and the CPU quota of a control group among the ranks in it
+    (`dptrain.system.cgroups`, below `root`).
+    """
+    host, cores, quotas = socket.gethostname(), os.sched_getaffinity(0), cpu_limits(root)
+    everyone = communicator.allgather((host, cores, quotas))
+    neighbours = [(others, limited) for name, others, limited in everyone if name == host]
+    share = sum(Fraction(1, sum(core in others for others, _ in neighbours)) for core in cores)
+    for group, quota in quotas.items():
+        share = min(share, quota / sum(group in limited for _, limited in neighbours))
     return max(1, int(share))

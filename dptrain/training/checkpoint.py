@@ -19,7 +19,8 @@ import json
 import math
 import re
 import struct
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ MOST_AXES = 16  # of a tensor
 LONGEST_LINE = 100_000  # characters of a layer's description
 KEYS = ("format", "version", "writer", "state", "origin", "params_sha256", "vectors")
 VECTORS = ("params", "momentum")
+NOT_IN_VERSION_1: dict[str, object] = {"mean": [], "std": [], "model_files": {}, "model_output_sha256": ""}
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Origin:
     environment: dict[str, str]
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    model_files: dict[str, str] = field(default_factory=dict)  # of a user's model: file name to SHA-256
+    model_output_sha256: str = ""  # of what it computes from fixed images with its initial parameters
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,10 @@ class Checkpoint:
 
 
 def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) -> bytes:
-    """The whole file. The same state gives the same bytes, whatever versions of libraries are installed."""
+    """The whole file. The same state gives the same bytes with one version of HDF5."""
     vectors = {"params": layout.views(state.parameters), "momentum": layout.views(state.momentum)}
-    tree = {vector: {_link_name(name): view for name, view in views.items()} for vector, views in vectors.items()}
+    paths = {vector: {name: f"{vector}/{_link_name(name)}" for name in layout.shapes} for vector in vectors}
+    arrays = {paths[vector][name]: view for vector, views in vectors.items() for name, view in views.items()}
     attributes: dict[str, str | int] = {
         "format": FORMAT,
         "version": VERSION,
@@ -93,7 +98,7 @@ def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) 
         "epoch": state.step // origin.steps_per_epoch,
         "params_sha256": state.params_sha256,
     }
-    parts, offsets = plain_hdf5(tree, attributes, USER_BLOCK)
+    body, offsets = plain_hdf5(arrays, attributes, USER_BLOCK)
     index = {
         "format": FORMAT,
         "version": VERSION,
@@ -103,23 +108,24 @@ def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) 
         "params_sha256": state.params_sha256,
         "vectors": {
             vector: [
-                {"name": name, "shape": view.shape, "offset": offsets[f"{vector}/{_link_name(name)}"]}
+                {"name": name, "shape": view.shape, "offset": offsets[paths[vector][name]]}
                 for name, view in views.items()
             ]
             for vector, views in vectors.items()
         },
     }
-    parts.append(json.dumps(index, indent=1, allow_nan=False).encode())
-    return b"".join([_header(parts, len(parts[-1])), *parts])
+    encoded = json.dumps(index, indent=1, allow_nan=False).encode()
+    return b"".join([_header([body, encoded], len(encoded)), body, encoded])
 
 
 def _link_name(name: str) -> str:
     """A tensor's name as HDF5 can hold it: there "/" parts groups, and NUL and "." mean something else."""
     escaped = name.replace("%", "%25").replace("/", "%2F").replace("\0", "%00")
+    escaped = escaped.encode(errors="backslashreplace").decode()  # a lone surrogate
     return escaped.replace(".", "%2E") if escaped in (".", "..") else escaped
 
 
-def _header(parts: list[bytes | memoryview], index_size: int) -> bytes:
+def _header(parts: Sequence[bytes | memoryview], index_size: int) -> bytes:
     """The user block of a file whose other parts are these."""
     unproven = HEADER.pack(MAGIC, sum(map(len, parts)), index_size, bytes(32))[:-32]
     digest = hashlib.sha256(unproven)
@@ -198,8 +204,8 @@ def _read_index(content: bytes) -> Checkpoint:
         f"{what}{key}"
         for what, found, known in (
             ("", index, KEYS),
-            ("state.", state, [field.name for field in fields(TrainingState)]),
-            ("origin.", origin, [field.name for field in fields(Origin)]),
+            ("state.", state, [one.name for one in fields(TrainingState)]),
+            ("origin.", origin, [one.name for one in fields(Origin)]),
             ("vectors.", vectors, VECTORS),
         )
         for key in found.unknown(known)
@@ -257,7 +263,7 @@ def _state_of(raw: Fields, parameters: Array, momentum: Array, params_sha256: st
 
 
 def _origin_of(raw: Fields) -> Origin:
-    environment = raw.fields("environment")
+    environment, model_files = raw.fields("environment"), raw.fields("model_files")
     origin = Origin(
         config=raw.text("config", LONGEST_CONFIG),
         architecture=raw.texts("architecture", LONGEST_LINE),
@@ -269,6 +275,8 @@ def _origin_of(raw: Fields) -> Origin:
         environment={key: environment.text(key) for key in environment.raw},
         mean=raw.numbers("mean"),
         std=raw.numbers("std"),
+        model_files={name: model_files.sha256(name) for name in model_files.raw},
+        model_output_sha256=raw.text("model_output_sha256"),
     )
     if math.prod(origin.input_shape) > LARGEST_IMAGE or not origin.input_shape or not origin.classes:
         raise ValueError(f"images {origin.input_shape[:9]} in {len(origin.classes)} classes")
@@ -304,5 +312,5 @@ def _read_version_1(content: bytes) -> Checkpoint:
     if isinstance(accuracy := raw.raw.get("test_accuracy"), float) and math.isnan(accuracy):
         raw.raw["test_accuracy"] = None
     state = _state_of(raw, vectors[0], vectors[1], raw.sha256("params_sha256"))
-    origin = _origin_of(Fields({**raw.raw, "environment": environment.raw, "mean": [], "std": []}))
+    origin = _origin_of(Fields({**raw.raw, "environment": environment.raw, **NOT_IN_VERSION_1}))
     return Checkpoint(state, origin, layout)

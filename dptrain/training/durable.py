@@ -25,7 +25,7 @@ def write_durably(path: Path, content: bytes) -> None:
         if temporary.read_bytes() != content:
             raise OSError(errno.EIO, "what was read back is not what was written")
         os.replace(temporary, path)  # noqa: PTH105 - os, so that tests can make each call fail in one place
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -41,7 +41,7 @@ def link_durably(existing: Path, path: Path) -> None:
         temporary.unlink(missing_ok=True)
         os.link(existing, temporary)
         os.replace(temporary, path)  # noqa: PTH105
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)  # it is still there if `path` was that file already
@@ -58,7 +58,7 @@ def _write_and_sync(path: Path, content: bytes) -> None:
         os.close(file)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename last: it is an entry of the folder that must reach the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dptrain.blas import ensure_one_thread
 from dptrain.config import TrainConfig, parse_toml
 from dptrain.data.batches import Normalisation
 from dptrain.data.format import Manifest, read_manifest
@@ -17,10 +16,26 @@ from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.processes import make_pool
 from dptrain.parallel.threads import fair_threads
 from dptrain.system.text import shown
-from dptrain.training.architecture import build_network, first_difference
+from dptrain.training.architecture import build_network, find_architecture, first_difference
 from dptrain.training.checkpoint import Checkpoint, Origin
 from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
-from dptrain.training.setup import check_splits, place
+from dptrain.training.own_model import (
+    agree_on_model,
+    changed_code,
+    check_prediction,
+    computes_otherwise,
+    kept_model,
+    warning,
+)
+from dptrain.training.setup import check_splits, numeric_environment, place
+
+
+@dataclass(frozen=True)
+class CheckpointEvaluation(Evaluation):
+    """And the files of a user's model that are not those it was trained with, None where that is not known."""
+
+    changed_model_files: list[str] | None
+    warning: str
 
 
 def evaluate_checkpoint(
@@ -32,7 +47,7 @@ def evaluate_checkpoint(
     model: str = "",
     threads: int = 0,
     say: Callable[[str], None] = lambda line: None,
-) -> Evaluation:
+) -> CheckpointEvaluation:
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
     Images are normalised as in training: with the checkpoint's mean and deviation, whatever those of the data set are.
@@ -43,30 +58,41 @@ def evaluate_checkpoint(
     origin = checkpoint.origin
     threads = threads or fair_threads(communicator)
     with together(communicator):
-        ensure_one_thread()
         manifest = read_manifest(data)
         check_task(origin, manifest, path, data)
         config = TrainConfig(**parse_toml(origin.config, str(path)))
+        environment = numeric_environment(config.reduction)
         if ":" in config.model and not model:
+            named = kept_model(path, config.model) or config.model
             raise UsageError(
-                f"{path} was trained with {config.model}, code that is not run unasked: add --model {config.model}"
+                f"{path} was trained with {config.model}. Code that a checkpoint names is not run unasked: add "
+                f"--model {named}"
             )
-        network = build_network(
-            model or config.model, config.model_options, manifest.image_shape, len(manifest.classes)
-        )
+        architecture = find_architecture(model or config.model)
+        network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
         if tuple(network.description()) != origin.architecture:
             difference = first_difference(origin.architecture, network.description())
             raise CheckpointError(f"{path} is of another architecture: {difference}; name the right one by --model")
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
+        as_trained = replace(manifest, mean=origin.mean, std=origin.std) if origin.mean else manifest
+        normalise = Normalisation(as_trained)
+        output = check_prediction(
+            architecture, network, checkpoint.state.parameters, shards.test, normalise, config.seed
+        )
+        changed = changed_code(origin, config.model, architecture.source)
     check_splits(manifest, shards, data, communicator, splits=("test",))
+    agree_on_model(architecture.source, output, environment, communicator)
     if communicator.rank == 0 and (note := normalisation_note(origin, manifest, path, data)):
         say(note)
-    as_trained = replace(manifest, mean=origin.mean, std=origin.std) if origin.mean else manifest
+    otherwise = computes_otherwise(origin, output, environment)
     longest = max(entry.samples for entry in manifest.splits["test"])
-    work = EvaluationWork(network, shards.test, Normalisation(as_trained), longest)
+    work = EvaluationWork(network, shards.test, normalise, longest)
     with closing(make_pool(min(threads, len(own)), [work], communicator)) as pool:
-        return evaluate(work, checkpoint.state.parameters, pool, communicator)
+        evaluation = evaluate(work, checkpoint.state.parameters, pool, communicator)
+    return CheckpointEvaluation(
+        **vars(evaluation), changed_model_files=changed, warning=warning(path, config.model, changed, otherwise)
+    )
 
 
 def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> None:

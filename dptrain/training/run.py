@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from dptrain.config import KEYS_OF_THE_FOLDER, TrainConfig
@@ -13,6 +14,7 @@ from dptrain.nn.workspace import aligned_copy
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.interruption import Interruption
 from dptrain.parallel.watch import Watch
+from dptrain.training.architecture import Architecture
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
 from dptrain.training.diagnosis import check_finite
 from dptrain.training.observer import Observer
@@ -44,6 +46,7 @@ class Run:
         self.saved_step = -1
         self.began = False
         self._loaded = NOTHING_LOADED
+        self._architecture: Architecture | None = None  # kept: the model file may change while the run lives
         self._lost: list[int] = []  # ranks that have died since the last step, and when that was noticed
         self._noticed = 0.0
         self._until_ranks_change = ExitStack()
@@ -61,7 +64,8 @@ class Run:
         )
         self._until_ranks_change.callback(watch.close)
         communicator.whereabouts.enter("loading data")
-        self.session = set_up(self.config, communicator, self._loaded)
+        self.session = set_up(self.config, communicator, self._loaded, self._architecture)
+        self._architecture = self.session.architecture
         self._until_ranks_change.callback(self.session.pool.close)
         self._loaded = self.session.shards
         if not self._take_over(communicator):
@@ -137,18 +141,22 @@ class Run:
 
     def _open_folder(self) -> tuple[tuple[Path, Checkpoint] | None, list[str]]:
         """On rank 0: claim the folder; the checkpoint to go on from with its path, and notes on what has changed."""
-        config, notes = self.config, []
+        config, notes, source = self.config, [], self.session.architecture.source
         self.folder.close()  # it was opened before, but no rank lived to begin
         self.folder = RunFolder(Path(config.run_dir))
         if config.run_dir and self.folder.path.exists():
             self.folder.claim()  # before reading: another run may be writing there
         found = find_checkpoint(config, self.folder, self.observer)
         if found is not None:
-            notes = [*found[1].notes, *check_resumable(*found, config, self.session.origin)]
+            notes = [*found[1].notes, *check_resumable(*found, config, self.session.origin, source)]
         if not config.run_dir:
             self.folder = RunFolder.new(config.data, config.model)
         self.folder.claim()
-        self.folder.write_config(config.to_toml(leave_out=KEYS_OF_THE_FOLDER))
+        model = config.model if source is None else source.kept_name(config.model)
+        if source is not None:
+            self.folder.keep_model(source.files)
+        saved = replace(config, model=model, allow_changed_model=False)
+        self.folder.write_config(saved.to_toml(leave_out=KEYS_OF_THE_FOLDER))
         self.folder.remember_all()
         return found, notes
 

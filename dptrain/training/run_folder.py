@@ -11,15 +11,17 @@ import fcntl
 import itertools
 import os
 import re
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dptrain.errors import BrokenCheckpointError, CheckpointError, DptrainError, LaterVersionError, UsageError
 from dptrain.system import files
 from dptrain.system.text import shown
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
-from dptrain.training.durable import TEMPORARY, link_durably, write_durably
+from dptrain.training.durable import TEMPORARY, link_durably, sync_folder, write_durably
+from dptrain.training.model_source import KEPT
 
 KEEP = 3
 BEST = "best.h5"
@@ -46,7 +48,8 @@ class RunFolder:
     @classmethod
     def new(cls, data: str, model: str) -> RunFolder:
         """Make runs/<data>-<model>-<time>: a folder that was not there, however many runs begin at once."""
-        name = f"{Path(data).resolve().name}-{model.rsplit(':', 1)[-1]}-{time.strftime('%Y%m%d-%H%M%S')}"
+        data_name = os.fsencode(Path(data).resolve().name).decode(errors="replace")[:80]  # any name, also not in UTF-8
+        name = f"{data_name}-{model.rsplit(':', 1)[-1][:80]}-{time.strftime('%Y%m%d-%H%M%S')}"
         for number in itertools.count(1):
             path = Path("runs") / (name if number == 1 else f"{name}-{number}")
             try:
@@ -126,6 +129,30 @@ class RunFolder:
         """Save the configuration; UsageError when it cannot be written."""
         try:
             write_durably(self.path / "config.toml", config.encode())
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+
+    def keep_model(self, files: Mapping[str, bytes]) -> None:
+        """Keep the files of a user's model in model/, by name; UsageError when they cannot be written.
+
+        The folder appears whole. Other files that are there get the name model.1, model.2 and so on.
+        """
+        kept, partial = self.path / KEPT, self.path / f"{KEPT}.partial"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            if kept.is_symlink():
+                raise UsageError(f"--run-dir {self.path}: {KEPT} is a symbolic link, expected a folder; remove it")
+            if _files_in(kept) == files:
+                return
+            for name, content in files.items():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                write_durably(partial / name, content)
+            for folder in (partial, *filter(Path.is_dir, partial.rglob("*"))):
+                sync_folder(folder)
+            if kept.exists():
+                kept.rename(next(path for n in itertools.count(1) if not (path := self.path / f"{KEPT}.{n}").exists()))
+            partial.rename(kept)
+            sync_folder(self.path)
         except OSError as error:
             raise _unusable(self.path, error) from error
 
@@ -228,6 +255,12 @@ class RunFolder:
     def best(self) -> Path | None:
         """The checkpoint with the best test accuracy, if any has one."""
         return None if self.best_accuracy is None else self.checkpoints / BEST
+
+
+def _files_in(folder: Path) -> dict[str, bytes]:
+    """Contents by name relative to the folder, without what Python leaves there."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def _set_aside(path: Path) -> Path:

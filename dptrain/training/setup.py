@@ -28,11 +28,25 @@ from dptrain.parallel.processes import make_pool
 from dptrain.parallel.reduction import REDUCTIONS
 from dptrain.parallel.threads import fair_threads
 from dptrain.schedule import Schedule, make_schedule
+from dptrain.system.limits import check_memory
 from dptrain.system.text import shown
-from dptrain.training.architecture import build_network, first_difference
+from dptrain.training.architecture import Architecture, build_network, find_architecture, first_difference
 from dptrain.training.checkpoint import Checkpoint, Origin
 from dptrain.training.evaluate import EvaluationWork
+from dptrain.training.model_source import ModelSource
+from dptrain.training.own_model import (
+    UNSEEDED,
+    agree_on_model,
+    changed_code,
+    check_training,
+    computes_otherwise,
+    kept_model,
+)
 from dptrain.training.step import STATISTICS, GradientWork, TrainingStep
+
+# Float32 vectors of the parameters' length that a rank has beside one gradient a shard: the parameters, their copy for
+# the workers, momentum, the summed gradient, the optimizer's scratch.
+VECTORS = 5
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,7 @@ class Session:
     """What a rank trains with. `notes` are lines for the user that came up on the way."""
 
     communicator: Communicator
+    architecture: Architecture
     network: Network
     origin: Origin
     manifest: Manifest
@@ -52,10 +67,15 @@ class Session:
     notes: list[str]
 
 
-def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards = NOTHING_LOADED) -> Session:
+def set_up(
+    config: TrainConfig,
+    communicator: Communicator,
+    loaded: LocalShards = NOTHING_LOADED,
+    architecture: Architecture | None = None,
+) -> Session:
     """Open the data, build the network, place the shards; every rank fails with a DptrainError or none does.
 
-    Of the rank's shards, those in `loaded` are not read again.
+    Of the rank's shards, those in `loaded` are not read again, nor is the model file if its architecture is given.
     """
     threads = config.threads or fair_threads(communicator)
     with together(communicator):
@@ -64,8 +84,12 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         placement = place(manifest, Path(config.data), communicator)
         steps_per_epoch = count_steps(manifest, config.batch_size)
         check_crop(config.crop, manifest.image_shape)
-        network = build_network(config.model, config.model_options, manifest.image_shape, len(manifest.classes))
+        architecture = architecture or find_architecture(config.model)
+        network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
         own = placement.shards_of(communicator.rank)
+        check_memory(
+            4 * network.layout.size * (len(own) + VECTORS), f"{network.layout.size:,} parameters and {len(own)} shards"
+        )
         progress = communicator.whereabouts.progress
         shards = load_shards(Path(config.data), manifest, own, threads, loaded=loaded, progress=progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description()}
@@ -79,6 +103,9 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         )
         for shard, samples in shards.train.items()
     }
+    with together(communicator):
+        output = check_training(architecture, network, batches, steps_per_epoch, config.seed)
+    agree_on_model(architecture.source, output, environment, communicator)
     optimizer = SGD(
         network.layout, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
     )
@@ -105,9 +132,12 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         environment=environment,
         mean=manifest.mean,
         std=manifest.std,
+        model_files=architecture.source.hashes() if architecture.source else {},
+        model_output_sha256=output,
     )
     return Session(
         communicator=communicator,
+        architecture=architecture,
         network=network,
         origin=origin,
         manifest=manifest,
@@ -117,7 +147,7 @@ def set_up(config: TrainConfig, communicator: Communicator, loaded: LocalShards 
         evaluation=evaluation,
         pool=pool,
         shards=shards,
-        notes=notes,
+        notes=notes + (architecture.source.shadowed() if architecture.source else []),
     )
 
 
@@ -216,7 +246,9 @@ def repack_advice(manifest: Manifest, folder: Path, shards: int) -> str:
     return f"dptrain data-prep {source} {where} --shards {shards}{counts[source]}{seed} --force"
 
 
-def check_resumable(path: Path, checkpoint: Checkpoint, config: TrainConfig, origin: Origin) -> list[str]:
+def check_resumable(
+    path: Path, checkpoint: Checkpoint, config: TrainConfig, origin: Origin, source: ModelSource | None = None
+) -> list[str]:
     """Notes on what has changed since the checkpoint; CheckpointError when it is of another run."""
     earlier = checkpoint.origin
     if earlier.manifest_sha256 != origin.manifest_sha256:
@@ -244,8 +276,43 @@ def check_resumable(path: Path, checkpoint: Checkpoint, config: TrainConfig, ori
         raise CheckpointError(
             f"{path}: of another architecture: {difference}. Give the --model it was made with, or another --run-dir"
         )
-    notes = [f"changed since the checkpoint: {text}" for text in changed.values()]
+    notes = _check_code(path, earlier, before.model, config, source)
+    if not notes and before.model_options == config.model_options and not config.allow_changed_model:
+        _check_output(path, earlier, origin)
+    if "model" in changed and source is not None and not notes and _function(before.model) == _function(config.model):
+        del changed["model"]  # the same code in another place
+    notes += [f"changed since the checkpoint: {text}" for text in changed.values()]
     moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
     if moved:
         notes.append(f"another {', '.join(moved)} than the checkpoint's: bits may differ from an undisturbed run's")
     return notes
+
+
+def _check_code(path: Path, earlier: Origin, model: str, config: TrainConfig, source: ModelSource | None) -> list[str]:
+    """A note if the code may not be that of the checkpoint's `model`; CheckpointError if that is not allowed."""
+    changed = changed_code(earlier, model, source)
+    if changed is None:
+        return [f"{path.name} does not hold the hash of its model file, so a change of it is not noticed"]
+    if not changed:
+        return []
+    files = ", ".join(changed)
+    if config.allow_changed_model:
+        return [f"changed since the checkpoint: the code of the model ({files})"]
+    kept = kept_model(path, model)
+    advice = f"train with the code that was kept, --model {kept}" if kept else "restore it"
+    raise CheckpointError(
+        f"{path}: trained with other code of the model: {files}. Either {advice}, or accept the change with "
+        "--allow-changed-model, or start anew in another --run-dir"
+    )
+
+
+def _check_output(path: Path, earlier: Origin, origin: Origin) -> None:
+    if computes_otherwise(earlier, origin.model_output_sha256, origin.environment):
+        raise CheckpointError(
+            f"{path}: the model has the same files but computes something else now: {UNSEEDED} Accept it with "
+            "--allow-changed-model, or start anew in another --run-dir"
+        )
+
+
+def _function(model: str) -> str:
+    return model.rpartition(":")[2]

@@ -1,0 +1,88 @@
+"""One-line errors for what the machine refuses: memory, threads, open files, paths."""
+
+from __future__ import annotations
+
+import errno
+import os
+import traceback
+
+from dptrain.errors import DptrainError, LimitError
+from dptrain.system.cgroups import memory_limit
+from dptrain.system.text import shown
+
+MEMORY = "use a smaller --batch-size or network, fewer --threads, or fewer ranks on this machine"
+SPACE = "free some space, then start the same command again"
+ADVICE = {
+    errno.ENOMEM: MEMORY,
+    errno.EAGAIN: "the limit of processes is reached (ulimit -u): raise it, or use fewer --threads",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "this machine has too many open files",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its symbolic links form a circle",
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: SPACE,
+    errno.EFBIG: SPACE,
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: "check the permissions",
+    errno.EPERM: "check the permissions",
+    errno.EIO: "check the disk or network file system",
+    errno.ESTALE: "check the network file system",
+    errno.ENOTDIR: "a file is in the place of a folder",
+}
+# How NumPy, mmap and the dynamic loader report what is too large for memory.
+TOO_LARGE = ("Maximum allowed dimension exceeded", "array is too big", "too large to convert", "cannot fit 'int'")
+NOT_MAPPED = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+
+
+def check_memory(size: int, what: str) -> None:
+    """LimitError if `size` bytes for `what` are more than this machine, or this process's group, has.
+
+    The system would grant them, and kill a process of its choice once they are written to.
+    """
+    limit = memory_limit()
+    if limit is not None and size > limit:
+        gib = 1 << 30
+        raise LimitError(
+            f"{what} need at least {size / gib:,.1f} GiB of memory, found {limit / gib:,.1f} GiB; use a smaller "
+            "network (--model-options), or ranks on more machines"
+        )
+
+
+def refused(error: BaseException) -> DptrainError | None:
+    """A LimitError that explains an exception of the operating system or its limits; None for any other exception."""
+    text = str(error)
+    if isinstance(error, MemoryError):
+        return LimitError(f"out of memory{': ' * bool(text)}{shown(text)}; {MEMORY}")
+    if isinstance(error, (ValueError, OverflowError)) and any(words in text for words in TOO_LARGE):
+        return LimitError(f"too large for memory: {shown(text)}; {MEMORY}")
+    if isinstance(error, ImportError) and any(words in text for words in NOT_MAPPED):
+        return LimitError(f"out of memory while loading {error.name or 'a library'}; raise the limit (ulimit -v)")
+    if isinstance(error, RecursionError):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        return LimitError(f"nested too deeply, in {shown(frame.filename)}, line {frame.lineno}: {shown(text)}")
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return LimitError(f"no more threads can be started; {ADVICE[errno.EAGAIN]}")
+    if isinstance(error, RuntimeError) and "home directory" in text:
+        return LimitError("this user has no home directory; set HOME to a folder that can be written")
+    if isinstance(error, ValueError) and text.startswith("embedded null"):
+        return LimitError("a path contains a NUL character; choose another name")
+    if isinstance(error, OSError):
+        return _refused_by_the_system(error)
+    return None
+
+
+def _refused_by_the_system(error: OSError) -> DptrainError | None:
+    if error.errno == errno.ENOENT and error.filename is None and _has_no_working_directory():
+        return LimitError("the working directory does not exist any more; change to another one")
+    if error.errno not in ADVICE:
+        return None
+    where = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
+    return LimitError(f"{where}{error.strerror}; {ADVICE[error.errno]}")
+
+
+def _has_no_working_directory() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd is the same call
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,139 @@
+"""Standard input, output and error that behave alike whatever is behind them.
+
+    prepare_streams()           # first of all, in every program
+    drop_failed_writes()        # for a program whose printing must not end its work, such as training
+
+A write may fail: the stream is missing (`>&-`), the disk is full, the terminal was closed, the reader went away. It is
+an OutputError then (ReaderGoneError for a reader that went away); after `drop_failed_writes` the text is lost and the
+program continues. Standard error drops failed writes from the start, as nobody could read the report. A pipe that does
+not block is waited for. A character that the encoding does not have is written as an escape.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+from typing import Any, TextIO
+
+from dptrain.errors import OutputError, ReaderGoneError
+
+PATIENCE = 1.0  # seconds to wait for a reader before text that may be lost is dropped
+
+
+class Descriptor(io.FileIO):
+    """A file descriptor to write to. `drops`: what cannot be written is lost, and `lost` is set."""
+
+    def __init__(self, number: int, name: str, *, drops: bool) -> None:
+        super().__init__(number, "w", closefd=False)
+        self.what, self.drops, self.lost = name, drops, False
+        self._slow = False  # the reader did not read within PATIENCE: it is not waited for again
+
+    def write(self, content: Any, /) -> int:
+        """Write all of `content`, which is bytes or a buffer; returns its length."""
+        left = memoryview(content).cast("B")
+        length = len(left)
+        try:
+            while left:
+                written = super().write(left)  # typeshed: an int; None where the descriptor would block
+                if written is None:
+                    self._wait_for_reader()
+                else:
+                    left, self._slow = left[written:], False
+        except OSError as error:
+            self.lost = True
+            if not self.drops:
+                kind = ReaderGoneError if error.errno == errno.EPIPE else OutputError
+                raise kind(f"{self.what} cannot be written: {error.strerror}") from None
+        return length
+
+    def _wait_for_reader(self) -> None:
+        """Another process has made the descriptor non-blocking, and its reader is slow."""
+        ready = select.poll()
+        ready.register(self.fileno(), select.POLLOUT)
+        milliseconds = (0 if self._slow else 1000 * PATIENCE) if self.drops else None
+        if not ready.poll(milliseconds):
+            self._slow = True
+            raise BlockingIOError(errno.EAGAIN, "the reader does not read")
+
+
+_descriptors: dict[str, Descriptor] = {}  # of sys.stdout and sys.stderr, by these names
+
+
+def prepare_streams() -> None:
+    """Open descriptors 0, 1 and 2 where they are closed, and replace sys.stdout and sys.stderr by streams of this kind.
+
+    Otherwise the next file to be opened would get the number, and a library that prints would write into it. Streams
+    that someone has replaced, such as a test or a notebook, stay. Calling it twice is fine.
+    """
+    for number in (0, 1, 2):
+        _open_if_closed(number)
+    if sys.stdin is None:
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
+    for number, name, what in ((1, "stdout", "standard output"), (2, "stderr", "standard error")):
+        if name not in _descriptors and getattr(sys, name) is getattr(sys, f"__{name}__"):
+            descriptor = Descriptor(number, what, drops=name == "stderr")
+            stream = _text_stream(descriptor, getattr(sys, name), lines=name == "stderr" or descriptor.isatty())
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+            _descriptors[name] = descriptor
+
+
+def _open_if_closed(number: int) -> None:
+    """To read from /dev/null, also where a program writes: writing then fails, as it does to a closed descriptor."""
+    try:
+        os.fstat(number)
+    except OSError:
+        with contextlib.suppress(OSError):
+            opened = os.open(os.devnull, os.O_RDONLY)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+
+
+def _text_stream(descriptor: Descriptor, before: TextIO | None, *, lines: bool) -> TextIO:
+    """Text as `before` writes it; what the encoding does not have is written as an escape."""
+    unbuffered = False
+    if isinstance(before, io.TextIOWrapper):
+        unbuffered, lines = before.write_through, before.line_buffering
+        with contextlib.suppress(OSError):
+            before.flush()
+    return io.TextIOWrapper(
+        descriptor if unbuffered else io.BufferedWriter(descriptor),
+        encoding=before.encoding if before is not None else "utf-8",
+        errors="backslashreplace",
+        line_buffering=lines,
+        write_through=unbuffered,
+    )
+
+
+def drop_failed_writes() -> None:
+    """From now on, what cannot be written to standard output is lost, and no write fails."""
+    for descriptor in _descriptors.values():
+        descriptor.drops = True
+
+
+def print_whole(text: str) -> bool:
+    """Print a line on standard output; False where part of it was lost."""
+    descriptor = _descriptors.get("stdout")
+    if descriptor is not None:
+        descriptor.lost = False
+    print(text, flush=True)
+    return descriptor is None or not descriptor.lost
+
+
+def finish_output() -> None:
+    """Write what standard output holds back; to be called before the exit status is decided.
+
+    OutputError when it cannot be written; the program's end does not try again.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OutputError:
+        drop_failed_writes()
+        raise

@@ -1,0 +1,137 @@
+"""What a run holds a user's own model to: rules of its layers, one code on all ranks, the code of the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dptrain.data.batches import Normalisation, ShardBatches
+from dptrain.data.format import Samples
+from dptrain.errors import ModelError
+from dptrain.nn.hidden_state import check_layers, output_sha256
+from dptrain.nn.network import Network
+from dptrain.nn.workspace import Array, Workspace, aligned_copy
+from dptrain.parallel.communicator import Communicator, known_to_all
+from dptrain.system.tracebacks import user_traceback
+from dptrain.training.architecture import Architecture
+from dptrain.training.checkpoint import Origin
+from dptrain.training.model_source import KEPT, ModelSource, failed
+
+
+def check_training(
+    architecture: Architecture, network: Network, batches: Mapping[int, ShardBatches], steps_per_epoch: int, seed: int
+) -> str:
+    """ModelError unless a user's layers keep the rules in two of this rank's microbatches: of other shards if it can.
+
+    Returns `output_sha256`; "" for networks of the zoo, which are not computed.
+    """
+    if architecture.source is None:
+        return ""
+    parameters = _initial_parameters(architecture, network, seed)
+    shards = sorted(batches)
+    first = batches[shards[0]].batch(0, 0, Workspace())
+    second = batches[shards[-1]].batch(0, min(1, steps_per_epoch - 1), Workspace())
+    check_layers(network, parameters, first, second, architecture.source.loaded)
+    return output_sha256(network, parameters)
+
+
+def check_prediction(
+    architecture: Architecture,
+    network: Network,
+    parameters: Array,
+    shards: Mapping[int, Samples],
+    normalise: Normalisation,
+    seed: int,
+) -> str:
+    """The same for an evaluation, which only needs the logits: in the first block of the first and the last shard."""
+    if architecture.source is None:
+        return ""
+    ends = [shards[shard] for shard in (min(shards), max(shards))]
+    first, second = ((normalise(own.images[: network.block], Workspace()), own.labels[: network.block]) for own in ends)
+    check_layers(network, aligned_copy(parameters), first, second, architecture.source.loaded, train=False)
+    return output_sha256(network, _initial_parameters(architecture, network, seed))
+
+
+def _initial_parameters(architecture: Architecture, network: Network, seed: int) -> Array:
+    try:
+        return aligned_copy(network.initial_parameters(seed))
+    except Exception as error:  # of a user's fan_in
+        assert architecture.source is not None
+        raise ModelError(
+            f"--model {architecture.model}: its initial parameters: {failed(error, architecture.source)}",
+            user_traceback(error),
+        ) from error
+
+
+def agree_on_model(
+    source: ModelSource | None, output: str, environment: dict[str, str], communicator: Communicator
+) -> None:
+    """ModelError on all ranks when files of a model differ between ranks, or what it computes on machines that do not.
+
+    `output` is its `output_sha256`. A file that only some ranks import may be anything.
+    """
+    if source is None:
+        return
+    everyone = communicator.allgather((source.hashes(), output, environment))
+    files, expected, machine = everyone[0]
+    for rank, (hashes, found, other) in zip(communicator.world_ranks, everyone, strict=True):
+        different = [name for name, digest in hashes.items() if files.get(name, digest) != digest]
+        if different:
+            error = ModelError(
+                f"rank {rank} has loaded another {different[0]} than rank {communicator.world_ranks[0]}: copy the "
+                "model's files to all hosts, and do not edit them while a job starts"
+            )
+            raise known_to_all(communicator, error)
+        if found != expected and other == machine:
+            error = ModelError(
+                f"rank {rank} computes another output than rank {communicator.world_ranks[0]} from the same images and "
+                f"parameters, by the same files: {UNSEEDED}"
+            )
+            raise known_to_all(communicator, error)
+
+
+UNSEEDED = (
+    "does the model draw without a seed while it is imported or built, depend on the process, or use packages or data "
+    "files that differ?"
+)
+
+
+def changed_code(earlier: Origin, model: str, source: ModelSource | None) -> list[str] | None:
+    """Files that differ between a checkpoint's `model` and the present one; None when an old checkpoint has no hash."""
+    if ":" not in model:
+        return [] if source is None else sorted(source.files)
+    if not earlier.model_files:
+        return None
+    if source is None:
+        return sorted(earlier.model_files)
+    return source.changed_files(earlier.model_files, Path(model.rpartition(":")[0]).name)
+
+
+def computes_otherwise(earlier: Origin, output: str, environment: dict[str, str]) -> bool:
+    """Whether a user's model computes something else than when the checkpoint was written, on a like machine."""
+    known = bool(output and earlier.model_output_sha256)
+    return known and earlier.environment == environment and earlier.model_output_sha256 != output
+
+
+def warning(checkpoint: Path, model: str, changed: list[str] | None, otherwise: bool) -> str:
+    """What to warn of before an evaluation is shown; "" when the code is that of the checkpoint.
+
+    `changed` and `otherwise` are as `changed_code` and `computes_otherwise` return them.
+    """
+    if changed is None:
+        return f"{checkpoint} does not hold the hash of its model file, so a change of it is not noticed"
+    if not changed:
+        return f"the model computes something else than when {checkpoint} was written: {UNSEEDED}" * otherwise
+    kept = kept_model(checkpoint, model)
+    return (
+        f"not the code that {checkpoint} was trained with: {', '.join(changed)}. The figures are not those of the "
+        f"trained network{f'; for those use the code that was kept: --model {kept}' if kept else ''}"
+    )
+
+
+def kept_model(checkpoint: Path, model: str) -> str:
+    """FILE.py:FUNCTION of the copy that the run folder of a checkpoint keeps; "" where there is none."""
+    file, _, function = model.rpartition(":")
+    run = checkpoint if checkpoint.is_dir() else checkpoint.parent.parent
+    kept = run / KEPT / Path(file).name
+    return f"{kept}:{function}" if file and kept.is_file() else ""

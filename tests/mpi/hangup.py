@@ -1,0 +1,10 @@
+"""A rank that gets SIGHUP after MPI has started, as `nohup mpirun ...` and a closed terminal send it."""
+
+import os
+import signal
+
+from dptrain.parallel.communicator import connect
+
+connect()
+os.kill(os.getpid(), signal.SIGHUP)
+print("alive", flush=True)

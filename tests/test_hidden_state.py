@@ -1,0 +1,362 @@
+"""dptrain.nn.hidden_state: layers of a user that would give other bits on another number of ranks or threads."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_runs import assert_nothing_half_written, train
+from mpi_runs import dptrain, own_mpi
+from training_runs import configuration, flags, packed, run
+
+from dptrain.errors import ModelError
+from dptrain.nn import Flatten, Linear
+from dptrain.nn.hidden_state import check_layers
+from dptrain.nn.network import Network
+from dptrain.training.architecture import find_architecture
+from dptrain.training.own_model import check_training
+
+HEAD = """
+import functools, itertools, os, random, threading, time
+from collections import deque
+import numpy as np
+from dptrain.nn import Conv2d, Flatten, Layer, Linear, ReLU
+
+class Identity(Layer):
+    kind = "mine"
+    def forward(self, x, parameters, workspace):
+        return x, None
+    def backward(self, dy, saved, parameters, gradients, workspace, need_dx=True):
+        return dy
+"""
+BUILD = """
+def build(input_shape, classes):
+    return [Conv2d(3, padding=1), Mine(), Flatten(), Linear(classes)]
+"""
+
+
+def write(path: Path, body: str, build: str = BUILD) -> str:
+    path.write_text(HEAD + textwrap.dedent(body) + build)
+    return f"{path}:build"
+
+
+def forward(*lines: str, before: str = "", init: str = "") -> str:
+    """A layer `Mine` whose forward pass has these lines."""
+    start = f"    def __init__(self):\n        {init}\n" if init else ""
+    body = "".join(f"        {line}\n" for line in lines)
+    return f"{before}\nclass Mine(Identity):\n{start}    def forward(self, x, parameters, workspace):\n{body}"
+
+
+MASK = "return x * (mask >= 0.5), None"
+
+BROKEN = {
+    # Draws
+    "np.random": (
+        forward("mask = np.random.random(x.shape)", MASK),
+        "mine1 (Mine) draws from NumPy's global generator",
+    ),
+    "np.random seeded in forward": (
+        forward("np.random.seed(0)", "mask = np.random.random(x.shape)", MASK),
+        "mine1 (Mine) draws from NumPy's global generator (np.random), or seeds it, in forward",
+    ),
+    "random": (forward("return x * random.choice([1, 2]), None"), "Python's global generator (random)"),
+    "a generator of the layer": (
+        forward("mask = self.generator.random(x.shape)", MASK, init="self.generator = np.random.default_rng(0)"),
+        "layer mine1 (Mine) changes its attribute 'generator'",
+    ),
+    "a generator of the module": (
+        forward("mask = GENERATOR.random(x.shape)", MASK, before="GENERATOR = np.random.default_rng(0)"),
+        "net.GENERATOR changes",
+    ),
+    "a method of a generator": (
+        forward("mask = DRAW(x.shape)", MASK, before="DRAW = np.random.RandomState(0).random_sample"),
+        "net.DRAW.__self__ changes",
+    ),
+    "a generator of Python's": (
+        forward("return x * DICE.random(), None", before="DICE = random.Random(0)"),
+        "net.DICE changes",
+    ),
+    "a rare draw": (
+        forward("return x * (np.random.default_rng().random() < 2), None"),
+        "mine1 (Mine) draws from the system's entropy, as default_rng() without a seed does, in forward",
+    ),
+    "the process id": (
+        forward("return x * np.random.default_rng(os.getpid()).random(), None"),
+        "Does the layer draw random numbers, read the clock or the process id",
+    ),
+    "the time of day": (
+        forward("return x * (int(now()) // 3600), None", before="from time import time as now"),
+        "is not the same when one microbatch is computed twice",
+    ),
+    "entropy of the system": (
+        forward("mask = np.random.default_rng().random(x.shape)", MASK),
+        "mine1 (Mine) draws from the system's entropy",
+    ),
+    "urandom": (forward("return x * os.urandom(1)[0], None"), "mine1 (Mine) draws from the system's entropy"),
+    "the clock": (forward("return x * np.float32(time.perf_counter_ns() % 9999), None"), "is not the same"),
+    "draws in backward": (
+        "class Mine(Identity):\n    def backward(self, dy, *arguments, need_dx=True):\n"
+        "        return dy * np.random.random()\n",
+        "draws from NumPy's global generator (np.random), or seeds it, in backward",
+    ),
+    "draws in prepare": (
+        "class Mine(Identity):\n    def prepare(self, parameters, workspace):\n"
+        "        return {'noise': np.random.random()}\n",
+        "draws from NumPy's global generator (np.random), or seeds it, in prepare",
+    ),
+    # State
+    "a list": (forward("self.calls.append(1)", "return x, None", init="self.calls = []"), "'calls'"),
+    "an array in place": (
+        forward("np.add(self.total, 1, out=self.total)", "return x, None", init="self.total = np.zeros(1)"),
+        "layer mine1 (Mine) changes its attribute 'total' while the network computes",
+    ),
+    "an array": (
+        forward(
+            "self.mean *= 0.9",
+            "self.mean += 0.1 * x.mean()",
+            "return x - self.mean, None",
+            init="self.mean = np.zeros(1)",
+        ),
+        "mine1 keeps 'mean' on itself while computing",
+    ),
+    "a buffer for backward": (
+        forward("vars(self)['saved'] = x", "return x, None"),
+        "layer mine1 (Mine) changes its attribute 'saved'",
+    ),
+    "a first microbatch that is remembered": (
+        forward(
+            "self.first.setdefault('mean', x.mean())", "return x - self.first['mean'], None", init="self.first = {}"
+        ),
+        "layer mine1 (Mine) changes its attribute 'first'",
+    ),
+    "a plain attribute": (forward("self.calls = 1", "return x, None"), "fails in forward: AttributeError: mine1 keeps"),
+    "a count of the class": (
+        forward("Mine.calls += 1", "return x, None", before="").replace("(Identity):", "(Identity):\n    calls = 0"),
+        "net.Mine.calls changes",
+    ),
+    "a count of the module": (
+        forward("global CALLS", "CALLS += 1", "return x * (CALLS < 1000), None", before="CALLS = 0"),
+        "net.CALLS changes while the network computes",
+    ),
+    "a default value": (
+        "class Mine(Identity):\n    def forward(self, x, parameters, workspace, calls=[]):\n"
+        "        calls.append(x[0, 0])\n        return x, None\n",
+        "net.Mine.forward.__defaults__",
+    ),
+    "a closure": (
+        "def counter():\n    count = 0\n    def more():\n        nonlocal count\n        count += 1\n"
+        "        return count\n    return more\n"
+        + forward("return x * (self.more() < 1000), None", init="self.more = counter()"),
+        "'more.count'",
+    ),
+    "an iterator": (forward("return x * next(NUMBERS), None", before="NUMBERS = itertools.count()"), "net.NUMBERS"),
+    "a cycle": (forward("return x * next(ON), None", before="ON = itertools.cycle([1, 1, 1, 1])"), "net.ON"),
+    "a generator function": (
+        forward(
+            "return x * next(ONES), None",
+            before="def ones():\n    n = 0\n    while True:\n        n += 1\n        yield 1\nONES = ones()",
+        ),
+        "net.ONES",
+    ),
+    "an object of the user's": (
+        forward(
+            "self.tally.calls += 1",
+            "return x, None",
+            init="self.tally = Tally()",
+            before="class Tally:\n    __slots__ = ('calls',)\n    def __init__(self):\n        self.calls = 0",
+        ),
+        "'tally.calls'",
+    ),
+    "a layer inside the layer": (
+        forward("self.inner.calls = x.sum()", "return x, None", init="self.inner = Identity()"),
+        "'inner.calls'",
+    ),
+    "a buffer of the module": (
+        forward(
+            "np.multiply(x, 2, out=BUFFER[:, :, :x.shape[2]])",
+            "return BUFFER[:, :, :x.shape[2]].copy(), None",
+            before="BUFFER = np.zeros((6, 7, 64, 3), np.float32)",
+        ),
+        "net.BUFFER changes",
+    ),
+    "a sum in the workspace": (
+        forward(
+            "total = workspace.array(self.name, 'total', (1,), zeroed=True)",
+            "total += x.sum()",
+            "return x - total, None",
+        ),
+        "the output of layer mine1 (Mine) is not the same",
+    ),
+    # In place
+    "its input": (forward("x *= 2", "return x, None"), "mine1 (Mine) changes its input x in place in forward"),
+    "its input in backward": (
+        "class Mine(Identity):\n    def forward(self, x, parameters, workspace):\n        return x + 1, x\n"
+        "    def backward(self, dy, x, *arguments, need_dx=True):\n        x *= dy\n        return dy\n",
+        "mine1 (Mine) changes its input x in place in backward",
+    ),
+    "its parameters": (
+        "class Mine(Identity):\n    def parameter_shapes(self):\n        return {'scale': (1,)}\n"
+        + forward("parameters['scale'] += 1", "return x, None").replace("\nclass Mine(Identity):\n", ""),
+        "mine1 (Mine) changes the parameters in forward",
+    ),
+    # Mistakes
+    "one value": (forward("return x"), "mine1 (Mine): forward returned float32 (6, 7, 4, 3), expected two values"),
+    "another shape": (
+        forward("return x[:-1], None"),
+        "the output of forward is float32 (5, 7, 4, 3), expected an array of shape (6, 7, 4, 3)",
+    ),
+    "no array": (forward("return None, None"), "the output of forward is None"),
+    "an exception": (forward("return x @ np.zeros((9, 9)), None"), "mine1 (Mine) fails in forward: ValueError: matmul"),
+    "the program's end": (
+        forward("raise SystemExit(0)"),
+        "mine1 (Mine) fails in forward: SystemExit: 0 (net.py, line ",
+    ),
+    "no gradient of the input": (
+        "class Mine(Identity):\n    def backward(self, *arguments, need_dx=True):\n        pass\n",
+        "mine1 (Mine): backward returned None, expected the gradient of its input",
+    ),
+    "a gradient that is assigned": (
+        "class Mine(Identity):\n    def parameter_shapes(self):\n        return {'scale': (1,)}\n"
+        "    def backward(self, dy, saved, parameters, gradients, workspace, need_dx=True):\n"
+        "        gradients['scale'] = dy.sum()\n        return dy\n",
+        "write into the array that is there",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("data") / "set")
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_layer_whose_bits_depend_on_what_was_computed_before_is_refused(
+    case: str, data: Path, tmp_path: Path
+) -> None:
+    """Found in the field: draws and mutable attributes gave other bits for each --threads, with status 0."""
+    body, words = BROKEN[case]
+    model = write(tmp_path / "net.py", body)
+    with pytest.raises(ModelError) as caught:
+        run(configuration(data, tmp_path / "run", model=model, model_options={}, max_steps=1))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.status == 1
+    assert not (tmp_path / "run").exists()
+
+
+CLEAN = {
+    "nothing special": forward("return x, None"),
+    "own memory in place": forward("y = x + 1", "y *= 2", "return y, y"),
+    "memory of the workspace": forward(
+        "y = workspace.array(self.name, 'y', x.shape)", "np.tanh(x, out=y)", "return y, y"
+    ),
+    "dy in place": (
+        "class Mine(Identity):\n    def backward(self, dy, *arguments, need_dx=True):\n        dy *= 2\n"
+        "        return dy\n"
+    ),
+    "lru_cache": forward(
+        "return x * weights(x.shape[0]), None",
+        before="@functools.lru_cache\ndef weights(n):\n    return np.ones((n, 1, 1, 1), np.float32)",
+    ),
+    "an import inside": forward("import json.tool", "return x, None"),
+    "a fixed mask": forward(
+        "return x * self.mask, None", init="self.mask = np.random.default_rng(0).random(3).astype(np.float32)"
+    ),
+    "a mask from the input": forward(
+        "mask = np.random.default_rng(abs(int(x.sum()))).random(x.shape) > 0.5", "return x * mask.astype(x.dtype), None"
+    ),
+    "global draws while it is made": forward(
+        "return x * self.mask, None", init="np.random.seed(3); self.mask = np.float32(np.random.random())"
+    ),
+    "a warning": forward(
+        "import warnings; warnings.warn('own')",
+        "return x, None",
+        before="import warnings\nwarnings.simplefilter('ignore')",
+    ),
+    "a log": forward("LOG.debug('forward')", "return x, None", before="import logging\nLOG = logging.getLogger('own')"),
+    "a lock": forward("with LOCK:\n            return x, None", before="LOCK = threading.Lock()"),
+    "not finite": forward("return x * np.float32(np.nan), None"),
+    "a parameter": (
+        "class Mine(Identity):\n    def parameter_shapes(self):\n        return {'weight': (3,)}\n"
+        "    def fan_in(self):\n        return 1\n"
+        "    def forward(self, x, parameters, workspace):\n        return x * parameters['weight'], x\n"
+        "    def backward(self, dy, x, parameters, gradients, workspace, need_dx=True):\n"
+        "        gradients['weight'][...] = (dy * x).sum(axis=(0, 1, 2))\n        return dy * parameters['weight']\n"
+    ),
+    "prepared values": (
+        "class Mine(Identity):\n    def prepare(self, parameters, workspace):\n        return {'two': np.float32(2)}\n"
+        "    def forward(self, x, parameters, workspace):\n        return x * parameters['two'], None\n"
+    ),
+    "a subclass of a layer of dptrain": "class Mine(ReLU):\n    kind = 'mine'\n",
+    "an input that is passed on": forward("return x[:], x"),
+}
+
+
+@pytest.mark.parametrize("case", CLEAN)
+def test_a_layer_that_keeps_the_rules_is_not_suspected(case: str, data: Path, tmp_path: Path) -> None:
+    architecture = find_architecture(write(tmp_path / "net.py", CLEAN[case]))
+    network = Network(architecture.build((2, 6, 7), 5), (2, 6, 7))
+    rng = np.random.default_rng(0)
+    first, second = (
+        (rng.standard_normal((6, 7, count, 2), dtype=np.float32), rng.integers(0, 5, count)) for count in (4, 40)
+    )
+    assert architecture.source is not None
+    check_layers(network, network.initial_parameters(0), first, second, architecture.source.loaded)
+    check_layers(network, network.initial_parameters(0), second, first, architecture.source.loaded, train=False)
+
+
+def test_a_microbatch_without_samples_is_not_computed() -> None:
+    network = Network([Flatten(), Linear(5)], (2, 6, 7))
+    empty = (np.zeros((6, 7, 0, 2), np.float32), np.zeros(0, np.int64))
+    check_layers(network, network.initial_parameters(0), empty, empty)
+
+
+def test_networks_of_the_zoo_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = find_architecture("linear")
+    network = Network(architecture.build((2, 6, 7), 5), (2, 6, 7))
+    check_training(architecture, network, {}, 1, 0)  # without any microbatch
+
+
+def test_an_evaluation_refuses_a_layer_that_draws(data: Path, tmp_path: Path) -> None:
+    """Found in the field: `dptrain eval`, run twice, gave two accuracies."""
+    net = tmp_path / "net.py"
+    model = write(net, forward("return x, None"))
+    run(configuration(data, tmp_path / "run", model=model, model_options={}, max_steps=1))
+    write(net, forward("mask = np.random.random(x.shape)", MASK))
+    done = dptrain("eval", tmp_path / "run", data, "--model", model, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "draws from NumPy's global generator" in done.stderr
+
+
+@pytest.mark.mpi
+def test_a_layer_that_draws_on_one_rank_ends_both(data: Path, tmp_path: Path) -> None:
+    """The reproduction of the field's report, under mpirun: one line, status 1, nothing written."""
+    rank = "import os\nRANK = int(os.environ.get('OMPI_COMM_WORLD_RANK') or os.environ.get('PMI_RANK') or 0)"
+    body = forward("if RANK == 1:\n            np.random.random()", "return x, None", before=rank)
+    words = flags(data, tmp_path / "run", model=write(tmp_path / "net.py", body), model_options={})
+    done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("dptrain: error:") == 1
+    assert "rank 1 on" in done.stderr
+    assert "layer mine1 (Mine) draws from NumPy's global generator" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_a_layer_is_permanent_and_shows_its_traceback(data: Path, tmp_path: Path) -> None:
+    model = write(tmp_path / "net.py", forward("return x @ np.zeros((9, 9)), None"))
+    done = train(data, tmp_path / "run", model=model, model_options={})
+    assert done.returncode == 1
+    assert done.stderr.startswith("dptrain: error: layer mine1 (Mine) fails in forward: ValueError: matmul")
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "in forward" in done.stderr
+    assert "/dptrain/" not in done.stderr  # only the user's frames
+    assert_nothing_half_written(tmp_path)
+
+
+def test_a_count_of_a_module_that_is_imported_late_is_found(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text("CALLS = 0\n")
+    model = write(tmp_path / "net.py", forward("import late", "late.CALLS += 1", "return x, None"))
+    with pytest.raises(ModelError, match=r"late\.CALLS changes while the network computes"):
+        run(configuration(data, tmp_path / "run", model=model, model_options={}, max_steps=1))
