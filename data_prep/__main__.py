@@ -1,9 +1,9 @@
 """Pack image data into the HDF5 shards that dptrain trains on, and check packed sets.
 
-python -m data_prep cifar10 data/cifar10 [--archive FILE] [--shards 8] [--limit N] [--force]
-python -m data_prep shapes data/shapes [--train 10000] [--test 2000]
-python -m data_prep verify data/cifar10
-python -m data_prep info data/cifar10
+dptrain data-prep cifar10 data/cifar10 [--archive FILE] [--shards 8] [--limit N] [--force]
+dptrain data-prep shapes data/shapes [--train 10000] [--test 2000]
+dptrain data-prep verify data/cifar10
+dptrain data-prep info data/cifar10
 """
 
 from __future__ import annotations
@@ -15,11 +15,18 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
-from dptrain.errors import DptrainError, ReaderGoneError, UsageError, did_you_mean, write_to_stderr
+from dptrain.errors import (
+    DownloadError,
+    DptrainError,
+    ReaderGoneError,
+    UsageError,
+    did_you_mean,
+    write_to_stderr,
+)
 from dptrain.system.limits import refused
+from dptrain.system.paths import path_argument
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output
@@ -86,27 +93,27 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for name, command in parsers.items():
         _add_options(name, command)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise UsageError(f"unknown command {arguments[0]!r}; {did_you_mean(arguments[0], COMMANDS)}")
+        raise UsageError(f"unknown command {shown(repr(arguments[0]), 100)}; {did_you_mean(arguments[0], COMMANDS)}")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         word = next((word for word in unknown if word.startswith("-")), unknown[0])
         flag = word.partition("=")[0]
         known = re.findall(r"--[a-z][a-z-]*", parsers[options.command].format_help())
-        hint = did_you_mean(flag, set(known))
-        raise UsageError(f"unknown {'flag' if flag.startswith('-') else 'argument'} {flag}; {hint}")
+        hint = did_you_mean(flag, set(known), f"see {parser.prog} {options.command} --help")
+        raise UsageError(f"unknown {'flag' if flag.startswith('-') else 'argument'} {shown(flag, 100)}; {hint}")
     return options
 
 
 def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     """The flags of one command and the function that runs it."""
     command.allow_abbrev = False
-    command.add_argument("folder", metavar="OUT", type=Path, help="the data set's folder")
+    command.add_argument("folder", metavar="OUT", type=path_argument, help="the data set's folder")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run={"cifar10": _cifar10, "shapes": _shapes, "verify": _verify, "info": _info}[name])
     if name == "cifar10":
         command.add_argument(
             "--archive",
-            type=Path,
+            type=path_argument,
             metavar="FILE",
             help="cifar-10-binary.tar.gz or cifar-10-python.tar.gz (default: the environment variable "
             f"{ARCHIVE_VARIABLE}, else the cache, else downloaded from {URL})",
@@ -116,6 +123,9 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
             type=_count,
             metavar="N",
             help="keep only N training images and a fifth as many test images, classes in equal numbers",
+        )
+        command.add_argument(
+            "--optional", action="store_true", help="if it cannot be downloaded, end with a note (status 69)"
         )
     if name == "shapes":
         command.add_argument("--train", type=_count, default=10_000, metavar="N", help="training images (10000)")
@@ -141,7 +151,13 @@ def _seed(text: str) -> int:
 def _cifar10(options: argparse.Namespace) -> int:
     started = time.monotonic()
     check_target(options.folder, force=options.force)  # before a download of minutes, not after it
-    archive = find_archive(options.archive)
+    try:
+        archive = find_archive(options.archive)
+    except DownloadError as error:
+        if not options.optional:
+            raise
+        print(f"data_prep: note: {shown(error)}", file=sys.stderr)
+        return error.status
     data = read_archive(archive)
     print(describe_archive(archive, data.source), file=sys.stderr if options.json else sys.stdout)
     return _pack(options, data, options.limit, started)
@@ -168,7 +184,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(result.as_json())
     for problem in result.problems:
-        print(f"data_prep: error: {problem}", file=sys.stderr)
+        print(f"data_prep: error: {shown(problem)}", file=sys.stderr)
     if not result.problems and not options.json:
         print(f"{_summary(info(options.folder))}: all sound")
         for split, text in result.index_ranges.items():
@@ -184,13 +200,14 @@ def _info(options: argparse.Namespace) -> int:
     source = facts["source"]
     published = {True: "published", False: "not a published archive", None: "no published archive exists"}
     print(_summary(facts))
-    print(f"  classes   {', '.join(facts['classes'])}")
+    print(f"  classes   {shown(', '.join(facts['classes']))}")
     print(f"  images    {' x '.join(map(str, facts['image_shape']))} (channels, height, width), uint8")
     print(f"  mean      {' '.join(f'{value:.6f}' for value in facts['mean'])}")
     print(f"  std       {' '.join(f'{value:.6f}' for value in facts['std'])}")
-    print(f"  source    {source['archive'] or source['name']} ({published[source['published']]}), seed {facts['seed']}")
+    origin = shown(source["archive"] or source["name"])
+    print(f"  source    {origin} ({published[source['published']]}), seed {facts['seed']}")
     if source["sha256"]:
-        print(f"  SHA-256   {source['sha256']} of the archive")
+        print(f"  SHA-256   {shown(source['sha256'])} of the archive")
     print(f"  SHA-256   {facts['manifest_sha256']} of the data set")
     return 0
 
@@ -198,7 +215,7 @@ def _info(options: argparse.Namespace) -> int:
 def _summary(facts: dict[str, Any]) -> str:
     """A data set in one line."""
     return (
-        f"{facts['folder']}: {facts['name']}, {facts['samples']['train']:,} training and "
+        f"{shown(facts['folder'])}: {shown(facts['name'])}, {facts['samples']['train']:,} training and "
         f"{facts['samples']['test']:,} test images, {len(facts['classes'])} classes, {facts['shards']} shards each, "
         f"{facts['bytes'] / 1e6:.1f} MB"
     )

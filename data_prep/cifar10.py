@@ -27,6 +27,9 @@ from numpy.typing import NDArray
 
 from dptrain.data.format import Source, file_sha256
 from dptrain.errors import DataError
+from dptrain.system.files import open_regular
+from dptrain.system.paths import dangling
+from dptrain.system.text import shown
 
 from .pack import ImageData, LabelledImages
 from .progress import progress
@@ -72,7 +75,10 @@ def read_archive(path: Path, *, batch_samples: int = BATCH_SAMPLES) -> ImageData
     The whole file is read, so that gzip's checksum covers it. Raises DataError for an archive that is
     missing, truncated, damaged or another one.
     """
+    if why := dangling(path):
+        raise DataError(f"archive {shown(path)}: {why}")
     try:
+        open_regular(path).close()  # else a named pipe would be waited for
         sha256 = file_sha256(path)
         layout, contents = _read_members(path, batch_samples)
     except (EOFError, ValueError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
@@ -103,8 +109,8 @@ def read_archive(path: Path, *, batch_samples: int = BATCH_SAMPLES) -> ImageData
 def describe_archive(path: Path, source: Source) -> str:
     """One line: which archive was read and whether it is the published one."""
     if source.published:
-        return f"archive {path}: the published {PUBLISHED_SHA256[source.sha256 or '']} (SHA-256 matches)"
-    return f"archive {path}: NOT a published CIFAR-10 archive (SHA-256 {source.sha256}); figures may differ"
+        return f"archive {shown(path)}: the published {PUBLISHED_SHA256[source.sha256 or '']} (SHA-256 matches)"
+    return f"archive {shown(path)}: NOT a published CIFAR-10 archive (SHA-256 {source.sha256}); figures may differ"
 
 
 def _read_members(path: Path, batch_samples: int) -> tuple[_Layout, dict[str, bytes]]:

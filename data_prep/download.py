@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.errors import DataError, DownloadError
+from dptrain.system.paths import typed_path
 
 from .cifar10 import PUBLISHED_SHA256
 
@@ -31,7 +32,7 @@ def find_archive(named: Path | None = None) -> Path:
     if named is not None:
         return named
     if os.environ.get(ARCHIVE_VARIABLE):
-        return Path(os.environ[ARCHIVE_VARIABLE])
+        return Path(typed_path(os.environ[ARCHIVE_VARIABLE]))
     import pooch  # costs start-up time that the other commands need not pay
 
     cached = Path(pooch.os_cache("dptrain")) / URL.rpartition("/")[2]

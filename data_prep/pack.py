@@ -8,48 +8,30 @@ Shapes: n samples, C channels, H and W pixels, K classes, S shards.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.data.format import (
-    MANIFEST,
     SPLITS,
     Manifest,
     Samples,
     ShardEntry,
-    Source,
     shard_name,
     write_shard,
 )
-from dptrain.errors import DataError, UsageError
+from dptrain.errors import UsageError, write_to_stderr
+from dptrain.system.text import shown
 
+from .checks import ImageData, LabelledImages, checked, doubtful
 from .progress import progress
 from .signals import signals_held
 from .staging import staged
 
+__all__ = ["ImageData", "LabelledImages", "channel_statistics", "deal", "pack", "pixel_histogram", "shuffled"]
+
 TEST_SHARE = 5  # of a limited set: one test sample for as many training samples, as in CIFAR-10
-
-
-@dataclass(frozen=True)
-class LabelledImages:
-    """One split of a source: images uint8 (n, C, H, W), labels int64 (n,)."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """What a source gives: both splits, in the source's own order, and what they are."""
-
-    name: str
-    classes: tuple[str, ...]
-    source: Source
-    train: LabelledImages
-    test: LabelledImages
 
 
 def pack(
@@ -62,17 +44,27 @@ def pack(
     (but at least one a shard), classes in equal numbers as far as they last. `index` in a shard is the
     sample's number in its split of the source.
 
-    Raises UsageError for counts that do not fit, DataError for unfit arrays or a folder that is taken or
-    cannot be written; then nothing is left behind.
+    Raises UsageError for counts that do not fit, DataError for unfit arrays or names or a folder that is taken or
+    cannot be written; then nothing is left behind. What is hardly meant is noted on standard error.
     """
-    channels, height, width = _check(data)
+    if not 0 <= seed < 2**63 or (limit is not None and limit < 1):
+        raise UsageError(f"--seed {seed}, --limit {limit}: expected 0 to 2^63 - 1, and a limit of at least 1")
+    data = checked(data)
+    channels, height, width = data.train.images.shape[1:]
     chosen = {"train": _choose(data.train.labels, limit, seed, 0)}
     test_limit = None if limit is None else max(limit // TEST_SHARE, shards)
     chosen["test"] = _choose(data.test.labels, test_limit, seed, 1)
     for split in SPLITS:
         _check_shards(split, len(chosen[split]), shards)
-    mean, std = channel_statistics(pixel_histogram(data.train.images, chosen["train"]))
-    with staged(out, force=force) as folder:
+    histogram = pixel_histogram(data.train.images, chosen["train"])
+    mean, std = channel_statistics(histogram)
+    counts = {
+        split: np.bincount(getattr(data, split).labels[rows], minlength=len(data.classes))
+        for split, rows in chosen.items()
+    }
+    for note in doubtful(data, counts, histogram):
+        write_to_stderr(f"data_prep: note: {shown(note)}")
+    with staged(out, force=force) as staging:
         with progress("packing", sum(map(len, chosen.values()))) as advance:
             splits: dict[str, tuple[ShardEntry, ...]] = {}
             for number, split in enumerate(SPLITS):
@@ -80,11 +72,13 @@ def pack(
                 entries = []
                 for shard, rows in enumerate(deal(chosen[split], part.labels, shards)):
                     rows = rows[shuffled(len(rows), seed, number, shard + 1)]
-                    entries.append(_write(folder, part, rows, split, shard, shards))
+                    entries.append(_write(staging.folder, part, rows, split, shard, shards))
                     advance(len(rows))
                 splits[split] = tuple(entries)
-        manifest = Manifest(data.name, data.classes, (channels, height, width), mean, std, seed, data.source, splits)
-        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        manifest = Manifest(
+            data.name, tuple(data.classes), (channels, height, width), mean, std, seed, data.source, splits
+        )
+        staging.install(manifest.to_json())
     return manifest
 
 
@@ -160,33 +154,10 @@ def _write(
 ) -> ShardEntry:
     """Write one shard and describe it."""
     path = folder / shard_name(split, shard, shards)
-    samples = Samples(part.images[rows], part.labels[rows], rows.astype(np.int64))
+    # In the order of the axes, whichever the source has: the bytes of a shard depend on the images alone.
+    samples = Samples(np.ascontiguousarray(part.images[rows]), part.labels[rows], rows.astype(np.int64))
     with signals_held():
         return write_shard(path, samples, split, shard, shards)
-
-
-def _check(data: ImageData) -> tuple[int, int, int]:
-    """(C, H, W) of a source whose arrays fit each other; DataError otherwise."""
-    for split in SPLITS:
-        part: LabelledImages = getattr(data, split)
-        images, labels = part.images, part.labels
-        if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape or labels.shape != images.shape[:1]:
-            raise DataError(
-                f"{data.name}: {split} images are {images.dtype} {images.shape} with labels {labels.shape}, expected "
-                "uint8 (n, C, H, W) with labels (n,), n at least 1"
-            )
-        if labels.dtype != np.int64 or not 0 <= labels.min() <= labels.max() < len(data.classes):
-            raise DataError(
-                f"{data.name}: {split} labels are {labels.dtype} from {labels.min()} to {labels.max()}, expected "
-                f"int64 from 0 to {len(data.classes) - 1}"
-            )
-    if data.train.images.shape[1:] != data.test.images.shape[1:]:
-        raise DataError(
-            f"{data.name}: training images are {data.train.images.shape[1:]}, test images "
-            f"{data.test.images.shape[1:]}, expected one shape (C, H, W)"
-        )
-    channels, height, width = data.train.images.shape[1:]
-    return channels, height, width
 
 
 def _check_shards(split: str, samples: int, shards: int) -> None:

@@ -41,8 +41,8 @@ BLOCK = 250  # images drawn at a time, so that the arrays stay in the processor'
 def read_shapes(train: int = 10_000, test: int = 2_000, seed: int = 0) -> ImageData:
     """Draw both splits. Image i of a split depends on (seed, split, i) alone; its class is i mod 10."""
     with progress("drawing", train + test) as advance:
-        splits = [_draw_split(count, seed, split, advance) for split, count in enumerate((train, test))]
-    return ImageData("shapes", CLASSES, Source("shapes", None, None, None), *splits)
+        training, testing = (_draw_split(count, seed, split, advance) for split, count in enumerate((train, test)))
+    return ImageData("shapes", CLASSES, Source("shapes", None, None, None), training, testing)
 
 
 def _draw_split(count: int, seed: int, split: int, advance: Callable[[int], None]) -> LabelledImages:

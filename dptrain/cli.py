@@ -24,7 +24,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import dptrain
 from dptrain.bench.command import add_bench
 from dptrain.blas import request_one_thread
-from dptrain.config import TrainConfig, flag, merged, parse_model_options, parse_toml, read_toml
+from dptrain.config import (
+    BORDERS,
+    KEYS_OF_PATHS,
+    TrainConfig,
+    check_paths,
+    flag,
+    merged,
+    parse_model_options,
+    parse_toml,
+    read_toml,
+    unknown_key,
+)
 from dptrain.errors import (
     FAILED,
     PREEMPTED,
@@ -43,6 +54,7 @@ from dptrain.errors import (
 )
 from dptrain.system import record
 from dptrain.system.limits import refused
+from dptrain.system.paths import path_argument
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output, print_whole
@@ -78,9 +90,13 @@ class Parser(argparse.ArgumentParser):
         found, unknown = self.parse_known_args(arguments)
         if unknown:
             word = unknown[0].split("=")[0]
-            known = found.parser._option_string_actions
-            near = did_you_mean(word, known) if word.startswith("-") else "quote it if it belongs to a flag"
-            raise UsageError(f"unknown argument {word!r}; {near}")
+            if not word.startswith("-"):
+                near = "quote it if it belongs to a flag"
+            elif found.command is _train:
+                near = unknown_key(word)
+            else:
+                near = did_you_mean(word, found.parser._option_string_actions, f"see {found.parser.prog} --help")
+            raise UsageError(f"unknown argument {shown(repr(word), 100)}; {near}")
         return found
 
 
@@ -91,31 +107,51 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(title="commands", required=True, metavar=" | ".join(COMMANDS))
     train = commands.add_parser("train", help="train a network on a packed data set")
     train.set_defaults(command=_train, parser=train)
-    train.add_argument("data", nargs="?", default=argparse.SUPPRESS, help="folder of the packed data set")
-    train.add_argument("--config", type=Path, help="TOML file with keys named like the flags; flags win")
+    train.add_argument(
+        "data", nargs="?", type=_path_text, default=argparse.SUPPRESS, help="folder of the packed data set"
+    )
+    train.add_argument("--config", type=path_argument, help="TOML file with keys named like the flags; flags win")
     train.add_argument("--json", action="store_true", help="end with one line of JSON: accuracy, step, params_sha256")
     for key in fields(TrainConfig):
         if key.name != "data":
             train.add_argument(flag(key.name), default=argparse.SUPPRESS, **_flag_options(key))
+    borders = "|".join(BORDERS)
+    train.add_argument(
+        "--augment", metavar=borders, default=argparse.SUPPRESS, help="short for --crop BORDER --flip (none: neither)"
+    )
     evaluate = commands.add_parser("eval", help="loss and accuracy of a checkpoint on a data set's test split")
     evaluate.set_defaults(command=_eval, parser=evaluate)
-    evaluate.add_argument("checkpoint", type=Path)
-    evaluate.add_argument("data", type=Path, help="folder of a packed data set")
+    evaluate.add_argument("checkpoint", type=path_argument)
+    evaluate.add_argument("data", type=path_argument, help="folder of a packed data set")
     evaluate.add_argument(
         "--threads", type=_threads, default=0, metavar="N", help="shards computed side by side (0: all cores)"
     )
     evaluate.add_argument(
-        "--model", default="", metavar="TEXT", help="FILE.py:FUNCTION of a checkpoint trained with one"
+        "--model",
+        type=_model_text,
+        default="",
+        metavar="NAME",
+        help="FILE.py:FUNCTION of a checkpoint trained with one",
     )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     inspect = commands.add_parser("inspect", help="what a checkpoint holds")
     inspect.set_defaults(command=_inspect, parser=inspect)
-    inspect.add_argument("checkpoint", type=Path)
+    inspect.add_argument("checkpoint", type=path_argument)
     inspect.add_argument("--json", action="store_true", help="print JSON")
     add_bench(commands)
     for name, (_, _, purpose) in PACKAGES.items():
         commands.add_parser(name, help=purpose)  # listed here; `main` passes its arguments on
     return parser
+
+
+def _path_text(text: str) -> str:
+    """A path as text, with `~` expanded."""
+    return str(path_argument(text))
+
+
+def _model_text(text: str) -> str:
+    """An architecture, or FILE.py:FUNCTION with `~` expanded."""
+    return _path_text(text) if ":" in text else text
 
 
 def _threads(text: str) -> int:
@@ -134,7 +170,11 @@ def _flag_options(key: Any) -> dict[str, Any]:
         return options | {"action": argparse.BooleanOptionalAction}
     if "choices" in key.metadata:
         return options | {"metavar": "|".join(key.metadata["choices"])}
+    if key.name in KEYS_OF_PATHS:
+        return options | {"type": _path_text, "metavar": "PATH"}
     kind = type(key.default)
+    if key.name == "model":
+        return options | {"type": _model_text, "metavar": "NAME"}
     metavar = key.metadata.get("metavar", {int: "N", float: "X", str: "TEXT"}[kind])
     return options | {"type": kind, "metavar": metavar}
 
@@ -313,19 +353,24 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
     from dptrain.training.model_source import beside
 
     drop_failed_writes()  # a run outlives its terminal, its log's disk and whoever reads its output
+    notes: list[str] = []
     with together(communicator):
-        keys = {key.name for key in fields(TrainConfig)}
+        keys = {"augment", *(key.name for key in fields(TrainConfig))}
         given = {name: value for name, value in vars(parsed).items() if name in keys}
-        saved = read_toml(parsed.config) if parsed.config else {}
+        saved = read_toml(parsed.config, notes) if parsed.config else {}
         if "model" in saved:
             saved["model"] = beside(parsed.config, saved["model"])
         config = merged(saved, given)
         if not config.data:
             raise UsageError(
-                "no data set: dptrain train FOLDER; pack one with: python -m data_prep cifar10 data/cifar10"
+                "no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 data/cifar10, or without "
+                "a download: dptrain data-prep shapes data/shapes"
             )
+        check_paths(config)
     end_at_once = functools.partial(_end_at_once, communicator)
     with signals_taken(end_at_once) as interruption, closing(Recorder(config, connection)) as recorder:
+        for note in notes:
+            recorder.say(f"note   {note}")
         summary = train(config, communicator, recorder, interruption)
     if parsed.json and recorder.reports and not print_whole(json.dumps(summary)):
         # Not an error: the run is complete and saved, and a launcher or scheduler must not start it again.

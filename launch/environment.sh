@@ -44,13 +44,39 @@ make_environment() {
     elif ((missing == 0)); then
         return
     fi
-    say "Installing dptrain[$extras] into $folder (once)"
+    say "Installing dptrain[$extras] and what it needs into $folder (once; $(download_size "$@"))"
     # shellcheck disable=SC2046 - its lines are arguments, meant to split
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check \
-        -e ".[$extras]" $(torch_arguments "$folder/bin/python" "$@")
+    pip_install "$folder/bin/python" -e ".[$extras]" $(torch_arguments "$folder/bin/python" "$@")
     for extra; do
         printf '%s\n' "$wanted" >"$folder/installed-$extra"
     done
+}
+
+# How much is downloaded at most, in words.
+download_size() {
+    case " $* " in
+        *" torch "*) printf 'about 1.2 GB to download' ;;
+        *" test "* | *" dev "*) printf 'about 60 MB to download' ;;
+        *) printf 'about 35 MB to download' ;;
+    esac
+}
+
+# pip_install PYTHON ARGUMENTS...: pip, which says in short lines what it does; its errors are shown as they are.
+pip_install() {
+    local python=$1 line
+    shift
+    PYTHONUNBUFFERED=1 "$python" -m pip install --disable-pip-version-check --progress-bar off "$@" |
+        while IFS= read -r line; do
+            case $line in
+                *"Installing build dependencies: started"*) printf '    preparing to build\n' ;;
+                *.metadata*) ;;
+                *" Downloading "*.whl* | *" Using cached "*.whl*)
+                    line=${line##* Downloading } line=${line##* Using cached }
+                    printf '    %s%s\n' "${line%%-*}" "${line##*.whl}"
+                    ;;
+                "Installing collected packages:"*) printf '    unpacking\n' ;;
+            esac
+        done
 }
 
 new_environment() {

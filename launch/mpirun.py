@@ -16,6 +16,7 @@ from pathlib import Path
 
 from dptrain.blas import THREAD_VARIABLES
 from dptrain.errors import DptrainError
+from dptrain.system.paths import typed_path
 from dptrain.system.record import OWNER
 from dptrain.system.record import VARIABLE as MARK
 
@@ -49,7 +50,7 @@ def find_mpirun(named: str | None) -> str:
     Raises DptrainError when there is none.
     """
     if named is not None:
-        found = shutil.which(named)
+        found = shutil.which(typed_path(named))
         if found is None:
             raise DptrainError(f"--mpirun {named}: no such program; expected the path of an Open MPI or MPICH mpirun")
         return found

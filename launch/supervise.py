@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import dptrain
 from dptrain.errors import PREEMPTED
 from dptrain.system.files import append_text
 
@@ -47,11 +48,22 @@ class Job:
 
     def command(self, ranks: int, *more: str) -> list[str]:
         """The command that runs the trainer with `more` arguments."""
-        program = [sys.executable, "-m", "dptrain", *self.trainer, *more]
+        program = [sys.executable, *safe_path(), "-m", "dptrain", *self.trainer, *more]
         forwarded = forwarded_variables(self.environment)
         return mpirun_command(
             program, ranks, self.mpirun, self.kind, this_host(), elastic=self.elastic, forwarded=forwarded
         )
+
+
+def safe_path() -> list[str]:
+    """Python's flag that keeps the working directory out of the ranks' search path, where it is not needed.
+
+    A folder named dptrain in there would be taken for this package. In a checkout that is not installed, only the
+    working directory has the package.
+    """
+    home = Path(dptrain.__file__).parent.parent.resolve()
+    others = sys.path if sys.flags.safe_path else sys.path[1:]
+    return ["-P"] if any(Path(entry).resolve() == home for entry in others if entry) else []
 
 
 def supervise(job: Job) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.config import read_toml
+from dptrain.system.paths import typed_path
 
 STEP_LINE = re.compile(rb'"event": "(step|epoch)"')
 TAIL_BYTES = 65536
@@ -36,13 +37,13 @@ def value_of(flag: str, trainer: Sequence[str]) -> str:
 def settings(trainer: Sequence[str]) -> dict[str, Any]:
     """What the file of --config says, nothing without one; UsageError where it cannot be read."""
     config = value_of("--config", trainer)
-    return read_toml(Path(config)) if config else {}
+    return read_toml(Path(typed_path(config))) if config else {}
 
 
 def run_dir_of(trainer: Sequence[str]) -> Path | None:
     """The run folder that flags or the file of --config name; UsageError where the file cannot be read."""
     named = value_of("--run-dir", trainer) or settings(trainer).get("run_dir", "")
-    return Path(named) if named else None
+    return Path(typed_path(named)) if named else None
 
 
 def is_elastic(trainer: Sequence[str]) -> bool:

@@ -33,7 +33,7 @@ def image_data(
         for count in (train, test)
     ]
     names = tuple(f"class-{number}" for number in range(classes))
-    return ImageData("random", names, Source("random", None, None, None), *splits)
+    return ImageData("random", names, Source("random", None, None, None), *splits, layout="channels_first")
 
 
 def cifar10_records(samples: int = BATCH_SAMPLES, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:

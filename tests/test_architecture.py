@@ -173,6 +173,19 @@ def test_an_error_of_a_users_layer_while_the_network_is_built_is_permanent(metho
     assert f"in {method}\n" in caught.value.details
 
 
+def test_an_option_that_the_function_has_no_argument_for_proposes_one(my_net: Path) -> None:
+    """In the field: the text of Python's TypeError."""
+    for model, option, words in (
+        ("convnet", "width", "convnet has no argument 'width'; did you mean 'widths'?"),
+        ("convnet", "kernel", "did you mean 'kernel_size'?"),
+        ("linear", "bias", "it has none"),
+        (f"{my_net}:build", "widths", "did you mean 'width'?"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            build_network(model, {option: 3}, (3, 8, 8), 5)
+        assert words in str(caught.value)
+
+
 @pytest.mark.parametrize("options", [{"width": [3]}, {"widths": 3}, {"widths": [0]}, {"kernel_size": 2}])
 def test_options_that_do_not_fit_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):

@@ -8,11 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from dptrain.data.augment import check_augmentation, flip_and_crop
+from dptrain.data.augment import check_crop, cropped, flipped
 from dptrain.errors import UsageError
 from dptrain.nn.draws import Purpose, random_words
 
 Images = NDArray[np.uint8]
+
+
+def flip_and_crop(images: Images, words: NDArray[np.uint64], border: str) -> Images:
+    """Both, as `--augment` asks for them."""
+    return cropped(flipped(images, words), words, border)
 
 
 def random_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Images:
@@ -85,6 +90,15 @@ def test_middle_window_is_the_image_and_its_mirror_image(border: str) -> None:
     np.testing.assert_array_equal(found[1], images[1, :, :, ::-1])
 
 
+def test_flip_and_crop_can_be_had_alone() -> None:
+    """Digits must not be flipped. Each draws from its own bits, so that the other does not change it."""
+    images = random_images(2, (3, 8, 8))
+    words = np.array([word(1, 2, 7), word(0, 2, 7)], np.uint64)
+    np.testing.assert_array_equal(flipped(images, words), [images[0, :, :, ::-1], images[1]])
+    unflipped = np.array([word(0, 2, 7)] * 2, np.uint64)
+    np.testing.assert_array_equal(cropped(images, words, "zero"), pixel_by_pixel(images, unflipped, "zero"))
+
+
 def test_words_of_an_epoch_reach_every_flip_and_offset_equally_often() -> None:
     """Read off a picture of its own coordinates, for the 50,000 images of an epoch."""
     size, count = 16, 50_000
@@ -107,8 +121,8 @@ def test_words_of_an_epoch_reach_every_flip_and_offset_equally_often() -> None:
 @pytest.mark.parametrize(("height", "width"), [(4, 32), (32, 4), (1, 1)])
 def test_image_too_small_to_reflect_is_refused_with_what_to_do(height: int, width: int) -> None:
     images, words = random_images(1, (1, height, width)), np.array([5], np.uint64)
-    with pytest.raises(UsageError, match=rf"larger than 4 pixels, these are {height} x {width}; use --augment zero"):
-        check_augmentation("reflect", (1, height, width))
+    with pytest.raises(UsageError, match=rf"larger than 4 pixels, these are {height} x {width}; use --crop zero"):
+        check_crop("reflect", (1, height, width))
     for border in ("zero", "none"):
-        check_augmentation(border, (1, height, width))
+        check_crop(border, (1, height, width))
     np.testing.assert_array_equal(flip_and_crop(images, words, "zero"), pixel_by_pixel(images, words, "zero"))

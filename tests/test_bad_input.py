@@ -82,7 +82,7 @@ DAMAGES = {
     "swapped": (swap, ["train-001-of-004.h5", "SHA-256"]),
     "other version": (manifest_of_another_version, ["manifest.json", "version 3, this program reads versions 1 to 2"]),
     "manifest cut short": (manifest_cut_short, ["manifest.json", "cannot be read as JSON"]),
-    "no manifest": (no_manifest, ["not a data set", "python -m data_prep"]),
+    "no manifest": (no_manifest, ["not a data set", "dptrain data-prep"]),
 }
 
 
@@ -123,7 +123,7 @@ def test_a_wrong_flag_is_named_with_the_nearest_right_one(
     ("arguments", "words"),
     [
         (["trian", "set"], ["unknown command 'trian'", "did you mean 'train'?"]),
-        (["train"], ["no data set", "python -m data_prep"]),
+        (["train"], ["no data set", "dptrain data-prep cifar10"]),
         ([], ["required"]),
         (["eval"], ["checkpoint, data"]),
         (["--lr", "0.1"], ["train | eval | inspect"]),
@@ -245,7 +245,8 @@ def test_a_full_disk_ends_the_run_with_one_error_and_keeps_the_earlier_checkpoin
     done = limited(size - 100, "train", *flags(data, tmp_path / "run"), cwd=tmp_path)
     assert_one_error(done, "step-00000007.h5: cannot be written: File too large", "Free some space")
     assert_nothing_half_written(tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000003.h5"]
+    there = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert there == ["best.h5", "step-00000003.h5"]
     assert train(data, tmp_path / "run").returncode == 0
 
 

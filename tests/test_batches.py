@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptrain.data.augment import flip_and_crop
+from dptrain.data.augment import cropped, flipped
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.format import Manifest, Samples, Source
 from dptrain.nn.draws import Purpose, random_words
@@ -37,7 +37,9 @@ def shard_samples(count: int) -> Samples:
 
 
 def batches(count: int = 23, *, shard: int = 0, size: int = 4, seed: int = 0, augment: str = "none") -> ShardBatches:
-    return ShardBatches(shard_samples(count), shard, MANIFEST, size=size, seed=seed, augment=augment)
+    return ShardBatches(
+        shard_samples(count), shard, MANIFEST, size=size, seed=seed, crop=augment, flip=augment != "none"
+    )
 
 
 def order(source: ShardBatches, epoch: int) -> list[int]:
@@ -99,7 +101,8 @@ def test_augmentation_goes_with_the_position_in_the_epoch(augment: str) -> None:
     words = random_words(4, Purpose.AUGMENTATION, 2, 23, epoch=3)
     for step in (0, 2, 5):
         images, labels = source.batch(3, step, Workspace())
-        moved = flip_and_crop(source.samples.images[labels], words[step * 4 : (step + 1) * 4], augment)
+        bits = words[step * 4 : (step + 1) * 4]
+        moved = cropped(flipped(source.samples.images[labels], bits), bits, augment)
         np.testing.assert_array_equal(images, source.normalise(moved, Workspace()))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dptrain.config import (
-    AUGMENTATIONS,
+    BORDERS,
     KEYS_OF_THE_PROCESS,
     KEYS_OF_THE_RUN,
     REDUCTIONS,
@@ -53,7 +53,8 @@ CONFIGS = st.builds(
     step_epochs=POSITIVE,
     step_factor=POSITIVE,
     seed=COUNT,
-    augment=st.sampled_from(AUGMENTATIONS),
+    crop=st.sampled_from(BORDERS),
+    flip=st.booleans(),
     threads=COUNT,
     reduction=st.sampled_from(REDUCTIONS),
     checkpoint_every=st.from_regex(r"[0-9]{1,9}[smh]?", fullmatch=True),
@@ -98,13 +99,20 @@ def test_underscores_and_whole_numbers_do_in_a_file() -> None:
 
 @pytest.mark.parametrize(
     ("written", "nearest"),
-    [("batchsize", "batch-size"), ("learning-rate", None), ("weight_decy", "weight-decay"), ("epoch", "epochs")],
+    [
+        ("batchsize", "batch-size"),
+        ("learning-rate", "lr"),
+        ("learning_rate", "lr"),
+        ("weight_decy", "weight-decay"),
+        ("epoch", "epochs"),
+        ("banana", None),
+    ],
 )
 def test_unknown_key_names_its_file_and_the_nearest(written: str, nearest: str | None) -> None:
     with pytest.raises(UsageError) as caught:
         parse_toml(f"{written} = 1", "my.toml")
     assert f"my.toml: unknown key {written!r}" in str(caught.value)
-    assert (f"did you mean {nearest!r}?" if nearest else "known: allow-changed-model, augment, ") in str(caught.value)
+    assert str(caught.value).endswith(f"did you mean {nearest!r}?" if nearest else "; see dptrain train --help")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +141,7 @@ BOUNDS = [
     ("momentum", 0.0, -0.1, "at least 0.0"),
     ("momentum", 0.999, 1.0, "below 1.0"),
     ("weight_decay", 0.0, -1e-9, "at least 0.0"),
-    ("warmup_steps", 0, -1, "at least 0"),
+    ("warmup_steps", -1, -2, "at least -1"),
     ("step_epochs", 0.5, 0.0, "above 0.0"),
     ("step_factor", 0.1, 0.0, "above 0.0"),
     ("seed", 0, -1, "at least 0"),
@@ -172,7 +180,7 @@ def test_value_beyond_its_bound_is_told_with_the_bound(name: str, inside: Any, o
 
 @pytest.mark.parametrize(
     ("name", "wrong", "nearest"),
-    [("schedule", "cosin", "cosine"), ("augment", "reflection", "reflect"), ("reduction", "trees", "tree")],
+    [("schedule", "cosin", "cosine"), ("crop", "reflection", "reflect"), ("reduction", "trees", "tree")],
 )
 def test_unknown_choice_names_the_nearest(name: str, wrong: str, nearest: str) -> None:
     assert refused(**{name: wrong}) == f"{flag(name)} is {wrong!r}; did you mean {nearest!r}?"
@@ -181,7 +189,7 @@ def test_unknown_choice_names_the_nearest(name: str, wrong: str, nearest: str) -
 def test_file_that_cannot_be_read_or_is_not_toml_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--config .*missing\.toml: cannot be read: No such file"):
         read_toml(tmp_path / "missing.toml")
-    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+    with pytest.raises(UsageError, match="cannot be read: is a folder"):
         read_toml(tmp_path)
     path = tmp_path / "bad.toml"
     path.write_text("epochs = 3\nlr = fast\n")
@@ -205,7 +213,7 @@ def test_model_options_are_the_inside_of_an_inline_table(text: str, options: dic
 def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match=r"bad\.toml: not a text file in UTF-8"):
+    with pytest.raises(UsageError, match=r"bad\.toml: not text in UTF-8"):
         read_toml(path)
 
 

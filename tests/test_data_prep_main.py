@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -145,7 +145,7 @@ def test_signal_while_packing_removes_what_was_begun(number: signal.Signals, tmp
     command = [sys.executable, "-m", "data_prep", "shapes", out, *counts]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("set.partial/*.h5")):
+    while not list(tmp_path.glob("set/.partial/*.h5")):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
@@ -162,7 +162,7 @@ def test_a_signal_that_was_ignored_at_the_start_does_not_end_packing(tmp_path: P
     """Found in the field: every `&` in a script ignores SIGINT, nohup SIGHUP."""
     command = [sys.executable, "-m", "data_prep", "shapes", tmp_path / "set", "--train", "200", "--shards", "200"]
     process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    while not list(tmp_path.glob("set.partial/*.h5")):
+    while not list(tmp_path.glob("set/.partial/*.h5")):
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGHUP)
@@ -196,6 +196,34 @@ def test_damaged_archive_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     done = run_data_prep("cifar10", tmp_path / "set", "--archive", tmp_path / "a.tar.gz")
     assert_one_line_error(done, "a.tar.gz", "not a whole .tar.gz")
     assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (os.mkfifo, "is a named pipe, expected a regular file"),
+        (os.mkdir, "is a folder, expected a regular file"),
+        (lambda path: path.symlink_to("gone"), "is a symbolic link to gone, which does not exist"),
+    ],
+    ids=["pipe", "folder", "dangling link"],
+)
+def test_an_archive_that_is_no_file_is_one_line_at_once(
+    make: Callable[[Path], None], words: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "a.tar.gz")
+    done = run_data_prep("cifar10", tmp_path / "set", "--archive", tmp_path / "a.tar.gz")
+    assert_one_line_error(done, "a.tar.gz", words)
+    assert not (tmp_path / "set").exists()
+
+
+def test_names_from_an_archive_or_a_path_reach_the_terminal_escaped(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "a\x1b[31m.tar.gz", {"evil\x1b]0;title\x07": b"x"})
+    done = run_data_prep("cifar10", tmp_path / "set", "--archive", archive)
+    assert_one_line_error(done, "not a CIFAR-10 archive", r"\x1b]0;title\x07", r"a\x1b[31m.tar.gz")
+    assert "\x1b" not in done.stderr
+    packed = run_data_prep("shapes", tmp_path / "s\x1b[31m", *SMALL)
+    assert packed.returncode == 0
+    assert "\x1b" not in packed.stdout + packed.stderr
 
 
 # Finding and downloading the archive.
@@ -287,6 +315,18 @@ def test_closed_network_is_one_short_line_soon(
     for word in (url, "--archive FILE", words):
         assert word in error
     assert not (tmp_path / "set").exists()
+
+
+def test_an_optional_download_ends_with_a_note_instead_of_an_error(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the field: quickstart printed an error, and went on to train on shapes."""
+    monkeypatch.setattr(download, "URL", "https://127.0.0.1:9/x.tar.gz")
+    assert program.main(["cifar10", str(tmp_path / "set"), "--optional"]) == 69
+    told = capsys.readouterr().err
+    assert told.startswith("data_prep: note: CIFAR-10 cannot be downloaded")
+    assert "error:" not in told
+    assert told.count("\n") == 1
 
 
 def test_silent_name_server_is_not_waited_for(server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
+from dptrain.config import TrainConfig, flag, unknown_key
 from dptrain.errors import (
     CheckpointError,
     DataError,
@@ -17,6 +20,7 @@ from dptrain.errors import (
     UsageError,
     did_you_mean,
 )
+from dptrain.synonyms import EXPLANATIONS, SYNONYMS
 
 
 @pytest.mark.parametrize(
@@ -57,5 +61,64 @@ def test_nearest_name_is_proposed(word: str, nearest: str) -> None:
     assert did_you_mean(word, ["--batch-size", "--epochs", "--momentum", "--lr"]) == f"did you mean {nearest!r}?"
 
 
-def test_all_names_are_told_in_order_when_none_is_near() -> None:
+FLAGS = [flag(key.name) for key in fields(TrainConfig)]
+
+
+def test_a_few_names_are_all_given_when_none_is_near_and_many_are_not() -> None:
+    """In the field: `--optimizer` gave a list of all flags, and `--device` a flag that has nothing to do with it."""
     assert did_you_mean("zzz", (name for name in ("tree", "mpi"))) == "known: mpi, tree"
+    assert did_you_mean("--banana", FLAGS) == "see --help"
+    assert did_you_mean("--banana", FLAGS, "see dptrain train --help") == "see dptrain train --help"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--learning-rate", "--lr"),
+        ("--learning_rate", "--lr"),
+        ("--LR", "--lr"),
+        ("--workers", "--threads"),
+        ("--num-workers", "--threads"),
+        ("--num-epochs", "--epochs"),
+        ("--lr-schedule", "--schedule"),
+        ("--batch", "--batch-size"),
+        ("--bs", "--batch-size"),
+        ("--checkpoint-dir", "--run-dir"),
+        ("--output", "--run-dir"),
+        ("--wd", "--weight-decay"),
+        ("--steps", "--max-steps"),
+    ],
+)
+def test_a_word_of_other_programs_gets_the_flag_of_this_one(word: str, meant: str) -> None:
+    assert did_you_mean(word, FLAGS) == f"did you mean {meant!r}?"
+
+
+@pytest.mark.parametrize(
+    ("word", "explanation"),
+    [
+        ("--optimizer", "the optimizer is SGD"),
+        ("--device", "computes on CPUs only"),
+        ("--gpu", "computes on CPUs only"),
+        ("--ranks", "dptrain launch -n R -- train DATA"),
+        ("--data", "named without a flag"),
+        ("width", "--model-options"),
+    ],
+)
+def test_a_word_that_no_flag_stands_for_is_explained(word: str, explanation: str) -> None:
+    assert explanation in unknown_key(word)
+
+
+def test_what_begins_like_flags_proposes_these() -> None:
+    assert did_you_mean("--stall", FLAGS) == "did you mean '--stall-abort' or '--stall-limit'?"
+
+
+def test_every_synonym_stands_for_a_name_that_some_command_has() -> None:
+    """A renamed flag would otherwise leave advice that names nothing."""
+    from dptrain.cli import build_parser
+
+    commands = next(action for action in build_parser()._actions if action.dest == "command" or action.choices)
+    train = set(commands.choices["train"]._option_string_actions)  # type: ignore[index,call-overload]
+    elsewhere = {"shards", "force", "archive", "limit", "train", "test", "ranks", "max-restarts", "min-ranks"}
+    proposed = {name for names in SYNONYMS.values() for name in names}
+    assert {f"--{name}" for name in proposed - elsewhere} <= train
+    assert not any(f"--{word}" in train for word in {*SYNONYMS, *EXPLANATIONS} - {"train", "test"})

@@ -335,8 +335,8 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (edited(image_shape=[2**20, 2**20, 2**20]), "image_shape"),
         (edited(image_shape=[1.0, 5, 7]), "image_shape[0] is 1.0"),
         (edited(image_shape=5), "image_shape is 5, expected a list"),
-        (edited(classes=[]), "0 classes"),
-        (edited(classes=["a", "a"]), "2 classes with 1 different names"),
+        (edited(classes=[]), "a list of one or more names"),
+        (edited(classes=["a", "a"]), "classes 0 and 1 have the same name"),
         (
             edited(classes=[str(number) for number in range(10**5)]),
             "classes has 100,000 items, expected at most 65,536",
@@ -417,7 +417,7 @@ def test_manifest_that_is_not_json_is_refused(content: bytes, folder: Path) -> N
 
 
 def test_missing_manifest_tells_how_to_pack(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="python -m data_prep"):
+    with pytest.raises(DataError, match="dptrain data-prep"):
         read_manifest(tmp_path)
 
 

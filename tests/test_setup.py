@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import platform
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_sets import image_data
 from mpi_runs import dptrain, mpirun, own_mpi
 from training_runs import (
     LAST_STEP,
@@ -22,8 +24,10 @@ from training_runs import (
 )
 
 import dptrain as package
+from data_prep.__main__ import main as data_prep
+from data_prep.pack import pack
 from dptrain.config import TrainConfig
-from dptrain.data.format import read_manifest
+from dptrain.data.format import Source, read_manifest
 from dptrain.errors import CheckpointError, DptrainError, UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training import setup
@@ -119,7 +123,8 @@ def test_what_only_concerns_the_process_may_change_silently(data: Path, tmp_path
         ("momentum", 0.5, "--momentum 0.9 there, 0.5 here"),
         ("nesterov", False, "--nesterov True there, False here"),
         ("epochs", 9, "--epochs 2 there, 9 here"),
-        ("augment", "zero", "--augment none there, zero here"),
+        ("crop", "zero", "--crop none there, zero here"),
+        ("flip", True, "--flip False there, True here"),
         ("schedule", "constant", "--schedule cosine there, constant here"),
         ("weight_decay", 0.0, "--weight-decay 0.0005 there, 0.0 here"),
     ],
@@ -241,9 +246,31 @@ def test_more_ranks_than_shards_is_one_error_that_names_the_command_to_repack(da
     assert done.returncode == 2
     assert done.stderr.count("dptrain: error:") == 1
     assert f"5 ranks, but {data} has 4 shards" in done.stderr
-    assert f"python -m data_prep random {data} --shards 5 --force" in done.stderr
+    assert "give the program that packed it shards=5 and force=True" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_the_command_to_repack_packs_the_same_images(seed: int, tmp_path: Path) -> None:
+    """In the field: the advice named a command that does not exist for data packed by one's own program."""
+    folder = tmp_path / "my set"
+    words = ["shapes", str(folder), "--train", "50", "--test", "30", "--shards", "2", "--seed", str(seed)]
+    assert data_prep(words) == 0
+    manifest = read_manifest(folder)
+    advice = shlex.split(setup.repack_advice(manifest, folder, 5))
+    assert advice[:2] == ["dptrain", "data-prep"]
+    assert data_prep(advice[2:]) == 0
+    again = read_manifest(folder)
+    assert again.shard_count == 5
+    assert (again.samples("train"), again.samples("test"), again.mean) == (50, 30, manifest.mean)
+
+
+def test_the_command_to_repack_cifar10_keeps_its_limit(tmp_path: Path) -> None:
+    source = Source("cifar10", None, None, None)
+    manifest = pack(tmp_path / "set", replace(image_data(train=40, test=20), source=source), shards=2)
+    advice = setup.repack_advice(manifest, Path("data/small"), 3)
+    assert advice == "dptrain data-prep cifar10 data/small --shards 3 --limit 40 --force"
 
 
 @pytest.mark.mpi
@@ -252,7 +279,7 @@ def test_more_ranks_than_shards_is_one_error_that_names_the_command_to_repack(da
     [
         ("--lr=0.2", "--lr=0.1"),
         ("--threads=1", "--threads=0"),
-        ("--run-dir=a", "--run-dir="),
+        ("--run-dir=a", "--run-dir=b"),
         ("--stall-limit=60", "--stall-limit=0"),
         ("--no-elastic", "--elastic"),
     ],

@@ -57,7 +57,13 @@ def flags(data: Path, run_dir: Path, **changes: Any) -> list[str]:
     words = [str(values.pop("data"))]
     if widths and values.get("model", "convnet") == "convnet":
         words += ["--model-options", f"widths = {widths}"]
-    return words + [word for key, value in values.items() for word in ("--" + key.replace("_", "-"), str(value))]
+    for key, value in values.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", str(value)]
+    return words
 
 
 def session_and_state(config: TrainConfig) -> tuple[Session, TrainingState]:

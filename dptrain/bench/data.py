@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from dptrain.bench.workload import make_batches, random_samples
-from dptrain.config import AUGMENTATIONS
+from dptrain.config import BORDERS
 from dptrain.data.batches import ShardBatches
 from dptrain.data.format import Source
 from dptrain.data.shards import load_shards
@@ -34,9 +34,9 @@ def measure_batches(
     """Images/s of all ranks together, for each augmentation: drawn, gathered, cast and normalised, but not used."""
     steps = max(1, samples // batch_size)
     rates = {}
-    for augment in AUGMENTATIONS:
+    for border in BORDERS:
         batches = make_batches(
-            communicator, shape, classes, shards=shards, batch_size=batch_size, steps=steps, augment=augment
+            communicator, shape, classes, shards=shards, batch_size=batch_size, steps=steps, border=border
         )
         work, durations = BatchesWork(batches, steps), []
         with closing(make_pool(min(threads, len(batches)), [work], communicator)) as pool:
@@ -46,7 +46,7 @@ def measure_batches(
                 pool.map(work, batches, epoch)
                 communicator.barrier()
                 durations.append(time.perf_counter() - started)
-        rates[augment] = steps * batch_size / statistics.median(durations)
+        rates[border] = steps * batch_size / statistics.median(durations)
     return rates
 
 
@@ -75,7 +75,8 @@ def measure_files(
     with tempfile.TemporaryDirectory(prefix="dptrain-bench-") as folder:
         out = Path(folder) / "set"
         started = time.perf_counter()
-        manifest = pack(out, ImageData("random", names, Source("random", None, None, None), images, few), shards=shards)
+        source = Source("random", None, None, None)
+        manifest = pack(out, ImageData("random", names, source, images, few, "channels_first"), shards=shards)
         packed = time.perf_counter()
         load_shards(out, manifest, range(shards), threads)
         read = time.perf_counter()

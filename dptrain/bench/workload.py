@@ -72,16 +72,25 @@ def make_batches(
     shards: int,
     batch_size: int,
     steps: int,
-    augment: str = "none",
+    border: str = "none",
 ) -> dict[int, ShardBatches]:
-    """This rank's shards, with images for `steps` steps an epoch; UsageError when they cannot be dealt."""
+    """This rank's shards, with images for `steps` steps an epoch; UsageError when they cannot be dealt.
+
+    With a `border` other than "none", images are flipped and cropped.
+    """
     check_shards(communicator, shards, batch_size)
     size = batch_size // shards
     manifest = random_manifest(shape, classes, shards, size * steps)
     own = Placement(shards, communicator.size).shards_of(communicator.rank)
     return {
         shard: ShardBatches(
-            random_samples(shape, classes, shard, size * steps), shard, manifest, size=size, seed=SEED, augment=augment
+            random_samples(shape, classes, shard, size * steps),
+            shard,
+            manifest,
+            size=size,
+            seed=SEED,
+            crop=border,
+            flip=border != "none",
         )
         for shard in own
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.augment import flip_and_crop
+from dptrain.data.augment import cropped, flipped
 from dptrain.data.format import Manifest, Samples
 from dptrain.nn.draws import Purpose, random_words
 from dptrain.nn.layer import array_shape
@@ -15,8 +15,11 @@ from dptrain.nn.workspace import Array, Workspace
 class ShardBatches:
     """Training microbatches of one shard; epoch and step name one, so a run can begin anywhere."""
 
-    def __init__(self, samples: Samples, shard: int, manifest: Manifest, *, size: int, seed: int, augment: str) -> None:
-        self.samples, self.shard, self.size, self.seed, self.augment = samples, shard, size, seed, augment
+    def __init__(
+        self, samples: Samples, shard: int, manifest: Manifest, *, size: int, seed: int, crop: str, flip: bool
+    ) -> None:
+        self.samples, self.shard, self.size, self.seed = samples, shard, size, seed
+        self.crop, self.flip = crop, flip
         self.normalise = Normalisation(manifest)
         self._epoch = -1
 
@@ -31,8 +34,10 @@ class ShardBatches:
         rows = slice(step * self.size, (step + 1) * self.size)
         chosen = self._order[rows]
         images = self.samples.images[chosen]
-        if self.augment != "none" and len(images):
-            images = flip_and_crop(images, self._words[rows], self.augment)
+        if self.flip and len(images):
+            images = flipped(images, self._words[rows])
+        if self.crop != "none" and len(images):
+            images = cropped(images, self._words[rows], self.crop)
         return self.normalise(images, workspace), self.samples.labels[chosen]
 
     def _draw(self, epoch: int) -> None:

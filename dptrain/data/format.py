@@ -32,11 +32,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.data.names import check_names
 from dptrain.errors import DataError
 from dptrain.system import files
 from dptrain.system.fields import LARGEST, MOST_ITEMS, Fields
 from dptrain.system.hdf5 import plain_hdf5
 from dptrain.system.old_hdf5 import TooNewError, read_isolated
+from dptrain.system.paths import dangling
 from dptrain.system.text import shown
 
 FORMAT = "dptrain-dataset"
@@ -137,13 +139,15 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = files.parse_json(files.read_text(path))
     except FileNotFoundError:
+        if why := dangling(Path(folder)):
+            raise DataError(f"{shown(folder)}: {why}") from None
         if not Path(folder).is_dir():
             raise DataError(
-                f"{shown(folder)}: there is no such folder; python -m data_prep cifar10 {shown(folder)} packs one"
+                f"{shown(folder)}: there is no such folder; dptrain data-prep cifar10 {shown(folder)} packs one"
             ) from None
         raise DataError(
             f"{shown(folder)}: not a data set: there is no {MANIFEST} (it is written last, so packing may have been "
-            f"interrupted); pack one with: python -m data_prep cifar10 {shown(folder)}"
+            f"interrupted); pack one with: dptrain data-prep cifar10 {shown(folder)}"
         ) from None
     except NotADirectoryError:
         raise DataError(f"{shown(folder)}: is a file, expected the folder of a packed data set") from None
@@ -200,10 +204,10 @@ def _manifest_of(raw: Fields) -> Manifest:
 def _check_manifest(manifest: Manifest) -> None:
     """ValueError unless the parts of a manifest fit each other."""
     channels, classes = manifest.image_shape[0], manifest.classes
-    if not classes or len(set(classes)) < len(classes):
-        raise ValueError(
-            f"{len(classes)} classes with {len(set(classes))} different names, expected at least 1 of each"
-        )
+    try:
+        check_names(manifest.name, classes)
+    except DataError as error:
+        raise ValueError(str(error)) from None
     if not len(manifest.mean) == len(manifest.std) == channels or min(manifest.std) <= 0:
         raise ValueError(
             f"{len(manifest.mean)} numbers of mean, {len(manifest.std)} of std from {min(manifest.std, default=0)} up, "

@@ -1,6 +1,6 @@
 """metrics.jsonl: one JSON object a line, one line a logged step, an epoch, a start.
 
-    {"event": "start", "step", "ranks", "threads", "resumed_from"}
+    {"event": "start", "step", "ranks", "threads", "resumed_from", "time" (UTC), "host", "command", "versions": {...}}
     {"event": "step",  "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "seconds": {...}}
     {"event": "epoch", "step", "epoch", "loss", "accuracy", "test_loss", "test_accuracy", "lr",
                        "images_per_second", "seconds": {...}, "evaluation_seconds", "params_sha256"}

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
+import socket
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import h5py
 
 import dptrain
 from dptrain.config import TrainConfig
@@ -18,6 +25,17 @@ from dptrain.training.run_folder import RunFolder
 from dptrain.training.setup import Session
 from dptrain.training.state import TrainingState
 from dptrain.training.step import Seconds, StepOutcome
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of dptrain, Python and the libraries that compute, write files and communicate."""
+    found: dict[str, str | None] = {"dptrain": dptrain.__version__, "python": platform.python_version()}
+    for name in ("numpy", "h5py", "mpi4py"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return {**found, "hdf5": h5py.version.hdf5_version}
 
 
 class Span:
@@ -78,6 +96,10 @@ class Recorder:
             ranks=session.communicator.size,
             threads=threads,
             resumed_from=str(resumed) if resumed else None,
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            host=socket.gethostname(),
+            command=sys.argv,
+            versions={**versions(), "mpi": session.communicator.implementation},
         )
         self.progress.start(state.step, session.last_step)
 
@@ -164,7 +186,9 @@ class Recorder:
         last = folder.checkpoint_of(state.step)
         self.say(f"test accuracy {100 * evaluation.accuracy:.2f} % ({evaluation.correct:,} of {evaluation.samples:,})")
         self.say(f"last checkpoint {last}")
-        self.say(f"best checkpoint {folder.best}")
+        if folder.best is not None and folder.best_accuracy is not None:
+            accuracy = f"test accuracy {100 * folder.best_accuracy:.2f} %, step {folder.best_step:,}"
+            self.say(f"best checkpoint {folder.best} ({accuracy})")
         self.say(f"metrics         {folder.metrics}")
         self.say(f"params_sha256   {state.params_sha256}")
         self.close()

@@ -13,6 +13,7 @@ from dptrain.errors import ModelError, UsageError, did_you_mean
 from dptrain.nn.layer import Layer
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import ARCHITECTURES
+from dptrain.system.text import shown
 from dptrain.system.tracebacks import user_traceback
 from dptrain.training.model_source import ModelSource, failed, load_model_file
 
@@ -55,6 +56,7 @@ def build_network(
     when a user's function or layers fail.
     """
     architecture = find_architecture(model) if isinstance(model, str) else model
+    _check_options(architecture, options)
     what = f"--model {architecture.model} with {options or 'no options'}, input {input_shape}"
     try:
         inspect.signature(architecture.build).bind(input_shape, classes, **options)
@@ -80,6 +82,22 @@ def build_network(
             "let its last layer be Linear(classes)"
         )
     return network
+
+
+def _check_options(architecture: Architecture, options: dict[str, Any]) -> None:
+    """UsageError for an option that the architecture's function has no argument for."""
+    try:
+        parameters = list(inspect.signature(architecture.build).parameters.values())
+    except (TypeError, ValueError):  # some callables do not say
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [one.name for one in parameters[2:] if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known) if known else "it has none"
+            what = f"--model-options: {shown(architecture.model)} has no argument {shown(repr(name), 60)}"
+            raise UsageError(f"{what}; {hint}")
 
 
 def first_difference(there: Sequence[str], here: Sequence[str]) -> str:

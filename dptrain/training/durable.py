@@ -31,6 +31,22 @@ def write_durably(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def link_durably(existing: Path, path: Path) -> None:
+    """Let `path` be another name of the file `existing`, durably and in place of whatever has that name.
+
+    OSError when that fails, also on file systems that have no such links; then no temporary file is left.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(existing, temporary)
+        os.replace(temporary, path)  # noqa: PTH105
+        sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # it is still there if `path` was that file already
+
+
 def _write_and_sync(path: Path, content: bytes) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:

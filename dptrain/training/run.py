@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from dptrain.config import TrainConfig
+from dptrain.config import KEYS_OF_THE_FOLDER, TrainConfig
 from dptrain.data.shards import NOTHING_LOADED
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.nn.workspace import aligned_copy
@@ -131,9 +131,8 @@ class Run:
         if source is not None:
             self.folder.keep_model(source.files)
             model = source.kept_name(model)
-        path = str(self.folder.path)
-        saved = replace(self.config, run_dir=path, resume="auto", model=model, allow_changed_model=False)
-        self.folder.write_config(saved.to_toml())
+        saved = replace(self.config, model=model, allow_changed_model=False)
+        self.folder.write_config(saved.to_toml(leave_out=KEYS_OF_THE_FOLDER))
 
     def _open(self, communicator: Communicator) -> None:
         """Rank 0 claims the folder once nothing speaks against the run, and reads; all ranks receive."""
@@ -221,7 +220,7 @@ def check_elastic(config: TrainConfig, communicator: Communicator) -> None:
     if config.elastic and not communicator.survives:
         error = UsageError(
             f"--elastic needs ULFM, found {communicator.implementation} without: start with mpirun --with-ft ulfm of "
-            "Open MPI 5 or later, or with python -m launch --elastic. Anywhere else, python -m launch --max-restarts K "
+            "Open MPI 5 or later, or with dptrain launch --elastic. Anywhere else, dptrain launch --max-restarts K "
             "starts a job again from its last checkpoint"
         )
         raise known_to_all(communicator, error)

@@ -1,4 +1,7 @@
-"""The folder of a run: config.toml, metrics.jsonl and checkpoints/. Only rank 0 writes to it."""
+"""The folder of a run: config.toml, metrics.jsonl and checkpoints/. Only rank 0 writes to it.
+
+Beside the numbered checkpoints, `checkpoints/best.h5` is a second name of the one with the best test accuracy.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,11 @@ from dptrain.errors import BrokenCheckpointError, CheckpointError, DptrainError,
 from dptrain.system import files
 from dptrain.system.text import shown
 from dptrain.training.checkpoint import Checkpoint, read_checkpoint
-from dptrain.training.durable import TEMPORARY, sync_folder, write_durably
+from dptrain.training.durable import TEMPORARY, link_durably, sync_folder, write_durably
 from dptrain.training.model_source import KEPT
 
 KEEP = 3
+BEST = "best.h5"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OWN = ("checkpoints", "config.toml", "metrics.jsonl", "attempts.jsonl")  # what a run writes, never through links
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
@@ -37,7 +41,8 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._best: tuple[float, Path] | None = None
+        self.best_accuracy: float | None = None
+        self.best_step = -1
         self._held: int | None = None
 
     @classmethod
@@ -206,35 +211,55 @@ class RunFolder:
         path = self.checkpoint_of(step)
         try:
             write_durably(path, content)
+            if self._remember(step, test_accuracy):
+                self._name_best(path, content)
         except OSError as error:
             raise CheckpointError(
                 f"{path}: cannot be written: {error.strerror}; no earlier checkpoint was touched. "
                 f"{'Free some space' if error.errno in FULL else 'Mend that'}, then "
                 f"go on with the same command and --run-dir {self.path}"
             ) from error
-        self.remember(path, test_accuracy)
         for old in self.numbered()[:-KEEP]:
-            if old not in (path, self.best):
+            if old != path and step_of(old) != self.best_step:
                 with contextlib.suppress(OSError):  # one checkpoint too many does no harm
                     old.unlink()
         return path
 
-    def remember(self, path: Path, test_accuracy: float | None) -> None:
-        """Take the checkpoint for the best if no earlier one has its accuracy."""
-        if test_accuracy is not None and (self._best is None or test_accuracy > self._best[0]):
-            self._best = (test_accuracy, path)
+    def _remember(self, step: int, test_accuracy: float | None) -> bool:
+        """Take the checkpoint for the best if no earlier one has its accuracy; was it taken?"""
+        if test_accuracy is None or (self.best_accuracy is not None and test_accuracy <= self.best_accuracy):
+            return False
+        self.best_accuracy, self.best_step = test_accuracy, step
+        return True
+
+    def _name_best(self, path: Path, content: bytes) -> None:
+        """Let best.h5 be this checkpoint, a copy where the file system has no second names; OSError when it fails."""
+        try:
+            link_durably(path, self.checkpoints / BEST)
+        except OSError:
+            write_durably(self.checkpoints / BEST, content)
 
     def remember_all(self) -> None:
-        """After a resume: learn from the checkpoints that are there which is the best."""
-        for path in self.numbered():
+        """After a resume: learn from the checkpoints that are there which is the best, and let best.h5 be that one."""
+        best: Path | None = None
+        for path in (self.checkpoints / BEST, *self.numbered()):
             try:
-                self.remember(path, read_checkpoint(path).state.test_accuracy)
+                state = read_checkpoint(path).state
             except CheckpointError:
                 continue
+            if self._remember(state.step, state.test_accuracy):
+                best = path
+        if best is None or best.name == BEST:
+            return
+        try:
+            self._name_best(best, best.read_bytes())
+        except OSError as error:
+            raise _unusable(self.path, error) from error
 
     @property
     def best(self) -> Path | None:
-        return None if self._best is None else self._best[1]
+        """The checkpoint with the best test accuracy, if any has one."""
+        return None if self.best_accuracy is None else self.checkpoints / BEST
 
 
 def _files_in(folder: Path) -> dict[str, bytes]:

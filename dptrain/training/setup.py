@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 import dptrain
 from dptrain.blas import ensure_one_thread
 from dptrain.config import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
-from dptrain.data.augment import check_augmentation
+from dptrain.data.augment import check_crop
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.format import SPLITS, Manifest, read_manifest
 from dptrain.data.shards import NOTHING_LOADED, LocalShards, load_shards
@@ -84,7 +85,7 @@ def set_up(
         manifest = read_manifest(Path(config.data))
         placement = place(manifest, Path(config.data), communicator)
         steps_per_epoch = count_steps(manifest, config.batch_size)
-        check_augmentation(config.augment, manifest.image_shape)
+        check_crop(config.crop, manifest.image_shape)
         architecture = architecture or find_architecture(config.model)
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
         own = placement.shards_of(communicator.rank)
@@ -99,7 +100,9 @@ def set_up(
     total_steps = config.epochs * steps_per_epoch
     microbatch = config.batch_size // manifest.shard_count
     batches = {
-        shard: ShardBatches(samples, shard, manifest, size=microbatch, seed=config.seed, augment=config.augment)
+        shard: ShardBatches(
+            samples, shard, manifest, size=microbatch, seed=config.seed, crop=config.crop, flip=config.flip
+        )
         for shard, samples in shards.train.items()
     }
     communicator.whereabouts.enter("trying the model's layers")
@@ -112,6 +115,12 @@ def set_up(
     reduction = REDUCTIONS[config.reduction](placement, communicator, network.layout.size + STATISTICS)
     notes = machine_notes(environment, communicator)
     notes += python_notes(communicator)  # the last collective: nothing is left open if it fails
+    last_step = min(total_steps, config.max_steps or total_steps)
+    if config.warmup_steps >= last_step:
+        notes.append(
+            f"note   --warmup-steps {config.warmup_steps} is as long as the run, {last_step} steps, or longer: the "
+            f"learning rate only rises; without the flag, the warm-up takes {TrainConfig().warmup(total_steps)} steps"
+        )
     gradients = GradientWork(network, batches)
     longest = max(entry.samples for entry in manifest.splits["test"])
     evaluation = EvaluationWork(network, shards.test, Normalisation(manifest), longest)
@@ -138,7 +147,7 @@ def set_up(
         manifest=manifest,
         take_step=TrainingStep(gradients, optimizer, pool, reduction, communicator),
         schedule=_schedule(config, steps_per_epoch),
-        last_step=min(total_steps, config.max_steps or total_steps),
+        last_step=last_step,
         evaluation=evaluation,
         pool=pool,
         shards=shards,
@@ -172,11 +181,12 @@ def count_steps(manifest: Manifest, batch_size: int) -> int:
 
 
 def _schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
+    total_steps = config.epochs * steps_per_epoch
     return make_schedule(
         config.schedule,
         config.lr,
-        config.epochs * steps_per_epoch,
-        warmup_steps=config.warmup_steps,
+        total_steps,
+        warmup_steps=config.warmup(total_steps),
         every=max(1, round(config.step_epochs * steps_per_epoch)),
         factor=config.step_factor,
     )
@@ -244,9 +254,20 @@ def place(manifest: Manifest, folder: Path, communicator: Communicator) -> Place
     if ranks > shards:
         raise UsageError(
             f"{ranks} ranks, but {folder} has {shards} shards and a shard is never split: start at most {shards} "
-            f"ranks, or pack it again: python -m data_prep {manifest.name} {folder} --shards {ranks} --force"
+            f"ranks, or pack it again: {repack_advice(manifest, folder, ranks)}"
         )
     return Placement(shards, ranks)
+
+
+def repack_advice(manifest: Manifest, folder: Path, shards: int) -> str:
+    """How to pack the same data set into another number of shards."""
+    train, test, source = manifest.samples("train"), manifest.samples("test"), manifest.source.name
+    counts = {"cifar10": "" if train == 50_000 else f" --limit {train}", "shapes": f" --train {train} --test {test}"}
+    if source not in counts:
+        return f"give the program that packed it shards={shards} and force=True, the arguments of pack()"
+    seed = f" --seed {manifest.seed}" if manifest.seed else ""
+    where = shown(shlex.quote(str(folder)))
+    return f"dptrain data-prep {source} {where} --shards {shards}{counts[source]}{seed} --force"
 
 
 def check_resumable(
@@ -260,11 +281,17 @@ def check_resumable(
             f"manifest {earlier.manifest_sha256[:12]}...; "
             f"{config.data} has {origin.manifest_sha256[:12]}...). Name that one, or start anew in another --run-dir"
         )
-    before = TrainConfig(**parse_toml(earlier.config, str(path)))
+    before, now = (
+        replace(one, warmup_steps=one.warmup(one.epochs * steps))
+        for one, steps in (
+            (TrainConfig(**parse_toml(earlier.config, str(path))), earlier.steps_per_epoch),
+            (config, origin.steps_per_epoch),
+        )
+    )
     changed = {
-        key.name: f"{flag(key.name)} {getattr(before, key.name)} there, {getattr(config, key.name)} here"
+        key.name: f"{flag(key.name)} {shown(getattr(before, key.name))} there, {shown(getattr(now, key.name))} here"
         for key in fields(TrainConfig)
-        if getattr(before, key.name) != getattr(config, key.name) and key.name not in KEYS_OF_THE_PROCESS
+        if getattr(before, key.name) != getattr(now, key.name) and key.name not in KEYS_OF_THE_PROCESS
     }
     breaking = [text for name, text in changed.items() if name in KEYS_OF_THE_RUN]
     if breaking:

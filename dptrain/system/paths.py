@@ -1,0 +1,45 @@
+"""Paths that people type: `~` is expanded, and what cannot be a path is refused in one line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dptrain.errors import UsageError
+from dptrain.system.text import shown
+
+
+def typed_path(text: str) -> str:
+    """The path with a leading `~` or `~user` expanded; UsageError for an empty path, a NUL or an unknown user."""
+    if not text.strip():
+        raise UsageError("found an empty path; expected the path of a file or folder (is a shell variable unset?)")
+    if "\0" in text:
+        raise UsageError(f"{shown(text)}: a path cannot hold the character NUL")
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        user = text.partition("/")[0]
+        raise UsageError(
+            f"{shown(text)}: there is no user {shown(user[1:])!r}; write ./{shown(user)} for a file"
+        ) from None
+
+
+def path_argument(text: str) -> Path:
+    """`typed_path` as the type of an argparse argument."""
+    try:
+        return Path(typed_path(text))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def dangling(path: Path) -> str | None:
+    """Why the path leads nowhere, when it or a folder above it is a symbolic link to nothing; otherwise None."""
+    try:
+        for link in (path, *path.parents):
+            if link.is_symlink() and not link.exists():
+                return f"{shown(link)} is a symbolic link to {shown(link.readlink())}, which does not exist"
+            if link.exists():
+                return None
+    except OSError:  # whoever opens the path gets the same error, and reports it
+        pass
+    return None
