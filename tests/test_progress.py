@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launch_runs import CHECKOUT
 from training_runs import flags, packed
 
 from dptrain.observe.progress import Progress, on_terminal
@@ -54,6 +55,33 @@ def test_a_terminal_gets_a_bar_that_reaches_the_last_step(data: Path, tmp_path: 
     assert "epoch 2/2" in output
     assert "test accuracy" in output
     assert "\nstep 1  epoch" not in output
+
+
+def test_the_bar_says_when_it_evaluates(data: Path, tmp_path: Path) -> None:
+    """Found in the field: a bar that stood still for the minutes of an evaluation."""
+    wide = {"COLUMNS": "140", "TTY_COMPATIBLE": "1", "DPTRAIN_PROGRESS": "bar"}
+    code = (
+        "from dptrain.observe.progress import Progress; p = Progress(shown=True); p.start(0, 9); "
+        "p.step(1, 'epoch 1/2', None); p.phase('epoch 1/2  evaluating'); p.stop()"
+    )
+    assert "epoch 1/2  evaluating" in output_on_terminal([sys.executable, "-c", code], tmp_path, **wide)
+
+
+@pytest.mark.parametrize("variable", ["JPY_PARENT_PID", "COLAB_RELEASE_TAG"])
+def test_a_notebook_gets_one_line_an_epoch(data: Path, tmp_path: Path, variable: str) -> None:
+    """Found in the field: a notebook gives commands a terminal, and saved each frame of the bar as a line."""
+    output = output_on_terminal(train_command(data, tmp_path / "run"), tmp_path, **{variable: "1"})
+    assert ESCAPE not in output
+    assert [line.split(" (")[0] for line in output.splitlines() if line.startswith(("epoch", "step"))] == [
+        "epoch 1/2",
+        "epoch 2/2",
+    ]
+
+
+def test_the_launcher_in_a_notebook_asks_for_no_bar(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from launch.__main__ import bar_columns; print(bar_columns())"]
+    assert output_on_terminal(command, CHECKOUT).strip().isdecimal()
+    assert output_on_terminal(command, CHECKOUT, JPY_PARENT_PID="1").strip() == "None"
 
 
 def test_a_pipe_gets_plain_lines(data: Path, tmp_path: Path) -> None:
