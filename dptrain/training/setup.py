@@ -224,8 +224,8 @@ def check_resumable(path: Path, checkpoint: Checkpoint, config: TrainConfig, ori
     state = checkpoint.state
     if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.epoch_samples):
         raise CheckpointError(
-            f"{path}: step {state.step} with {state.epoch_samples} samples of its epoch, {earlier.steps_per_epoch} steps "
-            f"an epoch: it cannot be of this run, which has {origin.steps_per_epoch} steps an epoch; the file was edited"
+            f"{path}: step {state.step} with {state.epoch_samples} samples of its epoch and {earlier.steps_per_epoch} "
+            f"steps an epoch cannot be of this run, which has {origin.steps_per_epoch}; the file was edited"
         )
     notes = [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
     moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
