@@ -238,6 +238,14 @@ def test_a_journal_that_cannot_be_written_is_a_line_and_no_more(supervised: Supe
     assert f"launch: {supervised.run_dir / 'attempts.jsonl'}: cannot be written: Is a directory" in done.stderr
 
 
+def test_a_journal_that_is_a_link_is_not_followed(supervised: Supervised) -> None:
+    (supervised.run_dir / "checkpoints").mkdir(parents=True)
+    (supervised.run_dir / "attempts.jsonl").symlink_to(supervised.run_dir / "elsewhere")
+    done = supervised.run("[ $n -lt 2 ] && exit 70; exit 0", "--max-restarts", "1")
+    assert "attempts.jsonl: cannot be written: is a symbolic link, which is not followed" in done.stderr
+    assert not (supervised.run_dir / "elsewhere").exists()
+
+
 def test_without_restarts_no_attempts_are_logged(supervised: Supervised) -> None:
     supervised.run("exit 70")
     assert not (supervised.run_dir / "attempts.jsonl").exists()

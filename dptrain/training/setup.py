@@ -312,9 +312,9 @@ def check_resumable(
     state = checkpoint.state
     if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.epoch_samples):
         raise CheckpointError(
-            f"{shown(path)}: step {state.step} with {state.epoch_samples} samples of its epoch, "
-            f"{earlier.steps_per_epoch} steps an epoch: it cannot be of this run, which has {origin.steps_per_epoch} "
-            "steps an epoch; the file was edited"
+            f"{shown(path)}: step {state.step} with {state.epoch_samples} samples of its epoch and "
+            f"{earlier.steps_per_epoch} steps an epoch cannot be of this run, which has {origin.steps_per_epoch}; the "
+            "file was edited"
         )
     notes += [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
     moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
