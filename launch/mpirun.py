@@ -156,9 +156,9 @@ def forwarded_variables(environment: Mapping[str, str]) -> list[str]:
 def limits_of_silence(kind: Kind, environment: Mapping[str, str]) -> dict[str, str]:
     """Variables that bound how long mpirun waits for other hosts; what the user has set stays.
 
-    For Open MPI, ssh settings in the user's file of MCA parameters count as well, since variables would replace them. In a job of
-    Slurm, mpirun starts its daemons by srun, which would wait until a lost step of an earlier attempt has ended: with
-    SLURM_OVERLAP it does not.
+    For Open MPI, ssh settings in the user's file of MCA parameters count as well, since variables would replace them.
+    In a job of Slurm, mpirun starts its daemons by srun, which would wait until a lost step of an earlier attempt has
+    ended: with SLURM_OVERLAP it does not.
     """
     if kind is Kind.MPICH:  # by ssh only with a hostfile, and not in the job of a batch system
         by_ssh = "HYDRA_HOST_FILE" in environment and not OTHER_LAUNCHERS & environment.keys()
