@@ -39,7 +39,6 @@ from dptrain.system.streams import drop_failed_writes
 from dptrain.system.text import shown
 
 from .mpirun import (
-    Kind,
     command_line,
     find_mpirun,
     limits_of_silence,
@@ -147,8 +146,7 @@ def make_job(options: argparse.Namespace, trainer: list[str], columns: int | Non
     environment = rank_environment(os.environ, columns)
     mpirun = find_mpirun(options.mpirun)
     kind = mpirun_kind(mpirun, environment)
-    if kind is Kind.OPEN_MPI:
-        environment |= limits_of_silence(environment)
+    environment |= limits_of_silence(kind, environment)
     if elastic:
         require_elastic(mpirun, environment)
         trainer = trainer if is_elastic(trainer) else [*trainer, "--elastic"]

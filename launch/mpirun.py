@@ -32,6 +32,10 @@ FORWARDED = re.compile(
 # ssh waits for a silent host without end, and Open MPI's mpirun then ignores even SIGTERM. BatchMode: a question that
 # nobody can answer is an error.
 SSH_LIMITS = "-o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15"
+OTHER_LAUNCHERS = {
+    *("HYDRA_LAUNCHER", "HYDRA_LAUNCHER_EXEC", "HYDRA_LAUNCHER_EXTRA_ARGS", "HYDRA_BOOTSTRAP"),
+    *("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "PE_HOSTFILE"),
+}
 SSH_SETTINGS = re.compile(r"plm_(ssh|rsh)_(args|agent)")
 # TCP keepalive between mpirun and its daemons: a host that lost its power is noticed after a minute, not after 8.
 KEEPALIVE = {"time": 20, "intvl": 10, "probes": 4}
@@ -150,13 +154,16 @@ def forwarded_variables(environment: Mapping[str, str]) -> list[str]:
     return sorted(found | {MARK})
 
 
-def limits_of_silence(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables that bound how long Open MPI's mpirun waits for hosts; what the user has set stays.
+def limits_of_silence(kind: Kind, environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that bound how long mpirun waits for other hosts; what the user has set stays.
 
-    ssh settings in the user's file of MCA parameters count as well, since variables would replace them. In a job of
-    Slurm, mpirun starts its daemons by srun, which would wait until a lost step of an earlier attempt has ended: with
-    SLURM_OVERLAP it does not.
+    For Open MPI, ssh settings in the user's file of MCA parameters count as well, since variables would replace them.
+    In a job of Slurm, mpirun starts its daemons by srun, which would wait until a lost step of an earlier attempt has
+    ended: with SLURM_OVERLAP it does not.
     """
+    if kind is Kind.MPICH:  # by ssh only with a hostfile, and not in the job of a batch system
+        by_ssh = "HYDRA_HOST_FILE" in environment and not OTHER_LAUNCHERS & environment.keys()
+        return {"HYDRA_LAUNCHER_EXTRA_ARGS": SSH_LIMITS} if by_ssh else {}
     made = {"SLURM_OVERLAP": "1"} if "SLURM_JOB_ID" in environment else {}
     made |= {f"PRTE_MCA_oob_tcp_keepalive_{name}": str(value) for name, value in KEEPALIVE.items()}
     settings = [*environment]

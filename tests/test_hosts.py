@@ -220,6 +220,25 @@ def test_ranks_on_other_hosts_have_the_variables_of_the_launcher_and_leave_nothi
     assert left == ""
 
 
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--mpi=none", "srun without --mpi started 2 processes that cannot reach each other: use srun --mpi=pmix for"),
+        ("--mpi=pmi2", "srun --mpi=pmi2 started 2 ranks, but the MPI library of mpi4py (Open MPI"),
+    ],
+)
+def test_srun_without_the_right_protocol_is_refused_with_the_right_one(
+    option: str, told: str, cluster: None, data: Path, tmp_path: Path
+) -> None:
+    words = ["srun", option, "-N2", "-n2", sys.executable, "-m", "dptrain", "train", *trainer(data, tmp_path / "run")]
+    process = start_on(1, *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"dptrain: error: {told}" in err
+    assert "mpirun" not in err.split("dptrain: error: ")[1].splitlines()[0]
+    assert not (tmp_path / "run").exists()
+
+
 class launcher:  # noqa: N801 - a context manager
     """`python -m launch` on node1 with one rank on each node, once the run has made 20 steps."""
 

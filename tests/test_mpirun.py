@@ -132,17 +132,27 @@ def test_ranks_on_other_hosts_receive_what_decides_the_program_and_its_arithmeti
 
 def test_waiting_for_other_hosts_is_bounded_where_the_user_has_set_nothing(tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path)}
-    made = limits_of_silence(home)
+    made = limits_of_silence(Kind.OPEN_MPI, home)
     assert "ConnectTimeout=" in made["PRTE_MCA_plm_ssh_args"]
     assert made["PRTE_MCA_oob_tcp_keepalive_time"] == "20"
     assert "SLURM_OVERLAP" not in made
-    assert limits_of_silence({**home, "SLURM_JOB_ID": "7"})["SLURM_OVERLAP"] == "1"
+    assert limits_of_silence(Kind.OPEN_MPI, {**home, "SLURM_JOB_ID": "7"})["SLURM_OVERLAP"] == "1"
     for own in ("PRTE_MCA_plm_ssh_args", "OMPI_MCA_plm_rsh_agent"):
-        assert "PRTE_MCA_plm_ssh_args" not in limits_of_silence({**home, own: "-p 2222"})
-    assert "PRTE_MCA_oob_tcp_keepalive_time" not in limits_of_silence({**home, "PRTE_MCA_oob_tcp_keepalive_time": "9"})
+        assert "PRTE_MCA_plm_ssh_args" not in limits_of_silence(Kind.OPEN_MPI, {**home, own: "-p 2222"})
+    assert "PRTE_MCA_oob_tcp_keepalive_time" not in limits_of_silence(
+        Kind.OPEN_MPI, {**home, "PRTE_MCA_oob_tcp_keepalive_time": "9"}
+    )
     (tmp_path / ".prte").mkdir()
     (tmp_path / ".prte" / "mca-params.conf").write_text("plm_ssh_args = -p 2222\n")
-    assert "PRTE_MCA_plm_ssh_args" not in limits_of_silence(home)
+    assert "PRTE_MCA_plm_ssh_args" not in limits_of_silence(Kind.OPEN_MPI, home)
+
+
+def test_mpich_gets_a_time_limit_for_ssh_only_where_it_uses_ssh() -> None:
+    named = {"HYDRA_HOST_FILE": "hosts"}
+    assert "ConnectTimeout=" in limits_of_silence(Kind.MPICH, named)["HYDRA_LAUNCHER_EXTRA_ARGS"]
+    assert limits_of_silence(Kind.MPICH, {}) == {}
+    for other in ("SLURM_JOB_ID", "HYDRA_LAUNCHER", "HYDRA_LAUNCHER_EXTRA_ARGS"):
+        assert limits_of_silence(Kind.MPICH, named | {other: "x"}) == {}
 
 
 def test_ranks_are_told_how_to_show_progress() -> None:
