@@ -34,7 +34,7 @@ attributes = st.dictionaries(names, st.integers(-(2**63), 2**63 - 1) | (st.just(
 
 
 @given(tree=trees, attributes=attributes, user_block=st.sampled_from([0, 512, 4096]), tail=st.binary(max_size=99))
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 def test_libhdf5_reads_what_was_written(
     tree: dict[str, Any], attributes: dict[str, int | str], user_block: int, tail: bytes
 ) -> None:
