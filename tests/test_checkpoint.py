@@ -78,8 +78,7 @@ def scalars(state: TrainingState) -> dict[str, Any]:
 
 shapes = st.dictionaries(
     st.from_regex(r"[a-z]{1,6}[0-9]{1,2}\.(weight|bias)", fullmatch=True),
-    st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple),
-    min_size=1,
+    st.lists(st.integers(1, 5), max_size=4).map(tuple),
     max_size=5,
 )
 
@@ -249,7 +248,7 @@ INDEX_EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "number of 5,000 digits": (setting("origin", "config", value="a = " + "1" * 5000), "digits"),
     "environment of lists": (setting("origin", "environment", value={"a": []}), "environment.a is a list"),
     "no vectors": (setting("vectors", value={}), "vectors.params is missing"),
-    "no tensors": (setting("vectors", value={"params": [], "momentum": []}), "no tensors"),
+    "no tensors": (setting("vectors", value={"params": [], "momentum": []}), "do not have the hash"),
     "tensor outside": (setting("vectors", "params", 0, "offset", value=10**9), "outside the data"),
     "tensor in the header": (setting("vectors", "params", 0, "offset", value=0), "offset is 0"),
     "tensor in the index": (setting("vectors", "momentum", 3, "shape", value=[400]), "outside the data"),

@@ -28,7 +28,7 @@ arrays = st.builds(
     user_block=st.sampled_from([0, 512]),
     tail=st.binary(max_size=99),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_an_hdf5_reader_finds_the_same_arrays(files: dict[str, Any], user_block: int, tail: bytes) -> None:
     body, offsets = plain_hdf5(files, {"format": "test", "version": 2}, user_block)
     content = bytes(user_block) + bytes(body) + tail

@@ -46,9 +46,9 @@ MAGIC_1 = b"dptrain checkpoint v1\n\0\0"
 HEADER_1 = struct.Struct("<24sQ32s")  # magic, bytes behind the block, their SHA-256
 USER_BLOCK = 512
 LONGEST_INDEX = 64 * files.MIB
-LONGEST_CONFIG = files.MIB  # characters
+LONGEST_CONFIG = 4 * files.MIB  # characters
 MOST_AXES = 16  # of a tensor
-LONGEST_LINE = 100_000  # characters of a layer's description
+LONGEST_LINE = files.MIB  # characters of a layer's description
 KEYS = ("format", "version", "writer", "state", "origin", "params_sha256", "vectors")
 VECTORS = ("params", "momentum")
 NOT_IN_VERSION_1: dict[str, object] = {"mean": [], "std": [], "model_files": {}, "model_output_sha256": ""}
@@ -239,8 +239,9 @@ def _vector(vectors: Fields, name: str, content: bytes, end: int) -> tuple[Param
             raise ValueError(f"{tensor.where}: {len(shapes[key])} axes, expected at most {MOST_AXES}")
         places[key] = (offset, offset + 4 * math.prod(shapes[key]))
     spans = sorted(places.values())
-    if not spans or spans[-1][1] > end or any(after[0] < before[1] for before, after in itertools.pairwise(spans)):
-        raise ValueError(f"vectors.{name}: no tensors, or tensors that overlap or lie outside the data")
+    limits = [begin for begin, _ in spans[1:]] + [end]
+    if any(own_end > limit for (_, own_end), limit in zip(spans, limits, strict=False)):
+        raise ValueError(f"vectors.{name}: tensors that overlap or lie outside the data")
     layout = ParamLayout(shapes)
     vector = aligned_zeros(layout.size)
     for key, part in layout.slices.items():
