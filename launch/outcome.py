@@ -69,7 +69,7 @@ def outcome(returncode: int, seconds: float, record: Record | None, notices: str
 
 
 def _died(ended: Outcome) -> bool:
-    return ended.status > 128 and ended.explained
+    return ended.rank_died and ended.status != PREEMPTED
 
 
 def _outcome_of_mpirun(returncode: int, seconds: float, notices: str) -> Outcome:
