@@ -39,6 +39,7 @@ class Outcome:
     final      another attempt would end no better
     explained  the reason is known, so that nobody needs mpirun's notices
     record     what the run itself has reported, None if nothing
+    rank_died  mpirun reports the death of a rank
     """
 
     status: int
@@ -48,6 +49,7 @@ class Outcome:
     final: bool
     explained: bool = True
     record: Record | None = None
+    rank_died: bool = False
 
 
 def outcome(returncode: int, seconds: float, record: Record | None, notices: str) -> Outcome:
@@ -67,7 +69,7 @@ def outcome(returncode: int, seconds: float, record: Record | None, notices: str
 
 
 def _died(ended: Outcome) -> bool:
-    return ended.status > 128 and ended.explained
+    return ended.rank_died and ended.status != PREEMPTED
 
 
 def _outcome_of_mpirun(returncode: int, seconds: float, notices: str) -> Outcome:
@@ -76,15 +78,16 @@ def _outcome_of_mpirun(returncode: int, seconds: float, notices: str) -> Outcome
     if mpich and returncode == int(mpich[1]):  # mpiexec returns the bare number of the signal
         status += 128
     explained = True
+    left, exited = LEFT.search(notices), EXITED.search(notices)
     if killed := KILLED.search(notices):
         reason = f"rank {killed[1]} on {killed[2]} was killed by {signal_name(int(killed[3]))}"
     elif mpich:
         reason = f"a rank was killed by {signal_name(int(mpich[1]))}"
     elif returncode < 0:
         reason = f"mpirun was killed by {signal_name(-returncode)}"
-    elif left := LEFT.search(notices):
+    elif left:
         reason = f"rank {left[1]} on {left[2]} ended without a word, as after os._exit"
-    elif exited := EXITED.search(notices):
+    elif exited:
         reason = f"rank {exited[1]} ended with status {exited[2]} without a word"
     elif returncode - 128 in signal.valid_signals():
         reason = f"a rank was killed by {signal_name(returncode - 128)}"
@@ -92,7 +95,8 @@ def _outcome_of_mpirun(returncode: int, seconds: float, notices: str) -> Outcome
         reason = NO_RECORD
     else:
         reason, explained = f"mpirun ended with status {returncode}{MEANINGS.get(returncode, '')}", False
-    return Outcome(status, seconds, shown(reason), told=False, final=status in (USAGE, PREEMPTED), explained=explained)
+    final, rank_died = status in (USAGE, PREEMPTED), bool(killed or mpich or left or exited)
+    return Outcome(status, seconds, shown(reason), False, final, explained, rank_died=rank_died)
 
 
 def after_signal(ended: Outcome, signals: Signals) -> Outcome:

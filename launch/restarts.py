@@ -13,8 +13,9 @@ MOST_IN_VAIN = 8  # attempts in a row, over 3 minutes of pauses
 class Restarts:
     """The restarts of a job; at most `most` of them count, and each of those has one rank fewer, but `min_ranks`.
 
-    A restart counts if the attempt before it made a step, or ended with a report of dptrain itself. It does not count
-    if the run did not begin, because a host cannot be reached for example: that may pass, and fewer ranks do not help.
+    A restart counts if the attempt before it made a step, or ended with a report of dptrain itself or the death of a
+    rank. It does not count if the run did not begin, because a host cannot be reached for example: that may pass, and
+    fewer ranks do not help.
     """
 
     most: int

@@ -67,7 +67,7 @@ def supervise(job: Job) -> int:
                 record(job, attempt, ranks, ended, after.step)
             pause = None
             if signals.passed is None and not ended.final:
-                pause = restarts.pause(after.beyond(before), ended.record is not None)
+                pause = restarts.pause(after.beyond(before), ended.record is not None or ended.rank_died)
             if pause is None:
                 report_resume(ended, job.again, job.trainer)
                 return ended.status

@@ -67,13 +67,15 @@ def test_a_record_decides_whatever_mpirun_returns(returncode: int, record: Recor
     assert ended.told == (record.status in (1, 70))
 
 
-@pytest.mark.parametrize(("returncode", "notices"), [(137, KILLED), (9, MPICH_KILLED)])
+@pytest.mark.parametrize(
+    ("returncode", "notices", "status"), [(137, KILLED, 137), (9, MPICH_KILLED, 137), (1, LEFT, 1), (5, EXITED, 5)]
+)
 def test_ranks_that_mpirun_has_ended_by_sigterm_after_a_death_were_not_asked_to_end(
-    returncode: int, notices: str
+    returncode: int, notices: str, status: int
 ) -> None:
     record = Record(75, "stopped by SIGTERM before the first step: nothing is lost")
     ended = outcome(returncode, 1.0, record, notices)
-    assert (ended.status, ended.final) == (137, False)
+    assert (ended.status, ended.final) == (status, False)
     assert outcome(75, 1.0, record, "").status == 75
 
 

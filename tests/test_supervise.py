@@ -131,6 +131,13 @@ def test_an_error_that_dptrain_reports_before_the_first_step_uses_up_a_restart(s
     assert len(supervised.commands) == 3
 
 
+def test_a_rank_that_dies_before_the_first_step_uses_up_a_restart(supervised: Supervised) -> None:
+    notice = "prterun noticed that process rank 1 with PID 3 on node vm exited on signal 9 (Killed)."
+    done = supervised.run(f": ; echo '{notice}' >&2; exit 137", "--max-restarts", "2")
+    assert len(supervised.commands) == 3
+    assert done.returncode == 137
+
+
 def test_without_restarts_nothing_is_repeated(supervised: Supervised) -> None:
     supervised.run(": ; exit 255")
     assert len(supervised.commands) == 1
