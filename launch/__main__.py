@@ -8,8 +8,8 @@ After `--` comes dptrain's command line. The ranks run under Open MPI or MPICH, 
 by --mpirun, else the one beside this Python, else the one on PATH.
 
 With --max-restarts a run that fails is started again from its newest checkpoint, up to K times; with --min-ranks each
-time on one rank fewer, but at least on M. An attempt that makes no step, and whose end dptrain does not report itself,
-does not count: a host may be out of reach for a while. It is repeated after 1, 2, 4, ... 60 s, up to 8 times in a row.
+time on one rank fewer, but at least on M. An attempt whose ranks do not begin does not count: a host may be out of
+reach for a while. It is repeated after 1, 2, 4, ... 60 s, up to 8 times in a row.
 With --min-ranks, hosts of a hostfile that cannot be reached are left out.
 
 With --elastic a run continues without ranks that fail. A job has succeeded when the run itself reports success,
@@ -101,8 +101,8 @@ def make_parser() -> Parser:
         type=number_of_restarts,
         default=0,
         metavar="K",
-        help="start a run that fails again from its newest checkpoint, up to K times (default: 0); failures before the "
-        "first step that dptrain does not report are repeated up to 8 times instead, after growing pauses",
+        help="start a run that fails again from its newest checkpoint, up to K times (default: 0); an attempt whose "
+        "ranks do not begin does not count and is repeated up to 8 times in a row, after pauses of 1 to 60 s",
     )
     parser.add_argument(
         "--min-ranks",
