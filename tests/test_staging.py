@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,8 @@ def can_mount() -> bool:
 def test_a_mounted_volume_whose_parent_is_read_only_can_be_the_folder(tmp_path: Path) -> None:
     """In the field: a volume mounted into a container was refused after all the work."""
     volume = tmp_path / "volume"
-    words = "python3 -m data_prep shapes {0} --train 40 --test 20 --shards 2 && python3 -m data_prep verify {0}"
+    python = sys.executable
+    words = f"{python} -m data_prep shapes {{0}} --train 40 --test 20 --shards 2 && {python} -m data_prep verify {{0}}"
     command = f"{words.format(volume)} && {words.format(volume).replace('--shards', '--force --shards')}"
     done = subprocess.run(
         ["unshare", "-m", "bash", "-c", MOUNTS, "mounts", tmp_path, "bash", "-c", command],

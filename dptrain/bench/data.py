@@ -8,6 +8,8 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
+
 from dptrain.bench.workload import make_batches, random_samples
 from dptrain.config import BORDERS
 from dptrain.data.batches import ShardBatches
@@ -70,7 +72,8 @@ def measure_files(
 
     random = random_samples(shape, classes, 0, samples)
     images = LabelledImages(random.images, random.labels)
-    few = LabelledImages(random.images[:shards], random.labels[:shards])
+    count = min(samples, max(shards, classes))
+    few = LabelledImages(random.images[:count], np.arange(count) % classes)
     names = tuple(str(label) for label in range(classes))
     with tempfile.TemporaryDirectory(prefix="dptrain-bench-") as folder:
         out = Path(folder) / "set"
