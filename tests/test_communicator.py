@@ -234,7 +234,7 @@ def test_srun_with_the_protocol_of_another_mpi_is_refused_with_the_right_one() -
     done = connect_in_a_process(**variables)
     assert done.returncode == 1
     used, right = ("pmi2", "Open MPI needs srun --mpi=pmix") if found == "openmpi" else ("pmix", "MPICH needs srun")
-    assert f"refused: srun --mpi={used} started 4 ranks" in done.stderr
+    assert f"refused: srun --mpi={used} started" in done.stderr
     assert right in done.stderr
     assert "mpirun" not in done.stderr
 

@@ -105,13 +105,14 @@ def build(shape, classes):
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("mpi", "ends", "status"),
     [
         ("openmpi", "", 0),
         ("openmpi", "close", 0),
         ("openmpi", "_exit", None),
-        ("openmpi", "exit", 2),
+        ("openmpi", "exit", 1),
         ("mpich", "close", 0),
         ("mpich", "_exit", None),
     ],

@@ -279,7 +279,6 @@ def test_the_command_to_repack_cifar10_keeps_its_limit(tmp_path: Path) -> None:
     [
         ("--lr=0.2", "--lr=0.1"),
         ("--threads=1", "--threads=0"),
-        ("--run-dir=a", "--run-dir=b"),
         ("--stall-limit=60", "--stall-limit=0"),
         ("--no-elastic", "--elastic"),
     ],

@@ -59,6 +59,7 @@ def test_the_signals_of_slurm_s_end_of_a_job_are_one_request() -> None:
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
 @pytest.mark.parametrize(
     ("before", "status", "out"), [(signal.SIG_IGN, 0, "alive\n"), (signal.SIG_DFL, -signal.SIGHUP, "")]

@@ -84,6 +84,7 @@ def test_only_dptrain_is_installed_at_the_top_with_all_its_parts(installed: Path
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize("beside", ["nothing", "things of the same names"])
 def test_every_command_works_from_a_folder_that_holds(beside: str, installed: Path, tmp_path: Path) -> None:
     """In the field: a folder named dptrain, such as the one above a clone has, broke every `python -m` start."""
@@ -104,6 +105,7 @@ def test_every_command_works_from_a_folder_that_holds(beside: str, installed: Pa
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_the_ranks_of_the_script_are_those_of_the_installation(installed: Path, tmp_path: Path) -> None:
     """Also where the working directory holds a whole package of that name."""
     (tmp_path / "dptrain").mkdir()
@@ -114,6 +116,7 @@ def test_the_ranks_of_the_script_are_those_of_the_installation(installed: Path, 
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_a_checkout_that_is_not_installed_starts_its_ranks_from_the_working_directory(
     installed: Path, tmp_path: Path
 ) -> None:

@@ -256,12 +256,21 @@ def connect() -> tuple[Communicator, str]:
         import mpi4py
 
         mpi4py.rc.thread_level = "funneled"  # shards run in threads, but only the main one talks
+        mpi4py.rc.initialize = found is not Starter.SRUN_PMIX  # MPICH ends a process at once that it finds in there
+        mpi4py.rc.finalize = True
         if os.environ.get(ULFM_VARIABLE) == "1":
             # A rank that dies before MPI has started would leave the others waiting in there, which ULFM does not
             # help: end with a traceback then. A timer of C's, as MPI starts without letting go of Python's lock.
             faulthandler.dump_traceback_later(START_PATIENCE, exit=True)
         try:
             from mpi4py import MPI
+
+            if not MPI.Is_initialized():
+                if "MPICH" in MPI.Get_library_version():
+                    raise DptrainError(
+                        f"{by} started {launched or 'several'} ranks: {remedy(found, 'MPICH', os.environ)}"
+                    )
+                MPI.Init_thread(MPI.THREAD_FUNNELED)
         finally:
             faulthandler.cancel_dump_traceback_later()
     except (ImportError, RuntimeError) as error:
