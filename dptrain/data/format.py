@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from dptrain.data.names import check_names
 from dptrain.errors import DataError
 from dptrain.system import files
-from dptrain.system.fields import LARGEST, MOST_ITEMS, Fields
+from dptrain.system.fields import LARGEST, Fields
 from dptrain.system.hdf5 import plain_hdf5
 from dptrain.system.old_hdf5 import TooNewError, read_isolated
 from dptrain.system.paths import dangling
@@ -47,8 +47,6 @@ MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
 SHARD_ATTRIBUTES = ("format", "version", "split", "shard", "shards")
 ARRAYS = ("images", "labels", "index")
-MOST_CLASSES = MOST_ITEMS
-MOST_SHARDS = MOST_ITEMS
 LARGEST_IMAGE = 1 << 30  # bytes
 METADATA = 1 << 16  # bytes of a shard beside its arrays, at most
 REPAIR = "restore it from where it came, or pack the data set again"

@@ -30,7 +30,7 @@ SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "S
 
 LOST = (
     "another rank has died; start the same command again, it goes on from the last checkpoint "
-    "(dptrain launch --max-restarts K does so by itself; with --elastic, training that has begun goes on without it)"
+    "(dptrain launch --max-restarts K does that; with --elastic, training that has begun continues without it)"
 )
 
 

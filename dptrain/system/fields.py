@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 from dptrain.system.text import shown
-
-Value = TypeVar("Value")
 
 LONGEST_NAME = 1000  # characters of a name
 MOST_ITEMS = 1 << 16  # of a list

@@ -183,7 +183,7 @@ class RunFolder:
             try:
                 found = path, read_checkpoint(path)
             except LaterVersionError:
-                raise  # to go on from an earlier one would write over this one
+                raise  # a resume from an earlier one would write over this one
             except CheckpointError as error:
                 say(f"passed over: {error}")
                 if isinstance(error, BrokenCheckpointError):
