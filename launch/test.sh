@@ -34,7 +34,7 @@ say "ruff and mypy"
 
 if ((quick)); then
     say "The quick tests, with Open MPI"
-    exec .venv/bin/python -m pytest -q -m "not slow and (not mpi or quick)" "$@"
+    exec .venv/bin/python -m pytest -q -n 2 -m "not slow and (not mpi or quick)" "$@"
 fi
 
 say "The MPI tests with MPICH"

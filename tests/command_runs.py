@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 from mpi_runs import dptrain
 from training_runs import flags
 
+from dptrain.cli import main
 from dptrain.training.checkpoint import read_checkpoint
 
 Done = subprocess.CompletedProcess[str]
@@ -39,3 +42,15 @@ def assert_nothing_half_written(run_dir: Path) -> None:
 
 def train(data: Path, run_dir: Path, *more: str, **changes: object) -> Done:
     return dptrain("train", *flags(data, run_dir, **changes), *more, cwd=run_dir.parent)
+
+
+def dptrain_here(*arguments: str | Path, cwd: Path) -> Done:
+    """`dptrain` within this process, which saves half a second."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([str(argument) for argument in arguments])
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+def train_here(data: Path, run_dir: Path, *more: str, **changes: object) -> Done:
+    return dptrain_here("train", *flags(data, run_dir, **changes), *more, cwd=run_dir.parent)

@@ -46,6 +46,7 @@ def test_a_killed_launcher_takes_mpirun_along(fake_mpirun: Callable[..., str], t
 HASTY = "import sys; from launch import __main__, leftovers; leftovers.GONE_FOR_GOOD = 1; sys.exit(__main__.main())"
 
 
+@pytest.mark.slow
 def test_an_mpirun_that_stays_without_its_ranks_is_ended(fake_mpirun: Callable[..., str]) -> None:
     mpirun = fake_mpirun(OPEN_MPI, f"OMPI_COMM_WORLD_RANK=0 sleep 2; {LOOP}")
     command = [sys.executable, "-c", HASTY, "-n", "2", "--mpirun", mpirun, "--", "train", "data"]
@@ -55,6 +56,7 @@ def test_an_mpirun_that_stays_without_its_ranks_is_ended(fake_mpirun: Callable[.
     assert 2 < time.monotonic() - started < 12
 
 
+@pytest.mark.slow
 def test_an_mpirun_that_takes_long_to_start_its_ranks_is_waited_for(fake_mpirun: Callable[..., str]) -> None:
     mpirun = fake_mpirun(OPEN_MPI, "sleep 4; exit 7")
     command = [sys.executable, "-c", HASTY, "-n", "2", "--mpirun", mpirun, "--", "train", "data"]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_runs import Done, assert_nothing_half_written, assert_one_error, train
+from command_runs import Done, assert_nothing_half_written, assert_one_error, dptrain_here, train, train_here
 from mpi_runs import dptrain, own_mpi
 from training_runs import LAST_STEP, configuration, flags, packed, run
 
@@ -90,7 +90,7 @@ DAMAGES = {
 def test_damaged_data_is_one_error_and_no_run_begins(damage: str, own_data: Path, tmp_path: Path) -> None:
     break_it, words = DAMAGES[damage]
     break_it(own_data)
-    assert_one_error(train(own_data, tmp_path / "run"), *words)
+    assert_one_error(train_here(own_data, tmp_path / "run"), *words)
     assert not (tmp_path / "run").exists()
 
 
@@ -115,7 +115,7 @@ def test_damaged_data_is_one_error_and_no_run_begins(damage: str, own_data: Path
 def test_a_wrong_flag_is_named_with_the_nearest_right_one(
     more: list[str], words: list[str], data: Path, tmp_path: Path
 ) -> None:
-    assert_one_error(train(data, tmp_path / "run", *more), *words, status=2)
+    assert_one_error(train_here(data, tmp_path / "run", *more), *words, status=2)
     assert not (tmp_path / "run").exists()
 
 
@@ -130,7 +130,7 @@ def test_a_wrong_flag_is_named_with_the_nearest_right_one(
     ],
 )
 def test_a_wrong_command_is_one_error(arguments: list[str], words: list[str], tmp_path: Path) -> None:
-    assert_one_error(dptrain(*arguments, cwd=tmp_path), *words, status=2)
+    assert_one_error(dptrain_here(*arguments, cwd=tmp_path), *words, status=2)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_wrong_command_is_one_error(arguments: list[str], words: list[str], tm
 )
 def test_a_wrong_configuration_file_is_one_error(text: str, words: list[str], data: Path, tmp_path: Path) -> None:
     (tmp_path / "settings.toml").write_text(text)
-    done = dptrain("train", data, "--config", "settings.toml", "--run-dir", "run", cwd=tmp_path)
+    done = dptrain_here("train", data, "--config", "settings.toml", "--run-dir", "run", cwd=tmp_path)
     assert_one_error(done, *words, status=2)
     assert not (tmp_path / "run").exists()
 
@@ -166,20 +166,20 @@ def test_a_run_folder_of_another_run_is_refused_and_kept(
 ) -> None:
     folder = Path(shutil.copytree(trained, tmp_path / "run"))
     before = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
-    assert_one_error(train(data, folder, **changes), *words, status=status)
+    assert_one_error(train_here(data, folder, **changes), *words, status=status)
     assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()} == before
 
 
 def test_a_checkpoint_of_another_data_set_is_refused(trained: Path, tmp_path: Path) -> None:
     other = packed(tmp_path / "other", seed=1)
     checkpoint = trained / "checkpoints" / f"step-{LAST_STEP:08d}.h5"
-    assert_one_error(train(other, tmp_path / "run", resume=checkpoint), str(checkpoint), "another data set")
+    assert_one_error(train_here(other, tmp_path / "run", resume=checkpoint), str(checkpoint), "another data set")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_for_other_classes_is_refused_by_eval(trained: Path, tmp_path: Path) -> None:
     other = packed(tmp_path / "other", classes=4)
-    assert_one_error(dptrain("eval", trained, other, cwd=tmp_path), "trained for classes", "not the same task")
+    assert_one_error(dptrain_here("eval", trained, other, cwd=tmp_path), "trained for classes", "not the same task")
 
 
 def test_a_model_for_another_number_of_classes_is_refused(data: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_model_for_another_number_of_classes_is_refused(data: Path, tmp_path: 
         "from dptrain.nn.activation import Flatten\nfrom dptrain.nn.linear import Linear\n"
         "def build(input_shape, classes):\n    return [Flatten(), Linear(10)]\n"
     )
-    done = train(data, tmp_path / "run", model="ten.py:build", model_options={})
+    done = train_here(data, tmp_path / "run", model="ten.py:build", model_options={})
     assert_one_error(done, "puts out 10 logits, but the data set has 5 classes", status=2)
     assert not (tmp_path / "run").exists()
 
@@ -201,13 +201,13 @@ def test_a_damaged_checkpoint_is_refused_by_every_command(
     path = tmp_path / "cut.h5"
     path.write_bytes((trained / "checkpoints" / f"step-{LAST_STEP:08d}.h5").read_bytes()[:-1])
     arguments = [{"FILE": str(path), "DATA": str(data)}.get(word, word) for word in command]
-    assert_one_error(dptrain(*arguments, cwd=tmp_path), "cut.h5", "cut short or altered")
+    assert_one_error(dptrain_here(*arguments, cwd=tmp_path), "cut.h5", "cut short or altered")
     assert [entry.name for entry in tmp_path.iterdir()] == ["cut.h5"]
 
 
 def test_a_run_folder_below_a_file_cannot_be_written(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    done = dptrain("train", *flags(data, tmp_path / "file" / "run"), cwd=tmp_path)
+    done = dptrain_here("train", *flags(data, tmp_path / "file" / "run"), cwd=tmp_path)
     assert_one_error(done, "--run-dir", "cannot be used", "choose another folder", status=2)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -217,7 +217,9 @@ def test_a_run_folder_below_a_file_cannot_be_written(data: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("lr", ["1e6", "1e30"])
 def test_a_loss_that_is_not_finite_names_step_and_learning_rate(lr: str, data: Path, tmp_path: Path) -> None:
-    done = train(data, tmp_path / "run", lr=lr, warmup_steps=0, checkpoint_every="1", schedule="constant", epochs=20)
+    done = train_here(
+        data, tmp_path / "run", lr=lr, warmup_steps=0, checkpoint_every="1", schedule="constant", epochs=20
+    )
     assert_one_error(done, f"at learning rate {float(lr):.6g}", "Try a lower --lr")
     step = int(re.search(r"step (\d+): the (loss|gradient) is", done.stderr)[1])
     assert_nothing_half_written(tmp_path / "run")

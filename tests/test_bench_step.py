@@ -26,6 +26,7 @@ def test_flops_are_those_of_the_definition() -> None:
     assert training_flops(first_without_weights) == 3 * 2 * 48 * 10
 
 
+@pytest.mark.slow
 def test_the_figures_fit_together() -> None:
     workload = small_workload()
     figures = measure_step(workload, Communicator(), batch_size=6, steps=5)

@@ -83,6 +83,7 @@ shapes = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(
     shapes=shapes,
     seed=st.integers(0, 2**32),
@@ -323,6 +324,7 @@ def test_any_byte_of_the_header_that_differs_is_noticed(good: Path, tmp_path: Pa
     assert accepted_of(files, tmp_path, "altered header bytes") == []
 
 
+@pytest.mark.slow
 def test_any_single_bit_that_flips_is_noticed(good: Path, tmp_path: Path) -> None:
     content = good.read_bytes()
     bits = np.random.default_rng(20).choice(8 * len(content), 2000, replace=False).tolist()
@@ -504,6 +506,7 @@ def test_a_sealed_file_that_is_no_hdf5_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "noise.h5", sealed(np.random.default_rng(0).bytes(4000)))
 
 
+@pytest.mark.slow
 def test_no_file_beside_the_checkpoint_is_opened(tmp_path: Path) -> None:
     """A link to a named pipe: whoever opens it waits for ever."""
     pipe = tmp_path / "pipe.h5"

@@ -272,6 +272,7 @@ def test_damaged_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
     assert FIRST_PY in refused(write_archive(tmp_path / "a.tar.gz", members))
 
 
+@pytest.mark.slow
 @pytest.mark.cifar10
 def test_both_real_archives_hold_the_same_images(cifar10_archive: Path) -> None:
     binary = read_archive(cifar10_archive)

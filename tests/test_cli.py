@@ -109,6 +109,7 @@ def test_train_inspect_and_eval_agree_in_json(data: Path, tmp_path: Path) -> Non
     assert f"params_sha256   {summary['params_sha256']}" in done.stdout
 
 
+@pytest.mark.slow
 def test_inspect_and_eval_print_the_same_figures_for_people(data: Path, trained: Path, tmp_path: Path) -> None:
     figures = json.loads(dptrain("eval", trained, data, "--json", cwd=tmp_path).stdout)
     out = dptrain("eval", trained, data, cwd=tmp_path).stdout.splitlines()

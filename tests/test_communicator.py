@@ -273,6 +273,7 @@ def test_the_program_that_started_a_process_is_recognised(variables: dict[str, s
     assert starter(variables) is found
 
 
+@pytest.mark.slow
 def test_a_rank_above_0_of_unknown_many_is_not_left_alone() -> None:
     own_mpi()
     done = connect_in_a_process(PMIX_RANK="1")

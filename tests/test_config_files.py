@@ -107,6 +107,7 @@ def test_a_flag_wins_over_the_short_form_in_a_file_and_the_reverse() -> None:
         parse_toml("augment = 3", "my.toml")
 
 
+@pytest.mark.slow
 def test_crop_and_flip_together_are_the_bits_of_augment(data: Path, tmp_path: Path) -> None:
     hashes = {}
     for number, more in enumerate(
@@ -180,6 +181,7 @@ def test_model_options_that_nest_too_deeply_are_one_line() -> None:
 # Paths
 
 
+@pytest.mark.slow
 def test_a_tilde_is_expanded_in_files_and_flags(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell expands it in `--config ~/x`, but not in `--config=~/x`, and nobody does in a file."""
     monkeypatch.setenv("HOME", str(tmp_path))

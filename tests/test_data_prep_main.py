@@ -82,6 +82,7 @@ def test_verify_and_info_of_no_data_set_are_one_line(tmp_path: Path) -> None:
         assert_one_line_error(run_data_prep(command, tmp_path), "not a data set")
 
 
+@pytest.mark.slow
 def test_existing_set_needs_force(tmp_path: Path) -> None:
     out = tmp_path / "shapes"
     run_data_prep("shapes", out, *SMALL)
@@ -136,6 +137,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
 def test_signal_while_packing_removes_what_was_begun(number: signal.Signals, tmp_path: Path) -> None:
     """Found in the field: SIGQUIT, SIGUSR1 and others left a half-written folder. Two signals are one request."""
@@ -158,6 +160,7 @@ def test_signal_while_packing_removes_what_was_begun(number: signal.Signals, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_signal_that_was_ignored_at_the_start_does_not_end_packing(tmp_path: Path) -> None:
     """Found in the field: every `&` in a script ignores SIGINT, nohup SIGHUP."""
     command = [sys.executable, "-m", "data_prep", "shapes", tmp_path / "set", "--train", "200", "--shards", "200"]
@@ -338,6 +341,7 @@ def test_silent_name_server_is_not_waited_for(server: str, monkeypatch: pytest.M
     released.set()
 
 
+@pytest.mark.slow
 @pytest.mark.cifar10
 def test_60000_real_images_are_packed_and_sound(cifar10_archive: Path, tmp_path: Path) -> None:
     done = run_data_prep("cifar10", tmp_path / "set", "--archive", cifar10_archive)

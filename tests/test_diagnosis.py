@@ -57,6 +57,7 @@ def broken_model(session: Session, place: str, how: str, shards: set[int], step:
     return {"model": f"{broken_layers.__file__}:build", "model_options": options}
 
 
+@pytest.mark.slow
 @given(
     place=st.sampled_from(PLACES),
     how=st.sampled_from(list(BROKEN)),

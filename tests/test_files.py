@@ -105,6 +105,7 @@ def test_usual_json_is_read() -> None:
     assert files.parse_json(text) == {"a": [1, -2.5, None, True, "é"], "b": 2**64 - 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -111,6 +111,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_forged_files_are_read_or_refused(kind: str, tmp_path: Path) -> None:
     """A small sample of the long trial below, the same each time."""

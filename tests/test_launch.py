@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from launch_runs import CHECKOUT, MPICH, OPEN_MPI, ends, only_line, run_launch
 
+pytestmark = pytest.mark.slow  # starts many processes
+
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),

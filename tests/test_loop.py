@@ -97,6 +97,7 @@ def test_every_sample_is_used_once_an_epoch_with_the_scheduled_rate(
         assert evaluation.samples == TEST
 
 
+@pytest.mark.slow
 @given(
     stops=st.lists(st.integers(1, LAST_STEP - 1), min_size=1, max_size=3, unique=True).map(sorted),
     threads=st.lists(st.sampled_from([1, 2, 4]), min_size=4, max_size=4),
@@ -335,6 +336,7 @@ def test_going_back_in_the_same_folder_is_refused(data: Path, tmp_path: Path) ->
     assert len(hashes) == 1
 
 
+@pytest.mark.quick
 @pytest.mark.mpi
 def test_stopped_on_two_ranks_and_resumed_on_three_has_the_bits_of_one_process(
     undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
@@ -375,6 +377,7 @@ def build(input_shape, classes):
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(data: Path, tmp_path: Path) -> None:
     model = tmp_path / "slow.py"
     model.write_text(SLOW_NET)

@@ -45,6 +45,7 @@ def torch_convnet(network: Network, parameters: Array):
     return same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
 def test_convnet_agrees_with_pytorch(fused: bool) -> None:
     import torch

@@ -72,6 +72,7 @@ def test_a_crash_of_the_reading_process_is_one_line(tmp_path: Path, monkeypatch:
         read_isolated(b"x" * 10**6)
 
 
+@pytest.mark.slow
 def test_a_reading_process_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(old_hdf5, "SECONDS", (1, 0.0))
     program(monkeypatch, tmp_path, "import time\ntime.sleep(60)")

@@ -59,6 +59,7 @@ def run_pytorch(seed: int, *, momentum: float, nesterov: bool, weight_decay: flo
     return flat, np.concatenate(buffers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight_decay", [0.0, 5e-4, 0.1])
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True), (0.5, True)])
 def test_twenty_steps_are_those_of_pytorch(momentum: float, nesterov: bool, weight_decay: float) -> None:

@@ -102,6 +102,7 @@ def test_order_depends_on_seed_split_and_shard() -> None:
     assert len({tuple(shuffled(20, *key).tolist()) for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))}) == 4
 
 
+@pytest.mark.slow
 def test_same_input_gives_the_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         pack(tmp_path / name, image_data(), shards=3, seed=seed)

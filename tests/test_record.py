@@ -109,12 +109,10 @@ def build(shape, classes):
 @pytest.mark.parametrize(
     ("mpi", "ends", "status"),
     [
-        ("openmpi", "", 0),
         ("openmpi", "close", 0),
         ("openmpi", "_exit", None),
         ("openmpi", "exit", 1),
         ("mpich", "close", 0),
-        ("mpich", "_exit", None),
     ],
 )
 def test_real_ranks_that_print_megabytes_are_believed(mpi: str, ends: str, status: int | None, tmp_path: Path) -> None:

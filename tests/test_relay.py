@@ -174,6 +174,7 @@ def test_a_line_of_a_running_job_is_seen_at_once(fake_mpirun: Callable[..., str]
         process.terminate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chatter", ["sleep 20", "yes"], ids=["silent", "talking"])
 def test_an_unmarked_process_that_keeps_the_stream_open_delays_the_end_by_a_second(
     fake_mpirun: Callable[..., str], chatter: str

@@ -78,6 +78,7 @@ def calls(data: Path, undisturbed: str, tmp_path_factory: pytest.TempPathFactory
     return counts[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("rank", range(RANKS))
 @pytest.mark.parametrize("unlucky", [None, "all"])

@@ -69,6 +69,7 @@ def test_distance_is_negative_inside_and_never_grows_faster_than_the_way(name: s
     assert np.count_nonzero(distance < 0) * step**2 == pytest.approx(AREAS[name], rel=0.02)
 
 
+@pytest.mark.slow
 def test_classes_do_not_differ_in_colour_or_brightness() -> None:
     data = read_shapes(4000, 10)
     pixels = data.train.images.mean(axis=(2, 3))
@@ -96,6 +97,7 @@ def test_shapes_lie_turn_and_grow_differently() -> None:
     assert mass.max() > 1.5 * mass.min()
 
 
+@pytest.mark.slow
 def test_linear_model_stays_clearly_below_a_convnet() -> None:
     data = read_shapes(2000, 1000)
     accuracy = softmax_regression_accuracy(

@@ -30,6 +30,8 @@ from dptrain.system.signals import ENDING
 from launch import leftovers
 from launch.session import SESSION_BASE
 
+pytestmark = pytest.mark.slow  # starts many processes
+
 TRAPS = "trap 'exit 41' INT; trap 'exit 42' TERM; trap 'exit 43' USR1"
 STATUS = {signal.SIGINT: 41, signal.SIGTERM: 42, signal.SIGUSR1: 43}
 NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGQUIT: "Ctrl-\\ (SIGQUIT)"}

@@ -63,6 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_what_verify_refuses_is_refused_by_train_and_eval(problem: str, trained: Path, tmp_path: Path) -> None:
     break_it, words = PROBLEMS[problem]

@@ -68,6 +68,7 @@ def pack_and_die(out: Path, calls: int, *, force: bool) -> bool:
     return status == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old_set", [False, True])
 def test_a_death_at_any_moment_leaves_a_whole_set_or_an_unfinished_one_that_the_next_run_finishes(
     old_set: bool, tmp_path: Path, identities: tuple[str, str]
@@ -178,6 +179,7 @@ def can_mount() -> bool:
     return done.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="needs root and a kernel that lets it mount")
 def test_a_mounted_volume_whose_parent_is_read_only_can_be_the_folder(tmp_path: Path) -> None:
     """In the field: a volume mounted into a container was refused after all the work."""

@@ -19,6 +19,8 @@ from dptrain.system.record import WORD
 from launch.restarts import MOST_IN_VAIN, Restarts
 from launch.trainer import Progress
 
+pytestmark = pytest.mark.slow  # starts many processes
+
 # The launcher, but with shorter pauses.
 HASTY = "import sys; from launch import __main__, restarts; restarts.FIRST_PAUSE = 0.01; sys.exit(__main__.main())"
 

@@ -25,6 +25,8 @@ from dptrain.cli import main
 from dptrain.errors import LimitError
 from dptrain.system.limits import refused
 
+pytestmark = pytest.mark.slow  # starts many processes
+
 PRINTS = """
 from dptrain.nn.activation import Flatten
 from dptrain.nn.linear import Linear
@@ -125,7 +127,7 @@ def test_output_that_is_ascii_only(variables: dict[str, str], data: Path, tmp_pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_a_benchmark_leaves_no_files(number: signal.Signals, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dptrain", "bench", "data", "--samples", "100000"]
+    command = [sys.executable, "-m", "dptrain", "bench", "data", "--samples", "20000"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while not list(tmp_path.glob("dptrain-bench-*/*")):

@@ -83,6 +83,7 @@ def jobs() -> Iterator[Callable[..., Job]]:
         job.close()
 
 
+@pytest.mark.slow
 def test_a_rank_stuck_in_a_phase_is_named_and_garbage_from_outside_changes_nothing(jobs: Callable[..., Job]) -> None:
     job = jobs(HERE, HERE, HERE)
     for rank, watch in enumerate(job.watches):
@@ -95,6 +96,7 @@ def test_a_rank_stuck_in_a_phase_is_named_and_garbage_from_outside_changes_nothi
     assert f"rank 1 on {HERE} (process {os.getpid()}), loading data in step 41, has made no progress" in line
 
 
+@pytest.mark.slow
 def test_a_slow_evaluation_with_progress_is_no_reason_to_say_anything(jobs: Callable[..., Job]) -> None:
     job = jobs(HERE, HERE)
     job.watches[0].whereabouts.enter("evaluating", 3)
@@ -105,6 +107,7 @@ def test_a_slow_evaluation_with_progress_is_no_reason_to_say_anything(jobs: Call
     assert job.lines == []
 
 
+@pytest.mark.slow
 def test_a_rank_that_has_closed_is_not_missed(jobs: Callable[..., Job]) -> None:
     job = jobs(HERE, HERE, HERE)
     job.watches[0].close()
@@ -116,6 +119,7 @@ def test_a_rank_that_has_closed_is_not_missed(jobs: Callable[..., Job]) -> None:
     assert job.lines == []
 
 
+@pytest.mark.slow
 def test_survivors_can_make_a_new_watch_that_knows_only_them(jobs: Callable[..., Job]) -> None:
     before = jobs(HERE, HERE, HERE)
     before.close()
@@ -126,6 +130,7 @@ def test_survivors_can_make_a_new_watch_that_knows_only_them(jobs: Callable[...,
     assert before.lines == []
 
 
+@pytest.mark.slow
 def test_ranks_of_several_hosts_reach_each_other_by_their_addresses(
     jobs: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +145,7 @@ def test_ranks_of_several_hosts_reach_each_other_by_their_addresses(
     assert "writing a checkpoint in step 5, has made no progress" in line
 
 
+@pytest.mark.slow
 def test_ranks_behind_a_firewall_are_said_to_be_out_of_hearing(
     jobs: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +158,7 @@ def test_ranks_behind_a_firewall_are_said_to_be_out_of_hearing(
     assert all("cannot be heard" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_process_alone_opens_no_socket_and_says_that_it_is_stuck_but_never_ends() -> None:
     lines: list[str] = []
     ends: list[int] = []
@@ -183,6 +190,7 @@ def test_lines_go_to_stderr_unless_told_otherwise(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.startswith("dptrain: rank 0 on ")
 
 
+@pytest.mark.slow
 def test_a_forked_copy_does_not_say_goodbye_in_the_name_of_its_rank(jobs: Callable[..., Job]) -> None:
     job = jobs(HERE, HERE)
     with warnings.catch_warnings():
@@ -213,6 +221,7 @@ def suspended(lines: Any, ready: Any, go_on: Any) -> None:
     job.close()
 
 
+@pytest.mark.slow
 def test_a_job_that_was_suspended_blames_nobody_for_that_time() -> None:
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
@@ -234,6 +243,7 @@ def test_a_job_that_was_suspended_blames_nobody_for_that_time() -> None:
             process.join()
 
 
+@pytest.mark.slow
 def test_a_watcher_that_was_stopped_gives_the_others_time_to_be_heard_again(
     jobs: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:

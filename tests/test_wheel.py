@@ -70,6 +70,7 @@ def assert_right(done: Done, *words: str) -> None:
         assert word in done.stdout
 
 
+@pytest.mark.slow
 def test_only_dptrain_is_installed_at_the_top_with_all_its_parts(installed: Path) -> None:
     """In the field: the wheel had the top-level packages `launch` and `data_prep`, as ROS 2 and users do."""
     assert {path.name for path in installed.iterdir()} == {"bin", "dptrain", f"dptrain-{__version__}.dist-info"}
