@@ -1,6 +1,7 @@
 """Arrays -> data set folder: shuffle, deal to the shards, measure mean and deviation, write.
 
-The format itself is dptrain.data.format. The same arrays, shard count, seed and limit give the same bytes.
+The format itself is dptrain.data.format. The same arrays, shard count, seed and limit give the same data
+set, whatever the versions of libraries.
 
 Shapes: n samples, C channels, H and W pixels, K classes, S shards.
 """

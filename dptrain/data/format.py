@@ -285,7 +285,8 @@ def _size(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
 def write_shard(path: Path, samples: Samples, split: str, shard: int, shards: int) -> ShardEntry:
     """Write one shard and describe it; OSError when the file cannot be written.
 
-    The same samples give the same bytes with one version of HDF5, and the same `contents_sha256` with any.
+    The same samples give the same `contents_sha256`. The bytes of the file depend on the version of HDF5, and those
+    that h5py 3.11 writes also hold the time.
     """
     attributes: dict[str, str | int] = dict(zip(SHARD_ATTRIBUTES, (FORMAT, VERSION, split, shard, shards), strict=True))
     content, offsets = plain_hdf5({name: getattr(samples, name) for name in ARRAYS}, attributes)

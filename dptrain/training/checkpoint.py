@@ -97,7 +97,7 @@ class Checkpoint:
 
 
 def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) -> bytes:
-    """The whole file. The same state gives the same bytes with one version of HDF5."""
+    """The whole file."""
     vectors = {"params": layout.views(state.parameters), "momentum": layout.views(state.momentum)}
     paths = {vector: {name: f"{vector}/{_link_name(name)}" for name in layout.shapes} for vector in vectors}
     arrays = {paths[vector][name]: view for vector, views in vectors.items() for name, view in views.items()}
