@@ -369,7 +369,7 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
         check_paths(config)
     end_at_once = functools.partial(_end_at_once, communicator)
     with signals_taken(end_at_once) as interruption, closing(Recorder(config, connection)) as recorder:
-        for note in notes:
+        for note in [] if "run_dir" in given else notes:  # they say that the saved run folder does not count
             recorder.say(f"note   {note}")
         summary = train(config, communicator, recorder, interruption)
     if parsed.json and recorder.reports and not print_whole(json.dumps(summary)):

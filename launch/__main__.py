@@ -23,6 +23,7 @@ it. Signals that are ignored when the launcher starts stay ignored. No process o
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import sys
@@ -31,7 +32,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from dptrain.errors import PREEMPTED, DptrainError, UsageError, did_you_mean, write_to_stderr
+from dptrain.errors import (
+    PREEMPTED,
+    DptrainError,
+    OutputError,
+    ReaderGoneError,
+    UsageError,
+    did_you_mean,
+    write_to_stderr,
+)
 from dptrain.system.limits import refused
 from dptrain.system.notebook import in_notebook
 from dptrain.system.start import start_program
@@ -46,7 +55,7 @@ from .mpirun import (
     rank_environment,
     require_elastic,
 )
-from .screen import say
+from .screen import SCREEN, say
 from .signals import EndedEarlyError, ended_early
 from .supervise import Job, supervise
 from .trainer import is_elastic, is_train, run_dir_of
@@ -160,6 +169,10 @@ def check(options: argparse.Namespace, trainer: list[str]) -> None:
         raise UsageError("--min-ranks applies to restarts only; add --max-restarts K")
     if options.min_ranks is not None and options.min_ranks > options.ranks:
         raise UsageError(f"--min-ranks is {options.min_ranks}, expected at most the number of ranks, {options.ranks}")
+    if trainer[0] == "launch" or (trainer[0] == "data-prep" and options.ranks > 1):
+        raise UsageError(
+            f"{trainer[0]} runs as one process: start it as `dptrain {trainer[0]} ...`, without a launcher"
+        )
     for flag, given in (("--max-restarts", options.max_restarts), ("--elastic", options.elastic)):
         if given and not is_train(trainer):
             raise UsageError(f"{flag} is for train, found the command {trainer[0]!r}; remove the flag")
@@ -182,7 +195,13 @@ def launch(arguments: Sequence[str]) -> int:
     if options.verbose:
         write_to_stderr(command)
     drop_failed_writes()  # a job outlives its terminal and whoever reads its output
-    return supervise(job)
+    status = supervise(job)
+    if status == 0 and SCREEN.lost is not None and not is_train(trainer):
+        reader_gone = SCREEN.lost.errno == errno.EPIPE
+        raise (ReaderGoneError if reader_gone else OutputError)(
+            f"standard output cannot be written: {SCREEN.lost.strerror}; what {trainer[0]} has printed is lost"
+        )
+    return status
 
 
 def bar_columns() -> int | None:
@@ -207,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_program()
     try:
         return launch(sys.argv[1:] if arguments is None else arguments)
+    except ReaderGoneError as error:
+        return error.status
     except Exception as error:
         known = error if isinstance(error, DptrainError) else refused(error)
         if known is None:

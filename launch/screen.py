@@ -22,11 +22,12 @@ class Screen:
         self._lock = threading.RLock()  # a signal handler may interrupt the main thread within a write
         self._bar = False
         self._within_line = False
+        self.lost: OSError | None = None  # why standard output could not be written
 
     def out(self, content: bytes) -> None:
         """Write bytes of the job to standard output."""
         with self._lock:
-            _write(sys.stdout.fileno(), content)
+            self.lost = _write(sys.stdout.fileno(), content) or self.lost
             hidden, shown = content.rfind(HIDE_CURSOR), content.rfind(SHOW_CURSOR)
             if hidden != shown:
                 self._bar = hidden > shown
@@ -67,12 +68,16 @@ def _one_terminal() -> bool:
     return os.fstat(sys.stdout.fileno()).st_rdev == os.fstat(sys.stderr.fileno()).st_rdev
 
 
-def _write(target: int, content: bytes) -> None:
-    """Write all bytes to a file descriptor; they are lost where that fails, so that a job outlives its reader."""
+def _write(target: int, content: bytes) -> OSError | None:
+    """Write all bytes to a file descriptor; they are lost where that fails, so that a job outlives its reader.
+
+    The error is returned.
+    """
     while content:
         try:
             content = content[os.write(target, content) :]
         except BlockingIOError:  # another process that shares it has made it non-blocking
             select.select([], [target], [])
-        except OSError:
-            return
+        except OSError as error:
+            return error
+    return None

@@ -253,3 +253,23 @@ def test_a_terminal_gets_its_cursor_back_whatever_became_of_the_ranks(fake_mpiru
     os.close(ours)
     assert done.returncode == 128 + signal.SIGKILL
     assert written.endswith(b"\x1b[?25h")
+
+
+@pytest.mark.parametrize(("command", "status"), [("eval", 1), ("train", 0)])
+def test_output_that_cannot_be_written_is_an_error_where_it_is_the_result(
+    command: str, status: int, fake_mpirun: Callable[..., str]
+) -> None:
+    """The launcher returned 0 for `eval` on a full disk, and said nothing."""
+    mpirun = fake_mpirun(OPEN_MPI, f"echo figures; {ends(0)}")
+    words = [sys.executable, "-m", "launch", "-n", "2", "--mpirun", mpirun, "--", command, "x"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, cwd=CHECKOUT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert ("standard output cannot be written" in done.stderr) == (status != 0)
+
+
+@pytest.mark.parametrize("command", ["data-prep", "launch"])
+def test_programs_of_one_process_are_not_started_on_several_ranks(command: str) -> None:
+    done = run_launch("-n", "2", "--", command, "info", "x")
+    assert done.returncode == 2
+    assert f"{command} runs as one process" in only_line(done.stderr)

@@ -108,6 +108,20 @@ def test_changed_code_is_allowed_by_a_flag_and_then_kept_beside_the_earlier(begu
     assert memory.lines == []
 
 
+def test_after_an_allowed_change_the_advice_names_the_copy_of_the_checkpoint(
+    begun: TrainConfig, data: Path, tmp_path: Path
+) -> None:
+    """It named the copy of the new code, which had just been refused."""
+    (tmp_path / "code" / "squash.py").write_text(RECTIFY)
+    run(replace(begun, allow_changed_model=True))
+    old = tmp_path / "run" / "checkpoints" / "step-00000003.h5"
+    with pytest.raises(CheckpointError) as caught:
+        run(replace(begun, run_dir=str(tmp_path / "other"), resume=str(old)))
+    advised = f"{tmp_path / 'run' / 'model.1' / 'net.py'}:build"
+    assert f"--model {advised}" in str(caught.value)
+    run(replace(begun, run_dir=str(tmp_path / "other"), resume=str(old), model=advised))
+
+
 def test_code_in_place_of_a_named_architecture_is_other_code(data: Path, tmp_path: Path) -> None:
     net = tmp_path / "net.py"
     net.write_text("from dptrain.nn.zoo import linear as build\n")
@@ -164,11 +178,16 @@ def test_eval_warns_of_other_code(
     assert "dptrain: WARNING: " in capfd.readouterr().err
 
 
-def test_code_of_the_run_folder_is_named_but_not_run_unasked(begun: TrainConfig, data: Path, tmp_path: Path) -> None:
-    (tmp_path / "run" / "model" / "net.py").write_text("raise SystemError('ran unasked')")
+def test_code_of_the_run_folder_is_named_but_not_run_unasked(model: str, data: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "executed"
+    net = tmp_path / "code" / "net.py"
+    net.write_text(f"import pathlib\npathlib.Path({str(trace)!r}).touch()\n{NET}")
+    run(configuration(data, tmp_path / "run", model=model, model_options={}, max_steps=1))
+    trace.unlink()
     done = dptrain("eval", "run", data, cwd=tmp_path)
     assert done.returncode == 2
     assert "add --model run/model/net.py:build" in done.stderr
+    assert not trace.exists()
 
 
 def test_code_that_changes_while_the_run_lives_is_not_read_again(data: Path, model: str, tmp_path: Path) -> None:

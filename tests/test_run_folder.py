@@ -116,6 +116,23 @@ def test_the_best_is_a_file_of_its_own_name_and_no_numbered_checkpoint(folder: R
     assert not list(folder.checkpoints.glob(".*"))
 
 
+def test_a_folder_with_the_best_alone_is_resumed_from_that(folder: RunFolder) -> None:
+    """It counted as empty: a new run began in it without a word."""
+    save(folder, 3, 0.8).unlink()
+    found = folder.newest(lambda line: None)
+    assert found is not None
+    assert (found[0].name, found[1].state.step) == ("best.h5", 3)
+
+
+def test_the_best_is_resumed_from_where_all_numbered_checkpoints_are_broken(folder: RunFolder) -> None:
+    save(folder, 3, 0.8).unlink()
+    folder.checkpoint_of(4).write_bytes(b"torn")
+    found = folder.newest(lambda line: None, set_aside=True)
+    assert found is not None
+    assert found[1].state.step == 3
+    assert steps(folder) == []
+
+
 def test_a_best_whose_numbered_checkpoint_is_gone_stays_the_best(folder: RunFolder) -> None:
     for step, accuracy in ((1, 0.9), (2, 0.3)):
         save(folder, step, accuracy)

@@ -63,7 +63,7 @@ def evaluate_checkpoint(
         config = TrainConfig(**parse_toml(origin.config, str(path)))
         environment = numeric_environment(config.reduction)
         if ":" in config.model and not model:
-            named = kept_model(path, config.model) or config.model
+            named = kept_model(path, config.model, origin.model_files) or config.model
             raise UsageError(
                 f"{shown(path)} was trained with {shown(config.model, 300)}. Code that a checkpoint names is not run "
                 f"unasked: add --model {shown(named, 300)}"
@@ -94,7 +94,9 @@ def evaluate_checkpoint(
     with closing(make_pool(min(threads, len(own)), [work], communicator)) as pool:
         evaluation = evaluate(work, checkpoint.state.parameters, pool, communicator)
     return CheckpointEvaluation(
-        **vars(evaluation), changed_model_files=changed, warning=warning(path, config.model, changed, otherwise)
+        **vars(evaluation),
+        changed_model_files=changed,
+        warning=warning(path, config.model, origin.model_files, changed, otherwise),
     )
 
 

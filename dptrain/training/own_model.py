@@ -113,7 +113,7 @@ def computes_otherwise(earlier: Origin, output: str, environment: dict[str, str]
     return known and earlier.environment == environment and earlier.model_output_sha256 != output
 
 
-def warning(checkpoint: Path, model: str, changed: list[str] | None, otherwise: bool) -> str:
+def warning(checkpoint: Path, model: str, files: Mapping[str, str], changed: list[str] | None, otherwise: bool) -> str:
     """What to warn of before an evaluation is shown; "" when the code is that of the checkpoint.
 
     `changed` and `otherwise` are as `changed_code` and `computes_otherwise` return them.
@@ -122,16 +122,24 @@ def warning(checkpoint: Path, model: str, changed: list[str] | None, otherwise: 
         return f"{checkpoint} does not hold the hash of its model file, so a change of it is not noticed"
     if not changed:
         return f"the model computes something else than when {checkpoint} was written: {UNSEEDED}" * otherwise
-    kept = kept_model(checkpoint, model)
+    kept = kept_model(checkpoint, model, files)
     return (
         f"not the code that {checkpoint} was trained with: {', '.join(changed)}. The figures are not those of the "
         f"trained network{f'; for those use the code that was kept: --model {kept}' if kept else ''}"
     )
 
 
-def kept_model(checkpoint: Path, model: str) -> str:
-    """FILE.py:FUNCTION of the copy that the run folder of a checkpoint keeps; "" where there is none."""
+def kept_model(checkpoint: Path, model: str, files: Mapping[str, str]) -> str:
+    """FILE.py:FUNCTION of the copy in the checkpoint's run folder whose `files` have these SHA-256; "" without one.
+
+    After changes that were allowed there are several, `model` and `model.1`, `model.2`, ...
+    """
     file, _, function = model.rpartition(":")
     run = checkpoint if checkpoint.is_dir() else checkpoint.parent.parent
-    kept = run / KEPT / Path(file).name
-    return f"{kept}:{function}" if file and kept.is_file() else ""
+    main = Path(file).name
+    earlier = sorted(run.glob(f"{KEPT}.[0-9]*"), key=lambda folder: (len(folder.name), folder.name))
+    for folder in (run / KEPT, *earlier) if file else ():
+        kept = folder / main
+        if kept.is_file() and not ModelSource(kept).changed_files(files, main):
+            return f"{kept}:{function}"
+    return ""

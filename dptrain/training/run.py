@@ -131,7 +131,7 @@ class Run:
         if source is not None:
             self.folder.keep_model(source.files)
             model = source.kept_name(model)
-        saved = replace(self.config, model=model, allow_changed_model=False)
+        saved = replace(self.config, model=model, allow_changed_model=False, elastic=False)
         self.folder.write_config(saved.to_toml(leave_out=KEYS_OF_THE_FOLDER))
 
     def _open(self, communicator: Communicator) -> None:
@@ -219,9 +219,9 @@ def check_elastic(config: TrainConfig, communicator: Communicator) -> None:
     """UsageError when --elastic asks for what this MPI cannot do."""
     if config.elastic and not communicator.survives:
         error = UsageError(
-            f"--elastic needs ULFM, found {communicator.implementation} without: start with mpirun --with-ft ulfm of "
-            "Open MPI 5 or later, or with dptrain launch --elastic. Anywhere else, dptrain launch --max-restarts K "
-            "starts a job again from its last checkpoint"
+            f"--elastic needs ULFM, which {communicator.implementation} does not have here: start "
+            "with mpirun --with-ft ulfm of Open MPI 5 or later, or with dptrain launch --elastic. Elsewhere, "
+            "dptrain launch --max-restarts K restarts a job from its last checkpoint"
         )
         raise known_to_all(communicator, error)
 
@@ -231,10 +231,10 @@ def find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) 
     if config.resume == "auto":
         return folder.newest(observer.say, set_aside=True) if config.run_dir else None
     if config.resume == "never":
-        if config.run_dir and (there := folder.numbered()):
+        if config.run_dir and (there := folder.candidates()):
             raise UsageError(
                 f"--resume never, but {folder.path} already holds a run ({there[-1].name}), and nothing is "
-                "written over: choose another --run-dir, or go on with --resume auto"
+                "overwritten: choose another --run-dir, or resume with --resume auto"
             )
         return None
     path, checkpoint = _named_checkpoint(Path(config.resume), observer)

@@ -171,6 +171,11 @@ class RunFolder:
             raise _unusable(self.path, error) from error
         return sorted((path for path in there if CHECKPOINT_NAME.fullmatch(path.name)), key=step_of)
 
+    def candidates(self) -> list[Path]:
+        """What a run can be resumed from: the best, then the numbered checkpoints from oldest to newest."""
+        best = self.checkpoints / BEST
+        return [*([best] if best.is_file() else []), *self.numbered()]
+
     def newest(self, say: Callable[[str], None], *, set_aside: bool = False) -> tuple[Path, Checkpoint] | None:
         """The newest checkpoint that proves itself; a broken one is passed over with a line that says so.
 
@@ -178,7 +183,7 @@ class RunFolder:
         run can write them anew. CheckpointError when there are checkpoints but none can be read: starting from scratch
         would hide the loss. LaterVersionError when a later version of this program has written the newest.
         """
-        paths, broken = self.numbered(), []
+        paths, broken = self.candidates(), []
         for path in reversed(paths):
             try:
                 found = path, read_checkpoint(path)
@@ -195,7 +200,8 @@ class RunFolder:
             return found
         if paths:
             raise CheckpointError(
-                f"{self.checkpoints}: none of its {len(paths)} checkpoints can be read; start anew in another --run-dir"
+                f"{self.checkpoints}: none of its {len(paths)} checkpoints can be read; "
+                "start a new run in another --run-dir"
             )
         return None
 
@@ -216,8 +222,8 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(
                 f"{path}: cannot be written: {error.strerror}; no earlier checkpoint was touched. "
-                f"{'Free some space' if error.errno in FULL else 'Mend that'}, then "
-                f"go on with the same command and --run-dir {self.path}"
+                f"{'Free some space' if error.errno in FULL else 'Fix that'}, then "
+                f"resume with the same command and --run-dir {self.path}"
             ) from error
         for old in self.numbered()[:-KEEP]:
             if old != path and step_of(old) != self.best_step:

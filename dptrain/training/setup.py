@@ -333,7 +333,7 @@ def _check_code(path: Path, earlier: Origin, model: str, config: TrainConfig, so
     files = ", ".join(changed)
     if config.allow_changed_model:
         return [f"changed since the checkpoint: the code of the model ({files})"]
-    kept = kept_model(path, model)
+    kept = kept_model(path, model, earlier.model_files)
     advice = f"train with the code that was kept, --model {kept}" if kept else "restore it"
     raise CheckpointError(
         f"{path}: trained with other code of the model: {files}. Either {advice}, or accept the change with "
