@@ -121,7 +121,9 @@ def build_parser() -> Parser:
     )
     evaluate = commands.add_parser("eval", help="loss and accuracy of a checkpoint on a data set's test split")
     evaluate.set_defaults(command=_eval, parser=evaluate)
-    evaluate.add_argument("checkpoint", type=path_argument)
+    evaluate.add_argument(
+        "checkpoint", type=path_argument, help="checkpoint file, or a run folder for its newest checkpoint"
+    )
     evaluate.add_argument("data", type=path_argument, help="folder of a packed data set")
     evaluate.add_argument(
         "--threads", type=_threads, default=0, metavar="N", help="shards computed side by side (0: all cores)"
@@ -136,7 +138,9 @@ def build_parser() -> Parser:
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     inspect = commands.add_parser("inspect", help="what a checkpoint holds")
     inspect.set_defaults(command=_inspect, parser=inspect)
-    inspect.add_argument("checkpoint", type=path_argument)
+    inspect.add_argument(
+        "checkpoint", type=path_argument, help="checkpoint file, or a run folder for its newest checkpoint"
+    )
     inspect.add_argument("--json", action="store_true", help="print JSON")
     add_bench(commands)
     for name, (_, _, purpose) in PACKAGES.items():

@@ -95,13 +95,16 @@ class TrainConfig:
         metavar="STEPS|TIME",
     )
     resume: str = _key(
-        "auto", "auto: go on from the run folder's newest checkpoint; never; or the path of a checkpoint or another run"
+        "auto",
+        "auto: resume from the run folder's newest checkpoint; never; or the path of a checkpoint or another run",
     )
     allow_changed_model: bool = _key(False, "resume although the model's files have changed since the checkpoint")
-    elastic: bool = _key(False, "go on without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
-    stall_limit: float = _key(60.0, "seconds after which a rank that does not get on is named (0: never)", least=0.0)
+    elastic: bool = _key(False, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
+    stall_limit: float = _key(
+        60.0, "seconds after which a rank that makes no progress is reported (0: never)", least=0.0
+    )
     stall_abort: float = _key(
-        600.0, "seconds from then until it ends the job, if there are other ranks (0: never)", least=0.0
+        600.0, "seconds from that report until the job ends, if it has several ranks (0: never)", least=0.0
     )
     log_every: int = _key(50, "steps between two lines of metrics.jsonl", least=1)
 

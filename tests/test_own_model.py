@@ -89,6 +89,16 @@ def test_a_resume_with_other_code_is_refused_and_the_files_are_named(begun: Trai
     run(replace(begun, model=f"{tmp_path / 'run' / 'model' / 'net.py'}:build"))  # as advised
 
 
+def test_changed_code_is_named_also_when_it_makes_other_layers(begun: TrainConfig, data: Path, tmp_path: Path) -> None:
+    """The resume blamed --model, which was the right one."""
+    net = tmp_path / "code" / "net.py"
+    net.write_text(NET.replace("width=4", "width=5"))
+    with pytest.raises(CheckpointError, match=r"trained with other code of the model: net\.py"):
+        run(begun)
+    done = dptrain("eval", "run", data, "--model", f"{net}:build", cwd=tmp_path)
+    assert "its code was changed (net.py)" in done.stderr
+
+
 def test_a_resume_with_the_same_code_is_silent_wherever_it_lies(begun: TrainConfig, tmp_path: Path) -> None:
     summary, memory = run(begun)
     assert (summary["step"], memory.lines) == (5, [])

@@ -89,7 +89,7 @@ def test_a_rank_that_moves_again_is_told_with_the_time_it_took() -> None:
     job.go_on(15)
     job.stopped = ()
     job.go_on(5)
-    assert job.texts[1:] == ["dptrain: rank 1 on node1 (process 101) goes on after 16 s"]  # 15.5: last heard before
+    assert job.texts[1:] == ["dptrain: rank 1 on node1 (process 101) continues after 16 s"]  # 15.5: last heard before
     job.stopped = {1}
     job.go_on(15)
     assert len(job.lines) == 3  # another episode
@@ -142,7 +142,7 @@ def test_ranks_that_all_wait_for_each_other_are_told_in_one_line_and_the_job_end
     assert job.texts[1].startswith("dptrain: error: all ranks")
     assert job.ends == [(0, pytest.approx(since + LIMIT + 20, abs=2), 76)]
     job.go_on(1)
-    assert job.texts[2:] == [f"dptrain: all ranks go on after {job.now - INTERVAL - since:.0f} s"]
+    assert job.texts[2:] == [f"dptrain: all ranks continue after {job.now - INTERVAL - since:.0f} s"]
 
 
 def test_when_a_rank_is_stopped_while_all_wait_nobody_says_that_they_go_on() -> None:

@@ -279,7 +279,7 @@ def test_whichever_rank_does_not_move_is_named_in_time_and_nobody_else(tmp_path:
     job = mpirun(own_mpi(), 3, PROGRAMS / "watched_ranks.py", cwd=tmp_path)
     assert job.returncode == 0, job.stderr
     troubles = {int(step): float(when) for when, step in told(job.stdout, "trouble")}
-    named = [(float(when), line) for when, line in told(job.stdout, "said") if "goes on after" not in line]
+    named = [(float(when), line) for when, line in told(job.stdout, "said") if "continues after" not in line]
     assert len(named) == len(troubles) == 4, job.stdout
     for step, (when, line) in enumerate(named):
         rank, found = [(0, "has been silent"), (1, "has been silent"), (2, "has been silent"), (1, "no progress")][step]

@@ -115,9 +115,9 @@ class Watcher:
         for rank in self._episodes.keys() - stalls.keys():
             seconds = now - self._episodes.pop(rank).began
             if rank is not None:
-                self._say(f"dptrain: {self.names[rank]} goes on after {seconds:.0f} s")
+                self._say(f"dptrain: {self.names[rank]} continues after {seconds:.0f} s")
             elif not stalls:
-                self._say(f"dptrain: all ranks go on after {seconds:.0f} s")
+                self._say(f"dptrain: all ranks continue after {seconds:.0f} s")
         for rank, episode in self._episodes.items():
             if now >= episode.due:
                 episode.due = math.inf

@@ -72,8 +72,11 @@ def evaluate_checkpoint(
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
         if tuple(network.description()) != origin.architecture:
             difference = first_difference(origin.architecture, network.description())
+            files = changed_code(origin, config.model, architecture.source) or []
+            code = f"; its code was changed ({shown(', '.join(files), 300)})" if files and ":" in config.model else ""
             raise CheckpointError(
-                f"{shown(path)} is of another architecture: {shown(difference, 500)}; name the right one by --model"
+                f"{shown(path)} is of another architecture: {shown(difference, 500)}{code}; name the right "
+                "one by --model"
             )
         checkpoint.check_tensors(network.layout, path)
         own = place(manifest, data, communicator).shards_of(communicator.rank)

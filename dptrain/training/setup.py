@@ -298,13 +298,18 @@ def check_resumable(
         raise CheckpointError(
             f"{path}: of another run: {shown('; '.join(breaking), 500)}. Use its values, or another --run-dir"
         )
+    own_models = ":" in before.model and source is not None
+    notes = (
+        _check_code(path, earlier, before.model, config, source) if own_models else []
+    )  # it may be why layers differ
     if earlier.architecture != origin.architecture:
         difference = first_difference(earlier.architecture, origin.architecture)
         raise CheckpointError(
             f"{path}: of another architecture: {shown(difference, 500)}. Give the --model it was made with, or another "
             "--run-dir"
         )
-    notes = _check_code(path, earlier, before.model, config, source)
+    if not own_models:
+        notes = _check_code(path, earlier, before.model, config, source)
     if not notes and before.model_options == config.model_options and not config.allow_changed_model:
         _check_output(path, earlier, origin)
     if "model" in changed and source is not None and not notes and _function(before.model) == _function(config.model):
