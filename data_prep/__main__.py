@@ -17,19 +17,13 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from dptrain.errors import (
-    DownloadError,
-    DptrainError,
-    ReaderGoneError,
-    UsageError,
-    did_you_mean,
-    write_to_stderr,
-)
+from dptrain.errors import DownloadError, DptrainError, ReaderGoneError, UsageError
 from dptrain.system.limits import refused
 from dptrain.system.paths import path_argument
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
-from dptrain.system.streams import drop_failed_writes, finish_output
+from dptrain.system.streams import drop_failed_writes, finish_output, write_to_stderr
+from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 
 from .cifar10 import describe_archive, read_archive

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.format import SPLITS, Source
+from dptrain.data.manifest import SPLITS, Source
 from dptrain.data.names import check_names
 from dptrain.errors import DataError
 from dptrain.system.text import shown

@@ -25,7 +25,7 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.format import Source, file_sha256
+from dptrain.data.manifest import Source, file_sha256
 from dptrain.errors import DataError
 from dptrain.system.files import open_regular
 from dptrain.system.paths import dangling

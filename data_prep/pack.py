@@ -1,6 +1,6 @@
 """Arrays -> data set folder: shuffle, deal to the shards, measure mean and deviation, write.
 
-The format itself is dptrain.data.format. The same arrays, shard count, seed and limit give the same data
+The format itself is dptrain.data.manifest. The same arrays, shard count, seed and limit give the same data
 set, whatever the versions of libraries.
 
 Shapes: n samples, C channels, H and W pixels, K classes, S shards.
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.format import (
+from dptrain.data.manifest import (
     SPLITS,
     Manifest,
     Samples,
@@ -22,7 +22,8 @@ from dptrain.data.format import (
     shard_name,
     write_shard,
 )
-from dptrain.errors import UsageError, write_to_stderr
+from dptrain.errors import UsageError
+from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
 
 from .checks import ImageData, LabelledImages, checked, doubtful

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.format import Source
+from dptrain.data.manifest import Source
 
 from .pack import ImageData, LabelledImages
 from .progress import progress

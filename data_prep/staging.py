@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dptrain.data.format import FORMAT, MANIFEST, SPLITS
+from dptrain.data.manifest import FORMAT, MANIFEST, SPLITS
 from dptrain.errors import DataError
 from dptrain.system.paths import dangling
 from dptrain.system.text import shown

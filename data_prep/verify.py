@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.format import SPLITS, Manifest, read_manifest, read_shard
+from dptrain.data.manifest import SPLITS, Manifest, read_manifest, read_shard
 from dptrain.data.soundness import Tally, split_problems, tally
 from dptrain.errors import DataError
 from dptrain.system.text import shown

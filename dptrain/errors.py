@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import sys
-from collections.abc import Iterable, Mapping
-
-from dptrain.synonyms import SYNONYMS
-
 # Exit statuses, those of sysexits.h where it has one.
 FAILED = 1  # a permanent error: retrying does not help
 USAGE = 2
@@ -17,10 +10,6 @@ UNFORESEEN = 70  # an unforeseen exception, or a process that died: retrying may
 PREEMPTED = 75  # ended by a signal, with a checkpoint: start the same command again
 STALLED = 76  # ended because a rank made no progress
 READER_GONE = 141  # 128 + SIGPIPE: whoever read the output has closed it, as in `dptrain inspect RUN | head`
-
-NEAR = 0.7  # difflib's ratio from which a name is proposed
-FEW = 7  # names that are listed where none is near
-NOTHING_EXPLAINED: Mapping[str, str] = {}
 
 
 class DptrainError(Exception):
@@ -119,39 +108,3 @@ class PeerError(DptrainError):
     def __init__(self, text: str, status: int) -> None:
         super().__init__(text)
         self.status = status
-
-
-def write_to_stderr(line: str) -> None:
-    """Write a line to standard error in one piece, as other ranks and mpirun write there too.
-
-    A line that cannot be written (a full disk, a closed pipe, no standard error) is lost.
-    """
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"{line}\n")
-        sys.stderr.flush()
-
-
-def did_you_mean(
-    word: str, known: Iterable[str], otherwise: str = "see --help", explanations: Mapping[str, str] = NOTHING_EXPLAINED
-) -> str:
-    """A sentence that helps whoever typed `word`, which is none of the `known` names.
-
-    It proposes the name of which the word is a synonym, or the nearest ones; where there is none, it is the word's
-    explanation, if it has one, or all names if they are few, or `otherwise`. Leading dashes, case and the difference
-    between - and _ do not count.
-    """
-    names = {_plain(name): name for name in sorted(known)}
-    typed = _plain(word)
-    near = [name for name in SYNONYMS.get(typed, ()) if name in names][:1]
-    if not near and typed in explanations:
-        return explanations[typed]
-    if not near and len(typed) >= 3:
-        near = [name for name in names if name.startswith(typed)][:2]
-    near = near or difflib.get_close_matches(typed, names, n=1, cutoff=NEAR)
-    if near:
-        return f"did you mean {' or '.join(repr(names[name]) for name in near)}?"
-    return f"known: {', '.join(names.values())}" if len(names) <= FEW else otherwise
-
-
-def _plain(name: str) -> str:
-    return name.lstrip("-").replace("_", "-").lower()

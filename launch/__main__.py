@@ -32,19 +32,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
-from dptrain.errors import (
-    PREEMPTED,
-    DptrainError,
-    OutputError,
-    ReaderGoneError,
-    UsageError,
-    did_you_mean,
-    write_to_stderr,
-)
+from dptrain.errors import PREEMPTED, DptrainError, OutputError, ReaderGoneError, UsageError
 from dptrain.system.limits import refused
 from dptrain.system.notebook import in_notebook
 from dptrain.system.start import start_program
-from dptrain.system.streams import drop_failed_writes
+from dptrain.system.streams import drop_failed_writes, write_to_stderr
+from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 
 from .mpirun import (

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 
-from dptrain.blas import THREAD_VARIABLES
 from dptrain.errors import DptrainError
+from dptrain.system.blas import THREAD_VARIABLES
 from dptrain.system.paths import typed_path
 from dptrain.system.record import OWNER
 from dptrain.system.record import VARIABLE as MARK

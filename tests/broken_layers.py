@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn import Conv2d, Flatten, Layer, Linear
-from dptrain.nn.workspace import Array, Workspace
 
 PLACES = ("trap1", "trap2", "trap3")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from mpi_runs import dptrain
 from training_runs import flags
 
-from dptrain.cli import main
-from dptrain.training.checkpoint import read_checkpoint
+from dptrain.checkpoint.format import read_checkpoint
+from dptrain.commands.main import main
 
 Done = subprocess.CompletedProcess[str]
 

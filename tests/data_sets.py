@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.cifar10 import BATCHES, CLASSES
 from data_prep.pack import ImageData, LabelledImages
-from dptrain.data.format import Source
+from dptrain.data.manifest import Source
 
 BATCH_SAMPLES = 20  # of the small archives: two of each class a batch
 

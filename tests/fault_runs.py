@@ -19,8 +19,8 @@ from uuid import uuid4
 from mpi_runs import python_of
 from training_runs import flags, packed
 
+from dptrain.checkpoint.format import read_checkpoint
 from dptrain.parallel.communicator import RANK_VARIABLES
-from dptrain.training.checkpoint import read_checkpoint
 from launch.leftovers import mapped
 
 SHARED_MEMORY = Path("/dev/shm")

@@ -8,8 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from dptrain.data.format import MANIFEST, SPLITS
-from dptrain.training.checkpoint import HEADER, HEADER_1, MAGIC, MAGIC_1, USER_BLOCK
+from dptrain.checkpoint.format import HEADER, HEADER_1, MAGIC, MAGIC_1, USER_BLOCK
+from dptrain.data.manifest import MANIFEST, SPLITS
 
 NUMBERS = (0, 1, -1, 2, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63), 0.5, -0.0)
 OTHERS = (

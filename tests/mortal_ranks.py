@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dptrain.arrays.memory import Array
 from dptrain.errors import RankLostError
-from dptrain.nn.workspace import Array
 from dptrain.parallel.communicator import Communicator
 
 Result = TypeVar("Result")

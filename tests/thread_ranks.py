@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dptrain.nn.workspace import Array
+from dptrain.arrays.memory import Array
 from dptrain.parallel.communicator import Communicator
 
 Result = TypeVar("Result")

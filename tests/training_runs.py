@@ -9,13 +9,13 @@ from typing import Any
 from data_sets import image_data
 
 from data_prep.pack import pack
-from dptrain.config import TrainConfig
+from dptrain.checkpoint.folder import RunFolder
+from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.parallel.communicator import Communicator
+from dptrain.training.config import TrainConfig
 from dptrain.training.evaluate import Evaluation
 from dptrain.training.loop import train
-from dptrain.training.run_folder import RunFolder
 from dptrain.training.setup import Session, set_up
-from dptrain.training.state import TrainingState, initial_state
 from dptrain.training.step import StepOutcome
 
 # 101 training samples over 4 shards are 26, 25, 25 and 25: with a batch of 16, six full steps and one of 5.

@@ -10,7 +10,7 @@ import numpy as np
 
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.reduction import REDUCTIONS
+from dptrain.parallel.reduce.tree import REDUCTIONS
 
 BYTES = 4  # of a float32
 

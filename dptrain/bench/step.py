@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.arrays.memory import Array, Workspace
 from dptrain.bench.workload import Workload
 from dptrain.nn.layer import Layer, Parameters
 from dptrain.nn.network import Network
-from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.step import Seconds
 

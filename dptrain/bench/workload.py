@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.data.batches import ShardBatches
-from dptrain.data.format import Manifest, Samples, ShardEntry, Source
+from dptrain.data.manifest import Manifest, Samples, ShardEntry, Source
 from dptrain.errors import UsageError
 from dptrain.nn.network import Network
-from dptrain.optim import SGD
+from dptrain.optim.sgd import SGD
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool
 from dptrain.parallel.processes import make_pool
-from dptrain.parallel.reduction import REDUCTIONS
+from dptrain.parallel.reduce.tree import REDUCTIONS
 from dptrain.training.architecture import build_network
-from dptrain.training.state import TrainingState, initial_state
 from dptrain.training.step import STATISTICS, GradientWork, StepOutcome, TrainingStep
 
 SEED, LEARNING_RATE = 0, 0.001

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from dptrain.data.format import SPLITS, Manifest, Samples, read_shard
+from dptrain.data.manifest import SPLITS, Manifest, Samples, read_shard
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.format import Manifest, Samples
+from dptrain.data.manifest import Manifest, Samples
 from dptrain.system.text import shown
 
 

@@ -23,11 +23,11 @@ such long runs however few samples a microbatch has, and a convolution's matrix 
 layer's input.
 """
 
-from dptrain.nn.activation import Flatten, ReLU
-from dptrain.nn.conv import Conv2d
 from dptrain.nn.layer import Layer
-from dptrain.nn.linear import Linear
+from dptrain.nn.layers.activation import Flatten, ReLU
+from dptrain.nn.layers.conv import Conv2d
+from dptrain.nn.layers.linear import Linear
+from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network
-from dptrain.nn.pool import MaxPool2d
 
 __all__ = ["Conv2d", "Flatten", "Layer", "Linear", "MaxPool2d", "Network", "ReLU"]

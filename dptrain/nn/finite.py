@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.layer import Layer, Parameters
 from dptrain.nn.network import Network, quiet
-from dptrain.nn.params import ParamLayout
-from dptrain.nn.workspace import Array, Workspace
 
 
 def not_finite(values: Array) -> str:

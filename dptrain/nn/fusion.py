@@ -6,12 +6,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from dptrain.nn.activation import ReLU
-from dptrain.nn.conv import KERNELS, Conv2d, add_up, with_kernels
-from dptrain.nn.correlation import zeros_beyond
+from dptrain.arrays.memory import Array, Workspace
+from dptrain.nn.convolution.correlation import zeros_beyond
 from dptrain.nn.layer import Layer, Parameters
-from dptrain.nn.pool import MaxPool2d
-from dptrain.nn.workspace import Array, Workspace
+from dptrain.nn.layers.activation import ReLU
+from dptrain.nn.layers.conv import KERNELS, Conv2d, add_up, with_kernels
+from dptrain.nn.layers.pool import MaxPool2d
 
 
 class ConvPoolReLU(Layer):

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.arrays.memory import Array, Workspace, aligned_copy, aligned_zeros
 from dptrain.errors import DptrainError, ModelError
 from dptrain.nn.layer import Layer, Parameters, Shape, array_shape
 from dptrain.nn.network import Network, quiet
 from dptrain.nn.snapshot import Snapshot, changed, snapshot
-from dptrain.nn.workspace import Array, Workspace, aligned_copy, aligned_zeros
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import last_line, user_traceback
 

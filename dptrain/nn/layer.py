@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.nn.workspace import Array, Workspace
+from dptrain.arrays.memory import Array, Workspace
 
 Shape = tuple[int, ...]
 Parameters = Mapping[str, Any]  # arrays, and among prepared ones whatever a layer has made of them

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.nn.workspace import Array, Workspace
+from dptrain.arrays.memory import Array, Workspace
 
 
 def softmax_cross_entropy(

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.nn.draws import Purpose, random_words
+from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.memory import Array, Workspace
+from dptrain.arrays.random import Purpose, random_words
 from dptrain.nn.fusion import fuse
 from dptrain.nn.layer import Layer, Parameters, Shape
 from dptrain.nn.loss import softmax_cross_entropy
-from dptrain.nn.params import ParamLayout
-from dptrain.nn.workspace import Array, Workspace
 
 Prepared = list[Parameters]
 

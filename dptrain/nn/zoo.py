@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dptrain.nn.activation import Flatten, ReLU
-from dptrain.nn.conv import Conv2d
 from dptrain.nn.layer import Layer, Shape
-from dptrain.nn.linear import Linear
-from dptrain.nn.pool import MaxPool2d
+from dptrain.nn.layers.activation import Flatten, ReLU
+from dptrain.nn.layers.conv import Conv2d
+from dptrain.nn.layers.linear import Linear
+from dptrain.nn.layers.pool import MaxPool2d
 
 Architecture = Callable[..., list[Layer]]
 

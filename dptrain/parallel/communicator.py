@@ -13,10 +13,10 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from dptrain.arrays.memory import Array
 from dptrain.errors import DptrainError, PeerError, RankLostError
-from dptrain.nn.workspace import Array
+from dptrain.health.whereabouts import WAITING, Whereabouts
 from dptrain.parallel.starter import Starter, is_left_over, remedy, starter
-from dptrain.parallel.whereabouts import WAITING, Whereabouts
 from dptrain.system.limits import refused
 from dptrain.system.signals import keep_dispositions
 from dptrain.system.text import shown

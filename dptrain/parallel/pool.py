@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
-from dptrain.nn.workspace import Workspace
+from dptrain.arrays.memory import Workspace
 
 Result = TypeVar("Result")
 

@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.arrays.memory import Array, Workspace, out_of_memory
 from dptrain.errors import DptrainError, HelperLostError, LimitError
-from dptrain.nn.workspace import Array, Workspace, out_of_memory
+from dptrain.health.interruption import leave_signals_to_parent
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.interruption import leave_signals_to_parent
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import Result, ShardPool, ShardWork
 from dptrain.parallel.threads import ShardThreads

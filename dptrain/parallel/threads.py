@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from dptrain.nn.workspace import Workspace
+from dptrain.arrays.memory import Workspace
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.pool import Result, ShardPool, ShardWork
 from dptrain.system.cgroups import ROOT, cpu_limits

@@ -137,3 +137,13 @@ def finish_output() -> None:
     except OutputError:
         drop_failed_writes()
         raise
+
+
+def write_to_stderr(line: str) -> None:
+    """Write a line to standard error in one piece, as other ranks and mpirun write there too.
+
+    A line that cannot be written (a full disk, a closed pipe, no standard error) is lost.
+    """
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dptrain.errors import ModelError, UsageError, did_you_mean
+from dptrain.errors import ModelError, UsageError
 from dptrain.nn.layer import Layer
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import ARCHITECTURES
+from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import user_traceback
 from dptrain.training.model_source import ModelSource, failed, load_model_file

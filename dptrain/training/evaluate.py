@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.arrays.memory import Array, Workspace
 from dptrain.data.batches import Normalisation
-from dptrain.data.format import Samples
+from dptrain.data.manifest import Samples
+from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
-from dptrain.nn.workspace import Array, Workspace
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.parallel.pool import ShardPool, ShardWork
 from dptrain.parallel.processes import shared_zeros
 

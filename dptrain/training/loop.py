@@ -13,16 +13,16 @@ import time
 from contextlib import closing
 from typing import Any
 
-from dptrain.config import TrainConfig
+from dptrain.checkpoint.state import TrainingState
 from dptrain.errors import DptrainError, PreemptedError, RankLostError, TrainingError
+from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.parallel.communicator import Communicator, known_to_all
-from dptrain.parallel.interruption import NEVER, AskedToEndError, Interruption
+from dptrain.training.config import TrainConfig
 from dptrain.training.evaluate import Evaluation, evaluate
-from dptrain.training.observer import Observer
+from dptrain.training.events import Observer
 from dptrain.training.replicas import check_replicas
 from dptrain.training.run import Run
 from dptrain.training.setup import Session
-from dptrain.training.state import TrainingState
 
 
 def train(

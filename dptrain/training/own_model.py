@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from dptrain.arrays.memory import Array, Workspace, aligned_copy
+from dptrain.checkpoint.format import Origin
 from dptrain.data.batches import Normalisation, ShardBatches
-from dptrain.data.format import Samples
+from dptrain.data.manifest import Samples
 from dptrain.errors import ModelError
 from dptrain.nn.hidden_state import check_layers, output_sha256
 from dptrain.nn.network import Network
-from dptrain.nn.workspace import Array, Workspace, aligned_copy
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.system.tracebacks import user_traceback
 from dptrain.training.architecture import Architecture
-from dptrain.training.checkpoint import Origin
 from dptrain.training.model_source import KEPT, ModelSource, failed
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import socket
 
+from dptrain.arrays.layout import ParamLayout
+from dptrain.checkpoint.state import TrainingState
 from dptrain.errors import TrainingError
-from dptrain.nn.params import ParamLayout
 from dptrain.parallel.communicator import Communicator, known_to_all
-from dptrain.training.state import TrainingState
 
 Digests = dict[str, bytes]
 

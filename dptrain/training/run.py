@@ -8,24 +8,24 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from dptrain.config import KEYS_OF_THE_FOLDER, TrainConfig
+from dptrain.arrays.memory import aligned_copy
+from dptrain.checkpoint.folder import RunFolder, step_of
+from dptrain.checkpoint.format import Checkpoint, read_checkpoint
+from dptrain.checkpoint.state import TrainingState, initial_state
+from dptrain.checkpoint.writer import CheckpointWriter
 from dptrain.data.shards import NOTHING_LOADED
 from dptrain.errors import CheckpointError, UsageError
-from dptrain.nn.workspace import aligned_copy
+from dptrain.health.interruption import Interruption
+from dptrain.health.watch import Watch
 from dptrain.parallel.communicator import Communicator, known_to_all, together
-from dptrain.parallel.interruption import Interruption
-from dptrain.parallel.watch import Watch
 from dptrain.system.text import shown
 from dptrain.training.architecture import Architecture
-from dptrain.training.checkpoint import Checkpoint, read_checkpoint
-from dptrain.training.diagnosis import check_finite
-from dptrain.training.observer import Observer
+from dptrain.training.config import KEYS_OF_THE_FOLDER, TrainConfig
+from dptrain.training.events import Observer
+from dptrain.training.finite import check_finite
 from dptrain.training.replicas import check_replicas
-from dptrain.training.run_folder import RunFolder, step_of
 from dptrain.training.setup import Session, agree_on, check_resumable, set_up, without_paths
-from dptrain.training.state import TrainingState, initial_state
 from dptrain.training.step import Requests
-from dptrain.training.writer import CheckpointWriter
 
 CLAIM_PATIENCE = 10.0  # seconds: the kernel frees a dead rank's folder a little after the others learn of its death
 

@@ -13,27 +13,27 @@ from pathlib import Path
 import numpy as np
 
 import dptrain
-from dptrain.blas import ensure_one_thread
-from dptrain.config import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
-from dptrain.data.augment import check_crop
+from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.data.batches import Normalisation, ShardBatches
-from dptrain.data.format import SPLITS, Manifest, read_manifest
+from dptrain.data.manifest import SPLITS, Manifest, read_manifest
 from dptrain.data.shards import NOTHING_LOADED, LocalShards, load_shards
 from dptrain.data.soundness import split_problems, tally
+from dptrain.data.transforms import check_crop
 from dptrain.errors import CheckpointError, DataError, DptrainError, UsageError
 from dptrain.nn.network import Network
-from dptrain.optim import SGD
+from dptrain.optim.schedule import Schedule, make_schedule
+from dptrain.optim.sgd import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool
 from dptrain.parallel.processes import make_pool
-from dptrain.parallel.reduction import REDUCTIONS
+from dptrain.parallel.reduce.tree import REDUCTIONS
 from dptrain.parallel.threads import fair_threads
-from dptrain.schedule import Schedule, make_schedule
+from dptrain.system.blas import ensure_one_thread
 from dptrain.system.limits import check_memory
 from dptrain.system.text import shown
 from dptrain.training.architecture import Architecture, build_network, find_architecture, first_difference
-from dptrain.training.checkpoint import Checkpoint, Origin
+from dptrain.training.config import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.model_source import ModelSource
 from dptrain.training.own_model import (

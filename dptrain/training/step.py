@@ -8,17 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dptrain.arrays.memory import Array, Workspace
+from dptrain.checkpoint.state import TrainingState
 from dptrain.data.batches import ShardBatches
 from dptrain.nn.finite import not_finite
 from dptrain.nn.network import Network, Prepared, quiet
-from dptrain.nn.workspace import Array, Workspace
-from dptrain.optim import SGD
+from dptrain.optim.sgd import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.parallel.pool import ShardPool, ShardWork
 from dptrain.parallel.processes import shared_zeros
-from dptrain.parallel.reduction import TreeReduction
-from dptrain.training.diagnosis import examine_shards, first_of_all_shards, not_finite_error
-from dptrain.training.state import TrainingState
+from dptrain.parallel.reduce.tree import TreeReduction
+from dptrain.training.finite import examine_shards, first_of_all_shards, not_finite_error
 
 LOSS, CORRECT, SAMPLES = range(3)  # ride behind the gradient through the reduction, and Requests behind them
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from dptrain import cli
-from dptrain.blas import request_one_thread
+from dptrain.commands import main as cli
+from dptrain.system.blas import request_one_thread
 
 request_one_thread()
 
 import numpy as np  # noqa: E402
 
-from dptrain.observe.recorder import Recorder  # noqa: E402
 from dptrain.parallel.communicator import launched_rank  # noqa: E402
+from dptrain.report.recorder import Recorder  # noqa: E402
 
 rank, step, tensor = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 undisturbed_start, undisturbed_step = Recorder.started, Recorder.stepped

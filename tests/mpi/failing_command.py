@@ -14,7 +14,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from dptrain import cli
+from dptrain.commands import main as cli
 from dptrain.errors import DownloadError
 from dptrain.parallel.communicator import Communicator, together
 

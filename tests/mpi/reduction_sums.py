@@ -12,7 +12,7 @@ import numpy as np
 
 from dptrain.parallel.communicator import Communicator, connect
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.reduction import REDUCTIONS, TreeReduction
+from dptrain.parallel.reduce.tree import REDUCTIONS, TreeReduction
 
 CASES = [(8, 1), (8, 5), (8, 60_364), (9, 1000), (13, 777)]
 

@@ -1,0 +1,1 @@
+"""Memory, flat vectors and random words: what all arithmetic stands on."""

@@ -1,0 +1,1 @@
+"""How a rank reports that it is alive, and learns that it must stop."""

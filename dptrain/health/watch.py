@@ -1,0 +1,174 @@
+"""A rank that others would wait for in vain is named: with host, process id, step and phase.
+
+    watch = Watch(communicator, limit=60, abort=600)        # seconds; every rank makes one at the same time
+    communicator.whereabouts.enter("computing", step)       # the main thread tells where it is
+    watch.close()
+
+A daemon thread of each rank sends its status as a datagram to up to four watchers, which judge by the rules of
+`dptrain.health.stalls`. It makes no MPI call, as MPI may be what hangs and only the main thread is meant to call it;
+but the caller's `end` may, when all is lost anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass
+
+from dptrain.health.stalls import Status, Watcher
+from dptrain.parallel.communicator import Communicator
+from dptrain.system.streams import write_to_stderr
+
+WATCHERS = 4
+INTERVAL = 0.5  # seconds between two datagrams of a rank, at most
+DATAGRAM_BYTES = 1024  # at most; what is longer is not ours
+SIOCGIFADDR = 0x8915  # Linux's request for the address of an interface, netdevice(7)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A rank, and where its datagrams are received."""
+
+    host: str
+    process: int
+    port: int
+    addresses: Sequence[str]  # by which other hosts may reach it
+
+
+class Watch:
+    """This rank's part: tells where it is, and watches the others if it is a watcher. Made by all ranks together.
+
+    limit       seconds after which a rank is called silent or stuck; 0: nobody watches
+    abort       seconds from then until the job ends; 0, and in a process alone: never
+    say         takes a line for the user; called in the watch's thread, as is
+    end         which ends this process with a status, and with it the job: the main thread may hang in MPI
+    """
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        *,
+        limit: float,
+        abort: float,
+        say: Callable[[str], None] = write_to_stderr,
+        end: Callable[[int], None] = os._exit,
+    ) -> None:
+        self._rank, self._size = communicator.rank, communicator.size
+        self._process = os.getpid()
+        self.whereabouts = communicator.whereabouts
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._socket: socket.socket | None = None
+        self._watcher: Watcher | None = None
+        if not limit:
+            return
+        members = self._meet(communicator)
+        watchers = watchers_of([member.host for member in members])
+        if self._rank in watchers:
+            numbered = zip(communicator.world_ranks, members, strict=True)
+            names = [f"rank {rank} on {each.host} (process {each.process})" for rank, each in numbered]
+            abort = abort if self._size > 1 else 0
+            self._watcher = Watcher(self._rank, names, watchers, limit, abort, say, end, time.monotonic())
+        self._interval = min(INTERVAL, limit / 4)
+        self._longest_gap = min(2 * self._interval + 1, limit / 2)
+        self._tell()  # from now on this rank can be missed
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def _meet(self, communicator: Communicator) -> list[Member]:
+        """Open the socket, and learn where those of the watchers are."""
+        hosts = communicator.allgather(socket.gethostname())
+        host = hosts[self._rank]
+        several = len(set(hosts)) > 1
+        port = 0
+        if self._size > 1:
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
+            self._socket.bind(("" if several else "127.0.0.1", 0))
+            port = self._socket.getsockname()[1]
+        own = Member(host, self._process, port, _own_addresses() if several else [])
+        members: list[Member] = communicator.allgather(own)
+        self._token: bytes = communicator.broadcast(secrets.token_bytes(16))
+        self._destinations: list[tuple[str, int]] = []
+        for watcher in (members[rank] for rank in watchers_of(hosts) if rank != self._rank):
+            addresses = ["127.0.0.1"] if watcher.host == host else watcher.addresses
+            self._destinations += [(address, watcher.port) for address in addresses]
+        return members
+
+    def close(self) -> None:
+        """This rank ends as it should, and is not missed from now on."""
+        if self._thread is None or os.getpid() != self._process:  # a forked process speaks for no rank
+            return
+        self._closing.set()
+        self._thread.join()
+        self._thread = None
+        self._tell(ended=True)
+        if self._socket is not None:
+            self._socket.close()
+
+    def _run(self) -> None:
+        # A socket holds some 270 datagrams: many ranks send spread over the interval, and watchers fetch more often.
+        pause = self._interval if self._watcher is None else self._interval / (1 + self._size // 100)
+        wait, woken = self._interval * self._rank / self._size, time.monotonic()
+        while not self._closing.wait(wait):
+            now = time.monotonic()
+            wait, gap, woken = pause, now - woken, now
+            if gap > self._longest_gap:  # this process was stopped, perhaps all of them: nobody is to blame for that
+                self.whereabouts.progress()
+                if self._watcher is not None:
+                    self._watcher.restart(now, 2 * self._interval)
+            self._tell()
+            if self._watcher is not None:
+                self._listen(self._watcher, now)
+                self._watcher.judge(now)
+
+    def _tell(self, ended: bool = False) -> None:
+        now = time.monotonic()
+        phase, step = self.whereabouts.where
+        status = Status(self._rank, phase, step, now - self.whereabouts.moved, ended)
+        if self._watcher is not None:
+            self._watcher.hear(status, now)
+        if self._socket is None:
+            return
+        datagram = self._token + json.dumps(astuple(status)).encode()
+        for destination in self._destinations:
+            with contextlib.suppress(OSError):  # the network is down; whoever does not hear us says so
+                self._socket.sendto(datagram, destination)
+
+    def _listen(self, watcher: Watcher, now: float) -> None:
+        """Take what has come in; a flood of it must not hold up this rank's own datagrams."""
+        if self._socket is None:
+            return
+        for _ in range(1000):
+            try:
+                datagram = self._socket.recv(DATAGRAM_BYTES)
+            except OSError:  # no more
+                return
+            if datagram.startswith(self._token):
+                watcher.hear(Status(*json.loads(datagram[len(self._token) :])), now)
+
+
+def watchers_of(hosts: Sequence[str]) -> list[int]:
+    """The ranks that watch, given each rank's host: on as many hosts as can be, lest a frozen one hides itself."""
+    first = set({host: rank for rank, host in reversed(list(enumerate(hosts)))}.values())
+    firsts_before_others = sorted(range(len(hosts)), key=lambda rank: (rank not in first, rank))
+    return sorted(firsts_before_others[:WATCHERS])
+
+
+def _own_addresses() -> list[str]:
+    """By which other hosts may reach this one: those of its interfaces. A name server need not know it, nor answer."""
+    found: set[str] = set()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # this one has no address
+                answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("40s", name.encode()))
+                found.add(socket.inet_ntoa(answer[20:24]))
+    return sorted(address for address in found if not address.startswith("127."))

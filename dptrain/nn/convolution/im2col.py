@@ -1,0 +1,147 @@
+"""Convolution as a matrix product over im2col columns (Chellapilla, Puri and Simard 2006).
+
+Column (oh, ow, n) of the matrix holds the window of sample n that output pixel (oh, ow) sees:
+
+    cols[c, kh, kw, oh, ow, n] = padded[c, oh * stride + kh, ow * stride + kw, n]
+    y[oh, ow, n, o]            = sum over c, kh, kw of cols[c, kh, kw, oh, ow, n] * weight[o, c, kh, kw]
+
+For pooling by q, output pixel (oh, ow) = (q * i + p, q * j + t) is column (p, t, i, j, n) instead. So that what
+neighbouring columns hold lies side by side in memory, the padded input is kept channel by channel and in m x m
+*phases*, every m-th pixel together:
+
+    phases[r, s, c, a, b, n] = padded[c, m * a + r, m * b + s, n]
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from dptrain.arrays.memory import Array, Workspace
+from dptrain.nn.convolution.correlation import Correlation, Geometry
+from dptrain.nn.convolution.products import matmul, matmul_of_long
+
+
+class Im2col(Correlation):
+    """Any kernel, stride and padding."""
+
+    def __init__(self, geometry: Geometry, name: str, q: int) -> None:
+        super().__init__(geometry, name, q)
+        _, height, width = geometry.output_shape
+        self.extent = (height // q * q, width // q * q)  # what no pooling window reaches is not computed
+        # In phases a window's neighbour in the same place of the next pooling window is the next value in memory.
+        self._m = q if geometry.stride == (1, 1) else 1
+
+    def prepare(self, weight: Array, workspace: Workspace) -> Array:
+        """The weight as a matrix (C * KH * KW, O)."""
+        kernels = workspace.array(self.name, "kernels", (self.geometry.fan_in, len(weight)))
+        np.copyto(kernels, weight.reshape(len(weight), -1).T)
+        return kernels
+
+    def forward(self, x: Array, kernels: Array, workspace: Workspace) -> tuple[Array, Array]:
+        (height, width), samples, q = self.extent, x.shape[-2], self.q
+        phases = workspace.array(self.name, "phases", self._phases_shape(samples), zeroed=True)  # the border stays zero
+        planes = x.transpose(3, 0, 1, 2)
+        for source, place in _places(self.geometry, self._m):
+            phases[place] = planes[source]
+        pixels = (q, q, height // q, width // q, samples)
+        cols = workspace.array(self.name, "cols", (x.shape[-1], *self.geometry.kernel_size, *pixels))
+        for part, seen in workspace.views(self.name, "windows", (cols, phases), self._parts):
+            part[...] = seen
+        sums = workspace.scratch(self.name, "sums", (*pixels, self.geometry.out_channels))
+        matmul(self._as_matrix(cols).T, kernels, out=sums.reshape(-1, sums.shape[-1]))
+        return sums, cols
+
+    def backward(
+        self, dsums: Array, cols: Array, kernels: Array, dweight: Array, workspace: Workspace, need_dx: bool
+    ) -> Array | None:
+        dy = dsums.reshape(-1, len(dweight))
+        dkernels = workspace.array(self.name, "dkernels", kernels.shape)
+        matmul_of_long(self._as_matrix(cols), dy, dkernels, self.name, workspace)
+        np.copyto(dweight.reshape(len(dweight), -1), dkernels.T)
+        if not need_dx:
+            return None
+        # The columns have served: their memory takes their own gradient.
+        dcols = cols
+        matmul(kernels, dy.T, out=self._as_matrix(dcols))
+        samples, (channels, *extents) = dsums.shape[-2], self.geometry.input_shape
+        dphases = workspace.array(self.name, "dphases", self._phases_shape(samples))
+        dphases.fill(0)
+        for part, seen in workspace.views(self.name, "dwindows", (dcols, dphases), self._single_parts):
+            seen += part
+        dx = workspace.array(self.name, "dx", (*extents, samples, channels))
+        planes = dx.transpose(3, 0, 1, 2)
+        for source, place in _places(self.geometry, self._m):
+            planes[source] = dphases[place]
+        return dx
+
+    def in_own_order(self, image: Array) -> Array:
+        return image
+
+    def _as_matrix(self, cols: Array) -> Array:
+        """A view (C * KH * KW, columns)."""
+        return cols.reshape(self.geometry.fan_in, math.prod(cols.shape[3:]))
+
+    def _phases_shape(self, samples: int) -> tuple[int, ...]:
+        (ph, pw), (channels, height, width), m = self.geometry.padding, self.geometry.input_shape, self._m
+        return (m, m, channels, -(-(height + 2 * ph) // m), -(-(width + 2 * pw) // m), samples)
+
+    def _parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:
+        """For each phase the places (kh, kw) of the kernel that begin in it: their columns, and the pixels they meet.
+
+        Pairs of views (C, ., ., q, q, OH / q, OW / q, N).
+        """
+        q, m = self.q, self._m
+        (sh, sw), (kernel_height, kernel_width) = self.geometry.stride, self.geometry.kernel_size
+        in_row_phase, in_column_phase, of_channel, down, across, of_sample = phases.strides
+
+        def row(index: int) -> int:
+            return index % m * in_row_phase + index // m * down
+
+        def column(index: int) -> int:
+            return index % m * in_column_phase + index // m * across
+
+        # With q = m = 2 and stride 1, for example, a step within the window leads to the other phase, and one to the
+        # next window to the next row or column of the same phase.
+        parts: list[tuple[Array, Array]] = []
+        for r in range(min(m, kernel_height)):
+            for s in range(min(m, kernel_width)):
+                part = cols[:, r::m, s::m]
+                in_window = row(r + sh) - row(r), column(s + sw) - column(s)
+                to_next = row(r + sh * q) - row(r), column(s + sw * q) - column(s)
+                strides = (of_channel, down, across, *in_window, *to_next, of_sample)
+                parts.append((part, as_strided(phases[r, s], part.shape, strides)))
+        return parts
+
+    def _single_parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:
+        """The same for one place at a time: no pixel comes twice in a view, so it can be added to."""
+        return [
+            (part[:, kh, kw], seen[:, kh, kw])
+            for part, seen in self._parts(cols, phases)
+            for kh, kw in np.ndindex(part.shape[1:3])
+        ]
+
+
+@cache
+def _places(geometry: Geometry, m: int) -> list[tuple[tuple[slice, ...], tuple[Any, ...]]]:
+    """For each phase: the pixels of the planes (C, H, W, N) that belong to it, and where they lie in the phases."""
+    _, height, width = geometry.input_shape
+    rows = [_phase(r, m, geometry.padding[0], height) for r in range(m)]
+    columns = [_phase(s, m, geometry.padding[1], width) for s in range(m)]
+    return [
+        ((slice(None), row, column), (r, s, slice(None), down, across))
+        for r, (row, down) in enumerate(rows)
+        for s, (column, across) in enumerate(columns)
+    ]
+
+
+def _phase(r: int, m: int, padding: int, extent: int) -> tuple[slice, slice]:
+    """Phase r along one axis: which pixels of x, and their indices within the phase."""
+    first = (r - padding) % m
+    count = max(0, -(-(extent - first) // m))
+    start = (first + padding) // m
+    return slice(first, None, m), slice(start, start + count)

@@ -1,0 +1,206 @@
+"""Winograd's minimal filtering: a 3x3 convolution of stride 1 with fewer multiplications (Lavin and Gray 2015).
+
+An m x m tile of the output depends on n x n pixels of the input, n = m + 2. In one dimension, with g the kernel
+and d the pixels, F(m, 3) is
+
+    y = A' [(G g) * (B' d)]           "*" element by element: n multiplications instead of 3 m
+
+and in two dimensions the same along both axes. All three transforms are linear: the sum over channels is taken
+between them, as n * n matrix products, and each gradient is computed by the adjoints of the same transforms.
+
+    d[i, j, t, N, c]    pixel (i, j) of the n x n that tile t sees     V = B' d B       along i and along j
+    w[o, c, kh, kw]     the kernels                                    U = G w G'       along kh and along kw
+    M[i, j] = V[i, j] @ U[i, j]                                        Y = A' M A       the m x m outputs
+
+Each transform along one axis is a matrix product over everything else: all tiles, samples and channels. Those of
+the pixels read the padded input where it lies, tiles that overlap included.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import DTypeLike
+
+from dptrain.arrays.memory import Array, Workspace
+from dptrain.nn.convolution.correlation import Correlation, Geometry
+from dptrain.nn.convolution.products import matmul
+from dptrain.nn.layer import Shape
+
+KERNEL = 3
+POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 2, -2)}  # and infinity; small, so that little is lost to rounding
+
+
+def transforms(m: int) -> tuple[Array, Array, Array]:
+    """A' (m, n), G (n, 3) and B' (n, n) in float64, from n - 1 interpolation points and the point at infinity.
+
+    The product of two polynomials with coefficients g (3) and y (m) is found by evaluating both at n points,
+    multiplying the values, and interpolating (Toom and Cook). With E_k the evaluation of k coefficients and L the
+    interpolation, s = L [(E_3 g) * (E_m y)]. Filtering is the transposed of that product (Winograd 1980):
+    y = E_m' [(E_3 g) * (L' d)]. A point's factor is moved from L to E_3, so that A' and B' hold integers, which
+    float32 represents exactly.
+    """
+    points = POINTS[m]
+    n = m + KERNEL - 1
+    evaluate = np.zeros((n, n))
+    evaluate[:-1] = np.vander(points, n, increasing=True)
+    evaluate[-1, -1] = 1  # at infinity a polynomial is its highest coefficient
+    evaluate_kernel, evaluate_tile = evaluate[:, :KERNEL].copy(), evaluate[:, :m].copy()
+    evaluate_kernel[-1], evaluate_tile[-1] = np.eye(KERNEL)[-1], np.eye(m)[-1]
+    interpolate = np.zeros((n, n))  # row i: coefficients of the polynomial that is not 0 at point i alone
+    for i, point in enumerate(points):
+        others = [other for other in points if other != point]
+        interpolate[i, :-1] = np.poly(others)[::-1]
+        evaluate_kernel[i] /= np.prod([point - other for other in others])
+    interpolate[-1] = np.poly(points)[::-1]
+    return evaluate_tile.T, evaluate_kernel, interpolate
+
+
+class Winograd(Correlation):
+    """Kernels 3x3 with stride 1, any padding and size; tiles of m x m outputs, m even.
+
+    An output whose size is no multiple of m is computed up to the next one.
+    """
+
+    def __init__(self, geometry: Geometry, name: str, q: int, m: int) -> None:
+        super().__init__(geometry, name, q)
+        self.m, self.n = m, m + KERNEL - 1
+        _, height, width = geometry.output_shape
+        self.tiles = (-(-height // m), -(-width // m))
+        self.extent = (m * self.tiles[0], m * self.tiles[1])
+        to_outputs, of_kernels, of_pixels = transforms(m)
+        self._matrices = [to_outputs, of_kernels, of_pixels]
+        self._float32 = [matrix.astype(np.float32) for matrix in self._matrices]
+
+    def prepare(self, weight: Array, workspace: Workspace) -> tuple[Array, Array]:
+        """The transformed kernels: (n * n, C, O) for the forward pass and (n * n, O, C) for the backward pass."""
+        _, of_kernels, _ = self._transforms(workspace.dtype)
+        prepared = []
+        for axes in ((2, 3, 1, 0), (2, 3, 0, 1)):
+            source = weight.transpose(axes)
+            places_first = workspace.scratch(self.name, "kernels", source.shape)
+            np.copyto(places_first, source)
+            half = workspace.scratch(self.name, "half of kernels", (self.n, KERNEL, *source.shape[2:]))
+            u = workspace.array(self.name, f"kernels transformed {axes}", (self.n, self.n, *source.shape[2:]))
+            along_both(of_kernels, places_first, half, u)
+            prepared.append(u.reshape(-1, *source.shape[2:]))
+        return prepared[0], prepared[1]
+
+    def forward(self, x: Array, kernels: tuple[Array, Array], workspace: Workspace) -> tuple[Array, Array]:
+        m, n, out_channels = self.m, self.n, self.geometry.out_channels
+        to_outputs, _, of_pixels = self._transforms(workspace.dtype)
+        v = workspace.array(self.name, "pixels transformed", (n, n, *self.tiles, *x.shape[2:]))
+        padded = workspace.array(self.name, "padded", self._padded_shape(v), zeroed=True)  # the border stays zero
+        self._inside(padded)[...] = x
+        between = self._between_axes(padded, workspace)
+        for pixels, tiles in workspace.views(self.name, "tiles", (padded, between, v), self._overlapping):
+            matmul(of_pixels, pixels, out=tiles)
+        products = workspace.scratch(self.name, "products", (n, n, *v.shape[2:5], out_channels))
+        matmul(_by_place(v), kernels[0], out=_by_place(products))
+        half = workspace.scratch(self.name, "half", (m, *products.shape[1:]))
+        sums = workspace.scratch(self.name, "sums", (m, m, *products.shape[2:]))
+        along_both(to_outputs, products, half, sums)
+        return self._in_windows(sums), v
+
+    def backward(
+        self,
+        dsums: Array,
+        v: Array,
+        kernels: tuple[Array, Array],
+        dweight: Array,
+        workspace: Workspace,
+        need_dx: bool,
+    ) -> Array | None:
+        m, n, (out_channels, channels) = self.m, self.n, dweight.shape[:2]
+        to_outputs, of_kernels, of_pixels = self._transforms(workspace.dtype)
+        shape = dsums.shape[4:]
+        dy = workspace.scratch(self.name, "sums", (m, m, *shape))  # what dsums shows
+        half = workspace.scratch(self.name, "half of dproducts", (n, m, *shape))
+        dproducts = workspace.scratch(self.name, "products", (n, n, *shape))
+        along_both(to_outputs.T, dy, half, dproducts)
+        du = workspace.scratch(self.name, "dkernels transformed", (n, n, out_channels, channels))
+        matmul(_by_place(dproducts).swapaxes(1, 2), _by_place(v), out=du.reshape(-1, out_channels, channels))
+        half = workspace.scratch(self.name, "half of dkernels", (KERNEL, n, out_channels, channels))
+        dkernels = workspace.scratch(self.name, "dkernels", (KERNEL, KERNEL, out_channels, channels))
+        along_both(of_kernels.T, du, half, dkernels)
+        np.copyto(dweight, dkernels.transpose(2, 3, 0, 1))
+        if not need_dx:
+            return None
+        # The transformed pixels have served: their memory takes their gradient.
+        matmul(_by_place(dproducts), kernels[1], out=_by_place(v))
+        dpadded = workspace.array(self.name, "dpadded", self._padded_shape(v))
+        for pixels, tiles in reversed(self._axes(dpadded, self._between_axes(dpadded, workspace), v)):
+            self._scatter(of_pixels.T, tiles, pixels, workspace)
+        return self._inside(dpadded)
+
+    def in_own_order(self, image: Array) -> Array:
+        (down, across), a = self.tiles, self.m // self.q
+        return image.reshape(down, a, across, a, *image.shape[2:]).transpose(1, 3, 0, 2, 4, 5)
+
+    def _in_windows(self, sums: Array) -> Array:
+        """sums (m, m, tiles, N, O) as a view (q, q, m / q, m / q, tiles, N, O)."""
+        a = self.m // self.q
+        return sums.reshape(a, self.q, a, self.q, *sums.shape[2:]).transpose(1, 3, 0, 2, *range(4, 8))
+
+    def _padded_shape(self, v: Array) -> Shape:
+        """Of the input with its padding and whatever else the last tiles see: (., ., N, C)."""
+        return (self.extent[0] + KERNEL - 1, self.extent[1] + KERNEL - 1, *v.shape[4:])
+
+    def _inside(self, padded: Array) -> Array:
+        """A view (H, W, N, C) of what lies within the padding."""
+        (ph, pw), (_, height, width) = self.geometry.padding, self.geometry.input_shape
+        return padded[ph : ph + height, pw : pw + width]
+
+    def _between_axes(self, padded: Array, workspace: Workspace) -> Array:
+        """For pixels transformed along the rows' axis, but not yet along the columns': (n, tiles, W, N, C)."""
+        return workspace.scratch(self.name, "between axes", (self.n, self.tiles[0], *padded.shape[1:]))
+
+    def _axes(self, padded: Array, between: Array, v: Array) -> list[tuple[Array, Array]]:
+        """The two transforms of the pixels, along the rows' axis and then along the columns': from where to where.
+
+        Pairs of views (..., extent, R) and (..., tiles, n, R), R being all that comes after the axis.
+        """
+        n, (down, across) = self.n, self.tiles
+        return [
+            (padded.reshape(len(padded), -1), between.reshape(n, down, -1).swapaxes(0, 1)),
+            (
+                between.reshape(*between.shape[:3], -1),
+                v.reshape(n, n, down, across, -1).transpose(0, 2, 3, 1, 4),
+            ),
+        ]
+
+    def _overlapping(self, padded: Array, between: Array, v: Array) -> list[tuple[Array, Array]]:
+        """The same with the pixels as (..., tiles, n, R) too: neighbouring tiles see two of them both."""
+        return [
+            (sliding_window_view(pixels, self.n, axis=-2)[..., :: self.m, :, :].swapaxes(-1, -2), tiles)
+            for pixels, tiles in self._axes(padded, between, v)
+        ]
+
+    def _scatter(self, adjoint: Array, tiles: Array, pixels: Array, workspace: Workspace) -> None:
+        """The adjoint of a transform: each pixel of (..., extent, R) is the sum of what the tiles have for it.
+
+        The first m pixels of a tile are its own, what it has for the others is added to the next tile's.
+        """
+        m, (*others, count, _, run) = self.m, tiles.shape
+        matmul(adjoint[:m], tiles, out=pixels[..., : m * count, :].reshape(*others, count, m, run))
+        shared = workspace.scratch(self.name, "shared pixels", (*others, count, KERNEL - 1, run))
+        matmul(adjoint[m:], tiles, out=shared)
+        pixels[..., m * count :, :] = shared[..., -1, :, :]
+        following = pixels[..., m : m * count, :].reshape(*others, count - 1, m, run)
+        following[..., : KERNEL - 1, :] += shared[..., :-1, :, :]
+
+    def _transforms(self, dtype: DTypeLike) -> list[Array]:
+        """A', G and B'."""
+        return self._float32 if dtype == np.float32 else self._matrices
+
+
+def _by_place(transformed: Array) -> Array:
+    """(n, n, tiles, N, C) as n * n matrices (tiles * N, C)."""
+    return transformed.reshape(len(transformed) ** 2, -1, transformed.shape[-1])
+
+
+def along_both(matrix: Array, source: Array, half: Array, out: Array) -> None:
+    """out (p, p, ...) = matrix (p, k) applied along the first two axes of source (k, k, ...); half is (p, k, ...)."""
+    p, k = matrix.shape
+    matmul(matrix, source.reshape(k, -1), out=half.reshape(p, -1))
+    matmul(matrix, half.reshape(p, k, -1), out=out.reshape(p, p, -1))

@@ -1,0 +1,86 @@
+"""What a step or a state that is not finite is told by: the shard, its rank, and the first layer it shows in."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+
+import numpy as np
+
+from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.memory import Array, Workspace
+from dptrain.checkpoint.state import TrainingState
+from dptrain.data.batches import ShardBatches
+from dptrain.errors import TrainingError
+from dptrain.nn.finite import first_not_finite, not_finite_parts
+from dptrain.nn.network import Network
+from dptrain.parallel.communicator import Communicator, known_to_all
+
+ADVICE = (
+    "Try a lower --lr or more --warmup-steps in another --run-dir, from the start or by --resume from a checkpoint of "
+    "before it went wrong"
+)
+
+
+def examine_shards(
+    network: Network, parameters: Array, batches: Mapping[int, ShardBatches], epoch: int, step: int
+) -> dict[int, str]:
+    """For each of a rank's shards the first in its microbatch of a step that is not finite, in words; "" if nothing is.
+
+    Computed again, by this process alone: the vectors of the step itself are lost in their sum.
+    """
+    workspace = Workspace()
+    return {
+        shard: first_not_finite(network, parameters, *own.batch(epoch, step, workspace), workspace)
+        for shard, own in batches.items()
+    }
+
+
+def first_of_all_shards(found: Mapping[int, str], total: Array, layout: ParamLayout, communicator: Communicator) -> str:
+    """A sentence, the same on every rank, that names the lowest shard in which something is not finite, and its rank.
+
+    `found` are this rank's shards by `examine_shards`; `total` (P,) is the summed gradient, to be named from when no
+    shard alone shows anything.
+    """
+    everyone = communicator.allgather((socket.gethostname(), dict(found)))
+    told = [
+        f"shard {shard} (rank {rank} on {host}): {what}"
+        for rank, (host, shards) in zip(communicator.world_ranks, everyone, strict=True)
+        for shard, what in shards.items()
+        if what
+    ]
+    if told:  # in the order of shards, as ranks hold contiguous blocks
+        return f"in {len(told)} of {sum(len(shards) for _, shards in everyone)} shards, the first is {told[0]}"
+    summed = [f"the gradient of {part}" for part in not_finite_parts(layout, total)] or ["only the loss is not finite"]
+    return (
+        "computed again, every shard alone is finite: either their sum overflowed or it did not happen again; "
+        f"in the sum {summed[0]}"
+    )
+
+
+def not_finite_error(loss: float, where: str, step: int, lr: float) -> TrainingError:
+    """For step `step`, counted from 1, whose summed loss or gradient is not finite; `where` is a sentence on it."""
+    what = "gradient is not finite" if np.isfinite(loss) else f"loss is {loss}"
+    return TrainingError(
+        f"step {step}: the {what}, at learning rate {lr:.6g}; {where}. The parameters were not changed and earlier "
+        f"checkpoints are kept. {ADVICE}"
+    )
+
+
+def check_finite(state: TrainingState, layout: ParamLayout, communicator: Communicator) -> None:
+    """TrainingError naming the first parameter, or momentum, that is not finite; for whoever writes a checkpoint.
+
+    The state is the same on all ranks.
+
+    An update can overflow from finite gradients, which the next step's loss would be the first to show.
+    """
+    found = [
+        *(f"the parameter {part}" for part in not_finite_parts(layout, state.parameters)),
+        *(f"the momentum of {part}" for part in not_finite_parts(layout, state.momentum)),
+    ]
+    if found:
+        error = TrainingError(
+            f"step {state.step}: after the update {found[0]}. Nothing of this step is saved and earlier checkpoints "
+            f"are kept. {ADVICE}"
+        )
+        raise known_to_all(communicator, error)

@@ -1,0 +1,79 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from dptrain.arrays.memory import Workspace
+from dptrain.bench.step import TimedStage, layer_times, measure_step, training_flops
+from dptrain.bench.workload import Workload, make_workload
+from dptrain.nn.network import Network
+from dptrain.nn.zoo import convnet, linear
+from dptrain.parallel.communicator import Communicator
+
+
+def small_workload() -> Workload:
+    return make_workload(
+        Communicator(), model="convnet", model_options={"widths": [3]}, shape=(2, 8, 8), classes=4, shards=2,
+        batch_size=6, threads=2, reduction="tree", steps_per_epoch=4,
+    )  # fmt: skip
+
+
+def test_flops_are_those_of_the_definition() -> None:
+    conv1, conv2, linear1 = 2 * 27 * 32 * 32 * 32, 2 * 288 * 64 * 16 * 16, 2 * 4096 * 10
+    network = Network(convnet((3, 32, 32), 10), (3, 32, 32))
+    assert training_flops(network) == 2 * conv1 + 3 * conv2 + 3 * linear1
+    first_without_weights = Network(linear((3, 4, 4), 10), (3, 4, 4))
+    assert training_flops(first_without_weights) == 3 * 2 * 48 * 10
+
+
+@pytest.mark.slow
+def test_the_figures_fit_together() -> None:
+    workload = small_workload()
+    figures = measure_step(workload, Communicator(), batch_size=6, steps=5)
+    assert workload.state.step == 15  # 10 to warm up
+    assert figures["images_per_second"] == 6 / (figures["milliseconds_per_step"]["median"] / 1e3)
+    flops = training_flops(workload.network)
+    per_core = figures["images_per_second"] * flops / 2
+    np.testing.assert_allclose(figures["gflops_per_core"], per_core / 1e9)
+    np.testing.assert_allclose(figures["share_of_sgemm"], figures["gflops_per_core"] / figures["sgemm_gflops"])
+    longest = 5 * figures["milliseconds_per_step"]["most"] / 1e3
+    assert 0 < sum(figures["seconds"][0].values()) <= longest
+    assert [row["layer"] for row in figures["layers"]] == [stage.name for stage in workload.network.stages]
+
+
+def test_measuring_layers_changes_nothing() -> None:
+    workload = small_workload()
+    stages, before = workload.network.stages, workload.state.parameters.copy()
+    for row in layer_times(workload):
+        assert row["forward"] > 0
+        assert row["backward"] > 0
+    assert workload.network.stages is stages
+    np.testing.assert_array_equal(workload.state.parameters, before)
+
+
+def test_a_layers_time_is_that_of_all_blocks_of_a_microbatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by one second whenever it is read: a call takes a second, 40 samples are 3 blocks."""
+    ticks = itertools.count()
+    monkeypatch.setattr("dptrain.bench.step.time.perf_counter", lambda: float(next(ticks)))
+    workload = make_workload(
+        Communicator(), model="linear", model_options={}, shape=(1, 4, 4), classes=2, shards=1, batch_size=40,
+        threads=1, reduction="tree",
+    )  # fmt: skip
+    each = pytest.approx(1e6 * 3 / 40)
+    flatten, linear = layer_times(workload)
+    assert (flatten["forward"], flatten["backward"]) == (each, 0)  # nothing before it is trained
+    assert (linear["forward"], linear["backward"]) == (each, each)
+
+
+def test_a_timed_stage_computes_what_the_stage_computes() -> None:
+    network = small_workload().network
+    parameters = network.initial_parameters(0)
+    generator = np.random.default_rng(0)
+    images, labels = generator.random((8, 8, 3, 2), dtype=np.float32), np.array([0, 1, 2])
+    gradients = np.zeros((2, network.layout.size), np.float32)
+    network.loss_and_grad(parameters, images, labels, gradients[0], Workspace())
+    timed = [TimedStage(stage) for stage in network.stages]
+    network.stages = list(timed)
+    network.loss_and_grad(parameters, images, labels, gradients[1], Workspace())
+    np.testing.assert_array_equal(gradients[0], gradients[1])
+    assert all(len(times) == 1 for stage in timed for times in stage.seconds.values())

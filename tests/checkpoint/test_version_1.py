@@ -1,0 +1,110 @@
+"""dptrain.system.old_hdf5: what dptrain 0.1.0 wrote is read by every command, in a process that may fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from mpi_runs import dptrain, own_mpi
+
+from dptrain.system import old_hdf5
+from dptrain.system.old_hdf5 import read_isolated
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "version-1"
+LAST_STEP = 4
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with an old data set and an old run, and modules there that nobody may import."""
+    shutil.copytree(FIXTURES / "data-set", tmp_path / "data-set")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.copy(FIXTURES / "checkpoint.h5", tmp_path / "run" / "checkpoints" / "step-00000003.h5")
+    for name in ("h5py", "numpy", "resource"):
+        (tmp_path / "decoys").mkdir(exist_ok=True)
+        (tmp_path / "decoys" / f"{name}.py").write_text("raise SystemExit('a module of the working folder was run')\n")
+    return tmp_path
+
+
+FLAGS = "--model linear --batch-size 4 --epochs 2 --max-steps 4 --warmup-steps 3 --threads 1 --run-dir run --json"
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_old_run_is_resumed_on_its_old_data_and_evaluated(ranks: int, folder: Path) -> None:
+    words = ["train", "data-set", *FLAGS.split()]
+    mpi = {} if ranks == 1 else {"mpi": own_mpi(), "ranks": ranks}
+    done = dptrain(*words, cwd=folder, **mpi)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["step"] == LAST_STEP
+    start = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert (start["event"], start["step"]) == ("start", 3)
+    evaluated = dptrain("eval", "run", "data-set", "--json", cwd=folder, **mpi)
+    assert json.loads(evaluated.stdout)["accuracy"] == summary["test_accuracy"]
+
+
+def test_modules_of_the_working_folder_are_not_imported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder / "decoys")
+    attributes, arrays = read_isolated((FIXTURES / "checkpoint.h5").read_bytes())
+    assert attributes["step"] == 3
+    assert set(arrays) == {
+        f"{vector}/linear1.{name}" for vector in ("params", "momentum") for name in ("bias", "weight")
+    }
+
+
+def program(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
+    """Another program in place of the one that reads."""
+    (folder / "reader.py").write_text(text)
+    monkeypatch.setattr(old_hdf5, "__file__", str(folder / "reader.py"))
+
+
+def test_a_crash_of_the_reading_process_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(monkeypatch, tmp_path, "import os\nos.kill(os.getpid(), 11)")
+    with pytest.raises(ValueError, match=f"libhdf5 crashed reading it .signal {int(signal.SIGSEGV)}"):
+        read_isolated(b"x" * 10**6)
+
+
+@pytest.mark.slow
+def test_a_reading_process_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(old_hdf5, "SECONDS", (1, 0.0))
+    program(monkeypatch, tmp_path, "import time\ntime.sleep(60)")
+    monkeypatch.setattr(old_hdf5, "PATIENCE", 1)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="not read within 1 s"):
+        read_isolated(b"")
+    assert time.monotonic() - started < 30
+
+
+def test_the_reading_process_knows_nothing_of_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_FD", "SLURM_PROCID", "MPI_LOCALNRANKS"):
+        monkeypatch.setenv(name, "1")
+    seen = tmp_path / "seen"
+    program(monkeypatch, tmp_path, f"import os, sys\nopen({str(seen)!r}, 'w').write(' '.join(os.environ))\nsys.exit(3)")
+    with pytest.raises(ValueError, match="ended with status 3"):
+        read_isolated(b"")
+    assert not [name for name in seen.read_text().split() if name.startswith(("OMPI", "PMI", "SLURM", "MPI"))]
+
+
+def test_what_would_take_memory_or_open_files_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "large.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("a", (1 << 40,), np.uint8, chunks=(1 << 20,))
+    with pytest.raises(ValueError, match="not stored in full"):
+        read_isolated(path.read_bytes())
+    with h5py.File(path, "w") as file:
+        file.create_dataset("a", data=np.zeros(1 << 24, np.uint8), chunks=(1 << 24,), compression="gzip")
+    with pytest.raises(ValueError, match="without compression"):
+        read_isolated(path.read_bytes())
+    os.mkfifo(tmp_path / "pipe.h5")
+    with h5py.File(path, "w") as file:
+        file["a"] = h5py.ExternalLink(str(tmp_path / "pipe.h5"), "/a")
+    with pytest.raises(ValueError, match="a is a link to elsewhere"):
+        read_isolated(path.read_bytes())

@@ -1,0 +1,59 @@
+"""Checkpoints for tests: a small layout, an origin, and states of any bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dptrain.arrays.layout import ParamLayout
+from dptrain.checkpoint.format import HEADER, USER_BLOCK, Origin, _header
+from dptrain.checkpoint.state import TrainingState
+
+SHAPES = {"conv1.weight": (3, 2, 3, 3), "conv1.bias": (3,), "linear1.weight": (5, 27), "linear1.bias": (5,)}
+
+
+LAYOUT = ParamLayout(SHAPES)
+
+
+ORIGIN = Origin(
+    config='lr = 0.05\nmodel = "convnet"\n',
+    architecture=("input(2, 6, 6)", "conv1: Conv2d(3, 3, padding=1)"),
+    input_shape=(2, 6, 6),
+    classes=("cat", "dog", "épée", "d", "e"),
+    data_name="random",
+    manifest_sha256="ab" * 32,
+    steps_per_epoch=7,
+    environment={"numpy": "2.0", "cpu": 'a "CPU"'},
+    mean=(0.1 + 0.2, 0.5),
+    std=(0.25, 1.0),
+)
+
+
+# Written by dptrain 0.1.0 with h5py 3.11.0.
+OLD = Path(__file__).parent / "fixtures" / "version-1" / "checkpoint.h5"
+
+
+def vector(size: int, seed: int) -> np.ndarray:
+    """Any bits at all: infinities, every kind of NaN, denormal numbers, both zeros."""
+    bits = np.random.default_rng(seed).integers(0, 2**32, size, dtype=np.uint32)
+    bits[: min(size, 4)] = [0x7FC00001, 0xFF800000, 0x80000000, 0x00000001][: min(size, 4)]
+    return bits.view(np.float32)
+
+
+def state_of(layout: ParamLayout = LAYOUT, seed: int = 0, **changes: Any) -> TrainingState:
+    values = {"step": 9, "samples_seen": 133, "epoch_loss": 0.1 + 0.2, "epoch_correct": 4, "epoch_samples": 32}
+    return TrainingState(vector(layout.size, seed), vector(layout.size, seed + 1), **(values | changes))
+
+
+def resealed(content: bytes, edit: Callable[[dict[str, Any]], Any]) -> bytes:
+    """The file with another index and a header that is right for it, as whoever wants to deceive would make it."""
+    size = HEADER.unpack_from(content)[2]
+    index = json.loads(content[-size:])
+    changed = edit(index)
+    text = json.dumps(index if changed is None else changed).encode()
+    data = content[USER_BLOCK:-size]
+    return _header([data, text], len(text)) + data + text

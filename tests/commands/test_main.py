@@ -1,0 +1,253 @@
+"""dptrain.commands.main: programs can read the results of a command, and people its errors."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_runs import Done, assert_nothing_half_written, assert_one_error, train
+from mpi_runs import dptrain, mpirun, own_mpi
+from training_runs import LAST_STEP, TEST, configuration, flags, packed, run
+
+from dptrain import __version__
+from dptrain.commands.main import build_parser, main
+from dptrain.errors import UsageError
+from dptrain.training.config import TrainConfig, flag, read_toml
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("cli") / "set")
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a finished run."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    run(configuration(data, folder))
+    return folder
+
+
+def test_flags_win_over_the_file_and_the_merged_configuration_is_saved(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text("lr = 1\nmomentum = 0.5\nbatch-size = 20\nnesterov = true\n")
+    more = ["--config", "settings.toml", "--no-nesterov", "--max-steps", "1"]
+    done = train(data, tmp_path / "run", *more)
+    assert done.returncode == 0, done.stderr
+    saved = TrainConfig(**read_toml(tmp_path / "run" / "config.toml"))
+    assert (saved.lr, saved.momentum, saved.batch_size, saved.nesterov) == (1.0, 0.5, 16, False)
+
+
+def test_every_key_of_the_configuration_has_its_flag() -> None:
+    known = build_parser().parse(["train", "set"]).parser._option_string_actions
+    assert {flag(name) for name in vars(TrainConfig()) if name != "data"} <= set(known)
+
+
+FAILS_IN_TRAINING = """
+from dptrain.nn.layers.activation import Flatten
+from dptrain.nn.layers.linear import Linear
+from dptrain.parallel.communicator import launched_rank
+
+class Bad(Linear):
+    def forward(self, x, parameters, workspace):
+        if launched_rank() == RANK and parameters["bias"].any():  # not in the first step
+            raise ZeroDivisionError("a mistake in this very layer")
+        return super().forward(x, parameters, workspace)
+
+def build(input_shape, classes):
+    return [Flatten(), Bad(classes)]
+"""
+
+
+def assert_traceback(done: Done, rank: int) -> None:
+    assert done.returncode == 70
+    where = f"dptrain: error: rank {rank} on {socket.gethostname()} failed: "
+    assert f"{where}ZeroDivisionError: a mistake in this very layer\n" in done.stderr
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "in forward" in done.stderr
+    assert "ZeroDivisionError: a mistake in this very layer" in done.stderr
+    assert done.stderr.count("dptrain: error:") == 1
+
+
+def test_an_exception_nobody_expected_shows_rank_host_and_traceback(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(FAILS_IN_TRAINING.replace("RANK", "0"))
+    assert_traceback(train(data, tmp_path / "run", model="bad.py:build", model_options={}), 0)
+    assert_nothing_half_written(tmp_path / "run")
+
+
+@pytest.mark.mpi
+def test_an_exception_on_one_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(FAILS_IN_TRAINING.replace("RANK", "1"))
+    words = flags(data, tmp_path / "run", model="bad.py:build", model_options={})
+    assert_traceback(dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60), 1)
+
+
+# What goes right
+
+
+def test_train_inspect_and_eval_agree_in_json(data: Path, tmp_path: Path) -> None:
+    done = train(data, tmp_path / "run", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    folder = Path(summary["run_dir"])
+    inspected = json.loads(dptrain("inspect", folder, "--json", cwd=tmp_path).stdout)
+    evaluated = json.loads(dptrain("eval", folder, data, "--json", cwd=tmp_path).stdout)
+    assert inspected["params_sha256"] == summary["params_sha256"]
+    assert inspected["step"] == summary["step"] == LAST_STEP
+    assert inspected["epochs_completed"] == 2
+    assert inspected["samples_seen"] == 2 * 101
+    assert evaluated["loss"] == summary["test_loss"]
+    assert evaluated["accuracy"] == inspected["test_accuracy"] == summary["test_accuracy"]
+    assert evaluated["correct"] == round(summary["test_accuracy"] * TEST)
+    assert (evaluated["samples"], list(evaluated["class_accuracy"])) == (TEST, inspected["classes"])
+    assert inspected["parameter_count"] == 3 * 2 * 9 + 3 + 5 * 27 + 5
+    assert inspected["parameters"]["conv1.weight"] == [3, 2, 3, 3]
+    assert inspected["config"]["batch_size"] == 16
+    assert f"params_sha256   {summary['params_sha256']}" in done.stdout
+
+
+@pytest.mark.slow
+def test_inspect_and_eval_print_the_same_figures_for_people(data: Path, trained: Path, tmp_path: Path) -> None:
+    figures = json.loads(dptrain("eval", trained, data, "--json", cwd=tmp_path).stdout)
+    out = dptrain("eval", trained, data, cwd=tmp_path).stdout.splitlines()
+    assert out[0] == (
+        f"test loss {figures['loss']:.4f}, accuracy {100 * figures['accuracy']:.2f} % ({figures['correct']} of {TEST})"
+    )
+    assert [line.split() for line in out[1:]] == [
+        [name, f"{100 * accuracy:.2f}", "%"] for name, accuracy in figures["class_accuracy"].items()
+    ]
+    facts = json.loads(dptrain("inspect", trained, "--json", cwd=tmp_path).stdout)
+    shown = dptrain("inspect", trained, cwd=tmp_path).stdout
+    assert f"params_sha256: {facts['params_sha256']}" in shown
+    assert all(layer in shown for layer in facts["layers"])
+
+
+def test_a_class_without_test_samples_has_no_accuracy(data: Path, trained: Path, tmp_path: Path) -> None:
+    few = packed(tmp_path / "few", test=4)
+    figures = json.loads(dptrain("eval", trained, few, "--json", cwd=tmp_path).stdout)
+    empty = [name for name, accuracy in figures["class_accuracy"].items() if accuracy is None]
+    assert empty
+    out = dptrain("eval", trained, few, cwd=tmp_path).stdout
+    assert out.count("no samples") == len(empty)
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(trained: Path, tmp_path: Path) -> None:
+    """`dptrain inspect RUN | head -1`"""
+    command = f"{sys.executable} -u -m dptrain inspect {trained} | head -1"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("step: ")
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # 0 when everything fitted into the pipe
+
+
+@pytest.mark.parametrize("threads", ["-1", "x"])
+def test_eval_refuses_threads_that_cannot_be(threads: str, data: Path, trained: Path, tmp_path: Path) -> None:
+    done = dptrain("eval", trained, data, "--threads", threads, cwd=tmp_path)
+    assert_one_error(done, "--threads", "expected a whole number of at least 0", status=2)
+
+
+@pytest.mark.mpi
+def test_a_model_file_that_quits_on_one_rank_ends_both(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import sys\nfrom dptrain.nn import Flatten, Linear\n"
+        "from dptrain.parallel.communicator import launched_rank\n"
+        "def build(input_shape, classes):\n    launched_rank() and sys.exit(3)\n"
+        "    return [Flatten(), Linear(classes)]\n"
+    )
+    words = flags(data, tmp_path / "run", model=tmp_path / "net.py:build", model_options={})
+    done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("dptrain: error:") == 1
+    assert f"rank 1 on {socket.gethostname()}: --model" in done.stderr
+
+
+UNLIKE_RANKS = """
+import sys
+from dptrain.commands.main import main
+from dptrain.parallel.communicator import launched_rank
+if launched_rank() == 0 and "FULL" == "MODE":
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
+    sys.stderr = open("/dev/full", "w", buffering=1)
+sys.exit(main(["train", *sys.argv[1:], *(["--lrr", "1"] if launched_rank() == RANK else [])]))
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_wrong_flag_of_one_rank_ends_both(rank: int, data: Path, tmp_path: Path) -> None:
+    """As in `mpirun -n 1 dptrain ... : -n 1 dptrain ...`."""
+    program = tmp_path / "unlike.py"
+    program.write_text(UNLIKE_RANKS.replace("RANK", str(rank)))
+    done = mpirun(own_mpi(), 2, program, *flags(data, tmp_path / "run"), cwd=tmp_path, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.count("dptrain: error:") == 1
+    assert f"rank {rank} on {socket.gethostname()}: unknown argument '--lrr'" in done.stderr
+
+
+EXITS_IN_TRAINING = FAILS_IN_TRAINING.replace(
+    'raise ZeroDivisionError("a mistake in this very layer")', "raise SystemExit(0)"
+)
+
+
+@pytest.mark.mpi
+def test_a_layer_that_ends_the_program_on_one_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(EXITS_IN_TRAINING.replace("RANK", "1"))
+    words = flags(data, tmp_path / "run", model=tmp_path / "net.py:build", model_options={})
+    done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
+    assert done.returncode != 0
+    assert f"rank 1 on {socket.gethostname()} failed" in done.stderr
+
+
+@pytest.mark.mpi
+def test_a_rank_whose_own_output_fails_still_ends_the_others(data: Path, tmp_path: Path) -> None:
+    """One log file a rank on the disk that is full: neither metrics nor the error can be written."""
+    program = tmp_path / "unlike.py"
+    program.write_text(UNLIKE_RANKS.replace("MODE", "FULL").replace("RANK", "-1"))
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "metrics.jsonl").open("w") as file:
+        file.truncate(1 << 30)  # takes no place, and cannot grow
+    done = mpirun(own_mpi(), 2, program, *flags(data, tmp_path / "run"), cwd=tmp_path, timeout=60)
+    assert done.returncode != 0
+
+
+def test_runs_begun_at_once_without_a_folder_get_one_each(data: Path, tmp_path: Path) -> None:
+    words = flags(data, Path("x"))
+    at = words.index("--run-dir")
+    command = [sys.executable, "-m", "dptrain", "train", *words[:at], *words[at + 2 :], "--json"]
+    jobs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    folders = {json.loads(job.communicate(timeout=60)[0].splitlines()[-1])["run_dir"] for job in jobs}
+    assert len(folders) == 3
+    for folder in folders:
+        assert (tmp_path / folder / "checkpoints" / f"step-{LAST_STEP:08d}.h5").is_file()
+
+
+def test_the_installed_command_is_the_same_program(tmp_path: Path) -> None:
+    installed = Path(sys.executable).with_name("dptrain")
+    for command in ([str(installed)], [sys.executable, "-m", "dptrain"]):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert done.stdout == f"dptrain {__version__}\n"
+
+
+def test_help_tells_every_flag_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, value in vars(TrainConfig()).items():
+        if name not in ("data", "model_options"):
+            assert flag(name) in text
+        if value and name not in ("nesterov", "model_options"):
+            assert f"(default: {value})" in text
+
+
+def test_nothing_asks_for_numpy_before_blas_is_held_to_one_thread() -> None:
+    program = "import sys, dptrain.commands.main; sys.exit(bool({'numpy', 'mpi4py'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_parser_knows_abbreviations_for_errors() -> None:
+    with pytest.raises(UsageError, match="did you mean '--checkpoint-every'"):
+        build_parser().parse(["train", "set", "--checkpoint", "3"])

@@ -1,0 +1,140 @@
+"""dptrain.data.batches: every sample once an epoch, in an order that nothing but (seed, epoch, shard) decides."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dptrain.arrays.memory import Workspace
+from dptrain.arrays.random import Purpose, random_words
+from dptrain.data.batches import Normalisation, ShardBatches
+from dptrain.data.manifest import Manifest, Samples, Source
+from dptrain.data.transforms import cropped, flipped
+from dptrain.nn.layer import array_shape
+
+SHAPE = (2, 6, 7)
+MEAN, STD = (0.4734, 0.1), (0.2516, 0.003)
+MANIFEST = Manifest(
+    name="random",
+    classes=("a", "b"),
+    image_shape=SHAPE,
+    mean=MEAN,
+    std=STD,
+    seed=0,
+    source=Source("random", None, None, None),
+    splits={"train": (), "test": ()},
+)
+
+
+def shard_samples(count: int) -> Samples:
+    """Random images; the label of a sample is its row, so that a batch tells which samples it holds."""
+    images = np.random.default_rng(count).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+    return Samples(images, np.arange(count), np.arange(count) * 10)
+
+
+def batches(count: int = 23, *, shard: int = 0, size: int = 4, seed: int = 0, augment: str = "none") -> ShardBatches:
+    return ShardBatches(
+        shard_samples(count), shard, MANIFEST, size=size, seed=seed, crop=augment, flip=augment != "none"
+    )
+
+
+def order(source: ShardBatches, epoch: int) -> list[int]:
+    """Rows of the samples of an epoch in the order they come."""
+    steps = -(-len(source.samples) // source.size)
+    return [int(row) for step in range(steps) for row in source.batch(epoch, step, Workspace())[1]]
+
+
+@given(count=st.integers(0, 40), size=st.integers(1, 12), epoch=st.integers(0, 3))
+def test_every_sample_comes_once_an_epoch_and_only_the_last_batches_are_smaller(
+    count: int, size: int, epoch: int
+) -> None:
+    source = batches(count, size=size)
+    assert sorted(order(source, epoch)) == list(range(count))
+    for step in range(-(-count // size) + 2):
+        images, labels = source.batch(epoch, step, Workspace())
+        expected = min(size, max(0, count - step * size))
+        assert images.shape == array_shape(SHAPE, expected)
+        assert labels.shape == (expected,)
+        assert images.dtype == np.float32
+        assert labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("augment", ["none", "reflect", "zero"])
+def test_empty_batch_of_a_shard_that_has_run_out_is_a_batch(augment: str) -> None:
+    images, labels = batches(8, size=4, augment=augment).batch(0, 2, Workspace())
+    assert images.shape == array_shape(SHAPE, 0)
+    assert labels.shape == (0,)
+
+
+def test_order_is_that_of_the_random_words() -> None:
+    for seed, epoch, shard in ((0, 0, 0), (3, 1, 2)):
+        expected = np.argsort(random_words(seed, Purpose.SAMPLE_ORDER, shard, 23, epoch=epoch), kind="stable")
+        assert order(batches(seed=seed, shard=shard), epoch) == expected.tolist()
+
+
+def test_order_differs_between_seeds_epochs_and_shards() -> None:
+    orders = {
+        tuple(order(batches(seed=seed, shard=shard), epoch)) for seed, epoch, shard in product(range(3), repeat=3)
+    }
+    assert len(orders) == 27
+    assert tuple(range(23)) not in orders
+
+
+def test_order_does_not_depend_on_the_size_of_batches() -> None:
+    assert order(batches(size=4), 5) == order(batches(size=7), 5) == order(batches(size=23), 5)
+
+
+def test_samples_of_a_batch_are_those_of_its_labels_normalised() -> None:
+    source = batches()
+    for step in range(6):
+        images, labels = source.batch(1, step, Workspace())
+        np.testing.assert_array_equal(images, source.normalise(source.samples.images[labels], Workspace()))
+
+
+@pytest.mark.parametrize("augment", ["reflect", "zero"])
+def test_augmentation_goes_with_the_position_in_the_epoch(augment: str) -> None:
+    source = batches(augment=augment, seed=4, shard=2)
+    words = random_words(4, Purpose.AUGMENTATION, 2, 23, epoch=3)
+    for step in (0, 2, 5):
+        images, labels = source.batch(3, step, Workspace())
+        bits = words[step * 4 : (step + 1) * 4]
+        moved = cropped(flipped(source.samples.images[labels], bits), bits, augment)
+        np.testing.assert_array_equal(images, source.normalise(moved, Workspace()))
+
+
+@settings(max_examples=30)
+@given(
+    visits=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=12),
+    augment=st.sampled_from(["none", "reflect", "zero"]),
+)
+def test_batch_does_not_depend_on_what_was_asked_before(visits: list[tuple[int, int]], augment: str) -> None:
+    used, workspace = batches(augment=augment), Workspace()
+    for epoch, step in visits:
+        images, labels = used.batch(epoch, step, workspace)
+        fresh_images, fresh_labels = batches(augment=augment).batch(epoch, step, Workspace())
+        np.testing.assert_array_equal(images, fresh_images)
+        np.testing.assert_array_equal(labels, fresh_labels)
+
+
+def test_batches_leave_the_samples_as_they_were() -> None:
+    source = batches(augment="zero")
+    order(source, 0)
+    np.testing.assert_array_equal(source.samples.images, shard_samples(23).images)
+
+
+def test_normalisation_is_exact_to_single_precision_for_every_pixel_value() -> None:
+    """All 256 values in both channels against float64, channels last."""
+    images = np.arange(256, dtype=np.uint8)[:, None, None, None] ^ np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5)
+    found = Normalisation(MANIFEST)(images, Workspace())
+    expected = np.empty((3, 5, 256, 2))
+    for channel in range(2):
+        pixels = images[:, channel].astype(np.float64).transpose(1, 2, 0)
+        expected[..., channel] = (pixels / 255 - MEAN[channel]) / STD[channel]
+    assert found.dtype == np.float32
+    # Two roundings of each of the two terms, whose size is at most the larger of them at the ends of the range.
+    bound = 4 * np.finfo(np.float32).eps * np.abs(expected).max(axis=(0, 1, 2))
+    assert (np.abs(found - expected) <= bound).all()

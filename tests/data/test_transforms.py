@@ -1,0 +1,128 @@
+"""dptrain.data.transforms: every image that comes out is a window of the flipped, padded image that went in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dptrain.arrays.random import Purpose, random_words
+from dptrain.data.transforms import check_crop, cropped, flipped
+from dptrain.errors import UsageError
+
+Images = NDArray[np.uint8]
+
+
+def flip_and_crop(images: Images, words: NDArray[np.uint64], border: str) -> Images:
+    """Both, as `--augment` asks for them."""
+    return cropped(flipped(images, words), words, border)
+
+
+def random_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Images:
+    return np.random.default_rng(seed).integers(1, 256, (count, *shape), dtype=np.uint8)
+
+
+def word(flip: int, down: int, right: int) -> int:
+    """The word for a flip (0 or 1) and a window that starts at row `down` and column `right` of the padded image."""
+    return right << 32 | down << 1 | flip
+
+
+def source_index(position: int, extent: int, border: str) -> int | None:
+    """Where a pixel at `position`, possibly outside, comes from along one axis; None for black."""
+    if 0 <= position < extent:
+        return position
+    if border == "zero":
+        return None
+    return -position if position < 0 else 2 * (extent - 1) - position  # the border pixel itself is not repeated
+
+
+def pixel_by_pixel(images: Images, words: NDArray[np.uint64], border: str) -> Images:
+    """The augmentation, one pixel at a time."""
+    count, _, height, width = images.shape
+    out = np.zeros_like(images)
+    for n in range(count):
+        bits = int(words[n])
+        flip, down, right = bits & 1, (bits >> 1) % 2**31 % 9, (bits >> 32) % 9
+        for h in range(height):
+            row = source_index(h + down - 4, height, border)
+            for w in range(width):
+                column = source_index(w + right - 4, width, border)
+                if row is not None and column is not None:
+                    out[n, :, h, w] = images[n, :, row, width - 1 - column if flip else column]
+    return out
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    words=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6),
+    channels=st.integers(1, 3),
+    height=st.integers(5, 9),
+    width=st.integers(5, 9),
+    border=st.sampled_from(["reflect", "zero"]),
+)
+def test_images_are_those_of_a_loop_over_pixels(
+    words: list[int], channels: int, height: int, width: int, border: str
+) -> None:
+    images, bits = random_images(len(words), (channels, height, width)), np.array(words, np.uint64)
+    before = images.copy()
+    found = flip_and_crop(images, bits, border)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, pixel_by_pixel(images, bits, border))
+    np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize("border", ["reflect", "zero"])
+def test_all_162_flips_and_offsets_are_those_of_the_loop(border: str) -> None:
+    words = [word(flip, down, right) for flip in range(2) for down in range(9) for right in range(9)]
+    images, bits = random_images(len(words), (1, 12, 13)), np.array(words, np.uint64)
+    found = flip_and_crop(images, bits, border)
+    np.testing.assert_array_equal(found, pixel_by_pixel(images, bits, border))
+    assert len({image.tobytes() for image in flip_and_crop(images[:1].repeat(162, 0), bits, border)}) == 162
+
+
+@pytest.mark.parametrize("border", ["reflect", "zero"])
+def test_middle_window_is_the_image_and_its_mirror_image(border: str) -> None:
+    images = random_images(2, (3, 8, 8))
+    found = flip_and_crop(images, np.array([word(0, 4, 4), word(1, 4, 4)], np.uint64), border)
+    np.testing.assert_array_equal(found[0], images[0])
+    np.testing.assert_array_equal(found[1], images[1, :, :, ::-1])
+
+
+def test_flip_and_crop_can_be_had_alone() -> None:
+    """Digits must not be flipped. Each draws from its own bits, so that the other does not change it."""
+    images = random_images(2, (3, 8, 8))
+    words = np.array([word(1, 2, 7), word(0, 2, 7)], np.uint64)
+    np.testing.assert_array_equal(flipped(images, words), [images[0, :, :, ::-1], images[1]])
+    unflipped = np.array([word(0, 2, 7)] * 2, np.uint64)
+    np.testing.assert_array_equal(cropped(images, words, "zero"), pixel_by_pixel(images, unflipped, "zero"))
+
+
+def test_words_of_an_epoch_reach_every_flip_and_offset_equally_often() -> None:
+    """Read off a picture of its own coordinates, for the 50,000 images of an epoch."""
+    size, count = 16, 50_000
+    rows, columns = np.mgrid[0:size, 0:size].astype(np.uint8)
+    middle = slice(size // 2, size // 2 + 2)
+    times = np.zeros((2, 9, 9), int)
+    for words in np.split(random_words(0, Purpose.AUGMENTATION, 0, count), 25):
+        images = np.broadcast_to(np.stack([rows, columns]), (len(words), 2, size, size))
+        seen = flip_and_crop(images, words, "reflect")[:, :, middle, middle].astype(int)
+        flipped = seen[:, 1, 0, 1] < seen[:, 1, 0, 0]
+        column = np.where(flipped, size - 1 - seen[:, 1, 0, 0], seen[:, 1, 0, 0])
+        down, right = seen[:, 0, 0, 0] - size // 2 + 4, column - size // 2 + 4
+        np.add.at(times, (flipped.astype(int), down, right), 1)
+    expected = count / times.size
+    chi_squared = ((times - expected) ** 2 / expected).sum()
+    # 161 degrees of freedom: mean 161, standard deviation sqrt(2 * 161) = 18; four of them on either side.
+    assert 89 < chi_squared < 233
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 32), (32, 4), (1, 1)])
+def test_image_too_small_to_reflect_is_refused_with_what_to_do(height: int, width: int) -> None:
+    images, words = random_images(1, (1, height, width)), np.array([5], np.uint64)
+    with pytest.raises(UsageError, match=rf"larger than 4 pixels, these are {height} x {width}; use --crop zero"):
+        check_crop("reflect", (1, height, width))
+    for border in ("zero", "none"):
+        check_crop(border, (1, height, width))
+    np.testing.assert_array_equal(flip_and_crop(images, words, "zero"), pixel_by_pixel(images, words, "zero"))

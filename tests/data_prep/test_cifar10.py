@@ -1,0 +1,286 @@
+"""data_prep.cifar10: both archive layouts are read, and every kind of wrong archive is refused."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_sets import BATCH_SAMPLES, binary_members, cifar10_records, python_members, write_archive
+
+from data_prep import cifar10
+from data_prep.cifar10 import BATCHES, CLASSES, describe_archive, read_archive
+from data_prep.pack import ImageData
+from dptrain.data.manifest import file_sha256
+from dptrain.errors import DataError
+
+FIRST_BIN = "cifar-10-batches-bin/data_batch_1.bin"
+FIRST_PY = "cifar-10-batches-py/data_batch_1"
+META_PY = "cifar-10-batches-py/batches.meta"
+
+
+def read(path: Path) -> ImageData:
+    return read_archive(path, batch_samples=BATCH_SAMPLES)
+
+
+def refused(path: Path) -> str:
+    """The message with which an archive is refused; it names the archive."""
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def binary(tmp_path: Path) -> Path:
+    return write_archive(tmp_path / "any-name.tar.gz", binary_members())
+
+
+@pytest.mark.parametrize("members", [binary_members, python_members])
+def test_pixels_and_labels_come_out_in_the_order_of_the_batches(
+    members: Callable[[], dict[str, bytes]], tmp_path: Path
+) -> None:
+    shuffled = dict(sorted(members().items(), reverse=True))  # published archives have their members in any order
+    data = read(write_archive(tmp_path / "a.tar.gz", {"x/readme.html": b"<html>", **shuffled}))
+    pixels, labels = cifar10_records()
+    for split, batches in ((data.train, slice(0, 5)), (data.test, slice(5, 6))):
+        expected = np.concatenate(pixels[batches]).reshape(-1, 3, 32, 32)
+        assert np.array_equal(split.images, expected)
+        assert split.labels.dtype == np.int64
+        assert np.array_equal(split.labels, np.concatenate(labels[batches]))
+    assert data.classes == CLASSES
+    # A record's bytes are the red plane, then green, then blue, each by rows.
+    assert data.train.images[0, 1, 2, 3] == pixels[0][0, 1 * 1024 + 2 * 32 + 3]
+
+
+def test_pickle_of_python_2_is_read(tmp_path: Path) -> None:
+    pixels, labels = cifar10_records()
+    members = python_members()
+    for number, name in enumerate(BATCHES):
+        members[f"cifar-10-batches-py/{name}"] = python_2_pickle(pixels[number], labels[number].tolist())
+    data = read(write_archive(tmp_path / "a.tar.gz", members))
+    assert np.array_equal(data.train.images.reshape(-1, 3072), np.concatenate(pixels[:5]))
+
+
+def python_2_pickle(pixels: np.ndarray, labels: list[int]) -> bytes:
+    """A batch as Python 2 wrote it, with byte strings (opcodes S, T) that Python 3 no longer writes."""
+    data = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+    data += b"(I1\n(I%d\nI3072\ntcnumpy\ndtype\n(S'u1'\nI0\nI1\ntR(I3\nS'|'\nNNNI-1\nI-1\nI0\ntbI00\n" % len(pixels)
+    data += b"T" + pixels.nbytes.to_bytes(4, "little") + pixels.tobytes() + b"tb"
+    listed = b"(l" + b"".join(b"I%d\na" % label for label in labels)
+    return b"(dS'data'\n" + data + b"sS'labels'\n" + listed + b"s."
+
+
+def test_fortran_order_of_a_pickle_is_honoured(tmp_path: Path) -> None:
+    pixels, _labels = cifar10_records()
+    members = python_members()
+    batch = pickle.loads(members[FIRST_PY])
+    batch[b"data"] = np.asfortranarray(pixels[0])
+    members[FIRST_PY] = pickle.dumps(batch, protocol=2)
+    data = read(write_archive(tmp_path / "a.tar.gz", members))
+    assert np.array_equal(data.train.images[:BATCH_SAMPLES].reshape(-1, 3072), pixels[0])
+
+
+def test_archive_is_told_from_the_published_one_by_its_hash(binary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = read(binary).source
+    assert source.published is False
+    assert source.sha256 == file_sha256(binary)
+    assert "NOT a published" in describe_archive(binary, source)
+    monkeypatch.setattr(cifar10, "PUBLISHED_SHA256", {file_sha256(binary): "cifar-10-binary.tar.gz"})
+    source = read(binary).source
+    assert source.published is True
+    assert "the published cifar-10-binary.tar.gz" in describe_archive(binary, source)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 0.3, 0.9, -1])
+def test_truncated_archive_is_refused(kept: float, binary: Path) -> None:
+    content = binary.read_bytes()
+    binary.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    assert "truncated" in refused(binary)
+
+
+def test_archive_with_one_altered_byte_is_refused(binary: Path) -> None:
+    content = bytearray(binary.read_bytes())
+    content[len(content) // 2] ^= 1
+    binary.write_bytes(content)
+    assert "damaged" in refused(binary)
+
+
+def test_wrong_checksum_behind_the_last_member_is_seen(binary: Path) -> None:
+    content = bytearray(binary.read_bytes())
+    content[-8] ^= 1  # gzip's CRC-32 of the whole stream
+    binary.write_bytes(content)
+    assert "CRC" in refused(binary)
+
+
+def test_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(b"<html>404</html>")
+    assert "gzip" in refused(path)
+    path.write_bytes(gzip.compress(b"not a tar" * 1000))
+    assert "not a whole .tar.gz" in refused(path)
+
+
+def test_missing_archive_and_folder_are_refused(tmp_path: Path) -> None:
+    assert "No such file" in refused(tmp_path / "missing.tar.gz")
+    assert "is a folder, expected a regular file" in refused(tmp_path)
+
+
+def test_cifar100_is_recognised(tmp_path: Path) -> None:
+    message = refused(write_archive(tmp_path / "a.tar.gz", {"cifar-100-binary/train.bin": b"x" * 3074}))
+    assert "CIFAR-100" in message
+
+
+def test_another_tar_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+    assert "holiday.jpg" in refused(write_archive(tmp_path / "a.tar.gz", {"holiday.jpg": b"x"}))
+
+
+@pytest.mark.parametrize("members", [binary_members, python_members])
+def test_missing_batch_is_named(members: Callable[[], dict[str, bytes]], tmp_path: Path) -> None:
+    contents = {name: content for name, content in members().items() if "data_batch_3" not in name}
+    assert "data_batch_3" in refused(write_archive(tmp_path / "a.tar.gz", contents))
+
+
+def test_batch_of_another_size_is_refused(tmp_path: Path) -> None:
+    members = binary_members()
+    members[FIRST_BIN] += b"x"
+    assert f"{BATCH_SAMPLES * 3073:,}" in refused(write_archive(tmp_path / "a.tar.gz", members))
+
+
+def test_label_above_nine_is_named(tmp_path: Path) -> None:
+    members = binary_members()
+    members[FIRST_BIN] = b"\x0a" + members[FIRST_BIN][1:]
+    message = refused(write_archive(tmp_path / "a.tar.gz", members))
+    assert "label 10 of image 0" in message
+    assert FIRST_BIN in message
+
+
+def test_uneven_classes_are_refused(tmp_path: Path) -> None:
+    members = binary_members()
+    label = members[FIRST_BIN][0]
+    members[FIRST_BIN] = bytes([(label + 1) % 10]) + members[FIRST_BIN][1:]
+    assert f"9 of {CLASSES[label]}" in refused(write_archive(tmp_path / "a.tar.gz", members))
+
+
+def test_class_names_in_another_order_are_refused(tmp_path: Path) -> None:
+    members = binary_members()
+    members["cifar-10-batches-bin/batches.meta.txt"] = "\n".join(reversed(CLASSES)).encode()
+    assert "truck, ship" in refused(write_archive(tmp_path / "a.tar.gz", members))
+    members = python_members()
+    members[META_PY] = pickle.dumps({b"label_names": [b"cat"] * 10}, protocol=2)
+    assert "cat, cat" in refused(write_archive(tmp_path / "b.tar.gz", members))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE])
+def test_member_that_is_no_regular_file_is_refused(kind: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        entry = tarfile.TarInfo(FIRST_BIN)
+        entry.type, entry.linkname = kind, "/etc/passwd"
+        tar.addfile(entry)
+    assert "not a regular file" in refused(path)
+
+
+def test_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    content = binary_members()[FIRST_BIN]
+    with tarfile.open(path, "w:gz") as tar:
+        for _ in range(2):
+            entry = tarfile.TarInfo(FIRST_BIN)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    assert "twice" in refused(path)
+
+
+def test_decompression_bomb_is_given_up_early(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "a.tar.gz", {"zeros": bytes(64 << 20)})
+    assert path.stat().st_size < 1 << 20
+    assert "far more than CIFAR-10" in refused(path)
+
+
+class Hostile:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self._call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self._call
+
+
+@pytest.mark.parametrize("member", [FIRST_PY, META_PY])
+def test_pickle_that_runs_code_is_refused_unrun(member: str, tmp_path: Path) -> None:
+    mark = tmp_path / "was-run"
+    members = python_members()
+    members[member] = pickle.dumps({b"data": Hostile(os.mkdir, str(mark))}, protocol=2)
+    message = refused(write_archive(tmp_path / "a.tar.gz", members))
+    assert "posix.mkdir" in message
+    assert not mark.exists()
+
+
+def test_codec_other_than_latin1_is_refused(tmp_path: Path) -> None:
+    import _codecs
+
+    members = python_members()
+    members[FIRST_PY] = pickle.dumps({b"data": Hostile(_codecs.encode, "x", "rot13")}, protocol=2)
+    assert "rot13" in refused(write_archive(tmp_path / "a.tar.gz", members))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        np.zeros((BATCH_SAMPLES, 3072), np.int8),
+        np.zeros((BATCH_SAMPLES, 3072), object),
+        np.zeros((BATCH_SAMPLES - 1, 3072), np.uint8),
+        np.zeros(BATCH_SAMPLES * 3072, np.uint8),
+        [1, 2, 3],
+    ],
+    ids=["int8", "object", "few", "flat", "list"],
+)
+def test_pickled_array_of_another_kind_or_shape_is_refused(data: Any, tmp_path: Path) -> None:
+    members = python_members()
+    members[FIRST_PY] = pickle.dumps({b"data": data, b"labels": [0] * BATCH_SAMPLES}, protocol=2)
+    message = refused(write_archive(tmp_path / "a.tar.gz", members))
+    assert f"expected a plain uint8 array ({BATCH_SAMPLES}, 3072)" in message
+
+
+HUGE = [10**5000] + [0] * (BATCH_SAMPLES - 1)
+LONG = [b"x" * 1_000_000] + [0] * (BATCH_SAMPLES - 1)
+
+
+@pytest.mark.parametrize("labels", [[0], [True] * BATCH_SAMPLES, [-1] * BATCH_SAMPLES, "cat", None, HUGE, LONG])
+def test_pickled_labels_that_do_not_fit_are_refused(labels: Any, tmp_path: Path) -> None:
+    members = python_members()
+    batch = pickle.loads(members[FIRST_PY])
+    members[FIRST_PY] = pickle.dumps({**batch, b"labels": labels}, protocol=2)
+    message = refused(write_archive(tmp_path / "a.tar.gz", members))
+    assert "label" in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02}q", b"garbage", pickle.dumps([1], 2), b"I1\n\x8e\xff" * 9])
+def test_damaged_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
+    members = python_members()
+    members[FIRST_PY] = content
+    assert FIRST_PY in refused(write_archive(tmp_path / "a.tar.gz", members))
+
+
+@pytest.mark.slow
+@pytest.mark.cifar10
+def test_both_real_archives_hold_the_same_images(cifar10_archive: Path) -> None:
+    binary = read_archive(cifar10_archive)
+    pickled = read_archive(cifar10_archive.with_name("cifar-10-python.tar.gz"))
+    assert binary.train.images.shape == (50_000, 3, 32, 32)
+    for one, other in ((binary.train, pickled.train), (binary.test, pickled.test)):
+        assert np.array_equal(one.images, other.images)
+        assert np.array_equal(one.labels, other.labels)
+    # The published mean of the training pixels is 0.4914 0.4822 0.4465; the JPEG copy is close.
+    mean = binary.train.images.mean(axis=(0, 2, 3)) / 255
+    assert np.allclose(mean, [0.4914, 0.4822, 0.4465], atol=5e-4)

@@ -1,0 +1,350 @@
+"""python -m data_prep, as a user runs it: real processes, their output and exit status."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from data_sets import (
+    BATCH_SAMPLES,
+    assert_one_line_error,
+    binary_members,
+    folder_bytes,
+    run_data_prep,
+    write_archive,
+)
+
+from data_prep import __main__ as program
+from data_prep import cifar10, download
+from dptrain.data.manifest import file_sha256, read_manifest
+from dptrain.errors import DataError
+
+SMALL = ("--train", "40", "--test", "20", "--shards", "4")
+
+
+@pytest.fixture
+def small_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small archive, for runs in this process: the size of a batch is set to fit."""
+    monkeypatch.setitem(cifar10.read_archive.__kwdefaults__ or {}, "batch_samples", BATCH_SAMPLES)
+    return write_archive(tmp_path / "small.tar.gz", binary_members())
+
+
+def test_shapes_are_packed_verified_and_described(tmp_path: Path) -> None:
+    out = tmp_path / "shapes"
+    packed = run_data_prep("shapes", out, *SMALL)
+    assert (packed.returncode, packed.stderr) == (0, "")
+    assert "40 training and 20 test images, 10 classes, 4 shards each" in packed.stdout
+    verified = run_data_prep("verify", out)
+    assert verified.returncode == 0
+    assert "all sound" in verified.stdout
+    described = run_data_prep("info", out)
+    assert "3 x 32 x 32" in described.stdout
+    assert "bar, circle" in described.stdout
+
+
+def test_json_is_all_that_stdout_has(tmp_path: Path) -> None:
+    out = tmp_path / "shapes"
+    facts = json.loads(run_data_prep("shapes", out, *SMALL, "--json").stdout)
+    assert facts["samples"] == {"train": 40, "test": 20}
+    assert json.loads(run_data_prep("info", out, "--json").stdout) == facts
+    report = json.loads(run_data_prep("verify", out, "--json").stdout)
+    assert report["ok"] is True
+    assert report["manifest_sha256"] == facts["manifest_sha256"]
+
+
+def test_verify_prints_every_bad_file_and_fails(tmp_path: Path) -> None:
+    out = tmp_path / "shapes"
+    run_data_prep("shapes", out, *SMALL)
+    (out / "train-000-of-004.h5").unlink()
+    (out / "test-003-of-004.h5").write_bytes(b"")
+    done = run_data_prep("verify", out)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("data_prep: error: ") == done.stderr.count("\n") == 2
+    assert "train-000-of-004.h5: missing" in done.stderr
+    assert "test-003-of-004.h5: 0 bytes" in done.stderr
+    report = run_data_prep("verify", out, "--json")
+    assert report.returncode == 1
+    assert len(json.loads(report.stdout)["problems"]) == 2
+
+
+def test_verify_and_info_of_no_data_set_are_one_line(tmp_path: Path) -> None:
+    for command in ("verify", "info"):
+        assert_one_line_error(run_data_prep(command, tmp_path), "not a data set")
+
+
+@pytest.mark.slow
+def test_existing_set_needs_force(tmp_path: Path) -> None:
+    out = tmp_path / "shapes"
+    run_data_prep("shapes", out, *SMALL)
+    before = folder_bytes(out)
+    assert_one_line_error(run_data_prep("shapes", out, *SMALL, "--seed", "1"), "--force")
+    assert folder_bytes(out) == before
+    assert run_data_prep("shapes", out, *SMALL, "--seed", "1", "--force").returncode == 0
+    assert folder_bytes(out) != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("shapes", "OUT", "--shard", "4"), ("--shard;", "did you mean '--shards'")),
+        (("cifar10", "OUT", "--archve=x"), ("--archve;", "did you mean '--archive'")),
+        (("cifar", "OUT"), ("'cifar'", "did you mean 'cifar10'")),
+        (("shapes",), ("OUT",)),
+        ((), ("COMMAND",)),
+        (("shapes", "OUT", "--shards", "0"), ("--shards", "1 or more")),
+        (("shapes", "OUT", "--seed", "-1"), ("--seed", "0 to 2^63")),
+        (("shapes", "OUT", "--train", "many"), ("--train", "'many': expected a whole number of 1 or more")),
+        (("shapes", "OUT", "--shards", "21", "--train", "40", "--test", "20"), ("--shards 21", "test split has 20")),
+        (("info", "OUT", "more"), ("more",)),
+    ],
+)
+def test_wrong_command_line_is_one_line_with_status_2(
+    arguments: tuple[str, ...], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    arguments = tuple(str(tmp_path / "set") if word == "OUT" else word for word in arguments)
+    assert_one_line_error(run_data_prep(*arguments), *words, status=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_one_line_error(run_data_prep("shapes", tmp_path / "file" / "set", *SMALL), "not a folder")
+    assert_one_line_error(run_data_prep("shapes", "/proc/set", *SMALL), "/proc", "cannot be written")
+
+
+FILES_OF_64_KIB = (
+    "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)); "
+    "sys.argv = ['data_prep', *sys.argv[1:]]; runpy.run_module('data_prep', run_name='__main__')"
+)
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    # A limit of file size is what a full disk looks like to a process, and works without root.
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 16
+    command = [sys.executable, "-c", FILES_OF_64_KIB, "shapes", tmp_path / "set", "--train", "400", "--test", "40"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert_one_line_error(done, "File too large", "free some space")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
+def test_signal_while_packing_removes_what_was_begun(number: signal.Signals, tmp_path: Path) -> None:
+    """Found in the field: SIGQUIT, SIGUSR1 and others left a half-written folder. Two signals are one request."""
+    out = tmp_path / "set"
+    # So many shards that writing them takes seconds.
+    counts = ("--train", "2000", "--test", "2000", "--shards", "2000")
+    command = [sys.executable, "-m", "data_prep", "shapes", out, *counts]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("set/.partial/*.h5")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    while process.poll() is None:  # to its very end, all within two seconds
+        os.kill(process.pid, number)
+        time.sleep(0.01)
+    _stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert stderr.decode() == f"data_prep: error: ended by {number.name}; nothing half-written is left\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_signal_that_was_ignored_at_the_start_does_not_end_packing(tmp_path: Path) -> None:
+    """Found in the field: every `&` in a script ignores SIGINT, nohup SIGHUP."""
+    command = [sys.executable, "-m", "data_prep", "shapes", tmp_path / "set", "--train", "200", "--shards", "200"]
+    process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    while not list(tmp_path.glob("set/.partial/*.h5")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGHUP)
+    assert process.wait(timeout=60) == 0
+
+
+def test_archive_line_tells_whether_it_is_the_published_one(
+    small_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["cifar10", str(tmp_path / "set"), "--archive", str(small_archive), "--shards", "2", "--force"]
+    assert program.main(arguments) == 0
+    assert capsys.readouterr().out.startswith(f"archive {small_archive}: NOT a published CIFAR-10 archive")
+    assert read_manifest(tmp_path / "set").source.published is False
+    monkeypatch.setattr(cifar10, "PUBLISHED_SHA256", {file_sha256(small_archive): "cifar-10-binary.tar.gz"})
+    assert program.main(arguments) == 0
+    assert "the published cifar-10-binary.tar.gz" in capsys.readouterr().out
+    assert read_manifest(tmp_path / "set").source.published is True
+    assert program.main(["info", str(tmp_path / "set")]) == 0
+    assert "(published)" in capsys.readouterr().out
+
+
+def test_limit_is_kept(small_archive: Path, tmp_path: Path) -> None:
+    arguments = ["cifar10", str(tmp_path / "set"), "--archive", str(small_archive), "--shards", "2", "--limit", "30"]
+    assert program.main(arguments) == 0
+    manifest = read_manifest(tmp_path / "set")
+    assert (manifest.samples("train"), manifest.samples("test")) == (30, 6)
+
+
+def test_damaged_archive_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"not an archive")
+    done = run_data_prep("cifar10", tmp_path / "set", "--archive", tmp_path / "a.tar.gz")
+    assert_one_line_error(done, "a.tar.gz", "not a whole .tar.gz")
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (os.mkfifo, "is a named pipe, expected a regular file"),
+        (os.mkdir, "is a folder, expected a regular file"),
+        (lambda path: path.symlink_to("gone"), "is a symbolic link to gone, which does not exist"),
+    ],
+    ids=["pipe", "folder", "dangling link"],
+)
+def test_an_archive_that_is_no_file_is_one_line_at_once(
+    make: Callable[[Path], None], words: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "a.tar.gz")
+    done = run_data_prep("cifar10", tmp_path / "set", "--archive", tmp_path / "a.tar.gz")
+    assert_one_line_error(done, "a.tar.gz", words)
+    assert not (tmp_path / "set").exists()
+
+
+def test_names_from_an_archive_or_a_path_reach_the_terminal_escaped(tmp_path: Path) -> None:
+    archive = write_archive(tmp_path / "a\x1b[31m.tar.gz", {"evil\x1b]0;title\x07": b"x"})
+    done = run_data_prep("cifar10", tmp_path / "set", "--archive", archive)
+    assert_one_line_error(done, "not a CIFAR-10 archive", r"\x1b]0;title\x07", r"a\x1b[31m.tar.gz")
+    assert "\x1b" not in done.stderr
+    packed = run_data_prep("shapes", tmp_path / "s\x1b[31m", *SMALL)
+    assert packed.returncode == 0
+    assert "\x1b" not in packed.stdout + packed.stderr
+
+
+# Finding and downloading the archive.
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_arguments: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of an archive on a web server; the cache is an empty folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(download.ARCHIVE_VARIABLE, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "www").mkdir()
+    write_archive(tmp_path / "www" / "cifar-10-binary.tar.gz", binary_members())
+
+    def handler(*arguments: object) -> QuietHandler:
+        return QuietHandler(*arguments, directory=str(tmp_path / "www"))
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as instance:
+        thread = threading.Thread(target=instance.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{instance.server_port}/cifar-10-binary.tar.gz"
+        monkeypatch.setattr(download, "URL", url)
+        yield url
+        instance.shutdown()
+        thread.join()
+
+
+def test_archive_is_downloaded_once_into_the_cache(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = tmp_path / "www" / "cifar-10-binary.tar.gz"
+    monkeypatch.setattr(download, "SHA256", file_sha256(served))
+    found = download.find_archive()
+    assert found == tmp_path / "cache" / "dptrain" / "cifar-10-binary.tar.gz"
+    assert found.read_bytes() == served.read_bytes()
+    served.unlink()
+    assert download.find_archive() == found
+
+
+def test_download_with_another_hash_is_refused_and_not_kept(server: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="hash") as raised:
+        download.find_archive()
+    assert raised.value.status == 1  # not 69: a wrong file is no closed network
+    assert list((tmp_path / "cache" / "dptrain").iterdir()) == []
+
+
+def test_answer_other_than_200_is_told(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "URL", server + ".missing")
+    with pytest.raises(DataError, match="404"):
+        download.find_archive()
+
+
+def test_cached_file_of_another_hash_is_used_and_left_alone(server: str, tmp_path: Path) -> None:
+    cached = tmp_path / "cache" / "dptrain" / "cifar-10-binary.tar.gz"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"the user's own")
+    assert download.find_archive() == cached
+    assert cached.read_bytes() == b"the user's own"
+
+
+def test_named_archive_comes_before_the_environment_and_that_before_the_cache(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(download.ARCHIVE_VARIABLE, "/from/environment")
+    assert download.find_archive(Path("/named")) == Path("/named")
+    assert download.find_archive() == Path("/from/environment")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"), [("https://127.0.0.1:9/x.tar.gz", "refused"), ("https://nowhere.invalid/x.tar.gz", "")]
+)
+def test_closed_network_is_one_short_line_soon(
+    url: str, words: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(download, "URL", url)
+    started = time.monotonic()
+    assert program.main(["cifar10", str(tmp_path / "set")]) == 69  # quickstart.sh relies on it
+    assert time.monotonic() - started < 15
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert len(error) < 500
+    for word in (url, "--archive FILE", words):
+        assert word in error
+    assert not (tmp_path / "set").exists()
+
+
+def test_an_optional_download_ends_with_a_note_instead_of_an_error(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the field: quickstart printed an error, and went on to train on shapes."""
+    monkeypatch.setattr(download, "URL", "https://127.0.0.1:9/x.tar.gz")
+    assert program.main(["cifar10", str(tmp_path / "set"), "--optional"]) == 69
+    told = capsys.readouterr().err
+    assert told.startswith("data_prep: note: CIFAR-10 cannot be downloaded")
+    assert "error:" not in told
+    assert told.count("\n") == 1
+
+
+def test_silent_name_server_is_not_waited_for(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(download.socket, "getaddrinfo", lambda *_arguments: released.wait(30))
+    monkeypatch.setattr(download, "RESOLVE_SECONDS", 0.2)
+    with pytest.raises(DataError, match="name server"):
+        download.find_archive()
+    released.set()
+
+
+@pytest.mark.slow
+@pytest.mark.cifar10
+def test_60000_real_images_are_packed_and_sound(cifar10_archive: Path, tmp_path: Path) -> None:
+    done = run_data_prep("cifar10", tmp_path / "set", "--archive", cifar10_archive)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "50,000 training and 10,000 test images" in done.stdout
+    assert "all sound" in run_data_prep("verify", tmp_path / "set").stdout

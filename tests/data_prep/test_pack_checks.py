@@ -1,0 +1,242 @@
+"""data_prep.checks: arrays and names that cannot be meant are refused before anything is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_runs import assert_one_error
+from data_sets import image_data
+from mpi_runs import dptrain
+
+from data_prep.checks import ImageData, LabelledImages, checked
+from data_prep.pack import pack
+from dptrain.data.manifest import MANIFEST, Source, read_manifest, read_shard
+from dptrain.data.names import check_names
+from dptrain.errors import DataError, UsageError
+
+GOOD = image_data(train=60, test=30, shape=(3, 8, 9))
+
+
+def of_shape(*shape: int, layout: Any = None) -> ImageData:
+    """Random images whose axes after the first are `shape`."""
+    random = np.random.default_rng(0)
+    parts = (LabelledImages(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, 5, n)) for n in (60, 30))
+    return ImageData("mine", GOOD.classes, Source("mine", None, None, None), *parts, layout=layout)
+
+
+def refused(data: ImageData) -> str:
+    """The one line with which data is refused."""
+    with pytest.raises(DataError) as caught:
+        checked(data)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+    return str(caught.value)
+
+
+# Layout
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (2, 5, 7), (4, 9, 5)])
+def test_up_to_four_channels_first_need_no_word(shape: tuple[int, int, int]) -> None:
+    assert checked(of_shape(*shape)).train.images.shape[1:] == shape
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (8, 9, 4)])
+def test_images_that_look_like_channels_last_are_refused_with_both_ways_to_say(shape: tuple[int, int, int]) -> None:
+    """In the field: (n, H, W, C), the layout of Pillow and Keras, was packed as 32 channels of 32 x 3 pixels."""
+    message = refused(of_shape(*shape))
+    assert f"looks like (n, H, W, C), {shape[2]} channel" in message
+    assert 'layout="channels_last"' in message
+    assert 'layout="channels_first"' in message
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 4), (16, 8, 8), (4, 4, 4), (5, 3, 9), (64, 1, 1), (3, 3, 3), (1, 28, 1)])
+def test_any_other_shape_must_be_said(shape: tuple[int, int, int]) -> None:
+    assert "may be (n, C, H, W) or (n, H, W, C)" in refused(of_shape(*shape))
+    assert checked(of_shape(*shape, layout="channels_first")).train.images.shape[1:] == shape
+    height, width, channels = shape
+    last = checked(of_shape(*shape, layout="channels_last")).train.images
+    assert last.shape[1:] == (channels, height, width)
+
+
+def test_both_layouts_of_the_same_images_give_the_same_bytes(tmp_path: Path) -> None:
+    last = replace(
+        GOOD,
+        layout="channels_last",
+        train=replace(GOOD.train, images=np.ascontiguousarray(GOOD.train.images.transpose(0, 2, 3, 1))),
+        test=replace(GOOD.test, images=GOOD.test.images.transpose(0, 2, 3, 1)),
+    )
+    pack(tmp_path / "first", GOOD, shards=2)
+    pack(tmp_path / "last", last, shards=2)
+    assert read_manifest(tmp_path / "first").sha256 == read_manifest(tmp_path / "last").sha256
+
+
+def test_another_word_for_a_layout_is_refused() -> None:
+    assert "expected 'channels_first' or 'channels_last'" in refused(of_shape(3, 8, 8, layout="NHWC"))
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        np.asfortranarray,
+        lambda images: np.repeat(images, 2, axis=0)[::2],
+        lambda images: images[:, ::-1, ::-1, ::-1].copy()[:, ::-1, ::-1, ::-1],
+    ],
+    ids=["Fortran", "every second", "reversed"],
+)
+def test_images_in_any_order_of_memory_give_the_same_bytes(order: Callable[[Any], Any], tmp_path: Path) -> None:
+    other = replace(GOOD, train=replace(GOOD.train, images=order(GOOD.train.images)))
+    pack(tmp_path / "plain", GOOD, shards=2)
+    pack(tmp_path / "other", other, shards=2)
+    assert read_manifest(tmp_path / "plain").sha256 == read_manifest(tmp_path / "other").sha256
+
+
+# Images and labels
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda images: images / 255.0, "float64, expected uint8; convert values of 0 to 1 by (255 * images).round()"),
+        (lambda images: images.astype(np.float32), "float32, expected uint8"),
+        (lambda images: images.astype(np.int64), "int64, expected uint8; convert values of 0 to 255 by images.astype"),
+        (lambda images: images > 3, "bool, expected uint8; convert them by 255 * images.astype(np.uint8)"),
+        (lambda images: images.astype(object), "object, expected uint8"),
+        (lambda images: images[:, 0], "the shape (60, 8, 9), expected (n, C, H, W); grey images (n, H, W)"),
+        (lambda images: images.reshape(60, -1), "images.reshape(n, C, H, W)"),
+        (lambda images: images[:0], "the train split has no images"),
+        (lambda images: images[:, :, :0], "has images without pixels"),
+        (lambda images: images[:-1], "train labels have the shape (60,), expected (59,)"),
+        (lambda images: images[:, :, :-1], "test images (30, 3, 8, 9); expected the same C, H and W"),
+    ],
+)
+def test_images_that_cannot_be_meant_are_refused_with_what_to_do(change: Callable[[Any], Any], words: str) -> None:
+    assert words in refused(replace(GOOD, train=replace(GOOD.train, images=change(GOOD.train.images))))
+
+
+def test_an_empty_test_split_is_refused() -> None:
+    empty = LabelledImages(GOOD.test.images[:0], GOOD.test.labels[:0])
+    assert "the test split has no images; expected at least one" in refused(replace(GOOD, test=empty))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda labels, kind=kind: labels.astype(kind) for kind in ("u1", "i1", "i4", "u8", ">i4", ">u2")),
+        lambda labels: np.repeat(labels, 3)[::3],
+        lambda labels: labels.tolist(),
+    ],
+)
+def test_labels_of_any_integer_type_give_the_same_data_set(change: Callable[[Any], Any], tmp_path: Path) -> None:
+    pack(tmp_path / "plain", GOOD, shards=2)
+    pack(tmp_path / "other", replace(GOOD, train=replace(GOOD.train, labels=change(GOOD.train.labels))), shards=2)
+    assert read_manifest(tmp_path / "plain").sha256 == read_manifest(tmp_path / "other").sha256
+    assert read_shard(tmp_path / "other", read_manifest(tmp_path / "other"), "train", 0).labels.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda labels: labels.astype(float), "float64, expected an integer type; convert them by labels.astype"),
+        (lambda labels: labels > 2, "bool, expected an integer type"),
+        (lambda labels: labels.astype(str), "expected an integer type; number the classes from 0"),
+        (lambda labels: labels - 1, "labels run from -1 to 3, expected 0 to 4 for 5 classes"),
+        (lambda labels: labels + 1, "labels run from 1 to 5, expected 0 to 4 for 5 classes; subtract 1"),
+        (lambda labels: labels.astype("u8") + 2**63, f"expected 0 to {4}"),
+        (lambda labels: labels[:, None], "remove the second axis by labels[:, 0]"),
+        (lambda labels: np.eye(5, dtype=int)[labels], "labels.argmax(axis=1)"),
+    ],
+)
+def test_labels_that_cannot_be_meant_are_refused_with_what_to_do(change: Callable[[Any], Any], words: str) -> None:
+    message = refused(replace(GOOD, train=replace(GOOD.train, labels=change(GOOD.train.labels))))
+    assert words in message
+    assert "data set 'random': train label" in message
+
+
+def test_a_limit_or_seed_out_of_range_is_a_usage_error(tmp_path: Path) -> None:
+    for options in ({"limit": -5}, {"limit": 0}, {"seed": -1}, {"seed": 2**63}):
+        with pytest.raises(UsageError, match="expected 0 to"):
+            pack(tmp_path / "set", GOOD, shards=2, **options)  # type: ignore[arg-type]
+
+
+def test_what_is_hardly_meant_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pack(tmp_path / "plain", GOOD, shards=2)
+    assert capsys.readouterr().err == ""
+    dark = replace(
+        GOOD,
+        train=replace(GOOD.train, images=GOOD.train.images // 128),
+        test=replace(GOOD.test, labels=np.minimum(GOOD.test.labels, 2)),
+    )
+    pack(tmp_path / "dark", dark, shards=2)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "data_prep: note: the test split has no images of 2 of 5 classes: class-3, class-4"
+    assert second.startswith("data_prep: note: all pixels are 0 or 1, expected 0 to 255")
+
+
+# Names
+
+BAD_NAMES: list[tuple[list[Any], str]] = [
+    (["cat", "dog", "cat"], "classes 0 and 2 have the same name, 'cat'"),
+    (["caf\u00e9", "cafe\u0301"], "classes 0 and 1 have the same name"),
+    (["cat", ""], "the name of class 1 is ''"),
+    (["cat", " dog"], "without spaces at its ends"),
+    (["cat", "\t"], "the name of class 1 is"),
+    (["cat", "d\0g"], "the name of class 1 is 'd\\x00g', which contains a control character"),
+    (["cat", "d\x1b[31mog"], "which contains a control character"),
+    (["cat", "d\udcffg"], "which contains a lone surrogate"),
+    (["cat", "a\u2028b"], "which contains a line separator"),
+    (["cat", "x" * 201], "has 201 characters, expected at most 200"),
+    (["cat", 7], "the name of class 1 is 7, expected a text"),
+    ([], "expected a list of one or more names"),
+]
+
+
+@pytest.mark.parametrize(("classes", "words"), BAD_NAMES)
+def test_names_that_no_checkpoint_holds_or_nobody_can_tell_apart_are_refused(classes: list[Any], words: str) -> None:
+    with pytest.raises(DataError) as caught:
+        check_names("mine", classes)
+    assert words in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_names_of_any_script_are_fine() -> None:
+    """Case makes a difference: some data sets have a class for the letter a and one for A."""
+    check_names(
+        "mine", ["a", "A", "\u732b", "\u0915\u0941\u0924\u094d\u0924\u093e", "ice cream", "x" * 200, "\U0001f600"]
+    )
+
+
+def test_a_text_is_not_taken_for_its_letters() -> None:
+    with pytest.raises(DataError, match="expected a list of one or more names"):
+        check_names("mine", "cat")
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "\udcff", None])
+def test_the_data_sets_own_name_is_checked_too(name: Any) -> None:
+    assert "the name of the data set" in refused(replace(GOOD, name=name))
+
+
+def test_packing_checks_names_and_writes_nothing(tmp_path: Path) -> None:
+    for classes, _ in BAD_NAMES:
+        with pytest.raises(DataError, match="data set 'random'"):
+            pack(tmp_path / "set", replace(GOOD, classes=classes))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a", "d\0g", "d\udcffg"])
+def test_training_on_a_data_set_with_such_names_is_refused_at_its_start(name: str, tmp_path: Path) -> None:
+    """In the field: the training was lost at its first checkpoint, and `eval` left out a class of two with one name."""
+    data = tmp_path / "set"
+    pack(data, replace(GOOD, classes=("a", "b", "c", "d", "e")), shards=2)
+    manifest = json.loads((data / MANIFEST).read_text())
+    manifest["classes"][1] = name
+    (data / MANIFEST).write_text(json.dumps(manifest))
+    done = dptrain("train", data, "--run-dir", tmp_path / "run", "--batch-size", "2", cwd=tmp_path)
+    assert_one_error(done, str(data), "class", "pack the data set again")
+    assert not (tmp_path / "run").exists()

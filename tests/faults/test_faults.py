@@ -1,0 +1,316 @@
+"""What is promised when ranks die, stop or are told to end: jobs of real ranks, struck at random moments.
+
+Each trial has a seed, from which it draws whom to strike and when. A few trials run with every test run; many with
+`pytest -m long tests/faults/test_faults.py`. In the end the counts are printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_runs import assert_one_error
+from fault_runs import (
+    LAST_STEP,
+    Job,
+    alone,
+    assert_all_sound,
+    fault_data,
+    final_sha256,
+    job,
+    launched,
+    words,
+)
+from mpi_runs import dptrain, own_mpi
+
+from dptrain.system.signals import ENDING, SAME_REQUEST
+from launch.signals import described
+
+pytestmark = pytest.mark.mpi
+
+LATEST = LAST_STEP - 100  # no rank is struck later than this step and some milliseconds, lest it has ended already
+
+Tally = Callable[[str, float], None]
+
+
+def trials(short: int, long: int) -> Iterable[Any]:
+    """Seeds: the first few for every run, all of them for the long one."""
+    return [*range(short), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(short, short + long))]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fault_data(tmp_path_factory.mktemp("faults") / "set")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash that one process without MPI ends with."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    with job(alone(words(data, run_dir)), run_dir) as started:
+        status, _, err = started.end()
+    assert status == 0, err
+    return final_sha256(run_dir)
+
+
+def strike(started: Job, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
+    os.kill(started.ranks()[rank], number)
+
+
+@pytest.mark.parametrize("seed", trials(3, 100))
+def test_a_killed_rank_is_made_up_for_by_a_restart(
+    seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    draw = random.Random(seed)
+    ranks = draw.choice([2, 3, 4])
+    trainer = words(data, tmp_path / "run")
+    with job(launched(own_mpi(), ranks, "--max-restarts", "1", trainer=trainer), tmp_path / "run") as started:
+        started.wait_until_training(ranks, draw.randint(1, LATEST))
+        time.sleep(draw.uniform(0, 0.03))
+        strike(started, seed % ranks)
+        struck = started.newest_step()
+        status, _, err = started.end()
+    assert status == 0, err
+    assert "launch: attempt 1, " in err
+    assert "SIGKILL" in err
+    assert final_sha256(tmp_path / "run") == undisturbed
+    tally("runs with a rank killed, restarted to the same bits; steps made before", struck)
+    tally("runs after such a restart without a corrupt checkpoint; checkpoints", assert_all_sound(tmp_path / "run"))
+
+
+@pytest.mark.ulfm
+@pytest.mark.parametrize("seed", trials(3, 50))
+def test_elastic_ranks_go_on_without_those_killed(
+    seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    """One to all but one of 3 or 4 ranks, rank 0 too, at moments that may fall into the recovery from another."""
+    draw = random.Random(seed)
+    ranks = 3 + seed % 2
+    victims = draw.sample(range(ranks), draw.randint(1, ranks - 1))
+    trainer = words(data, tmp_path / "run")
+    with job(launched("openmpi", ranks, "--elastic", trainer=trainer), tmp_path / "run") as started:
+        started.wait_until_training(ranks, draw.randint(1, LATEST))
+        time.sleep(draw.uniform(0, 0.03))
+        processes = started.ranks()
+        for victim in victims:
+            with contextlib.suppress(ProcessLookupError, KeyError):  # it has come to its end
+                os.kill(processes[victim], signal.SIGKILL)
+            time.sleep(draw.choice([0, 0.002, 0.02, 0.1, 0.4]))
+        status, _, err = started.end()
+    assert status == 0, err
+    assert final_sha256(tmp_path / "run") == undisturbed
+    assert_all_sound(tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = [line for line in lines if line["event"] == "recovery"]
+    assert victims[0] in {rank for line in told for rank in line["lost"]} <= set(victims)
+    for line in told:
+        tally("recoveries of elastic runs; seconds", line["recovery_seconds"])
+    tally("elastic runs that went on to the same bits; ranks killed", len(victims))
+
+
+@pytest.mark.parametrize("seed", trials(2, 50))
+def test_a_run_stopped_at_a_random_step_goes_on_with_other_ranks_and_threads(
+    seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    draw = random.Random(seed)
+    stop = draw.randint(1, LAST_STEP - 1)
+    for last in (stop, 0):
+        ranks, threads = draw.choice([0, 1, 2, 3, 4]), draw.choice([1, 2, 3])
+        trainer = words(data, tmp_path / "run", max_steps=last, threads=threads)
+        command = launched(own_mpi(), ranks, trainer=trainer) if ranks else alone(trainer)
+        with job(command, tmp_path / "run") as started:
+            status, out, err = started.end()
+        assert status == 0, err
+        assert json.loads(out.splitlines()[-1])["step"] == (last or LAST_STEP)
+    assert final_sha256(tmp_path / "run") == undisturbed
+    tally("runs stopped, gone on with on other ranks and threads to the same bits; step", stop)
+
+
+@pytest.mark.parametrize("seed", trials(4, 20))
+def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
+    seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    """To each rank in turn, and to the launcher; also while it evaluates or writes."""
+    draw = random.Random(seed)
+    ranks, victim = 3, seed % 4
+    number = draw.choice(ENDING if victim < ranks else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    trainer = words(data, tmp_path / "run")
+    with job(launched(own_mpi(), ranks, trainer=trainer), tmp_path / "run") as started:
+        started.wait_until_training(ranks, draw.randint(1, LATEST))
+        time.sleep(draw.uniform(0, 0.03))
+        struck = time.monotonic()
+        os.kill(started.ranks()[victim] if victim < ranks else started.process.pid, number)
+        status, _, err = started.end(timeout=20)
+        seconds = time.monotonic() - struck
+    assert status == 75, err
+    asked = f"{number.name} at rank {victim}" if victim < ranks else described(number)
+    assert f"launch: stopped by {asked}: " in err
+    assert seconds < 10
+    stopped = started.newest_step()
+    assert (tmp_path / "run" / "checkpoints" / f"step-{stopped:08d}.h5").exists()
+    with job(launched(own_mpi(), 2, trainer=trainer), tmp_path / "run") as again:
+        status, _, err = again.end()
+    assert status == 0, err
+    assert final_sha256(tmp_path / "run") == undisturbed
+    tally("runs ended by a signal with a checkpoint and status 75; seconds", seconds)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+def test_one_process_with_workers_saves_a_checkpoint_whatever_announces_its_end(
+    number: signal.Signals, data: Path, undisturbed: str, tmp_path: Path
+) -> None:
+    """Found in the field: a closed terminal (SIGHUP) killed the run. Its whole group is signalled, workers too."""
+    trainer = words(data, tmp_path / "run", threads=2)
+    with job(alone(trainer), tmp_path / "run") as started:
+        started.wait_for(lambda: started.newest_step() >= 20, timeout=60)
+        while started.process.poll() is None:  # signals of the same request, to the very end, as from Slurm and a trap
+            os.killpg(started.process.pid, number)
+            time.sleep(0.02)
+        status, _, err = started.end()
+    assert (status, err.count("dptrain: stopped by")) == (75, 1), err
+    with job(alone(trainer), tmp_path / "run") as again:
+        status, _, err = again.end()
+    assert status == 0, err
+    assert final_sha256(tmp_path / "run") == undisturbed
+
+
+def test_signals_that_were_ignored_at_the_start_do_not_end_a_run(data: Path, tmp_path: Path) -> None:
+    """Found in the field: `&` in a script ignores SIGINT, but Ctrl-C meant for `tail` ended the training."""
+    ignoring = ["bash", "-c", 'trap "" INT HUP; exec "$@"', "bash"]
+    with job([*ignoring, *alone(words(data, tmp_path / "run", threads=2))], tmp_path / "run") as started:
+        started.wait_for(lambda: started.newest_step() >= 20, timeout=60)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            os.killpg(started.process.pid, number)
+        status, _, err = started.end()
+    assert status == 0, err
+
+
+def test_ctrl_z_stops_a_run_with_its_workers_and_raises_no_alarm(data: Path, tmp_path: Path) -> None:
+    """As a terminal's Ctrl-Z and `fg` do it, to the whole group."""
+    trainer = words(data, tmp_path / "run", threads=2, stall_limit=0.5)
+    with job(alone(trainer), tmp_path / "run") as started:
+        started.wait_for(lambda: started.newest_step() >= 20, timeout=60)
+        os.killpg(started.process.pid, signal.SIGSTOP)  # a session of its own has no terminal to send SIGTSTP
+        time.sleep(0.2)
+        step = started.newest_step()
+        time.sleep(1.5)
+        assert started.newest_step() == step < LAST_STEP
+        os.killpg(started.process.pid, signal.SIGCONT)
+        status, _, err = started.end()
+    assert (status, err) == (0, "")
+
+
+@pytest.mark.ulfm
+def test_when_all_ranks_of_an_elastic_run_die_it_is_started_again(data: Path, undisturbed: str, tmp_path: Path) -> None:
+    trainer = words(data, tmp_path / "run")
+    command = launched("openmpi", 3, "--elastic", "--max-restarts", "1", trainer=trainer)
+    with job(command, tmp_path / "run") as started:
+        started.wait_until_training(3, 50)
+        for process in started.ranks().values():
+            os.kill(process, signal.SIGKILL)
+        status, _, err = started.end()
+    assert status == 0, err
+    assert "attempt 1, 3 ranks: status 70" in err
+    assert final_sha256(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.ulfm
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_second_signal_to_one_rank_of_an_elastic_run_ends_all(rank: int, data: Path, tmp_path: Path) -> None:
+    """Another rank is stopped; of the one that leaves with a status other than 0, mpirun tells the others nothing."""
+    with job(launched("openmpi", 3, "--elastic", trainer=words(data, tmp_path / "run")), tmp_path / "run") as started:
+        started.wait_until_training(3)
+        strike(started, 1, signal.SIGSTOP)
+        for _ in range(2):
+            strike(started, rank, signal.SIGTERM)
+            time.sleep(SAME_REQUEST + 0.5)
+        status, _, err = started.end(timeout=20)
+    assert status == 128 + signal.SIGTERM, err
+
+
+@pytest.mark.ulfm
+def test_an_elastic_run_tells_its_error_and_is_not_started_again(data: Path, tmp_path: Path) -> None:
+    trainer = words(data, tmp_path / "run", lr=1e30, warmup_steps=0)
+    command = launched("openmpi", 3, "--elastic", "--max-restarts", "1", trainer=trainer)
+    with job(command, tmp_path / "run") as started:
+        status, _, err = started.end()
+    assert status == 1, err
+    assert err.count("dptrain: error: step") == 1
+    assert "starting again" not in err
+
+
+def test_a_second_signal_to_a_stopped_run_ends_it_at_once(data: Path, tmp_path: Path) -> None:
+    """One rank is stopped, so the others can agree on nothing."""
+    with job(launched(own_mpi(), 3, trainer=words(data, tmp_path / "run")), tmp_path / "run") as started:
+        started.wait_until_training(3)
+        strike(started, 1, signal.SIGSTOP)
+        started.process.send_signal(signal.SIGTERM)
+        time.sleep(SAME_REQUEST + 0.5)
+        assert started.process.poll() is None
+        struck = time.monotonic()
+        started.process.send_signal(signal.SIGTERM)
+        status, _, _ = started.end()
+        assert time.monotonic() - struck < 10
+    assert status == 128 + signal.SIGTERM
+    assert_all_sound(tmp_path / "run")
+
+
+STALL_LIMIT = 2.0
+
+
+@pytest.mark.parametrize(
+    ("rank", "flag"), [(0, ""), (1, ""), (2, ""), pytest.param(1, "--elastic", marks=pytest.mark.ulfm)]
+)
+def test_a_stopped_rank_is_named_and_the_job_ends_when_told_so(
+    rank: int, flag: str, data: Path, tmp_path: Path, tally: Tally
+) -> None:
+    limits = {"stall_limit": STALL_LIMIT, "stall_abort": 1.0}
+    trainer = words(data, tmp_path / "run", **limits)
+    with job(launched(own_mpi(), 3, *flag.split(), trainer=trainer), tmp_path / "run") as started:
+        started.wait_until_training(3)
+        process = started.ranks()[rank]
+        os.kill(process, signal.SIGSTOP)
+        struck = time.monotonic()
+        line = started.line_of_stderr("has been silent for")
+        seconds = time.monotonic() - struck
+        step = started.newest_step()
+        status, _, err = started.end()
+    assert f"dptrain: rank {rank} on {socket.gethostname()} (process {process})" in line
+    assert re.search(rf"in step ({step}|{step + 1}|{step + 2})\b", line), (step, line)
+    assert seconds < STALL_LIMIT + 2
+    assert "dptrain: error: rank" in err
+    assert status in (76, 137)  # MPICH may tell of a rank that it killed
+    tally("stopped ranks named; seconds after the limit", seconds - STALL_LIMIT)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("seconds", [10, pytest.param(600, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+def test_no_rank_is_named_in_ordinary_training(seconds: int, data: Path, tmp_path: Path, tally: Tally) -> None:
+    """With checkpoints all the time, evaluations, more ranks than cores, and a limit far below the usual one."""
+    trainer = words(data, tmp_path / "run", stall_limit=5.0, epochs=100_000)
+    with job(launched(own_mpi(), 3, trainer=trainer), tmp_path / "run") as started:
+        started.wait_until_training(3)
+        time.sleep(seconds)
+        started.process.send_signal(signal.SIGTERM)
+        status, _, err = started.end()
+    assert status == 75, err
+    assert "dptrain: rank" not in err
+    assert "dptrain: all ranks" not in err
+    tally("trainings without a false alarm; seconds", seconds)
+
+
+def test_without_ulfm_elastic_says_what_to_use_instead(data: Path, tmp_path: Path) -> None:
+    """Under any MPI, mpirun is here started without --with-ft ulfm."""
+    done = dptrain("train", *words(data, tmp_path / "run"), "--elastic", cwd=tmp_path, mpi=own_mpi(), ranks=2)
+    assert_one_error(done, "--elastic needs ULFM", "--with-ft ulfm", "--max-restarts", status=2, ranks=True)
+    assert not (tmp_path / "run").exists()

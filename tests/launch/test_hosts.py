@@ -1,0 +1,279 @@
+"""Runs on two hosts, under the launcher and under a real Slurm, that lose a node, are cancelled, preempted or cut off.
+
+They need root, the Debian packages iproute2, openssh-server, slurmctld, slurmd, slurm-client, munge and libpmix2, and
+Open MPI beside this Python; they fail where one is missing. About 12 minutes:
+
+    python -m pytest -m hosts tests/launch/test_hosts.py
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fault_runs import alone, assert_all_sound, fault_data, job, words
+from host_runs import (
+    SlurmJob,
+    kill_on,
+    on,
+    reached,
+    revive,
+    sbatch,
+    script,
+    several_hosts,
+    start_on,
+    starts,
+    variables,
+    wait_for,
+)
+
+from dptrain.checkpoint.format import read_checkpoint
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(400)]
+
+Tally = Callable[[str, float], None]
+EPOCHS = 16
+LAST = 50 * EPOCHS
+DAEMON = "bin/prted"
+RANK = "dptrain train"
+RANK_ONLY = "^[^ ]*python[^ ]* -m dptrain train"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fault_data(tmp_path_factory.mktemp("hosts") / "set")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path) -> str:
+    """The params_sha256 of the run that nobody disturbs, on one process."""
+    run_dir = data.parent / "undisturbed"
+    with job(alone(trainer(data, run_dir)), run_dir) as run:
+        status, _, err = run.end(timeout=120)
+    assert status == 0, err
+    return final_hash(run_dir)
+
+
+@pytest.fixture
+def cluster(undisturbed: str) -> Iterator[None]:
+    """Two new hosts with Slurm."""
+    with several_hosts(2):
+        yield
+
+
+def trainer(data: Path, run_dir: Path, **changes: object) -> list[str]:
+    return words(data, run_dir, **({"epochs": EPOCHS, "checkpoint_every": "10", "stall_limit": 10.0} | changes))
+
+
+def final_hash(run_dir: Path) -> str:
+    return read_checkpoint(run_dir / "checkpoints" / f"step-{LAST:08d}.h5").state.params_sha256
+
+
+def submitted(data: Path, run_dir: Path, *options: str, step: int = 20) -> SlurmJob:
+    """A job that has made some steps."""
+    started = sbatch(run_dir, trainer(data, run_dir), *options)
+    started.wait_for_step(step)
+    return started
+
+
+def assert_completed_alike(started: SlurmJob, undisturbed: str, seconds: float = 150) -> None:
+    state = started.wait_for_state("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", seconds=seconds)
+    assert state == "COMPLETED", started.printed
+    assert final_hash(started.run_dir) == undisturbed
+    assert_all_sound(started.run_dir)
+
+
+@pytest.mark.parametrize(
+    ("option", "state"), [((), "CANCELLED"), (("--signal=TERM", "--batch"), "FAILED")], ids=["all", "batch"]
+)
+def test_scancel_saves_a_checkpoint_and_the_job_is_not_requeued(
+    option: tuple[str, ...], state: str, cluster: None, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    started = submitted(data, tmp_path / "run")
+    on(1, "scancel", *option, started.number)
+    seconds = wait_for(lambda: started.state == state, lambda: started.shown, 60)
+    wait_for(lambda: "slurm.sh: cancelled: status 75, not requeued" in started.printed, lambda: started.printed, 60)
+    tally(f"scancel {' '.join(option)}: seconds until cancelled", seconds)
+    assert started.shown["Restarts"] == "0"
+    saved = max(int(path.stem[5:]) for path in (started.run_dir / "checkpoints").glob("step-*.h5"))
+    assert saved == reached(started.run_dir)
+    again = sbatch(started.run_dir, trainer(data, started.run_dir))
+    assert_completed_alike(again, undisturbed)
+    assert starts(started.run_dir) == [0, saved]
+
+
+def test_usr1_to_the_batch_script_saves_and_requeues(
+    cluster: None, data: Path, undisturbed: str, tmp_path: Path
+) -> None:
+    started = submitted(data, tmp_path / "run")
+    on(1, "scancel", "--signal=USR1", "--batch", started.number)
+    wait_for(lambda: started.shown["Restarts"] == "1", lambda: started.printed, 60)
+    assert_completed_alike(started, undisturbed)
+    assert len(starts(started.run_dir)) == 2
+
+
+def test_the_time_limit_saves_and_requeues(cluster: None, data: Path, undisturbed: str, tmp_path: Path) -> None:
+    """Slurm's shortest limit is a minute, and it looks at limits every 30 s: the ranks are stopped until it signals."""
+    started = submitted(data, tmp_path / "run", "--time=1", "--signal=B:USR1@30")
+    for node in (1, 2):
+        on(node, "pkill", "-STOP", "-f", RANK_ONLY)
+    wait_for(lambda: "SIGUSR1: saving a checkpoint" in started.printed, lambda: started.printed, 120)
+    for node in (1, 2):
+        on(node, "pkill", "-CONT", "-f", RANK_ONLY)
+    wait_for(lambda: started.shown["Restarts"] == "1", lambda: started.printed, 60)
+    on(1, "scontrol", "update", f"JobId={started.number}", "TimeLimit=10")
+    assert_completed_alike(started, undisturbed)
+    assert len(starts(started.run_dir)) == 2
+
+
+def test_a_preempted_job_saves_and_is_requeued(
+    cluster: None, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    started = submitted(data, tmp_path / "run")
+    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 5")
+    on(1, "sbatch", "--parsable", *urgent)
+    tally(
+        "preemption: seconds until requeued",
+        wait_for(lambda: started.shown["Restarts"] == "1", lambda: started.printed, 90),
+    )
+    last = reached(started.run_dir)
+    saved = max(int(path.stem[5:]) for path in (started.run_dir / "checkpoints").glob("step-*.h5"))
+    assert saved == last
+    assert_completed_alike(started, undisturbed)
+    assert starts(started.run_dir) == [0, saved]
+
+
+@pytest.mark.parametrize("killed", [DAEMON, RANK, "."], ids=["daemon", "rank", "all"])
+@pytest.mark.parametrize("under", ["slurm", "launcher"])
+def test_a_run_whose_processes_on_a_node_are_killed_is_restarted(
+    under: str, killed: str, cluster: None, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    if under == "launcher":
+        with launcher(data, tmp_path / "run") as process:
+            kill_job_on_node2(killed)
+            status, err = ended(process)
+        assert status == 0, err
+        assert final_hash(tmp_path / "run") == undisturbed
+    else:
+        started = submitted(data, tmp_path / "run")
+        kill_job_on_node2(killed)
+        assert_completed_alike(started, undisturbed)
+    assert len(starts(tmp_path / "run")) > 1
+
+
+def test_a_job_whose_node_loses_its_power_is_requeued_by_slurm(
+    cluster: None, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    started = submitted(data, tmp_path / "run")
+    script("hosts.sh", "crash", "2")
+    seconds = wait_for(lambda: started.shown["Restarts"] == "1", lambda: started.printed, 90)
+    tally("power failure under Slurm: seconds until requeued", seconds)
+    revive(2)
+    assert_completed_alike(started, undisturbed)
+    assert len(starts(started.run_dir)) == 2
+
+
+def test_a_host_without_power_is_left_out_if_fewer_ranks_are_allowed(
+    cluster: None, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    with launcher(data, tmp_path / "run", "--min-ranks", "1") as process:
+        script("hosts.sh", "crash", "2")
+        status, err = ended(process, 200)
+    assert status == 0, err
+    assert "cannot be reached and left out: node2" in err
+    assert final_hash(tmp_path / "run") == undisturbed
+    attempts = [json.loads(line) for line in (tmp_path / "run" / "attempts.jsonl").read_text().splitlines()]
+    assert [attempt["ranks"] for attempt in attempts] == [2, 1]
+    tally("power failure under the launcher: seconds of the first attempt", attempts[0]["seconds"])
+
+
+def test_restarts_outlast_a_network_that_is_cut(
+    cluster: None, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
+) -> None:
+    with launcher(data, tmp_path / "run", restarts=1) as process:
+        script("hosts.sh", "cut", "2")
+        kill_on(1, RANK)
+        attempts = tmp_path / "run" / "attempts.jsonl"
+        wait_for(lambda: attempts.exists() and len(attempts.read_text().splitlines()) >= 4, attempts.read_text, 90)
+        script("hosts.sh", "join", "2")
+        status, err = ended(process)
+    assert status == 0, err
+    assert "no step was made" in err
+    assert final_hash(tmp_path / "run") == undisturbed
+
+
+def test_ranks_on_other_hosts_have_the_variables_of_the_launcher_and_leave_nothing(
+    cluster: None, data: Path, undisturbed: str, tmp_path: Path
+) -> None:
+    with launcher(data, tmp_path / "run") as process:
+        rank = on(2, "pgrep", "-f", RANK).split()[-1]
+        found = set(on(2, "cat", f"/proc/{rank}/environ").split("\0"))
+        status, err = ended(process)
+    assert status == 0, err
+    wanted = {f"{name}={value}" for name, value in variables().items() if name in ("PATH", "PYTHONPATH")}
+    assert wanted | {"OPENBLAS_NUM_THREADS=1", "OMP_NUM_THREADS=1", "DPTRAIN_PROGRESS=lines"} <= found
+    left = on(2, "find", "/mnt", "-mindepth", "1", "-not", "-path", "/mnt/slurm*", "-not", "-path", "/mnt/munge*")
+    assert left == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--mpi=none", "srun without --mpi started 2 processes that cannot reach each other: use srun --mpi=pmix for"),
+        ("--mpi=pmi2", "srun --mpi=pmi2 started 2 ranks, but the MPI library of mpi4py (Open MPI"),
+    ],
+)
+def test_srun_without_the_right_protocol_is_refused_with_the_right_one(
+    option: str, told: str, cluster: None, data: Path, tmp_path: Path
+) -> None:
+    words = ["srun", option, "-N2", "-n2", sys.executable, "-m", "dptrain", "train", *trainer(data, tmp_path / "run")]
+    process = start_on(1, *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"dptrain: error: {told}" in err
+    assert "mpirun" not in err.split("dptrain: error: ")[1].splitlines()[0]
+    assert not (tmp_path / "run").exists()
+
+
+class launcher:  # noqa: N801 - a context manager
+    """`python -m launch` on node1 with one rank on each node, once the run has made 20 steps."""
+
+    def __init__(self, data: Path, run_dir: Path, *options: str, restarts: int = 3) -> None:
+        hostfile = run_dir.with_name("hostfile")
+        hostfile.write_text("node1 slots=1\nnode2 slots=1\n")
+        self.run_dir = run_dir
+        self.command = [
+            *("env", f"PRTE_MCA_prte_default_hostfile={hostfile}", sys.executable, "-m", "launch", "-n", "2"),
+            *("--max-restarts", str(restarts), *options, "--", "train", *trainer(data, run_dir)),
+        ]
+
+    def __enter__(self) -> subprocess.Popen[str]:
+        self.errors = self.run_dir.with_name("errors").open("w+")
+        self.process = start_on(1, *self.command, stdout=subprocess.DEVNULL, stderr=self.errors.fileno())
+        self.process.errors = self.errors  # type: ignore[attr-defined]
+        wait_for(lambda: reached(self.run_dir) >= 20 or self.process.poll() is not None, lambda: "step 20", 60)
+        return self.process
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.errors.close()
+
+
+def ended(process: subprocess.Popen[str], timeout: float = 150) -> tuple[int, str]:
+    """Status and standard error."""
+    status = process.wait(timeout)
+    process.errors.seek(0)  # type: ignore[attr-defined]
+    return status, process.errors.read()  # type: ignore[attr-defined]
+
+
+def kill_job_on_node2(killed: str) -> None:
+    """Kill the processes of the job on node2, all for "."."""
+    if killed != ".":
+        kill_on(2, killed)
+        return
+    on(2, "pkill", "-9", "-f", f"{DAEMON}|{RANK}|slurmstepd")

@@ -1,0 +1,39 @@
+import numpy as np
+from gradients import check_layer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dptrain.arrays.memory import Workspace
+from dptrain.nn.layers.activation import Flatten, ReLU
+
+SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
+
+
+@settings(max_examples=15, deadline=None)
+@given(shape=SHAPES, samples=st.integers(1, 3))
+def test_relu_backward_is_the_gradient(shape: tuple[int, ...], samples: int) -> None:
+    check_layer(ReLU(), shape, samples)
+
+
+def test_relu_clips_below_zero_and_leaves_its_input_alone() -> None:
+    layer = ReLU()
+    x = np.array([[-1.5, 0.0, 2.5]], np.float32)
+    y, saved = layer.forward(x, {}, Workspace())
+    assert y.tolist() == [[0, 0, 2.5]]
+    assert x.tolist() == [[-1.5, 0, 2.5]]
+    assert layer.backward(np.ones_like(x), saved, {}, {}, Workspace()).tolist() == [[0, 0, 1]]
+
+
+@settings(max_examples=15, deadline=None)
+@given(shape=SHAPES, samples=st.integers(1, 3))
+def test_flatten_backward_is_the_gradient(shape: tuple[int, ...], samples: int) -> None:
+    check_layer(Flatten(), shape, samples)
+
+
+def test_flatten_orders_features_by_channel_height_width() -> None:
+    x = np.arange(24, dtype=np.float32).reshape(3, 2, 2, 2)
+    layer = Flatten()
+    layer.name = "flatten1"
+    assert layer.bind((2, 3, 2)) == (12,)
+    y, _ = layer.forward(x, {}, Workspace())
+    assert np.array_equal(y[1], x[:, :, 1].transpose(2, 0, 1).ravel())

@@ -1,0 +1,130 @@
+import itertools
+
+import numpy as np
+import pytest
+from gradients import check_layer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dptrain.arrays.memory import Array, Workspace
+from dptrain.nn.layer import array_shape
+from dptrain.nn.layers.conv import Conv2d
+
+SIZES = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+def by_definition(x: Array, weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+    """The sum that defines a convolution, one term after the other, in float64."""
+    (ph, pw), (sh, sw) = padding, stride
+    padded = np.pad(x.astype(np.float64), ((ph, ph), (pw, pw), (0, 0), (0, 0)))
+    out_channels, channels, kh, kw = weight.shape
+    height, width = (padded.shape[0] - kh) // sh + 1, (padded.shape[1] - kw) // sw + 1
+    y = np.zeros((height, width, x.shape[2], out_channels))
+    for o, i, j in itertools.product(range(out_channels), range(height), range(width)):
+        y[i, j, :, o] = bias[o]
+        for c, a, b in itertools.product(range(channels), range(kh), range(kw)):
+            y[i, j, :, o] += weight[o, c, a, b] * padded[i * sh + a, j * sw + b, :, c]
+    return y
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    channels=st.integers(1, 3),
+    out=st.integers(1, 4),
+    kernel=SIZES,
+    stride=SIZES,
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    more=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    samples=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_forward_is_the_defining_sum(channels, out, kernel, stride, padding, more, samples, seed) -> None:
+    generator = np.random.default_rng(seed)
+    height, width = kernel[0] + more[0], kernel[1] + more[1]
+    x = generator.normal(size=(height, width, samples, channels)).astype(np.float32)
+    layer = Conv2d(out, kernel, stride=stride, padding=padding)
+    layer.name = "conv1"
+    shape = layer.bind((channels, height, width))
+    parameters = {n: generator.normal(size=s).astype(np.float32) for n, s in layer.parameter_shapes().items()}
+    y, _ = layer.forward(x, parameters, Workspace())
+    assert y.shape == array_shape(shape, samples)
+    np.testing.assert_allclose(
+        y, by_definition(x, parameters["weight"], parameters["bias"], stride, padding), atol=1e-4
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    channels=st.integers(1, 2),
+    out=st.integers(1, 3),
+    kernel=SIZES,
+    stride=SIZES,
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    more=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    samples=st.integers(1, 2),
+)
+def test_backward_is_the_gradient(channels, out, kernel, stride, padding, more, samples) -> None:
+    layer = Conv2d(out, kernel, stride=stride, padding=padding)
+    check_layer(layer, (channels, kernel[0] + more[0], kernel[1] + more[1]), samples)
+
+
+def test_the_border_stays_zero_when_the_microbatch_changes_size() -> None:
+    layer = Conv2d(2, 3, padding=1)
+    layer.name = "conv1"
+    layer.bind((1, 4, 5))
+    parameters = {"weight": np.ones((2, 1, 3, 3), np.float32), "bias": np.zeros(2, np.float32)}
+    workspace = Workspace()
+    for samples in (6, 2, 6, 3):
+        x = np.ones((4, 5, samples, 1), np.float32)
+        y, _ = layer.forward(x, parameters, workspace)
+        assert (y[0, 0] == 4).all()
+        assert (y[1, 1] == 9).all()
+
+
+def test_the_first_layer_is_spared_its_input_gradient() -> None:
+    layer = Conv2d(2, 3)
+    layer.name = "conv1"
+    layer.bind((1, 4, 4))
+    parameters = {name: np.ones(shape, np.float32) for name, shape in layer.parameter_shapes().items()}
+    workspace = Workspace()
+    y, saved = layer.forward(np.ones((4, 4, 2, 1), np.float32), parameters, workspace)
+    gradients = {name: np.zeros_like(values) for name, values in parameters.items()}
+    assert layer.backward(np.ones_like(y), saved, parameters, gradients, workspace, need_dx=False) is None
+    assert gradients["weight"].tolist() == np.full((2, 1, 3, 3), 2 * 2 * 2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("shape", "out", "options", "chosen"),
+    [
+        ((3, 32, 32), 32, {"padding": 1}, "im2col"),  # three channels: transforms would cost more than they save
+        ((32, 16, 16), 64, {"padding": 1}, "winograd4"),
+        ((256, 8, 8), 256, {"padding": 1}, "winograd4"),
+        ((8, 16, 16), 8, {"padding": 1}, "winograd4"),
+        ((512, 2, 2), 512, {"padding": 1}, "winograd2"),  # of a tile of 4 x 4 most would be thrown away
+        ((64, 16, 16), 64, {"kernel_size": 5}, "im2col"),
+        ((64, 16, 16), 64, {"stride": 2}, "im2col"),
+    ],
+)
+def test_auto_is_settled_by_shape(shape, out, options, chosen) -> None:
+    layer = Conv2d(out, **options)
+    layer.bind((32, 16, 16))  # what an earlier network has settled does not count
+    layer.bind(shape)
+    assert layer.chosen == chosen
+    assert f"algorithm='{chosen}'" in repr(layer)
+
+
+def test_an_algorithm_that_cannot_be_is_named() -> None:
+    with pytest.raises(ValueError, match="algorithm is 'fft', expected auto, im2col, winograd2, winograd4"):
+        Conv2d(3, algorithm="fft")
+    for options in ({"stride": 2}, {"kernel_size": 5}):
+        with pytest.raises(ValueError, match="winograd4 is for kernel_size 3 and stride 1"):
+            Conv2d(3, algorithm="winograd4", **options)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    with pytest.raises(ValueError, match=r"needs feature maps \(C, H, W\), it gets \(12,\)"):
+        Conv2d(3).bind((12,))
+    with pytest.raises(ValueError, match="an input of 2 is smaller than the kernel of 5"):
+        Conv2d(3, 5).bind((1, 2, 9))
+    with pytest.raises(ValueError, match="out_channels is 0"):
+        Conv2d(0)

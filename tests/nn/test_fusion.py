@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from gradients import check_layer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dptrain.arrays.memory import Workspace
+from dptrain.nn.fusion import ConvPoolReLU, fuse
+from dptrain.nn.layer import Layer, array_shape
+from dptrain.nn.layers.activation import Flatten, ReLU
+from dptrain.nn.layers.conv import ALGORITHMS, Conv2d
+from dptrain.nn.layers.linear import Linear
+from dptrain.nn.layers.pool import MaxPool2d
+from dptrain.nn.network import Network
+
+
+def layers(algorithm: str, kernel: int, stride: int, padding: int) -> list[Layer]:
+    if algorithm != "im2col":
+        kernel, stride = 3, 1
+    conv = Conv2d(4, kernel, stride=stride, padding=padding, algorithm=algorithm)
+    return [conv, ReLU(), MaxPool2d(2), Flatten(), Linear(3)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    algorithm=st.sampled_from(ALGORITHMS),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    height=st.integers(5, 10),
+    width=st.integers(5, 10),
+    samples=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_the_fused_network_is_the_plain_one(algorithm, kernel, stride, padding, height, width, samples, seed) -> None:
+    arguments, shape = (algorithm, kernel, stride, padding), (2, height, width)
+    plain = Network(layers(*arguments), shape, fused=False)
+    fused = Network(layers(*arguments), shape)
+    assert len(fused.stages) == len(plain.stages) - 2
+    generator = np.random.default_rng(seed)
+    parameters = generator.normal(size=plain.layout.size).astype(np.float32)
+    images = generator.normal(size=array_shape(shape, samples)).astype(np.float32)
+    labels = generator.integers(0, 3, samples)
+    gradients = np.zeros((2, plain.layout.size), np.float32)
+    outcomes = [
+        network.loss_and_grad(parameters, images, labels, gradient, Workspace())
+        for network, gradient in zip((plain, fused), gradients, strict=True)
+    ]
+    # Bias and ReLU commute with the maximum exactly, but a matrix product rounds by a column's place in it.
+    assert outcomes[0].correct == outcomes[1].correct
+    np.testing.assert_allclose(outcomes[0].loss_sum, outcomes[1].loss_sum, rtol=1e-5)
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
+
+
+class _AsOneLayer(Layer):
+    """Makes what a network joins on its own, so that the gradient checker can judge the joined layers."""
+
+    def __init__(self, conv: Conv2d) -> None:
+        self.conv, self.pool = conv, MaxPool2d(2)
+
+    def bind(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        output_shape = self.pool.bind(self.conv.bind(input_shape))
+        self.joined = ConvPoolReLU(self.conv, self.pool)
+        return output_shape
+
+    def forward(self, *arguments):
+        return self.joined.forward(*arguments)
+
+    def backward(self, *arguments):
+        return self.joined.backward(*arguments)
+
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.conv.parameter_shapes()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("size", [(6, 5), (8, 4), (7, 9)], ids=str)
+def test_backward_is_the_gradient(size: tuple[int, int], algorithm: str) -> None:
+    check_layer(_AsOneLayer(Conv2d(3, 3, padding=1, algorithm=algorithm)), (2, *size), 2)
+
+
+def test_only_conv_relu_pool_in_a_row_are_joined() -> None:
+    def stages(*layers: Layer) -> list[type[Layer]]:
+        return [type(stage) for stage in Network([*layers, Flatten(), Linear(2)], (1, 9, 9)).stages[:-2]]
+
+    assert stages(Conv2d(2), ReLU(), Conv2d(2), ReLU(), MaxPool2d()) == [Conv2d, ReLU, ConvPoolReLU]
+    assert stages(Conv2d(2), MaxPool2d(), ReLU()) == [Conv2d, MaxPool2d, ReLU]
+
+
+@pytest.mark.parametrize("pool", [MaxPool2d(3), MaxPool2d(2, stride=1), MaxPool2d((2, 1))], ids=repr)
+def test_pooling_of_other_windows_stays_a_layer_of_its_own(pool: MaxPool2d) -> None:
+    layers = [Conv2d(2), ReLU(), pool]
+    assert fuse(list(layers)) == layers
+
+
+def test_a_subclass_is_not_taken_for_what_it_is_made_of() -> None:
+    class LeakyReLU(ReLU):
+        """Computes something else."""
+
+    layers = [Conv2d(2), LeakyReLU(), MaxPool2d()]
+    assert fuse(list(layers)) == layers
+    assert repr(layers[1]) == "LeakyReLU()"

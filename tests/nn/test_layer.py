@@ -1,0 +1,33 @@
+import numpy as np
+import pytest
+
+from dptrain.arrays.memory import Workspace
+from dptrain.nn.layer import Layer, pair, windows
+
+
+def test_pair_takes_one_number_or_two() -> None:
+    assert pair(3, "stride", 1) == (3, 3)
+    assert pair((1, 2), "stride", 1) == (1, 2)
+
+
+@pytest.mark.parametrize("value", [0, (1, 0), (1, 2, 3), 1.5, "2"])
+def test_pair_names_what_it_cannot_use(value: object) -> None:
+    with pytest.raises(ValueError, match=r"stride is .*expected a whole number of at least 1"):
+        pair(value, "stride", 1)
+
+
+@pytest.mark.parametrize("extent", range(1, 12))
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_windows_counts_the_places_a_window_fits(extent: int, kernel: int, stride: int) -> None:
+    places = [start for start in range(0, extent, stride) if start + kernel <= extent]
+    if places:
+        assert windows(extent, kernel, stride, "test") == len(places)
+    else:
+        with pytest.raises(ValueError, match="smaller than the kernel"):
+            windows(extent, kernel, stride, "test")
+
+
+def test_a_layer_that_defines_nothing_says_so() -> None:
+    with pytest.raises(TypeError, match="does not define forward"):
+        Layer().forward(np.zeros(1), {}, Workspace())

@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+from gradients import check_layer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dptrain.arrays.memory import Workspace
+from dptrain.nn.layers.linear import Linear
+
+
+@settings(max_examples=20, deadline=None)
+@given(features=st.integers(1, 6), out=st.integers(1, 5), samples=st.integers(1, 4))
+def test_backward_is_the_gradient(features: int, out: int, samples: int) -> None:
+    check_layer(Linear(out), (features,), samples)
+
+
+def test_forward_is_x_times_weight_plus_bias() -> None:
+    layer = Linear(2)
+    layer.name = "linear1"
+    layer.bind((3,))
+    parameters = {"weight": np.array([[1, 2, 3], [0, 0, 1]], np.float32), "bias": np.array([10, 20], np.float32)}
+    y, _ = layer.forward(np.array([[1, 1, 1], [0, 0, 2]], np.float32), parameters, Workspace())
+    assert y.tolist() == [[16, 21], [16, 22]]
+
+
+def test_what_does_not_fit_is_named() -> None:
+    with pytest.raises(ValueError, match=r"put Flatten\(\) before it"):
+        Linear(2).bind((3, 4, 4))
+    with pytest.raises(ValueError, match="out_features is 0"):
+        Linear(0)

@@ -1,0 +1,97 @@
+"""dptrain.optim.sgd: the same steps as PyTorch's SGD, with weight decay on the weights alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.memory import Array
+from dptrain.optim.sgd import SGD
+
+SHAPES = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "linear.weight": (5, 7), "linear.bias": (5,)}
+LAYOUT = ParamLayout(SHAPES)
+STEPS = 20
+
+
+def random_run(seed: int) -> tuple[Array, list[Array], list[float]]:
+    """Parameters (P,), and for each of 20 steps a gradient (P,) and a learning rate."""
+    generator = np.random.default_rng(seed)
+    parameters = generator.standard_normal(LAYOUT.size, dtype=np.float32)
+    gradients = [generator.standard_normal(LAYOUT.size, dtype=np.float32) for _ in range(STEPS)]
+    return parameters, gradients, generator.uniform(0.01, 0.2, STEPS).tolist()
+
+
+def run_ours(seed: int, *, momentum: float, nesterov: bool, weight_decay: float) -> tuple[Array, Array]:
+    """Parameters and velocity after all steps."""
+    parameters, gradients, rates = random_run(seed)
+    optimizer = SGD(LAYOUT, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    velocity = np.zeros_like(parameters)
+    for gradient, lr in zip(gradients, rates, strict=True):
+        optimizer.update(parameters, velocity, gradient, lr)
+    return parameters, velocity
+
+
+def run_pytorch(seed: int, *, momentum: float, nesterov: bool, weight_decay: float) -> tuple[Array, Array | None]:
+    """Parameters and momentum buffers after all steps, as flat vectors in float64."""
+    import torch  # here, so that the other tests run without it
+
+    parameters, gradients, rates = random_run(seed)
+    tensors = {
+        name: torch.tensor(view.astype(np.float64), requires_grad=True)
+        for name, view in LAYOUT.views(parameters).items()
+    }
+    groups = [
+        {"params": [tensor], "weight_decay": weight_decay if name.endswith("weight") else 0.0}
+        for name, tensor in tensors.items()
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=momentum, nesterov=nesterov)
+    for gradient, lr in zip(gradients, rates, strict=True):
+        for name, view in LAYOUT.views(gradient).items():
+            tensors[name].grad = torch.tensor(view.astype(np.float64))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    flat = np.concatenate([tensor.detach().numpy().ravel() for tensor in tensors.values()])
+    if not momentum:
+        return flat, None
+    buffers = [optimizer.state[tensor]["momentum_buffer"].numpy().ravel() for tensor in tensors.values()]
+    return flat, np.concatenate(buffers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight_decay", [0.0, 5e-4, 0.1])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True), (0.5, True)])
+def test_twenty_steps_are_those_of_pytorch(momentum: float, nesterov: bool, weight_decay: float) -> None:
+    ours, velocity = run_ours(7, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    theirs, buffers = run_pytorch(7, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)
+    if buffers is not None:
+        np.testing.assert_allclose(velocity, buffers, rtol=1e-5, atol=2e-6)
+
+
+def test_nesterov_without_momentum_is_plain_descent() -> None:
+    looking_ahead, _ = run_ours(3, momentum=0.0, nesterov=True, weight_decay=0.01)
+    plain, _ = run_ours(3, momentum=0.0, nesterov=False, weight_decay=0.01)
+    np.testing.assert_array_equal(looking_ahead, plain)
+
+
+def test_biases_do_not_decay() -> None:
+    parameters = np.ones(LAYOUT.size, np.float32)
+    zeros = np.zeros_like(parameters)
+    SGD(LAYOUT, momentum=0.9, nesterov=True, weight_decay=0.5).update(parameters, zeros.copy(), zeros.copy(), 0.1)
+    after = LAYOUT.views(parameters)
+    for name in SHAPES:
+        # One Nesterov step from rest moves by lr * (1 + momentum) * g, here with g = 0.5 * 1.
+        expected = 1 - 0.1 * 1.9 * 0.5 if name.endswith("weight") else 1.0
+        np.testing.assert_allclose(after[name], expected, rtol=1e-6)
+
+
+def test_update_works_in_the_memory_it_is_given_and_in_its_precision() -> None:
+    parameters, gradients, _ = random_run(1)
+    before = parameters.copy()
+    velocity = np.zeros_like(parameters)
+    SGD(LAYOUT, momentum=0.9, nesterov=True, weight_decay=0.1).update(parameters, velocity, gradients[0], 0.1)
+    assert parameters.dtype == velocity.dtype == np.float32
+    assert not np.array_equal(parameters, before)
+    assert velocity.any()

@@ -1,0 +1,364 @@
+"""dptrain.parallel.processes: shards side by side on forked processes, their errors, and their deaths."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dptrain.arrays.memory import Array, Workspace
+from dptrain.errors import DataError, DptrainError
+from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.pool import ShardWork
+from dptrain.parallel.processes import HelperError, ShardProcesses, make_pool, shared_zeros
+from dptrain.parallel.threads import ShardThreads
+from dptrain.system.signals import ENDING
+
+
+class Squares(ShardWork[tuple[int, int, float]]):
+    """Where a shard was computed, its square, and a number from shared memory; writes the shard to shared memory."""
+
+    def __init__(self) -> None:
+        self.given, self.written = shared_zeros(1), shared_zeros(8)
+
+    def prepare(self, power: int) -> int:
+        return power
+
+    def compute(self, shard: int, prepared: int, workspace: Workspace) -> tuple[int, int, float]:
+        self.written[shard] = shard + 1
+        return os.getpid(), shard**prepared, float(self.given[0])
+
+
+class Fails(ShardWork[int]):
+    """Raises for some shards."""
+
+    def __init__(self, errors: dict[int, BaseException]) -> None:
+        self.errors = errors
+
+    def compute(self, shard: int, prepared: Any, workspace: Workspace) -> int:
+        if shard in self.errors:
+            raise self.errors[shard]
+        return shard
+
+
+class UnpicklableError(Exception):
+    """Cannot be made again from its arguments."""
+
+    def __init__(self, left: str, right: str) -> None:
+        super().__init__(left + right)
+
+
+@pytest.fixture
+def squares() -> Squares:
+    return Squares()
+
+
+@pytest.fixture
+def pool(squares: Squares) -> Iterator[ShardProcesses]:
+    with closing(ShardProcesses(3, [squares])) as made:
+        yield made
+
+
+def alive(process: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def eventually(condition: Any, seconds: float = 10) -> bool:
+    """Whether it comes true within the time."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.01)
+    return bool(condition())
+
+
+def test_results_come_in_the_order_of_the_shards_from_as_many_processes(pool: ShardProcesses, squares: Squares) -> None:
+    for power in (2, 3):
+        found = pool.map(squares, range(8), power)
+        assert [value for _, value, _ in found] == [shard**power for shard in range(8)]
+    processes = [process for process, _, _ in found]
+    assert len(set(processes)) == 3
+    assert processes == sorted(processes, key=processes.index)  # a contiguous block each
+    assert processes[0] == os.getpid()
+    assert pool.map(squares, [], 2) == []
+    assert len(pool.map(squares, [5], 2)) == 1
+
+
+def test_shared_memory_is_seen_both_ways_after_the_fork(pool: ShardProcesses, squares: Squares) -> None:
+    for number in (4.5, -1.0):
+        squares.given[0] = number
+        squares.written.fill(0)
+        assert {value for _, _, value in pool.map(squares, range(8), 2)} == {number}
+        assert squares.written.tolist() == list(range(1, 9))
+
+
+def test_each_process_has_a_workspace_of_its_own_and_keeps_it() -> None:
+    class Where(ShardWork[tuple[int, int]]):
+        def compute(self, shard: int, prepared: Any, workspace: Workspace) -> tuple[int, int]:
+            array: Array = workspace.array("test", "calls", (1,), zeroed=True)
+            array += 1
+            return os.getpid(), int(array[0])
+
+    work = Where()
+    with closing(ShardProcesses(2, [work])) as pool:
+        calls = pool.map(work, range(4)) + pool.map(work, range(4))
+    assert sorted(count for _, count in calls) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("failing", [[1], [3], [1, 3], [2, 3]])
+def test_error_of_the_first_shard_that_failed_is_raised_and_the_pool_goes_on(failing: list[int]) -> None:
+    work = Fails({shard: DataError(f"shard {shard} is broken") for shard in failing})
+    with closing(ShardProcesses(2, [work])) as pool:
+        with pytest.raises(DataError, match=f"^shard {failing[0]} is broken$"):
+            pool.map(work, range(4))
+        assert pool.map(work, [0, 0, 0]) == [0, 0, 0]
+
+
+def test_an_unexpected_error_tells_where_it_was_raised() -> None:
+    work = Fails({3: ZeroDivisionError("by zero")})
+    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(ZeroDivisionError) as caught:
+        pool.map(work, range(4))
+    assert isinstance(caught.value.__cause__, HelperError)
+    assert "in compute" in str(caught.value.__cause__)
+
+
+def test_an_error_of_the_callers_own_shard_is_raised_as_it_is() -> None:
+    error = ZeroDivisionError("by zero")
+    work = Fails({0: error})
+    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(ZeroDivisionError) as caught:
+        pool.map(work, range(4))
+    assert caught.value is error
+    assert error.__cause__ is None
+
+
+def test_a_layer_that_exits_is_told_as_such_from_a_helper_too() -> None:
+    work = Fails({3: SystemExit(3)})
+    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(SystemExit, match="3") as caught:
+        pool.map(work, range(4))
+    assert "in compute" in str(caught.value.__cause__)
+
+
+def test_an_error_that_cannot_be_pickled_is_reported_by_its_last_line_and_its_traceback() -> None:
+    work = Fails({3: UnpicklableError("left", "right")})
+    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(RuntimeError, match=r"Error: leftright$") as caught:
+        pool.map(work, range(4))
+    assert "in compute" in str(caught.value.__cause__)
+
+
+def test_an_error_of_preparing_is_raised() -> None:
+    class Unprepared(Squares):
+        def prepare(self, power: int) -> int:
+            raise DataError("not prepared")
+
+    work = Unprepared()
+    with closing(ShardProcesses(2, [work])) as pool, pytest.raises(DataError, match="not prepared"):
+        pool.map(work, range(4), 2)
+
+
+def test_a_work_made_after_the_fork_is_refused(pool: ShardProcesses) -> None:
+    with pytest.raises(ValueError, match="was not there when the helpers were forked"):
+        pool.map(Squares(), range(3), 2)
+
+
+def test_a_killed_helper_is_named_with_its_shards() -> None:
+    class Dies(ShardWork[int]):
+        def compute(self, shard: int, prepared: Any, workspace: Workspace) -> int:
+            if shard == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return os.getpid()
+
+    work = Dies()
+    with closing(ShardProcesses(2, [work])) as pool:
+        first, second = pool.map(work, [0, 1])
+        assert first != second
+        with pytest.raises(
+            DptrainError, match=rf"process {second}, which computed shards 2 to 3, was ended by SIGKILL"
+        ):
+            pool.map(work, range(4))
+        with pytest.raises(DptrainError, match=rf"process {second}.*SIGKILL"):  # and again, when it is long gone
+            pool.map(work, range(4))
+
+
+def test_close_ends_the_processes_even_those_that_compute() -> None:
+    work = Squares()
+    pool = ShardProcesses(3, [work])
+    helpers = {process for process, _, _ in pool.map(work, range(3), 2)} - {os.getpid()}
+    assert len(helpers) == 2
+    pool.close()
+    assert not any(alive(process) for process in helpers)
+
+
+PARENT = """
+import os, signal, sys, time
+from dptrain.errors import DptrainError
+from dptrain.parallel.pool import ShardWork
+from dptrain.parallel.processes import ShardProcesses
+
+class Work(ShardWork[int]):
+    def compute(self, shard, prepared, workspace):
+        {compute}
+        return os.getpid()
+
+work = Work()
+{then}
+"""
+WAITS = """pool = ShardProcesses(3, [work])
+print(*pool.map(work, range(3)), flush=True)
+time.sleep(60)"""
+
+
+def parent(folder: Path, compute: str, then: str, **options: Any) -> subprocess.Popen[str]:
+    """A process that does `then`, with a work whose shards do `compute`; its output is no terminal."""
+    (folder / "parent.py").write_text(PARENT.format(compute=compute, then=then), encoding="utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(
+        [sys.executable, folder / "parent.py"], stdout=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_helpers_end_with_their_parent_whatever_ended_it(number: signal.Signals, tmp_path: Path) -> None:
+    with parent(tmp_path, "pass", WAITS) as started:
+        assert started.stdout is not None
+        own, *helpers = map(int, started.stdout.readline().split())
+        assert all(alive(helper) for helper in helpers)
+        os.kill(own, number)
+    assert eventually(lambda: not any(alive(helper) for helper in helpers))
+
+
+def test_a_stopped_helper_ends_with_its_parent_all_the_same(tmp_path: Path) -> None:
+    with parent(tmp_path, "pass", WAITS) as started:
+        assert started.stdout is not None
+        own, *helpers = map(int, started.stdout.readline().split())
+        os.kill(helpers[0], signal.SIGSTOP)
+        os.kill(own, signal.SIGKILL)
+    assert eventually(lambda: not any(alive(helper) for helper in helpers))
+
+
+def test_a_helper_whose_parent_died_makes_no_further_shard(tmp_path: Path) -> None:
+    """Its block takes 40 s, a shard 0.2 s."""
+    then = """pool = ShardProcesses(2, [work])
+print(pool._helpers[0].process.pid, flush=True)
+pool.map(work, range(400))"""
+    with parent(tmp_path, "time.sleep(0.2)", then) as started:
+        assert started.stdout is not None
+        helper = int(started.stdout.readline())
+        time.sleep(0.5)
+        started.kill()
+    assert eventually(lambda: not alive(helper), seconds=5)
+
+
+def test_what_a_shard_prints_in_a_helper_is_not_lost(tmp_path: Path) -> None:
+    then = """pool = ShardProcesses(3, [work])
+pool.map(work, range(6))
+pool.close()"""
+    with parent(tmp_path, "print('shard', shard)", then) as started:
+        output, _ = started.communicate(timeout=60)
+    assert sorted(output.splitlines()) == [f"shard {shard}" for shard in range(6)]
+
+
+def test_ctrl_c_while_helpers_are_forked_is_not_lost(tmp_path: Path) -> None:
+    """It comes within each fork, where Python would discard it; the helpers must not hear it."""
+    then = """signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may ignore it
+os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
+try:
+    pool = ShardProcesses(3, [work])
+except KeyboardInterrupt:
+    print("interrupted")"""
+    with parent(tmp_path, "pass", then, stderr=subprocess.PIPE) as started:
+        output, errors = started.communicate(timeout=60)
+    assert (started.returncode, output, errors) == (0, "interrupted\n", "")
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_ends_a_run_while_helpers_are_forked_leaves_none_and_hangs_nobody(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    then = f"""from dptrain.health.interruption import AskedToEndError, signals_taken
+os.register_at_fork(before=lambda: os.kill(os.getpid(), {int(number)}))
+try:
+    with signals_taken(os._exit):
+        ShardProcesses(3, [work])
+except AskedToEndError as asked:
+    print(asked)
+    print(*(child.name for child in __import__("multiprocessing").active_children()))"""
+    with parent(tmp_path, "pass", then, stderr=subprocess.PIPE) as started:
+        output, errors = started.communicate(timeout=60)
+    assert (started.returncode, output, errors) == (0, f"{number.name}\n\n", "")
+
+
+def test_a_helper_that_dies_where_nobody_counts_children_is_an_error_all_the_same(tmp_path: Path) -> None:
+    then = """signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+pool = ShardProcesses(2, [work])
+try:
+    pool.map(work, range(2))
+except DptrainError as error:
+    print(error)"""
+    with parent(tmp_path, "shard == 1 and os.abort()", then) as started:
+        output, _ = started.communicate(timeout=60)
+    assert "which computed shards 1 to 1, is gone" in output
+
+
+def test_a_fork_that_fails_is_an_error_and_leaves_nothing(squares: Squares, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, started = ShardProcesses._fork, []
+
+    def second_fails(self: ShardProcesses) -> Any:
+        if started:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        started.append(fork(self))
+        return started[0]
+
+    monkeypatch.setattr(ShardProcesses, "_fork", second_fails)
+    with pytest.raises(DptrainError, match=r"only 1 of 2 forked workers.*unavailable.*fewer --threads"):
+        ShardProcesses(3, [squares])
+    assert not alive(started[0].process.pid)
+
+
+def _kind_of_pool(_: int) -> str:
+    with closing(make_pool(2, [Squares()], Communicator())) as made:
+        return type(made).__name__
+
+
+def test_a_worker_that_may_not_have_children_uses_threads() -> None:
+    with multiprocessing.get_context("fork").Pool(1) as workers:
+        assert workers.map(_kind_of_pool, [0]) == ["ShardThreads"]
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_helpers_leave_signals_to_their_parent(number: signal.Signals, pool: ShardProcesses, squares: Squares) -> None:
+    for process in {process for process, _, _ in pool.map(squares, range(3), 2)} - {os.getpid()}:
+        os.kill(process, number)
+    assert [value for _, value, _ in pool.map(squares, range(3), 2)] == [0, 1, 4]
+
+
+def test_processes_without_mpi_threads_with_it_and_neither_for_one_shard_at_a_time(squares: Squares) -> None:
+    class UnderMPI(Communicator):
+        uses_mpi = True
+
+    kinds = []
+    for size, communicator in ((2, Communicator()), (2, UnderMPI()), (1, Communicator())):
+        with closing(make_pool(size, [squares], communicator)) as pool:
+            kinds.append((type(pool), pool.size))
+    assert kinds == [(ShardProcesses, 2), (ShardThreads, 2), (ShardThreads, 1)]
+
+
+def test_shared_zeros_are_float32_zeros_of_any_length() -> None:
+    for length in (0, 1, 1000):
+        array = shared_zeros(length)
+        assert array.dtype == np.float32
+        assert array.tolist() == [0.0] * length
+        array += 1

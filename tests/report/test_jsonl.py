@@ -1,0 +1,195 @@
+"""dptrain.report.jsonl: metrics.jsonl of real runs, line by line."""
+
+from __future__ import annotations
+
+import json
+import resource
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import (
+    BATCH_SIZE,
+    LAST_STEP,
+    STEPS_PER_EPOCH,
+    TRAIN,
+    configuration,
+    packed,
+)
+
+from dptrain.checkpoint.state import TrainingState
+from dptrain.errors import DptrainError, PreemptedError
+from dptrain.health.interruption import Interruption
+from dptrain.parallel.communicator import Communicator
+from dptrain.report.jsonl import MetricsWriter
+from dptrain.report.recorder import Recorder
+from dptrain.training.loop import train
+from dptrain.training.step import StepOutcome
+
+SECONDS = {"compute", "data", "waiting", "reduction"}
+KEYS = {
+    "start": {"event", "step", "ranks", "threads", "resumed_from", "time", "host", "command", "versions"},
+    "step": {"event", "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "seconds"},
+    "epoch": {
+        "event",
+        "step",
+        "epoch",
+        "loss",
+        "accuracy",
+        "test_loss",
+        "test_accuracy",
+        "lr",
+        "images_per_second",
+        "seconds",
+        "evaluation_seconds",
+        "params_sha256",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("metrics") / "set")
+
+
+def recorded(data: Path, folder: Path, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every line of metrics.jsonl after a run, and the run's summary."""
+    config = configuration(data, folder, **changes)
+    recorder = Recorder(config, "one process")
+    try:
+        summary = train(config, Communicator(), recorder)
+    finally:
+        recorder.close()
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], summary
+
+
+def of(event: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["event"] == event]
+
+
+def test_every_line_is_json_with_the_documented_keys(data: Path, tmp_path: Path) -> None:
+    lines, _ = recorded(data, tmp_path / "run")
+    assert [line["event"] for line in lines] == ["start", *(["step"] * STEPS_PER_EPOCH + ["epoch"]) * 2]
+    for line in lines:
+        assert set(line) == KEYS[line["event"]]
+        assert set(line.get("seconds", SECONDS)) == SECONDS
+    expected = {"event": "start", "step": 0, "ranks": 1, "threads": 1, "resumed_from": None}
+    assert expected.items() <= lines[0].items()
+
+
+def test_steps_and_epochs_are_counted_from_one(data: Path, tmp_path: Path) -> None:
+    lines, _ = recorded(data, tmp_path / "run")
+    expected = [(step, (step - 1) // STEPS_PER_EPOCH + 1) for step in range(1, LAST_STEP + 1)]
+    assert [(line["step"], line["epoch"]) for line in of("step", lines)] == expected
+    assert [(line["step"], line["epoch"]) for line in of("epoch", lines)] == [(7, 1), (14, 2)]
+
+
+def test_an_epochs_figures_are_the_means_of_its_steps(data: Path, tmp_path: Path) -> None:
+    lines, summary = recorded(data, tmp_path / "run")
+    sizes = [BATCH_SIZE] * (STEPS_PER_EPOCH - 1) + [TRAIN % BATCH_SIZE]
+    for number, epoch in enumerate(of("epoch", lines)):
+        steps = of("step", lines)[number * STEPS_PER_EPOCH : (number + 1) * STEPS_PER_EPOCH]
+        for name in ("loss", "accuracy"):
+            mean = sum(line[name] * size for line, size in zip(steps, sizes, strict=True)) / TRAIN
+            assert epoch[name] == pytest.approx(mean)
+        for name in SECONDS:
+            assert epoch["seconds"][name] == pytest.approx(sum(line["seconds"][name] for line in steps), abs=1e-3)
+        assert epoch["lr"] == steps[-1]["lr"]
+    for name in ("test_loss", "test_accuracy", "params_sha256"):
+        assert of("epoch", lines)[-1][name] == summary[name]
+
+
+@pytest.mark.parametrize(("log_every", "logged"), [(3, [3, 6, 9, 12]), (14, [14]), (50, [])])
+def test_only_every_so_many_steps_are_logged(log_every: int, logged: list[int], data: Path, tmp_path: Path) -> None:
+    lines, _ = recorded(data, tmp_path / "run", log_every=log_every)
+    assert [line["step"] for line in of("step", lines)] == logged
+    assert len(of("epoch", lines)) == 2
+
+
+def test_a_resumed_run_appends_the_same_figures_as_an_undisturbed_one(data: Path, tmp_path: Path) -> None:
+    whole, _ = recorded(data, tmp_path / "whole")
+    first, _ = recorded(data, tmp_path / "run", max_steps=4)
+    lines, _ = recorded(data, tmp_path / "run", threads=2)
+    assert lines[: len(first)] == first
+    resumed_from = str(tmp_path / "run/checkpoints/step-00000004.h5")
+    expected = {"event": "start", "step": 4, "ranks": 1, "threads": 2, "resumed_from": resumed_from}
+    assert expected.items() <= lines[len(first)].items()
+    timed = {"images_per_second", "seconds", "evaluation_seconds"}
+    figures = [
+        [{key: value for key, value in line.items() if key not in timed} for line in part]
+        for part in (of("step", lines), of("step", whole), of("epoch", lines)[1:], of("epoch", whole))
+    ]
+    assert figures[0] == figures[1]
+    assert figures[2] == figures[3]
+
+
+class AsksToEnd(Recorder, Interruption):
+    """Asks the run to end after a step."""
+
+    def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
+        super().stepped(state, outcome, lr)
+        if state.step == STEPS_PER_EPOCH:
+            self.signal_name = "SIGTERM"
+
+
+def test_a_run_resumed_at_the_end_of_an_epoch_has_no_rate_for_it(data: Path, tmp_path: Path) -> None:
+    """Found in the field: "images_per_second": 0.0 in the epoch line, as this process made no step of the epoch."""
+    config = configuration(data, tmp_path / "run")
+    with closing(AsksToEnd(config, "one process")) as recorder, pytest.raises(PreemptedError):
+        train(config, Communicator(), recorder, recorder)
+    lines, _ = recorded(data, tmp_path / "run")
+    first, second = of("epoch", lines)
+    assert (first["step"], first["images_per_second"]) == (STEPS_PER_EPOCH, None)
+    assert second["images_per_second"] > 0
+
+
+def test_a_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path / "metrics.jsonl")
+    writer.write("step", loss=0.5)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"event": "step", "loss": 0.5}\n'
+    writer.close()
+
+
+def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    writer = MetricsWriter(None)
+    writer.write("step", loss=0.5)
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DptrainError, match=r"metrics\.jsonl: cannot be written: No such file"):
+        MetricsWriter(tmp_path / "missing" / "metrics.jsonl").write("start")
+
+
+def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "start"}\n{"event": "st')
+    writer = MetricsWriter(path)
+    writer.write("start", step=3)
+    writer.close()
+    assert path.read_text().splitlines() == ['{"event": "start"}', '{"event": "st', '{"event": "start", "step": 3}']
+
+
+def test_a_full_disk_is_named_and_closing_afterwards_adds_no_other_error(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with path.open("w") as file:
+        file.truncate(1 << 30)  # takes no place, and cannot grow
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, before[1]))
+    try:
+        writer = MetricsWriter(path)
+        with pytest.raises(DptrainError, match="File too large; checkpoints so far are kept"):
+            writer.write("step", loss=0.5)
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_link_in_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DptrainError, match="is a symbolic link, which is not followed for writing"):
+        MetricsWriter(tmp_path / "metrics.jsonl").write("step", loss=0.5)
+    assert not (tmp_path / "elsewhere").exists()

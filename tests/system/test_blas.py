@@ -1,0 +1,86 @@
+"""dptrain.system.blas: one BLAS thread, whatever the shell asked for and whoever imported NumPy first."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import threadpoolctl
+
+from dptrain.errors import DptrainError
+from dptrain.system.blas import THREAD_VARIABLES, ensure_one_thread, request_one_thread
+
+REPORT = """
+import gc, json
+gc.collect()  # a limit must not end with the object that set it
+numpy.ones((300, 300)) @ numpy.ones((300, 300))
+print(json.dumps([p["num_threads"] for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]))
+"""
+TWO_THREADS = dict.fromkeys(THREAD_VARIABLES, "2")
+
+
+def threads_after(program: str) -> Any:
+    """Threads of each BLAS in a new process whose shell asked for two, after these lines."""
+    done = subprocess.run(
+        [sys.executable, "-c", program + REPORT],
+        env={**os.environ, **TWO_THREADS},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_blas_runs_the_threads_of_the_shell_when_nobody_pins_it() -> None:
+    """Without this the tests below would prove nothing."""
+    assert threads_after("import numpy, threadpoolctl") == [2]
+
+
+def test_blas_loaded_after_the_request_has_one_thread() -> None:
+    program = "from dptrain.system.blas import request_one_thread; request_one_thread(); import numpy, threadpoolctl"
+    assert threads_after(program) == [1]
+
+
+def test_blas_loaded_earlier_is_held_to_one_thread() -> None:
+    program = "import numpy, threadpoolctl; from dptrain.system.blas import ensure_one_thread; ensure_one_thread()"
+    assert threads_after(program) == [1]
+
+
+@pytest.mark.parametrize("module", ["dptrain.system.blas", "dptrain.commands.main"])
+def test_request_comes_in_time_because_numpy_is_not_imported_yet(module: str) -> None:
+    program = f"import sys, {module}; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+def test_request_reaches_every_blas_and_the_processes_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in THREAD_VARIABLES:
+        monkeypatch.setenv(variable, "2")
+    request_one_thread()
+    assert {variable: os.environ[variable] for variable in THREAD_VARIABLES} == dict.fromkeys(THREAD_VARIABLES, "1")
+
+
+def test_it_tells_which_blas_and_which_kernels_compute() -> None:
+    told = ensure_one_thread()
+    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    assert set(told) == {"blas", "blas_core"}
+    for pool in pools:
+        assert pool["internal_api"] in told["blas"]
+        assert pool["version"] in told["blas"]
+        assert pool["architecture"] in told["blas_core"]
+
+
+def test_blas_that_does_not_obey_is_an_error_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool: dict[str, Any] = {"user_api": "blas", "internal_api": "stubborn", "version": "1"}
+    openmp = {"user_api": "openmp", "internal_api": "openmp", "version": None, "filepath": "libgomp.so"}
+    info = [{**openmp, "num_threads": 8}, {**pool, "filepath": "libstubborn.so", "num_threads": 4}]
+    monkeypatch.setattr(threadpoolctl, "threadpool_info", lambda: info)
+    with pytest.raises(DptrainError, match=r"libstubborn\.so runs 4 threads.*OPENBLAS_NUM_THREADS=1"):
+        ensure_one_thread()
+    info[1]["num_threads"] = 1
+    assert ensure_one_thread() == {"blas": "stubborn 1", "blas_core": "unknown"}

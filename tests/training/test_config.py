@@ -1,0 +1,252 @@
+"""dptrain.training.config: values come from defaults, TOML and flags; a bad value is reported."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dptrain.errors import UsageError
+from dptrain.optim.schedule import NAMES as SCHEDULES
+from dptrain.training.config import (
+    BORDERS,
+    KEYS_OF_THE_PROCESS,
+    KEYS_OF_THE_RUN,
+    REDUCTIONS,
+    TrainConfig,
+    flag,
+    merged,
+    parse_model_options,
+    parse_toml,
+    read_toml,
+)
+
+# TOML holds any Unicode but surrogates; no path holds NUL.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+COUNT = st.integers(0, 10**6)
+POSITIVE = st.floats(0, 1e6, exclude_min=True)
+TOML_VALUE = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+CONFIGS = st.builds(
+    TrainConfig,
+    data=TEXT,
+    run_dir=TEXT,
+    model=TEXT,
+    model_options=st.dictionaries(TEXT, TOML_VALUE, max_size=3),
+    epochs=st.integers(1, 10**6),
+    max_steps=COUNT,
+    batch_size=st.integers(1, 10**6),
+    lr=POSITIVE,
+    momentum=st.floats(0, 1, exclude_max=True),
+    nesterov=st.booleans(),
+    weight_decay=st.floats(0, 1e3),
+    schedule=st.sampled_from(SCHEDULES),
+    warmup_steps=COUNT,
+    step_epochs=POSITIVE,
+    step_factor=POSITIVE,
+    seed=COUNT,
+    crop=st.sampled_from(BORDERS),
+    flip=st.booleans(),
+    threads=COUNT,
+    reduction=st.sampled_from(REDUCTIONS),
+    checkpoint_every=st.from_regex(r"[0-9]{1,9}[smh]?", fullmatch=True),
+    resume=TEXT,
+    elastic=st.booleans(),
+    stall_limit=st.floats(0, 1e6),
+    stall_abort=st.floats(0, 1e6),
+    log_every=st.integers(1, 10**6),
+)
+
+
+def refused(**values: Any) -> str:
+    """The message with which values are refused."""
+    with pytest.raises(UsageError) as caught:
+        TrainConfig(**values)
+    return str(caught.value)
+
+
+@given(config=CONFIGS)
+def test_configuration_comes_back_from_its_toml(config: TrainConfig) -> None:
+    assert TrainConfig(**parse_toml(config.to_toml(), "text")) == config
+
+
+def test_toml_has_every_key_spelled_like_its_flag() -> None:
+    written = tomllib.loads(TrainConfig().to_toml())
+    assert {flag(key.name) for key in fields(TrainConfig)} == {f"--{name}" for name in written}
+    assert flag("batch_size") == "--batch-size"
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('epochs = 3\nbatch-size = 64\nmodel-options = { widths = [4, 8] }\ndata = "caf\u00e9"\n', "utf-8")
+    config = merged(read_toml(path), {"epochs": 5, "seed": 9})
+    expected = {"epochs": 5, "seed": 9, "batch_size": 64, "model_options": {"widths": [4, 8]}, "data": "caf\u00e9"}
+    assert asdict(config) == {**asdict(TrainConfig()), **expected}
+
+
+def test_underscores_and_whole_numbers_do_in_a_file() -> None:
+    assert parse_toml("batch_size = 8\nlr = 1", "text") == {"batch_size": 8, "lr": 1.0}
+    assert type(parse_toml("lr = 1", "text")["lr"]) is float
+
+
+@pytest.mark.parametrize(
+    ("written", "nearest"),
+    [
+        ("batchsize", "batch-size"),
+        ("learning-rate", "lr"),
+        ("learning_rate", "lr"),
+        ("weight_decy", "weight-decay"),
+        ("epoch", "epochs"),
+        ("banana", None),
+    ],
+)
+def test_unknown_key_names_its_file_and_the_nearest(written: str, nearest: str | None) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_toml(f"{written} = 1", "my.toml")
+    assert f"my.toml: unknown key {written!r}" in str(caught.value)
+    assert str(caught.value).endswith(f"did you mean {nearest!r}?" if nearest else "; see dptrain train --help")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"epochs": "10"}, "--epochs is '10', expected a whole number"),
+        ({"epochs": 1.5}, "--epochs is 1.5, expected a whole number"),
+        ({"epochs": True}, "--epochs is True, expected a whole number"),
+        ({"lr": "fast"}, "--lr is 'fast', expected a number"),
+        ({"lr": False}, "--lr is False, expected a number"),
+        ({"data": 3}, "--data is 3, expected text"),
+        ({"nesterov": 1}, "--nesterov is 1, expected true or false"),
+        ({"model_options": [1]}, "--model-options is [1], expected a table of arguments"),
+        ({"schedule": 1}, "--schedule is 1, expected text"),
+    ],
+)
+def test_value_of_another_type_is_told_with_its_flag(values: dict[str, Any], told: str) -> None:
+    assert refused(**values) == told
+
+
+BOUNDS = [
+    ("epochs", 1, 0, "at least 1"),
+    ("max_steps", 0, -1, "at least 0"),
+    ("batch_size", 1, 0, "at least 1"),
+    ("lr", 1e-9, 0.0, "above 0.0"),
+    ("momentum", 0.0, -0.1, "at least 0.0"),
+    ("momentum", 0.999, 1.0, "below 1.0"),
+    ("weight_decay", 0.0, -1e-9, "at least 0.0"),
+    ("warmup_steps", -1, -2, "at least -1"),
+    ("step_epochs", 0.5, 0.0, "above 0.0"),
+    ("step_factor", 0.1, 0.0, "above 0.0"),
+    ("seed", 0, -1, "at least 0"),
+    ("seed", 2**63 - 1, 2**63, f"below {2**63}"),
+    ("threads", 0, -1, "at least 0"),
+    ("stall_limit", 0.0, -0.1, "at least 0.0"),
+    ("stall_abort", 0.0, -0.1, "at least 0.0"),
+    ("log_every", 1, 0, "at least 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "steps", "seconds"), [("0", 0, 0), ("500", 500, 0), ("90s", 0, 90), ("15m", 0, 900), ("2h", 0, 7200)]
+)
+def test_checkpoints_come_every_so_many_steps_or_so_much_time(text: str, steps: int, seconds: int) -> None:
+    assert TrainConfig(checkpoint_every=text).checkpoint_interval == (steps, seconds)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5h", "s", "10 s", "1d", "10ms", "\u0661"])
+def test_an_interval_of_another_form_is_refused(text: str) -> None:
+    assert refused(checkpoint_every=text) == (
+        f"--checkpoint-every is {text!r}, expected a number of steps, or a time such as 90s, 15m or 1h"
+    )
+
+
+def test_an_interval_may_be_a_number_in_toml() -> None:
+    """As it is in the checkpoints of versions that knew steps only."""
+    assert parse_toml("checkpoint-every = 500", "text") == {"checkpoint_every": "500"}
+
+
+@pytest.mark.parametrize(("name", "inside", "outside", "told"), BOUNDS)
+def test_value_beyond_its_bound_is_told_with_the_bound(name: str, inside: Any, outside: Any, told: str) -> None:
+    assert getattr(TrainConfig(**{name: inside}), name) == inside
+    assert refused(**{name: outside}) == f"{flag(name)} is {outside}, expected {told}"
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "nearest"),
+    [("schedule", "cosin", "cosine"), ("crop", "reflection", "reflect"), ("reduction", "trees", "tree")],
+)
+def test_unknown_choice_names_the_nearest(name: str, wrong: str, nearest: str) -> None:
+    assert refused(**{name: wrong}) == f"{flag(name)} is {wrong!r}; did you mean {nearest!r}?"
+
+
+def test_file_that_cannot_be_read_or_is_not_toml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--config .*missing\.toml: cannot be read: No such file"):
+        read_toml(tmp_path / "missing.toml")
+    with pytest.raises(UsageError, match="cannot be read: is a folder"):
+        read_toml(tmp_path)
+    path = tmp_path / "bad.toml"
+    path.write_text("epochs = 3\nlr = fast\n")
+    with pytest.raises(UsageError, match=r"bad\.toml: not TOML: .*line 2"):
+        read_toml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("widths = [32, 64]", {"widths": [32, 64]}),
+        ("widths = [8], bias = false", {"widths": [8], "bias": False}),
+        ("a = 1, b = 'x, y; z'", {"a": 1, "b": "x, y; z"}),
+        ("", {}),
+    ],
+)
+def test_model_options_are_the_inside_of_an_inline_table(text: str, options: dict[str, Any]) -> None:
+    assert parse_model_options(text) == options
+
+
+def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"bad\.toml: not text in UTF-8"):
+        read_toml(path)
+
+
+def test_a_key_that_is_given_in_both_spellings_is_told() -> None:
+    with pytest.raises(UsageError, match="'batch_size' is given twice"):
+        parse_toml("batch-size = 64\nbatch_size = 128", "my.toml")
+
+
+@pytest.mark.parametrize("key", ["lr", "weight_decay", "step_epochs", "step_factor"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_are_finite(key: str, value: float) -> None:
+    with pytest.raises(UsageError, match=r"is (inf|nan), expected a finite number"):
+        merged({key: value})
+
+
+def test_model_options_that_are_not_toml_are_told_with_an_example() -> None:
+    with pytest.raises(UsageError, match=r"--model-options 'widths: 3': not TOML .* --model-options 'widths = \[32"):
+        parse_model_options("widths: 3")
+
+
+def test_keys_of_the_run_and_of_the_process_are_keys_and_disjoint() -> None:
+    names = {key.name for key in fields(TrainConfig)}
+    assert names >= set(KEYS_OF_THE_RUN) | set(KEYS_OF_THE_PROCESS)
+    assert not set(KEYS_OF_THE_RUN) & set(KEYS_OF_THE_PROCESS)
+
+
+def test_a_table_that_is_no_key_is_told_to_be_flat() -> None:
+    with pytest.raises(UsageError, match=r"table \[train\]: keys stand at the top"):
+        parse_toml("[train]\nlr = 1", "my.toml")
+
+
+def test_the_reductions_of_the_flag_are_those_there_are() -> None:
+    from dptrain.parallel.reduce import tree as reduction
+    from dptrain.training.config import REDUCTIONS
+
+    assert set(REDUCTIONS) == set(reduction.REDUCTIONS)

@@ -1,0 +1,215 @@
+"""dptrain.training.evaluate_checkpoint: `dptrain eval` on its own data, other data, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import resealed
+from mpi_runs import mpirun, own_mpi
+from training_runs import configuration, packed, run
+
+from data_prep.pack import ImageData, LabelledImages, pack
+from dptrain.checkpoint.format import read_checkpoint
+from dptrain.data.manifest import SPLITS, Source, read_manifest, read_shard
+from dptrain.errors import CheckpointError, DataError, ModelError, UsageError
+from dptrain.parallel.communicator import Communicator
+from dptrain.training.evaluate import Evaluation
+from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
+
+FEWER = "the hash of fewer parameters"
+LAST = "checkpoints/step-00000014.h5"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A data set and the last checkpoint of a run on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    data = packed(folder / "set")
+    run(configuration(data, folder / "run"))
+    return data, folder / "run" / LAST
+
+
+def evaluation_of(data: Path, checkpoint: Path, model: str = "") -> Evaluation:
+    return evaluate_checkpoint(read_checkpoint(checkpoint), checkpoint, data, Communicator(), model=model, threads=1)
+
+
+@pytest.mark.parametrize(("change", "words"), [({"shape": (2, 6, 8)}, "(2, 6, 8)"), ({"classes": 4}, "'class-3')")])
+def test_data_of_another_shape_or_other_classes_is_refused(
+    change: dict[str, object], words: str, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="not the same task") as caught:
+        evaluation_of(packed(tmp_path / "other", **change), trained[1])
+    assert words in str(caught.value)
+
+
+def test_other_samples_of_the_same_task_are_evaluated(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    assert evaluation_of(packed(tmp_path / "other", test=11, seed=9, shards=2), trained[1]).samples == 11
+
+
+def test_only_the_test_shards_are_opened(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    data = packed(tmp_path / "set")
+    for path in data.glob("train-*"):
+        path.unlink()
+    assert evaluation_of(data, trained[1]).samples == 37
+    (data / "test-001-of-004.h5").unlink()
+    with pytest.raises(DataError, match="test-001-of-004"):
+        evaluation_of(data, trained[1])
+
+
+def repacked_beside_darker_images(data: Path, out: Path, classes: tuple[str, ...] = ()) -> Path:
+    """The same test images in a data set of other, darker training images."""
+    manifest = read_manifest(data)
+    splits = {}
+    for split in SPLITS:
+        parts = [read_shard(data, manifest, split, shard) for shard in range(manifest.shard_count)]
+        images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+        splits[split] = LabelledImages(images // 3 if split == "train" else images, labels)
+    source = Source("darker", None, None, None)
+    pack(out, ImageData("darker", classes or manifest.classes, source, splits["train"], splits["test"]), shards=4)
+    return out
+
+
+def test_images_are_normalised_as_in_training_whatever_they_are_packed_with(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Evaluation with the data set's own mean and deviation: the same test images beside darker training images."""
+    data, checkpoint = trained
+    darker = repacked_beside_darker_images(data, tmp_path / "darker")
+    lines: list[str] = []
+    found = [
+        evaluate_checkpoint(
+            read_checkpoint(checkpoint), checkpoint, folder, Communicator(), threads=1, say=lines.append
+        )
+        for folder in (data, darker)
+    ]
+    assert found[0].accuracy == found[1].accuracy
+    assert found[0].loss == pytest.approx(found[1].loss, rel=1e-5)  # the shards are others, and so is the sum's order
+    (line,) = lines
+    mean, dark = (" ".join(f"{value:.4g}" for value in read_manifest(folder).mean) for folder in (data, darker))
+    assert f"normalised as in training, mean {mean} and deviation " in line
+    assert f"darker has mean {dark} and deviation " in line
+
+
+def test_a_checkpoint_that_does_not_say_its_mean_is_evaluated_with_the_data_sets(tmp_path: Path) -> None:
+    """One of format version 1."""
+    folder = Path(__file__).parents[1] / "fixtures" / "version-1"
+    checkpoint, lines = read_checkpoint(folder / "checkpoint.h5"), []
+    found = evaluate_checkpoint(
+        checkpoint, folder / "checkpoint.h5", folder / "data-set", Communicator(), threads=1, say=lines.append
+    )
+    assert found.accuracy == checkpoint.state.test_accuracy
+    assert len(lines) == 1
+    assert "does not say its mean and deviation" in lines[0]
+
+
+def other_shape(index: dict[str, Any]) -> None:
+    for tensors in index["vectors"].values():
+        tensors[0]["shape"] = [int(np.prod(tensors[0]["shape"]))]
+
+
+def fewer(index: dict[str, Any]) -> None:
+    for tensors in index["vectors"].values():
+        del tensors[-1]
+    index["params_sha256"] = FEWER
+
+
+def at_another_step(index: dict[str, Any]) -> None:
+    index["state"] |= {"step": 7, "epoch_samples": 0, "epoch_correct": 0, "test_accuracy": None}
+
+
+def other_epochs(index: dict[str, Any]) -> None:
+    index["origin"]["steps_per_epoch"] = 6
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (other_shape, "its tensors are not those of its architecture: it has ('conv1.weight', (54,)), expected"),
+        (fewer, "it has nothing, expected ('linear1.bias', (5,))"),
+        (at_another_step, "the file was edited"),
+        (other_epochs, "the file was edited"),
+    ],
+)
+def test_an_edited_checkpoint_that_does_not_fit_its_own_network_is_one_error(
+    edit: Callable[[dict[str, Any]], None], words: str, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, checkpoint = trained
+    forged = tmp_path / "forged.h5"
+    content = checkpoint.read_bytes()
+    kept = read_checkpoint(checkpoint).state.parameters[:-5]
+
+    def edited(index: dict[str, Any]) -> None:
+        edit(index)
+        if index["params_sha256"] is FEWER:
+            index["params_sha256"] = hashlib.sha256(kept.tobytes()).hexdigest()
+
+    forged.write_bytes(resealed(content, edited))
+    with pytest.raises(CheckpointError) as caught:
+        run(configuration(data, tmp_path / "run", resume=str(forged)))
+    assert words in str(caught.value)
+    if edit in (other_shape, fewer):
+        with pytest.raises(CheckpointError) as caught:
+            evaluation_of(data, forged)
+        assert words in str(caught.value)
+
+
+def test_classes_in_another_order_are_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    classes = ("class-1", "class-0", "class-2", "class-3", "class-4")
+    other = repacked_beside_darker_images(trained[0], tmp_path / "other", classes)
+    with pytest.raises(CheckpointError, match="in another order: label 0 is class-0 there, class-1 here"):
+        evaluation_of(other, trained[1])
+
+
+@pytest.fixture
+def own_model(tmp_path: Path) -> tuple[Path, str]:
+    """A file with an architecture, and its name for --model."""
+    path = tmp_path / "net.py"
+    path.write_text(
+        "from dptrain.nn import Flatten, Linear\n"
+        "def build(input_shape, classes):\n    return [Flatten(), Linear(classes)]\n"
+    )
+    return path, f"{path}:build"
+
+
+def test_code_that_a_checkpoint_names_is_run_only_when_asked(own_model: tuple[Path, str], tmp_path: Path) -> None:
+    path, model = own_model
+    data = packed(tmp_path / "set")
+    run(configuration(data, tmp_path / "run", model=model, model_options={}))
+    path.write_text("raise SystemError('hostile code ran')\n" + path.read_text())
+    with pytest.raises(UsageError, match=f"add --model {re.escape(str(tmp_path / 'run' / 'model' / 'net.py'))}:build"):
+        evaluation_of(data, tmp_path / "run" / LAST)
+    with pytest.raises(ModelError, match="hostile code ran"):
+        evaluation_of(data, tmp_path / "run" / LAST, model)
+
+
+def test_an_architecture_file_may_move_but_its_layers_may_not_change(
+    own_model: tuple[Path, str], tmp_path: Path
+) -> None:
+    path, model = own_model
+    data = packed(tmp_path / "set")
+    run(configuration(data, tmp_path / "run", model=model, model_options={}))
+    moved = path.rename(tmp_path / "moved.py")
+    assert evaluation_of(data, tmp_path / "run" / LAST, f"{moved}:build").samples == 37
+    moved.write_text(moved.read_text().replace("Linear(classes)", "Linear(7), Linear(classes)"))
+    with pytest.raises(CheckpointError, match="of another architecture"):
+        evaluation_of(data, tmp_path / "run" / LAST, f"{moved}:build")
+
+
+@pytest.mark.mpi
+def test_data_that_one_rank_does_not_find_ends_both(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    data, checkpoint = trained
+    program = tmp_path / "wrapper.py"
+    program.write_text(
+        "import sys\nfrom dptrain.commands.main import main\nfrom dptrain.parallel.communicator import launched_rank\n"
+        "sys.exit(main(['eval', sys.argv[1], '/nonexistent' if launched_rank() else sys.argv[2]]))\n"
+    )
+    done = mpirun(own_mpi(), 2, program, checkpoint, data, cwd=tmp_path, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.count("dptrain: error:") == 1
+    assert "/nonexistent: there is no such folder" in done.stderr

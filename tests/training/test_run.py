@@ -1,0 +1,186 @@
+"""dptrain.training.run: wherever ranks die, those that live go on to the bits of an undisturbed run."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mortal_ranks import Death, on_mortal_ranks
+from training_runs import Memory, configuration, packed, run
+
+from dptrain.checkpoint.format import read_checkpoint
+from dptrain.errors import PeerError, PreemptedError, RankLostError
+from dptrain.health.interruption import Interruption
+from dptrain.parallel.communicator import Communicator
+from dptrain.training.config import TrainConfig, read_toml
+from dptrain.training.loop import train
+
+# An epoch of 7 steps and one more: checkpoints after 3 and 6, an evaluation after 7 and at the end.
+RANKS, LAST_STEP = 3, 8
+
+
+class Survivor(Memory):
+    """An observer that ranks may be lost to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost: list[list[int]] = []
+
+    def recovered(self, session: Any, state: Any, folder: Any, lost: Sequence[int], seconds: float) -> None:
+        self.lost.append(list(lost))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("run") / "set")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    config = configuration(data, tmp_path_factory.mktemp("undisturbed") / "run", max_steps=LAST_STEP)
+    return str(run(config)[0]["params_sha256"])
+
+
+def elastic(data: Path, run_dir: Path, **changes: Any) -> TrainConfig:
+    # Threads stand for ranks: nobody watches them.
+    options = {"elastic": True, "checkpoint_every": "3", "stall_limit": 0.0, "max_steps": LAST_STEP}
+    return configuration(data, run_dir, **(options | changes))
+
+
+def train_with_deaths(config: TrainConfig, deaths: Sequence[Death]) -> tuple[dict[int, Any], list[int]]:
+    """The summaries of the ranks that live, and how many collectives each rank has called."""
+    results, world = on_mortal_ranks(RANKS, lambda communicator: train(config, communicator, Survivor()), deaths)
+    assert len(results) == RANKS - len(world.dead)
+    return results, world.calls
+
+
+def assert_undisturbed(config: TrainConfig, results: dict[int, Any], undisturbed: str) -> None:
+    assert {result["params_sha256"] for result in results.values()} == {undisturbed}
+    checkpoints = sorted((Path(config.run_dir) / "checkpoints").iterdir())
+    states = [read_checkpoint(path).state for path in checkpoints]
+    assert [state.step for state in states][-1] == LAST_STEP
+    assert states[-1].params_sha256 == undisturbed
+    assert states[-1].test_accuracy is not None
+
+
+@pytest.fixture(scope="module")
+def calls(data: Path, undisturbed: str, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Collectives of each rank in a run in which nobody dies."""
+    config = elastic(data, tmp_path_factory.mktemp("calls") / "run")
+    results, counts = train_with_deaths(config, [])
+    assert_undisturbed(config, results, undisturbed)
+    assert len(set(counts)) == 1
+    return counts[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rank", range(RANKS))
+@pytest.mark.parametrize("unlucky", [None, "all"])
+def test_a_rank_may_die_in_any_collective_of_a_run(
+    rank: int, unlucky: str | None, every: int, data: Path, undisturbed: str, calls: int, tmp_path: Path
+) -> None:
+    """Before it sent its part; or after that, when the collective returns success to the others, but no data.
+
+    A rank that dies after the others have the data is the same as one that dies before its part of the next collective.
+    In a normal test run each collective is struck by one rank in one way; with -m long by each rank in both ways.
+    """
+    others = [other for other in range(RANKS) if other != rank]
+    affected = None if unlucky is None else others
+    first = (2 * rank + (unlucky is None)) % every
+    for call in range(first, calls, every):
+        config = elastic(data, tmp_path / f"run-{call}")
+        results, _ = train_with_deaths(config, [Death(rank, call, affected)])
+        assert len(results) == RANKS - 1
+        assert_undisturbed(config, results, undisturbed)
+
+
+@pytest.mark.parametrize("seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(10, 30))])
+def test_a_second_rank_may_die_at_any_time_after_the_first(
+    seed: int, data: Path, undisturbed: str, calls: int, tmp_path: Path
+) -> None:
+    """Often within the recovery: the second death is at most 25 collectives later."""
+    draw = random.Random(seed)
+    first, second = draw.sample(range(RANKS), 2)
+    call = draw.randrange(calls)
+    choices = [None, [], [second], [third for third in range(RANKS) if third not in (first, second)]]
+    deaths = [
+        Death(first, call, draw.choice(choices)),
+        Death(second, call + draw.randrange(25), draw.choice([None, []])),
+    ]
+    config = elastic(data, tmp_path / "run")
+    results, _ = train_with_deaths(config, deaths)
+    assert_undisturbed(config, results, undisturbed)
+    assert len(results) <= RANKS - 1  # the second may have come to its end before it was to die
+
+
+def test_without_elastic_a_death_is_an_error_though_the_mpi_could_do_more(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(RankLostError):
+        train_with_deaths(elastic(data, tmp_path / "run", elastic=False), [Death(1, 20)])
+
+
+def test_all_deaths_are_told_also_of_a_recovery_that_a_death_interrupts(data: Path, tmp_path: Path) -> None:
+    observers: dict[int, Survivor] = {}
+
+    def program(communicator: Communicator) -> None:
+        observers[communicator.rank] = Survivor()
+        train(elastic(data, tmp_path / "run"), communicator, observers[communicator.rank])
+
+    on_mortal_ranks(RANKS, program, [Death(1, 20), Death(2, 23)])
+    assert observers[0].lost == [[1, 2]]
+
+
+class Asked(Interruption):
+    """A signal has come already."""
+
+    signal_name = "SIGTERM"
+
+
+def test_a_signal_that_came_before_a_death_ends_the_run_after_the_recovery(
+    data: Path, undisturbed: str, tmp_path: Path
+) -> None:
+    """It waits until the others have recovered, for only then can all save the same step."""
+    config = elastic(data, tmp_path / "run")
+
+    def program(communicator: Communicator) -> str:
+        interruption = Asked() if communicator.rank == 0 else Interruption()
+        with pytest.raises((PreemptedError, PeerError), match="stopped by SIGTERM") as caught:
+            train(config, communicator, Survivor(), interruption)
+        return str(caught.value)
+
+    # With the first step: its collectives follow on those of the beginning.
+    ended = [set(on_mortal_ranks(RANKS, program, [Death(2, call)])[0]) for call in range(8, 40, 3)]
+    assert {0, 1} in ended
+    assert all({0, 1} <= found for found in ended)  # all of them when the run had ended before
+    again, _ = run(elastic(data, tmp_path / "run", elastic=False))
+    assert again["params_sha256"] == undisturbed
+
+
+def test_a_run_whose_new_rank_0_has_another_disk_makes_its_folder_complete_and_says_where(
+    data: Path, undisturbed: str, tmp_path: Path
+) -> None:
+    config = elastic(data, tmp_path / "run")
+    observers = {rank: Survivor() for rank in range(RANKS)}
+
+    def lose_the_disk(*_: Any) -> None:
+        shutil.rmtree(tmp_path / "run")
+
+    observers[1].started = lose_the_disk  # type: ignore[method-assign]
+
+    def program(communicator: Communicator) -> dict[str, Any]:
+        return train(config, communicator, observers[communicator.rank])
+
+    results, _ = on_mortal_ranks(RANKS, program, [Death(0, 30)])
+    assert_undisturbed(config, results, undisturbed)
+    said = [line for line in observers[1].lines if "the run continues in" in line]
+    assert said == [
+        f"the run continues in {tmp_path / 'run'} on {socket.gethostname()}, a new folder: "
+        "the earlier checkpoints are on the host that was lost"
+    ]
+    saved = read_toml(tmp_path / "run" / "config.toml")
+    assert saved["model"] == config.model

@@ -1,0 +1,207 @@
+"""dptrain.training.step: shards make the gradient of the joined batch, and a step is made whole or not at all."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from training_runs import BATCH_SIZE, STEPS_PER_EPOCH, TRAIN, configuration, packed, session_and_state
+
+from dptrain.arrays.memory import Workspace
+from dptrain.checkpoint.state import TrainingState
+from dptrain.errors import TrainingError
+from dptrain.nn.network import Outcome
+from dptrain.training.setup import Session
+from dptrain.training.step import Seconds
+
+PLAIN = {"weight_decay": 0.0}  # then momentum, from zero, is the gradient after one step
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> tuple[Session, TrainingState]:
+    return session_and_state(configuration(packed(tmp_path / "set"), tmp_path / "run", **PLAIN))
+
+
+def joined_pass(
+    session: Session, state: TrainingState, epoch: int, step: int
+) -> tuple[NDArray[np.float64], float, int, int]:
+    """Mean gradient, mean loss, right answers and samples of the whole batch, in one pass in float64."""
+    batches = session.take_step.work.batches
+    parts = [batches[shard].batch(epoch, step, Workspace()) for shard in sorted(batches)]
+    images = np.concatenate([images for images, _ in parts], axis=-2).astype(np.float64)
+    labels = np.concatenate([labels for _, labels in parts])
+    gradient = np.zeros(session.network.layout.size)
+    parameters = state.parameters.astype(np.float64)
+    outcome = session.network.loss_and_grad(parameters, images, labels, gradient, Workspace(np.float64))
+    return gradient / len(labels), outcome.loss_sum / len(labels), outcome.correct, len(labels)
+
+
+def assert_step_is_the_joined_pass(session: Session, state: TrainingState, epoch: int, step: int) -> int:
+    gradient, loss, correct, samples = joined_pass(session, state, epoch, step)
+    outcome = session.take_step(state, epoch, step, lr=0.01)
+    error = np.linalg.norm(state.momentum - gradient) / np.linalg.norm(gradient)
+    assert error < 1e-5
+    assert outcome.loss == pytest.approx(loss, rel=1e-5)
+    assert (outcome.correct, outcome.samples) == (correct, samples)
+    return samples
+
+
+@pytest.mark.parametrize("shards", [1, 3, 4, 8])
+@pytest.mark.parametrize("model", ["convnet", "linear"])
+def test_the_gradient_of_all_shards_is_that_of_one_pass_over_the_joined_batch(
+    shards: int, model: str, tmp_path: Path
+) -> None:
+    options = {"widths": [4, 6]} if model == "convnet" else {}
+    config = configuration(
+        packed(tmp_path / "set", shards=shards),
+        tmp_path / "run",
+        model=model,
+        model_options=options,
+        batch_size=6 * shards,
+        threads=2,
+        **PLAIN,
+    )
+    session, state = session_and_state(config)
+    assert assert_step_is_the_joined_pass(session, state, 0, 0) == 6 * shards
+
+
+def test_an_uneven_last_microbatch_has_its_exact_weight(prepared: tuple[Session, TrainingState]) -> None:
+    session, state = prepared
+    assert assert_step_is_the_joined_pass(session, state, 0, STEPS_PER_EPOCH - 1) == TRAIN % BATCH_SIZE
+
+
+def test_shards_that_have_run_out_of_samples_add_nothing(tmp_path: Path) -> None:
+    config = configuration(packed(tmp_path / "set", train=9), tmp_path / "run", batch_size=4, **PLAIN)
+    session, state = session_and_state(config)
+    for step in (0, 1):
+        session.take_step(state, 0, step, 0.01)
+    state.momentum.fill(0)
+    assert assert_step_is_the_joined_pass(session, state, 0, 2) == 1
+
+
+def test_an_epoch_uses_every_sample_once(prepared: tuple[Session, TrainingState]) -> None:
+    session, state = prepared
+    samples = [session.take_step(state, 0, step, 0.01).samples for step in range(STEPS_PER_EPOCH)]
+    assert samples == [BATCH_SIZE] * (STEPS_PER_EPOCH - 1) + [TRAIN % BATCH_SIZE]
+    assert (state.step, state.samples_seen) == (STEPS_PER_EPOCH, TRAIN)
+
+
+def overflow_the_loss(session: Session, state: TrainingState) -> None:
+    state.parameters *= np.float32(1e30)
+
+
+def overflow_the_gradient(session: Session, state: TrainingState) -> None:
+    """Logits of about 1e9, but weights so large that what they hand back exceeds float32."""
+    views = session.network.layout.views(state.parameters)
+    views["conv1.weight"].fill(0)
+    views["conv1.bias"].fill(1e-30)
+    views["linear1.weight"][...] = 3e38 * np.sign(views["linear1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"), [(overflow_the_loss, "the loss is"), (overflow_the_gradient, "the gradient is not finite")]
+)
+def test_a_step_that_is_not_finite_names_itself_and_leaves_the_state_alone(
+    spoil: Callable[[Session, TrainingState], None], what: str, prepared: tuple[Session, TrainingState]
+) -> None:
+    session, state = prepared
+    session.take_step(state, 0, 0, 0.01)
+    spoil(session, state)
+    before = state.sha256, state.step, state.samples_seen
+    with pytest.raises(TrainingError) as caught:
+        session.take_step(state, 0, 1, 0.0625)
+    assert (state.sha256, state.step, state.samples_seen) == before
+    for words in (what, "step 2:", "learning rate 0.0625"):
+        assert words in str(caught.value)
+
+
+def test_infinities_that_cancel_are_noticed_without_a_warning(
+    prepared: tuple[Session, TrainingState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two shards overflow to opposite sides: their sum is not a number, and NumPy would warn on stderr."""
+    session, state = prepared
+    signs = itertools.cycle([np.inf, -np.inf, 0, 0])
+
+    def overflow(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any) -> Outcome:
+        gradient.fill(next(signs))
+        return Outcome(1.0, 0)
+
+    monkeypatch.setattr(session.network, "loss_and_grad", overflow)
+    with pytest.raises(TrainingError, match="the gradient is not finite"):
+        session.take_step(state, 0, 0, 0.01)
+
+
+def test_infinities_of_both_signs_in_one_gradient_are_noticed_without_a_warning(
+    prepared: tuple[Session, TrainingState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, state = prepared
+
+    def overflow(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any) -> Outcome:
+        gradient[::2], gradient[1::2] = np.inf, -np.inf
+        return Outcome(1.0, 0)
+
+    monkeypatch.setattr(session.network, "loss_and_grad", overflow)
+    with pytest.raises(TrainingError, match="the gradient is not finite"):
+        session.take_step(state, 0, 0, 0.01)
+
+
+def test_a_step_that_is_made_after_a_failed_one_is_not_affected_by_it(prepared: tuple[Session, TrainingState]) -> None:
+    session, state = prepared
+    good = state.parameters.copy()
+    overflow_the_loss(session, state)
+    with pytest.raises(TrainingError):
+        session.take_step(state, 0, 0, 0.01)
+    state.parameters[...] = good
+    assert_step_is_the_joined_pass(session, state, 0, 0)
+
+
+def slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(seconds)
+        return function(*arguments, **options)
+
+    return slow
+
+
+@pytest.mark.parametrize("part", ["compute", "data", "waiting", "reduction"])
+def test_time_is_booked_where_it_was_spent(
+    part: str, prepared: tuple[Session, TrainingState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, state = prepared
+    owner, name = {
+        "compute": (session.network, "loss_and_grad"),
+        "data": (session.take_step.work.batches[1], "batch"),
+        "waiting": (session.take_step.communicator, "barrier"),
+        "reduction": (session.take_step.reduction, "exchange"),
+    }[part]
+    monkeypatch.setattr(owner, name, slowed(getattr(owner, name), 0.1))
+    if part == "data":  # shares are of a shard's own time: slow them all
+        for batches in session.take_step.work.batches.values():
+            monkeypatch.setattr(batches, "batch", slowed(type(batches).batch.__get__(batches), 0.1))
+    seconds = vars(session.take_step(state, 0, 0, 0.01).seconds)
+    assert seconds[part] >= 0.09
+    assert max(seconds, key=seconds.__getitem__) == part
+
+
+def test_the_seconds_of_a_step_add_up_to_its_duration(prepared: tuple[Session, TrainingState]) -> None:
+    session, state = prepared
+    missing = []
+    for step in range(STEPS_PER_EPOCH):
+        started = time.perf_counter()
+        seconds = vars(session.take_step(state, 0, step, 0.01).seconds)
+        missing.append(time.perf_counter() - started - sum(seconds.values()))
+        assert min(seconds.values()) >= 0
+    assert min(missing) >= 0
+    assert min(missing) < 0.001  # the quietest step: others may be interrupted between two clocks
+
+
+def test_seconds_of_two_steps_are_summed_by_column() -> None:
+    seconds = Seconds(1, 2, 3, 4)
+    seconds += Seconds(10, 20, 30, 40)
+    assert seconds == Seconds(compute=11, data=22, waiting=33, reduction=44)
