@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dptrain.config.train import read_toml
 from dptrain.system.paths import typed_path
-from dptrain.training.config import read_toml
 
 STEP_LINE = re.compile(rb'"event": "(step|epoch)"')
 TAIL_BYTES = 65536

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Layer, array_shape
+from dptrain.nn.layer import Layer
 
 STEP = 1e-4  # of the central differences; values of `distinct` lie further apart than that
 

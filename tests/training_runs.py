@@ -11,8 +11,8 @@ from data_sets import image_data
 from data_prep.pack import pack
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.state import TrainingState, initial_state
+from dptrain.config.train import TrainConfig
 from dptrain.parallel.communicator import Communicator
-from dptrain.training.config import TrainConfig
 from dptrain.training.evaluate import Evaluation
 from dptrain.training.loop import train
 from dptrain.training.setup import Session, set_up

@@ -12,6 +12,13 @@ import numpy as np
 
 from dptrain.arrays.memory import Array
 
+Shape = tuple[int, ...]
+
+
+def array_shape(sample: Shape, samples: int) -> Shape:
+    """Of an array that holds `samples` samples: (H, W, N, C) for samples (C, H, W), (N, F) for samples (F,)."""
+    return (*sample[1:], samples, sample[0])
+
 
 class ParamLayout:
     """Where each parameter lies in the flat vector, in the order given.
@@ -19,7 +26,7 @@ class ParamLayout:
     shapes: full name (such as "conv1.weight") to shape.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
         self.shapes = dict(shapes)
         self.slices: dict[str, slice] = {}
         start = 0

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from dptrain.config.train import REDUCTIONS, parse_model_options
 from dptrain.errors import UsageError
 from dptrain.system.text import shown
-from dptrain.training.config import REDUCTIONS, parse_model_options
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator

@@ -12,13 +12,13 @@ import numpy as np
 
 from dptrain.arrays.memory import Workspace
 from dptrain.bench.workload import make_batches, random_samples
+from dptrain.config.train import BORDERS
 from dptrain.data.batches import ShardBatches
 from dptrain.data.manifest import Source
 from dptrain.data.shards import load_shards
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.pool import ShardWork
 from dptrain.parallel.processes import make_pool
-from dptrain.training.config import BORDERS
 
 EPOCHS = 3
 

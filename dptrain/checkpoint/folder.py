@@ -21,8 +21,8 @@ from dptrain.errors import BrokenCheckpointError, CheckpointError, DptrainError,
 from dptrain.system import files
 from dptrain.system.durable import TEMPORARY, link_durably, sync_folder, write_durably
 from dptrain.system.text import shown
-from dptrain.training.model_source import KEPT
 
+KEPT = "model"  # the folder, in a run folder, of a user's model files
 KEEP = 3
 BEST = "best.h5"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

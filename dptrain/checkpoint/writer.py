@@ -11,7 +11,7 @@ from dptrain.arrays.layout import ParamLayout
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import Origin, checkpoint_bytes
 from dptrain.checkpoint.state import TrainingState
-from dptrain.training.config import TrainConfig
+from dptrain.config.train import TrainConfig
 
 
 class CheckpointWriter:

@@ -23,6 +23,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import dptrain
 from dptrain.bench.command import add_bench
+from dptrain.config.train import (
+    BORDERS,
+    KEYS_OF_PATHS,
+    TrainConfig,
+    check_paths,
+    flag,
+    merged,
+    parse_model_options,
+    parse_toml,
+    read_toml,
+    unknown_key,
+)
 from dptrain.errors import (
     FAILED,
     PREEMPTED,
@@ -46,18 +58,6 @@ from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output, print_whole, write_to_stderr
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown, shown_lines
-from dptrain.training.config import (
-    BORDERS,
-    KEYS_OF_PATHS,
-    TrainConfig,
-    check_paths,
-    flag,
-    merged,
-    parse_model_options,
-    parse_toml,
-    read_toml,
-    unknown_key,
-)
 
 if TYPE_CHECKING:
     from dptrain.checkpoint.format import Checkpoint

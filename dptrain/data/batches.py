@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import Purpose, random_words
 from dptrain.data.manifest import Manifest, Samples
 from dptrain.data.transforms import cropped, flipped
-from dptrain.nn.layer import array_shape
 
 
 class ShardBatches:

@@ -61,7 +61,7 @@ class Watcher:
 
     names       of all ranks, for people
     watchers    the ranks that watch
-    limit, abort, say, end      as `dptrain.health.watch.Watch` explains them
+    limit, abort, say, end      as `dptrain.parallel.watch.Watch` explains them
     """
 
     def __init__(

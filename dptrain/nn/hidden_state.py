@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace, aligned_copy, aligned_zeros
 from dptrain.errors import DptrainError, ModelError
-from dptrain.nn.layer import Layer, Parameters, Shape, array_shape
+from dptrain.nn.layer import Layer, Parameters
 from dptrain.nn.network import Network, quiet
 from dptrain.nn.snapshot import Snapshot, changed, snapshot
 from dptrain.system.text import shown

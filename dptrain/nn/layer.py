@@ -8,15 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
 
-Shape = tuple[int, ...]
 Parameters = Mapping[str, Any]  # arrays, and among prepared ones whatever a layer has made of them
-
-
-def array_shape(sample: Shape, samples: int) -> Shape:
-    """Of an array that holds `samples` samples: (H, W, N, C) for samples (C, H, W), (N, F) for samples (F,)."""
-    return (*sample[1:], samples, sample[0])
 
 
 class Layer:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import ParamLayout, Shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import Purpose, random_words
 from dptrain.nn.fusion import fuse
-from dptrain.nn.layer import Layer, Parameters, Shape
+from dptrain.nn.layer import Layer, Parameters
 from dptrain.nn.loss import softmax_cross_entropy
 
 Prepared = list[Parameters]

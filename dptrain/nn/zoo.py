@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dptrain.nn.layer import Layer, Shape
+from dptrain.arrays.layout import Shape
+from dptrain.nn.layer import Layer
 from dptrain.nn.layers.activation import Flatten, ReLU
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.linear import Linear

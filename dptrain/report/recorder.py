@@ -18,10 +18,10 @@ import h5py
 import dptrain
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.state import TrainingState
+from dptrain.config.train import TrainConfig
 from dptrain.parallel.communicator import launched_rank
 from dptrain.report.console import Progress
 from dptrain.report.jsonl import MetricsWriter
-from dptrain.training.config import TrainConfig
 from dptrain.training.evaluate import Evaluation
 from dptrain.training.setup import Session
 from dptrain.training.step import Seconds, StepOutcome

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dptrain.checkpoint.format import Checkpoint, Origin
+from dptrain.config.train import TrainConfig, parse_toml
 from dptrain.data.batches import Normalisation
 from dptrain.data.manifest import Manifest, read_manifest
 from dptrain.data.shards import load_shards
@@ -17,7 +18,6 @@ from dptrain.parallel.processes import make_pool
 from dptrain.parallel.threads import fair_threads
 from dptrain.system.text import shown
 from dptrain.training.architecture import build_network, find_architecture, first_difference
-from dptrain.training.config import TrainConfig, parse_toml
 from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
 from dptrain.training.own_model import (
     agree_on_model,

@@ -14,10 +14,10 @@ from contextlib import closing
 from typing import Any
 
 from dptrain.checkpoint.state import TrainingState
+from dptrain.config.train import TrainConfig
 from dptrain.errors import DptrainError, PreemptedError, RankLostError, TrainingError
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.parallel.communicator import Communicator, known_to_all
-from dptrain.training.config import TrainConfig
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.events import Observer
 from dptrain.training.replicas import check_replicas

@@ -26,6 +26,7 @@ from pathlib import Path, PurePosixPath
 from types import CodeType, ModuleType
 from typing import Any
 
+from dptrain.checkpoint.folder import KEPT
 from dptrain.errors import ModelError, UsageError
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import last_line, place, user_traceback
@@ -33,7 +34,6 @@ from dptrain.system.tracebacks import last_line, place, user_traceback
 NEEDED = {"dptrain", "numpy", "h5py", "mpi4py", "threadpoolctl", "rich", "pooch", "tomli_w"}
 NOT_FROM_THE_FOLDER = NEEDED | sys.stdlib_module_names
 LARGEST = 64 << 20  # bytes of all files together
-KEPT = "model"  # their folder in a run folder
 
 
 class ModelSource:

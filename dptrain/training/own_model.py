@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dptrain.arrays.memory import Array, Workspace, aligned_copy
+from dptrain.checkpoint.folder import KEPT
 from dptrain.checkpoint.format import Origin
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.manifest import Samples
@@ -15,7 +16,7 @@ from dptrain.nn.network import Network
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.system.tracebacks import user_traceback
 from dptrain.training.architecture import Architecture
-from dptrain.training.model_source import KEPT, ModelSource, failed
+from dptrain.training.model_source import ModelSource, failed
 
 
 def check_training(

@@ -13,14 +13,14 @@ from dptrain.checkpoint.folder import RunFolder, step_of
 from dptrain.checkpoint.format import Checkpoint, read_checkpoint
 from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.checkpoint.writer import CheckpointWriter
+from dptrain.config.train import KEYS_OF_THE_FOLDER, TrainConfig
 from dptrain.data.shards import NOTHING_LOADED
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.health.interruption import Interruption
-from dptrain.health.watch import Watch
 from dptrain.parallel.communicator import Communicator, known_to_all, together
+from dptrain.parallel.watch import Watch
 from dptrain.system.text import shown
 from dptrain.training.architecture import Architecture
-from dptrain.training.config import KEYS_OF_THE_FOLDER, TrainConfig
 from dptrain.training.events import Observer
 from dptrain.training.finite import check_finite
 from dptrain.training.replicas import check_replicas

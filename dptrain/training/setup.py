@@ -14,6 +14,7 @@ import numpy as np
 
 import dptrain
 from dptrain.checkpoint.format import Checkpoint, Origin
+from dptrain.config.train import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
 from dptrain.data.shards import NOTHING_LOADED, LocalShards, load_shards
@@ -33,7 +34,6 @@ from dptrain.system.blas import ensure_one_thread
 from dptrain.system.limits import check_memory
 from dptrain.system.text import shown
 from dptrain.training.architecture import Architecture, build_network, find_architecture, first_difference
-from dptrain.training.config import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.model_source import ModelSource
 from dptrain.training.own_model import (

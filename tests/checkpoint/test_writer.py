@@ -19,10 +19,10 @@ from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import read_checkpoint
 from dptrain.checkpoint.state import TrainingState
 from dptrain.checkpoint.writer import CheckpointWriter
+from dptrain.config.train import TrainConfig
 from dptrain.errors import CheckpointError
 from dptrain.parallel.communicator import Communicator
 from dptrain.system import durable
-from dptrain.training.config import TrainConfig
 from dptrain.training.loop import train
 
 

@@ -15,8 +15,8 @@ from training_runs import LAST_STEP, TEST, configuration, flags, packed, run
 
 from dptrain import __version__
 from dptrain.commands.main import build_parser, main
+from dptrain.config.train import TrainConfig, flag, read_toml
 from dptrain.errors import UsageError
-from dptrain.training.config import TrainConfig, flag, read_toml
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 
+from dptrain.config.train import TrainConfig, flag, unknown_key
 from dptrain.errors import (
     CheckpointError,
     DataError,
@@ -19,7 +20,6 @@ from dptrain.errors import (
     UsageError,
 )
 from dptrain.system.suggestions import EXPLANATIONS, SYNONYMS, did_you_mean
-from dptrain.training.config import TrainConfig, flag, unknown_key
 
 
 @pytest.mark.parametrize(

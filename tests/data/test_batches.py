@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Workspace
 from dptrain.arrays.random import Purpose, random_words
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.manifest import Manifest, Samples, Source
 from dptrain.data.transforms import cropped, flipped
-from dptrain.nn.layer import array_shape
 
 SHAPE = (2, 6, 7)
 MEAN, STD = (0.4734, 0.1), (0.2516, 0.003)

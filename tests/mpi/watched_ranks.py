@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dptrain.health.watch import Watch
 from dptrain.parallel.communicator import connect
+from dptrain.parallel.watch import Watch
 
 LIMIT = 1.0
 WHILE = 1.7  # seconds

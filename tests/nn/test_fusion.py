@@ -4,9 +4,10 @@ from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Workspace
 from dptrain.nn.fusion import ConvPoolReLU, fuse
-from dptrain.nn.layer import Layer, array_shape
+from dptrain.nn.layer import Layer
 from dptrain.nn.layers.activation import Flatten, ReLU
 from dptrain.nn.layers.conv import ALGORITHMS, Conv2d
 from dptrain.nn.layers.linear import Linear

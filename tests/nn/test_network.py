@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from gradients import central_difference
 
+from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Layer, array_shape
+from dptrain.nn.layer import Layer
 from dptrain.nn.layers.activation import Flatten, ReLU
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.linear import Linear

@@ -6,8 +6,8 @@ from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import array_shape
 from dptrain.nn.layers.pool import MaxPool2d
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 4))

@@ -37,11 +37,11 @@ from dptrain.checkpoint import writer
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import checkpoint_bytes, read_checkpoint
 from dptrain.checkpoint.state import TrainingState
+from dptrain.config.train import TrainConfig
 from dptrain.errors import CheckpointError, PreemptedError, TrainingError, UsageError
 from dptrain.health.interruption import Interruption
 from dptrain.parallel.communicator import Communicator
 from dptrain.system.durable import write_durably
-from dptrain.training.config import TrainConfig
 from dptrain.training.loop import train
 from dptrain.training.step import StepOutcome
 

@@ -14,10 +14,10 @@ from mortal_ranks import Death, on_mortal_ranks
 from training_runs import Memory, configuration, packed, run
 
 from dptrain.checkpoint.format import read_checkpoint
+from dptrain.config.train import TrainConfig, read_toml
 from dptrain.errors import PeerError, PreemptedError, RankLostError
 from dptrain.health.interruption import Interruption
 from dptrain.parallel.communicator import Communicator
-from dptrain.training.config import TrainConfig, read_toml
 from dptrain.training.loop import train
 
 # An epoch of 7 steps and one more: checkpoints after 3 and 6, an evaluation after 7 and at the end.

@@ -27,11 +27,11 @@ import dptrain as package
 from data_prep.__main__ import main as data_prep
 from data_prep.pack import pack
 from dptrain.checkpoint.format import Checkpoint
+from dptrain.config.train import TrainConfig
 from dptrain.data.manifest import Source, read_manifest
 from dptrain.errors import CheckpointError, DptrainError, UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training import setup
-from dptrain.training.config import TrainConfig
 from dptrain.training.setup import (
     agree_on,
     check_resumable,

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Shape, windows
+from dptrain.nn.layer import windows
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import DTypeLike
 
+from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation, Geometry
 from dptrain.nn.convolution.products import matmul
-from dptrain.nn.layer import Shape
 
 KERNEL = 3
 POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 2, -2)}  # and infinity; small, so that little is lost to rounding

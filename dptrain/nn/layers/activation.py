@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
+from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Layer, Parameters, Shape, array_shape
+from dptrain.nn.layer import Layer, Parameters
 
 
 class ReLU(Layer):

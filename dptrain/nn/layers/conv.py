@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation, Geometry, zeros_beyond
 from dptrain.nn.convolution.im2col import Im2col
 from dptrain.nn.convolution.winograd import KERNEL, Winograd
-from dptrain.nn.layer import Layer, Parameters, Shape, pair
+from dptrain.nn.layer import Layer, Parameters, pair
 
 KERNELS = "kernels"  # among prepared parameters: the weight as the algorithm needs it
 ALGORITHMS = ("im2col", "winograd2", "winograd4")

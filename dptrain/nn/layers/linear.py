@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Layer, Parameters, Shape
+from dptrain.nn.layer import Layer, Parameters
 
 
 class Linear(Layer):

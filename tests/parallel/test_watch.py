@@ -1,4 +1,4 @@
-"""dptrain.health.watch: several ranks in one process over real sockets, and real ranks that are stopped."""
+"""dptrain.parallel.watch: several ranks in one process over real sockets, and real ranks that are stopped."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mpi_runs import PROGRAMS, mpirun, own_mpi
 from thread_ranks import Board, ThreadCommunicator
 
 from dptrain.health import watch as watch_module
-from dptrain.health.watch import Watch, watchers_of
 from dptrain.health.whereabouts import WAITING
 from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.watch import Watch, watchers_of
 
 LIMIT = 1.0
 HERE = socket.gethostname()

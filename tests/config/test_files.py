@@ -13,8 +13,8 @@ from command_runs import assert_one_error, train
 from mpi_runs import dptrain
 from training_runs import configuration, flags, packed, run, session_and_state
 
+from dptrain.config.train import TrainConfig, check_paths, merged, parse_model_options, parse_toml, read_toml
 from dptrain.errors import UsageError
-from dptrain.training.config import TrainConfig, check_paths, merged, parse_model_options, parse_toml, read_toml
 from launch.trainer import run_dir_of
 
 

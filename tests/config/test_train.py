@@ -1,4 +1,4 @@
-"""dptrain.training.config: values come from defaults, TOML and flags; a bad value is reported."""
+"""dptrain.config.train: values come from defaults, TOML and flags; a bad value is reported."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dptrain.errors import UsageError
-from dptrain.optim.schedule import NAMES as SCHEDULES
-from dptrain.training.config import (
+from dptrain.config.train import (
     BORDERS,
     KEYS_OF_THE_PROCESS,
     KEYS_OF_THE_RUN,
@@ -25,6 +23,8 @@ from dptrain.training.config import (
     parse_toml,
     read_toml,
 )
+from dptrain.errors import UsageError
+from dptrain.optim.schedule import NAMES as SCHEDULES
 
 # TOML holds any Unicode but surrogates; no path holds NUL.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
@@ -246,7 +246,7 @@ def test_a_table_that_is_no_key_is_told_to_be_flat() -> None:
 
 
 def test_the_reductions_of_the_flag_are_those_there_are() -> None:
+    from dptrain.config.train import REDUCTIONS
     from dptrain.parallel.reduce import tree as reduction
-    from dptrain.training.config import REDUCTIONS
 
     assert set(REDUCTIONS) == set(reduction.REDUCTIONS)
