@@ -15,7 +15,7 @@ from training_runs import configuration, flags, packed, run, session_and_state
 
 from dptrain.config.train import TrainConfig, check_paths, merged, parse_model_options, parse_toml, read_toml
 from dptrain.errors import UsageError
-from launch.trainer import run_dir_of
+from launch.job import run_dir_of
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,18 @@
-"""launch.outcome: statuses and reasons, from records and from what real mpiruns wrote."""
+"""launch.status and the targets: statuses and reasons, from records and from what real mpiruns wrote."""
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
 
 import pytest
 
-from launch.mpirun import Kind
-from launch.outcome import after_signal, outcome
-from launch.records import Record, believed
+from dptrain.system.record import CONFIRMED
 from launch.signals import Signals
+from launch.status import Outcome, Record, StatusServer, decide, parse_record
+from launch.targets.mpich import MPICH
+from launch.targets.openmpi import OpenMPI
 
 KILLED = """
 --------------------------------------------------------------------------
@@ -28,14 +31,19 @@ This typically refers to a problem with your application.
 """
 
 
+def outcome(returncode: int, record: Record | None, output: str) -> Outcome:
+    target = MPICH("mpirun") if "EXIT STRING" in output else OpenMPI("mpirun")
+    return decide(target.outcome(returncode, output), record)
+
+
 @pytest.mark.parametrize(
     ("returncode", "notices", "status", "reason"),
     [
         (137, KILLED, 137, "rank 1 on vm was killed by SIGKILL"),
         (9, MPICH_KILLED, 137, "a rank was killed by SIGKILL"),
         (9, "", 9, "mpirun ended with status 9"),  # a rank's own exit status
-        (1, LEFT, 1, "rank 1 on vm ended without a word, as after os._exit"),
-        (5, EXITED, 5, "rank 1 ended with status 5 without a word"),
+        (1, LEFT, 1, "rank 1 on vm ended without a report, as after os._exit"),
+        (5, EXITED, 5, "rank 1 ended with status 5 without a report"),
         (139, "", 139, "a rank was killed by SIGSEGV"),
         (192, "", 192, "a rank was killed by SIGRTMAX"),
         (193, "", 193, "mpirun ended with status 193"),  # there is no signal 65
@@ -46,9 +54,9 @@ This typically refers to a problem with your application.
 )
 def test_without_a_record_mpirun_explains_the_failure(returncode: int, notices: str, status: int, reason: str) -> None:
     """Found in the field: 255 was reported as "killed by signal 127"."""
-    ended = outcome(returncode, 1.0, None, notices)
+    ended = outcome(returncode, None, notices)
     assert (ended.status, ended.reason) == (status, reason)
-    assert not ended.told
+    assert not ended.printed
 
 
 @pytest.mark.parametrize("returncode", [0, 1, 75, 137, -9])
@@ -62,9 +70,9 @@ def test_without_a_record_mpirun_explains_the_failure(returncode: int, notices: 
     ],
 )
 def test_a_record_decides_whatever_mpirun_returns(returncode: int, record: Record, final: bool) -> None:
-    ended = outcome(returncode, 1.0, record, KILLED)
+    ended = outcome(returncode, record, KILLED)
     assert (ended.status, ended.final) == (record.status, final)
-    assert ended.told == (record.status in (1, 70))
+    assert ended.printed == (record.status in (1, 70))
 
 
 @pytest.mark.parametrize(
@@ -74,29 +82,103 @@ def test_ranks_that_mpirun_has_ended_by_sigterm_after_a_death_were_not_asked_to_
     returncode: int, notices: str, status: int
 ) -> None:
     record = Record(75, "stopped by SIGTERM before the first step: nothing is lost")
-    ended = outcome(returncode, 1.0, record, notices)
+    ended = outcome(returncode, record, notices)
     assert (ended.status, ended.final) == (status, False)
-    assert outcome(75, 1.0, record, "").status == 75
+    assert outcome(75, record, "").status == 75
 
 
 def test_success_without_a_record_is_a_failure_that_is_retried() -> None:
-    ended = outcome(0, 1.0, None, "")
+    ended = outcome(0, None, "")
     assert (ended.status, ended.final) == (70, False)
     assert "has not reported its end" in ended.reason
 
 
 def test_a_long_reason_is_shortened_and_an_escape_is_escaped() -> None:
-    assert outcome(1, 1.0, Record(1, "x" * 201), "").reason == "x" * 197 + "..."
-    assert outcome(1, 1.0, Record(1, "x" * 200), "").reason == "x" * 200
-    assert outcome(1, 1.0, Record(1, "\x1b[2J"), "").reason == "\\x1b[2J"
+    assert outcome(1, Record(1, "x" * 201), "").reason == "x" * 197 + "..."
+    assert outcome(1, Record(1, "x" * 200), "").reason == "x" * 200
+    assert outcome(1, Record(1, "\x1b[2J"), "").reason == "\\x1b[2J"
+
+
+@pytest.mark.parametrize("retry", [True, False])
+def test_a_users_keyboard_interrupt_is_not_retried(retry: bool) -> None:
+    assert outcome(130, Record(130, "interrupted", retry=retry), "").final
+
+
+def sent(server: StatusServer, line: bytes) -> bytes:
+    """The answer of a server to a line."""
+    _, port, _ = server.address.split("@")
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=5) as connection:
+        connection.sendall(line)
+        return connection.recv(100)
+
+
+def line(token: str, status: object = 0, reason: object = "", retry: object = False, **more: object) -> bytes:
+    found = {"token": token, "status": status, "reason": reason, "retry": retry, **more}
+    return json.dumps(found).encode() + b"\n"
+
+
+def test_a_record_is_received_and_confirmed() -> None:
+    server = StatusServer()
+    server.start()
+    assert sent(server, line(server.token, 70, "a \u20ac", True, by="x", other=1)) == CONFIRMED
+    assert server.finish() == Record(70, "a \u20ac", True, {"by": "x"})
 
 
 def test_of_several_records_a_failure_with_a_reason_counts_first() -> None:
-    success, silent, first, second = Record(0), Record(1), Record(70, "a", retry=True), Record(1, "b")
-    assert believed([]) is None
-    assert believed([success]) is success
-    assert believed([success, silent]) is silent
-    assert believed([success, silent, first, second]) is first
+    server = StatusServer()
+    server.start()
+    for status, reason in ((0, ""), (1, ""), (70, "a"), (1, "b")):
+        sent(server, line(server.token, status, reason))
+    assert server.finish() == Record(70, "a")
+
+
+def test_a_record_that_was_sent_just_before_the_end_counts() -> None:
+    server = StatusServer()
+    _, port, _ = server.address.split("@")
+    with socket.create_connection(("127.0.0.1", int(port))) as connection:
+        connection.sendall(line(server.token))
+        server.start()
+        assert server.finish() == Record(0)
+
+
+TOKEN = "0123"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"0",
+        b"[]",
+        b"{}",
+        line("another"),
+        line("\u20ac"),
+        line(TOKEN, "0"),
+        line(TOKEN, True),
+        line(TOKEN, 256),
+        line(TOKEN, -1),
+        line(TOKEN, reason=None),
+        line(TOKEN, retry=0),
+        b"[" * 3000,
+        b"\xff",
+    ],
+)
+def test_anything_else_is_no_record(content: bytes) -> None:
+    assert parse_record(content, TOKEN) is None
+    server = StatusServer()
+    server.token = TOKEN
+    server.start()
+    with socket.create_connection(("127.0.0.1", int(server.address.split("@")[1]))) as connection:
+        connection.sendall(content or b"\n")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(10) == b""
+    assert server.finish() is None
+
+
+def test_without_records_there_is_none() -> None:
+    server = StatusServer()
+    server.start()
+    assert server.finish() is None
 
 
 @pytest.mark.parametrize(
@@ -116,9 +198,9 @@ def test_of_several_records_a_failure_with_a_reason_counts_first() -> None:
 def test_a_job_that_was_asked_to_end_and_has_no_record_is_explained_by_the_signal(
     saves: bool, requests: list[int], returncode: int, status: int
 ) -> None:
-    signals = Signals(Kind.OPEN_MPI, saves)
+    signals = Signals(signal.SIGUSR1 if saves else None)
     signals.requests = requests
     signals.passed = (signal.SIGUSR1 if saves else signal.SIGTERM) if requests else None
-    ended = after_signal(outcome(returncode, 1.0, None, ""), signals)
+    ended = signals.explain(outcome(returncode, None, ""))
     assert ended.status == status
     assert ended.final == bool(requests)
