@@ -17,6 +17,8 @@ OTHER_LAUNCHERS = {
 }
 # On standard output: "YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)"
 KILLED = re.compile(r"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: .*\(signal (\d+)\)")
+# "[mpiexec@node1] HYDT_bscu_wait_for_completion (...): one of the processes terminated badly; aborting"
+LOST = "one of the processes terminated badly"
 
 
 class MPICH(Target):
@@ -45,6 +47,8 @@ class MPICH(Target):
     def outcome(self, returncode: int, output: str) -> Outcome:
         ended = super().outcome(returncode, output)
         found = KILLED.search(output)
+        if found is None and LOST in output:
+            return replace(ended, reason="a rank on another host has died, or the host is lost", explained=True)
         if found is None:
             return ended
         number = int(found[1])

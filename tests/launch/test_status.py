@@ -29,10 +29,11 @@ MPICH_KILLED = """
 YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)
 This typically refers to a problem with your application.
 """
+LOST = "[mpiexec@node1] HYDT_bscu_wait_for_completion (b.c:109): one of the processes terminated badly; aborting\n"
 
 
 def outcome(returncode: int, record: Record | None, output: str) -> Outcome:
-    target = MPICH("mpirun") if "EXIT STRING" in output else OpenMPI("mpirun")
+    target = MPICH("mpirun") if "EXIT STRING" in output or "mpiexec@" in output else OpenMPI("mpirun")
     return decide(target.outcome(returncode, output), record)
 
 
@@ -41,6 +42,7 @@ def outcome(returncode: int, record: Record | None, output: str) -> Outcome:
     [
         (137, KILLED, 137, "rank 1 on vm was killed by SIGKILL"),
         (9, MPICH_KILLED, 137, "a rank was killed by SIGKILL"),
+        (255, LOST, 255, "a rank on another host has died, or the host is lost"),
         (9, "", 9, "mpirun ended with status 9"),  # a rank's own exit status
         (1, LEFT, 1, "rank 1 on vm ended without a report, as after os._exit"),
         (5, EXITED, 5, "rank 1 ended with status 5 without a report"),
