@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 import dptrain
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, aligned_zeros
 from dptrain.checkpoint.state import TrainingState
 from dptrain.data.manifest import LARGEST_IMAGE
@@ -45,6 +45,7 @@ HEADER = struct.Struct("<24sQQ32s")  # magic, bytes behind the block, of these t
 MAGIC_1 = b"dptrain checkpoint v1\n\0\0"
 HEADER_1 = struct.Struct("<24sQ32s")  # magic, bytes behind the block, their SHA-256
 USER_BLOCK = 512
+ALGORITHM = re.compile(r", algorithm='\w+'(?=\))")
 LONGEST_INDEX = 64 * files.MIB
 LONGEST_CONFIG = 4 * files.MIB  # characters
 MOST_AXES = 16  # of a tensor
@@ -82,10 +83,10 @@ class Checkpoint:
 
     state: TrainingState
     origin: Origin
-    layout: ParamLayout
+    layout: Layout
     notes: tuple[str, ...] = ()
 
-    def check_tensors(self, layout: ParamLayout, path: Path) -> None:
+    def check_tensors(self, layout: Layout, path: Path) -> None:
         """CheckpointError, naming the first, unless its tensors are those of a network, in the same order."""
         pairs = itertools.zip_longest(self.layout.shapes.items(), layout.shapes.items(), fillvalue="nothing")
         for there, here in pairs:
@@ -96,7 +97,7 @@ class Checkpoint:
                 )
 
 
-def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) -> bytes:
+def checkpoint_bytes(state: TrainingState, origin: Origin, layout: Layout) -> bytes:
     """The whole file."""
     vectors = {"params": layout.views(state.parameters), "momentum": layout.views(state.momentum)}
     paths = {vector: {name: f"{vector}/{_link_name(name)}" for name in layout.shapes} for vector in vectors}
@@ -226,7 +227,7 @@ def _read_index(content: bytes) -> Checkpoint:
     return Checkpoint(found_state, _origin_of(origin), layout, (note,) if surplus else ())
 
 
-def _vector(vectors: Fields, name: str, content: bytes, end: int) -> tuple[ParamLayout, Array]:
+def _vector(vectors: Fields, name: str, content: bytes, end: int) -> tuple[Layout, Array]:
     """Layout and flat vector (P,) of a vector's tensors, which lie before `end` and do not overlap."""
     shapes: dict[str, tuple[int, ...]] = {}
     places = {}
@@ -242,7 +243,7 @@ def _vector(vectors: Fields, name: str, content: bytes, end: int) -> tuple[Param
     limits = [begin for begin, _ in spans[1:]] + [end]
     if any(own_end > limit for (_, own_end), limit in zip(spans, limits, strict=False)):
         raise ValueError(f"vectors.{name}: tensors that overlap or lie outside the data")
-    layout = ParamLayout(shapes)
+    layout = Layout(shapes)
     vector = aligned_zeros(layout.size)
     for key, part in layout.slices.items():
         vector[part] = np.frombuffer(content, "<f4", part.stop - part.start, places[key][0])
@@ -277,7 +278,8 @@ def _origin_of(raw: Fields) -> Origin:
     environment, model_files = raw.fields("environment"), raw.fields("model_files")
     origin = Origin(
         config=raw.text("config", LONGEST_CONFIG),
-        architecture=raw.texts("architecture", LONGEST_LINE),
+        # An earlier dptrain also wrote the chosen algorithm, which is no part of an architecture.
+        architecture=tuple(ALGORITHM.sub("", line) for line in raw.texts("architecture", LONGEST_LINE)),
         input_shape=raw.wholes("input_shape", 1, LARGEST_IMAGE),
         classes=raw.texts("classes"),
         data_name=raw.text("data_name"),
@@ -311,7 +313,7 @@ def _read_version_1(content: bytes) -> Checkpoint:
         raise ValueError(
             f"it holds datasets {shown(sorted(datasets), 200)}, expected params and momentum of {names[:20]}"
         )
-    layout = ParamLayout({name: datasets[f"params/{name}"].shape for name in names})
+    layout = Layout({name: datasets[f"params/{name}"].shape for name in names})
     vectors = []
     for vector in VECTORS:
         vectors.append(aligned_zeros(layout.size))

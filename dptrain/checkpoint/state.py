@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from dptrain.arrays.memory import Array, aligned_copy, aligned_zeros
+from dptrain.arrays.memory import Array, aligned_zeros
 from dptrain.nn.network import Network
 
 
@@ -41,4 +41,4 @@ class TrainingState:
 
 def initial_state(network: Network, seed: int) -> TrainingState:
     """Step 0: parameters from the seed, no momentum."""
-    return TrainingState(aligned_copy(network.initial_parameters(seed)), aligned_zeros(network.layout.size))
+    return TrainingState(network.initial(seed)["parameters"], aligned_zeros(network.layout.size))

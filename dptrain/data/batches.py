@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.arrays.random import Purpose, random_words
+from dptrain.arrays.random import Draws, Purpose, random_words
 from dptrain.data.manifest import Manifest, Samples
 from dptrain.data.transforms import cropped, flipped
 
@@ -39,6 +39,10 @@ class ShardBatches:
         if self.crop != "none" and len(images):
             images = cropped(images, self._words[rows], self.crop)
         return self.normalise(images, workspace), self.samples.labels[chosen]
+
+    def draws(self, epoch: int, step: int) -> Draws:
+        """The key of the random draws that layers make for a microbatch."""
+        return Draws(self.seed, epoch, self.shard, step * self.size)
 
     def _draw(self, epoch: int) -> None:
         """Order and augmentation of a whole epoch; the words of augmentation go with the position, not the sample."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import socket
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.checkpoint.state import TrainingState
 from dptrain.errors import TrainingError
 from dptrain.parallel.communicator import Communicator, known_to_all
@@ -16,7 +16,7 @@ Digests = dict[str, bytes]
 NOWHERE = "a place that was not found again"
 
 
-def check_replicas(state: TrainingState, layout: ParamLayout, communicator: Communicator) -> None:
+def check_replicas(state: TrainingState, layout: Layout, communicator: Communicator) -> None:
     """All ranks must hold the same parameters and momentum to the bit; TrainingError naming those that do not.
 
     Of each it names the first tensor that differs from the majority's, momentum after all parameters.
@@ -50,7 +50,7 @@ def check_replicas(state: TrainingState, layout: ParamLayout, communicator: Comm
     )
 
 
-def digests(state: TrainingState, layout: ParamLayout) -> Digests:
+def digests(state: TrainingState, layout: Layout) -> Digests:
     """SHA-256 of each tensor by name, in the order of the layout, the parameters before the momentum."""
     vectors = {"": state.parameters, "momentum of ": state.momentum}
     return {

@@ -110,7 +110,7 @@ def set_up(
         output = check_training(architecture, network, batches, steps_per_epoch, config.seed)
     agree_on_model(architecture.source, output, environment, communicator)
     optimizer = SGD(
-        network.layout, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
+        network.decays(), momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
     )
     reduction = REDUCTIONS[config.reduction](placement, communicator, network.layout.size + STATISTICS)
     notes = machine_notes(environment, communicator)

@@ -48,7 +48,7 @@ def test_one_bit_anywhere_changes_the_hash_of_the_state(vector: str) -> None:
 def test_a_run_begins_with_the_seeds_parameters_and_no_momentum() -> None:
     network = small_network()
     state = initial_state(network, 3)
-    assert np.array_equal(state.parameters, network.initial_parameters(3))
+    assert np.array_equal(state.parameters, network.initial(3)["parameters"])
     assert state.parameters.dtype == state.momentum.dtype == np.float32
     assert not state.momentum.any()
     assert (state.step, state.samples_seen, state.epoch_samples, state.test_accuracy) == (0, 0, 0, None)

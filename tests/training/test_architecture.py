@@ -160,7 +160,7 @@ def test_an_error_of_the_file_is_permanent_and_shows_the_users_part_of_the_trace
     assert len(caught.value.details.splitlines()) < 70
 
 
-@pytest.mark.parametrize("method", ["bind", "parameter_shapes", "__repr__", "__init__"])
+@pytest.mark.parametrize("method", ["bind", "tensors", "__repr__", "__init__"])
 def test_an_error_of_a_users_layer_while_the_network_is_built_is_permanent(method: str, tmp_path: Path) -> None:
     path = tmp_path / "net.py"
     path.write_text(

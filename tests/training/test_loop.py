@@ -368,9 +368,9 @@ from dptrain.nn.layers.activation import Flatten
 from dptrain.nn.layers.linear import Linear
 
 class Slow(Flatten):
-    def forward(self, x, parameters, workspace):
+    def forward(self, x, call):
         time.sleep(0.004)
-        return super().forward(x, parameters, workspace)
+        return super().forward(x, call)
 
 def build(input_shape, classes):
     return [Slow(), Linear(classes)]

@@ -14,13 +14,13 @@ from mpi_runs import PROGRAMS, mpirun, own_mpi
 from thread_ranks import on_ranks
 from training_runs import flags, packed
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.checkpoint.state import TrainingState
 from dptrain.errors import DptrainError, PeerError, TrainingError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.replicas import check_replicas
 
-LAYOUT = ParamLayout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})
+LAYOUT = Layout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})
 PARAMETERS = list(LAYOUT.shapes)
 TENSORS = PARAMETERS + [f"momentum of {name}" for name in PARAMETERS]
 HOST = socket.gethostname()
