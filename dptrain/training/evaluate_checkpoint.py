@@ -10,8 +10,8 @@ from pathlib import Path
 from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.config.train import TrainConfig, parse_toml
 from dptrain.data.batches import Normalisation
+from dptrain.data.loading import load_shards
 from dptrain.data.manifest import Manifest, read_manifest
-from dptrain.data.shards import load_shards
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.processes import make_pool
