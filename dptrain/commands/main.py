@@ -446,8 +446,8 @@ def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection:
     facts: dict[str, Any] = {
         "step": state.step,
         "epochs_completed": state.step // origin.steps_per_epoch,
-        "samples_seen": state.samples_seen,
-        "test_accuracy": state.test_accuracy,
+        "samples_seen": state.progress.samples_seen,
+        "test_accuracy": state.progress.test_accuracy,
         "data": origin.data_name,
         "manifest_sha256": origin.manifest_sha256,
         "classes": list(origin.classes),

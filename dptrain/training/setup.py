@@ -315,9 +315,9 @@ def check_resumable(
     if "model" in changed and source is not None and not notes and _function(before.model) == _function(config.model):
         del changed["model"]  # the same code in another place
     state = checkpoint.state
-    if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.epoch_samples):
+    if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.progress.epoch_samples):
         raise CheckpointError(
-            f"{shown(path)}: step {state.step} with {state.epoch_samples} samples of its epoch and "
+            f"{shown(path)}: step {state.step} with {state.progress.epoch_samples} samples of its epoch and "
             f"{earlier.steps_per_epoch} steps an epoch cannot be of this run, which has {origin.steps_per_epoch}; the "
             "file was edited"
         )

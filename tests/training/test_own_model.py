@@ -144,7 +144,7 @@ def test_code_in_place_of_a_named_architecture_is_other_code(data: Path, tmp_pat
 def test_a_checkpoint_without_hashes_is_resumed_with_a_note(begun: TrainConfig, tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "step-00000003.h5"
     there = read_checkpoint(path)
-    path.write_bytes(checkpoint_bytes(there.state, replace(there.origin, model_files={}), there.layout))
+    path.write_bytes(checkpoint_bytes(there.state, replace(there.origin, model_files={}), there.layouts))
     _, memory = run(begun)
     assert memory.lines == [
         "step-00000003.h5 does not hold the hash of its model file, so a change of it is not noticed"

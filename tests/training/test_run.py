@@ -65,7 +65,7 @@ def assert_undisturbed(config: TrainConfig, results: dict[int, Any], undisturbed
     states = [read_checkpoint(path).state for path in checkpoints]
     assert [state.step for state in states][-1] == LAST_STEP
     assert states[-1].params_sha256 == undisturbed
-    assert states[-1].test_accuracy is not None
+    assert states[-1].progress.test_accuracy is not None
 
 
 @pytest.fixture(scope="module")
