@@ -11,7 +11,7 @@ from dptrain.arrays.layout import ParamLayout
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import Origin, checkpoint_bytes
 from dptrain.checkpoint.state import TrainingState
-from dptrain.config.train import TrainConfig
+from dptrain.config.train import CheckpointConfig
 
 
 class CheckpointWriter:
@@ -20,7 +20,7 @@ class CheckpointWriter:
     What fails is kept, and nothing is written after it: `failed` is to be asked at every step, `wait` raises it.
     """
 
-    def __init__(self, folder: RunFolder, origin: Origin, layout: ParamLayout, config: TrainConfig) -> None:
+    def __init__(self, folder: RunFolder, origin: Origin, layout: ParamLayout, config: CheckpointConfig) -> None:
         self.folder, self.origin, self.layout = folder, origin, layout
         self._steps, self._seconds = config.checkpoint_interval
         self._submitted = time.monotonic()

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dptrain.checkpoint.format import Checkpoint, Origin
-from dptrain.config.train import TrainConfig, parse_toml
+from dptrain.config.files import parse_toml
+from dptrain.config.train import TrainConfig
 from dptrain.data.batches import Normalisation
 from dptrain.data.manifest import Manifest, read_manifest
 from dptrain.data.shards import load_shards
