@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import Origin, checkpoint_bytes
 from dptrain.checkpoint.state import Layouts, TrainingState
-from dptrain.config.train import TrainConfig
+from dptrain.config.train import CheckpointConfig
 
 
 class CheckpointWriter:
@@ -18,7 +18,7 @@ class CheckpointWriter:
     What fails is kept, and nothing is written after it: `failed` is to be asked at every step, `wait` raises it.
     """
 
-    def __init__(self, folder: RunFolder, origin: Origin, layouts: Layouts, config: TrainConfig) -> None:
+    def __init__(self, folder: RunFolder, origin: Origin, layouts: Layouts, config: CheckpointConfig) -> None:
         self.folder, self.origin, self.layouts = folder, origin, layouts
         self._steps, self._seconds = config.checkpoint_interval
         self._submitted = time.monotonic()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.checkpoint.state import PARAMETERS
-from dptrain.config.train import TrainConfig, parse_toml
+from dptrain.config.files import parse_toml
+from dptrain.config.train import TrainConfig
 from dptrain.data.batches import Normalisation
 from dptrain.data.manifest import Manifest, read_manifest
 from dptrain.data.shards import load_shards

@@ -12,7 +12,8 @@ from dptrain.checkpoint.folder import RunFolder, step_of
 from dptrain.checkpoint.format import Checkpoint, read_checkpoint
 from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.checkpoint.writer import CheckpointWriter
-from dptrain.config.train import KEYS_OF_THE_FOLDER, TrainConfig
+from dptrain.config.files import to_toml
+from dptrain.config.train import TrainConfig
 from dptrain.data.shards import NOTHING_LOADED
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.health.interruption import Interruption
@@ -133,7 +134,7 @@ class Run:
             self.folder.keep_model(source.files)
             model = source.kept_name(model)
         saved = replace(self.config, model=model, allow_changed_model=False, elastic=False)
-        self.folder.write_config(saved.to_toml(leave_out=KEYS_OF_THE_FOLDER))
+        self.folder.write_config(to_toml(saved, folder=False))
 
     def _open(self, communicator: Communicator) -> None:
         """Rank 0 claims the folder once nothing speaks against the run, and reads; all ranks receive."""

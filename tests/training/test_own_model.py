@@ -15,7 +15,8 @@ from training_runs import configuration, flags, packed, run
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import checkpoint_bytes, read_checkpoint
 from dptrain.commands.main import main
-from dptrain.config.train import TrainConfig, read_toml
+from dptrain.config.files import read_toml
+from dptrain.config.train import TrainConfig
 from dptrain.errors import CheckpointError, UsageError
 
 NET = """

@@ -14,7 +14,8 @@ from mortal_ranks import Death, on_mortal_ranks
 from training_runs import Memory, configuration, packed, run
 
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.config.train import TrainConfig, read_toml
+from dptrain.config.files import read_toml
+from dptrain.config.train import TrainConfig
 from dptrain.errors import PeerError, PreemptedError, RankLostError
 from dptrain.health.interruption import Interruption
 from dptrain.parallel.communicator import Communicator
