@@ -69,7 +69,7 @@ def flags(data: Path, run_dir: Path, **changes: Any) -> list[str]:
 def session_and_state(config: TrainConfig) -> tuple[Session, TrainingState]:
     """A session of one process and the state before its first step."""
     session = set_up(config, Communicator())
-    return session, initial_state(session.network, config.seed)
+    return session, initial_state(session.network, session.take_step.layouts, config.seed)
 
 
 class Memory:
@@ -103,11 +103,12 @@ class Memory:
         pass
 
     def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
-        loss, accuracy = state.epoch_loss / state.epoch_samples, state.epoch_correct / state.epoch_samples
+        progress = state.progress
+        loss, accuracy = progress.epoch_loss / progress.epoch_samples, progress.epoch_correct / progress.epoch_samples
         self.evaluations.append((state.step, loss, accuracy, evaluation))
 
     def finished(self, state: TrainingState, evaluation: Evaluation, folder: RunFolder) -> None:
-        self.state_sha256 = state.sha256
+        self.state_sha256 = state.digest()
 
 
 def run(config: TrainConfig) -> tuple[dict[str, Any], Memory]:

@@ -131,7 +131,7 @@ class Recorder:
         self.metrics.close()
         self.metrics = MetricsWriter(folder.metrics if self.reports else None)
         self.steps_per_epoch = session.origin.steps_per_epoch
-        self._evaluated_before = -1 if state.test_accuracy is None else state.step
+        self._evaluated_before = -1 if state.progress.test_accuracy is None else state.step
         self._since_logged, self._since_epoch = Span(), Span()
 
     def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
@@ -160,7 +160,8 @@ class Recorder:
 
     def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
         epoch = (state.step - 1) // self.steps_per_epoch + 1
-        loss, accuracy = state.epoch_loss / state.epoch_samples, state.epoch_correct / state.epoch_samples
+        progress = state.progress
+        loss, accuracy = progress.epoch_loss / progress.epoch_samples, progress.epoch_correct / progress.epoch_samples
         if state.step != self._evaluated_before:
             self.metrics.write(
                 "epoch",

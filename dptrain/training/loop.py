@@ -73,7 +73,7 @@ def make_steps(run: Run, observer: Observer, interruption: Interruption) -> Eval
     AskedToEndError on all ranks, after the same step, when one was asked to end.
     """
     session, state = run.session, run.state
-    evaluation = None
+    progress, evaluation = state.progress, None
     while True:
         if evaluation_is_due(session, state):
             evaluation = evaluate_state(session, state, observer, interruption)
@@ -84,11 +84,11 @@ def make_steps(run: Run, observer: Observer, interruption: Interruption) -> Eval
         lr = session.schedule(state.step)
         outcome = session.take_step(state, epoch, step, lr, run.requests(interruption))
         if step == 0:  # only now: had a rank died, the epoch before would be evaluated once more
-            state.epoch_loss, state.epoch_correct, state.epoch_samples = 0.0, 0, 0
-        state.test_accuracy = None
-        state.epoch_loss += outcome.loss * outcome.samples
-        state.epoch_correct += outcome.correct
-        state.epoch_samples += outcome.samples
+            progress.epoch_loss, progress.epoch_correct, progress.epoch_samples = 0.0, 0, 0
+        progress.test_accuracy = None
+        progress.epoch_loss += outcome.loss * outcome.samples
+        progress.epoch_correct += outcome.correct
+        progress.epoch_samples += outcome.samples
         observer.stepped(state, outcome, lr)
         if outcome.requests.save_failed:
             run.wait_until_saved()  # raises what failed
@@ -104,7 +104,7 @@ def make_steps(run: Run, observer: Observer, interruption: Interruption) -> Eval
 def evaluation_is_due(session: Session, state: TrainingState) -> bool:
     """After the last step of an epoch or the run, unless it was made before the checkpoint that this is."""
     at_end = state.step % session.origin.steps_per_epoch == 0 or state.step == session.last_step
-    return at_end and state.step > 0 and state.test_accuracy is None
+    return at_end and state.step > 0 and state.progress.test_accuracy is None
 
 
 def evaluate_state(
@@ -116,7 +116,7 @@ def evaluate_state(
     """
     started = time.perf_counter()
     observer.evaluating(state)
-    check_replicas(state, session.network.layout, session.communicator)  # before any figure is told
+    check_replicas(state, session.take_step.layouts, session.communicator)  # before any figure is told
     evaluation = evaluate(session.evaluation, state.parameters, session.pool, session.communicator, interruption)
     if not math.isfinite(evaluation.loss):
         raise known_to_all(
@@ -126,7 +126,7 @@ def evaluate_state(
                 "Nothing of this step is saved; try a lower --lr in another --run-dir"
             ),
         )
-    state.test_accuracy = evaluation.accuracy
+    state.progress.test_accuracy = evaluation.accuracy
     lr = session.schedule(max(0, state.step - 1))
     observer.evaluated(state, evaluation, lr, time.perf_counter() - started)
     return evaluation

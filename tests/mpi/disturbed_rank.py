@@ -2,7 +2,7 @@
 
 python disturbed_rank.py RANK STEP TENSOR ARGUMENTS OF DPTRAIN...
 
-TENSOR is for example conv1.weight, or "momentum of conv1.weight".
+TENSOR is for example "parameter conv1.weight", or "momentum of conv1.weight".
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def started(self: Recorder, session: Any, *others: Any) -> None:
 def stepped(self: Recorder, state: Any, outcome: Any, lr: float) -> None:
     undisturbed_step(self, state, outcome, lr)
     if (launched_rank(), state.step) == (rank, step):
-        vector = state.momentum if tensor.startswith("momentum of ") else state.parameters
-        values = vector[parts[tensor.removeprefix("momentum of ")]]
+        vector = state.vectors["momentum" if tensor.startswith("momentum of ") else "parameters"]
+        values = vector[parts[tensor.split()[-1]]]
         values[:1].view(np.uint32)[0] ^= 1 << 20  # the lowest bit could be rounded away again
 
 

@@ -97,7 +97,7 @@ def test_rank_0_prints_and_writes(data: Path, tmp_path: Path, capsys: pytest.Cap
     assert best is not None
     state = read_checkpoint(Path(best[1])).state
     assert (Path(best[1]).name, state.step) == ("best.h5", int(best[3]))
-    assert 100 * (state.test_accuracy or 0) == pytest.approx(float(best[2]), abs=0.005)
+    assert 100 * (state.progress.test_accuracy or 0) == pytest.approx(float(best[2]), abs=0.005)
     assert (tmp_path / "run" / "metrics.jsonl").stat().st_size > 0
 
 
