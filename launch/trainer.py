@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dptrain.config.train import read_toml
+from dptrain.config.files import read_toml
 from dptrain.system.paths import typed_path
 
 STEP_LINE = re.compile(rb'"event": "(step|epoch)"')

@@ -66,7 +66,7 @@ def flags(data: Path, run_dir: Path, **changes: Any) -> list[str]:
 def session_and_state(config: TrainConfig) -> tuple[Session, TrainingState]:
     """A session of one process and the state before its first step."""
     session = set_up(config, Communicator())
-    return session, initial_state(session.network, config.seed)
+    return session, initial_state(session.network, session.take_step.layouts, config.seed)
 
 
 class Memory:

@@ -118,4 +118,5 @@ def make_workload(
     pool = make_pool(min(threads, len(batches)), [gradients], communicator)
     summed = REDUCTIONS[reduction](placement, communicator, network.layout.size + STATISTICS)
     take_step = TrainingStep(gradients, optimizer, pool, summed, communicator)
-    return Workload(network, take_step, initial_state(network, SEED), pool, steps_per_epoch)
+    state = initial_state(network, take_step.layouts, SEED)
+    return Workload(network, take_step, state, pool, steps_per_epoch)

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dptrain.checkpoint.format import Checkpoint, Origin
-from dptrain.config.train import TrainConfig, parse_toml
+from dptrain.checkpoint.state import PARAMETERS
+from dptrain.config.files import parse_toml
+from dptrain.config.train import TrainConfig
 from dptrain.data.batches import Normalisation
 from dptrain.data.manifest import Manifest, read_manifest
 from dptrain.data.shards import load_shards
@@ -78,7 +80,7 @@ def evaluate_checkpoint(
                 f"{shown(path)} is of another architecture: {shown(difference, 500)}{code}; name the right "
                 "one by --model"
             )
-        checkpoint.check_tensors(network.layout, path)
+        checkpoint.check_vectors({PARAMETERS: network.layout}, path)
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
         as_trained = replace(manifest, mean=origin.mean, std=origin.std) if origin.mean else manifest

@@ -9,10 +9,10 @@ import numpy as np
 
 from dptrain.arrays.layout import ParamLayout
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.checkpoint.state import TrainingState
+from dptrain.checkpoint.state import Layouts, TrainingState
 from dptrain.data.batches import ShardBatches
 from dptrain.errors import TrainingError
-from dptrain.nn.finite import first_not_finite, not_finite_parts
+from dptrain.nn.finite import first_not_finite, not_finite, not_finite_parts
 from dptrain.nn.network import Network
 from dptrain.parallel.communicator import Communicator, known_to_all
 
@@ -67,20 +67,15 @@ def not_finite_error(loss: float, where: str, step: int, lr: float) -> TrainingE
     )
 
 
-def check_finite(state: TrainingState, layout: ParamLayout, communicator: Communicator) -> None:
-    """TrainingError naming the first parameter, or momentum, that is not finite; for whoever writes a checkpoint.
+def check_finite(state: TrainingState, layouts: Layouts, communicator: Communicator) -> None:
+    """TrainingError naming the first tensor that is not finite, before a checkpoint; all ranks hold the same state.
 
-    The state is the same on all ranks.
-
-    An update can overflow from finite gradients, which the next step's loss would be the first to show.
+    An update can overflow from finite gradients, which otherwise only the next step's loss would show.
     """
-    found = [
-        *(f"the parameter {part}" for part in not_finite_parts(layout, state.parameters)),
-        *(f"the momentum of {part}" for part in not_finite_parts(layout, state.momentum)),
-    ]
-    if found:
-        error = TrainingError(
-            f"step {state.step}: after the update {found[0]}. Nothing of this step is saved and earlier checkpoints "
-            f"are kept. {ADVICE}"
-        )
-        raise known_to_all(communicator, error)
+    for name, values in state.tensors(layouts):
+        if values.size and (what := not_finite(values)):
+            error = TrainingError(
+                f"step {state.step}: after the update the {name} holds {what}. Nothing of this step is saved and "
+                f"earlier checkpoints are kept. {ADVICE}"
+            )
+            raise known_to_all(communicator, error)

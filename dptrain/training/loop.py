@@ -76,7 +76,7 @@ def make_steps(run: Run, interruption: Interruption) -> Evaluation:
     AskedToEndError on all ranks, after the same step, when one was asked to end.
     """
     session, state = run.session, run.state
-    evaluation = None
+    progress, evaluation = state.progress, None
     while True:
         if evaluation_is_due(session, state):
             evaluation = evaluate_state(run, interruption)
@@ -87,11 +87,11 @@ def make_steps(run: Run, interruption: Interruption) -> Evaluation:
         lr = session.schedule(state.step)
         outcome = session.take_step(state, epoch, step, lr, run.requests(interruption))
         if step == 0:  # only now: had a rank died, the epoch before would be evaluated once more
-            state.epoch_loss, state.epoch_correct, state.epoch_samples = 0.0, 0, 0
-        state.test_accuracy = None
-        state.epoch_loss += outcome.loss * outcome.samples
-        state.epoch_correct += outcome.correct
-        state.epoch_samples += outcome.samples
+            progress.epoch_loss, progress.epoch_correct, progress.epoch_samples = 0.0, 0, 0
+        progress.test_accuracy = None
+        progress.epoch_loss += outcome.loss * outcome.samples
+        progress.epoch_correct += outcome.correct
+        progress.epoch_samples += outcome.samples
         run.report.step_finished(state, outcome, lr, epoch + 1)
         if outcome.requests.save_failed:
             run.wait_until_saved()  # raises what failed
@@ -107,7 +107,7 @@ def make_steps(run: Run, interruption: Interruption) -> Evaluation:
 def evaluation_is_due(session: Session, state: TrainingState) -> bool:
     """After the last step of an epoch or the run, unless it was made before the checkpoint that this is."""
     at_end = state.step % session.origin.steps_per_epoch == 0 or state.step == session.last_step
-    return at_end and state.step > 0 and state.test_accuracy is None
+    return at_end and state.step > 0 and state.progress.test_accuracy is None
 
 
 def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
@@ -119,7 +119,7 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
     session, state = run.session, run.state
     epoch = (state.step - 1) // session.origin.steps_per_epoch + 1
     run.report.evaluation_started(state, epoch)
-    check_replicas(state, session.network.layout, session.communicator)  # before any figure is reported
+    check_replicas(state, session.take_step.layouts, session.communicator)  # before any figure is reported
     evaluation = evaluate(session.evaluation, state.parameters, session.pool, session.communicator, interruption)
     if not math.isfinite(evaluation.loss):
         raise known_to_all(
@@ -129,7 +129,7 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
                 "Nothing of this step is saved; try a lower --lr in another --run-dir"
             ),
         )
-    state.test_accuracy = evaluation.accuracy
+    state.progress.test_accuracy = evaluation.accuracy
     lr = session.schedule(max(0, state.step - 1))
     run.report.evaluation_finished(state, evaluation, lr, epoch, time.perf_counter() - started)
     return evaluation

@@ -77,7 +77,7 @@ class RunReport:
     def _facts(self, session: Session, state: TrainingState, folder: RunFolder) -> RunFacts:
         """Begin to measure; what reporters must know of the run."""
         self._since_logged, self._since_epoch = Meter(), Meter()
-        self._evaluated_before = -1 if state.test_accuracy is None else state.step
+        self._evaluated_before = -1 if state.progress.test_accuracy is None else state.step
         manifest, communicator = session.manifest, session.communicator
         return RunFacts(
             run_dir=str(folder.path),
@@ -119,11 +119,12 @@ class RunReport:
     ) -> None:
         if self.rank != 0:
             return
+        progress = state.progress
         event = EvaluationFinished(
             step=state.step,
             epoch=epoch,
-            loss=state.epoch_loss / state.epoch_samples,
-            accuracy=state.epoch_correct / state.epoch_samples,
+            loss=progress.epoch_loss / progress.epoch_samples,
+            accuracy=progress.epoch_correct / progress.epoch_samples,
             test_loss=evaluation.loss,
             test_accuracy=evaluation.accuracy,
             lr=lr,

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from dptrain.arrays.memory import aligned_copy
 from dptrain.checkpoint.folder import RunFolder, step_of
 from dptrain.checkpoint.format import Checkpoint, read_checkpoint
 from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.checkpoint.writer import CheckpointWriter
-from dptrain.config.train import KEYS_OF_THE_FOLDER, TrainConfig
+from dptrain.config.files import to_toml
+from dptrain.config.train import TrainConfig
 from dptrain.data.shards import NOTHING_LOADED
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.health.interruption import Interruption
@@ -74,7 +74,9 @@ class Run:
         if not self._take_over(communicator):
             self._open(communicator)
         if communicator.rank == 0 and self.writer is None:
-            self.writer = CheckpointWriter(self.folder, self.session.origin, self.session.network.layout, self.config)
+            self.writer = CheckpointWriter(
+                self.folder, self.session.origin, self.session.take_step.layouts, self.config
+            )
         if not self.began:
             interruption.begin_deferring()
             self.report.started(self.session, self.state, self.folder, self.resumed)
@@ -103,10 +105,10 @@ class Run:
             return False
         root = begun.index(True)
         own = (self.state, self.folder.path, self.resumed) if communicator.rank == root else None
-        self.state, path, self.resumed = communicator.broadcast(own, root)
-        self._own_memory()
+        state, path, self.resumed = communicator.broadcast(own, root)
+        self.state = state.copy()  # what MPI received is not aligned
         self.saved_step = -1  # ranks may have learned of the death on either side of a `save`
-        self.state.test_accuracy = None  # whoever knew it may have died before it was saved
+        self.state.progress.test_accuracy = None  # whoever knew it may have died before it was saved
         if not self.began:
             self.folder.close()  # it was opened, but not all ranks lived to see it
             self.folder = RunFolder(path)
@@ -133,7 +135,7 @@ class Run:
             self.folder.keep_model(source.files)
             model = source.kept_name(model)
         saved = replace(self.config, model=model, allow_changed_model=False, elastic=False)
-        self.folder.write_config(saved.to_toml(leave_out=KEYS_OF_THE_FOLDER))
+        self.folder.write_config(to_toml(saved, folder=False))
 
     def _open(self, communicator: Communicator) -> None:
         """Rank 0 claims the folder once nothing speaks against the run, and reads; all ranks receive."""
@@ -149,17 +151,11 @@ class Run:
         if communicator.rank != 0:
             self.folder = RunFolder(path)
         if found is None:
-            self.state = initial_state(self.session.network, self.config.seed)
+            self.state = initial_state(self.session.network, self.session.take_step.layouts, self.config.seed)
             return
-        self.resumed, self.state = found[0], found[1].state
-        self._own_memory()
+        self.resumed, self.state = found[0], found[1].state.copy()  # what MPI received is not aligned
         if self.resumed == self.folder.checkpoint_of(self.state.step):
             self.saved_step = self.state.step
-
-    def _own_memory(self) -> None:
-        """What came through MPI or HDF5 lies anywhere; arithmetic wants it aligned."""
-        self.state.parameters = aligned_copy(self.state.parameters)
-        self.state.momentum = aligned_copy(self.state.momentum)
 
     def _open_folder(self) -> tuple[tuple[Path, Checkpoint] | None, list[str]]:
         """On rank 0: claim the folder; the checkpoint to go on from with its path, and notes on what has changed."""
@@ -171,7 +167,7 @@ class Run:
         found = find_checkpoint(config, self.folder, self.report)
         if found is not None:
             notes = [*found[1].notes, *check_resumable(*found, config, self.session.origin, source)]
-            found[1].check_tensors(self.session.network.layout, found[0])
+            found[1].check_vectors(self.session.take_step.layouts, found[0])
         if not config.run_dir:
             self.folder = RunFolder.new(config.data, config.model)
         self.folder.claim()
@@ -193,9 +189,9 @@ class Run:
 
         TrainingError when it is not worth keeping: the ranks do not agree on it, or it is not finite.
         """
-        layout, communicator = self.session.network.layout, self.session.communicator
-        check_replicas(self.state, layout, communicator)
-        check_finite(self.state, layout, communicator)
+        layouts, communicator = self.session.take_step.layouts, self.session.communicator
+        check_replicas(self.state, layouts, communicator)
+        check_finite(self.state, layouts, communicator)
         self.saved_step = self.state.step
         if self.writer is not None:
             communicator.whereabouts.enter("writing a checkpoint")  # the one before, if it is still on its way

@@ -7,14 +7,17 @@ import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 import dptrain
+from dptrain.arrays.layout import ParamLayout
 from dptrain.checkpoint.format import Checkpoint, Origin
-from dptrain.config.train import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
+from dptrain.config.files import parse_toml, to_toml
+from dptrain.config.keys import Scope, flag
+from dptrain.config.train import KEYS, OptimizerConfig, ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
 from dptrain.data.shards import NOTHING_LOADED, LocalShards, load_shards
@@ -92,6 +95,7 @@ def set_up(
         check_memory(
             4 * network.layout.size * (len(own) + VECTORS), f"{network.layout.size:,} parameters and {len(own)} shards"
         )
+        optimizer = make_optimizer(config, network.layout)
         progress = communicator.whereabouts.progress
         shards = load_shards(Path(config.data), manifest, own, threads, loaded=loaded, progress=progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description()}
@@ -109,9 +113,6 @@ def set_up(
     with together(communicator):
         output = check_training(architecture, network, batches, steps_per_epoch, config.seed)
     agree_on_model(architecture.source, output, environment, communicator)
-    optimizer = SGD(
-        network.layout, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
-    )
     reduction = REDUCTIONS[config.reduction](placement, communicator, network.layout.size + STATISTICS)
     notes = machine_notes(environment, communicator)
     notes += python_notes(communicator)  # the last collective: nothing is left open if it fails
@@ -126,7 +127,7 @@ def set_up(
     evaluation = EvaluationWork(network, shards.test, Normalisation(manifest), longest)
     pool = make_pool(min(threads, len(own)), [gradients, evaluation], communicator)
     origin = Origin(
-        config=config.to_toml(),
+        config=to_toml(config),
         architecture=tuple(network.description()),
         input_shape=manifest.image_shape,
         classes=manifest.classes,
@@ -180,7 +181,7 @@ def count_steps(manifest: Manifest, batch_size: int) -> int:
     return -(-largest // (batch_size // shards))
 
 
-def _schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
+def _schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
     total_steps = config.epochs * steps_per_epoch
     return make_schedule(
         config.schedule,
@@ -190,6 +191,17 @@ def _schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
         every=max(1, round(config.step_epochs * steps_per_epoch)),
         factor=config.step_factor,
     )
+
+
+def make_optimizer(config: OptimizerConfig, layout: ParamLayout) -> SGD:
+    """The optimizer of a run; UsageError for options that it does not have."""
+    if config.optimizer_options:
+        raise UsageError("--optimizer-options: sgd has none; its flags are --momentum, --nesterov and --weight-decay")
+    if config.group_lr:
+        raise UsageError(
+            f"--group-lr: the network has no group of parameters {shown(repr(next(iter(config.group_lr))))}"
+        )
+    return SGD(layout, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay)
 
 
 def numeric_environment(reduction: str) -> dict[str, str]:
@@ -289,11 +301,11 @@ def check_resumable(
         )
     )
     changed = {
-        key.name: f"{flag(key.name)} {shown(getattr(before, key.name))} there, {shown(getattr(now, key.name))} here"
-        for key in fields(TrainConfig)
-        if getattr(before, key.name) != getattr(now, key.name) and key.name not in KEYS_OF_THE_PROCESS
+        name: f"{flag(name)} {shown(getattr(before, name))} there, {shown(getattr(now, name))} here"
+        for name, key in KEYS.items()
+        if getattr(before, name) != getattr(now, name) and key.metadata["scope"] in (Scope.RUN, Scope.BITS)
     }
-    breaking = [text for name, text in changed.items() if name in KEYS_OF_THE_RUN]
+    breaking = [text for name, text in changed.items() if KEYS[name].metadata["scope"] is Scope.RUN]
     if breaking:
         raise CheckpointError(
             f"{path}: of another run: {shown('; '.join(breaking), 500)}. Use its values, or another --run-dir"
@@ -315,9 +327,9 @@ def check_resumable(
     if "model" in changed and source is not None and not notes and _function(before.model) == _function(config.model):
         del changed["model"]  # the same code in another place
     state = checkpoint.state
-    if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.epoch_samples):
+    if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.progress.epoch_samples):
         raise CheckpointError(
-            f"{shown(path)}: step {state.step} with {state.epoch_samples} samples of its epoch and "
+            f"{shown(path)}: step {state.step} with {state.progress.epoch_samples} samples of its epoch and "
             f"{earlier.steps_per_epoch} steps an epoch cannot be of this run, which has {origin.steps_per_epoch}; the "
             "file was edited"
         )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.checkpoint.state import TrainingState
+from dptrain.checkpoint.state import TrainingState, vector_layouts
 from dptrain.data.batches import ShardBatches
 from dptrain.nn.finite import not_finite
 from dptrain.nn.network import Network, Prepared, quiet
@@ -113,6 +113,7 @@ class TrainingStep:
     ) -> None:
         self.work, self.optimizer = work, optimizer
         self.pool, self.reduction, self.communicator = pool, reduction, communicator
+        self.layouts = vector_layouts(work.network, optimizer.slots)
 
     @quiet
     def __call__(
@@ -142,9 +143,9 @@ class TrainingStep:
             raise known_to_all(self.communicator, not_finite_error(float(sums[LOSS]), where, state.step + 1, lr))
         samples = int(sums[SAMPLES])
         gradient /= samples
-        self.optimizer.update(state.parameters, state.momentum, gradient, lr)
-        state.step += 1
-        state.samples_seen += samples
+        self.optimizer.update(state.vectors, gradient, lr, state.step)
+        state.progress.step += 1
+        state.progress.samples_seen += samples
         data = (computed - started) * sum(shares) / len(shares)
         compute = computed - started - data + clock() - reduced
         seconds = Seconds(compute, data, waited - computed, reduced - waited)

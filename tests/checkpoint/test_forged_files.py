@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from checkpoints import LAYOUT, OLD, ORIGIN, state_of
+from checkpoints import LAYOUTS, OLD, ORIGIN, state_of
 from data_sets import image_data
 from forging import forge_data_set, forged_checkpoint
 
@@ -63,7 +63,7 @@ def trial(seed: int, kind: str, count: int, folder: Path) -> Counter[str]:
     version, what = kind.split()
     sound = folder / "sound"
     if what == "checkpoint":
-        content = OLD.read_bytes() if version == "old" else checkpoint_bytes(state_of(), ORIGIN, LAYOUT)
+        content = OLD.read_bytes() if version == "old" else checkpoint_bytes(state_of(), ORIGIN, LAYOUTS)
     elif version == "old":
         shutil.copytree(OLD_DATA, sound)
     else:

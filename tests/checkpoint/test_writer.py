@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import LAYOUT, ORIGIN
+from checkpoints import LAYOUTS, ORIGIN
 from failing_files import FailingOS
 from training_runs import STEPS_PER_EPOCH, Memory, configuration, packed, run
 
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.checkpoint.state import TrainingState
+from dptrain.checkpoint.state import Progress, TrainingState
 from dptrain.checkpoint.writer import CheckpointWriter
 from dptrain.config.train import TrainConfig
 from dptrain.errors import CheckpointError
@@ -28,7 +28,8 @@ from dptrain.training.loop import train
 
 
 def state_of(step: int) -> TrainingState:
-    return TrainingState(np.full(LAYOUT.size, step, np.float32), np.zeros(LAYOUT.size, np.float32), step=step)
+    vectors = {name: np.full(layout.size, step, np.float32) for name, layout in LAYOUTS.items()}
+    return TrainingState(vectors, Progress(step=step))
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
 
 @pytest.fixture
 def writer(folder: RunFolder) -> Iterator[CheckpointWriter]:
-    writer = CheckpointWriter(folder, ORIGIN, LAYOUT, TrainConfig())
+    writer = CheckpointWriter(folder, ORIGIN, LAYOUTS, TrainConfig())
     yield writer
     writer.close(lambda line: None)
 
@@ -65,11 +66,13 @@ def test_what_is_written_is_the_state_of_the_moment_it_was_given(
 ) -> None:
     gate, state = Gate(monkeypatch), state_of(5)
     writer.submit(state)
-    state.parameters[:], state.momentum[:], state.step = 99, 99, 99
+    for vector in state.vectors.values():
+        vector[:] = 99
+    state.progress.step = 99
     gate.opened.set()
     writer.wait()
     found = read_checkpoint(folder.checkpoint_of(5)).state
-    assert (set(found.parameters), set(found.momentum), found.step) == ({5.0}, {0.0}, 5)
+    assert (set(found.parameters), set(found.vectors["momentum"]), found.step) == ({5.0}, {5.0}, 5)
 
 
 def test_a_second_checkpoint_waits_for_the_first(
@@ -160,7 +163,7 @@ def test_a_run_whose_disk_fails_ends_at_the_next_step_and_goes_on_later(
 
 
 def test_closing_waits_for_what_is_on_its_way(folder: RunFolder) -> None:
-    writer = CheckpointWriter(folder, ORIGIN, LAYOUT, TrainConfig())
+    writer = CheckpointWriter(folder, ORIGIN, LAYOUTS, TrainConfig())
     writer.submit(state_of(3))
     writer.close(pytest.fail)
     assert read_checkpoint(folder.checkpoint_of(3)).state.step == 3
@@ -169,7 +172,7 @@ def test_closing_waits_for_what_is_on_its_way(folder: RunFolder) -> None:
 def test_an_error_that_nobody_waits_for_is_said_at_the_end(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when training fails itself before the next step."""
     lines: list[str] = []
-    writer = CheckpointWriter(folder, ORIGIN, LAYOUT, TrainConfig())
+    writer = CheckpointWriter(folder, ORIGIN, LAYOUTS, TrainConfig())
     monkeypatch.setattr(durable, "os", FailingOS(2, errno.ENOSPC))
     writer.submit(state_of(3))
     writer.close(lines.append)

@@ -15,7 +15,9 @@ from training_runs import LAST_STEP, TEST, configuration, flags, packed, run
 
 from dptrain import __version__
 from dptrain.commands.main import build_parser, main
-from dptrain.config.train import TrainConfig, flag, read_toml
+from dptrain.config.files import read_toml
+from dptrain.config.keys import flag
+from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 
 

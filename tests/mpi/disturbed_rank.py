@@ -2,7 +2,7 @@
 
 python disturbed_rank.py RANK STEP TENSOR ARGUMENTS OF DPTRAIN...
 
-TENSOR is for example conv1.weight, or "momentum of conv1.weight".
+TENSOR is for example "parameter conv1.weight", or "momentum of conv1.weight".
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ undisturbed = TrainingStep.__call__
 def disturbed(self: TrainingStep, state: Any, *others: Any) -> Any:
     outcome = undisturbed(self, state, *others)
     if (launched_rank(), state.step) == (rank, step):
-        vector = state.momentum if tensor.startswith("momentum of ") else state.parameters
-        values = vector[self.work.network.layout.slices[tensor.removeprefix("momentum of ")]]
+        vector = state.vectors["momentum" if tensor.startswith("momentum of ") else "parameters"]
+        values = vector[self.work.network.layout.slices[tensor.split()[-1]]]
         values[:1].view(np.uint32)[0] ^= 1 << 20  # the lowest bit could be rounded away again
     return outcome
 

@@ -215,4 +215,4 @@ def test_the_lines_of_a_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert float(right[1]) == pytest.approx(100 * int(right[2]) / 37, abs=0.005)
     state = read_checkpoint(Path(best[1])).state
     assert (Path(best[1]).name, state.step) == ("best.h5", int(best[3]))
-    assert 100 * (state.test_accuracy or 0) == pytest.approx(float(best[2]), abs=0.005)
+    assert 100 * (state.progress.test_accuracy or 0) == pytest.approx(float(best[2]), abs=0.005)

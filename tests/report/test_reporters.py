@@ -53,7 +53,7 @@ def test_a_third_reporter_is_one_class_and_one_line_in_the_list(
 ) -> None:
     monkeypatch.setattr(report, "REPORTERS", (*report.REPORTERS, CsvFile))
     assert main(["train", *flags(data, tmp_path / "run")]) == 0
-    rows = list(csv.reader((tmp_path / "run" / "epochs.csv").open()))
+    rows = list(csv.reader((tmp_path / "run" / "epochs.csv").read_text().splitlines()))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["event"] == "epoch"]
     assert rows == [[str(line[key]) for key in ("epoch", "loss", "test_accuracy")] for line in epochs]

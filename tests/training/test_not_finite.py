@@ -23,7 +23,7 @@ from training_runs import SHARDS, configuration, flags, packed, session_and_stat
 from dptrain.arrays.layout import ParamLayout
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.checkpoint.state import TrainingState
+from dptrain.checkpoint.state import Progress, TrainingState
 from dptrain.errors import TrainingError
 from dptrain.nn.network import Outcome
 from dptrain.parallel.communicator import Communicator
@@ -143,14 +143,16 @@ TENSORS = list(itertools.product(("parameters", "momentum"), LAYOUT.shapes))
 @pytest.mark.parametrize("first", range(len(TENSORS)))
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
 def test_the_first_tensor_of_a_state_that_is_not_finite_is_named(bad: str, first: int) -> None:
-    state = TrainingState(*np.ones((2, LAYOUT.size), np.float32), step=9)
-    check_finite(state, LAYOUT, Communicator())
+    layouts = {"parameters": LAYOUT, "buffers": ParamLayout({}), "momentum": LAYOUT}
+    vectors = {name: np.ones(layout.size, np.float32) for name, layout in layouts.items()}
+    state = TrainingState(vectors, Progress(step=9))
+    check_finite(state, layouts, Communicator())
     for vector, name in TENSORS[first:]:
-        getattr(state, vector)[LAYOUT.slices[name].start] = np.float32(bad)
+        vectors[vector][LAYOUT.slices[name].start] = np.float32(bad)
     vector, name = TENSORS[first]
     told = f"the parameter {name}" if vector == "parameters" else f"the momentum of {name}"
     with pytest.raises(TrainingError, match=rf"^step 9: after the update {told} holds {bad}\. Nothing of this step"):
-        check_finite(state, LAYOUT, Communicator())
+        check_finite(state, layouts, Communicator())
 
 
 @pytest.mark.mpi

@@ -103,18 +103,18 @@ def test_a_checkpoint_that_does_not_say_its_mean_is_evaluated_with_the_data_sets
     found = evaluate_checkpoint(
         checkpoint, folder / "checkpoint.h5", folder / "data-set", Communicator(), threads=1, say=lines.append
     )
-    assert found.accuracy == checkpoint.state.test_accuracy
+    assert found.accuracy == checkpoint.state.progress.test_accuracy
     assert len(lines) == 1
     assert "does not say its mean and deviation" in lines[0]
 
 
 def other_shape(index: dict[str, Any]) -> None:
-    for tensors in index["vectors"].values():
+    for tensors in filter(None, index["vectors"].values()):
         tensors[0]["shape"] = [int(np.prod(tensors[0]["shape"]))]
 
 
 def fewer(index: dict[str, Any]) -> None:
-    for tensors in index["vectors"].values():
+    for tensors in filter(None, index["vectors"].values()):
         del tensors[-1]
     index["params_sha256"] = FEWER
 
@@ -130,7 +130,7 @@ def other_epochs(index: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (other_shape, "its tensors are not those of its architecture: it has ('conv1.weight', (54,)), expected"),
+        (other_shape, "its parameters are not those of its architecture: it has ('conv1.weight', (54,)), expected"),
         (fewer, "it has nothing, expected ('linear1.bias', (5,))"),
         (at_another_step, "the file was edited"),
         (other_epochs, "the file was edited"),

@@ -14,7 +14,8 @@ from mortal_ranks import Death, on_mortal_ranks
 from training_runs import Memory, configuration, packed, run
 
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.config.train import TrainConfig, read_toml
+from dptrain.config.files import read_toml
+from dptrain.config.train import TrainConfig
 from dptrain.errors import PeerError, PreemptedError, RankLostError
 from dptrain.health.interruption import Interruption
 from dptrain.parallel.communicator import Communicator
@@ -55,7 +56,7 @@ def assert_undisturbed(config: TrainConfig, results: dict[int, Any], undisturbed
     states = [read_checkpoint(path).state for path in checkpoints]
     assert [state.step for state in states][-1] == LAST_STEP
     assert states[-1].params_sha256 == undisturbed
-    assert states[-1].test_accuracy is not None
+    assert states[-1].progress.test_accuracy is not None
 
 
 @pytest.fixture(scope="module")

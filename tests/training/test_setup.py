@@ -92,6 +92,20 @@ def test_the_schedule_warms_up_and_then_drops_by_epochs(data: Path, tmp_path: Pa
     assert found == pytest.approx([0.2, 0.4, 0.6, 0.8] + [0.8] * 7 + [0.4] * 7 + [0.2] * 3)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer_options": {"beta2": 0.9}}, "--optimizer-options: sgd has none"),
+        ({"group_lr": {"head": 10}}, "--group-lr: the network has no group of parameters 'head'"),
+    ],
+)
+def test_options_that_the_optimizer_does_not_have_are_refused(
+    changes: dict[str, Any], words: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        session_and_state(configuration(data, tmp_path / "run", **changes))
+
+
 def test_no_more_threads_than_shards_are_started(data: Path, tmp_path: Path) -> None:
     assert session_and_state(configuration(data, tmp_path / "run", threads=64))[0].pool.size == 4
     assert session_and_state(configuration(data, tmp_path / "run", threads=3))[0].pool.size == 3
