@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from dptrain.errors import DownloadError, DptrainError, ReaderGoneError, UsageError
-from dptrain.system.limits import refused
-from dptrain.system.paths import path_argument
-from dptrain.system.signals import EndedBySignal, ended_by_exception
+from dptrain.errors import DownloadError
+from dptrain.system.arguments import Parser, path_argument, whole
+from dptrain.system.failures import failure
+from dptrain.system.signals import ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output, write_to_stderr
-from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 
 from .cifar10 import describe_archive, read_archive
@@ -44,11 +41,11 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit status: 0, 1 for data, 2 for usage, 128 + n after signal n."""
+    """Run one command; returns the exit status: 0, 1 for data, 2 for usage, 128 + n after signal n."""
     start_program()
     try:
         try:
-            options = _parse(sys.argv[1:] if arguments is None else arguments)
+            options = _parser().parse_args(arguments)
         except SystemExit:  # --help
             finish_output()
             return 0
@@ -56,51 +53,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             drop_failed_writes()
         status: int = options.run(options)
         finish_output()
-    except ReaderGoneError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        text, status = failure(error)
         drop_failed_writes()
-        return error.status
-    except KeyboardInterrupt as error:
-        write_to_stderr(f"data_prep: error: ended by {str(error) or 'SIGINT'}; nothing half-written is left")
-        return error.status if isinstance(error, EndedBySignal) else 128 + signal.SIGINT
-    except Exception as error:
-        known = error if isinstance(error, DptrainError) else refused(error)
-        if known is None:
-            raise
-        write_to_stderr(f"data_prep: error: {shown(known)}")
-        drop_failed_writes()
-        return known.status
+        if text:
+            _say(f"error: {text}" + "; no partial files are left" * isinstance(error, KeyboardInterrupt))
     return status
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are UsageErrors."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see: {self.prog} --help)")
+def _say(text: str) -> None:
+    """Write a line on standard error, after the name of this program as it was typed."""
+    write_to_stderr(f"{PROGRAM.removeprefix('python -m ')}: {text}")
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Options of the command line; `run` is the function to call. Raises UsageError."""
-    parser = _Parser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser() -> Parser:
+    """The parser; `run` is the function to call with its result."""
+    parser = Parser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parsers = {name: commands.add_parser(name, help=text, description=text) for name, text in COMMANDS.items()}
-    for name, command in parsers.items():
-        _add_options(name, command)
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise UsageError(f"unknown command {shown(repr(arguments[0]), 100)}; {did_you_mean(arguments[0], COMMANDS)}")
-    options, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        word = next((word for word in unknown if word.startswith("-")), unknown[0])
-        flag = word.partition("=")[0]
-        known = re.findall(r"--[a-z][a-z-]*", parsers[options.command].format_help())
-        hint = did_you_mean(flag, set(known), f"see {parser.prog} {options.command} --help")
-        raise UsageError(f"unknown {'flag' if flag.startswith('-') else 'argument'} {shown(flag, 100)}; {hint}")
-    return options
+    for name, text in COMMANDS.items():
+        _add_options(name, commands.add_parser(name, help=text, description=text))
+    return parser
 
 
 def _add_options(name: str, command: argparse.ArgumentParser) -> None:
     """The flags of one command and the function that runs it."""
-    command.allow_abbrev = False
     command.add_argument("folder", metavar="OUT", type=path_argument, help="the data set's folder")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(run={"cifar10": _cifar10, "shapes": _shapes, "verify": _verify, "info": _info}[name])
@@ -114,7 +90,7 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
         )
         command.add_argument(
             "--limit",
-            type=_count,
+            type=whole(1),
             metavar="N",
             help="keep only N training images and a fifth as many test images, classes in equal numbers",
         )
@@ -122,24 +98,12 @@ def _add_options(name: str, command: argparse.ArgumentParser) -> None:
             "--optional", action="store_true", help="if it cannot be downloaded, end with a note (status 69)"
         )
     if name == "shapes":
-        command.add_argument("--train", type=_count, default=10_000, metavar="N", help="training images (10000)")
-        command.add_argument("--test", type=_count, default=2_000, metavar="N", help="test images (2000)")
+        command.add_argument("--train", type=whole(1), default=10_000, metavar="N", help="training images (10000)")
+        command.add_argument("--test", type=whole(1), default=2_000, metavar="N", help="test images (2000)")
     if name in ("cifar10", "shapes"):
-        command.add_argument("--shards", type=_count, default=8, metavar="S", help="shards of each split (8)")
-        command.add_argument("--seed", type=_seed, default=0, metavar="N", help="of every random choice (0)")
+        command.add_argument("--shards", type=whole(1), default=8, metavar="S", help="shards of each split (8)")
+        command.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of every random choice (0)")
         command.add_argument("--force", action="store_true", help="replace a data set that is there")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of 1 or more")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number from 0 to 2^63 - 1")
-    return int(text)
 
 
 def _cifar10(options: argparse.Namespace) -> int:
@@ -150,7 +114,7 @@ def _cifar10(options: argparse.Namespace) -> int:
     except DownloadError as error:
         if not options.optional:
             raise
-        print(f"data_prep: note: {shown(error)}", file=sys.stderr)
+        _say(f"note: {shown(error)}")
         return error.status
     data = read_archive(archive)
     print(describe_archive(archive, data.source), file=sys.stderr if options.json else sys.stdout)
@@ -178,7 +142,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(result.as_json())
     for problem in result.problems:
-        print(f"data_prep: error: {shown(problem)}", file=sys.stderr)
+        _say(f"error: {shown(problem)}")
     if not result.problems and not options.json:
         print(f"{_summary(info(options.folder))}: all sound")
         for split, text in result.index_ranges.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dptrain
-from dptrain.config.train import read_toml
+from dptrain.config.files import read_toml
 from dptrain.system.paths import typed_path
 
 from .hosts import Host

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dptrain.config.train import REDUCTIONS, parse_model_options
+from dptrain.config.files import parse_table
+from dptrain.config.train import REDUCTIONS
 from dptrain.errors import UsageError
 from dptrain.system.text import shown
 
@@ -55,7 +56,7 @@ def add_bench(commands: Any) -> None:
         )
     for kind in (step, scaling):
         kind.add_argument("--model", default="convnet", metavar="TEXT", help="architecture, as of dptrain train")
-        kind.add_argument("--model-options", type=parse_model_options, default={}, metavar="TOML", help="its arguments")
+        kind.add_argument("--model-options", type=parse_table, default={}, metavar="TOML", help="its arguments")
         kind.add_argument("--steps", type=number, default=60, metavar="N", help="steps to measure (default: 60)")
         kind.add_argument("--reduction", choices=REDUCTIONS, default="tree", help="as of dptrain train")
     lengths = [60_362, 1_000_000, 10_000_000]

@@ -8,7 +8,9 @@ import numpy as np
 
 from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.data.batches import ShardBatches
-from dptrain.data.manifest import Manifest, Samples, ShardEntry, Source
+from dptrain.data.manifest import Manifest, Provenance, ShardEntry
+from dptrain.data.shard import Samples
+from dptrain.data.transforms import make_transforms
 from dptrain.errors import UsageError
 from dptrain.nn.network import Network
 from dptrain.optim.sgd import SGD
@@ -43,7 +45,7 @@ def random_manifest(shape: tuple[int, int, int], classes: int, shards: int, samp
     """The manifest of a set of random images, `samples` in each shard."""
     entries = tuple(ShardEntry("", 0, samples, "") for _ in range(shards))
     names = tuple(str(label) for label in range(classes))
-    source = Source("random", None, None, None)
+    source = Provenance("random")
     channels = shape[0]
     splits = {"train": entries, "test": entries}
     return Manifest("random", names, shape, (0.5,) * channels, (0.29,) * channels, SEED, source, splits)
@@ -89,8 +91,7 @@ def make_batches(
             manifest,
             size=size,
             seed=SEED,
-            crop=border,
-            flip=border != "none",
+            transforms=make_transforms(border, border != "none"),
         )
         for shard in own
     }
@@ -113,9 +114,10 @@ def make_workload(
     network = build_network(model, model_options, shape, classes)
     batches = make_batches(communicator, shape, classes, shards=shards, batch_size=batch_size, steps=steps_per_epoch)
     placement = Placement(shards, communicator.size)
-    optimizer = SGD(network.layout, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = SGD(network.decays(), momentum=0.9, nesterov=True, weight_decay=5e-4)
     gradients = GradientWork(network, batches)
     pool = make_pool(min(threads, len(batches)), [gradients], communicator)
     summed = REDUCTIONS[reduction](placement, communicator, network.layout.size + STATISTICS)
     take_step = TrainingStep(gradients, optimizer, pool, summed, communicator)
-    return Workload(network, take_step, initial_state(network, SEED), pool, steps_per_epoch)
+    state = initial_state(network, take_step.layouts, SEED)
+    return Workload(network, take_step, state, pool, steps_per_epoch)

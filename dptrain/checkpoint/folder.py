@@ -253,7 +253,7 @@ class RunFolder:
                 state = read_checkpoint(path).state
             except CheckpointError:
                 continue
-            if self._remember(state.step, state.test_accuracy):
+            if self._remember(state.step, state.progress.test_accuracy):
                 best = path
         if best is None or best.name == BEST:
             return

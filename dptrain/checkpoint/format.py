@@ -1,10 +1,11 @@
 """Checkpoints, format version 2: one file that proves itself, and says where in it everything lies.
 
     bytes 0 to 511   user block: magic, bytes behind the block, bytes of the index, SHA-256 (see `_header`), zeros
-    then             plain HDF5 (see dptrain.system.hdf5) for any HDF5 program: /params/<layer>.<name> and
-                     /momentum/<layer>.<name>, float32 in natural shapes (convolution (O, C, KH, KW), linear (O, F))
-    at the end       the index, JSON in UTF-8: all else that there is to know, and of each vector (params, momentum)
-                     its tensors in order: name, shape, offset in the file
+    then             plain HDF5 (see dptrain.system.hdf5) for any HDF5 program: a group for each vector (parameters,
+                     buffers, the optimizer's slots such as momentum) with its tensors, /<vector>/<layer>.<name>,
+                     float32 in natural shapes (convolution (O, C, KH, KW), linear (O, F))
+    at the end       the index, JSON in UTF-8: everything else, and for each vector its tensors in order: name,
+                     shape, offset in the file
 
 A reader needs the index and the bytes at its offsets; libhdf5 takes no part in it. Reading trusts nothing: the hash
 proves that a file is whole, not that a friend wrote it. Keys and vectors that a later program has added are left
@@ -26,9 +27,9 @@ from pathlib import Path
 import numpy as np
 
 import dptrain
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, aligned_zeros
-from dptrain.checkpoint.state import TrainingState
+from dptrain.checkpoint.state import BUFFERS, PARAMETERS, Layouts, Progress, TrainingState
 from dptrain.data.manifest import LARGEST_IMAGE
 from dptrain.errors import BrokenCheckpointError, CheckpointError, LaterVersionError
 from dptrain.system import files
@@ -45,12 +46,15 @@ HEADER = struct.Struct("<24sQQ32s")  # magic, bytes behind the block, of these t
 MAGIC_1 = b"dptrain checkpoint v1\n\0\0"
 HEADER_1 = struct.Struct("<24sQ32s")  # magic, bytes behind the block, their SHA-256
 USER_BLOCK = 512
+ALGORITHM = re.compile(r", algorithm='\w+'(?=\))")
 LONGEST_INDEX = 64 * files.MIB
 LONGEST_CONFIG = 4 * files.MIB  # characters
+TENSOR_KEYS = ("name", "shape", "offset")
 MOST_AXES = 16  # of a tensor
 LONGEST_LINE = files.MIB  # characters of a layer's description
 KEYS = ("format", "version", "writer", "state", "origin", "params_sha256", "vectors")
-VECTORS = ("params", "momentum")
+EARLIER_NAMES = {"params": PARAMETERS}  # of vectors, in version 1 and in the first files of version 2
+VECTORS_1 = ("params", "momentum")
 NOT_IN_VERSION_1: dict[str, object] = {"mean": [], "std": [], "model_files": {}, "model_output_sha256": ""}
 
 
@@ -78,28 +82,39 @@ class Origin:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state with its origin, the names and shapes of its parameters, and notes for people on what was not read."""
+    """A state with its origin, the layouts of its vectors, and notes for people on what was not read."""
 
     state: TrainingState
     origin: Origin
-    layout: ParamLayout
+    layouts: Layouts
     notes: tuple[str, ...] = ()
 
-    def check_tensors(self, layout: ParamLayout, path: Path) -> None:
-        """CheckpointError, naming the first, unless its tensors are those of a network, in the same order."""
-        pairs = itertools.zip_longest(self.layout.shapes.items(), layout.shapes.items(), fillvalue="nothing")
-        for there, here in pairs:
-            if there != here:
+    @property
+    def layout(self) -> Layout:
+        """The layout of the parameters."""
+        return self.layouts[PARAMETERS]
+
+    def check_vectors(self, layouts: Layouts, path: Path) -> None:
+        """CheckpointError unless it has these vectors, each with the same tensors in the same order."""
+        for name, layout in layouts.items():
+            if name not in self.layouts:
                 raise CheckpointError(
-                    f"{shown(path)}: its tensors are not those of its architecture: it has {shown(there, 200)}, "
-                    f"expected {shown(here, 200)}"
+                    f"{shown(path)}: it has the vectors {shown(', '.join(self.layouts), 200)}, expected "
+                    f"{', '.join(layouts)}: it is of another optimizer or network"
                 )
+            pairs = itertools.zip_longest(self.layouts[name].shapes.items(), layout.shapes.items(), fillvalue="nothing")
+            for there, here in pairs:
+                if there != here:
+                    raise CheckpointError(
+                        f"{shown(path)}: its {name} are not those of its architecture: it has {shown(there, 200)}, "
+                        f"expected {shown(here, 200)}"
+                    )
 
 
-def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) -> bytes:
+def checkpoint_bytes(state: TrainingState, origin: Origin, layouts: Layouts) -> bytes:
     """The whole file."""
-    vectors = {"params": layout.views(state.parameters), "momentum": layout.views(state.momentum)}
-    paths = {vector: {name: f"{vector}/{_link_name(name)}" for name in layout.shapes} for vector in vectors}
+    vectors = {vector: layout.views(state.vectors[vector]) for vector, layout in layouts.items()}
+    paths = {vector: {name: f"{vector}/{_link_name(name)}" for name in views} for vector, views in vectors.items()}
     arrays = {paths[vector][name]: view for vector, views in vectors.items() for name, view in views.items()}
     attributes: dict[str, str | int] = {
         "format": FORMAT,
@@ -113,7 +128,7 @@ def checkpoint_bytes(state: TrainingState, origin: Origin, layout: ParamLayout) 
         "format": FORMAT,
         "version": VERSION,
         "writer": f"dptrain {dptrain.__version__}",
-        "state": {name: value for name, value in vars(state).items() if not isinstance(value, np.ndarray)},
+        "state": vars(state.progress),
         "origin": vars(origin),
         "params_sha256": state.params_sha256,
         "vectors": {
@@ -206,54 +221,64 @@ def _read_index(content: bytes) -> Checkpoint:
     index.choice("format", FORMAT)
     index.choice("version", VERSION)
     state, origin, vectors = (index.fields(key) for key in ("state", "origin", "vectors"))
-    layout, parameters = _vector(vectors, "params", content, begin)
-    same, momentum = _vector(vectors, "momentum", content, begin)
-    if list(same.shapes.items()) != list(layout.shapes.items()):
-        raise ValueError("vectors.momentum has other tensors than vectors.params")
+    layouts, found_vectors, not_read = _vectors(vectors, content, begin)
     surplus = [
         f"{what}{key}"
         for what, found, known in (
             ("", index, KEYS),
-            ("state.", state, [one.name for one in fields(TrainingState)]),
+            ("state.", state, [one.name for one in fields(Progress)]),
             ("origin.", origin, [one.name for one in fields(Origin)]),
-            ("vectors.", vectors, VECTORS),
         )
         for key in found.unknown(known)
-    ]
+    ] + [f"vectors.{name}" for name in not_read]
     writer = shown(index.text("writer"), 80)
     note = f"the checkpoint was written by {writer} and also holds {shown(', '.join(surplus), 300)}, which is not read"
-    found_state = _state_of(state, parameters, momentum, index.sha256("params_sha256"))
-    return Checkpoint(found_state, _origin_of(origin), layout, (note,) if surplus else ())
+    found_state = _state_of(state, found_vectors, index.sha256("params_sha256"))
+    return Checkpoint(found_state, _origin_of(origin), layouts, (note,) if surplus else ())
 
 
-def _vector(vectors: Fields, name: str, content: bytes, end: int) -> tuple[ParamLayout, Array]:
-    """Layout and flat vector (P,) of a vector's tensors, which lie before `end` and do not overlap."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    places = {}
-    for tensor in vectors.list_of_fields(name):
-        key, offset = tensor.text("name"), tensor.whole("offset", USER_BLOCK)
-        if key in shapes:
-            raise ValueError(f"{tensor.where}: a second tensor {shown(key, 80)}")
-        shapes[key] = tensor.wholes("shape", 1)
-        if len(shapes[key]) > MOST_AXES:
-            raise ValueError(f"{tensor.where}: {len(shapes[key])} axes, expected at most {MOST_AXES}")
-        places[key] = (offset, offset + 4 * math.prod(shapes[key]))
-    spans = sorted(places.values())
+def _vectors(raw: Fields, content: bytes, end: int) -> tuple[dict[str, Layout], dict[str, Array], list[str]]:
+    """Layouts and flat vectors by name, from tensors that lie before `end` and do not overlap; names of those not read.
+
+    A vector is not read if its tensors have keys that this program does not know, as a later one may write.
+    """
+    layouts: dict[str, Layout] = {}
+    offsets: dict[tuple[str, str], int] = {}
+    not_read = []
+    for written in map(str, raw.raw):
+        name = EARLIER_NAMES.get(written, written)
+        if name in layouts:
+            raise ValueError(f"vectors.{written}: a second vector {name}")
+        tensors = raw.list_of_fields(written)
+        if any(tensor.unknown(TENSOR_KEYS) for tensor in tensors):
+            not_read.append(shown(written, 80))
+            continue
+        shapes: dict[str, tuple[int, ...]] = {}
+        for tensor in tensors:
+            key, shape = tensor.text("name"), tensor.wholes("shape", 1)
+            if key in shapes:
+                raise ValueError(f"{tensor.where}: a second tensor {shown(key, 80)}")
+            if len(shape) > MOST_AXES:
+                raise ValueError(f"{tensor.where}: {len(shape)} axes, expected at most {MOST_AXES}")
+            shapes[key], offsets[name, key] = shape, tensor.whole("offset", USER_BLOCK)
+        layouts[name] = Layout(shapes)
+    if PARAMETERS not in layouts:
+        raise ValueError(f"vectors.{PARAMETERS} is missing")
+    layouts = {PARAMETERS: layouts[PARAMETERS], BUFFERS: Layout({}), **layouts}
+    spans = sorted((start, start + 4 * math.prod(layouts[name].shapes[key])) for (name, key), start in offsets.items())
     limits = [begin for begin, _ in spans[1:]] + [end]
     if any(own_end > limit for (_, own_end), limit in zip(spans, limits, strict=False)):
-        raise ValueError(f"vectors.{name}: tensors that overlap or lie outside the data")
-    layout = ParamLayout(shapes)
-    vector = aligned_zeros(layout.size)
-    for key, part in layout.slices.items():
-        vector[part] = np.frombuffer(content, "<f4", part.stop - part.start, places[key][0])
-    return layout, vector
+        raise ValueError("vectors: tensors that overlap or lie outside the data")
+    vectors = {name: aligned_zeros(layout.size) for name, layout in layouts.items()}
+    for (name, key), start in offsets.items():
+        part = layouts[name].slices[key]
+        vectors[name][part] = np.frombuffer(content, "<f4", part.stop - part.start, start)
+    return layouts, vectors, not_read
 
 
-def _state_of(raw: Fields, parameters: Array, momentum: Array, params_sha256: str) -> TrainingState:
+def _state_of(raw: Fields, vectors: dict[str, Array], params_sha256: str) -> TrainingState:
     accuracy = None if raw.raw.get("test_accuracy") is None else raw.number("test_accuracy")
-    state = TrainingState(
-        parameters=parameters,
-        momentum=momentum,
+    progress = Progress(
         step=raw.whole("step"),
         samples_seen=raw.whole("samples_seen"),
         epoch_loss=raw.number("epoch_loss"),
@@ -262,12 +287,14 @@ def _state_of(raw: Fields, parameters: Array, momentum: Array, params_sha256: st
         test_accuracy=accuracy,
     )
     if not (
-        state.epoch_correct <= state.epoch_samples <= state.samples_seen and (accuracy is None or 0 <= accuracy <= 1)
+        progress.epoch_correct <= progress.epoch_samples <= progress.samples_seen
+        and (accuracy is None or 0 <= accuracy <= 1)
     ):
         raise ValueError(
-            f"{state.epoch_correct} correct of {state.epoch_samples} samples of the epoch and {state.samples_seen} in "
-            f"all, test accuracy {accuracy}: these do not fit each other"
+            f"{progress.epoch_correct} correct of {progress.epoch_samples} samples of the epoch and "
+            f"{progress.samples_seen} in all, test accuracy {accuracy}: these do not fit each other"
         )
+    state = TrainingState(vectors, progress)
     if state.params_sha256 != params_sha256:
         raise ValueError("the parameters do not have the hash that the file states")
     return state
@@ -277,7 +304,8 @@ def _origin_of(raw: Fields) -> Origin:
     environment, model_files = raw.fields("environment"), raw.fields("model_files")
     origin = Origin(
         config=raw.text("config", LONGEST_CONFIG),
-        architecture=raw.texts("architecture", LONGEST_LINE),
+        # An earlier dptrain also wrote the chosen algorithm, which is no part of an architecture.
+        architecture=tuple(ALGORITHM.sub("", line) for line in raw.texts("architecture", LONGEST_LINE)),
         input_shape=raw.wholes("input_shape", 1, LARGEST_IMAGE),
         classes=raw.texts("classes"),
         data_name=raw.text("data_name"),
@@ -307,21 +335,22 @@ def _read_version_1(content: bytes) -> Checkpoint:
     raw.choice("version", 1)
     environment = Fields(files.parse_json(raw.text("environment", LONGEST_CONFIG)), "environment")
     names = raw.texts("parameters")
-    if {f"{vector}/{name}" for vector in VECTORS for name in names} != set(datasets) or len(set(names)) < len(names):
+    if {f"{vector}/{name}" for vector in VECTORS_1 for name in names} != set(datasets) or len(set(names)) < len(names):
         raise ValueError(
             f"it holds datasets {shown(sorted(datasets), 200)}, expected params and momentum of {names[:20]}"
         )
-    layout = ParamLayout({name: datasets[f"params/{name}"].shape for name in names})
-    vectors = []
-    for vector in VECTORS:
-        vectors.append(aligned_zeros(layout.size))
-        for name, view in layout.views(vectors[-1]).items():
+    layout = Layout({name: datasets[f"params/{name}"].shape for name in names})
+    vectors: dict[str, Array] = {PARAMETERS: aligned_zeros(layout.size), BUFFERS: aligned_zeros(0)}
+    for vector in VECTORS_1:
+        flat = vectors[EARLIER_NAMES.get(vector, vector)] = aligned_zeros(layout.size)
+        for name, view in layout.views(flat).items():
             dataset = datasets[f"{vector}/{name}"]
             if (dataset.dtype, dataset.shape) != (np.dtype("<f4"), view.shape):
                 raise ValueError(f"{vector}/{shown(name, 80)} is {dataset.dtype} {dataset.shape}, expected float32")
             view[...] = dataset
     if isinstance(accuracy := raw.raw.get("test_accuracy"), float) and math.isnan(accuracy):
         raw.raw["test_accuracy"] = None
-    state = _state_of(raw, vectors[0], vectors[1], raw.sha256("params_sha256"))
+    state = _state_of(raw, vectors, raw.sha256("params_sha256"))
     origin = _origin_of(Fields({**raw.raw, "environment": environment.raw, **NOT_IN_VERSION_1}))
-    return Checkpoint(state, origin, layout)
+    layouts = {name: Layout({}) if name == BUFFERS else layout for name in vectors}
+    return Checkpoint(state, origin, layouts)

@@ -1,24 +1,28 @@
-"""Everything that a training run is, between two steps."""
+"""The state of a training run between two steps: named flat vectors and progress."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, aligned_copy, aligned_zeros
 from dptrain.nn.network import Network
 
+PARAMETERS, BUFFERS = "parameters", "buffers"
+
+Layouts = Mapping[str, Layout]  # the layout of each vector of a state, by the vector's name
+
 
 @dataclass
-class TrainingState:
-    """Parameters and momentum, float32 (P,), and how far the run has come.
+class Progress:
+    """How far a run is: `step` counts updates, `samples_seen` the samples used for them.
 
-    `step` counts updates made, `samples_seen` samples used. The `epoch_` sums are over the steps made of the
-    unfinished epoch. No rank count and no generator state: neither is needed to go on.
+    The `epoch_` sums are over the finished steps of the current epoch. `test_accuracy` is that of the present
+    parameters, None before their evaluation.
     """
 
-    parameters: Array
-    momentum: Array
     step: int = 0
     samples_seen: int = 0
     epoch_loss: float = 0.0
@@ -26,19 +30,56 @@ class TrainingState:
     epoch_samples: int = 0
     test_accuracy: float | None = None
 
+
+@dataclass
+class TrainingState:
+    """Named float32 vectors: "parameters" (P,), "buffers" (B,), and the slots of the optimizer, each (P,); progress.
+
+    A state holds no rank count and no generator state: a resume needs neither.
+    """
+
+    vectors: dict[str, Array]
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def parameters(self) -> Array:
+        return self.vectors[PARAMETERS]
+
+    @property
+    def step(self) -> int:
+        return self.progress.step
+
     @property
     def params_sha256(self) -> str:
         """SHA-256 of the parameter vector, little-endian float32: equal if and only if the bits are."""
         return hashlib.sha256(self.parameters.astype("<f4", copy=False).tobytes()).hexdigest()
 
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of parameters and momentum together."""
-        digest = hashlib.sha256(self.parameters.data)
-        digest.update(self.momentum.data)
+    def digest(self) -> str:
+        """SHA-256 of all vectors with their names."""
+        digest = hashlib.sha256()
+        for name, vector in self.vectors.items():
+            digest.update(f"{name} {vector.size}\n".encode())
+            digest.update(vector.data)
         return digest.hexdigest()
 
+    def tensors(self, layouts: Layouts) -> Iterator[tuple[str, Array]]:
+        """What each tensor is called in messages, such as "momentum of conv1.weight", and its part of a vector."""
+        words = {PARAMETERS: "parameter", BUFFERS: "buffer"}
+        for name, layout in layouts.items():
+            for tensor, part in layout.slices.items():
+                yield f"{words.get(name, f'{name} of')} {tensor}", self.vectors[name][part]
 
-def initial_state(network: Network, seed: int) -> TrainingState:
-    """Step 0: parameters from the seed, no momentum."""
-    return TrainingState(aligned_copy(network.initial_parameters(seed)), aligned_zeros(network.layout.size))
+    def copy(self) -> TrainingState:
+        """A copy that shares no memory, with vectors aligned for arithmetic."""
+        return TrainingState({name: aligned_copy(one) for name, one in self.vectors.items()}, replace(self.progress))
+
+
+def vector_layouts(network: Network, slots: Iterable[str]) -> Layouts:
+    """Layouts of the vectors of a network's state under an optimizer with these slots."""
+    return {PARAMETERS: network.layout, BUFFERS: network.buffer_layout, **dict.fromkeys(slots, network.layout)}
+
+
+def initial_state(network: Network, layouts: Layouts, seed: int) -> TrainingState:
+    """The state before step 0: parameters from the seed, all other vectors zero."""
+    vectors = {name: aligned_zeros(layout.size) for name, layout in layouts.items()}
+    return TrainingState(vectors | network.initial(seed))

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
-from dptrain.arrays.layout import ParamLayout
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import Origin, checkpoint_bytes
-from dptrain.checkpoint.state import TrainingState
-from dptrain.config.train import TrainConfig
+from dptrain.checkpoint.state import Layouts, TrainingState
+from dptrain.config.train import CheckpointConfig
 
 
 class CheckpointWriter:
@@ -20,8 +18,8 @@ class CheckpointWriter:
     What fails is kept, and nothing is written after it: `failed` is to be asked at every step, `wait` raises it.
     """
 
-    def __init__(self, folder: RunFolder, origin: Origin, layout: ParamLayout, config: TrainConfig) -> None:
-        self.folder, self.origin, self.layout = folder, origin, layout
+    def __init__(self, folder: RunFolder, origin: Origin, layouts: Layouts, config: CheckpointConfig) -> None:
+        self.folder, self.origin, self.layouts = folder, origin, layouts
         self._steps, self._seconds = config.checkpoint_interval
         self._submitted = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -38,12 +36,12 @@ class CheckpointWriter:
         """Begin to write the state as it is now; waits for the one before, should that still be on its way."""
         if self._last is not None and self._last.exception() is not None:
             return
-        copied = replace(state, parameters=state.parameters.copy(), momentum=state.momentum.copy())
-        self._last = self._thread.submit(self._write, copied)
+        self._last = self._thread.submit(self._write, state.copy())
         self._submitted = time.monotonic()
 
     def _write(self, state: TrainingState) -> None:
-        self.folder.save(state.step, checkpoint_bytes(state, self.origin, self.layout), state.test_accuracy)
+        content = checkpoint_bytes(state, self.origin, self.layouts)
+        self.folder.save(state.step, content, state.progress.test_accuracy)
 
     @property
     def failed(self) -> bool:

@@ -16,25 +16,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import MISSING, fields
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import dptrain
 from dptrain.bench.command import add_bench
-from dptrain.config.train import (
-    BORDERS,
-    KEYS_OF_PATHS,
-    TrainConfig,
-    check_paths,
-    flag,
-    merged,
-    parse_model_options,
-    parse_toml,
-    read_toml,
-    unknown_key,
-)
+from dptrain.config.files import check_paths, merged, parse_toml, read_toml, unknown_key
+from dptrain.config.flags import add_train_flags
+from dptrain.config.train import KEYS, model_name
 from dptrain.errors import (
     FAILED,
     PREEMPTED,
@@ -50,9 +40,10 @@ from dptrain.errors import (
     UsageError,
 )
 from dptrain.system import record
+from dptrain.system.arguments import argument, path_argument
 from dptrain.system.blas import request_one_thread
 from dptrain.system.limits import refused
-from dptrain.system.paths import path_argument
+from dptrain.system.paths import typed_path
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output, print_whole, write_to_stderr
@@ -107,17 +98,11 @@ def build_parser() -> Parser:
     train = commands.add_parser("train", help="train a network on a packed data set")
     train.set_defaults(command=_train, parser=train)
     train.add_argument(
-        "data", nargs="?", type=_path_text, default=argparse.SUPPRESS, help="folder of the packed data set"
+        "data", nargs="?", type=argument(typed_path), default=argparse.SUPPRESS, help="folder of the packed data set"
     )
     train.add_argument("--config", type=path_argument, help="TOML file with keys named like the flags; flags win")
     train.add_argument("--json", action="store_true", help="end with one line of JSON: accuracy, step, params_sha256")
-    for key in fields(TrainConfig):
-        if key.name != "data":
-            train.add_argument(flag(key.name), default=argparse.SUPPRESS, **_flag_options(key))
-    borders = "|".join(BORDERS)
-    train.add_argument(
-        "--augment", metavar=borders, default=argparse.SUPPRESS, help="short for --crop BORDER --flip (none: neither)"
-    )
+    add_train_flags(train)
     evaluate = commands.add_parser("eval", help="loss and accuracy of a checkpoint on a data set's test split")
     evaluate.set_defaults(command=_eval, parser=evaluate)
     evaluate.add_argument(
@@ -129,7 +114,7 @@ def build_parser() -> Parser:
     )
     evaluate.add_argument(
         "--model",
-        type=_model_text,
+        type=argument(model_name),
         default="",
         metavar="NAME",
         help="FILE.py:FUNCTION of a checkpoint trained with one",
@@ -147,39 +132,10 @@ def build_parser() -> Parser:
     return parser
 
 
-def _path_text(text: str) -> str:
-    """A path as text, with `~` expanded."""
-    return str(path_argument(text))
-
-
-def _model_text(text: str) -> str:
-    """An architecture, or FILE.py:FUNCTION with `~` expanded."""
-    return _path_text(text) if ":" in text else text
-
-
 def _threads(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 0")
     return int(text)
-
-
-def _flag_options(key: Any) -> dict[str, Any]:
-    """What argparse needs to know of a configuration key."""
-    shown = "" if key.default in (MISSING, "") else f" (default: {key.default})"
-    options: dict[str, Any] = {"help": (key.metadata["help"] + shown).replace("%", "%%")}
-    if key.default is MISSING:
-        return options | {"type": parse_model_options, "metavar": "TOML"}
-    if isinstance(key.default, bool):
-        return options | {"action": argparse.BooleanOptionalAction}
-    if "choices" in key.metadata:
-        return options | {"metavar": "|".join(key.metadata["choices"])}
-    if key.name in KEYS_OF_PATHS:
-        return options | {"type": _path_text, "metavar": "PATH"}
-    kind = type(key.default)
-    if key.name == "model":
-        return options | {"type": _model_text, "metavar": "NAME"}
-    metavar = key.metadata.get("metavar", {int: "N", float: "X", str: "TEXT"}[kind])
-    return options | {"type": kind, "metavar": metavar}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -351,14 +307,16 @@ def _end(communicator: Communicator, status: int) -> int:
 def _train(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
     from dptrain.health.interruption import signals_taken
     from dptrain.parallel.communicator import together
-    from dptrain.report.recorder import Recorder
+    from dptrain.report import REPORTERS
+    from dptrain.report.end import EndOfRun
+    from dptrain.training.events import Note, Reporter
     from dptrain.training.loop import train
     from dptrain.training.model_source import beside
 
     drop_failed_writes()  # a run outlives its terminal, its log's disk and whoever reads its output
     notes: list[str] = []
     with together(communicator):
-        keys = {"augment", *(key.name for key in fields(TrainConfig))}
+        keys = {"augment", *KEYS}
         given = {name: value for name, value in vars(parsed).items() if name in keys}
         saved = read_toml(parsed.config, notes) if parsed.config else {}
         if "model" in saved:
@@ -370,16 +328,20 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
                 "a download: dptrain data-prep shapes data/shapes"
             )
         check_paths(config)
-    end_at_once = functools.partial(_end_at_once, communicator)
-    with signals_taken(end_at_once) as interruption, closing(Recorder(config, connection)) as recorder:
-        for note in [] if "run_dir" in given else notes:  # they say that the saved run folder does not count
-            recorder.say(f"note   {note}")
-        summary = train(config, communicator, recorder, interruption)
-    if parsed.json and recorder.reports and not print_whole(json.dumps(summary)):
+    end = EndOfRun()
+    with signals_taken(functools.partial(_end_at_once, communicator)) as interruption, ExitStack() as stack:
+        reporters: list[Reporter] = [stack.enter_context(closing(kind())) for kind in REPORTERS]
+        if communicator.rank == 0 and "run_dir" not in given:
+            for note in notes:  # they say that the saved run folder does not count
+                for reporter in reporters:
+                    reporter.handle(Note(f"note   {note}"))
+        summary = train(config, communicator, [*reporters, end], interruption, connection)
+    if not end.reported:
+        return 0  # another rank is rank 0 now; after deaths in an elastic run it may be any
+    if parsed.json and not print_whole(json.dumps(summary)):
         # Not an error: the run is complete and saved, and a launcher or scheduler must not start it again.
         write_to_stderr("dptrain: the line of --json could not be written; the same figures end metrics.jsonl")
-    if recorder.reports:
-        record.report_end(0)  # here, as in an elastic run that has lost rank 0 another one reports
+    record.report_end(0)
     return 0
 
 
@@ -446,8 +408,8 @@ def _inspect(parsed: argparse.Namespace, communicator: Communicator, connection:
     facts: dict[str, Any] = {
         "step": state.step,
         "epochs_completed": state.step // origin.steps_per_epoch,
-        "samples_seen": state.samples_seen,
-        "test_accuracy": state.test_accuracy,
+        "samples_seen": state.progress.samples_seen,
+        "test_accuracy": state.progress.test_accuracy,
         "data": origin.data_name,
         "manifest_sha256": origin.manifest_sha256,
         "classes": list(origin.classes),

@@ -1,1 +1,3 @@
 """Optimizers and learning rate schedules."""
+
+NAMES = ("sgd",)

@@ -23,6 +23,7 @@ _WORDS_OF = {
     "warmup-steps": "warmup warm-up warm-up-steps num-warmup-steps warmup-iters lr-warmup-steps",
     "step-epochs": "step-size lr-step-size decay-epochs lr-drop milestones",
     "step-factor": "gamma lr-gamma lr-decay lr-decay-rate decay-rate",
+    "optimizer": "optim opt",
     "momentum": "beta mu sgd-momentum",
     "seed": "random-seed random-state rng-seed manual-seed",
     "threads": "workers num-workers n-workers jobs j num-threads n-threads nthreads cpus cores num-cpus n-jobs",
@@ -57,9 +58,7 @@ _RANKS = "ranks are started with: dptrain launch -n R -- train DATA"
 _CPU = "dptrain computes on CPUs only; --threads N sets how many shards a rank computes at a time"
 _WORDS_EXPLAINED = {
     _CPU: "device devices gpu gpus cuda no-cuda use-cuda accelerator num-gpus ngpu gpu-id gpu-ids tpu mps",
-    "the optimizer is SGD; --lr, --momentum, --nesterov and --weight-decay set it": (
-        "optimizer optim opt adam adamw sgd"
-    ),
+    "choose the optimizer with --optimizer NAME": "adam adamw sgd",
     _RANKS: (
         "ranks np n nproc nprocs nproc-per-node nnodes nodes num-processes num-nodes processes world-size rank "
         "distributed backend dist-backend ddp strategy master-addr master-port"

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dptrain.checkpoint.format import Checkpoint, Origin
-from dptrain.config.train import TrainConfig, parse_toml
+from dptrain.checkpoint.state import PARAMETERS
+from dptrain.config.files import parse_toml
+from dptrain.config.train import TrainConfig
 from dptrain.data.batches import Normalisation
+from dptrain.data.loading import load_shards
 from dptrain.data.manifest import Manifest, read_manifest
-from dptrain.data.shards import load_shards
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.processes import make_pool
@@ -78,14 +80,12 @@ def evaluate_checkpoint(
                 f"{shown(path)} is of another architecture: {shown(difference, 500)}{code}; name the right "
                 "one by --model"
             )
-        checkpoint.check_tensors(network.layout, path)
+        checkpoint.check_vectors({PARAMETERS: network.layout}, path)
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
         as_trained = replace(manifest, mean=origin.mean, std=origin.std) if origin.mean else manifest
         normalise = Normalisation(as_trained)
-        output = check_prediction(
-            architecture, network, checkpoint.state.parameters, shards.test, normalise, config.seed
-        )
+        output = check_prediction(architecture, network, checkpoint.state.vectors, shards.test, normalise, config.seed)
         changed = changed_code(origin, config.model, architecture.source)
     check_splits(manifest, shards, data, communicator, splits=("test",))
     agree_on_model(architecture.source, output, environment, communicator)

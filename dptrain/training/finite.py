@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.checkpoint.state import TrainingState
+from dptrain.checkpoint.state import Layouts, TrainingState
 from dptrain.data.batches import ShardBatches
 from dptrain.errors import TrainingError
-from dptrain.nn.finite import first_not_finite, not_finite_parts
+from dptrain.nn.finite import first_not_finite, not_finite, not_finite_parts
 from dptrain.nn.network import Network
 from dptrain.parallel.communicator import Communicator, known_to_all
 
@@ -23,20 +23,20 @@ ADVICE = (
 
 
 def examine_shards(
-    network: Network, parameters: Array, batches: Mapping[int, ShardBatches], epoch: int, step: int
+    network: Network, parameters: Array, buffers: Array, batches: Mapping[int, ShardBatches], epoch: int, step: int
 ) -> dict[int, str]:
     """For each of a rank's shards the first in its microbatch of a step that is not finite, in words; "" if nothing is.
 
     Computed again, by this process alone: the vectors of the step itself are lost in their sum.
     """
-    workspace = Workspace()
+    workspace, vectors = Workspace(), {"parameters": parameters, "buffers": buffers}
     return {
-        shard: first_not_finite(network, parameters, *own.batch(epoch, step, workspace), workspace)
+        shard: first_not_finite(network, vectors, *own.batch(epoch, step, workspace), workspace, own.draws(epoch, step))
         for shard, own in batches.items()
     }
 
 
-def first_of_all_shards(found: Mapping[int, str], total: Array, layout: ParamLayout, communicator: Communicator) -> str:
+def first_of_all_shards(found: Mapping[int, str], total: Array, layout: Layout, communicator: Communicator) -> str:
     """A sentence, the same on every rank, that names the lowest shard in which something is not finite, and its rank.
 
     `found` are this rank's shards by `examine_shards`; `total` (P,) is the summed gradient, to be named from when no
@@ -67,20 +67,15 @@ def not_finite_error(loss: float, where: str, step: int, lr: float) -> TrainingE
     )
 
 
-def check_finite(state: TrainingState, layout: ParamLayout, communicator: Communicator) -> None:
-    """TrainingError naming the first parameter, or momentum, that is not finite; for whoever writes a checkpoint.
+def check_finite(state: TrainingState, layouts: Layouts, communicator: Communicator) -> None:
+    """TrainingError naming the first tensor that is not finite, before a checkpoint; all ranks hold the same state.
 
-    The state is the same on all ranks.
-
-    An update can overflow from finite gradients, which the next step's loss would be the first to show.
+    An update can overflow from finite gradients, which otherwise only the next step's loss would show.
     """
-    found = [
-        *(f"the parameter {part}" for part in not_finite_parts(layout, state.parameters)),
-        *(f"the momentum of {part}" for part in not_finite_parts(layout, state.momentum)),
-    ]
-    if found:
-        error = TrainingError(
-            f"step {state.step}: after the update {found[0]}. Nothing of this step is saved and earlier checkpoints "
-            f"are kept. {ADVICE}"
-        )
-        raise known_to_all(communicator, error)
+    for name, values in state.tensors(layouts):
+        if values.size and (what := not_finite(values)):
+            error = TrainingError(
+                f"step {state.step}: after the update the {name} holds {what}. Nothing of this step is saved and "
+                f"earlier checkpoints are kept. {ADVICE}"
+            )
+            raise known_to_all(communicator, error)

@@ -1,32 +1,30 @@
-"""Every rank's copy of the state must be the same to the bit; where one is not, which and from what tensor on."""
+"""Every rank must hold the same state to the bit. If one does not, the error names the rank and the first tensor."""
 
 from __future__ import annotations
 
 import hashlib
 import socket
 
-from dptrain.arrays.layout import ParamLayout
-from dptrain.checkpoint.state import TrainingState
+from dptrain.checkpoint.state import Layouts, TrainingState
 from dptrain.errors import TrainingError
 from dptrain.parallel.communicator import Communicator, known_to_all
 
 Digests = dict[str, bytes]
 
-# Failing memory may give two answers to one question.
-NOWHERE = "a place that was not found again"
+NOWHERE = "a tensor that was not found again"  # failing memory may read differently the next time
 
 
-def check_replicas(state: TrainingState, layout: ParamLayout, communicator: Communicator) -> None:
-    """All ranks must hold the same parameters and momentum to the bit; TrainingError naming those that do not.
+def check_replicas(state: TrainingState, layouts: Layouts, communicator: Communicator) -> None:
+    """TrainingError unless all ranks hold the same vectors to the bit.
 
-    Of each it names the first tensor that differs from the majority's, momentum after all parameters.
+    It names each rank that differs from the majority, and the first tensor that does.
     """
-    hashes = communicator.allgather(state.sha256)
+    hashes = communicator.allgather(state.digest())
     common = max(set(hashes), key=hashes.count)
     agreeing = hashes.count(common)
     if agreeing == len(hashes):
         return
-    everyone = communicator.allgather((socket.gethostname(), digests(state, layout)))
+    everyone = communicator.allgather((socket.gethostname(), digests(state, layouts)))
     hosts = [host for host, _ in everyone]
     ranks = [f"rank {rank} on {host}" for rank, host in zip(communicator.world_ranks, hosts, strict=True)]
     tensors = [own for _, own in everyone]
@@ -50,14 +48,9 @@ def check_replicas(state: TrainingState, layout: ParamLayout, communicator: Comm
     )
 
 
-def digests(state: TrainingState, layout: ParamLayout) -> Digests:
-    """SHA-256 of each tensor by name, in the order of the layout, the parameters before the momentum."""
-    vectors = {"": state.parameters, "momentum of ": state.momentum}
-    return {
-        prefix + name: hashlib.sha256(vector[part].tobytes()).digest()
-        for prefix, vector in vectors.items()
-        for name, part in layout.slices.items()
-    }
+def digests(state: TrainingState, layouts: Layouts) -> Digests:
+    """SHA-256 of each tensor of each vector, in order."""
+    return {name: hashlib.sha256(values.tobytes()).digest() for name, values in state.tensors(layouts)}
 
 
 def first_that_differs(replicas: list[Digests]) -> str:

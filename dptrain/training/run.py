@@ -8,22 +8,22 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from dptrain.arrays.memory import aligned_copy
 from dptrain.checkpoint.folder import RunFolder, step_of
 from dptrain.checkpoint.format import Checkpoint, read_checkpoint
 from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.checkpoint.writer import CheckpointWriter
-from dptrain.config.train import KEYS_OF_THE_FOLDER, TrainConfig
-from dptrain.data.shards import NOTHING_LOADED
+from dptrain.config.files import to_toml
+from dptrain.config.train import TrainConfig
+from dptrain.data.loading import NOTHING_LOADED
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.health.interruption import Interruption
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.watch import Watch
 from dptrain.system.text import shown
 from dptrain.training.architecture import Architecture
-from dptrain.training.events import Observer
 from dptrain.training.finite import check_finite
 from dptrain.training.replicas import check_replicas
+from dptrain.training.reporting import RunReport
 from dptrain.training.setup import Session, agree_on, check_resumable, set_up, without_paths
 from dptrain.training.step import Requests
 
@@ -40,8 +40,8 @@ class Run:
     session: Session
     state: TrainingState
 
-    def __init__(self, config: TrainConfig, observer: Observer) -> None:
-        self.config, self.observer = config, observer
+    def __init__(self, config: TrainConfig, report: RunReport) -> None:
+        self.config, self.report = config, report
         self.folder = RunFolder(Path(config.run_dir))
         self.resumed: Path | None = None
         self.writer: CheckpointWriter | None = None
@@ -59,6 +59,7 @@ class Run:
         DptrainError on all ranks when that cannot be. After a RankLostError it is called again with `survivors`.
         """
         self._until_ranks_change.close()
+        self.report.rank = communicator.rank
         agree_on("configuration", without_paths(self.config), communicator)  # what follows depends on it
         check_elastic(self.config, communicator)
         watch = Watch(
@@ -73,14 +74,16 @@ class Run:
         if not self._take_over(communicator):
             self._open(communicator)
         if communicator.rank == 0 and self.writer is None:
-            self.writer = CheckpointWriter(self.folder, self.session.origin, self.session.network.layout, self.config)
+            self.writer = CheckpointWriter(
+                self.folder, self.session.origin, self.session.take_step.layouts, self.config
+            )
         if not self.began:
             interruption.begin_deferring()
-            self.observer.started(self.session, self.state, self.folder, self.resumed)
+            self.report.started(self.session, self.state, self.folder, self.resumed)
         self.began = True
         if self._lost:
             seconds = time.perf_counter() - self._noticed
-            self.observer.recovered(self.session, self.state, self.folder, self._lost, seconds)
+            self.report.ranks_lost(self.session, self.state, self.folder, self._lost, seconds)
             self._lost = []
 
     def survivors(self, communicator: Communicator) -> Communicator:
@@ -102,10 +105,10 @@ class Run:
             return False
         root = begun.index(True)
         own = (self.state, self.folder.path, self.resumed) if communicator.rank == root else None
-        self.state, path, self.resumed = communicator.broadcast(own, root)
-        self._own_memory()
+        state, path, self.resumed = communicator.broadcast(own, root)
+        self.state = state.copy()  # what MPI received is not aligned
         self.saved_step = -1  # ranks may have learned of the death on either side of a `save`
-        self.state.test_accuracy = None  # whoever knew it may have died before it was saved
+        self.state.progress.test_accuracy = None  # whoever knew it may have died before it was saved
         if not self.began:
             self.folder.close()  # it was opened, but not all ranks lived to see it
             self.folder = RunFolder(path)
@@ -120,7 +123,7 @@ class Run:
         """On a new rank 0, whose host may not share the run folder's disk: complete the folder, say where it is."""
         if not self.folder.has_config:
             self._write_config()
-            self.observer.say(
+            self.report.note(
                 f"the run continues in {shown(self.folder.path.absolute())} on {socket.gethostname()}, a new folder: "
                 "the earlier checkpoints are on the host that was lost"
             )
@@ -132,7 +135,7 @@ class Run:
             self.folder.keep_model(source.files)
             model = source.kept_name(model)
         saved = replace(self.config, model=model, allow_changed_model=False, elastic=False)
-        self.folder.write_config(saved.to_toml(leave_out=KEYS_OF_THE_FOLDER))
+        self.folder.write_config(to_toml(saved, folder=False))
 
     def _open(self, communicator: Communicator) -> None:
         """Rank 0 claims the folder once nothing speaks against the run, and reads; all ranks receive."""
@@ -144,21 +147,15 @@ class Run:
                 found, notes = self._open_folder()
         path, found = communicator.broadcast((self.folder.path, found) if communicator.rank == 0 else None)
         for note in self.session.notes + notes:
-            self.observer.say(note)
+            self.report.note(note)
         if communicator.rank != 0:
             self.folder = RunFolder(path)
         if found is None:
-            self.state = initial_state(self.session.network, self.config.seed)
+            self.state = initial_state(self.session.network, self.session.take_step.layouts, self.config.seed)
             return
-        self.resumed, self.state = found[0], found[1].state
-        self._own_memory()
+        self.resumed, self.state = found[0], found[1].state.copy()  # what MPI received is not aligned
         if self.resumed == self.folder.checkpoint_of(self.state.step):
             self.saved_step = self.state.step
-
-    def _own_memory(self) -> None:
-        """What came through MPI or HDF5 lies anywhere; arithmetic wants it aligned."""
-        self.state.parameters = aligned_copy(self.state.parameters)
-        self.state.momentum = aligned_copy(self.state.momentum)
 
     def _open_folder(self) -> tuple[tuple[Path, Checkpoint] | None, list[str]]:
         """On rank 0: claim the folder; the checkpoint to go on from with its path, and notes on what has changed."""
@@ -167,10 +164,10 @@ class Run:
         self.folder = RunFolder(Path(config.run_dir))
         if config.run_dir and self.folder.path.exists():
             self.folder.claim()  # before reading: another run may be writing there
-        found = find_checkpoint(config, self.folder, self.observer)
+        found = find_checkpoint(config, self.folder, self.report)
         if found is not None:
             notes = [*found[1].notes, *check_resumable(*found, config, self.session.origin, source)]
-            found[1].check_tensors(self.session.network.layout, found[0])
+            found[1].check_vectors(self.session.take_step.layouts, found[0])
         if not config.run_dir:
             self.folder = RunFolder.new(config.data, config.model)
         self.folder.claim()
@@ -192,9 +189,9 @@ class Run:
 
         TrainingError when it is not worth keeping: the ranks do not agree on it, or it is not finite.
         """
-        layout, communicator = self.session.network.layout, self.session.communicator
-        check_replicas(self.state, layout, communicator)
-        check_finite(self.state, layout, communicator)
+        layouts, communicator = self.session.take_step.layouts, self.session.communicator
+        check_replicas(self.state, layouts, communicator)
+        check_finite(self.state, layouts, communicator)
         self.saved_step = self.state.step
         if self.writer is not None:
             communicator.whereabouts.enter("writing a checkpoint")  # the one before, if it is still on its way
@@ -210,7 +207,7 @@ class Run:
     def close(self) -> None:
         """End helpers, threads and the hold of the folder; a checkpoint on its way is written first."""
         if self.writer is not None:
-            self.writer.close(self.observer.say)
+            self.writer.close(self.report.note)
         self._until_ranks_change.close()
         self.folder.close()
 
@@ -226,10 +223,10 @@ def check_elastic(config: TrainConfig, communicator: Communicator) -> None:
         raise known_to_all(communicator, error)
 
 
-def find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) -> tuple[Path, Checkpoint] | None:
+def find_checkpoint(config: TrainConfig, folder: RunFolder, report: RunReport) -> tuple[Path, Checkpoint] | None:
     """The checkpoint that --resume asks for, with its path; None to begin anew."""
     if config.resume == "auto":
-        return folder.newest(observer.say, set_aside=True) if config.run_dir else None
+        return folder.newest(report.note, set_aside=True) if config.run_dir else None
     if config.resume == "never":
         if config.run_dir and (there := folder.candidates()):
             raise UsageError(
@@ -237,7 +234,7 @@ def find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) 
                 "overwritten: choose another --run-dir, or resume with --resume auto"
             )
         return None
-    path, checkpoint = _named_checkpoint(Path(config.resume), observer)
+    path, checkpoint = _named_checkpoint(Path(config.resume), report)
     there = folder.numbered() if config.run_dir else []
     later = [other for other in there if step_of(other) > checkpoint.state.step]
     if later:
@@ -249,11 +246,11 @@ def find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) 
     return path, checkpoint
 
 
-def _named_checkpoint(path: Path, observer: Observer) -> tuple[Path, Checkpoint]:
+def _named_checkpoint(path: Path, report: RunReport) -> tuple[Path, Checkpoint]:
     """The checkpoint of --resume PATH, or the newest of a run folder."""
     if path.is_file():
         return path, read_checkpoint(path)
-    found = RunFolder(path).newest(observer.say) if path.is_dir() else None
+    found = RunFolder(path).newest(report.note) if path.is_dir() else None
     if found is None:
         raise CheckpointError(
             f"--resume {path}: no checkpoint there; expected auto, never, a checkpoint's path or a run folder"

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 import dptrain
+from dptrain.arrays.memory import Array
 from dptrain.checkpoint.format import Checkpoint, Origin
-from dptrain.config.train import KEYS_OF_THE_PROCESS, KEYS_OF_THE_RUN, TrainConfig, flag, parse_toml
+from dptrain.config.files import parse_toml, to_toml
+from dptrain.config.keys import Scope, flag
+from dptrain.config.train import KEYS, OptimizerConfig, ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
+from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
-from dptrain.data.shards import NOTHING_LOADED, LocalShards, load_shards
-from dptrain.data.soundness import split_problems, tally
-from dptrain.data.transforms import check_crop
+from dptrain.data.transforms import check_crop, make_transforms
 from dptrain.errors import CheckpointError, DataError, DptrainError, UsageError
 from dptrain.nn.network import Network
 from dptrain.optim.schedule import Schedule, make_schedule
@@ -92,6 +93,7 @@ def set_up(
         check_memory(
             4 * network.layout.size * (len(own) + VECTORS), f"{network.layout.size:,} parameters and {len(own)} shards"
         )
+        optimizer = make_optimizer(config, network.decays())
         progress = communicator.whereabouts.progress
         shards = load_shards(Path(config.data), manifest, own, threads, loaded=loaded, progress=progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description()}
@@ -99,19 +101,15 @@ def set_up(
     check_splits(manifest, shards, Path(config.data), communicator)
     total_steps = config.epochs * steps_per_epoch
     microbatch = config.batch_size // manifest.shard_count
+    transforms = make_transforms(config.crop, config.flip)
     batches = {
-        shard: ShardBatches(
-            samples, shard, manifest, size=microbatch, seed=config.seed, crop=config.crop, flip=config.flip
-        )
+        shard: ShardBatches(samples, shard, manifest, size=microbatch, seed=config.seed, transforms=transforms)
         for shard, samples in shards.train.items()
     }
     communicator.whereabouts.enter("trying the model's layers")
     with together(communicator):
         output = check_training(architecture, network, batches, steps_per_epoch, config.seed)
     agree_on_model(architecture.source, output, environment, communicator)
-    optimizer = SGD(
-        network.layout, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
-    )
     reduction = REDUCTIONS[config.reduction](placement, communicator, network.layout.size + STATISTICS)
     notes = machine_notes(environment, communicator)
     notes += python_notes(communicator)  # the last collective: nothing is left open if it fails
@@ -126,7 +124,7 @@ def set_up(
     evaluation = EvaluationWork(network, shards.test, Normalisation(manifest), longest)
     pool = make_pool(min(threads, len(own)), [gradients, evaluation], communicator)
     origin = Origin(
-        config=config.to_toml(),
+        config=to_toml(config),
         architecture=tuple(network.description()),
         input_shape=manifest.image_shape,
         classes=manifest.classes,
@@ -180,7 +178,7 @@ def count_steps(manifest: Manifest, batch_size: int) -> int:
     return -(-largest // (batch_size // shards))
 
 
-def _schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
+def _schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
     total_steps = config.epochs * steps_per_epoch
     return make_schedule(
         config.schedule,
@@ -190,6 +188,17 @@ def _schedule(config: TrainConfig, steps_per_epoch: int) -> Schedule:
         every=max(1, round(config.step_epochs * steps_per_epoch)),
         factor=config.step_factor,
     )
+
+
+def make_optimizer(config: OptimizerConfig, decays: Array) -> SGD:
+    """The optimizer of a run; UsageError for options that it does not have."""
+    if config.optimizer_options:
+        raise UsageError("--optimizer-options: sgd has none; its flags are --momentum, --nesterov and --weight-decay")
+    if config.group_lr:
+        raise UsageError(
+            f"--group-lr: the network has no group of parameters {shown(repr(next(iter(config.group_lr))))}"
+        )
+    return SGD(decays, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay)
 
 
 def numeric_environment(reduction: str) -> dict[str, str]:
@@ -254,20 +263,9 @@ def place(manifest: Manifest, folder: Path, communicator: Communicator) -> Place
     if ranks > shards:
         raise UsageError(
             f"{ranks} ranks, but {folder} has {shards} shards and a shard is never split: start at most {shards} "
-            f"ranks, or pack it again: {repack_advice(manifest, folder, ranks)}"
+            f"ranks, or pack it again: {manifest.repack_command(folder, ranks)}"
         )
     return Placement(shards, ranks)
-
-
-def repack_advice(manifest: Manifest, folder: Path, shards: int) -> str:
-    """How to pack the same data set into another number of shards."""
-    train, test, source = manifest.samples("train"), manifest.samples("test"), manifest.source.name
-    counts = {"cifar10": "" if train == 50_000 else f" --limit {train}", "shapes": f" --train {train} --test {test}"}
-    if source not in counts:
-        return f"give the program that packed it shards={shards} and force=True, the arguments of pack()"
-    seed = f" --seed {manifest.seed}" if manifest.seed else ""
-    where = shown(shlex.quote(str(folder)))
-    return f"dptrain data-prep {source} {where} --shards {shards}{counts[source]}{seed} --force"
 
 
 def check_resumable(
@@ -289,11 +287,11 @@ def check_resumable(
         )
     )
     changed = {
-        key.name: f"{flag(key.name)} {shown(getattr(before, key.name))} there, {shown(getattr(now, key.name))} here"
-        for key in fields(TrainConfig)
-        if getattr(before, key.name) != getattr(now, key.name) and key.name not in KEYS_OF_THE_PROCESS
+        name: f"{flag(name)} {shown(getattr(before, name))} there, {shown(getattr(now, name))} here"
+        for name, key in KEYS.items()
+        if getattr(before, name) != getattr(now, name) and key.metadata["scope"] in (Scope.RUN, Scope.BITS)
     }
-    breaking = [text for name, text in changed.items() if name in KEYS_OF_THE_RUN]
+    breaking = [text for name, text in changed.items() if KEYS[name].metadata["scope"] is Scope.RUN]
     if breaking:
         raise CheckpointError(
             f"{path}: of another run: {shown('; '.join(breaking), 500)}. Use its values, or another --run-dir"
@@ -315,9 +313,9 @@ def check_resumable(
     if "model" in changed and source is not None and not notes and _function(before.model) == _function(config.model):
         del changed["model"]  # the same code in another place
     state = checkpoint.state
-    if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.epoch_samples):
+    if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.progress.epoch_samples):
         raise CheckpointError(
-            f"{shown(path)}: step {state.step} with {state.epoch_samples} samples of its epoch and "
+            f"{shown(path)}: step {state.step} with {state.progress.epoch_samples} samples of its epoch and "
             f"{earlier.steps_per_epoch} steps an epoch cannot be of this run, which has {origin.steps_per_epoch}; the "
             "file was edited"
         )

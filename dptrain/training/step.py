@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.checkpoint.state import TrainingState
+from dptrain.checkpoint.state import TrainingState, vector_layouts
 from dptrain.data.batches import ShardBatches
 from dptrain.nn.finite import not_finite
 from dptrain.nn.network import Network, Prepared, quiet
@@ -76,21 +76,24 @@ class GradientWork(ShardWork[float]):
     def __init__(self, network: Network, batches: dict[int, ShardBatches]) -> None:
         self.network, self.batches = network, batches
         self.parameters = shared_zeros(network.layout.size)
+        self.buffers = shared_zeros(network.buffer_layout.size)
         self.vectors = {shard: shared_zeros(network.layout.size + STATISTICS) for shard in batches}
         self._workspace = Workspace()  # of what all shards of a step only read
 
     @quiet
     def prepare(self, epoch: int, step: int) -> tuple[Prepared, int, int]:
-        return self.network.prepare(self.parameters, self._workspace), epoch, step
+        return self.network.prepare(self.parameters, self.buffers, self._workspace), epoch, step
 
     @quiet
     def compute(self, shard: int, prepared: tuple[Prepared, int, int], workspace: Workspace) -> float:
         started = time.perf_counter()
         parameters, epoch, step = prepared
-        images, labels = self.batches[shard].batch(epoch, step, workspace)
+        batches = self.batches[shard]
+        images, labels = batches.batch(epoch, step, workspace)
         loaded = time.perf_counter()
         gradient, sums = self.split(self.vectors[shard])
-        outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace)
+        draws = batches.draws(epoch, step)
+        outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace, draws=draws)
         sums[:] = outcome.loss_sum, outcome.correct, len(labels), *NOTHING_ASKED
         return (loaded - started) / (time.perf_counter() - started)
 
@@ -113,6 +116,7 @@ class TrainingStep:
     ) -> None:
         self.work, self.optimizer = work, optimizer
         self.pool, self.reduction, self.communicator = pool, reduction, communicator
+        self.layouts = vector_layouts(work.network, optimizer.slots)
 
     @quiet
     def __call__(
@@ -137,14 +141,16 @@ class TrainingStep:
         reduced = clock()
         gradient, sums = self.work.split(total)
         if not_finite(total):  # judged once, after the reduction, by all ranks alike
-            found = examine_shards(self.work.network, state.parameters, self.work.batches, epoch, step)
+            found = examine_shards(
+                self.work.network, self.work.parameters, self.work.buffers, self.work.batches, epoch, step
+            )
             where = first_of_all_shards(found, gradient, self.work.network.layout, self.communicator)
             raise known_to_all(self.communicator, not_finite_error(float(sums[LOSS]), where, state.step + 1, lr))
         samples = int(sums[SAMPLES])
         gradient /= samples
-        self.optimizer.update(state.parameters, state.momentum, gradient, lr)
-        state.step += 1
-        state.samples_seen += samples
+        self.optimizer.update(state.vectors, gradient, lr, state.step)
+        state.progress.step += 1
+        state.progress.samples_seen += samples
         data = (computed - started) * sum(shares) / len(shares)
         compute = computed - started - data + clock() - reduced
         seconds = Seconds(compute, data, waited - computed, reduced - waited)

@@ -10,21 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import layouts_of
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.checkpoint import folder as run_folder
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import Origin, checkpoint_bytes, read_checkpoint
-from dptrain.checkpoint.state import TrainingState
+from dptrain.checkpoint.state import Progress, TrainingState
 from dptrain.errors import CheckpointError, UsageError
 
-LAYOUT = ParamLayout({"linear1.weight": (2, 3)})
+LAYOUTS = layouts_of(Layout({"linear1.weight": (2, 3)}))
 ORIGIN = Origin("", ("linear1",), (3, 1, 1), ("a", "b"), "random", "00" * 32, 7, {}, (0.5,) * 3, (0.25,) * 3)
 
 
 def content(step: int, accuracy: float | None = None) -> bytes:
-    values = np.full(LAYOUT.size, step, np.float32)
-    return checkpoint_bytes(TrainingState(values, values, step=step, test_accuracy=accuracy), ORIGIN, LAYOUT)
+    vectors = {name: np.full(layout.size, step, np.float32) for name, layout in LAYOUTS.items()}
+    state = TrainingState(vectors, Progress(step=step, test_accuracy=accuracy))
+    return checkpoint_bytes(state, ORIGIN, LAYOUTS)
 
 
 def save(folder: RunFolder, step: int, accuracy: float | None = None) -> Path:
@@ -35,8 +37,8 @@ def best_of(folder: RunFolder) -> tuple[int, float | None]:
     """Step and accuracy of best.h5, which are those that the folder tells."""
     assert folder.best == folder.checkpoints / "best.h5"
     state = read_checkpoint(folder.best).state
-    assert (state.step, state.test_accuracy) == (folder.best_step, folder.best_accuracy)
-    return state.step, state.test_accuracy
+    assert (state.step, state.progress.test_accuracy) == (folder.best_step, folder.best_accuracy)
+    return state.step, state.progress.test_accuracy
 
 
 def steps(folder: RunFolder) -> list[int]:

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from checkpoints import LAYOUT, OLD, ORIGIN, state_of
+from checkpoints import LAYOUTS, OLD, ORIGIN, state_of
 from data_sets import image_data
 from forging import forge_data_set, forged_checkpoint
 
@@ -29,8 +29,9 @@ MEMORY = 256  # MiB that a read may add; the files are of a few KiB
 READER = """
 import json, resource, sys, time
 from pathlib import Path
-from dptrain.data.manifest import SPLITS, read_manifest, read_shard
-from dptrain.data.soundness import split_problems, tally
+from dptrain.data.manifest import SPLITS, read_manifest
+from dptrain.data.shard import read_shard
+from dptrain.data.loading import split_problems, tally
 from dptrain.errors import DptrainError
 from dptrain.system import old_hdf5
 from dptrain.checkpoint.format import read_checkpoint
@@ -63,7 +64,7 @@ def trial(seed: int, kind: str, count: int, folder: Path) -> Counter[str]:
     version, what = kind.split()
     sound = folder / "sound"
     if what == "checkpoint":
-        content = OLD.read_bytes() if version == "old" else checkpoint_bytes(state_of(), ORIGIN, LAYOUT)
+        content = OLD.read_bytes() if version == "old" else checkpoint_bytes(state_of(), ORIGIN, LAYOUTS)
     elif version == "old":
         shutil.copytree(OLD_DATA, sound)
     else:

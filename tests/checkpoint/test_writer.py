@@ -11,23 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import LAYOUT, ORIGIN
+from checkpoints import LAYOUTS, ORIGIN
 from failing_files import FailingOS
 from training_runs import STEPS_PER_EPOCH, Memory, configuration, packed, run
 
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.checkpoint.state import TrainingState
+from dptrain.checkpoint.state import Progress, TrainingState
 from dptrain.checkpoint.writer import CheckpointWriter
 from dptrain.config.train import TrainConfig
 from dptrain.errors import CheckpointError
 from dptrain.parallel.communicator import Communicator
 from dptrain.system import durable
+from dptrain.training.events import Event, StepFinished
 from dptrain.training.loop import train
 
 
 def state_of(step: int) -> TrainingState:
-    return TrainingState(np.full(LAYOUT.size, step, np.float32), np.zeros(LAYOUT.size, np.float32), step=step)
+    vectors = {name: np.full(layout.size, step, np.float32) for name, layout in LAYOUTS.items()}
+    return TrainingState(vectors, Progress(step=step))
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def folder(tmp_path: Path) -> Iterator[RunFolder]:
 
 @pytest.fixture
 def writer(folder: RunFolder) -> Iterator[CheckpointWriter]:
-    writer = CheckpointWriter(folder, ORIGIN, LAYOUT, TrainConfig())
+    writer = CheckpointWriter(folder, ORIGIN, LAYOUTS, TrainConfig())
     yield writer
     writer.close(lambda line: None)
 
@@ -64,11 +66,13 @@ def test_what_is_written_is_the_state_of_the_moment_it_was_given(
 ) -> None:
     gate, state = Gate(monkeypatch), state_of(5)
     writer.submit(state)
-    state.parameters[:], state.momentum[:], state.step = 99, 99, 99
+    for vector in state.vectors.values():
+        vector[:] = 99
+    state.progress.step = 99
     gate.opened.set()
     writer.wait()
     found = read_checkpoint(folder.checkpoint_of(5)).state
-    assert (set(found.parameters), set(found.momentum), found.step) == ({5.0}, {0.0}, 5)
+    assert (set(found.parameters), set(found.vectors["momentum"]), found.step) == ({5.0}, {5.0}, 5)
 
 
 def test_a_second_checkpoint_waits_for_the_first(
@@ -91,14 +95,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     gate = Gate(monkeypatch)
 
     class Opening(Memory):
-        def stepped(self, state: TrainingState, *rest: Any) -> None:
-            if state.step == STEPS_PER_EPOCH - 1:
+        def handle(self, event: Event) -> None:
+            if isinstance(event, StepFinished) and event.step == STEPS_PER_EPOCH - 1:
                 assert folder.numbered() == []
                 gate.opened.set()
 
     folder = RunFolder(tmp_path / "run")
     config = configuration(packed(tmp_path / "set"), folder.path, checkpoint_every="5", max_steps=7)
-    train(config, Communicator(), Opening())
+    train(config, Communicator(), [Opening()])
     assert [path.name for path in folder.numbered()] == ["step-00000005.h5", "step-00000007.h5"]
 
 
@@ -135,17 +139,17 @@ def test_a_run_whose_disk_fails_ends_at_the_next_step_and_goes_on_later(
     files = FailingOS(failing, errno.ENOSPC)
 
     class Breaking(Memory):
-        def stepped(self, state: TrainingState, *rest: Any) -> None:
-            super().stepped(state, *rest)
-            if state.step == 4:
+        def handle(self, event: Event) -> None:
+            super().handle(event)
+            if isinstance(event, StepFinished) and event.step == 4:
                 monkeypatch.setattr(durable, "os", files)
-            if state.step == 5:
+            if isinstance(event, StepFinished) and event.step == 5:
                 wait_for_failure(files)  # such a step takes less time than to write a checkpoint
 
     memory = Breaking()
     config = configuration(data, tmp_path / "run", checkpoint_every="4")
     with pytest.raises(CheckpointError, match=r"cannot be written: No space left.*Free some space"):
-        train(config, Communicator(), memory)
+        train(config, Communicator(), [memory])
     assert files.has_failed
     assert memory.steps[-1][0] in (5, 6)  # 5 when it failed before that step began
     monkeypatch.undo()
@@ -159,7 +163,7 @@ def test_a_run_whose_disk_fails_ends_at_the_next_step_and_goes_on_later(
 
 
 def test_closing_waits_for_what_is_on_its_way(folder: RunFolder) -> None:
-    writer = CheckpointWriter(folder, ORIGIN, LAYOUT, TrainConfig())
+    writer = CheckpointWriter(folder, ORIGIN, LAYOUTS, TrainConfig())
     writer.submit(state_of(3))
     writer.close(pytest.fail)
     assert read_checkpoint(folder.checkpoint_of(3)).state.step == 3
@@ -168,7 +172,7 @@ def test_closing_waits_for_what_is_on_its_way(folder: RunFolder) -> None:
 def test_an_error_that_nobody_waits_for_is_said_at_the_end(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when training fails itself before the next step."""
     lines: list[str] = []
-    writer = CheckpointWriter(folder, ORIGIN, LAYOUT, TrainConfig())
+    writer = CheckpointWriter(folder, ORIGIN, LAYOUTS, TrainConfig())
     monkeypatch.setattr(durable, "os", FailingOS(2, errno.ENOSPC))
     writer.submit(state_of(3))
     writer.close(lines.append)

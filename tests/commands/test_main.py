@@ -15,7 +15,9 @@ from training_runs import LAST_STEP, TEST, configuration, flags, packed, run
 
 from dptrain import __version__
 from dptrain.commands.main import build_parser, main
-from dptrain.config.train import TrainConfig, flag, read_toml
+from dptrain.config.files import read_toml
+from dptrain.config.keys import flag
+from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 
 
@@ -52,10 +54,10 @@ from dptrain.nn.layers.linear import Linear
 from dptrain.parallel.communicator import launched_rank
 
 class Bad(Linear):
-    def forward(self, x, parameters, workspace):
-        if launched_rank() == RANK and parameters["bias"].any():  # not in the first step
+    def forward(self, x, call):
+        if launched_rank() == RANK and call.parameters["bias"].any():  # not in the first step
             raise ZeroDivisionError("a mistake in this very layer")
-        return super().forward(x, parameters, workspace)
+        return super().forward(x, call)
 
 def build(input_shape, classes):
     return [Flatten(), Bad(classes)]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 
-from dptrain.config.train import TrainConfig, flag, unknown_key
+from dptrain.config.files import unknown_key
+from dptrain.config.keys import flag
+from dptrain.config.train import KEYS
 from dptrain.errors import (
     CheckpointError,
     DataError,
@@ -60,7 +60,7 @@ def test_nearest_name_is_proposed(word: str, nearest: str) -> None:
     assert did_you_mean(word, ["--batch-size", "--epochs", "--momentum", "--lr"]) == f"did you mean {nearest!r}?"
 
 
-FLAGS = [flag(key.name) for key in fields(TrainConfig)]
+FLAGS = [flag(name) for name in KEYS]
 
 
 def test_a_few_names_are_all_given_when_none_is_near_and_many_are_not() -> None:
@@ -95,7 +95,7 @@ def test_a_word_of_other_programs_gets_the_flag_of_this_one(word: str, meant: st
 @pytest.mark.parametrize(
     ("word", "explanation"),
     [
-        ("--optimizer", "the optimizer is SGD"),
+        ("--adam", "--optimizer NAME"),
         ("--device", "computes on CPUs only"),
         ("--gpu", "computes on CPUs only"),
         ("--ranks", "dptrain launch -n R -- train DATA"),

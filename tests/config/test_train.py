@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -11,18 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dptrain.config.train import (
-    BORDERS,
-    KEYS_OF_THE_PROCESS,
-    KEYS_OF_THE_RUN,
-    REDUCTIONS,
-    TrainConfig,
-    flag,
-    merged,
-    parse_model_options,
-    parse_toml,
-    read_toml,
-)
+from dptrain.config.files import merged, parse_table, parse_toml, read_toml, to_toml
+from dptrain.config.keys import Scope, flag
+from dptrain.config.train import BORDERS, KEYS, REDUCTIONS, SUBJECTS, TrainConfig
 from dptrain.errors import UsageError
 from dptrain.optim.schedule import NAMES as SCHEDULES
 
@@ -52,6 +45,8 @@ CONFIGS = st.builds(
     warmup_steps=COUNT,
     step_epochs=POSITIVE,
     step_factor=POSITIVE,
+    optimizer_options=st.dictionaries(TEXT, TOML_VALUE, max_size=3),
+    group_lr=st.dictionaries(TEXT, st.floats(0, 1e3), max_size=3),
     seed=COUNT,
     crop=st.sampled_from(BORDERS),
     flip=st.booleans(),
@@ -75,11 +70,11 @@ def refused(**values: Any) -> str:
 
 @given(config=CONFIGS)
 def test_configuration_comes_back_from_its_toml(config: TrainConfig) -> None:
-    assert TrainConfig(**parse_toml(config.to_toml(), "text")) == config
+    assert TrainConfig(**parse_toml(to_toml(config), "text")) == config
 
 
 def test_toml_has_every_key_spelled_like_its_flag() -> None:
-    written = tomllib.loads(TrainConfig().to_toml())
+    written = tomllib.loads(to_toml(TrainConfig()))
     assert {flag(key.name) for key in fields(TrainConfig)} == {f"--{name}" for name in written}
     assert flag("batch_size") == "--batch-size"
 
@@ -207,7 +202,7 @@ def test_file_that_cannot_be_read_or_is_not_toml_is_named(tmp_path: Path) -> Non
     ],
 )
 def test_model_options_are_the_inside_of_an_inline_table(text: str, options: dict[str, Any]) -> None:
-    assert parse_model_options(text) == options
+    assert parse_table(text) == options
 
 
 def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
@@ -231,17 +226,29 @@ def test_numbers_are_finite(key: str, value: float) -> None:
 
 def test_model_options_that_are_not_toml_are_told_with_an_example() -> None:
     with pytest.raises(UsageError, match=r"--model-options 'widths: 3': not TOML .* --model-options 'widths = \[32"):
-        parse_model_options("widths: 3")
+        parse_table("widths: 3")
 
 
-def test_keys_of_the_run_and_of_the_process_are_keys_and_disjoint() -> None:
-    names = {key.name for key in fields(TrainConfig)}
-    assert names >= set(KEYS_OF_THE_RUN) | set(KEYS_OF_THE_PROCESS)
-    assert not set(KEYS_OF_THE_RUN) & set(KEYS_OF_THE_PROCESS)
+def test_every_key_has_a_scope_and_belongs_to_one_subject() -> None:
+    assert all(isinstance(key.metadata["scope"], Scope) for key in KEYS.values())
+    assert sum(len(fields(subject)) for subject in SUBJECTS) == len(KEYS) == len(fields(TrainConfig))
+
+
+def test_keys_of_the_run_folder_are_left_out_of_the_saved_configuration() -> None:
+    saved = tomllib.loads(to_toml(TrainConfig(), folder=False))
+    assert {"run-dir", "resume"} == set(tomllib.loads(to_toml(TrainConfig()))) - set(saved)
+
+
+def test_an_optimizer_table_is_checked_and_comes_back_from_a_flag() -> None:
+    assert parse_table("head = 10, body = 0.5", "group_lr") == {"head": 10, "body": 0.5}
+    for factor in ("10", -1, float("nan"), True):
+        assert refused(group_lr={"head": factor}).endswith("expected factors of at least 0")
+    with pytest.raises(UsageError, match=r"--group-lr 'head: 3': not TOML .* --group-lr 'head = 10'"):
+        parse_table("head: 3", "group_lr")
 
 
 def test_a_table_that_is_no_key_is_told_to_be_flat() -> None:
-    with pytest.raises(UsageError, match=r"table \[train\]: keys stand at the top"):
+    with pytest.raises(UsageError, match=r"table \[train\]: write keys at the top level"):
         parse_toml("[train]\nlr = 1", "my.toml")
 
 
@@ -250,3 +257,9 @@ def test_the_reductions_of_the_flag_are_those_there_are() -> None:
     from dptrain.parallel.reduce import tree as reduction
 
     assert set(REDUCTIONS) == set(reduction.REDUCTIONS)
+
+
+def test_the_configuration_is_read_without_numpy() -> None:
+    """The launcher reads it, and starts faster without."""
+    program = "import sys, dptrain.config.flags, dptrain.config.files; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

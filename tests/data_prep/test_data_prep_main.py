@@ -26,8 +26,9 @@ from data_sets import (
 
 from data_prep import __main__ as program
 from data_prep import cifar10, download
-from dptrain.data.manifest import file_sha256, read_manifest
+from dptrain.data.manifest import read_manifest
 from dptrain.errors import DataError
+from dptrain.system.files import file_sha256
 
 SMALL = ("--train", "40", "--test", "20", "--shards", "4")
 
@@ -96,14 +97,14 @@ def test_existing_set_needs_force(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("shapes", "OUT", "--shard", "4"), ("--shard;", "did you mean '--shards'")),
-        (("cifar10", "OUT", "--archve=x"), ("--archve;", "did you mean '--archive'")),
+        (("shapes", "OUT", "--shard", "4"), ("'--shard';", "did you mean '--shards'")),
+        (("cifar10", "OUT", "--archve=x"), ("'--archve';", "did you mean '--archive'")),
         (("cifar", "OUT"), ("'cifar'", "did you mean 'cifar10'")),
         (("shapes",), ("OUT",)),
         ((), ("COMMAND",)),
-        (("shapes", "OUT", "--shards", "0"), ("--shards", "1 or more")),
-        (("shapes", "OUT", "--seed", "-1"), ("--seed", "0 to 2^63")),
-        (("shapes", "OUT", "--train", "many"), ("--train", "'many': expected a whole number of 1 or more")),
+        (("shapes", "OUT", "--shards", "0"), ("--shards", "at least 1")),
+        (("shapes", "OUT", "--seed", "-1"), ("--seed", "at least 0")),
+        (("shapes", "OUT", "--train", "many"), ("--train", "found 'many', expected a whole number of at least 1")),
         (("shapes", "OUT", "--shards", "21", "--train", "40", "--test", "20"), ("--shards 21", "test split has 20")),
         (("info", "OUT", "more"), ("more",)),
     ],
@@ -156,7 +157,7 @@ def test_signal_while_packing_removes_what_was_begun(number: signal.Signals, tmp
         time.sleep(0.01)
     _stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert stderr.decode() == f"data_prep: error: ended by {number.name}; nothing half-written is left\n"
+    assert stderr.decode() == f"data_prep: error: interrupted: {number.name}; no partial files are left\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,8 +20,8 @@ from launch_runs import is_alive
 from mpi_runs import PROGRAMS, mpirun, own_mpi
 from thread_ranks import Board, ThreadCommunicator
 
-from dptrain.health import watch as watch_module
 from dptrain.health.whereabouts import WAITING
+from dptrain.parallel import watch as watch_module
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.watch import Watch, watchers_of
 

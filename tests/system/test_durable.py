@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoints import LAYOUT, ORIGIN, state_of
+from checkpoints import LAYOUTS, ORIGIN, state_of
 from failing_files import FailingOS
 
 from dptrain.checkpoint.format import checkpoint_bytes, read_checkpoint
@@ -22,7 +22,7 @@ from dptrain.system.durable import write_durably
 def good(tmp_path: Path) -> Path:
     """The earlier checkpoint, alone in its folder."""
     path = tmp_path / "step-00000009.h5"
-    write_durably(path, checkpoint_bytes(state_of(), ORIGIN, LAYOUT))
+    write_durably(path, checkpoint_bytes(state_of(), ORIGIN, LAYOUTS))
     return path
 
 
@@ -32,7 +32,7 @@ def test_whichever_call_fails_the_earlier_file_stays_and_no_temporary_one(
     error: int, piece: int, good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each open, write, fsync, close and rename in turn, until one more than there are."""
-    before, content = good.read_bytes(), checkpoint_bytes(state_of(seed=5), ORIGIN, LAYOUT)
+    before, content = good.read_bytes(), checkpoint_bytes(state_of(seed=5), ORIGIN, LAYOUTS)
     monkeypatch.setattr(durable, "PIECE", piece)
     later = good.with_name("step-00000010.h5")
     for failing in range(1, 1000):
@@ -70,7 +70,7 @@ def test_what_is_read_back_otherwise_than_written_is_an_error(good: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", lambda path: real(path)[:-1] + b"?")
         with pytest.raises(OSError, match="not what was written"):
-            write_durably(good, checkpoint_bytes(state_of(seed=5), ORIGIN, LAYOUT))
+            write_durably(good, checkpoint_bytes(state_of(seed=5), ORIGIN, LAYOUTS))
     assert [entry.name for entry in good.parent.iterdir()] == [good.name]
     assert read_checkpoint(good).state.step == 9
 

@@ -15,7 +15,8 @@ from training_runs import configuration, flags, packed, run
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import checkpoint_bytes, read_checkpoint
 from dptrain.commands.main import main
-from dptrain.config.train import TrainConfig, read_toml
+from dptrain.config.files import read_toml
+from dptrain.config.train import TrainConfig
 from dptrain.errors import CheckpointError, UsageError
 
 NET = """
@@ -32,10 +33,10 @@ from dptrain.nn import Layer
 
 class Squash(Layer):
     kind = "squash"
-    def forward(self, x, parameters, workspace):
+    def forward(self, x, call):
         y = np.tanh(x)
         return y, y
-    def backward(self, dy, y, parameters, gradients, workspace, need_dx=True):
+    def backward(self, dy, y, call):
         return dy * (1 - y * y)
 """
 RECTIFY = SQUASH.replace("np.tanh(x)", "np.maximum(x, 0)").replace("1 - y * y", "y > 0")
@@ -144,7 +145,7 @@ def test_code_in_place_of_a_named_architecture_is_other_code(data: Path, tmp_pat
 def test_a_checkpoint_without_hashes_is_resumed_with_a_note(begun: TrainConfig, tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "step-00000003.h5"
     there = read_checkpoint(path)
-    path.write_bytes(checkpoint_bytes(there.state, replace(there.origin, model_files={}), there.layout))
+    path.write_bytes(checkpoint_bytes(there.state, replace(there.origin, model_files={}), there.layouts))
     _, memory = run(begun)
     assert memory.lines == [
         "step-00000003.h5 does not hold the hash of its model file, so a change of it is not noticed"
@@ -271,8 +272,8 @@ UNSEEDED = """
 MASK = np.random.random(4).astype(np.float32)
 
 class Masked(Linear):
-    def forward(self, x, parameters, workspace):
-        y, saved = super().forward(x, parameters, workspace)
+    def forward(self, x, call):
+        y, saved = super().forward(x, call)
         return y * MASK, saved
 
 def build(input_shape, classes):

@@ -16,7 +16,8 @@ from training_runs import configuration, packed, run
 
 from data_prep.pack import ImageData, LabelledImages, pack
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.data.manifest import SPLITS, Source, read_manifest, read_shard
+from dptrain.data.manifest import SPLITS, Provenance, read_manifest
+from dptrain.data.shard import read_shard
 from dptrain.errors import CheckpointError, DataError, ModelError, UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.evaluate import Evaluation
@@ -70,7 +71,7 @@ def repacked_beside_darker_images(data: Path, out: Path, classes: tuple[str, ...
         parts = [read_shard(data, manifest, split, shard) for shard in range(manifest.shard_count)]
         images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
         splits[split] = LabelledImages(images // 3 if split == "train" else images, labels)
-    source = Source("darker", None, None, None)
+    source = Provenance("darker")
     pack(out, ImageData("darker", classes or manifest.classes, source, splits["train"], splits["test"]), shards=4)
     return out
 
@@ -103,18 +104,18 @@ def test_a_checkpoint_that_does_not_say_its_mean_is_evaluated_with_the_data_sets
     found = evaluate_checkpoint(
         checkpoint, folder / "checkpoint.h5", folder / "data-set", Communicator(), threads=1, say=lines.append
     )
-    assert found.accuracy == checkpoint.state.test_accuracy
+    assert found.accuracy == checkpoint.state.progress.test_accuracy
     assert len(lines) == 1
     assert "does not say its mean and deviation" in lines[0]
 
 
 def other_shape(index: dict[str, Any]) -> None:
-    for tensors in index["vectors"].values():
+    for tensors in filter(None, index["vectors"].values()):
         tensors[0]["shape"] = [int(np.prod(tensors[0]["shape"]))]
 
 
 def fewer(index: dict[str, Any]) -> None:
-    for tensors in index["vectors"].values():
+    for tensors in filter(None, index["vectors"].values()):
         del tensors[-1]
     index["params_sha256"] = FEWER
 
@@ -130,7 +131,7 @@ def other_epochs(index: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (other_shape, "its tensors are not those of its architecture: it has ('conv1.weight', (54,)), expected"),
+        (other_shape, "its parameters are not those of its architecture: it has ('conv1.weight', (54,)), expected"),
         (fewer, "it has nothing, expected ('linear1.bias', (5,))"),
         (at_another_step, "the file was edited"),
         (other_epochs, "the file was edited"),

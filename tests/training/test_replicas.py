@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import socket
 from pathlib import Path
 
@@ -14,26 +13,27 @@ from mpi_runs import PROGRAMS, mpirun, own_mpi
 from thread_ranks import on_ranks
 from training_runs import flags, packed
 
-from dptrain.arrays.layout import ParamLayout
-from dptrain.checkpoint.state import TrainingState
+from dptrain.arrays.layout import Layout
+from dptrain.checkpoint.state import Progress, TrainingState
 from dptrain.errors import DptrainError, PeerError, TrainingError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.replicas import check_replicas
 
-LAYOUT = ParamLayout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})
-PARAMETERS = list(LAYOUT.shapes)
-TENSORS = PARAMETERS + [f"momentum of {name}" for name in PARAMETERS]
+LAYOUT = Layout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})
+LAYOUTS = {"parameters": LAYOUT, "momentum": LAYOUT}
+TENSORS = [f"{words} {name}" for words in ("parameter", "momentum of") for name in LAYOUT.shapes]
 HOST = socket.gethostname()
 
 
 def same_states(ranks: int) -> list[TrainingState]:
     numbers = np.random.default_rng(0).normal(size=(2, LAYOUT.size)).astype(np.float32)
-    return [copy.deepcopy(TrainingState(*numbers, step=7)) for _ in range(ranks)]
+    state = TrainingState(dict(zip(LAYOUTS, numbers, strict=True)), Progress(step=7))
+    return [state.copy() for _ in range(ranks)]
 
 
 def disturb(state: TrainingState, tensor: str, position: int = 0) -> None:
     """Flip the lowest bit of one number."""
-    vector = state.momentum if tensor.startswith("momentum") else state.parameters
+    vector = state.vectors["momentum" if tensor.startswith("momentum") else "parameters"]
     values = vector[LAYOUT.slices[tensor.split()[-1]]]
     values[position % len(values) :].view(np.uint32)[0] ^= 1
 
@@ -43,7 +43,7 @@ def told(states: list[TrainingState]) -> str:
 
     def program(communicator: Communicator) -> DptrainError | None:
         try:
-            check_replicas(states[communicator.rank], LAYOUT, communicator)
+            check_replicas(states[communicator.rank], LAYOUTS, communicator)
         except DptrainError as error:
             return error
         return None
@@ -82,9 +82,14 @@ def test_of_several_tensors_the_first_of_the_layout_is_named_and_momentum_last(f
 
 def test_each_rank_that_differs_is_named_with_its_own_tensor() -> None:
     states = same_states(5)
-    disturb(states[1], "linear1.weight")
+    disturb(states[1], "parameter linear1.weight")
     disturb(states[4], "momentum of conv1.bias")
-    for words in ("rank 1 on", "(3 of 5 agree) from linear1.weight on", "rank 4 on", "from momentum of conv1.bias on"):
+    for words in (
+        "rank 1 on",
+        "(3 of 5 agree) from parameter linear1.weight on",
+        "rank 4 on",
+        "from momentum of conv1.bias on",
+    ):
         assert words in told(states)
     assert "rank 0" not in told(states)
 
@@ -94,25 +99,26 @@ def test_without_a_majority_nobody_is_taken_for_the_right_one(ranks: int) -> Non
     """All different, or two against two."""
     states = same_states(ranks)
     for state, position in zip(states, [0, 0, 1, 1] if ranks == 4 else [0, 1, 2], strict=False):
-        disturb(state, "conv1.bias", 0)
-        disturb(state, "linear1.weight", position)
+        disturb(state, "parameter conv1.bias", 0)
+        disturb(state, "parameter linear1.weight", position)
     everyone = ", ".join(f"rank {rank} on {HOST}" for rank in range(ranks))
-    assert f"{everyone} differ from linear1.weight on, and no majority says which are right" in told(states)
+    assert f"{everyone} differ from parameter linear1.weight on, and no majority says which are right" in told(states)
 
 
 def test_a_difference_that_is_gone_when_looked_at_again_is_told_all_the_same() -> None:
     class Flickering(TrainingState):
-        sha256 = "not what it is"
+        def digest(self) -> str:
+            return "not what it is"
 
     states = same_states(3)
     states[1] = Flickering(**vars(states[1]))
     assert "rank 1 on" in told(states)
-    assert "from a place that was not found again on" in told(states)
+    assert "from a tensor that was not found again on" in told(states)
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(
-    ("tensor", "step", "noticed", "last"), [("conv1.bias", 5, 6, 3), ("momentum of linear1.weight", 7, 7, 6)]
+    ("tensor", "step", "noticed", "last"), [("parameter conv1.bias", 5, 6, 3), ("momentum of linear1.weight", 7, 7, 6)]
 )
 def test_a_rank_that_drifts_is_named_at_the_next_checkpoint_which_is_not_written(
     tensor: str, step: int, noticed: int, last: int, tmp_path: Path

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from networks import ready
 from numpy.typing import NDArray
 from training_runs import BATCH_SIZE, STEPS_PER_EPOCH, TRAIN, configuration, packed, session_and_state
 
@@ -38,14 +40,16 @@ def joined_pass(
     labels = np.concatenate([labels for _, labels in parts])
     gradient = np.zeros(session.network.layout.size)
     parameters = state.parameters.astype(np.float64)
-    outcome = session.network.loss_and_grad(parameters, images, labels, gradient, Workspace(np.float64))
+    outcome = session.network.loss_and_grad(
+        ready(session.network, parameters), images, labels, gradient, Workspace(np.float64)
+    )
     return gradient / len(labels), outcome.loss_sum / len(labels), outcome.correct, len(labels)
 
 
 def assert_step_is_the_joined_pass(session: Session, state: TrainingState, epoch: int, step: int) -> int:
     gradient, loss, correct, samples = joined_pass(session, state, epoch, step)
     outcome = session.take_step(state, epoch, step, lr=0.01)
-    error = np.linalg.norm(state.momentum - gradient) / np.linalg.norm(gradient)
+    error = np.linalg.norm(state.vectors["momentum"] - gradient) / np.linalg.norm(gradient)
     assert error < 1e-5
     assert outcome.loss == pytest.approx(loss, rel=1e-5)
     assert (outcome.correct, outcome.samples) == (correct, samples)
@@ -81,7 +85,7 @@ def test_shards_that_have_run_out_of_samples_add_nothing(tmp_path: Path) -> None
     session, state = session_and_state(config)
     for step in (0, 1):
         session.take_step(state, 0, step, 0.01)
-    state.momentum.fill(0)
+    state.vectors["momentum"].fill(0)
     assert assert_step_is_the_joined_pass(session, state, 0, 2) == 1
 
 
@@ -89,11 +93,11 @@ def test_an_epoch_uses_every_sample_once(prepared: tuple[Session, TrainingState]
     session, state = prepared
     samples = [session.take_step(state, 0, step, 0.01).samples for step in range(STEPS_PER_EPOCH)]
     assert samples == [BATCH_SIZE] * (STEPS_PER_EPOCH - 1) + [TRAIN % BATCH_SIZE]
-    assert (state.step, state.samples_seen) == (STEPS_PER_EPOCH, TRAIN)
+    assert (state.step, state.progress.samples_seen) == (STEPS_PER_EPOCH, TRAIN)
 
 
 def overflow_the_loss(session: Session, state: TrainingState) -> None:
-    state.parameters *= np.float32(1e30)
+    state.parameters[...] *= np.float32(1e30)
 
 
 def overflow_the_gradient(session: Session, state: TrainingState) -> None:
@@ -113,10 +117,10 @@ def test_a_step_that_is_not_finite_names_itself_and_leaves_the_state_alone(
     session, state = prepared
     session.take_step(state, 0, 0, 0.01)
     spoil(session, state)
-    before = state.sha256, state.step, state.samples_seen
+    before = state.digest(), replace(state.progress)
     with pytest.raises(TrainingError) as caught:
         session.take_step(state, 0, 1, 0.0625)
-    assert (state.sha256, state.step, state.samples_seen) == before
+    assert (state.digest(), state.progress) == before
     for words in (what, "step 2:", "learning rate 0.0625"):
         assert words in str(caught.value)
 
@@ -128,7 +132,7 @@ def test_infinities_that_cancel_are_noticed_without_a_warning(
     session, state = prepared
     signs = itertools.cycle([np.inf, -np.inf, 0, 0])
 
-    def overflow(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any) -> Outcome:
+    def overflow(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any, **options: Any) -> Outcome:
         gradient.fill(next(signs))
         return Outcome(1.0, 0)
 
@@ -142,7 +146,7 @@ def test_infinities_of_both_signs_in_one_gradient_are_noticed_without_a_warning(
 ) -> None:
     session, state = prepared
 
-    def overflow(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any) -> Outcome:
+    def overflow(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any, **options: Any) -> Outcome:
         gradient[::2], gradient[1::2] = np.inf, -np.inf
         return Outcome(1.0, 0)
 
