@@ -1,9 +1,8 @@
 """Pack image data into the HDF5 shards that dptrain trains on, and check packed data sets.
 
-dptrain data-prep cifar10 data/cifar10 [--archive FILE] [--shards 8] [--limit N] [--force]
-dptrain data-prep shapes data/shapes [--train 10000] [--test 2000]
-dptrain data-prep verify data/cifar10
-dptrain data-prep info data/cifar10
+dptrain data-prep SOURCE OUT [--shards 8] [--limit N] [--force]
+dptrain data-prep verify OUT
+dptrain data-prep info OUT
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from os.path import expanduser
+from pathlib import Path
 from typing import Any
 
 from dptrain.errors import DownloadError
@@ -21,16 +22,15 @@ from dptrain.system.arguments import Parser, path_argument, whole
 from dptrain.system.failures import failure
 from dptrain.system.signals import ended_by_exception
 from dptrain.system.start import start_program
-from dptrain.system.streams import drop_failed_writes, finish_output, write_to_stderr
+from dptrain.system.streams import drop_failed_writes, finish_output
 from dptrain.system.text import shown
 
+from . import PROGRAM
 from .pack import pack
+from .progress import say
 from .sources import SOURCES
 from .staging import check_target
 from .verify import info, verify
-
-# In a checkout this package is at the top level; installed, it is dptrain.data_prep.
-PROGRAM = "python -m data_prep" if __package__ == "data_prep" else "dptrain data-prep"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit:  # --help
         finish_output()
         return 0
-    except BaseException as error:
+    except (Exception, KeyboardInterrupt) as error:
         text, status = failure(error)
-        if text:
-            write_to_stderr(f"data_prep: error: {text}")
         drop_failed_writes()
+        if text:
+            say(f"error: {text}" + "; no partial files are left" * isinstance(error, KeyboardInterrupt))
     return status
 
 
@@ -62,7 +62,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    program = PROGRAM if " " in PROGRAM else f"python -m {PROGRAM}"
+    parser = Parser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for source in SOURCES:
         command = commands.add_parser(source.name, help=source.help, description=source.help)
@@ -103,7 +104,7 @@ def _pack(options: argparse.Namespace) -> int:
     except DownloadError as error:
         if not getattr(options, "optional", False):
             raise
-        write_to_stderr(f"data_prep: note: {shown(error)}")
+        say(f"note: {shown(error)}")
         return error.status
     pack(
         options.folder,
@@ -128,8 +129,7 @@ def _command(options: argparse.Namespace) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_packing_options(parser)
     words = parser.parse_known_args(options.words)[1]
-    words.pop(next(place for place, word in enumerate(words) if place and path_argument(word) == options.folder))
-    return words
+    return [word for number, word in enumerate(words) if not number or Path(expanduser(word)) != options.folder]  # noqa: PTH111 - does not raise
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -137,7 +137,7 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({"ok": not result.problems, **asdict(result)})
     for problem in result.problems:
-        print(f"data_prep: error: {shown(problem)}", file=sys.stderr)
+        say(f"error: {shown(problem)}")
     if not result.problems and not options.json:
         print(f"{_summary(info(options.folder))}: no problems found")
         for split, text in result.index.items():
@@ -156,7 +156,7 @@ def _info(options: argparse.Namespace) -> int:
     print(f"  mean      {' '.join(f'{value:.6f}' for value in facts['mean'])}")
     print(f"  std       {' '.join(f'{value:.6f}' for value in facts['std'])}")
     print(f"  {_origin(facts['source'])}")
-    print(f"  command   {shown(' '.join(facts['command'])) or 'packed by a program'}; seed {facts['seed']}")
+    print(f"  command   {shown(' '.join(facts['command'])) or 'not recorded'}; seed {facts['seed']}")
     print(f"  SHA-256   {facts['manifest_sha256']} of the data set")
     return 0
 

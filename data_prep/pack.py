@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from dptrain.data.manifest import SPLITS, Manifest, Provenance, ShardEntry, shard_name
 from dptrain.data.shard import Samples, write_shard
 from dptrain.errors import UsageError
-from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
 
 from .images import ImageData, LabelledImages, checked
-from .progress import Bar
+from .progress import Bar, say
 from .signals import signals_held
 from .staging import install, staged
 
@@ -68,7 +67,7 @@ def pack(
     for split, rows in chosen.items():
         _note_empty_classes(split, np.bincount(parts[split].labels[rows], minlength=len(data.classes)), data.classes)
     if not histogram[:, 2:].any():
-        _note("all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
+        say("note: all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
     splits: dict[str, tuple[ShardEntry, ...]] = {}
     with staged(out, force=force) as folder, Bar("packing", sum(map(len, chosen.values()))) as bar:
         for number, split in enumerate(SPLITS):
@@ -103,11 +102,7 @@ def _note_empty_classes(split: str, counts: NDArray[np.int64], classes: Sequence
     empty = [shown(classes[number], 60) for number in np.flatnonzero(counts == 0).tolist()]
     if empty:
         some = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        _note(f"the {split} split has no images of {len(empty)} of {len(counts)} classes: {some}")
-
-
-def _note(text: str) -> None:
-    write_to_stderr(f"data_prep: note: {shown(text)}")
+        say(f"note: the {split} split has no images of {len(empty)} of {len(counts)} classes: {some}")
 
 
 def shuffled(n: int, seed: int, *purpose: int) -> NDArray[np.intp]:

@@ -1,10 +1,19 @@
-"""A progress bar on standard error."""
+"""Notes and a progress bar on standard error."""
 
 from __future__ import annotations
 
 import sys
 from types import TracebackType
 from typing import Any
+
+from dptrain.system.streams import write_to_stderr
+
+from . import PROGRAM
+
+
+def say(text: str) -> None:
+    """Write a line, beginning with the name of this program, to standard error."""
+    write_to_stderr(f"{PROGRAM}: {text}")
 
 
 class Bar:

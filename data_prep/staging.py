@@ -127,10 +127,11 @@ def _check_contents(out: Path, *, force: bool) -> None:
     foreign = _foreign(out)
     has_shards = any(SHARD_PATTERN.fullmatch(entry.name) for entry in out.iterdir())
     if foreign or ((has_shards or (out / MANIFEST).exists()) and not _is_data_set(out, has_shards=has_shards)):
-        what = ", ".join(map(shown, foreign[:3])) + f" and {len(foreign) - 3} more" * (len(foreign) > 3)
+        more = f" and {len(foreign) - 3} more" * (len(foreign) > 3)
+        what = f"holds {', '.join(map(shown, foreign[:3]))}{more}" if foreign else f"no valid {MANIFEST}"
         raise DataError(
-            f"{shown(out)}: exists and is not a data set ({f'holds {what}' if foreign else f'no valid {MANIFEST}'}); it "
-            "is not changed, not even with --force: name a new or empty folder"
+            f"{shown(out)}: exists and is not a data set ({what}); it is "
+            "not changed, not even with --force: name a new or empty folder"
         )
     if (out / MANIFEST).exists() and not force:
         raise DataError(f"{shown(out)}: is a data set already; replace it with --force, or name another folder")
@@ -150,7 +151,7 @@ def _foreign(folder: Path) -> list[str]:
 
 
 def _is_data_set(folder: Path, *, has_shards: bool) -> bool:
-    """Whether the manifest is one of dptrain, of any version, or a damaged one beside shards; or it is to be written."""
+    """Whether the manifest is one of dptrain, or damaged but beside shards, or missing because packing was killed."""
     try:
         contents = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -24,7 +24,7 @@ STATISTICS_TOLERANCE = 1e-9  # of mean and std; the sums are exact, so this only
 
 @dataclass
 class Verification:
-    """The result of `verify`: without `problems`, the data set is sound. `index` describes the numbers of each split."""
+    """The result of `verify`. Without `problems` the data set is sound; `index` describes the numbers of each split."""
 
     problems: list[str] = field(default_factory=list)
     class_counts: dict[str, list[int]] = field(default_factory=dict)

@@ -1,11 +1,13 @@
-"""Image sources: each is one module and one line of SOURCES."""
+"""Image sources. Each is one module of this package, with an `ImageSource` named SOURCE, and one line of MODULES."""
 
 from __future__ import annotations
 
-from ..images import ImageSource
-from . import cifar10, shapes
+from importlib import import_module
 
-SOURCES: tuple[ImageSource, ...] = (
-    cifar10.SOURCE,
-    shapes.SOURCE,
+from ..images import ImageSource
+
+MODULES = (
+    "cifar10",
+    "shapes",
 )
+SOURCES: tuple[ImageSource, ...] = tuple(import_module(f".{name}", __name__).SOURCE for name in MODULES)

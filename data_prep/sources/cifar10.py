@@ -20,15 +20,16 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.data.manifest import Provenance
 from dptrain.errors import DataError
+from dptrain.system.arguments import path_argument
 from dptrain.system.files import file_sha256
-from dptrain.system.paths import dangling, path_argument
+from dptrain.system.paths import dangling
 from dptrain.system.text import shown
 
 from ..download import find_archive
@@ -168,7 +169,7 @@ def _read_members(path: Path, batch_samples: int) -> tuple[_Layout, dict[str, by
 class _Bounded(io.RawIOBase):
     """A stream that fails after `bound` bytes, as a small .gz can hold terabytes of zeros, and advances a bar."""
 
-    def __init__(self, file: IO[bytes], bar: Bar, bound: int) -> None:
+    def __init__(self, file: gzip.GzipFile, bar: Bar, bound: int) -> None:
         self._file, self._bar, self._left = file, bar, bound + (1 << 20)
 
     def read(self, size: int = -1) -> bytes:
@@ -254,7 +255,8 @@ class _Recorded:
     """Stands for an array or a dtype of a pickle: the arguments and the state from which NumPy would make it."""
 
     def __init__(self, *arguments: Any) -> None:
-        self.arguments, self.state = arguments, None
+        self.arguments = arguments
+        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

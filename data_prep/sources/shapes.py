@@ -28,7 +28,7 @@ Array = NDArray[np.float64]
 SIZE = 32
 PARAMETERS = 64  # random words of an image before those of its pixel noise
 NOISE_WORDS = SIZE * SIZE * 3 // 8  # one byte for each channel
-# These make the task easy or hard. With these values, softmax regression reaches 29 % and convnet about 90 % after 3 epochs on 10,000 images.
+# With these values, softmax regression reaches 29 % and convnet about 90 % after 3 epochs on 10,000 images.
 UNIT = (9.0, 13.0)  # half the extent of a shape, pixels
 SHIFT = 3.0  # largest distance from the middle on both axes, pixels
 TURN = 0.5  # largest angle, radians

@@ -114,7 +114,7 @@ def make_workload(
     network = build_network(model, model_options, shape, classes)
     batches = make_batches(communicator, shape, classes, shards=shards, batch_size=batch_size, steps=steps_per_epoch)
     placement = Placement(shards, communicator.size)
-    optimizer = SGD(network.layout, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = SGD(network.decays(), momentum=0.9, nesterov=True, weight_decay=5e-4)
     gradients = GradientWork(network, batches)
     pool = make_pool(min(threads, len(batches)), [gradients], communicator)
     summed = REDUCTIONS[reduction](placement, communicator, network.layout.size + STATISTICS)

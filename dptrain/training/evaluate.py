@@ -55,6 +55,7 @@ class EvaluationWork(ShardWork[Figures]):
     def __init__(self, network: Network, shards: Mapping[int, Source], normalise: Normalisation, longest: int) -> None:
         self.network, self.shards, self.normalise, self.longest = network, shards, normalise, longest
         self.parameters = shared_zeros(network.layout.size)
+        self.buffers = shared_zeros(network.buffer_layout.size)
         self._workspace = Workspace()  # of what all shards only read
 
     def rounds(self) -> list[slice]:
@@ -64,7 +65,7 @@ class EvaluationWork(ShardWork[Figures]):
 
     @quiet
     def prepare(self, rows: slice) -> tuple[Prepared, slice]:
-        return self.network.prepare(self.parameters, self._workspace), rows
+        return self.network.prepare(self.parameters, self.buffers, self._workspace), rows
 
     @quiet
     def compute(self, shard: int, prepared: tuple[Prepared, slice], workspace: Workspace) -> Figures:

@@ -85,9 +85,7 @@ def evaluate_checkpoint(
         shards = load_shards(data, manifest, own, threads, splits=("test",))
         as_trained = replace(manifest, mean=origin.mean, std=origin.std) if origin.mean else manifest
         normalise = Normalisation(as_trained)
-        output = check_prediction(
-            architecture, network, checkpoint.state.parameters, shards.test, normalise, config.seed
-        )
+        output = check_prediction(architecture, network, checkpoint.state.vectors, shards.test, normalise, config.seed)
         changed = changed_code(origin, config.model, architecture.source)
     check_splits(manifest, shards, data, communicator, splits=("test",))
     agree_on_model(architecture.source, output, environment, communicator)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.checkpoint.state import Layouts, TrainingState
 from dptrain.data.batches import ShardBatches
@@ -23,20 +23,20 @@ ADVICE = (
 
 
 def examine_shards(
-    network: Network, parameters: Array, batches: Mapping[int, ShardBatches], epoch: int, step: int
+    network: Network, parameters: Array, buffers: Array, batches: Mapping[int, ShardBatches], epoch: int, step: int
 ) -> dict[int, str]:
     """For each of a rank's shards the first in its microbatch of a step that is not finite, in words; "" if nothing is.
 
     Computed again, by this process alone: the vectors of the step itself are lost in their sum.
     """
-    workspace = Workspace()
+    workspace, vectors = Workspace(), {"parameters": parameters, "buffers": buffers}
     return {
-        shard: first_not_finite(network, parameters, *own.batch(epoch, step, workspace), workspace)
+        shard: first_not_finite(network, vectors, *own.batch(epoch, step, workspace), workspace, own.draws(epoch, step))
         for shard, own in batches.items()
     }
 
 
-def first_of_all_shards(found: Mapping[int, str], total: Array, layout: ParamLayout, communicator: Communicator) -> str:
+def first_of_all_shards(found: Mapping[int, str], total: Array, layout: Layout, communicator: Communicator) -> str:
     """A sentence, the same on every rank, that names the lowest shard in which something is not finite, and its rank.
 
     `found` are this rank's shards by `examine_shards`; `total` (P,) is the summed gradient, to be named from when no

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import dptrain
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.memory import Array
 from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.config.files import parse_toml, to_toml
 from dptrain.config.keys import Scope, flag
@@ -93,7 +93,7 @@ def set_up(
         check_memory(
             4 * network.layout.size * (len(own) + VECTORS), f"{network.layout.size:,} parameters and {len(own)} shards"
         )
-        optimizer = make_optimizer(config, network.layout)
+        optimizer = make_optimizer(config, network.decays())
         progress = communicator.whereabouts.progress
         shards = load_shards(Path(config.data), manifest, own, threads, loaded=loaded, progress=progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description()}
@@ -190,7 +190,7 @@ def _schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
     )
 
 
-def make_optimizer(config: OptimizerConfig, layout: ParamLayout) -> SGD:
+def make_optimizer(config: OptimizerConfig, decays: Array) -> SGD:
     """The optimizer of a run; UsageError for options that it does not have."""
     if config.optimizer_options:
         raise UsageError("--optimizer-options: sgd has none; its flags are --momentum, --nesterov and --weight-decay")
@@ -198,7 +198,7 @@ def make_optimizer(config: OptimizerConfig, layout: ParamLayout) -> SGD:
         raise UsageError(
             f"--group-lr: the network has no group of parameters {shown(repr(next(iter(config.group_lr))))}"
         )
-    return SGD(layout, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay)
+    return SGD(decays, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay)
 
 
 def numeric_environment(reduction: str) -> dict[str, str]:

@@ -76,21 +76,24 @@ class GradientWork(ShardWork[float]):
     def __init__(self, network: Network, batches: dict[int, ShardBatches]) -> None:
         self.network, self.batches = network, batches
         self.parameters = shared_zeros(network.layout.size)
+        self.buffers = shared_zeros(network.buffer_layout.size)
         self.vectors = {shard: shared_zeros(network.layout.size + STATISTICS) for shard in batches}
         self._workspace = Workspace()  # of what all shards of a step only read
 
     @quiet
     def prepare(self, epoch: int, step: int) -> tuple[Prepared, int, int]:
-        return self.network.prepare(self.parameters, self._workspace), epoch, step
+        return self.network.prepare(self.parameters, self.buffers, self._workspace), epoch, step
 
     @quiet
     def compute(self, shard: int, prepared: tuple[Prepared, int, int], workspace: Workspace) -> float:
         started = time.perf_counter()
         parameters, epoch, step = prepared
-        images, labels = self.batches[shard].batch(epoch, step, workspace)
+        batches = self.batches[shard]
+        images, labels = batches.batch(epoch, step, workspace)
         loaded = time.perf_counter()
         gradient, sums = self.split(self.vectors[shard])
-        outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace)
+        draws = batches.draws(epoch, step)
+        outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace, draws=draws)
         sums[:] = outcome.loss_sum, outcome.correct, len(labels), *NOTHING_ASKED
         return (loaded - started) / (time.perf_counter() - started)
 
@@ -138,7 +141,9 @@ class TrainingStep:
         reduced = clock()
         gradient, sums = self.work.split(total)
         if not_finite(total):  # judged once, after the reduction, by all ranks alike
-            found = examine_shards(self.work.network, state.parameters, self.work.batches, epoch, step)
+            found = examine_shards(
+                self.work.network, self.work.parameters, self.work.buffers, self.work.batches, epoch, step
+            )
             where = first_of_all_shards(found, gradient, self.work.network.layout, self.communicator)
             raise known_to_all(self.communicator, not_finite_error(float(sums[LOSS]), where, state.step + 1, lr))
         samples = int(sums[SAMPLES])
