@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import SPLITS, Source
+from dptrain.data.manifest import SPLITS, Provenance
 from dptrain.data.names import check_names
 from dptrain.errors import DataError
 from dptrain.system.text import shown
@@ -39,7 +39,7 @@ class ImageData:
 
     name: str
     classes: Sequence[str]
-    source: Source
+    source: Provenance
     train: LabelledImages
     test: LabelledImages
     layout: Literal["channels_first", "channels_last"] | None = None

@@ -25,9 +25,9 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import Source, file_sha256
+from dptrain.data.manifest import Provenance
 from dptrain.errors import DataError
-from dptrain.system.files import open_regular
+from dptrain.system.files import file_sha256, open_regular
 from dptrain.system.paths import dangling
 from dptrain.system.text import shown
 
@@ -103,10 +103,10 @@ def read_archive(path: Path, *, batch_samples: int = BATCH_SAMPLES) -> ImageData
     for split, part in (("training", train), ("test", test)):
         _check_balance(path, split, part.labels)
     published = sha256 in PUBLISHED_SHA256
-    return ImageData("cifar10", CLASSES, Source("cifar10", path.name, sha256, published), train, test)
+    return ImageData("cifar10", CLASSES, Provenance("cifar10", path.name, sha256, published), train, test)
 
 
-def describe_archive(path: Path, source: Source) -> str:
+def describe_archive(path: Path, source: Provenance) -> str:
     """One line: which archive was read and whether it is the published one."""
     if source.published:
         return f"archive {shown(path)}: the published {PUBLISHED_SHA256[source.sha256 or '']} (SHA-256 matches)"

@@ -14,14 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import (
-    SPLITS,
-    Manifest,
-    Samples,
-    ShardEntry,
-    shard_name,
-    write_shard,
-)
+from dptrain.data.manifest import SPLITS, Manifest, ShardEntry, shard_name
+from dptrain.data.shard import Samples, write_shard
 from dptrain.errors import UsageError
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import Source
+from dptrain.data.manifest import Provenance
 
 from .pack import ImageData, LabelledImages
 from .progress import progress
@@ -42,7 +42,7 @@ def read_shapes(train: int = 10_000, test: int = 2_000, seed: int = 0) -> ImageD
     """Draw both splits. Image i of a split depends on (seed, split, i) alone; its class is i mod 10."""
     with progress("drawing", train + test) as advance:
         training, testing = (_draw_split(count, seed, split, advance) for split, count in enumerate((train, test)))
-    return ImageData("shapes", CLASSES, Source("shapes", None, None, None), training, testing)
+    return ImageData("shapes", CLASSES, Provenance("shapes"), training, testing)
 
 
 def _draw_split(count: int, seed: int, split: int, advance: Callable[[int], None]) -> LabelledImages:

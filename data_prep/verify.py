@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import SPLITS, Manifest, read_manifest, read_shard
-from dptrain.data.soundness import Tally, split_problems, tally
+from dptrain.data.loading import Tally, split_problems, tally
+from dptrain.data.manifest import SPLITS, Manifest, read_manifest
+from dptrain.data.shard import read_shard
 from dptrain.errors import DataError
 from dptrain.system.text import shown
 

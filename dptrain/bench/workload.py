@@ -8,7 +8,9 @@ import numpy as np
 
 from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.data.batches import ShardBatches
-from dptrain.data.manifest import Manifest, Samples, ShardEntry, Source
+from dptrain.data.manifest import Manifest, Provenance, ShardEntry
+from dptrain.data.shard import Samples
+from dptrain.data.transforms import make_transforms
 from dptrain.errors import UsageError
 from dptrain.nn.network import Network
 from dptrain.optim.sgd import SGD
@@ -43,7 +45,7 @@ def random_manifest(shape: tuple[int, int, int], classes: int, shards: int, samp
     """The manifest of a set of random images, `samples` in each shard."""
     entries = tuple(ShardEntry("", 0, samples, "") for _ in range(shards))
     names = tuple(str(label) for label in range(classes))
-    source = Source("random", None, None, None)
+    source = Provenance("random")
     channels = shape[0]
     splits = {"train": entries, "test": entries}
     return Manifest("random", names, shape, (0.5,) * channels, (0.29,) * channels, SEED, source, splits)
@@ -89,8 +91,7 @@ def make_batches(
             manifest,
             size=size,
             seed=SEED,
-            crop=border,
-            flip=border != "none",
+            transforms=make_transforms(border, border != "none"),
         )
         for shard in own
     }

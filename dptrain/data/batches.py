@@ -1,58 +1,67 @@
-"""Microbatches of one shard, in an order that depends on (seed, epoch, shard) and nothing else."""
+"""Microbatches of one shard: samples in the order of the epoch, augmented and normalised."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.arrays.random import Purpose, random_words
-from dptrain.data.manifest import Manifest, Samples
-from dptrain.data.transforms import cropped, flipped
+from dptrain.data.manifest import Manifest
+from dptrain.data.order import EpochKey
+from dptrain.data.source import Source
+from dptrain.data.transforms import Transform
 
 
 class ShardBatches:
-    """Training microbatches of one shard; epoch and step name one, so a run can begin anywhere."""
+    """Training microbatches of one shard. Any step of any epoch can be asked for, so a run can begin anywhere."""
 
     def __init__(
-        self, samples: Samples, shard: int, manifest: Manifest, *, size: int, seed: int, crop: str, flip: bool
+        self,
+        source: Source,
+        shard: int,
+        manifest: Manifest,
+        *,
+        size: int,
+        seed: int,
+        transforms: Sequence[Transform] = (),
     ) -> None:
-        self.samples, self.shard, self.size, self.seed = samples, shard, size, seed
-        self.crop, self.flip = crop, flip
+        self.source, self.shard, self.size, self.seed = source, shard, size, seed
+        self.transforms = transforms
         self.normalise = Normalisation(manifest)
         self._epoch = -1
 
     def batch(self, epoch: int, step: int, workspace: Workspace) -> tuple[Array, NDArray[np.int64]]:
         """Images (H, W, N, C) in the workspace's dtype and labels (N,) of a step of an epoch, both counted from 0.
 
-        Every sample comes once an epoch: N is `size`, less or 0 in the last step. The images lie in the
+        Every sample comes once an epoch: N is `size`, or less (also 0) in the last steps. The images stay in the
         workspace until the next call.
         """
         if epoch != self._epoch:
             self._draw(epoch)
         rows = slice(step * self.size, (step + 1) * self.size)
         chosen = self._order[rows]
-        images = self.samples.images[chosen]
-        if self.flip and len(images):
-            images = flipped(images, self._words[rows])
-        if self.crop != "none" and len(images):
-            images = cropped(images, self._words[rows], self.crop)
-        return self.normalise(images, workspace), self.samples.labels[chosen]
+        images = self.source.rows(chosen)
+        if len(images):
+            for transform in self.transforms:
+                images = transform.apply(images, self._words[transform.purpose][rows])
+        return self.normalise(images, workspace), self.source.labels[chosen]
 
     def _draw(self, epoch: int) -> None:
-        """Order and augmentation of a whole epoch; the words of augmentation go with the position, not the sample."""
-        count = len(self.samples)
-        order = random_words(self.seed, Purpose.SAMPLE_ORDER, self.shard, count, epoch=epoch)
-        self._order = np.argsort(order, kind="stable")
-        self._words = random_words(self.seed, Purpose.AUGMENTATION, self.shard, count, epoch=epoch)
+        """Draw the order and the words of a whole epoch. Words belong to the position in the epoch, not to a sample."""
+        key = EpochKey(self.seed, epoch, self.shard)
+        self._order = self.source.order(key)
+        purposes = {transform.purpose for transform in self.transforms}
+        self._words = {purpose: key.words(purpose, len(self._order)) for purpose in purposes}
         self._epoch = epoch
 
 
 class Normalisation:
     """uint8 images (N, C, H, W) to floats (H, W, N, C): (pixel / 255 - mean) / std, per channel.
 
-    The result lies in the workspace until the next call.
+    The result stays in the workspace until the next call.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -63,7 +72,7 @@ class Normalisation:
     def __call__(self, images: NDArray[np.uint8], workspace: Workspace) -> Array:
         x = workspace.array("data", "images", array_shape(images.shape[1:], len(images)))
         np.copyto(x, images.transpose(2, 3, 0, 1))
-        # Against a whole row of pixels: NumPy takes long runs faster than one of each few channels.
+        # By whole rows of pixels: NumPy computes long runs faster than one run of C values for each pixel.
         row = x.shape[1] * len(images)
         rows = x.reshape(len(x), -1)
         rows *= np.tile(self.scale, row)

@@ -1,38 +1,62 @@
-"""Random flip and crop of a microbatch of uint8 images, without a loop over images.
+"""Random augmentation of a microbatch of uint8 images, without a loop over images.
 
-Both are the usual CIFAR augmentation (He et al. 2016, section 4.2). One random word an image decides: bit 0 the flip,
-bits 1 to 31 the vertical and bits 32 to 63 the horizontal offset of the crop.
+`make_transforms` lists the transforms in the order in which they are applied. Each gets one random word for each image.
+
+Flip and crop are the usual augmentation for CIFAR (He et al. 2016, section 4.2) and share one word: bit 0 decides the
+flip, bits 1 to 31 the vertical and bits 32 to 63 the horizontal offset of the crop.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from dptrain.arrays.random import Purpose
 from dptrain.errors import UsageError
 
 BORDER = 4  # pixels that a crop can move in each direction
 OFFSETS = 2 * BORDER + 1
 
+Images = NDArray[np.uint8]
+Words = NDArray[np.uint64]
 
-def flipped(images: NDArray[np.uint8], words: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """images (N, C, H, W), each flipped left to right or not, by words (N,)."""
+
+class Transform(NamedTuple):
+    """`apply` returns changed images (N, C, H, W) for images (N, C, H, W) and random words (N,) of `purpose`."""
+
+    apply: Callable[[Images, Words], Images]
+    purpose: Purpose = Purpose.AUGMENTATION
+
+
+def make_transforms(crop: str, flip: bool) -> list[Transform]:
+    """The transforms that a configuration asks for: a flip, and a crop with a border ("reflect", "zero" or "none")."""
+    transforms = []
+    if flip:
+        transforms.append(Transform(flipped))
+    if crop != "none":
+        transforms.append(Transform(partial(cropped, border=crop)))
+    return transforms
+
+
+def flipped(images: Images, words: Words) -> Images:
+    """Each image flipped left to right or not."""
     return np.where((words & np.uint64(1)).astype(bool)[:, None, None, None], images[..., ::-1], images)
 
 
-def cropped(images: NDArray[np.uint8], words: NDArray[np.uint64], border: str) -> NDArray[np.uint8]:
-    """images (N, C, H, W), each moved by up to 4 pixels in H and W, by words (N,).
-
-    Beyond the border the image is reflected (`border` "reflect") or black ("zero").
-    """
+def cropped(images: Images, words: Words, border: str) -> Images:
+    """Each image moved by up to 4 pixels in H and W; what comes in from outside is reflected, or black ("zero")."""
     height, width = images.shape[2:]
     margins = ((0, 0), (0, 0), (BORDER, BORDER), (BORDER, BORDER))
     padded = np.pad(images, margins, mode="reflect") if border == "reflect" else np.pad(images, margins)
     down = ((words & np.uint64(0xFFFFFFFF)) >> np.uint64(1)) % np.uint64(OFFSETS)
     right = (words >> np.uint64(32)) % np.uint64(OFFSETS)
     crops = sliding_window_view(padded, (height, width), axis=(2, 3))
-    chosen: NDArray[np.uint8] = crops[np.arange(len(images)), :, down.astype(np.intp), right.astype(np.intp)]
+    chosen: Images = crops[np.arange(len(images)), :, down.astype(np.intp), right.astype(np.intp)]
     return chosen
 
 

@@ -7,6 +7,7 @@ one of its own errors: `raise DataError(f"{path}: cannot be read: {error.strerro
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -45,6 +46,12 @@ def read_bounded(path: Path, most: int | None = None) -> bytes:
     """
     with open_regular(path) as file:
         return read_whole(file, most)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a regular file, in hexadecimal."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_of(file: BufferedReader) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.data.batches import Normalisation
-from dptrain.data.manifest import Samples
+from dptrain.data.source import Source
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
@@ -51,7 +52,7 @@ class EvaluationWork(ShardWork[Figures]):
     `longest` is the number of samples of the largest shard of all ranks.
     """
 
-    def __init__(self, network: Network, shards: dict[int, Samples], normalise: Normalisation, longest: int) -> None:
+    def __init__(self, network: Network, shards: Mapping[int, Source], normalise: Normalisation, longest: int) -> None:
         self.network, self.shards, self.normalise, self.longest = network, shards, normalise, longest
         self.parameters = shared_zeros(network.layout.size)
         self._workspace = Workspace()  # of what all shards only read
@@ -68,7 +69,7 @@ class EvaluationWork(ShardWork[Figures]):
     @quiet
     def compute(self, shard: int, prepared: tuple[Prepared, slice], workspace: Workspace) -> Figures:
         parameters, rows = prepared
-        images, labels = self.shards[shard].images[rows], self.shards[shard].labels[rows]
+        images, labels = self.shards[shard].rows(rows), self.shards[shard].labels[rows]
         losses: list[float] = []
         right = np.zeros(len(labels), bool)
         for start in range(0, len(labels), self.network.block):

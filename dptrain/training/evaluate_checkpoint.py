@@ -12,8 +12,8 @@ from dptrain.checkpoint.state import PARAMETERS
 from dptrain.config.files import parse_toml
 from dptrain.config.train import TrainConfig
 from dptrain.data.batches import Normalisation
+from dptrain.data.loading import load_shards
 from dptrain.data.manifest import Manifest, read_manifest
-from dptrain.data.shards import load_shards
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.processes import make_pool

@@ -9,7 +9,7 @@ from dptrain.arrays.memory import Array, Workspace, aligned_copy
 from dptrain.checkpoint.folder import KEPT
 from dptrain.checkpoint.format import Origin
 from dptrain.data.batches import Normalisation, ShardBatches
-from dptrain.data.manifest import Samples
+from dptrain.data.source import Source
 from dptrain.errors import ModelError
 from dptrain.nn.hidden_state import check_layers, output_sha256
 from dptrain.nn.network import Network
@@ -40,7 +40,7 @@ def check_prediction(
     architecture: Architecture,
     network: Network,
     parameters: Array,
-    shards: Mapping[int, Samples],
+    shards: Mapping[int, Source],
     normalise: Normalisation,
     seed: int,
 ) -> str:
@@ -48,7 +48,8 @@ def check_prediction(
     if architecture.source is None:
         return ""
     ends = [shards[shard] for shard in (min(shards), max(shards))]
-    first, second = ((normalise(own.images[: network.block], Workspace()), own.labels[: network.block]) for own in ends)
+    block = slice(network.block)
+    first, second = ((normalise(own.rows(block), Workspace()), own.labels[block]) for own in ends)
     check_layers(network, aligned_copy(parameters), first, second, architecture.source.loaded, train=False)
     return output_sha256(network, _initial_parameters(architecture, network, seed))
 

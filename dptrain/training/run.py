@@ -14,7 +14,7 @@ from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.checkpoint.writer import CheckpointWriter
 from dptrain.config.files import to_toml
 from dptrain.config.train import TrainConfig
-from dptrain.data.shards import NOTHING_LOADED
+from dptrain.data.loading import NOTHING_LOADED
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.health.interruption import Interruption
 from dptrain.parallel.communicator import Communicator, known_to_all, together

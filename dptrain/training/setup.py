@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,9 @@ from dptrain.config.files import parse_toml, to_toml
 from dptrain.config.keys import Scope, flag
 from dptrain.config.train import KEYS, OptimizerConfig, ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
+from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
-from dptrain.data.shards import NOTHING_LOADED, LocalShards, load_shards
-from dptrain.data.soundness import split_problems, tally
-from dptrain.data.transforms import check_crop
+from dptrain.data.transforms import check_crop, make_transforms
 from dptrain.errors import CheckpointError, DataError, DptrainError, UsageError
 from dptrain.nn.network import Network
 from dptrain.optim.schedule import Schedule, make_schedule
@@ -103,10 +101,9 @@ def set_up(
     check_splits(manifest, shards, Path(config.data), communicator)
     total_steps = config.epochs * steps_per_epoch
     microbatch = config.batch_size // manifest.shard_count
+    transforms = make_transforms(config.crop, config.flip)
     batches = {
-        shard: ShardBatches(
-            samples, shard, manifest, size=microbatch, seed=config.seed, crop=config.crop, flip=config.flip
-        )
+        shard: ShardBatches(samples, shard, manifest, size=microbatch, seed=config.seed, transforms=transforms)
         for shard, samples in shards.train.items()
     }
     communicator.whereabouts.enter("trying the model's layers")
@@ -266,20 +263,9 @@ def place(manifest: Manifest, folder: Path, communicator: Communicator) -> Place
     if ranks > shards:
         raise UsageError(
             f"{ranks} ranks, but {folder} has {shards} shards and a shard is never split: start at most {shards} "
-            f"ranks, or pack it again: {repack_advice(manifest, folder, ranks)}"
+            f"ranks, or pack it again: {manifest.repack_command(folder, ranks)}"
         )
     return Placement(shards, ranks)
-
-
-def repack_advice(manifest: Manifest, folder: Path, shards: int) -> str:
-    """How to pack the same data set into another number of shards."""
-    train, test, source = manifest.samples("train"), manifest.samples("test"), manifest.source.name
-    counts = {"cifar10": "" if train == 50_000 else f" --limit {train}", "shapes": f" --train {train} --test {test}"}
-    if source not in counts:
-        return f"give the program that packed it shards={shards} and force=True, the arguments of pack()"
-    seed = f" --seed {manifest.seed}" if manifest.seed else ""
-    where = shown(shlex.quote(str(folder)))
-    return f"dptrain data-prep {source} {where} --shards {shards}{counts[source]}{seed} --force"
 
 
 def check_resumable(

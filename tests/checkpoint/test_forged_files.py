@@ -29,8 +29,9 @@ MEMORY = 256  # MiB that a read may add; the files are of a few KiB
 READER = """
 import json, resource, sys, time
 from pathlib import Path
-from dptrain.data.manifest import SPLITS, read_manifest, read_shard
-from dptrain.data.soundness import split_problems, tally
+from dptrain.data.manifest import SPLITS, read_manifest
+from dptrain.data.shard import read_shard
+from dptrain.data.loading import split_problems, tally
 from dptrain.errors import DptrainError
 from dptrain.system import old_hdf5
 from dptrain.checkpoint.format import read_checkpoint

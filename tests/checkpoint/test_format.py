@@ -111,7 +111,8 @@ import sys
 sys.modules["h5py"] = None
 from pathlib import Path
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.data.manifest import read_manifest, read_shard
+from dptrain.data.manifest import read_manifest
+from dptrain.data.shard import read_shard
 checkpoint, folder = map(Path, sys.argv[1:])
 assert read_checkpoint(checkpoint).state.step == 9
 assert len(read_shard(folder, read_manifest(folder), "train", 0)) == 51

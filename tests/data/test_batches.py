@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Workspace
 from dptrain.arrays.random import Purpose, random_words
 from dptrain.data.batches import Normalisation, ShardBatches
-from dptrain.data.manifest import Manifest, Samples, Source
-from dptrain.data.transforms import cropped, flipped
+from dptrain.data.manifest import Manifest, Provenance
+from dptrain.data.order import EpochKey
+from dptrain.data.shard import Samples
+from dptrain.data.transforms import Transform, cropped, flipped, make_transforms
 
 SHAPE = (2, 6, 7)
 MEAN, STD = (0.4734, 0.1), (0.2516, 0.003)
@@ -25,7 +29,7 @@ MANIFEST = Manifest(
     mean=MEAN,
     std=STD,
     seed=0,
-    source=Source("random", None, None, None),
+    source=Provenance("random"),
     splits={"train": (), "test": ()},
 )
 
@@ -37,14 +41,13 @@ def shard_samples(count: int) -> Samples:
 
 
 def batches(count: int = 23, *, shard: int = 0, size: int = 4, seed: int = 0, augment: str = "none") -> ShardBatches:
-    return ShardBatches(
-        shard_samples(count), shard, MANIFEST, size=size, seed=seed, crop=augment, flip=augment != "none"
-    )
+    transforms = make_transforms(augment, augment != "none")
+    return ShardBatches(shard_samples(count), shard, MANIFEST, size=size, seed=seed, transforms=transforms)
 
 
 def order(source: ShardBatches, epoch: int) -> list[int]:
     """Rows of the samples of an epoch in the order they come."""
-    steps = -(-len(source.samples) // source.size)
+    steps = -(-len(source.source) // source.size)
     return [int(row) for step in range(steps) for row in source.batch(epoch, step, Workspace())[1]]
 
 
@@ -92,7 +95,7 @@ def test_samples_of_a_batch_are_those_of_its_labels_normalised() -> None:
     source = batches()
     for step in range(6):
         images, labels = source.batch(1, step, Workspace())
-        np.testing.assert_array_equal(images, source.normalise(source.samples.images[labels], Workspace()))
+        np.testing.assert_array_equal(images, source.normalise(source.source.images[labels], Workspace()))
 
 
 @pytest.mark.parametrize("augment", ["reflect", "zero"])
@@ -102,7 +105,7 @@ def test_augmentation_goes_with_the_position_in_the_epoch(augment: str) -> None:
     for step in (0, 2, 5):
         images, labels = source.batch(3, step, Workspace())
         bits = words[step * 4 : (step + 1) * 4]
-        moved = cropped(flipped(source.samples.images[labels], bits), bits, augment)
+        moved = cropped(flipped(source.source.images[labels], bits), bits, augment)
         np.testing.assert_array_equal(images, source.normalise(moved, Workspace()))
 
 
@@ -123,7 +126,7 @@ def test_batch_does_not_depend_on_what_was_asked_before(visits: list[tuple[int, 
 def test_batches_leave_the_samples_as_they_were() -> None:
     source = batches(augment="zero")
     order(source, 0)
-    np.testing.assert_array_equal(source.samples.images, shard_samples(23).images)
+    np.testing.assert_array_equal(source.source.images, shard_samples(23).images)
 
 
 def test_normalisation_is_exact_to_single_precision_for_every_pixel_value() -> None:
@@ -138,3 +141,47 @@ def test_normalisation_is_exact_to_single_precision_for_every_pixel_value() -> N
     # Two roundings of each of the two terms, whose size is at most the larger of them at the ends of the range.
     bound = 4 * np.finfo(np.float32).eps * np.abs(expected).max(axis=(0, 1, 2))
     assert (np.abs(found - expected) <= bound).all()
+
+
+class MappedSource:
+    """A source whose images are read from a file when a batch asks for them, and whose order is sequential."""
+
+    def __init__(self, path: Path, samples: Samples) -> None:
+        np.save(path, samples.images)
+        self.path, self.labels = path, samples.labels
+        self.most_rows = 0
+
+    def order(self, key: EpochKey) -> NDArray[np.intp]:
+        return np.arange(len(self.labels)) if key.epoch else np.arange(len(self.labels))[::-1]
+
+    def rows(self, indices: NDArray[np.intp] | slice) -> NDArray[np.uint8]:
+        images: NDArray[np.uint8] = np.load(self.path, mmap_mode="r")[indices]
+        self.most_rows = max(self.most_rows, len(images))
+        return images
+
+
+def test_batches_need_nothing_of_a_source_but_labels_an_order_and_some_rows(tmp_path: Path) -> None:
+    samples = shard_samples(23)
+    mapped = MappedSource(tmp_path / "images.npy", samples)
+    source = ShardBatches(mapped, 0, MANIFEST, size=4, seed=0)
+    for epoch, expected in ((0, list(range(23))[::-1]), (1, list(range(23)))):
+        labels = [source.batch(epoch, step, Workspace())[1] for step in range(6)]
+        assert np.concatenate(labels).tolist() == expected
+    images, labels = source.batch(1, 2, Workspace())
+    np.testing.assert_array_equal(images, source.normalise(samples.images[8:12], Workspace()))
+    assert mapped.most_rows == 4
+
+
+def test_a_further_transform_gets_random_words_of_its_purpose() -> None:
+    def inverted(images: NDArray[np.uint8], words: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        return np.where((words % np.uint64(2)).astype(bool)[:, None, None, None], 255 - images, images)
+
+    transforms = [*make_transforms("none", True), Transform(inverted, Purpose.INITIAL_PARAMETERS)]
+    samples = shard_samples(23)
+    source = ShardBatches(samples, 1, MANIFEST, size=23, seed=5, transforms=transforms)
+    images, labels = source.batch(2, 0, Workspace())
+    flips, inversions = (
+        random_words(5, purpose, 1, 23, epoch=2) for purpose in (Purpose.AUGMENTATION, Purpose.INITIAL_PARAMETERS)
+    )
+    expected = inverted(flipped(samples.images[labels], flips), inversions)
+    np.testing.assert_array_equal(images, source.normalise(expected, Workspace()))

@@ -20,17 +20,10 @@ from data_sets import image_data
 
 from data_prep.pack import pack
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.data.manifest import (
-    MANIFEST,
-    Manifest,
-    Samples,
-    file_sha256,
-    read_manifest,
-    read_shard,
-    shard_name,
-    write_shard,
-)
+from dptrain.data.manifest import MANIFEST, Manifest, read_manifest, shard_name
+from dptrain.data.shard import Samples, read_shard, write_shard
 from dptrain.errors import DataError
+from dptrain.system.files import file_sha256
 
 SHARD = "train-000-of-002.h5"
 OLD = Path(__file__).parents[1] / "fixtures" / "version-1" / "data-set"  # packed by dptrain 0.1.0 with h5py 3.11.0
@@ -195,7 +188,7 @@ def with_entry(folder: Path, **changes: Any) -> None:
         ({"index": 2**64}, "expected a whole number"),
         ({"index": 4992.0}, "is 4992.0, expected a whole number"),
         ({"index": True}, "is True, expected a whole number"),
-        ({"more": 0}, "surplus more"),
+        ({"more": 0}, "expected contents_sha256, and offsets of images, labels, index"),
     ],
 )
 def test_offsets_that_cannot_be_are_refused(offsets: dict[str, Any], words: str, folder: Path) -> None:
@@ -323,13 +316,13 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (edited(version=3), "version 3, this program reads versions 1 to 2: a later dptrain packed it"),
+        (edited(version=3), "version 3, this program reads versions 1 to 2: use the later dptrain that packed it"),
         (edited(version="2"), "version is '2'"),
         (edited(version=0), "version is 0"),
         (edited(version=True), "version is True"),
-        (edited(version=1), "surplus contents_sha256, offsets"),
+        (edited(version=1), "splits.train[0] has offsets or contents_sha256, which version 1 does not have"),
         (edited(format="other"), "not a dptrain manifest"),
-        (edited(surplus=1), "surplus"),
+        (edited(surplus=1), "unknown surplus"),
         (edited(image_shape=[3, 32]), "damaged or edited"),
         (edited(image_shape=[0, 5, 7]), "image_shape"),
         (edited(image_shape=[2**20, 2**20, 2**20]), "image_shape"),
@@ -355,8 +348,8 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (edited(std=[float("inf"), 1.0]), "the number Infinity"),
         (edited(splits={"train": []}), "splits"),
         (edited(splits={"train": [], "test": []}), "expected"),
-        (edited(source={"name": "x"}), "damaged or edited"),
-        (lambda raw: {key: raw[key] for key in raw if key != "mean"}, "keys"),
+        (edited(source={"archive": "x"}), "the keys of source: missing name"),
+        (lambda raw: {key: raw[key] for key in raw if key != "mean"}, "missing mean"),
         (lambda raw: [raw], "not a dptrain manifest"),
     ],
 )
@@ -430,7 +423,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from dptrain.data.manifest import Samples, write_shard
+from dptrain.data.shard import Samples, write_shard
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 samples = Samples(np.zeros((900, 3, 32, 32), np.uint8), np.zeros(900, np.int64), np.zeros(900, np.int64))
 try:

@@ -18,8 +18,8 @@ from data_sets import BATCH_SAMPLES, binary_members, cifar10_records, python_mem
 from data_prep import cifar10
 from data_prep.cifar10 import BATCHES, CLASSES, describe_archive, read_archive
 from data_prep.pack import ImageData
-from dptrain.data.manifest import file_sha256
 from dptrain.errors import DataError
+from dptrain.system.files import file_sha256
 
 FIRST_BIN = "cifar-10-batches-bin/data_batch_1.bin"
 FIRST_PY = "cifar-10-batches-py/data_batch_1"

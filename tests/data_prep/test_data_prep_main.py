@@ -26,8 +26,9 @@ from data_sets import (
 
 from data_prep import __main__ as program
 from data_prep import cifar10, download
-from dptrain.data.manifest import file_sha256, read_manifest
+from dptrain.data.manifest import read_manifest
 from dptrain.errors import DataError
+from dptrain.system.files import file_sha256
 
 SMALL = ("--train", "40", "--test", "20", "--shards", "4")
 

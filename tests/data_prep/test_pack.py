@@ -21,7 +21,8 @@ from data_prep import pack as pack_module
 from data_prep import staging
 from data_prep.pack import LabelledImages, channel_statistics, deal, pack, pixel_histogram, shuffled
 from data_prep.signals import signals_held
-from dptrain.data.manifest import SPLITS, Manifest, Samples, read_manifest, read_shard
+from dptrain.data.manifest import SPLITS, Manifest, read_manifest
+from dptrain.data.shard import Samples, read_shard
 from dptrain.errors import DataError, UsageError
 
 

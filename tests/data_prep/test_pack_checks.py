@@ -16,8 +16,9 @@ from mpi_runs import dptrain
 
 from data_prep.checks import ImageData, LabelledImages, checked
 from data_prep.pack import pack
-from dptrain.data.manifest import MANIFEST, Source, read_manifest, read_shard
+from dptrain.data.manifest import MANIFEST, Provenance, read_manifest
 from dptrain.data.names import check_names
+from dptrain.data.shard import read_shard
 from dptrain.errors import DataError, UsageError
 
 GOOD = image_data(train=60, test=30, shape=(3, 8, 9))
@@ -27,7 +28,7 @@ def of_shape(*shape: int, layout: Any = None) -> ImageData:
     """Random images whose axes after the first are `shape`."""
     random = np.random.default_rng(0)
     parts = (LabelledImages(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, 5, n)) for n in (60, 30))
-    return ImageData("mine", GOOD.classes, Source("mine", None, None, None), *parts, layout=layout)
+    return ImageData("mine", GOOD.classes, Provenance("mine"), *parts, layout=layout)
 
 
 def refused(data: ImageData) -> str:

@@ -15,7 +15,8 @@ from data_sets import folder_bytes, image_data, run_data_prep
 
 from data_prep import staging
 from data_prep.pack import pack
-from dptrain.data.manifest import SPLITS, read_manifest, read_shard
+from dptrain.data.manifest import SPLITS, read_manifest
+from dptrain.data.shard import read_shard
 from dptrain.errors import DataError, UsageError
 from dptrain.system.paths import typed_path
 

@@ -14,7 +14,8 @@ from data_sets import image_data
 
 from data_prep.pack import pack
 from data_prep.verify import Verification, info, verify
-from dptrain.data.manifest import MANIFEST, Manifest, Samples, read_manifest, read_shard, write_shard
+from dptrain.data.manifest import MANIFEST, Manifest, read_manifest
+from dptrain.data.shard import Samples, read_shard, write_shard
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from dptrain.arrays.memory import Workspace
 from dptrain.bench.workload import random_manifest, random_samples
 from dptrain.checkpoint.format import read_checkpoint
 from dptrain.data.batches import Normalisation
-from dptrain.data.manifest import read_manifest, read_shard
+from dptrain.data.manifest import read_manifest
+from dptrain.data.shard import read_shard
 from dptrain.nn import Conv2d, Flatten, Linear, Network
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.threads import ShardThreads

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import platform
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from data_sets import image_data
 from mpi_runs import dptrain, mpirun, own_mpi
 from training_runs import (
     LAST_STEP,
@@ -24,11 +22,9 @@ from training_runs import (
 )
 
 import dptrain as package
-from data_prep.__main__ import main as data_prep
-from data_prep.pack import pack
 from dptrain.checkpoint.format import Checkpoint
 from dptrain.config.train import TrainConfig
-from dptrain.data.manifest import Source, read_manifest
+from dptrain.data.manifest import read_manifest
 from dptrain.errors import CheckpointError, DptrainError, UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training import setup
@@ -255,36 +251,14 @@ def test_the_cpu_is_told_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.mpi
-def test_more_ranks_than_shards_is_one_error_that_names_the_command_to_repack(data: Path, tmp_path: Path) -> None:
+def test_more_ranks_than_shards_is_one_error_with_the_command_to_pack_again(data: Path, tmp_path: Path) -> None:
     done = dptrain("train", *flags(data, tmp_path / "run"), cwd=tmp_path, mpi=own_mpi(), ranks=5)
     assert done.returncode == 2
     assert done.stderr.count("dptrain: error:") == 1
     assert f"5 ranks, but {data} has 4 shards" in done.stderr
-    assert "give the program that packed it shards=5 and force=True" in done.stderr
+    assert "use the program that packed it, with shards=5 and force=True" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("seed", [0, 5])
-def test_the_command_to_repack_packs_the_same_images(seed: int, tmp_path: Path) -> None:
-    """In the field: the advice named a command that does not exist for data packed by one's own program."""
-    folder = tmp_path / "my set"
-    words = ["shapes", str(folder), "--train", "50", "--test", "30", "--shards", "2", "--seed", str(seed)]
-    assert data_prep(words) == 0
-    manifest = read_manifest(folder)
-    advice = shlex.split(setup.repack_advice(manifest, folder, 5))
-    assert advice[:2] == ["dptrain", "data-prep"]
-    assert data_prep(advice[2:]) == 0
-    again = read_manifest(folder)
-    assert again.shard_count == 5
-    assert (again.samples("train"), again.samples("test"), again.mean) == (50, 30, manifest.mean)
-
-
-def test_the_command_to_repack_cifar10_keeps_its_limit(tmp_path: Path) -> None:
-    source = Source("cifar10", None, None, None)
-    manifest = pack(tmp_path / "set", replace(image_data(train=40, test=20), source=source), shards=2)
-    advice = setup.repack_advice(manifest, Path("data/small"), 3)
-    assert advice == "dptrain data-prep cifar10 data/small --shards 3 --limit 40 --force"
 
 
 @pytest.mark.mpi

@@ -1,4 +1,4 @@
-"""dptrain.data.soundness: training and evaluation refuse what `data_prep verify` refuses."""
+"""dptrain.data.loading: training and evaluation refuse the same data sets as `data_prep verify`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from training_runs import configuration, flags, packed, run
 
 from data_prep.pack import pack
 from data_prep.verify import verify
-from dptrain.data.manifest import MANIFEST, Samples, read_manifest, read_shard, write_shard
-from dptrain.data.soundness import split_problems, tally
+from dptrain.data.loading import split_problems, tally
+from dptrain.data.manifest import MANIFEST, read_manifest
+from dptrain.data.shard import Samples, read_shard, write_shard
 
 
 def change_shard(folder: Path, split: str, shard: int, change: Callable[[Samples], Samples]) -> None:

@@ -1,4 +1,4 @@
-"""dptrain.data.shards: a rank gets the shards it asks for, whole and checked."""
+"""dptrain.data.loading: a rank gets the shards it asks for, complete and checked."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from data_sets import image_data
 
 from data_prep.pack import pack
-from dptrain.data.manifest import SPLITS, Manifest, Samples
-from dptrain.data.shards import load_shards
+from dptrain.data.loading import load_shards
+from dptrain.data.manifest import SPLITS, Manifest
+from dptrain.data.shard import Samples
 from dptrain.errors import DataError
 
 SHARDS = 4
