@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn import Conv2d, Flatten, Layer, Linear
+from dptrain.nn import Conv2d, Flatten, Layer, Linear, Pass, Tensor, zeros
 
 PLACES = ("trap1", "trap2", "trap3")
 
@@ -31,8 +31,8 @@ class Recogniser(Layer):
     def __init__(self, microbatches: list[str]) -> None:
         self.microbatches = microbatches
 
-    def forward(self, x: Array, parameters: Any, workspace: Workspace) -> tuple[Array, None]:
-        sprung(workspace)[0] = fingerprint(x) in self.microbatches
+    def forward(self, x: Array, call: Pass) -> tuple[Array, None]:
+        sprung(call.workspace)[0] = fingerprint(x) in self.microbatches
         return x, None
 
 
@@ -48,26 +48,24 @@ class Trap(Layer):
     def __init__(self, place: str, how: str) -> None:
         self.place, self.how = place, how
 
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"slope": (1,)}
+    def tensors(self) -> list[Tensor]:
+        return [Tensor("slope", (1,), zeros)]
 
     def breaks(self, how: str, workspace: Workspace) -> bool:
         return (self.name, how) == (self.place, self.how) and bool(sprung(workspace)[0])
 
-    def forward(self, x: Array, parameters: Any, workspace: Workspace) -> tuple[Array, Array]:
-        y = x * (1 + parameters["slope"])
-        if self.breaks("output", workspace):
+    def forward(self, x: Array, call: Pass) -> tuple[Array, Array]:
+        y = x * (1 + call.parameters["slope"])
+        if self.breaks("output", call.workspace):
             y.flat[-1] = np.nan
         return y, x
 
-    def backward(
-        self, dy: Array, saved: Array, parameters: Any, gradients: Any, workspace: Workspace, need_dx: bool = True
-    ) -> Array:
-        gradients["slope"][0] = (dy * saved).sum()
-        dx = dy * (1 + parameters["slope"])
-        if self.breaks("gradient", workspace):
-            gradients["slope"][0] = np.inf
-        if self.breaks("gradient", workspace) or self.breaks("input gradient", workspace):
+    def backward(self, dy: Array, saved: Array, call: Pass) -> Array:
+        call.gradients["slope"][0] = (dy * saved).sum()
+        dx = dy * (1 + call.parameters["slope"])
+        if self.breaks("gradient", call.workspace):
+            call.gradients["slope"][0] = np.inf
+        if self.breaks("gradient", call.workspace) or self.breaks("input gradient", call.workspace):
             dx.flat[0] = np.nan
         return dx
 

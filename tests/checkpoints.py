@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.checkpoint.format import HEADER, USER_BLOCK, Origin, _header
 from dptrain.checkpoint.state import Layouts, Progress, TrainingState
 
 SHAPES = {"conv1.weight": (3, 2, 3, 3), "conv1.bias": (3,), "linear1.weight": (5, 27), "linear1.bias": (5,)}
 
 
-LAYOUT = ParamLayout(SHAPES)
+LAYOUT = Layout(SHAPES)
 
 
-def layouts_of(layout: ParamLayout) -> Layouts:
+def layouts_of(layout: Layout) -> Layouts:
     """Layouts of a state of SGD on a network without buffers."""
-    return {"parameters": layout, "buffers": ParamLayout({}), "momentum": layout}
+    return {"parameters": layout, "buffers": Layout({}), "momentum": layout}
 
 
 LAYOUTS = layouts_of(LAYOUT)
@@ -52,7 +52,7 @@ def vector(size: int, seed: int) -> np.ndarray:
     return bits.view(np.float32)
 
 
-def state_of(layout: ParamLayout = LAYOUT, seed: int = 0, **changes: Any) -> TrainingState:
+def state_of(layout: Layout = LAYOUT, seed: int = 0, **changes: Any) -> TrainingState:
     values = {"step": 9, "samples_seen": 133, "epoch_loss": 0.1 + 0.2, "epoch_correct": 4, "epoch_samples": 32}
     vectors = {name: vector(one.size, seed + number) for number, (name, one) in enumerate(layouts_of(layout).items())}
     return TrainingState(vectors, Progress(**(values | changes)))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from networks import random_parameters, training_pass
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
@@ -41,22 +42,22 @@ def check_layer(layer: Layer, input_shape: tuple[int, ...], samples: int, seed: 
     output_shape = layer.bind(input_shape)
     generator = np.random.default_rng(seed)
     x = distinct(array_shape(input_shape, samples), seed)
-    parameters = {name: generator.normal(size=shape) for name, shape in layer.parameter_shapes().items()}
+    parameters = random_parameters(layer, generator, np.float64)
     dy = generator.normal(size=array_shape(output_shape, samples))
     workspace = Workspace(np.float64)
 
     def weighted_output() -> float:
-        y, _ = layer.forward(x.copy(), parameters, workspace)
+        y, _ = layer.forward(x.copy(), training_pass(parameters, workspace))
         assert y.shape == dy.shape
         return float((y * dy).sum())
 
     expected = {name: central_difference(weighted_output, values) for name, values in parameters.items()}
     expected_dx = central_difference(weighted_output, x)
-    gradients = {name: np.full_like(values, np.nan) for name, values in parameters.items()}
     for _ in range(2):  # the second time in buffers that are full of the first
-        _, saved = layer.forward(x.copy(), parameters, workspace)
-        dx = layer.backward(dy.copy(), saved, parameters, gradients, workspace)
+        call = training_pass(parameters, workspace)
+        _, saved = layer.forward(x.copy(), call)
+        dx = layer.backward(dy.copy(), saved, call)
         assert dx is not None
         np.testing.assert_allclose(dx, expected_dx, rtol=1e-6, atol=1e-7)
         for name in parameters:
-            np.testing.assert_allclose(gradients[name], expected[name], rtol=1e-6, atol=1e-7, err_msg=name)
+            np.testing.assert_allclose(call.gradients[name], expected[name], rtol=1e-6, atol=1e-7, err_msg=name)

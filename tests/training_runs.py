@@ -1,22 +1,19 @@
-"""Small training runs for tests, in this process: data, configuration, and an observer that remembers all."""
+"""Small training runs for tests, in this process: data, configuration, and a reporter that remembers all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_sets import image_data
 
 from data_prep.pack import pack
-from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.config.train import TrainConfig
 from dptrain.parallel.communicator import Communicator
-from dptrain.training.evaluate import Evaluation
+from dptrain.training.events import EvaluationFinished, Event, Note, RanksLost, RunFinished, RunStarted, StepFinished
 from dptrain.training.loop import train
 from dptrain.training.setup import Session, set_up
-from dptrain.training.step import StepOutcome
 
 # 101 training samples over 4 shards are 26, 25, 25 and 25: with a batch of 16, six full steps and one of 5.
 TRAIN, TEST, SHARDS, CLASSES, SHAPE = 101, 37, 4, 5, (2, 6, 7)
@@ -73,45 +70,40 @@ def session_and_state(config: TrainConfig) -> tuple[Session, TrainingState]:
 
 
 class Memory:
-    """An observer that keeps what it was told; `interrupt_after` makes it fail after that step."""
+    """A reporter that keeps what it received; `interrupt_after` makes it fail after that step."""
 
     def __init__(self, interrupt_after: int = 0) -> None:
         self.interrupt_after = interrupt_after
         self.lines: list[str] = []
         self.resumed: Path | None = None
-        self.steps: list[tuple[int, float, int, int, float]] = []
-        self.evaluations: list[tuple[int, float, float, Evaluation]] = []
-        self.state_sha256 = ""
+        self.steps: list[tuple[int, float, float, float]] = []  # step, loss, accuracy, learning rate
+        self.evaluations: list[tuple[int, float, float, float, float]] = []  # step, loss, accuracy, test loss, accuracy
+        self.lost: list[list[int]] = []
+        self.finished: RunFinished | None = None
 
-    def say(self, line: str) -> None:
-        self.lines.append(line)
+    def handle(self, event: Event) -> None:
+        match event:
+            case Note(text):
+                self.lines.append(text)
+            case RunStarted(resumed_from=str(path)):
+                self.resumed = Path(path)
+            case RanksLost(lost=ranks):
+                self.lost.append(ranks)
+            case StepFinished():
+                self.steps.append((event.step, event.loss, event.accuracy, event.lr))
+                if event.step == self.interrupt_after:
+                    raise KeyboardInterrupt
+            case EvaluationFinished():
+                figures = (event.loss, event.accuracy, event.test_loss, event.test_accuracy)
+                self.evaluations.append((event.step, *figures))
+            case RunFinished():
+                self.finished = event
 
-    def started(self, session: Session, state: TrainingState, folder: RunFolder, resumed: Path | None) -> None:
-        self.resumed = resumed
-
-    def recovered(
-        self, session: Session, state: TrainingState, folder: RunFolder, lost: Sequence[int], seconds: float
-    ) -> None:
-        raise AssertionError("a process alone cannot lose ranks")
-
-    def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
-        self.steps.append((state.step, outcome.loss, outcome.correct, outcome.samples, lr))
-        if state.step == self.interrupt_after:
-            raise KeyboardInterrupt
-
-    def evaluating(self, state: TrainingState) -> None:
+    def close(self) -> None:
         pass
-
-    def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
-        progress = state.progress
-        loss, accuracy = progress.epoch_loss / progress.epoch_samples, progress.epoch_correct / progress.epoch_samples
-        self.evaluations.append((state.step, loss, accuracy, evaluation))
-
-    def finished(self, state: TrainingState, evaluation: Evaluation, folder: RunFolder) -> None:
-        self.state_sha256 = state.digest()
 
 
 def run(config: TrainConfig) -> tuple[dict[str, Any], Memory]:
-    """Train in this process; the summary and what the observer was told."""
+    """Train in this process; the summary and what a reporter received."""
     memory = Memory()
-    return train(config, Communicator(), memory), memory
+    return train(config, Communicator(), [memory]), memory

@@ -1,4 +1,4 @@
-"""Names and shapes of the parameters, as views of one flat vector.
+"""Names and shapes of tensors, as views of one flat vector.
 
 Optimizer, reduction and checkpoint hash work on the flat vector; layers on the views.
 """
@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from dptrain.arrays.memory import Array
 
@@ -16,14 +17,14 @@ Shape = tuple[int, ...]
 
 
 def array_shape(sample: Shape, samples: int) -> Shape:
-    """Of an array that holds `samples` samples: (H, W, N, C) for samples (C, H, W), (N, F) for samples (F,)."""
+    """The shape of an array of `samples` samples: (H, W, N, C) for samples (C, H, W), (N, F) for samples (F,)."""
     return (*sample[1:], samples, sample[0])
 
 
-class ParamLayout:
-    """Where each parameter lies in the flat vector, in the order given.
+class Layout:
+    """The place of each tensor in a flat vector, in the given order.
 
-    shapes: full name (such as "conv1.weight") to shape.
+    shapes: full name (such as "conv1.weight") to shape. `size` is the length of the vector.
     """
 
     def __init__(self, shapes: Mapping[str, Shape]) -> None:
@@ -36,12 +37,12 @@ class ParamLayout:
         self.size = start
 
     def views(self, flat: Array) -> dict[str, Array]:
-        """Every parameter in its natural shape; writing to a view writes to `flat` (P,)."""
+        """Each tensor of `flat` (size,) in its natural shape; writing to a view writes to `flat`."""
         return {name: flat[part].reshape(self.shapes[name]) for name, part in self.slices.items()}
 
-    def is_weight(self) -> Array:
-        """bool (P,): True for what is named "weight", which decays; False for biases and others."""
-        mask = np.zeros(self.size, bool)
-        for name, part in self.slices.items():
-            mask[part] = name.endswith(".weight")
-        return mask
+    def expand(self, values: Mapping[str, float | bool], dtype: DTypeLike = np.float32) -> Array:
+        """A new vector (size,) in which every element of a tensor has the tensor's value; other tensors have 0."""
+        flat = np.zeros(self.size, dtype)
+        for name, value in values.items():
+            flat[self.slices[name]] = value
+        return flat

@@ -6,6 +6,7 @@ import multiprocessing
 import resource
 import statistics
 import time
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.bench.workload import Workload
-from dptrain.nn.layer import Layer, Parameters
+from dptrain.nn.layer import Layer
 from dptrain.nn.network import Network
+from dptrain.nn.passes import Pass
+from dptrain.nn.runner import Runner
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.step import Seconds
 
@@ -93,62 +96,46 @@ def training_flops(network: Network) -> int:
     return sum(3 * flops for flops in forward) - forward[0]
 
 
-class TimedStage(Layer):
-    """Passes everything on to a stage, and keeps the seconds of each call."""
+class StageTimer(Runner):
+    """Keeps the seconds of each call of a stage, by the stage's name."""
 
-    def __init__(self, stage: Layer) -> None:
-        self.stage = stage
-        self.name = stage.name
-        self.seconds: dict[str, list[float]] = {"forward": [], "backward": []}
+    def __init__(self) -> None:
+        self.forward_seconds: defaultdict[str, list[float]] = defaultdict(list)
+        self.backward_seconds: defaultdict[str, list[float]] = defaultdict(list)
 
-    def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
-        return self.stage.prepare(parameters, workspace)
-
-    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
+    def forward(self, layer: Layer, x: Array, call: Pass) -> tuple[Array, Any]:
         started = time.perf_counter()
-        result = self.stage.forward(x, parameters, workspace)
-        self.seconds["forward"].append(time.perf_counter() - started)
+        result = super().forward(layer, x, call)
+        self.forward_seconds[layer.name].append(time.perf_counter() - started)
         return result
 
-    def backward(
-        self,
-        dy: Array,
-        saved: Any,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-        need_dx: bool = True,
-    ) -> Array | None:
+    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
         started = time.perf_counter()
-        dx = self.stage.backward(dy, saved, parameters, gradients, workspace, need_dx)
-        self.seconds["backward"].append(time.perf_counter() - started)
+        dx = super().backward(layer, dy, saved, call)
+        self.backward_seconds[layer.name].append(time.perf_counter() - started)
         return dx
 
 
 def layer_times(workload: Workload) -> list[dict[str, Any]]:
     """For each stage of the network microseconds an image, forward and backward, of one shard on one thread."""
-    batches, network = next(iter(workload.take_step.work.batches.values())), workload.network
-    stages = [TimedStage(stage) for stage in network.stages]
+    work, network, timer = workload.take_step.work, workload.network, StageTimer()
+    batches = next(iter(work.batches.values()))
     workspace, gradient = Workspace(), np.empty_like(workload.state.parameters)
     images, labels = batches.batch(0, 0, workspace)
+    prepared = network.prepare(workload.state.parameters, workload.state.vectors["buffers"], Workspace())
+    for _ in range(LAYER_RUNS):
+        network.loss_and_grad(prepared, images, labels, gradient, workspace, draws=batches.draws(0, 0), runner=timer)
 
-    def per_run(seconds: list[float]) -> float:
-        """The median run's sum, as a run may call a stage for several blocks of the microbatch."""
-        return float(np.median(np.sum(np.reshape(seconds, (LAYER_RUNS, -1)), axis=1)))
+    def per_image(seconds: list[float]) -> float:
+        """Microseconds of the median run, which may call a stage for several blocks of the microbatch."""
+        return 1e6 * float(np.median(np.sum(np.reshape(seconds, (LAYER_RUNS, -1)), axis=1))) / len(labels)
 
-    parameters = network.prepare(workload.state.parameters, Workspace())
-    plain = network.stages
-    network.stages = list(stages)
-    try:
-        for _ in range(LAYER_RUNS):
-            network.loss_and_grad(parameters, images, labels, gradient, workspace)
-    finally:
-        network.stages = plain
     return [
         {
             "layer": stage.name,
-            "computes": repr(stage.stage),
-            **{way: 1e6 * per_run(seconds) / len(labels) for way, seconds in stage.seconds.items()},
+            "computes": repr(stage),
+            "forward": per_image(timer.forward_seconds[stage.name]),
+            "backward": per_image(timer.backward_seconds[stage.name]),
         }
-        for stage in stages
+        for stage in network.stages
     ]

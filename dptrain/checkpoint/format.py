@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 import dptrain
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, aligned_zeros
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, Layouts, Progress, TrainingState
 from dptrain.data.manifest import LARGEST_IMAGE
@@ -46,6 +46,7 @@ HEADER = struct.Struct("<24sQQ32s")  # magic, bytes behind the block, of these t
 MAGIC_1 = b"dptrain checkpoint v1\n\0\0"
 HEADER_1 = struct.Struct("<24sQ32s")  # magic, bytes behind the block, their SHA-256
 USER_BLOCK = 512
+ALGORITHM = re.compile(r", algorithm='\w+'(?=\))")
 LONGEST_INDEX = 64 * files.MIB
 LONGEST_CONFIG = 4 * files.MIB  # characters
 TENSOR_KEYS = ("name", "shape", "offset")
@@ -89,7 +90,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
     @property
-    def layout(self) -> ParamLayout:
+    def layout(self) -> Layout:
         """The layout of the parameters."""
         return self.layouts[PARAMETERS]
 
@@ -236,12 +237,12 @@ def _read_index(content: bytes) -> Checkpoint:
     return Checkpoint(found_state, _origin_of(origin), layouts, (note,) if surplus else ())
 
 
-def _vectors(raw: Fields, content: bytes, end: int) -> tuple[dict[str, ParamLayout], dict[str, Array], list[str]]:
+def _vectors(raw: Fields, content: bytes, end: int) -> tuple[dict[str, Layout], dict[str, Array], list[str]]:
     """Layouts and flat vectors by name, from tensors that lie before `end` and do not overlap; names of those not read.
 
     A vector is not read if its tensors have keys that this program does not know, as a later one may write.
     """
-    layouts: dict[str, ParamLayout] = {}
+    layouts: dict[str, Layout] = {}
     offsets: dict[tuple[str, str], int] = {}
     not_read = []
     for written in map(str, raw.raw):
@@ -260,10 +261,10 @@ def _vectors(raw: Fields, content: bytes, end: int) -> tuple[dict[str, ParamLayo
             if len(shape) > MOST_AXES:
                 raise ValueError(f"{tensor.where}: {len(shape)} axes, expected at most {MOST_AXES}")
             shapes[key], offsets[name, key] = shape, tensor.whole("offset", USER_BLOCK)
-        layouts[name] = ParamLayout(shapes)
+        layouts[name] = Layout(shapes)
     if PARAMETERS not in layouts:
         raise ValueError(f"vectors.{PARAMETERS} is missing")
-    layouts = {PARAMETERS: layouts[PARAMETERS], BUFFERS: ParamLayout({}), **layouts}
+    layouts = {PARAMETERS: layouts[PARAMETERS], BUFFERS: Layout({}), **layouts}
     spans = sorted((start, start + 4 * math.prod(layouts[name].shapes[key])) for (name, key), start in offsets.items())
     limits = [begin for begin, _ in spans[1:]] + [end]
     if any(own_end > limit for (_, own_end), limit in zip(spans, limits, strict=False)):
@@ -303,7 +304,8 @@ def _origin_of(raw: Fields) -> Origin:
     environment, model_files = raw.fields("environment"), raw.fields("model_files")
     origin = Origin(
         config=raw.text("config", LONGEST_CONFIG),
-        architecture=raw.texts("architecture", LONGEST_LINE),
+        # An earlier dptrain also wrote the chosen algorithm, which is no part of an architecture.
+        architecture=tuple(ALGORITHM.sub("", line) for line in raw.texts("architecture", LONGEST_LINE)),
         input_shape=raw.wholes("input_shape", 1, LARGEST_IMAGE),
         classes=raw.texts("classes"),
         data_name=raw.text("data_name"),
@@ -337,7 +339,7 @@ def _read_version_1(content: bytes) -> Checkpoint:
         raise ValueError(
             f"it holds datasets {shown(sorted(datasets), 200)}, expected params and momentum of {names[:20]}"
         )
-    layout = ParamLayout({name: datasets[f"params/{name}"].shape for name in names})
+    layout = Layout({name: datasets[f"params/{name}"].shape for name in names})
     vectors: dict[str, Array] = {PARAMETERS: aligned_zeros(layout.size), BUFFERS: aligned_zeros(0)}
     for vector in VECTORS_1:
         flat = vectors[EARLIER_NAMES.get(vector, vector)] = aligned_zeros(layout.size)
@@ -350,5 +352,5 @@ def _read_version_1(content: bytes) -> Checkpoint:
         raw.raw["test_accuracy"] = None
     state = _state_of(raw, vectors, raw.sha256("params_sha256"))
     origin = _origin_of(Fields({**raw.raw, "environment": environment.raw, **NOT_IN_VERSION_1}))
-    layouts = {name: ParamLayout({}) if name == BUFFERS else layout for name in vectors}
+    layouts = {name: Layout({}) if name == BUFFERS else layout for name in vectors}
     return Checkpoint(state, origin, layouts)

@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, aligned_copy, aligned_zeros
 from dptrain.nn.network import Network
 
 PARAMETERS, BUFFERS = "parameters", "buffers"
 
-Layouts = Mapping[str, ParamLayout]  # the layout of each vector of a state, by the vector's name
+Layouts = Mapping[str, Layout]  # the layout of each vector of a state, by the vector's name
 
 
 @dataclass
@@ -76,11 +76,10 @@ class TrainingState:
 
 def vector_layouts(network: Network, slots: Iterable[str]) -> Layouts:
     """Layouts of the vectors of a network's state under an optimizer with these slots."""
-    return {PARAMETERS: network.layout, BUFFERS: ParamLayout({}), **dict.fromkeys(slots, network.layout)}
+    return {PARAMETERS: network.layout, BUFFERS: network.buffer_layout, **dict.fromkeys(slots, network.layout)}
 
 
 def initial_state(network: Network, layouts: Layouts, seed: int) -> TrainingState:
     """The state before step 0: parameters from the seed, all other vectors zero."""
     vectors = {name: aligned_zeros(layout.size) for name, layout in layouts.items()}
-    vectors[PARAMETERS][...] = network.initial_parameters(seed)
-    return TrainingState(vectors)
+    return TrainingState(vectors | network.initial(seed))

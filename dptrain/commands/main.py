@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -307,7 +307,9 @@ def _end(communicator: Communicator, status: int) -> int:
 def _train(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
     from dptrain.health.interruption import signals_taken
     from dptrain.parallel.communicator import together
-    from dptrain.report.recorder import Recorder
+    from dptrain.report import REPORTERS
+    from dptrain.report.end import EndOfRun
+    from dptrain.training.events import Note, Reporter
     from dptrain.training.loop import train
     from dptrain.training.model_source import beside
 
@@ -326,16 +328,20 @@ def _train(parsed: argparse.Namespace, communicator: Communicator, connection: s
                 "a download: dptrain data-prep shapes data/shapes"
             )
         check_paths(config)
-    end_at_once = functools.partial(_end_at_once, communicator)
-    with signals_taken(end_at_once) as interruption, closing(Recorder(config, connection)) as recorder:
-        for note in [] if "run_dir" in given else notes:  # they say that the saved run folder does not count
-            recorder.say(f"note   {note}")
-        summary = train(config, communicator, recorder, interruption)
-    if parsed.json and recorder.reports and not print_whole(json.dumps(summary)):
+    end = EndOfRun()
+    with signals_taken(functools.partial(_end_at_once, communicator)) as interruption, ExitStack() as stack:
+        reporters: list[Reporter] = [stack.enter_context(closing(kind())) for kind in REPORTERS]
+        if communicator.rank == 0 and "run_dir" not in given:
+            for note in notes:  # they say that the saved run folder does not count
+                for reporter in reporters:
+                    reporter.handle(Note(f"note   {note}"))
+        summary = train(config, communicator, [*reporters, end], interruption, connection)
+    if not end.reported:
+        return 0  # another rank is rank 0 now; after deaths in an elastic run it may be any
+    if parsed.json and not print_whole(json.dumps(summary)):
         # Not an error: the run is complete and saved, and a launcher or scheduler must not start it again.
         write_to_stderr("dptrain: the line of --json could not be written; the same figures end metrics.jsonl")
-    if recorder.reports:
-        record.report_end(0)  # here, as in an elastic run that has lost rank 0 another one reports
+    record.report_end(0)
     return 0
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
+from dptrain.arrays.random import Draws
 from dptrain.data.manifest import Manifest
 from dptrain.data.order import EpochKey
 from dptrain.data.source import Source
@@ -48,6 +49,10 @@ class ShardBatches:
             for transform in self.transforms:
                 images = transform.apply(images, self._words[transform.purpose][rows])
         return self.normalise(images, workspace), self.source.labels[chosen]
+
+    def draws(self, epoch: int, step: int) -> Draws:
+        """The key of the random draws that layers make for a microbatch."""
+        return Draws(self.seed, epoch, self.shard, step * self.size)
 
     def _draw(self, epoch: int) -> None:
         """Draw the order and the words of a whole epoch. Words belong to the position in the epoch, not to a sample."""

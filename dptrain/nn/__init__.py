@@ -29,5 +29,22 @@ from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network
+from dptrain.nn.passes import Pass
+from dptrain.nn.tensor import Tensor, constant, he_uniform, ones, uniform, zeros
 
-__all__ = ["Conv2d", "Flatten", "Layer", "Linear", "MaxPool2d", "Network", "ReLU"]
+__all__ = [
+    "Conv2d",
+    "Flatten",
+    "Layer",
+    "Linear",
+    "MaxPool2d",
+    "Network",
+    "Pass",
+    "ReLU",
+    "Tensor",
+    "constant",
+    "he_uniform",
+    "ones",
+    "uniform",
+    "zeros",
+]

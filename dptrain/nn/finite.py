@@ -1,23 +1,26 @@
-"""Where numbers stop being finite: computes a microbatch once more and looks at everything on the way."""
+"""Where numbers stop being finite: computes a microbatch again and looks at every intermediate result."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Layer, Parameters
+from dptrain.arrays.random import NO_KEY, Draws
+from dptrain.nn.layer import Layer
 from dptrain.nn.network import Network, quiet
+from dptrain.nn.passes import Pass
+from dptrain.nn.runner import Runner
 
 
 def not_finite(values: Array) -> str:
-    """What is among the values that is not finite, "nan", "-inf" or "inf"; "" when all are finite.
+    """The first kind of value that is not finite, "nan", "-inf" or "inf"; "" when all are finite.
 
-    In one minimum and one maximum, without a mask as large as the values, of which there is at least one.
+    By one minimum and one maximum, without a mask as large as the values. There must be at least one value.
     """
     for extreme in (values.min(), values.max()):  # a NaN is both
         if not np.isfinite(extreme):
@@ -25,68 +28,62 @@ def not_finite(values: Array) -> str:
     return ""
 
 
-def not_finite_parts(layout: ParamLayout, flat: Array) -> list[str]:
-    """The parts of a vector (P,) that are not finite, by name, with what they hold: "conv1.weight holds nan"."""
+def not_finite_parts(layout: Layout, flat: Array) -> list[str]:
+    """The tensors of a flat vector that are not finite, with what they hold: "conv1.weight holds nan"."""
     held = {name: not_finite(flat[part]) for name, part in layout.slices.items()}
     return [f"{name} holds {what}" for name, what in held.items() if what]
 
 
-class Examined(Layer):
-    """A layer as it is, which notes what is not finite of all that it puts out and hands back."""
+class Examiner(Runner):
+    """Notes everything that is not finite among what the layers return."""
 
-    def __init__(self, layer: Layer, outputs: list[str], gradients: list[str]) -> None:
-        self.layer, self.name = layer, layer.name
-        self.outputs, self.gradients = outputs, gradients
+    def __init__(self) -> None:
+        self.outputs: list[str] = []
+        self.gradients: list[str] = []
 
-    def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
-        return self.layer.prepare(parameters, workspace)
-
-    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
-        y, saved = self.layer.forward(x, parameters, workspace)
+    def forward(self, layer: Layer, x: Array, call: Pass) -> tuple[Array, Any]:
+        y, saved = super().forward(layer, x, call)
         if what := not_finite(y):
-            self.outputs.append(f"the output of {self.name} holds {what}")
+            self.outputs.append(f"the output of {layer.name} holds {what}")
         return y, saved
 
-    def backward(
-        self,
-        dy: Array,
-        saved: Any,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-        need_dx: bool = True,
-    ) -> Array | None:
-        dx = self.layer.backward(dy, saved, parameters, gradients, workspace, need_dx=need_dx)
-        for own, gradient in gradients.items():
+    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
+        dx = super().backward(layer, dy, saved, call)
+        for name, gradient in call.gradients.items():
             if what := not_finite(gradient):
-                self.gradients.append(f"the gradient of {self.name}.{own} holds {what}")
+                self.gradients.append(f"the gradient of {layer.name}.{name} holds {what}")
         if dx is not None and (what := not_finite(dx)):
-            self.gradients.append(f"the gradient of the input of {self.name} holds {what}")
+            self.gradients.append(f"the gradient of the input of {layer.name} holds {what}")
         return dx
 
 
 @quiet
 def first_not_finite(
-    network: Network, parameters: Array, images: Array, labels: NDArray[np.int64], workspace: Workspace
+    network: Network,
+    vectors: Mapping[str, Array],
+    images: Array,
+    labels: NDArray[np.int64],
+    workspace: Workspace,
+    draws: Draws = NO_KEY,
 ) -> str:
     """In words the first thing that is not finite in `loss_and_grad` of a microbatch; "" when all is finite.
 
-    First is, in this order: a parameter, an output of a layer going forward, the loss, a gradient going backward;
-    of a layer's gradients those of its parameters before that of its input. Joined layers go by the first one's name.
+    `vectors` holds "parameters" (P,) and "buffers" (B,). First is, in this order: a parameter, a buffer, an output of a
+    layer in the forward pass, the loss, a gradient in the backward pass; of a layer's gradients those of its parameters
+    before that of its input. Fused layers have the first one's name.
     """
-    outputs: list[str] = []
-    gradients: list[str] = []
-    examined = copy.copy(network)
-    examined.stages = [Examined(stage, outputs, gradients) for stage in network.stages]
+    examiner = Examiner()
+    prepared = network.prepare(vectors["parameters"], vectors["buffers"], workspace)
     gradient = np.empty(network.layout.size, workspace.dtype)
-    outcome = examined.loss_and_grad(parameters, images, labels, gradient, workspace)
+    outcome = network.loss_and_grad(prepared, images, labels, gradient, workspace, draws=draws, runner=examiner)
     loss = not_finite(np.array(outcome.loss_sum, workspace.dtype))
     found = [
-        *(f"the parameter {part}" for part in not_finite_parts(network.layout, parameters)),
-        *outputs,
+        *(f"the parameter {part}" for part in not_finite_parts(network.layout, vectors["parameters"])),
+        *(f"the buffer {part}" for part in not_finite_parts(network.buffer_layout, vectors["buffers"])),
+        *examiner.outputs,
         *([f"the loss is {loss}"] if loss else []),
-        *gradients,
-        # What only the sum over blocks is not.
+        *examiner.gradients,
+        # Not finite only in the sum over blocks.
         *(f"the gradient of {part}" for part in not_finite_parts(network.layout, gradient)),
     ]
     return found[0] if found else ""

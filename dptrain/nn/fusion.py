@@ -8,10 +8,11 @@ import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import zeros_beyond
-from dptrain.nn.layer import Layer, Parameters
+from dptrain.nn.layer import Layer
 from dptrain.nn.layers.activation import ReLU
 from dptrain.nn.layers.conv import KERNELS, Conv2d, add_up, with_kernels
 from dptrain.nn.layers.pool import MaxPool2d
+from dptrain.nn.passes import Parameters, Pass
 
 
 class ConvPoolReLU(Layer):
@@ -36,8 +37,9 @@ class ConvPoolReLU(Layer):
     def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
         return with_kernels(self.correlation, parameters, workspace)
 
-    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
-        parameters = with_kernels(self.correlation, parameters, workspace)
+    def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
+        workspace = call.workspace
+        parameters = with_kernels(self.correlation, call.parameters, workspace)
         sums, saved = self.correlation.forward(x, parameters[KERNELS], workspace)
         pooled, masks = self._pool(sums, workspace)
         pooled += parameters["bias"]
@@ -47,22 +49,15 @@ class ConvPoolReLU(Layer):
         np.maximum(pooled, 0, out=self.correlation.in_own_order(y))
         return y[:height, :width], (sums, saved, parameters[KERNELS], masks, active)
 
-    def backward(
-        self,
-        dy: Array,
-        saved: Any,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-        need_dx: bool = True,
-    ) -> Array | None:
+    def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
         sums, saved, kernels, masks, active = saved
+        workspace, gradients = call.workspace, call.gradients
         dy = zeros_beyond(dy, self._pooled_extent(), self.name, workspace)
         dpooled = workspace.scratch(self.name, "pooled", active.shape)
         np.multiply(self.correlation.in_own_order(dy), active, out=dpooled)
         add_up(dpooled, gradients["bias"])
         self._pool_backward(dpooled, masks, sums, workspace)
-        return self.correlation.backward(sums, saved, kernels, gradients["weight"], workspace, need_dx)
+        return self.correlation.backward(sums, saved, kernels, gradients["weight"], workspace, call.need_dx)
 
     def _pooled_extent(self) -> tuple[int, int]:
         height, width = self.correlation.extent

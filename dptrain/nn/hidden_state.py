@@ -9,12 +9,11 @@ file that is read anew, or a layer that counts its calls in another package.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -25,8 +24,10 @@ from numpy.typing import NDArray
 from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace, aligned_copy, aligned_zeros
 from dptrain.errors import DptrainError, ModelError
-from dptrain.nn.layer import Layer, Parameters
+from dptrain.nn.layer import Layer
 from dptrain.nn.network import Network, quiet
+from dptrain.nn.passes import Parameters, Pass
+from dptrain.nn.runner import Runner
 from dptrain.nn.snapshot import Snapshot, changed, snapshot
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import last_line, user_traceback
@@ -45,7 +46,7 @@ INSTEAD_OF_STATE = (
 @quiet
 def check_layers(
     network: Network,
-    parameters: Array,
+    vectors: Mapping[str, Array],
     first: Microbatch,
     second: Microbatch,
     modules: Callable[[], Sequence[ModuleType]] = tuple,
@@ -56,7 +57,7 @@ def check_layers(
 
     Costs three microbatches. Without `train` only the logits are computed, for whoever evaluates.
     """
-    watch = _Watch(network, parameters)
+    watch = _Watch(network, vectors["parameters"], vectors["buffers"])
     workspace, shared = Workspace(), Workspace()
     results: list[list[tuple[str, str]]] = []
     for microbatch, again in ((first, False), (second, True), (first, True)):
@@ -77,12 +78,13 @@ def check_layers(
 
 
 @quiet
-def output_sha256(network: Network, parameters: Array) -> str:
+def output_sha256(network: Network, vectors: Mapping[str, Array]) -> str:
     """SHA-256 of the logits for 8 fixed images: equal in processes that compute the same function of the parameters."""
     channels, height, width = network.input_shape
     count = channels * height * width * min(8, network.block)
     images = (np.arange(count) * 37 % 101 / 50 - 1).astype(np.float32).reshape(height, width, -1, channels)
-    logits = network.predict(aligned_copy(parameters), aligned_copy(images), Workspace())
+    prepared = network.prepare(aligned_copy(vectors["parameters"]), vectors["buffers"], Workspace())
+    logits = network.predict(prepared, aligned_copy(images), Workspace())
     return hashlib.sha256(np.ascontiguousarray(logits).data).hexdigest()
 
 
@@ -119,12 +121,12 @@ def _state_changed(paths: list[str], network: Network) -> str:
 class _Watch:
     """Computes with a network whose stages are watched, one by one."""
 
-    def __init__(self, network: Network, parameters: Array) -> None:
+    def __init__(self, network: Network, parameters: Array, buffers: Array) -> None:
+        self.buffers = buffers
         self.parameters, self._as_given = parameters, parameters.copy()
         self.events: list[tuple[str, str]] = []  # what was computed, and its digest
-        self.network = copy.copy(network)
-        shapes = dict(zip(map(id, network.layers), network.output_shapes, strict=True))
-        self.network.stages = [_Watched(stage, self, shapes.get(id(stage))) for stage in network.stages]
+        self.network = network
+        self.runner = _Watched(self, dict(zip(map(id, network.layers), network.output_shapes, strict=True)))
 
     def compute(
         self, images: Array, labels: NDArray[np.int64], workspace: Workspace, shared: Workspace, train: bool
@@ -133,14 +135,15 @@ class _Watch:
         self.events = []
         images = aligned_copy(images)  # equal bits need equal alignment
         if len(labels):
-            prepared = self.network.prepare(self.parameters, shared)
+            prepared = self.network.prepare(self.parameters, self.buffers, shared, self.runner)
             if train:
                 gradient = aligned_zeros(self.network.layout.size, workspace.dtype)
-                outcome = self.network.loss_and_grad(prepared, images, labels, gradient, workspace)
+                outcome = self.network.loss_and_grad(prepared, images, labels, gradient, workspace, runner=self.runner)
                 self.note("the loss", np.array([outcome.loss_sum, outcome.correct]))
                 for name, view in self.network.layout.views(gradient).items():
                     self.note(f"the gradient of {name}", view)
-            self.note("the prediction", self.network.predict(prepared, images[..., : self.network.block, :], workspace))
+            block = images[..., : self.network.block, :]
+            self.note("the prediction", self.network.predict(prepared, block, workspace, self.runner))
         return self.events
 
     def note(self, what: str, values: Any) -> None:
@@ -236,69 +239,66 @@ def _generator_states() -> dict[str, object]:
     }
 
 
-class _Watched(Layer):
-    """A stage as it is, held to the rules if it is a user's; `shape` is what its samples become."""
+class _Watched(Runner):
+    """Calls the stages and checks that a user's keep the rules; `shapes` has what a layer's samples become, by id."""
 
-    def __init__(self, layer: Layer, watch: _Watch, shape: Shape | None) -> None:
-        self.layer, self.name, self.watch, self.shape = layer, layer.name, watch, shape
-        self.users = _is_users(layer)
-        self.where = f"layer {layer.name} ({type(layer).__name__})"
+    def __init__(self, watch: _Watch, shapes: Mapping[int, Shape]) -> None:
+        self.watch, self.shapes = watch, shapes
 
-    def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
-        if not self.users:
-            return self.layer.prepare(parameters, workspace)
-        with self.watch.guarding(self.layer, "prepare", None):
-            return self.layer.prepare(parameters, workspace)
+    def prepare(self, layer: Layer, parameters: Parameters, workspace: Workspace) -> Parameters:
+        if not _is_users(layer):
+            return super().prepare(layer, parameters, workspace)
+        with self.watch.guarding(layer, "prepare", None):
+            return super().prepare(layer, parameters, workspace)
 
-    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
-        if not self.users:
-            y, saved = self.layer.forward(x, parameters, workspace)
+    def forward(self, layer: Layer, x: Array, call: Pass) -> tuple[Array, Any]:
+        if not _is_users(layer):
+            y, saved = super().forward(layer, x, call)
             return y, (x, saved)
-        with self.watch.guarding(self.layer, "forward", x):
-            put_out: Any = self.layer.forward(x, parameters, workspace)
+        with self.watch.guarding(layer, "forward", x):
+            put_out: Any = super().forward(layer, x, call)
+        where = _where(layer)
         if not isinstance(put_out, tuple) or len(put_out) != 2:
             raise ModelError(
-                f"{self.where}: forward returned {_kind(put_out)}, expected two values: the output, and what backward "
+                f"{where}: forward returned {_kind(put_out)}, expected two values: the output, and what backward "
                 "needs (or None)"
             )
         y, saved = put_out
-        expected = array_shape(self.shape, x.shape[-2]) if self.shape is not None else None
-        if not isinstance(y, np.ndarray) or y.dtype.kind not in "fiub" or expected not in (None, y.shape):
+        expected = array_shape(self.shapes[id(layer)], x.shape[-2])
+        if not isinstance(y, np.ndarray) or y.dtype.kind not in "fiub" or expected != y.shape:
             raise ModelError(
-                f"{self.where}: the output of forward is {_kind(y)}, expected an array of shape {expected}, which "
-                f"follows from the shape {self.shape} that bind returned"
+                f"{where}: the output of forward is {_kind(y)}, expected an array of shape {expected}, which "
+                f"follows from the shape {self.shapes[id(layer)]} that bind returned"
             )
-        self.watch.note(f"the output of {self.where}", y)
+        self.watch.note(f"the output of {where}", y)
         return y, (x, saved)
 
-    def backward(
-        self,
-        dy: Array,
-        saved: Any,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-        need_dx: bool = True,
-    ) -> Array | None:
+    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
         x, saved = saved
-        if not self.users:
-            return self.layer.backward(dy, saved, parameters, gradients, workspace, need_dx=need_dx)
-        own = dict(gradients)
-        with self.watch.guarding(self.layer, "backward", x):
-            dx = self.layer.backward(dy, saved, parameters, gradients, workspace, need_dx=need_dx)
-        if dict(gradients).keys() != own.keys() or any(gradients[name] is not view for name, view in own.items()):
+        if not _is_users(layer):
+            return super().backward(layer, dy, saved, call)
+        own, where = dict(call.gradients), _where(layer)
+        with self.watch.guarding(layer, "backward", x):
+            dx = super().backward(layer, dy, saved, call)
+        if dict(call.gradients).keys() != own.keys() or any(
+            call.gradients[name] is not view for name, view in own.items()
+        ):
             raise ModelError(
-                f"{self.where}: backward assigned a new entry of `gradients`, which has no effect: write into the "
+                f"{where}: backward assigned a new entry of `gradients`, which has no effect: write into the "
                 "array that is there, gradients[name][...] = value"
             )
-        if need_dx and (not isinstance(dx, np.ndarray) or dx.shape != x.shape or dx.dtype.kind not in "fiub"):
+        if call.need_dx and (not isinstance(dx, np.ndarray) or dx.shape != x.shape or dx.dtype.kind not in "fiub"):
             raise ModelError(
-                f"{self.where}: backward returned {_kind(dx)}, expected the gradient of its input, an array of shape "
+                f"{where}: backward returned {_kind(dx)}, expected the gradient of its input, an array of shape "
                 f"{x.shape}"
             )
-        if dx is not None and need_dx:
-            self.watch.note(f"what backward returns of {self.where}", dx)
+        if dx is not None and call.need_dx:
+            self.watch.note(f"what backward returns of {where}", dx)
         return dx
+
+
+def _where(layer: Layer) -> str:
+    return f"layer {layer.name} ({type(layer).__name__})"
 
 
 def _kind(value: object) -> str:

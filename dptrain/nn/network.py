@@ -1,27 +1,29 @@
-"""A network: layers in order, the parameters they share one flat vector for, and the two things it does."""
+"""A network: its layers, the flat vectors of their tensors, loss and gradient, prediction."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.arrays.layout import ParamLayout, Shape
-from dptrain.arrays.memory import Array, Workspace
-from dptrain.arrays.random import Purpose, random_words
+from dptrain.arrays.layout import Layout, Shape
+from dptrain.arrays.memory import Array, Workspace, aligned_zeros
+from dptrain.arrays.random import NO_KEY, Draws, Purpose, random_words
 from dptrain.nn.fusion import fuse
-from dptrain.nn.layer import Layer, Parameters
+from dptrain.nn.layer import Layer
 from dptrain.nn.loss import softmax_cross_entropy
+from dptrain.nn.passes import Arrays, Parameters, Pass
+from dptrain.nn.runner import PLAIN, Runner
+from dptrain.nn.tensor import Tensor
 
-Prepared = list[Parameters]
-
-# For whoever computes with parameters that may have blown up, and judges the result once instead of at every warning.
+# For code that checks its result for NaN and infinity once, instead of at every warning.
 quiet = np.errstate(over="ignore", invalid="ignore")
 
 # A block has 8 to 32 samples: doubled until what its layers put out numbers 8 times the parameters.
@@ -29,8 +31,16 @@ LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 32, 8
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """What all shards of a step read, by stage: parameters with what `Layer.prepare` made of them, and buffers."""
+
+    parameters: list[Parameters]
+    buffers: Sequence[Arrays]
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What a microbatch came to: the sum of its losses and how many samples were classified rightly."""
+    """Of a microbatch: the sum of its losses, and how many samples were classified correctly."""
 
     loss_sum: float
     correct: int
@@ -43,6 +53,9 @@ class Network:
     """Layers applied one after the other to samples of shape `input_shape` (C, H, W).
 
     The last layer gives K logits a sample. ValueError when layers do not fit together.
+
+    Parameters and buffers are flat vectors (P,) and (B,): `layout` and `buffer_layout` say where each tensor lies, and
+    `tensors` what its layer declares about it, by full name such as "conv1.weight". B may be 0.
     """
 
     def __init__(self, layers: Sequence[Layer], input_shape: Shape, *, fused: bool = True) -> None:
@@ -51,8 +64,8 @@ class Network:
         if len({id(layer) for layer in self.layers}) != len(self.layers):
             raise ValueError("one layer object stands twice in the network; make a new one for each place")
         self.output_shapes: list[Shape] = []
+        self.tensors: dict[str, Tensor] = {}
         numbers: Counter[str] = Counter()
-        shapes: dict[str, Shape] = {}
         shape = self.input_shape
         for layer in self.layers:
             layer._frozen = False
@@ -60,119 +73,172 @@ class Network:
             layer.name = f"{layer.kind}{numbers[layer.kind]}"
             shape = layer.bind(shape)
             self.output_shapes.append(shape)
-            own = layer.parameter_shapes()
-            _check_names(layer, own)
-            shapes |= {f"{layer.name}.{name}": extents for name, extents in own.items()}
+            self.tensors |= _tensors_of(layer)
             layer._frozen = True
         if len(shape) != 1:
             raise ValueError(
                 f"the network puts out {shape}, expected one logit a class: end it with Flatten(), Linear(K)"
             )
-        if not shapes:
-            raise ValueError("the network has no parameters, there is nothing to train")
         self.classes = shape[0]
-        self.layout = ParamLayout(shapes)
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        self.layout = Layout({name: shapes[name] for name, one in self.tensors.items() if one.kind == "parameter"})
+        self.buffer_layout = Layout({name: shapes[name] for name, one in self.tensors.items() if one.kind == "buffer"})
+        if not any(tensor.trained for tensor in self.tensors.values()):
+            raise ValueError("the network has no parameters, there is nothing to train")
+        self.couples_samples = any(layer.couples_samples for layer in self.layers)
         self.block = _samples_of_a_block(sum(map(math.prod, self.output_shapes)), self.layout.size)
         self.stages = fuse(self.layers) if fused else self.layers
-        self._own_parameters = [_own_names(stage.name, shapes) for stage in self.stages]
-        self._first_trained = next(position for position, own in enumerate(self._own_parameters) if own)
+        self._numbers = {layer.name: number for number, layer in enumerate(self.layers)}
+        self._names = {layout: _names_by_stage(self.stages, layout) for layout in (self.layout, self.buffer_layout)}
+        self._first_trained = next(
+            position
+            for position, names in enumerate(self._names[self.layout])
+            if any(self.tensors[name].trained for name in names.values())
+        )
+        self._constant = [name for name in self.layout.shapes if not self.tensors[name].trained]
+        self._momentum = self.buffer_layout.expand(
+            {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
+        )
+
+    def spec(self) -> dict[str, Any]:
+        """What the network computes, in plain JSON values: networks with equal specs are the same."""
+        return {
+            "input_shape": list(self.input_shape),
+            "layers": [{"name": layer.name, **layer.spec()} for layer in self.layers],
+        }
+
+    def tuning(self) -> dict[str, Any]:
+        """By layer the choices that change speed and last bits, but not what is computed."""
+        return {layer.name: tuning for layer in self.layers if (tuning := layer.tuning())}
 
     def description(self) -> list[str]:
-        """One line a layer: how it was made and what it puts out. Networks with other lines are not the same."""
+        """One line a layer, for people: how it was constructed, and the shape of its output."""
         shaped = zip(self.layers, self.output_shapes, strict=True)
         return [f"input {self.input_shape}", *(f"{layer.name}: {layer!r} -> {shape}" for layer, shape in shaped)]
 
-    def initial_parameters(self, seed: int) -> Array:
-        """A new vector (P,): biases 0, weights uniform with variance 2 / fan_in (He et al. 2015).
-
-        Uniform from -b to b with b = sqrt(6 / fan_in): 24 bits of a random word, a product and a difference
-        are exact arithmetic, so a seed means the same parameters on any machine and NumPy. The logarithms that
-        normal draws need are not.
-        """
-        flat = np.zeros(self.layout.size, np.float32)
-        views = self.layout.views(flat)
-        layers = {layer.name: layer for layer in self.layers}
+    def initial(self, seed: int) -> dict[str, Array]:
+        """New vectors "parameters" (P,) and "buffers" (B,), as each tensor's `init` gives them for the seed."""
+        vectors = {"parameters": aligned_zeros(self.layout.size), "buffers": aligned_zeros(self.buffer_layout.size)}
+        views = self.layout.views(vectors["parameters"]) | self.buffer_layout.views(vectors["buffers"])
         for number, (name, view) in enumerate(views.items()):
-            owner, own = name.rsplit(".", 1)
-            if own == "weight":
-                words = random_words(seed, Purpose.INITIAL_PARAMETERS, number, view.size)
-                fractions = (words >> np.uint64(40)).astype(np.float64) * 2.0**-24  # in [0, 1)
-                bound = math.sqrt(6 / layers[owner].fan_in())
-                view[...] = (bound * (2 * fractions - 1)).reshape(view.shape)
-        return flat
+            words = partial(random_words, seed, Purpose.INITIAL_PARAMETERS, number)
+            view[...] = self.tensors[name].init(view.shape, words)
+        return vectors
 
-    def prepare(self, parameters: Array, workspace: Workspace) -> Prepared:
-        """Parameters (P,) by stage, with what all shards of a step can share; valid until one of the two changes."""
-        by_stage = zip(self.stages, self._by_stage(parameters), strict=True)
-        return [stage.prepare(own, workspace) for stage, own in by_stage]
+    def prepare(self, parameters: Array, buffers: Array, workspace: Workspace, runner: Runner = PLAIN) -> Prepared:
+        """Parameters (P,) and buffers (B,) by stage, with what all shards of a step can share.
+
+        Valid until one of the vectors changes or the workspace is used again.
+        """
+        views = self._by_stage(self.layout, parameters)
+        return Prepared(
+            [runner.prepare(stage, own, workspace) for stage, own in zip(self.stages, views, strict=True)],
+            self._by_stage(self.buffer_layout, buffers),
+        )
 
     def loss_and_grad(
         self,
-        parameters: Array | Prepared,
+        prepared: Prepared,
         images: Array,
         labels: NDArray[np.int64],
         gradient: Array,
         workspace: Workspace,
+        *,
+        statistics: Array | None = None,
+        draws: Draws = NO_KEY,
+        runner: Runner = PLAIN,
     ) -> Outcome:
         """Write the gradient of the summed loss to `gradient` (P,), for images (H, W, N, C) and labels (N,).
 
-        `parameters` are (P,), or prepared.
-
-        Sums, not means: see `softmax_cross_entropy`. An empty microbatch has a zero gradient. One of more than
-        `block` samples is computed in blocks, whose gradients are added in order.
+        `statistics` (B,) become N times what this microbatch gives for the buffers. Both are sums, not means: see
+        `softmax_cross_entropy`. An empty microbatch gives zeros. One of more than `block` samples is computed in
+        blocks, whose sums are added in order, unless a layer couples samples. `draws` is the key of random draws.
         """
-        prepared = self._prepared(parameters, workspace)
-        gradient.fill(0)  # a layer may add to it, and one that leaves it alone has none
+        gradient.fill(0)  # a layer may add to it
+        if statistics is None:
+            statistics = workspace.array("network", "statistics", (self.buffer_layout.size,))
+        statistics.fill(0)
         samples, outcome = images.shape[-2], Outcome(0.0, 0)
-        if 0 < samples <= self.block:
-            return self._loss_and_grad_of_block(prepared, images, labels, gradient, workspace)
-        part = workspace.array("network", "gradient of a block", gradient.shape)
-        for start in range(0, samples, self.block):
-            own = slice(start, start + self.block)
-            part.fill(0)
-            outcome += self._loss_and_grad_of_block(prepared, images[..., own, :], labels[own], part, workspace)
-            gradient += part
+        block = self.block_of(samples)
+        for start in range(0, samples, block or 1):
+            rows = slice(start, start + block)
+            part = gradient
+            if samples > block:
+                part = workspace.array("network", "gradient of a block", gradient.shape)
+                part.fill(0)
+            passes = self._passes(prepared, workspace, part, draws.after(start))
+            outcome += self._loss_and_grad_of_block(passes, images[..., rows, :], labels[rows], runner, workspace)
+            if samples > block:
+                gradient += part
+            for one, own in zip(passes, self._by_stage(self.buffer_layout, statistics), strict=True):
+                for name, total in own.items():
+                    total += len(labels[rows]) * one.statistics[name]
+        views = self.layout.views(gradient)
+        for name in self._constant:
+            views[name].fill(0)
         return outcome
 
+    def block_of(self, samples: int) -> int:
+        """How many samples of a microbatch of `samples` are computed together, at most."""
+        return samples if self.couples_samples else self.block
+
+    def _passes(self, prepared: Prepared, workspace: Workspace, gradient: Array, draws: Draws) -> list[Pass]:
+        """The context of each stage for one block."""
+        statistics = workspace.array("network", "statistics of a block", (self.buffer_layout.size,))
+        statistics.fill(0)
+        gradients = self._by_stage(self.layout, gradient)
+        sums = self._by_stage(self.buffer_layout, statistics)
+        return [
+            Pass(
+                parameters=prepared.parameters[position],
+                buffers=prepared.buffers[position],
+                workspace=workspace,
+                training=True,
+                gradients=gradients[position],
+                statistics=sums[position],
+                need_dx=position > self._first_trained,
+                draws=draws,
+                layer_number=self._numbers[stage.name],
+            )
+            for position, stage in enumerate(self.stages)
+        ]
+
     def _loss_and_grad_of_block(
-        self, values: Prepared, images: Array, labels: NDArray[np.int64], gradient: Array, workspace: Workspace
+        self, passes: list[Pass], images: Array, labels: NDArray[np.int64], runner: Runner, workspace: Workspace
     ) -> Outcome:
-        """`loss_and_grad` for 1 to `block` samples, with a gradient that is zero."""
-        gradients = self._by_stage(gradient)
+        """`loss_and_grad` for samples that are computed together."""
         saved: list[Any] = []
         x = images
-        for stage, own in zip(self.stages, values, strict=True):
-            x, kept = stage.forward(x, own, workspace)
+        for stage, call in zip(self.stages, passes, strict=True):
+            x, kept = runner.forward(stage, x, call)
             saved.append(kept)
         losses, dx = softmax_cross_entropy(x, labels, workspace)
         outcome = _outcome(losses, x, labels)
         for position in range(len(self.stages) - 1, self._first_trained - 1, -1):
             if dx is None:
                 raise TypeError(f"{self.stages[position + 1]!r} returned no dx from backward, though it was needed")
-            dx = self.stages[position].backward(
-                dx,
-                saved[position],
-                values[position],
-                gradients[position],
-                workspace,
-                need_dx=position > self._first_trained,
-            )
+            dx = runner.backward(self.stages[position], dx, saved[position], passes[position])
         return outcome
 
-    def predict(self, parameters: Array | Prepared, images: Array, workspace: Workspace) -> Array:
+    def predict(self, prepared: Prepared, images: Array, workspace: Workspace, runner: Runner = PLAIN) -> Array:
         """Logits (N, K) for images (H, W, N, C), all computed together; valid until the workspace is used again."""
         x = images
-        for stage, own in zip(self.stages, self._prepared(parameters, workspace), strict=True):
-            x, _ = stage.forward(x, own, workspace)
+        for stage, parameters, buffers in zip(self.stages, prepared.parameters, prepared.buffers, strict=True):
+            x, _ = runner.forward(stage, x, Pass(parameters, buffers, workspace))
         return x
 
-    def _prepared(self, parameters: Array | Prepared, workspace: Workspace) -> Prepared:
-        return parameters if isinstance(parameters, list) else self.prepare(parameters, workspace)
+    def decays(self) -> Array:
+        """bool (P,): whether weight decay applies."""
+        return self.layout.expand({name: self.tensors[name].decays for name in self.layout.shapes}, bool)
 
-    def _by_stage(self, flat: Array) -> list[dict[str, Array]]:
-        """For each stage its own parameters' views of a flat vector."""
-        views = self.layout.views(flat)
-        return [{short: views[name] for short, name in own.items()} for own in self._own_parameters]
+    def update_buffers(self, buffers: Array, mean_statistics: Array) -> None:
+        """Move the running averages `buffers` (B,), in place, towards the mean statistics (B,) of a global batch."""
+        buffers += self._momentum * (mean_statistics - buffers)
+
+    def _by_stage(self, layout: Layout, flat: Array) -> list[dict[str, Array]]:
+        """For each stage the views of its tensors in a flat vector."""
+        views = layout.views(flat)
+        return [{short: views[name] for short, name in names.items()} for names in self._names[layout]]
 
 
 def _samples_of_a_block(values: int, parameters: int) -> int:
@@ -188,22 +254,31 @@ def _samples_of_a_block(values: int, parameters: int) -> int:
     return block
 
 
-def _own_names(stage: str, names: Iterable[str]) -> dict[str, str]:
-    """Of the parameters' names those of a stage, by what it calls them itself."""
-    return {name.removeprefix(f"{stage}."): name for name in names if name.rsplit(".", 1)[0] == stage}
+def _names_by_stage(stages: Sequence[Layer], layout: Layout) -> list[dict[str, str]]:
+    """For each stage its tensors in a layout: the layer's name for it, and the full name."""
+    owners = [(*name.rsplit(".", 1), name) for name in layout.shapes]
+    return [{short: name for owner, short, name in owners if owner == stage.name} for stage in stages]
 
 
-def _check_names(layer: Layer, parameter_shapes: dict[str, Shape]) -> None:
-    """ValueError unless names and shapes can stand in a checkpoint."""
+def _tensors_of(layer: Layer) -> dict[str, Tensor]:
+    """A layer's tensors by full name; ValueError unless they can be stored in a checkpoint."""
     if not re.fullmatch(r"[A-Za-z_]*[A-Za-z_]", layer.kind):
         raise ValueError(
             f"{layer!r} has the kind {layer.kind!r}, expected letters: layers are named by kind and number"
         )
-    for name, shape in parameter_shapes.items():
-        if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise ValueError(f"{layer!r} has a parameter named {name!r}, expected letters, digits and underscores")
-        if not shape or min(shape) < 1:
-            raise ValueError(f"{layer!r} has a parameter {name!r} of shape {shape}, expected extents of at least 1")
+    tensors: dict[str, Tensor] = {}
+    for tensor in layer.tensors():
+        if not re.fullmatch(r"[A-Za-z_]\w*", tensor.name):
+            raise ValueError(f"{layer!r} has a tensor named {tensor.name!r}, expected letters, digits and underscores")
+        if not tensor.shape or min(tensor.shape) < 1:
+            raise ValueError(
+                f"{layer!r} has a tensor {tensor.name!r} of shape {tensor.shape}, expected extents of at least 1"
+            )
+        name = f"{layer.name}.{tensor.name}"
+        if name in tensors:
+            raise ValueError(f"{layer!r} has two tensors named {tensor.name!r}")
+        tensors[name] = tensor
+    return tensors
 
 
 def _outcome(losses: Array, logits: Array, labels: NDArray[np.int64]) -> Outcome:

@@ -19,7 +19,7 @@ from dptrain.nn.layer import Layer
 
 SCALARS = (type(None), bool, int, float, complex, str, bytes, bytearray, range, slice, type(Ellipsis))
 DEEPEST = 40
-SKIPPED = ("_frozen", "_abc_impl")  # set by the network, and a cache of Python's own
+SKIPPED = ("_frozen", "_abc_impl", "_arguments")  # set by the network, and a cache of Python's own
 
 Snapshot = dict[str, str]
 

@@ -1,4 +1,4 @@
-"""Progress for people: a bar on a terminal, plain lines elsewhere, nothing on ranks other than 0.
+"""Progress for people: a bar on a terminal, plain lines elsewhere.
 
 A notebook saves every frame of a bar, so it gets one line an epoch. Under mpirun a rank does not know what shows its
 output: Open MPI gives it a pseudo-terminal even when its own output goes to a file. The launcher knows, and sets
@@ -10,11 +10,24 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import dptrain
 from dptrain.parallel.communicator import launched_size
 from dptrain.system.notebook import in_notebook
 from dptrain.system.text import shown
+from dptrain.training.events import (
+    EvaluationFinished,
+    EvaluationStarted,
+    Event,
+    Note,
+    RanksLost,
+    RunFacts,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+)
 
 PROGRESS_VARIABLE = "DPTRAIN_PROGRESS"  # "bar" or "lines"
 
@@ -25,55 +38,117 @@ def on_terminal() -> bool:
     return wanted == "bar" if wanted else sys.stdout.isatty() and launched_size() is None and not in_notebook()
 
 
-class Progress:
+class Console:
     """Lines on standard output, and on a terminal a bar over the steps of the run."""
 
-    def __init__(self, *, shown: bool) -> None:
-        self.shown = shown
+    def __init__(self) -> None:
         self._only_epochs = in_notebook()
         self._bar: Any = None
         self._task: Any = None
+        self._rate = ""
+        self._epochs = 0
 
-    def start(self, step: int, last_step: int) -> None:
-        """Begin at `step`; rich is imported only for a terminal, as it takes a tenth of a second."""
-        if not (self.shown and on_terminal()):
-            return
-        self._bar = _make_bar()
-        self._task = self._bar.add_task("", completed=step, total=last_step)
-        self._bar.start()
+    def handle(self, event: Event) -> None:
+        match event:
+            case Note(text):
+                self.say(text)
+            case RunStarted(run):
+                self._start_run(event)
+                self._start_bar(run, event.step)
+            case RanksLost(run):
+                self.close()
+                names = ", ".join(map(str, event.lost))
+                self.say(
+                    f"{'rank' if len(event.lost) == 1 else 'ranks'} {names} died: {_count(run.ranks, 'rank')} of "
+                    f"{_count(run.threads, 'thread')} continue from step {event.step} after "
+                    f"{event.recovery_seconds:.2f} s"
+                )
+                self._start_bar(run, event.step)
+            case StepFinished():
+                self._step(event)
+            case EvaluationStarted():
+                if self._bar is not None:
+                    self._bar.update(self._task, description=f"epoch {event.epoch}/{self._epochs}  evaluating")
+            case EvaluationFinished():
+                self.say(
+                    f"epoch {event.epoch}/{self._epochs} (step {event.step})  training loss {event.loss:.4f}, accuracy "
+                    f"{100 * event.accuracy:.2f} %  test loss {event.test_loss:.4f}, accuracy "
+                    f"{100 * event.test_accuracy:.2f} %"
+                )
+            case RunFinished():
+                self._finish(event)
 
-    def step(self, step: int, brief: str, line: str | None) -> None:
-        """Show one more step: `brief` beside the bar; without a bar, `line` is printed if there is one."""
+    def _start_run(self, event: RunStarted) -> None:
+        run = event.run
+        each = " each" if run.ranks > 1 else ""
+        self.say(f"dptrain {dptrain.__version__}: {run.connection}, {_count(run.threads, 'shard')} at a time{each}")
+        self.say(
+            f"data   {run.data}: {run.train_samples:,} training and {run.test_samples:,} test images "
+            f"{'x'.join(map(str, run.image_shape))}, {run.classes} classes, {run.shards} shards"
+        )
+        self.say(
+            f"model  {run.model}: {run.parameters:,} parameters; {run.steps_per_epoch} steps an epoch, "
+            f"{run.last_step} in all"
+        )
+        self.say(
+            f"run    {run.run_dir}" + f", from {event.resumed_from} (step {event.step})" * bool(event.resumed_from)
+        )
+
+    def _step(self, event: StepFinished) -> None:
+        if event.logged:
+            self._rate = f"{event.images_per_second:,.0f} images/s"
+        epoch = f"epoch {event.epoch}/{self._epochs}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=brief)
-        elif line is not None and not self._only_epochs:
-            self.say(line)
+            brief = f"{epoch}  loss {event.loss:.3f}  {self._rate}"
+            self._bar.update(self._task, completed=event.step, description=brief)
+        elif event.logged and not self._only_epochs:
+            self.say(
+                f"step {event.step}  {epoch}  loss {event.loss:.4f}  batch accuracy {100 * event.accuracy:.2f} %  "
+                f"lr {event.lr:.5f}  {self._rate}"
+            )
 
-    def phase(self, brief: str) -> None:
-        """Show beside the bar what is done between two steps."""
-        if self._bar is not None:
-            self._bar.update(self._task, description=brief)
+    def _finish(self, event: RunFinished) -> None:
+        self.close()
+        right = f"{event.test_correct:,} of {event.test_samples:,}"
+        self.say(f"test accuracy {100 * event.test_accuracy:.2f} % ({right})")
+        self.say(f"last checkpoint {event.last_checkpoint}")
+        if event.best_checkpoint is not None and event.best_accuracy is not None:
+            accuracy = f"test accuracy {100 * event.best_accuracy:.2f} %, step {event.best_step:,}"
+            self.say(f"best checkpoint {event.best_checkpoint} ({accuracy})")
+        self.say(f"metrics         {Path(event.run_dir) / 'metrics.jsonl'}")
+        self.say(f"params_sha256   {event.params_sha256}")
+
+    def _start_bar(self, run: RunFacts, step: int) -> None:
+        """On a terminal, show a bar; rich is imported only there, as that takes a tenth of a second."""
+        self._epochs = run.epochs
+        if on_terminal():
+            self._bar = _make_bar()
+            self._task = self._bar.add_task("", completed=step, total=run.last_step)
+            self._bar.start()
 
     def say(self, line: str) -> None:
-        """A line for the user; names in it may come from files, so it is escaped (`shown`)."""
+        """Print a line; names in it may come from files, so it is escaped (`shown`)."""
         line = shown(line)
         if self._bar is not None:
             self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        elif self.shown:
+        else:
             print(line, flush=True)
 
-    def stop(self) -> None:
-        """Take the bar away."""
+    def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
-def _make_bar() -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number > 1)}"
 
-    class Bar(RichProgress):
+
+def _make_bar() -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    class Bar(Progress):
         """With an empty last line: Open MPI's mpirun passes on whole lines only, so the bar must end in one."""
 
         def get_renderables(self) -> Iterator[Any]:

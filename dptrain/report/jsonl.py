@@ -16,49 +16,99 @@ that are repeated are logged again, with the same figures.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import os
+import platform
+import socket
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+import h5py
+
+import dptrain
 from dptrain.errors import DptrainError
 from dptrain.system.files import append_text
+from dptrain.training.events import EvaluationFinished, Event, RanksLost, RunStarted, StepFinished
 
 
-class MetricsWriter:
-    """Appends to metrics.jsonl, each line whole. `path` None, as on all ranks but 0, writes nothing."""
+class JsonLines:
+    """Appends to metrics.jsonl of the run folder, each line whole."""
 
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
+    def __init__(self) -> None:
         self._file: TextIO | None = None
 
-    def write(self, event: str, **values: Any) -> None:
-        """Append one line and hand it to the operating system; DptrainError when it cannot be written."""
-        if self.path is None:
-            return
+    def handle(self, event: Event) -> None:
+        """Write the line of an event; DptrainError when it cannot be written."""
+        match event:
+            case RunStarted(run):
+                self._open(Path(run.run_dir))
+                self._write(
+                    "start",
+                    step=event.step,
+                    ranks=run.ranks,
+                    threads=run.threads,
+                    resumed_from=event.resumed_from,
+                    time=datetime.now(UTC).isoformat(timespec="seconds"),
+                    host=socket.gethostname(),
+                    command=sys.argv,
+                    versions=_versions(run.mpi),
+                )
+            case RanksLost(run):
+                self._open(Path(run.run_dir))
+                seconds = event.recovery_seconds
+                self._write(
+                    "recovery",
+                    step=event.step,
+                    lost=event.lost,
+                    ranks=run.ranks,
+                    threads=run.threads,
+                    recovery_seconds=seconds,
+                )
+            case StepFinished(logged=True):
+                self._write("step", **_without(event, "logged"))
+            case EvaluationFinished(repeated=False):
+                self._write("epoch", **_without(event, "repeated"))
+
+    def _open(self, run_dir: Path) -> None:
+        self.close()
+        self._path = run_dir / "metrics.jsonl"
         try:
-            if self._file is None:
-                self._file = append_text(self.path)
-                if not _ends_a_line(self.path):
-                    self._file.write("\n")  # a run before this one was cut off within a line
+            self._file = append_text(self._path)
+            if not _ends_a_line(self._path):
+                self._file.write("\n")  # a run before this one was cut off within a line
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _write(self, event: str, **values: Any) -> None:
+        """Append one line and hand it to the operating system."""
+        assert self._file is not None
+        try:
             self._file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
-            self._abandon()
-            raise DptrainError(
-                f"{self.path}: cannot be written: {error.strerror}; checkpoints so far are kept. Free some space, then "
-                "start the same command again"
-            ) from error
+            raise self._failure(error) from error
 
-    def _abandon(self) -> None:
-        """Close the file; after a failed write, closing tries once more and fails again."""
+    def _failure(self, error: OSError) -> DptrainError:
+        self.close()
+        return DptrainError(
+            f"{self._path}: cannot be written: {error.strerror}; checkpoints so far are kept. Free some space, then "
+            "start the same command again"
+        )
+
+    def close(self) -> None:
+        """Close the file: all lines are with the operating system, except one that could not be written."""
         if self._file is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # closing tries to write that one again
                 self._file.close()
             self._file = None
 
-    def close(self) -> None:
-        self._abandon()  # every line is with the operating system already
+
+def _without(event: StepFinished | EvaluationFinished, name: str) -> dict[str, Any]:
+    return {key: value for key, value in asdict(event).items() if key != name}
 
 
 def _ends_a_line(path: Path) -> bool:
@@ -66,3 +116,14 @@ def _ends_a_line(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         return file.read(1) in (b"", b"\n")
+
+
+def _versions(mpi: str) -> dict[str, str | None]:
+    """Of dptrain, Python and the libraries that compute, write files and communicate; None if not installed."""
+    found: dict[str, str | None] = {"dptrain": dptrain.__version__, "python": platform.python_version()}
+    for name in ("numpy", "h5py", "mpi4py"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return {**found, "hdf5": h5py.version.hdf5_version, "mpi": mpi}

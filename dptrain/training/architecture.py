@@ -70,7 +70,7 @@ def build_network(
         if not isinstance(layers, list | tuple) or not all(isinstance(layer, Layer) for layer in layers):
             raise TypeError(f"the function returned {reprlib.repr(layers)}, expected a list of layers")
         network = Network(layers, input_shape)
-        network.description()  # a user's __repr__ may fail
+        network.spec(), network.description()  # a user's methods may fail
     except (Exception, SystemExit) as error:
         if architecture.source is not None and not isinstance(error, ModelError | MemoryError):
             raise ModelError(f"{what}: {failed(error, architecture.source)}", user_traceback(error)) from error

@@ -7,6 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.checkpoint.state import PARAMETERS
 from dptrain.config.files import parse_toml
@@ -85,9 +87,8 @@ def evaluate_checkpoint(
         shards = load_shards(data, manifest, own, threads, splits=("test",))
         as_trained = replace(manifest, mean=origin.mean, std=origin.std) if origin.mean else manifest
         normalise = Normalisation(as_trained)
-        output = check_prediction(
-            architecture, network, checkpoint.state.parameters, shards.test, normalise, config.seed
-        )
+        vectors = {"parameters": checkpoint.state.parameters, "buffers": np.empty(0, np.float32)}
+        output = check_prediction(architecture, network, vectors, shards.test, normalise, config.seed)
         changed = changed_code(origin, config.model, architecture.source)
     check_splits(manifest, shards, data, communicator, splits=("test",))
     agree_on_model(architecture.source, output, environment, communicator)
@@ -97,7 +98,7 @@ def evaluate_checkpoint(
     longest = max(entry.samples for entry in manifest.splits["test"])
     work = EvaluationWork(network, shards.test, normalise, longest)
     with closing(make_pool(min(threads, len(own)), [work], communicator)) as pool:
-        evaluation = evaluate(work, checkpoint.state.parameters, pool, communicator)
+        evaluation = evaluate(work, checkpoint.state.vectors, pool, communicator)
     return CheckpointEvaluation(
         **vars(evaluation),
         changed_model_files=changed,

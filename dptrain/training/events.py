@@ -1,40 +1,130 @@
-"""What the training loop tells, and whom."""
+"""What training reports: events of plain values. A list of reporters on rank 0 receives them.
+
+A new reporter is one file in dptrain/report and one line in the list of dptrain/report/__init__.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Protocol
 
-from dptrain.checkpoint.folder import RunFolder
-from dptrain.checkpoint.state import TrainingState
-from dptrain.training.evaluate import Evaluation
-from dptrain.training.setup import Session
-from dptrain.training.step import StepOutcome
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What stays the same until ranks are lost. `connection` describes MPI in words, `mpi` is the library."""
+
+    run_dir: str
+    data: str
+    train_samples: int
+    test_samples: int
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    classes: int
+    shards: int
+    model: str
+    parameters: int
+    epochs: int
+    steps_per_epoch: int
+    last_step: int
+    ranks: int
+    threads: int
+    connection: str
+    mpi: str
 
 
-class Observer(Protocol):
-    """Who is told of a run's course. Told on every rank; on ranks other than 0 it keeps silent."""
+@dataclass(frozen=True)
+class Note:
+    """A line for the user."""
 
-    def say(self, line: str) -> None:
-        """A line for the user."""
+    text: str
 
-    def started(self, session: Session, state: TrainingState, folder: RunFolder, resumed: Path | None) -> None:
-        """The first step comes next."""
 
-    def recovered(
-        self, session: Session, state: TrainingState, folder: RunFolder, lost: Sequence[int], seconds: float
-    ) -> None:
-        """Ranks have died, and the others go on without; this rank may be another one than before."""
+@dataclass(frozen=True)
+class RunStarted:
+    """The first step comes next. `resumed_from` is the path of a checkpoint of `step`."""
 
-    def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
-        """A step was made."""
+    run: RunFacts
+    step: int
+    resumed_from: str | None
 
-    def evaluating(self, state: TrainingState) -> None:
-        """An evaluation begins."""
 
-    def evaluated(self, state: TrainingState, evaluation: Evaluation, lr: float, seconds: float) -> None:
-        """An epoch, or the run, has ended and was evaluated."""
+@dataclass(frozen=True)
+class RanksLost:
+    """Ranks have died and the others continue from `step`. For a new rank 0 this is the first event."""
 
-    def finished(self, state: TrainingState, evaluation: Evaluation, folder: RunFolder) -> None:
-        """All steps are made and saved."""
+    run: RunFacts
+    step: int
+    lost: list[int]
+    recovery_seconds: float
+
+
+@dataclass(frozen=True)
+class StepFinished:
+    """Loss and accuracy are of the global batch; rate and seconds by kind of rank 0, since the last `logged` step."""
+
+    step: int
+    epoch: int
+    loss: float
+    accuracy: float
+    lr: float
+    images_per_second: float | None
+    seconds: dict[str, float]
+    logged: bool
+
+
+@dataclass(frozen=True)
+class EvaluationStarted:
+    """After the last step of an epoch or of the run."""
+
+    step: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class EvaluationFinished:
+    """Loss and accuracy are means over the samples of the epoch; rate and seconds are of its steps alone.
+
+    `images_per_second` is None if this process made no step. `repeated`: an earlier process has reported it already.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    accuracy: float
+    test_loss: float
+    test_accuracy: float
+    lr: float
+    images_per_second: float | None
+    seconds: dict[str, float]
+    evaluation_seconds: float
+    params_sha256: str
+    repeated: bool
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """All steps are made and saved."""
+
+    step: int
+    test_loss: float
+    test_accuracy: float
+    test_correct: int
+    test_samples: int
+    params_sha256: str
+    run_dir: str
+    last_checkpoint: str
+    best_checkpoint: str | None
+    best_accuracy: float | None
+    best_step: int
+
+
+Event = Note | RunStarted | RanksLost | StepFinished | EvaluationStarted | EvaluationFinished | RunFinished
+
+
+class Reporter(Protocol):
+    """Handles the events of a run, on rank 0. An exception ends the run: nothing is lost without a message."""
+
+    def handle(self, event: Event) -> None:
+        """React to an event; events that do not matter are ignored."""
+
+    def close(self) -> None:
+        """Release what was opened; also called after an error, and where no event came."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -19,44 +20,46 @@ from dptrain.errors import DptrainError, PreemptedError, RankLostError, Training
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.training.evaluate import Evaluation, evaluate
-from dptrain.training.events import Observer
+from dptrain.training.events import Reporter
 from dptrain.training.replicas import check_replicas
+from dptrain.training.reporting import RunReport
 from dptrain.training.run import Run
 from dptrain.training.setup import Session
 
+SUMMARY = ("step", "test_loss", "test_accuracy", "params_sha256", "run_dir")
+
 
 def train(
-    config: TrainConfig, communicator: Communicator, observer: Observer, interruption: Interruption = NEVER
+    config: TrainConfig,
+    communicator: Communicator,
+    reporters: Sequence[Reporter] = (),
+    interruption: Interruption = NEVER,
+    connection: str = "one process",
 ) -> dict[str, Any]:
-    """Train from the start or a checkpoint to the last step; returns the figures that sum the run up.
+    """Train from the start or a checkpoint to the last step; returns a summary, the same on every rank.
 
-    Every rank makes the same steps. DptrainError when training cannot begin or go on; PreemptedError when a signal has
-    asked for the end and all is saved. With --elastic the ranks that live go on without those that die.
+    Every rank makes the same steps; the reporters of rank 0 receive the events. `connection` describes the communicator
+    for people. DptrainError when training cannot begin or continue; PreemptedError when a signal has asked for the end
+    and everything is saved. With --elastic the remaining ranks continue without those that die.
     """
-    with closing(Run(config, observer)) as run:
+    with closing(Run(config, RunReport(config, reporters, connection))) as run:
         while True:
             try:
                 run.begin(communicator, interruption)
-                evaluation = follow(run, observer, interruption)
+                evaluation = follow(run, interruption)
                 break
             except RankLostError:
                 if not config.elastic:
                     raise
                 communicator = run.survivors(communicator)
-        observer.finished(run.state, evaluation, run.folder)
-    return {
-        "step": run.state.step,
-        "test_loss": evaluation.loss,
-        "test_accuracy": evaluation.accuracy,
-        "params_sha256": run.state.params_sha256,
-        "run_dir": str(run.folder.path),
-    }
+        finished = run.report.run_finished(run.state, evaluation, run.folder)
+    return {name: getattr(finished, name) for name in SUMMARY}
 
 
-def follow(run: Run, observer: Observer, interruption: Interruption) -> Evaluation:
+def follow(run: Run, interruption: Interruption) -> Evaluation:
     """Make all steps that are left; PreemptedError on all ranks, with a checkpoint, when one was asked to end."""
     try:
-        evaluation = make_steps(run, observer, interruption)
+        evaluation = make_steps(run, interruption)
     except AskedToEndError:
         evaluation = None
     if run.saved_step != run.state.step:
@@ -67,7 +70,7 @@ def follow(run: Run, observer: Observer, interruption: Interruption) -> Evaluati
     return evaluation
 
 
-def make_steps(run: Run, observer: Observer, interruption: Interruption) -> Evaluation:
+def make_steps(run: Run, interruption: Interruption) -> Evaluation:
     """From the run's state to the last step, and the evaluation there.
 
     AskedToEndError on all ranks, after the same step, when one was asked to end.
@@ -76,7 +79,7 @@ def make_steps(run: Run, observer: Observer, interruption: Interruption) -> Eval
     progress, evaluation = state.progress, None
     while True:
         if evaluation_is_due(session, state):
-            evaluation = evaluate_state(session, state, observer, interruption)
+            evaluation = evaluate_state(run, interruption)
             run.save()
         if state.step >= session.last_step:
             break
@@ -89,7 +92,7 @@ def make_steps(run: Run, observer: Observer, interruption: Interruption) -> Eval
         progress.epoch_loss += outcome.loss * outcome.samples
         progress.epoch_correct += outcome.correct
         progress.epoch_samples += outcome.samples
-        observer.stepped(state, outcome, lr)
+        run.report.step_finished(state, outcome, lr, epoch + 1)
         if outcome.requests.save_failed:
             run.wait_until_saved()  # raises what failed
         if outcome.requests.checkpoint and not evaluation_is_due(session, state):
@@ -97,7 +100,7 @@ def make_steps(run: Run, observer: Observer, interruption: Interruption) -> Eval
         if outcome.requests.end:
             raise AskedToEndError
     if evaluation is None:  # the checkpoint already was the last step's
-        evaluation = evaluate_state(session, state, observer, interruption)
+        evaluation = evaluate_state(run, interruption)
     return evaluation
 
 
@@ -107,17 +110,17 @@ def evaluation_is_due(session: Session, state: TrainingState) -> bool:
     return at_end and state.step > 0 and state.progress.test_accuracy is None
 
 
-def evaluate_state(
-    session: Session, state: TrainingState, observer: Observer, interruption: Interruption
-) -> Evaluation:
-    """Evaluate the parameters on the test split and tell the observer.
+def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
+    """Evaluate the parameters on the test split and report it.
 
     TrainingError if ranks differ or the parameters have blown up; AskedToEndError when a signal came meanwhile.
     """
     started = time.perf_counter()
-    observer.evaluating(state)
-    check_replicas(state, session.take_step.layouts, session.communicator)  # before any figure is told
-    evaluation = evaluate(session.evaluation, state.parameters, session.pool, session.communicator, interruption)
+    session, state = run.session, run.state
+    epoch = (state.step - 1) // session.origin.steps_per_epoch + 1
+    run.report.evaluation_started(state, epoch)
+    check_replicas(state, session.take_step.layouts, session.communicator)  # before any figure is reported
+    evaluation = evaluate(session.evaluation, state.vectors, session.pool, session.communicator, interruption)
     if not math.isfinite(evaluation.loss):
         raise known_to_all(
             session.communicator,
@@ -128,7 +131,7 @@ def evaluate_state(
         )
     state.progress.test_accuracy = evaluation.accuracy
     lr = session.schedule(max(0, state.step - 1))
-    observer.evaluated(state, evaluation, lr, time.perf_counter() - started)
+    run.report.evaluation_finished(state, evaluation, lr, epoch, time.perf_counter() - started)
     return evaluation
 
 

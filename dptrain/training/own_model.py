@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dptrain.arrays.memory import Array, Workspace, aligned_copy
+from dptrain.arrays.memory import Array, Workspace
 from dptrain.checkpoint.folder import KEPT
 from dptrain.checkpoint.format import Origin
 from dptrain.data.batches import Normalisation, ShardBatches
@@ -28,18 +28,18 @@ def check_training(
     """
     if architecture.source is None:
         return ""
-    parameters = _initial_parameters(architecture, network, seed)
+    vectors = _initial(architecture, network, seed)
     shards = sorted(batches)
     first = batches[shards[0]].batch(0, 0, Workspace())
     second = batches[shards[-1]].batch(0, min(1, steps_per_epoch - 1), Workspace())
-    check_layers(network, parameters, first, second, architecture.source.loaded)
-    return output_sha256(network, parameters)
+    check_layers(network, vectors, first, second, architecture.source.loaded)
+    return output_sha256(network, vectors)
 
 
 def check_prediction(
     architecture: Architecture,
     network: Network,
-    parameters: Array,
+    vectors: Mapping[str, Array],
     shards: Mapping[int, Source],
     normalise: Normalisation,
     seed: int,
@@ -50,14 +50,14 @@ def check_prediction(
     ends = [shards[shard] for shard in (min(shards), max(shards))]
     block = slice(network.block)
     first, second = ((normalise(own.rows(block), Workspace()), own.labels[block]) for own in ends)
-    check_layers(network, aligned_copy(parameters), first, second, architecture.source.loaded, train=False)
-    return output_sha256(network, _initial_parameters(architecture, network, seed))
+    check_layers(network, vectors, first, second, architecture.source.loaded, train=False)
+    return output_sha256(network, _initial(architecture, network, seed))
 
 
-def _initial_parameters(architecture: Architecture, network: Network, seed: int) -> Array:
+def _initial(architecture: Architecture, network: Network, seed: int) -> dict[str, Array]:
     try:
-        return aligned_copy(network.initial_parameters(seed))
-    except Exception as error:  # of a user's fan_in
+        return network.initial(seed)
+    except Exception as error:  # of a user's initialisation
         assert architecture.source is not None
         raise ModelError(
             f"--model {architecture.model}: its initial parameters: {failed(error, architecture.source)}",

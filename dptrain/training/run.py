@@ -21,9 +21,9 @@ from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.watch import Watch
 from dptrain.system.text import shown
 from dptrain.training.architecture import Architecture
-from dptrain.training.events import Observer
 from dptrain.training.finite import check_finite
 from dptrain.training.replicas import check_replicas
+from dptrain.training.reporting import RunReport
 from dptrain.training.setup import Session, agree_on, check_resumable, set_up, without_paths
 from dptrain.training.step import Requests
 
@@ -40,8 +40,8 @@ class Run:
     session: Session
     state: TrainingState
 
-    def __init__(self, config: TrainConfig, observer: Observer) -> None:
-        self.config, self.observer = config, observer
+    def __init__(self, config: TrainConfig, report: RunReport) -> None:
+        self.config, self.report = config, report
         self.folder = RunFolder(Path(config.run_dir))
         self.resumed: Path | None = None
         self.writer: CheckpointWriter | None = None
@@ -59,6 +59,7 @@ class Run:
         DptrainError on all ranks when that cannot be. After a RankLostError it is called again with `survivors`.
         """
         self._until_ranks_change.close()
+        self.report.rank = communicator.rank
         agree_on("configuration", without_paths(self.config), communicator)  # what follows depends on it
         check_elastic(self.config, communicator)
         watch = Watch(
@@ -78,11 +79,11 @@ class Run:
             )
         if not self.began:
             interruption.begin_deferring()
-            self.observer.started(self.session, self.state, self.folder, self.resumed)
+            self.report.started(self.session, self.state, self.folder, self.resumed)
         self.began = True
         if self._lost:
             seconds = time.perf_counter() - self._noticed
-            self.observer.recovered(self.session, self.state, self.folder, self._lost, seconds)
+            self.report.ranks_lost(self.session, self.state, self.folder, self._lost, seconds)
             self._lost = []
 
     def survivors(self, communicator: Communicator) -> Communicator:
@@ -122,7 +123,7 @@ class Run:
         """On a new rank 0, whose host may not share the run folder's disk: complete the folder, say where it is."""
         if not self.folder.has_config:
             self._write_config()
-            self.observer.say(
+            self.report.note(
                 f"the run continues in {shown(self.folder.path.absolute())} on {socket.gethostname()}, a new folder: "
                 "the earlier checkpoints are on the host that was lost"
             )
@@ -146,7 +147,7 @@ class Run:
                 found, notes = self._open_folder()
         path, found = communicator.broadcast((self.folder.path, found) if communicator.rank == 0 else None)
         for note in self.session.notes + notes:
-            self.observer.say(note)
+            self.report.note(note)
         if communicator.rank != 0:
             self.folder = RunFolder(path)
         if found is None:
@@ -163,7 +164,7 @@ class Run:
         self.folder = RunFolder(Path(config.run_dir))
         if config.run_dir and self.folder.path.exists():
             self.folder.claim()  # before reading: another run may be writing there
-        found = find_checkpoint(config, self.folder, self.observer)
+        found = find_checkpoint(config, self.folder, self.report)
         if found is not None:
             notes = [*found[1].notes, *check_resumable(*found, config, self.session.origin, source)]
             found[1].check_vectors(self.session.take_step.layouts, found[0])
@@ -206,7 +207,7 @@ class Run:
     def close(self) -> None:
         """End helpers, threads and the hold of the folder; a checkpoint on its way is written first."""
         if self.writer is not None:
-            self.writer.close(self.observer.say)
+            self.writer.close(self.report.note)
         self._until_ranks_change.close()
         self.folder.close()
 
@@ -222,10 +223,10 @@ def check_elastic(config: TrainConfig, communicator: Communicator) -> None:
         raise known_to_all(communicator, error)
 
 
-def find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) -> tuple[Path, Checkpoint] | None:
+def find_checkpoint(config: TrainConfig, folder: RunFolder, report: RunReport) -> tuple[Path, Checkpoint] | None:
     """The checkpoint that --resume asks for, with its path; None to begin anew."""
     if config.resume == "auto":
-        return folder.newest(observer.say, set_aside=True) if config.run_dir else None
+        return folder.newest(report.note, set_aside=True) if config.run_dir else None
     if config.resume == "never":
         if config.run_dir and (there := folder.candidates()):
             raise UsageError(
@@ -233,7 +234,7 @@ def find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) 
                 "overwritten: choose another --run-dir, or resume with --resume auto"
             )
         return None
-    path, checkpoint = _named_checkpoint(Path(config.resume), observer)
+    path, checkpoint = _named_checkpoint(Path(config.resume), report)
     there = folder.numbered() if config.run_dir else []
     later = [other for other in there if step_of(other) > checkpoint.state.step]
     if later:
@@ -245,11 +246,11 @@ def find_checkpoint(config: TrainConfig, folder: RunFolder, observer: Observer) 
     return path, checkpoint
 
 
-def _named_checkpoint(path: Path, observer: Observer) -> tuple[Path, Checkpoint]:
+def _named_checkpoint(path: Path, report: RunReport) -> tuple[Path, Checkpoint]:
     """The checkpoint of --resume PATH, or the newest of a run folder."""
     if path.is_file():
         return path, read_checkpoint(path)
-    found = RunFolder(path).newest(observer.say) if path.is_dir() else None
+    found = RunFolder(path).newest(report.note) if path.is_dir() else None
     if found is None:
         raise CheckpointError(
             f"--resume {path}: no checkpoint there; expected auto, never, a checkpoint's path or a run folder"

@@ -1,8 +1,8 @@
 import numpy as np
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 
-LAYOUT = ParamLayout({"conv1.weight": (2, 3, 1, 1), "conv1.bias": (2,), "linear1.weight": (4, 2)})
+LAYOUT = Layout({"conv1.weight": (2, 3, 1, 1), "conv1.bias": (2,), "linear1.weight": (4, 2)})
 
 
 def test_views_tile_the_flat_vector_in_order() -> None:
@@ -19,5 +19,6 @@ def test_writing_to_a_view_writes_to_the_flat_vector() -> None:
     assert flat.tolist() == [0] * 6 + [5] * 2 + [0] * 8
 
 
-def test_only_weights_are_weights() -> None:
-    assert LAYOUT.is_weight().tolist() == [True] * 6 + [False] * 2 + [True] * 8
+def test_a_value_for_each_tensor_is_expanded_to_its_elements() -> None:
+    assert LAYOUT.expand({"conv1.bias": 0.5, "linear1.weight": 3}).tolist() == [0] * 6 + [0.5] * 2 + [3] * 8
+    assert LAYOUT.expand({"conv1.weight": True}, bool).tolist() == [True] * 6 + [False] * 10

@@ -3,8 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dptrain.arrays.memory import Workspace
-from dptrain.bench.step import TimedStage, layer_times, measure_step, training_flops
+from dptrain.bench.step import layer_times, measure_step, training_flops
 from dptrain.bench.workload import Workload, make_workload
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import convnet, linear
@@ -43,11 +42,10 @@ def test_the_figures_fit_together() -> None:
 
 def test_measuring_layers_changes_nothing() -> None:
     workload = small_workload()
-    stages, before = workload.network.stages, workload.state.parameters.copy()
+    before = workload.state.parameters.copy()
     for row in layer_times(workload):
         assert row["forward"] > 0
         assert row["backward"] > 0
-    assert workload.network.stages is stages
     np.testing.assert_array_equal(workload.state.parameters, before)
 
 
@@ -63,17 +61,3 @@ def test_a_layers_time_is_that_of_all_blocks_of_a_microbatch(monkeypatch: pytest
     flatten, linear = layer_times(workload)
     assert (flatten["forward"], flatten["backward"]) == (each, 0)  # nothing before it is trained
     assert (linear["forward"], linear["backward"]) == (each, each)
-
-
-def test_a_timed_stage_computes_what_the_stage_computes() -> None:
-    network = small_workload().network
-    parameters = network.initial_parameters(0)
-    generator = np.random.default_rng(0)
-    images, labels = generator.random((8, 8, 3, 2), dtype=np.float32), np.array([0, 1, 2])
-    gradients = np.zeros((2, network.layout.size), np.float32)
-    network.loss_and_grad(parameters, images, labels, gradients[0], Workspace())
-    timed = [TimedStage(stage) for stage in network.stages]
-    network.stages = list(timed)
-    network.loss_and_grad(parameters, images, labels, gradients[1], Workspace())
-    np.testing.assert_array_equal(gradients[0], gradients[1])
-    assert all(len(times) == 1 for stage in timed for times in stage.seconds.values())

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from checkpoints import layouts_of
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.checkpoint import folder as run_folder
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import Origin, checkpoint_bytes, read_checkpoint
 from dptrain.checkpoint.state import Progress, TrainingState
 from dptrain.errors import CheckpointError, UsageError
 
-LAYOUTS = layouts_of(ParamLayout({"linear1.weight": (2, 3)}))
+LAYOUTS = layouts_of(Layout({"linear1.weight": (2, 3)}))
 ORIGIN = Origin("", ("linear1",), (3, 1, 1), ("a", "b"), "random", "00" * 32, 7, {}, (0.5,) * 3, (0.25,) * 3)
 
 

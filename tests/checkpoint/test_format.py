@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.pack import pack
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.checkpoint.format import (
     HEADER_1,
     MAGIC_1,
@@ -70,7 +70,7 @@ def test_what_is_read_is_what_was_written_to_the_bit(
     epoch_loss: float,
     accuracy: float | None,
 ) -> None:
-    layout = ParamLayout(shapes)
+    layout = Layout(shapes)
     state = state_of(layout, seed, step=step, epoch_loss=epoch_loss, test_accuracy=accuracy)
     path = tmp_path_factory.getbasetemp() / "round-trip.h5"
     write_durably(path, checkpoint_bytes(state, ORIGIN, layouts_of(layout)))
@@ -98,7 +98,7 @@ def test_any_hdf5_reader_finds_parameters_and_momentum_in_natural_shapes(good: P
 
 def test_names_that_hdf5_cannot_hold_are_written_and_read(tmp_path: Path) -> None:
     names = ("a/b", "a%2Fb", ".", "..", "\0", "n\ud800", "\x1b[31m", "a")
-    layout = ParamLayout(dict.fromkeys(names, (2,)))
+    layout = Layout(dict.fromkeys(names, (2,)))
     state = state_of(layout)
     (tmp_path / "odd.h5").write_bytes(checkpoint_bytes(state, ORIGIN, layouts_of(layout)))
     assert list(read_checkpoint(tmp_path / "odd.h5").layout.shapes) == list(layout.shapes)

@@ -53,7 +53,7 @@ def test_one_bit_anywhere_changes_the_hash_of_the_state(vector: str) -> None:
 def test_a_run_begins_with_the_seeds_parameters_and_no_momentum() -> None:
     network = small_network()
     state = initial_state(network, layouts(network), 3)
-    assert np.array_equal(state.parameters, network.initial_parameters(3))
+    assert np.array_equal(state.parameters, network.initial(3)["parameters"])
     assert {name: vector.dtype for name, vector in state.vectors.items()} == dict.fromkeys(layouts(network), np.float32)
     assert not state.vectors["momentum"].any()
     assert state.progress == Progress()

@@ -23,6 +23,7 @@ from dptrain.config.train import TrainConfig
 from dptrain.errors import CheckpointError
 from dptrain.parallel.communicator import Communicator
 from dptrain.system import durable
+from dptrain.training.events import Event, StepFinished
 from dptrain.training.loop import train
 
 
@@ -94,14 +95,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     gate = Gate(monkeypatch)
 
     class Opening(Memory):
-        def stepped(self, state: TrainingState, *rest: Any) -> None:
-            if state.step == STEPS_PER_EPOCH - 1:
+        def handle(self, event: Event) -> None:
+            if isinstance(event, StepFinished) and event.step == STEPS_PER_EPOCH - 1:
                 assert folder.numbered() == []
                 gate.opened.set()
 
     folder = RunFolder(tmp_path / "run")
     config = configuration(packed(tmp_path / "set"), folder.path, checkpoint_every="5", max_steps=7)
-    train(config, Communicator(), Opening())
+    train(config, Communicator(), [Opening()])
     assert [path.name for path in folder.numbered()] == ["step-00000005.h5", "step-00000007.h5"]
 
 
@@ -138,17 +139,17 @@ def test_a_run_whose_disk_fails_ends_at_the_next_step_and_goes_on_later(
     files = FailingOS(failing, errno.ENOSPC)
 
     class Breaking(Memory):
-        def stepped(self, state: TrainingState, *rest: Any) -> None:
-            super().stepped(state, *rest)
-            if state.step == 4:
+        def handle(self, event: Event) -> None:
+            super().handle(event)
+            if isinstance(event, StepFinished) and event.step == 4:
                 monkeypatch.setattr(durable, "os", files)
-            if state.step == 5:
+            if isinstance(event, StepFinished) and event.step == 5:
                 wait_for_failure(files)  # such a step takes less time than to write a checkpoint
 
     memory = Breaking()
     config = configuration(data, tmp_path / "run", checkpoint_every="4")
     with pytest.raises(CheckpointError, match=r"cannot be written: No space left.*Free some space"):
-        train(config, Communicator(), memory)
+        train(config, Communicator(), [memory])
     assert files.has_failed
     assert memory.steps[-1][0] in (5, 6)  # 5 when it failed before that step began
     monkeypatch.undo()

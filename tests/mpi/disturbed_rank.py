@@ -18,25 +18,20 @@ request_one_thread()
 import numpy as np  # noqa: E402
 
 from dptrain.parallel.communicator import launched_rank  # noqa: E402
-from dptrain.report.recorder import Recorder  # noqa: E402
+from dptrain.training.step import TrainingStep  # noqa: E402
 
 rank, step, tensor = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-undisturbed_start, undisturbed_step = Recorder.started, Recorder.stepped
-parts: dict[str, slice] = {}
+undisturbed = TrainingStep.__call__
 
 
-def started(self: Recorder, session: Any, *others: Any) -> None:
-    undisturbed_start(self, session, *others)
-    parts.update(session.network.layout.slices)
-
-
-def stepped(self: Recorder, state: Any, outcome: Any, lr: float) -> None:
-    undisturbed_step(self, state, outcome, lr)
+def disturbed(self: TrainingStep, state: Any, *others: Any) -> Any:
+    outcome = undisturbed(self, state, *others)
     if (launched_rank(), state.step) == (rank, step):
         vector = state.vectors["momentum" if tensor.startswith("momentum of ") else "parameters"]
-        values = vector[parts[tensor.split()[-1]]]
+        values = vector[self.work.network.layout.slices[tensor.split()[-1]]]
         values[:1].view(np.uint32)[0] ^= 1 << 20  # the lowest bit could be rounded away again
+    return outcome
 
 
-Recorder.started, Recorder.stepped = started, stepped
+TrainingStep.__call__ = disturbed  # type: ignore[method-assign]
 sys.exit(cli.main(sys.argv[4:]))

@@ -2,8 +2,8 @@ import numpy as np
 from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import training_pass
 
-from dptrain.arrays.memory import Workspace
 from dptrain.nn.layers.activation import Flatten, ReLU
 
 SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
@@ -18,10 +18,10 @@ def test_relu_backward_is_the_gradient(shape: tuple[int, ...], samples: int) -> 
 def test_relu_clips_below_zero_and_leaves_its_input_alone() -> None:
     layer = ReLU()
     x = np.array([[-1.5, 0.0, 2.5]], np.float32)
-    y, saved = layer.forward(x, {}, Workspace())
+    y, saved = layer.forward(x, training_pass({}))
     assert y.tolist() == [[0, 0, 2.5]]
     assert x.tolist() == [[-1.5, 0, 2.5]]
-    assert layer.backward(np.ones_like(x), saved, {}, {}, Workspace()).tolist() == [[0, 0, 1]]
+    assert layer.backward(np.ones_like(x), saved, training_pass({})).tolist() == [[0, 0, 1]]
 
 
 @settings(max_examples=15, deadline=None)
@@ -35,5 +35,5 @@ def test_flatten_orders_features_by_channel_height_width() -> None:
     layer = Flatten()
     layer.name = "flatten1"
     assert layer.bind((2, 3, 2)) == (12,)
-    y, _ = layer.forward(x, {}, Workspace())
+    y, _ = layer.forward(x, training_pass({}))
     assert np.array_equal(y[1], x[:, :, 1].transpose(2, 0, 1).ravel())

@@ -5,6 +5,7 @@ import pytest
 from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import random_parameters, training_pass
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
@@ -45,8 +46,8 @@ def test_forward_is_the_defining_sum(channels, out, kernel, stride, padding, mor
     layer = Conv2d(out, kernel, stride=stride, padding=padding)
     layer.name = "conv1"
     shape = layer.bind((channels, height, width))
-    parameters = {n: generator.normal(size=s).astype(np.float32) for n, s in layer.parameter_shapes().items()}
-    y, _ = layer.forward(x, parameters, Workspace())
+    parameters = random_parameters(layer, generator)
+    y, _ = layer.forward(x, training_pass(parameters))
     assert y.shape == array_shape(shape, samples)
     np.testing.assert_allclose(
         y, by_definition(x, parameters["weight"], parameters["bias"], stride, padding), atol=1e-4
@@ -76,7 +77,7 @@ def test_the_border_stays_zero_when_the_microbatch_changes_size() -> None:
     workspace = Workspace()
     for samples in (6, 2, 6, 3):
         x = np.ones((4, 5, samples, 1), np.float32)
-        y, _ = layer.forward(x, parameters, workspace)
+        y, _ = layer.forward(x, training_pass(parameters, workspace))
         assert (y[0, 0] == 4).all()
         assert (y[1, 1] == 9).all()
 
@@ -85,12 +86,11 @@ def test_the_first_layer_is_spared_its_input_gradient() -> None:
     layer = Conv2d(2, 3)
     layer.name = "conv1"
     layer.bind((1, 4, 4))
-    parameters = {name: np.ones(shape, np.float32) for name, shape in layer.parameter_shapes().items()}
-    workspace = Workspace()
-    y, saved = layer.forward(np.ones((4, 4, 2, 1), np.float32), parameters, workspace)
-    gradients = {name: np.zeros_like(values) for name, values in parameters.items()}
-    assert layer.backward(np.ones_like(y), saved, parameters, gradients, workspace, need_dx=False) is None
-    assert gradients["weight"].tolist() == np.full((2, 1, 3, 3), 2 * 2 * 2).tolist()
+    parameters = {tensor.name: np.ones(tensor.shape, np.float32) for tensor in layer.tensors()}
+    call = training_pass(parameters, need_dx=False)
+    y, saved = layer.forward(np.ones((4, 4, 2, 1), np.float32), call)
+    assert layer.backward(np.ones_like(y), saved, call) is None
+    assert call.gradients["weight"].tolist() == np.full((2, 1, 3, 3), 2 * 2 * 2).tolist()
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,8 @@ def test_auto_is_settled_by_shape(shape, out, options, chosen) -> None:
     layer.bind((32, 16, 16))  # what an earlier network has settled does not count
     layer.bind(shape)
     assert layer.chosen == chosen
-    assert f"algorithm='{chosen}'" in repr(layer)
+    assert layer.tuning() == {"algorithm": chosen}
+    assert "algorithm" not in layer.spec()
 
 
 def test_an_algorithm_that_cannot_be_is_named() -> None:

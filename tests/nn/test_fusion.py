@@ -3,6 +3,7 @@ import pytest
 from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import ready
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Workspace
@@ -13,6 +14,7 @@ from dptrain.nn.layers.conv import ALGORITHMS, Conv2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network
+from dptrain.nn.tensor import Tensor
 
 
 def layers(algorithm: str, kernel: int, stride: int, padding: int) -> list[Layer]:
@@ -44,7 +46,7 @@ def test_the_fused_network_is_the_plain_one(algorithm, kernel, stride, padding, 
     labels = generator.integers(0, 3, samples)
     gradients = np.zeros((2, plain.layout.size), np.float32)
     outcomes = [
-        network.loss_and_grad(parameters, images, labels, gradient, Workspace())
+        network.loss_and_grad(ready(network, parameters), images, labels, gradient, Workspace())
         for network, gradient in zip((plain, fused), gradients, strict=True)
     ]
     # Bias and ReLU commute with the maximum exactly, but a matrix product rounds by a column's place in it.
@@ -70,8 +72,8 @@ class _AsOneLayer(Layer):
     def backward(self, *arguments):
         return self.joined.backward(*arguments)
 
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        return self.conv.parameter_shapes()
+    def tensors(self) -> list[Tensor]:
+        return self.conv.tensors()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -22,13 +22,13 @@ HEAD = """
 import functools, itertools, os, random, threading, time
 from collections import deque
 import numpy as np
-from dptrain.nn import Conv2d, Flatten, Layer, Linear, ReLU
+from dptrain.nn import Conv2d, Flatten, Layer, Linear, ReLU, Tensor, he_uniform, zeros
 
 class Identity(Layer):
     kind = "mine"
-    def forward(self, x, parameters, workspace):
+    def forward(self, x, call):
         return x, None
-    def backward(self, dy, saved, parameters, gradients, workspace, need_dx=True):
+    def backward(self, dy, saved, call):
         return dy
 """
 BUILD = """
@@ -46,7 +46,7 @@ def forward(*lines: str, before: str = "", init: str = "") -> str:
     """A layer `Mine` whose forward pass has these lines."""
     start = f"    def __init__(self):\n        {init}\n" if init else ""
     body = "".join(f"        {line}\n" for line in lines)
-    return f"{before}\nclass Mine(Identity):\n{start}    def forward(self, x, parameters, workspace):\n{body}"
+    return f"{before}\nclass Mine(Identity):\n{start}    def forward(self, x, call):\n{body}"
 
 
 MASK = "return x * (mask >= 0.5), None"
@@ -97,8 +97,7 @@ BROKEN = {
     "urandom": (forward("return x * os.urandom(1)[0], None"), "mine1 (Mine) draws from the system's entropy"),
     "the clock": (forward("return x * np.float32(time.perf_counter_ns() % 9999), None"), "is not the same"),
     "draws in backward": (
-        "class Mine(Identity):\n    def backward(self, dy, *arguments, need_dx=True):\n"
-        "        return dy * np.random.random()\n",
+        "class Mine(Identity):\n    def backward(self, dy, saved, call):\n        return dy * np.random.random()\n",
         "draws from NumPy's global generator (np.random), or seeds it, in backward",
     ),
     "draws in prepare": (
@@ -119,7 +118,7 @@ BROKEN = {
             "return x - self.mean, None",
             init="self.mean = np.zeros(1)",
         ),
-        "mine1 keeps 'mean' on itself while computing",
+        "mine1 sets its attribute 'mean' while computing",
     ),
     "a buffer for backward": (
         forward("vars(self)['saved'] = x", "return x, None"),
@@ -131,7 +130,7 @@ BROKEN = {
         ),
         "layer mine1 (Mine) changes its attribute 'first'",
     ),
-    "a plain attribute": (forward("self.calls = 1", "return x, None"), "fails in forward: AttributeError: mine1 keeps"),
+    "a plain attribute": (forward("self.calls = 1", "return x, None"), "fails in forward: AttributeError: mine1 sets"),
     "a count of the class": (
         forward("Mine.calls += 1", "return x, None", before="").replace("(Identity):", "(Identity):\n    calls = 0"),
         "net.Mine.calls changes",
@@ -141,7 +140,7 @@ BROKEN = {
         "net.CALLS changes while the network computes",
     ),
     "a default value": (
-        "class Mine(Identity):\n    def forward(self, x, parameters, workspace, calls=[]):\n"
+        "class Mine(Identity):\n    def forward(self, x, call, calls=[]):\n"
         "        calls.append(x[0, 0])\n        return x, None\n",
         "net.Mine.forward.__defaults__",
     ),
@@ -183,7 +182,7 @@ BROKEN = {
     ),
     "a sum in the workspace": (
         forward(
-            "total = workspace.array(self.name, 'total', (1,), zeroed=True)",
+            "total = call.workspace.array(self.name, 'total', (1,), zeroed=True)",
             "total += x.sum()",
             "return x - total, None",
         ),
@@ -192,13 +191,13 @@ BROKEN = {
     # In place
     "its input": (forward("x *= 2", "return x, None"), "mine1 (Mine) changes its input x in place in forward"),
     "its input in backward": (
-        "class Mine(Identity):\n    def forward(self, x, parameters, workspace):\n        return x + 1, x\n"
-        "    def backward(self, dy, x, *arguments, need_dx=True):\n        x *= dy\n        return dy\n",
+        "class Mine(Identity):\n    def forward(self, x, call):\n        return x + 1, x\n"
+        "    def backward(self, dy, x, call):\n        x *= dy\n        return dy\n",
         "mine1 (Mine) changes its input x in place in backward",
     ),
     "its parameters": (
-        "class Mine(Identity):\n    def parameter_shapes(self):\n        return {'scale': (1,)}\n"
-        + forward("parameters['scale'] += 1", "return x, None").replace("\nclass Mine(Identity):\n", ""),
+        "class Mine(Identity):\n    def tensors(self):\n        return [Tensor('scale', (1,), zeros)]\n"
+        + forward("call.parameters['scale'] += 1", "return x, None").replace("\nclass Mine(Identity):\n", ""),
         "mine1 (Mine) changes the parameters in forward",
     ),
     # Mistakes
@@ -214,13 +213,13 @@ BROKEN = {
         "mine1 (Mine) fails in forward: SystemExit: 0 (net.py, line ",
     ),
     "no gradient of the input": (
-        "class Mine(Identity):\n    def backward(self, *arguments, need_dx=True):\n        pass\n",
+        "class Mine(Identity):\n    def backward(self, dy, saved, call):\n        pass\n",
         "mine1 (Mine): backward returned None, expected the gradient of its input",
     ),
     "a gradient that is assigned": (
-        "class Mine(Identity):\n    def parameter_shapes(self):\n        return {'scale': (1,)}\n"
-        "    def backward(self, dy, saved, parameters, gradients, workspace, need_dx=True):\n"
-        "        gradients['scale'] = dy.sum()\n        return dy\n",
+        "class Mine(Identity):\n    def tensors(self):\n        return [Tensor('scale', (1,), zeros)]\n"
+        "    def backward(self, dy, saved, call):\n"
+        "        call.gradients['scale'] = dy.sum()\n        return dy\n",
         "write into the array that is there",
     ),
 }
@@ -250,11 +249,10 @@ CLEAN = {
     "nothing special": forward("return x, None"),
     "own memory in place": forward("y = x + 1", "y *= 2", "return y, y"),
     "memory of the workspace": forward(
-        "y = workspace.array(self.name, 'y', x.shape)", "np.tanh(x, out=y)", "return y, y"
+        "y = call.workspace.array(self.name, 'y', x.shape)", "np.tanh(x, out=y)", "return y, y"
     ),
     "dy in place": (
-        "class Mine(Identity):\n    def backward(self, dy, *arguments, need_dx=True):\n        dy *= 2\n"
-        "        return dy\n"
+        "class Mine(Identity):\n    def backward(self, dy, saved, call):\n        dy *= 2\n        return dy\n"
     ),
     "lru_cache": forward(
         "return x * weights(x.shape[0]), None",
@@ -279,15 +277,15 @@ CLEAN = {
     "a lock": forward("with LOCK:\n            return x, None", before="LOCK = threading.Lock()"),
     "not finite": forward("return x * np.float32(np.nan), None"),
     "a parameter": (
-        "class Mine(Identity):\n    def parameter_shapes(self):\n        return {'weight': (3,)}\n"
-        "    def fan_in(self):\n        return 1\n"
-        "    def forward(self, x, parameters, workspace):\n        return x * parameters['weight'], x\n"
-        "    def backward(self, dy, x, parameters, gradients, workspace, need_dx=True):\n"
-        "        gradients['weight'][...] = (dy * x).sum(axis=(0, 1, 2))\n        return dy * parameters['weight']\n"
+        "class Mine(Identity):\n    def tensors(self):\n        return [Tensor('weight', (3,), he_uniform(1))]\n"
+        "    def forward(self, x, call):\n        return x * call.parameters['weight'], x\n"
+        "    def backward(self, dy, x, call):\n"
+        "        call.gradients['weight'][...] = (dy * x).sum(axis=(0, 1, 2))\n"
+        "        return dy * call.parameters['weight']\n"
     ),
     "prepared values": (
         "class Mine(Identity):\n    def prepare(self, parameters, workspace):\n        return {'two': np.float32(2)}\n"
-        "    def forward(self, x, parameters, workspace):\n        return x * parameters['two'], None\n"
+        "    def forward(self, x, call):\n        return x * call.parameters['two'], None\n"
     ),
     "a subclass of a layer of dptrain": "class Mine(ReLU):\n    kind = 'mine'\n",
     "an input that is passed on": forward("return x[:], x"),
@@ -303,14 +301,14 @@ def test_a_layer_that_keeps_the_rules_is_not_suspected(case: str, data: Path, tm
         (rng.standard_normal((6, 7, count, 2), dtype=np.float32), rng.integers(0, 5, count)) for count in (4, 40)
     )
     assert architecture.source is not None
-    check_layers(network, network.initial_parameters(0), first, second, architecture.source.loaded)
-    check_layers(network, network.initial_parameters(0), second, first, architecture.source.loaded, train=False)
+    check_layers(network, network.initial(0), first, second, architecture.source.loaded)
+    check_layers(network, network.initial(0), second, first, architecture.source.loaded, train=False)
 
 
 def test_a_microbatch_without_samples_is_not_computed() -> None:
     network = Network([Flatten(), Linear(5)], (2, 6, 7))
     empty = (np.zeros((6, 7, 0, 2), np.float32), np.zeros(0, np.int64))
-    check_layers(network, network.initial_parameters(0), empty, empty)
+    check_layers(network, network.initial(0), empty, empty)
 
 
 def test_networks_of_the_zoo_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ import pytest
 
 from dptrain.arrays.memory import Workspace
 from dptrain.nn.layer import Layer, pair, windows
+from dptrain.nn.passes import Pass
 
 
 def test_pair_takes_one_number_or_two() -> None:
@@ -30,4 +31,4 @@ def test_windows_counts_the_places_a_window_fits(extent: int, kernel: int, strid
 
 def test_a_layer_that_defines_nothing_says_so() -> None:
     with pytest.raises(TypeError, match="does not define forward"):
-        Layer().forward(np.zeros(1), {}, Workspace())
+        Layer().forward(np.zeros(1), Pass({}, {}, Workspace()))

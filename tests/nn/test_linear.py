@@ -3,8 +3,8 @@ import pytest
 from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import training_pass
 
-from dptrain.arrays.memory import Workspace
 from dptrain.nn.layers.linear import Linear
 
 
@@ -19,7 +19,7 @@ def test_forward_is_x_times_weight_plus_bias() -> None:
     layer.name = "linear1"
     layer.bind((3,))
     parameters = {"weight": np.array([[1, 2, 3], [0, 0, 1]], np.float32), "bias": np.array([10, 20], np.float32)}
-    y, _ = layer.forward(np.array([[1, 1, 1], [0, 0, 2]], np.float32), parameters, Workspace())
+    y, _ = layer.forward(np.array([[1, 1, 1], [0, 0, 2]], np.float32), training_pass(parameters))
     assert y.tolist() == [[16, 21], [16, 22]]
 
 

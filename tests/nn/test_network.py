@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from gradients import central_difference
+from networks import ready
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
@@ -12,6 +13,7 @@ from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network
+from dptrain.nn.tensor import Tensor, zeros
 from dptrain.nn.zoo import convnet
 
 SHAPE = (3, 32, 32)
@@ -54,7 +56,7 @@ def test_convnet_agrees_with_pytorch(fused: bool) -> None:
     generator = np.random.default_rng(1)
     network = Network(convnet(SHAPE, 10), SHAPE, fused=fused)
     assert network.layout.size == 60_362
-    parameters = network.initial_parameters(3)
+    parameters = network.initial(3)["parameters"]
     parameters += 0.05 * generator.normal(size=parameters.shape).astype(np.float32)  # biases too
     images = generator.normal(size=(16, *SHAPE)).astype(np.float32)
     labels = generator.integers(0, 10, 16)
@@ -65,10 +67,10 @@ def test_convnet_agrees_with_pytorch(fused: bool) -> None:
 
     ours = np.ascontiguousarray(images.transpose(2, 3, 0, 1))
     gradient = np.empty_like(parameters)
-    outcome = network.loss_and_grad(parameters, ours, labels, gradient, Workspace())
+    outcome = network.loss_and_grad(ready(network, parameters), ours, labels, gradient, Workspace())
     assert outcome.loss_sum == pytest.approx(loss.item(), rel=1e-5)
     assert outcome.correct == int((logits.argmax(dim=1).numpy() == labels).sum())
-    predicted = network.predict(parameters, ours, Workspace())
+    predicted = network.predict(ready(network, parameters), ours, Workspace())
     assert relative_error(predicted, logits.detach().numpy()) < 1e-4
     for parameter, (name, view) in zip(theirs.parameters(), network.layout.views(gradient).items(), strict=True):
         assert parameter.grad is not None
@@ -91,10 +93,12 @@ def test_the_whole_gradient_is_that_of_the_summed_loss() -> None:
     workspace, gradient = Workspace(np.float64), np.empty(network.layout.size)
 
     def loss() -> float:
-        return network.loss_and_grad(parameters, images, labels, np.empty_like(gradient), workspace).loss_sum
+        return network.loss_and_grad(
+            ready(network, parameters), images, labels, np.empty_like(gradient), workspace
+        ).loss_sum
 
     expected = central_difference(loss, parameters)
-    network.loss_and_grad(parameters, images, labels, gradient, workspace)
+    network.loss_and_grad(ready(network, parameters), images, labels, gradient, workspace)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -102,13 +106,13 @@ def test_a_samples_gradient_does_not_depend_on_its_neighbours() -> None:
     network = Network(convnet((1, 8, 8), 3, widths=[4]), (1, 8, 8))
     generator = np.random.default_rng(2)
     images, labels = generator.normal(size=(8, 8, 5, 1)).astype(np.float32), generator.integers(0, 3, 5)
-    parameters, workspace = network.initial_parameters(0), Workspace()
+    parameters, workspace = network.initial(0)["parameters"], Workspace()
     whole, part = np.empty((2, network.layout.size), np.float32)
-    network.loss_and_grad(parameters, images, labels, whole, workspace)
+    network.loss_and_grad(ready(network, parameters), images, labels, whole, workspace)
     total = np.zeros(network.layout.size)
     for sample in range(5):
         one = np.ascontiguousarray(images[..., sample : sample + 1, :])
-        network.loss_and_grad(parameters, one, labels[sample : sample + 1], part, workspace)
+        network.loss_and_grad(ready(network, parameters), one, labels[sample : sample + 1], part, workspace)
         total += part
     np.testing.assert_allclose(whole, total, rtol=1e-4, atol=1e-5)
 
@@ -118,14 +122,14 @@ def test_a_large_microbatch_is_the_sum_of_its_blocks(samples: int) -> None:
     network = Network(convnet((1, 8, 8), 3, widths=[4]), (1, 8, 8))
     generator = np.random.default_rng(2)
     images, labels = generator.normal(size=(8, 8, samples, 1)).astype(np.float32), generator.integers(0, 3, samples)
-    parameters = network.initial_parameters(0)
+    parameters = network.initial(0)["parameters"]
     whole, part = np.full((2, network.layout.size), np.nan, np.float32)
-    outcome = network.loss_and_grad(parameters, images, labels, whole, Workspace())
+    outcome = network.loss_and_grad(ready(network, parameters), images, labels, whole, Workspace())
     total, loss_sum, correct = np.zeros_like(part), 0.0, 0
     assert network.block == 8
     for start in range(0, samples, 8):
         block = np.ascontiguousarray(images[..., start : start + 8, :])
-        one = network.loss_and_grad(parameters, block, labels[start : start + 8], part, Workspace())
+        one = network.loss_and_grad(ready(network, parameters), block, labels[start : start + 8], part, Workspace())
         total, loss_sum, correct = total + part, loss_sum + one.loss_sum, correct + one.correct
     np.testing.assert_array_equal(whole, total)
     assert (outcome.loss_sum, outcome.correct) == (loss_sum, correct)
@@ -146,14 +150,16 @@ def test_what_a_workspace_was_used_for_before_does_not_count(second: dict, fused
     layers = [Conv2d(3, padding=1), ReLU(), MaxPool2d(), Conv2d(4, **second), ReLU(), MaxPool2d(), Flatten(), Linear(3)]
     network = Network(layers, shape, fused=fused)
     generator = np.random.default_rng(4)
-    parameters, used = network.initial_parameters(0), Workspace()
+    parameters, used = network.initial(0)["parameters"], Workspace()
     labels = generator.integers(0, 3, 4)
     found, expected = np.empty((2, network.layout.size), np.float32)
     for evaluated in (0, 8, 5):
         images = generator.normal(size=array_shape(shape, 4)).astype(np.float32)
-        network.predict(parameters, generator.normal(size=array_shape(shape, evaluated)).astype(np.float32), used)
-        network.loss_and_grad(parameters, images, labels, found, used)
-        network.loss_and_grad(parameters, images, labels, expected, Workspace())
+        network.predict(
+            ready(network, parameters), generator.normal(size=array_shape(shape, evaluated)).astype(np.float32), used
+        )
+        network.loss_and_grad(ready(network, parameters), images, labels, found, used)
+        network.loss_and_grad(ready(network, parameters), images, labels, expected, Workspace())
         np.testing.assert_array_equal(found, expected)
 
 
@@ -165,40 +171,29 @@ def test_nothing_is_computed_for_layers_without_parameters_before_the_first_that
     network = Network([Untrained(), Linear(2)], (1, 2, 2))
     gradient = np.empty(network.layout.size, np.float32)
     network.loss_and_grad(
-        network.initial_parameters(0), np.ones((2, 2, 3, 1), np.float32), np.array([0, 1, 0]), gradient, Workspace()
+        ready(network, network.initial(0)["parameters"]),
+        np.ones((2, 2, 3, 1), np.float32),
+        np.array([0, 1, 0]),
+        gradient,
+        Workspace(),
     )
     assert gradient.any()
-
-
-def test_prepared_parameters_give_the_same_bits() -> None:
-    network = Network(convnet((32, 16, 16), 3, widths=[64]), (32, 16, 16))
-    assert "winograd4" in network.description()[1]
-    generator = np.random.default_rng(3)
-    images, labels = generator.normal(size=(16, 16, 5, 32)).astype(np.float32), generator.integers(0, 3, 5)
-    parameters = network.initial_parameters(0)
-    prepared = network.prepare(parameters, Workspace())
-    gradients = np.zeros((2, network.layout.size), np.float32)
-    outcomes, logits = [], []
-    for given, gradient in zip((parameters, prepared), gradients, strict=True):
-        outcomes.append(network.loss_and_grad(given, images, labels, gradient, Workspace()))
-        logits.append(network.predict(given, images, Workspace()))
-    assert outcomes[0] == outcomes[1]
-    np.testing.assert_array_equal(gradients[0], gradients[1])
-    np.testing.assert_array_equal(logits[0], logits[1])
 
 
 def test_an_empty_microbatch_has_a_zero_gradient() -> None:
     network = Network(convnet((1, 8, 8), 3, widths=[4]), (1, 8, 8))
     gradient = np.full(network.layout.size, np.nan, np.float32)
     nothing = np.empty((8, 8, 0, 1), np.float32)
-    outcome = network.loss_and_grad(network.initial_parameters(0), nothing, np.empty(0, int), gradient, Workspace())
+    outcome = network.loss_and_grad(
+        ready(network, network.initial(0)["parameters"]), nothing, np.empty(0, int), gradient, Workspace()
+    )
     assert (outcome.loss_sum, outcome.correct) == (0.0, 0)
     assert not gradient.any()
 
 
 def test_initial_weights_have_hes_variance_and_biases_are_zero() -> None:
     network = Network(convnet(SHAPE, 10, widths=[64, 128]), SHAPE)
-    views = network.layout.views(network.initial_parameters(0))
+    views = network.layout.views(network.initial(0)["parameters"])
     fans = {"conv1": 3 * 9, "conv2": 64 * 9, "linear1": 128 * 64}
     for layer, fan_in in fans.items():
         weight = views[f"{layer}.weight"]
@@ -209,7 +204,7 @@ def test_initial_weights_have_hes_variance_and_biases_are_zero() -> None:
 
 
 def test_initial_parameters_depend_on_the_seed_alone() -> None:
-    first, again, other = (Network(convnet(SHAPE, 10), SHAPE).initial_parameters(seed) for seed in (4, 4, 5))
+    first, again, other = (Network(convnet(SHAPE, 10), SHAPE).initial(seed)["parameters"] for seed in (4, 4, 5))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -231,14 +226,14 @@ def test_layers_are_named_by_kind_and_number() -> None:
 def test_a_users_layer_is_described_by_what_it_was_made_of() -> None:
     """By its values, not its address: ranks and resumed runs compare the lines."""
     lines = [Network([Scale(factor), Flatten(), Linear(2)], (1, 2, 2)).description()[1] for factor in (2.0, 2.0, 3.0)]
-    assert lines[0] == lines[1] == "layer1: Scale(factor=2.0) -> (1, 2, 2)"
+    assert lines[0] == lines[1] == "layer1: Scale(2.0) -> (1, 2, 2)"
     assert lines[2] != lines[0]
 
 
 class Careless(Scale):
     """Keeps on itself what belongs to one microbatch."""
 
-    def forward(self, x, parameters, workspace):
+    def forward(self, x, call):
         self.x = x
         return x, None
 
@@ -246,8 +241,10 @@ class Careless(Scale):
 def test_a_layer_that_keeps_something_on_itself_is_refused_by_name() -> None:
     """Threads share layers: its gradients would depend on which thread came last."""
     network = Network([Careless(1.0), Flatten(), Linear(2)], (1, 2, 2))
-    with pytest.raises(AttributeError, match=r"layer1 keeps 'x' on itself.*shards share"):
-        network.predict(network.initial_parameters(0), np.zeros((2, 2, 3, 1), np.float32), Workspace())
+    with pytest.raises(AttributeError, match=r"layer1 sets its attribute 'x' while computing.*shards share"):
+        network.predict(
+            ready(network, network.initial(0)["parameters"]), np.zeros((2, 2, 3, 1), np.float32), Workspace()
+        )
 
 
 class Weighted(Layer):
@@ -256,31 +253,31 @@ class Weighted(Layer):
     def __init__(self, name: str, shape: tuple[int, ...], kind: str) -> None:
         self.parameter, self.shape, self.kind = name, shape, kind
 
-    def parameter_shapes(self):
-        return {self.parameter: self.shape}
+    def tensors(self):
+        return [Tensor(self.parameter, self.shape, zeros)]
 
-    def forward(self, x, parameters, workspace):
-        return x * parameters[self.parameter], x
+    def forward(self, x, call):
+        return x * call.parameters[self.parameter], x
 
-    def backward(self, dy, saved, parameters, gradients, workspace, need_dx=True):
-        gradients[self.parameter] += (dy * saved).sum()
-        return dy * parameters[self.parameter]
+    def backward(self, dy, saved, call):
+        call.gradients[self.parameter] += (dy * saved).sum()
+        return dy * call.parameters[self.parameter]
 
 
 def test_a_layer_may_add_to_its_gradient() -> None:
     network = Network([Flatten(), Linear(2), Weighted("slope", (1,), "slope")], (1, 2, 2))
-    parameters, images = network.initial_parameters(0) + 1, np.ones((2, 2, 3, 1), np.float32)
+    parameters, images = network.initial(0)["parameters"] + 1, np.ones((2, 2, 3, 1), np.float32)
     gradients = np.full((2, network.layout.size), 7, np.float32)
     for gradient in gradients:
-        network.loss_and_grad(parameters, images, np.array([0, 1, 0]), gradient, Workspace())
-    network.loss_and_grad(parameters, images, np.array([0, 1, 0]), gradients[1], Workspace())
+        network.loss_and_grad(ready(network, parameters), images, np.array([0, 1, 0]), gradient, Workspace())
+    network.loss_and_grad(ready(network, parameters), images, np.array([0, 1, 0]), gradients[1], Workspace())
     assert np.array_equal(gradients[0], gradients[1])
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "kind", "message"),
     [
-        ("a.b", (1,), "mine", "a parameter named 'a.b'"),
+        ("a.b", (1,), "mine", "a tensor named 'a.b'"),
         ("a", (), "mine", r"shape \(\), expected extents of at least 1"),
         ("a", (0,), "mine", r"shape \(0,\), expected extents of at least 1"),
         ("a", (1,), "my/layer", "the kind 'my/layer', expected letters"),

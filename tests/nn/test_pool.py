@@ -5,6 +5,7 @@ import pytest
 from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import training_pass
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
@@ -45,9 +46,9 @@ def test_maxima_and_gradients_also_among_equals(channels, kernel, stride, more, 
     expected_y, expected_dx = by_definition(x, dy, kernel, stride)
     workspace = Workspace(np.float64)
     for _ in range(2):
-        y, saved = layer.forward(x, {}, workspace)
+        y, saved = layer.forward(x, training_pass({}, workspace))
         assert np.array_equal(y, expected_y)
-        assert np.array_equal(layer.backward(dy.copy(), saved, {}, {}, workspace), expected_dx)
+        assert np.array_equal(layer.backward(dy.copy(), saved, training_pass({}, workspace)), expected_dx)
 
 
 @settings(max_examples=15, deadline=None)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import random_parameters, training_pass
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.winograd import transforms
@@ -40,13 +41,12 @@ def run(algorithm: str, x: Array, weight: Array, dy: Array, padding: int, dtype:
     height, width, _, channels = x.shape
     layer.bind((channels, height, width))
     parameters = {"weight": weight.astype(dtype), "bias": np.zeros(len(weight), dtype)}
-    gradients = {name: np.empty_like(values) for name, values in parameters.items()}
-    workspace = Workspace(dtype)
-    y, saved = layer.forward(x.astype(dtype), parameters, workspace)
+    call = training_pass(parameters, Workspace(dtype))
+    y, saved = layer.forward(x.astype(dtype), call)
     y = y.copy()
-    dx = layer.backward(dy.astype(dtype), saved, parameters, gradients, workspace)
+    dx = layer.backward(dy.astype(dtype), saved, call)
     assert dx is not None
-    return y, dx, gradients["weight"]
+    return y, dx, call.gradients["weight"]
 
 
 @settings(max_examples=50, deadline=None)
@@ -95,16 +95,16 @@ def test_a_smaller_microbatch_after_a_larger_one(algorithm: str) -> None:
     layer.name = "conv1"
     layer.bind((2, 7, 5))
     generator = np.random.default_rng(0)
-    parameters = {name: generator.normal(size=shape) for name, shape in layer.parameter_shapes().items()}
+    parameters = random_parameters(layer, generator, np.float64)
     used = Workspace(np.float64)
     for samples in (4, 1, 4, 3):
         x, dy = generator.normal(size=(7, 5, samples, 2)), generator.normal(size=(7, 5, samples, 3))
         results = []
         for workspace in (used, Workspace(np.float64)):
-            gradients = {name: np.empty_like(values) for name, values in parameters.items()}
-            y, saved = layer.forward(x, parameters, workspace)
+            call = training_pass(parameters, workspace)
+            y, saved = layer.forward(x, call)
             y = y.copy()
-            dx = layer.backward(dy.copy(), saved, parameters, gradients, workspace)
-            results.append((y, dx, gradients["weight"], gradients["bias"]))
+            dx = layer.backward(dy.copy(), saved, call)
+            results.append((y, dx, call.gradients["weight"], call.gradients["bias"]))
         for found, expected in zip(*results, strict=True):
             np.testing.assert_array_equal(found, expected)

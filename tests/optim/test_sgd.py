@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array
 from dptrain.optim.sgd import SGD
 
 SHAPES = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "linear.weight": (5, 7), "linear.bias": (5,)}
-LAYOUT = ParamLayout(SHAPES)
+LAYOUT = Layout(SHAPES)
+DECAYS = LAYOUT.expand({name: name.endswith("weight") for name in SHAPES}, bool)
 STEPS = 20
 
 
@@ -25,7 +26,7 @@ def random_run(seed: int) -> tuple[Array, list[Array], list[float]]:
 def run_ours(seed: int, *, momentum: float, nesterov: bool, weight_decay: float) -> tuple[Array, Array]:
     """Parameters and velocity after all steps."""
     parameters, gradients, rates = random_run(seed)
-    optimizer = SGD(LAYOUT, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    optimizer = SGD(DECAYS, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     velocity = np.zeros_like(parameters)
     for gradient, lr in zip(gradients, rates, strict=True):
         optimizer.update({"parameters": parameters, "momentum": velocity}, gradient, lr, 0)
@@ -80,7 +81,7 @@ def test_biases_do_not_decay() -> None:
     parameters = np.ones(LAYOUT.size, np.float32)
     zeros = np.zeros_like(parameters)
     vectors = {"parameters": parameters, "momentum": zeros.copy()}
-    SGD(LAYOUT, momentum=0.9, nesterov=True, weight_decay=0.5).update(vectors, zeros, 0.1, 0)
+    SGD(DECAYS, momentum=0.9, nesterov=True, weight_decay=0.5).update(vectors, zeros, 0.1, 0)
     after = LAYOUT.views(parameters)
     for name in SHAPES:
         # One Nesterov step from rest moves by lr * (1 + momentum) * g, here with g = 0.5 * 1.
@@ -92,7 +93,7 @@ def test_update_works_in_the_memory_it_is_given_and_in_its_precision() -> None:
     parameters, gradients, _ = random_run(1)
     before = parameters.copy()
     velocity = np.zeros_like(parameters)
-    optimizer = SGD(LAYOUT, momentum=0.9, nesterov=True, weight_decay=0.1)
+    optimizer = SGD(DECAYS, momentum=0.9, nesterov=True, weight_decay=0.1)
     optimizer.update({"parameters": parameters, "momentum": velocity}, gradients[0], 0.1, 0)
     assert parameters.dtype == velocity.dtype == np.float32
     assert not np.array_equal(parameters, before)

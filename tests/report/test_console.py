@@ -1,20 +1,40 @@
-"""dptrain.report.console: a bar where a person looks on, plain lines elsewhere, silence on other ranks."""
+"""dptrain.report.console: a bar where a person watches, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from launch_runs import CHECKOUT
-from training_runs import flags, packed
+from training_runs import configuration, flags, packed
 
-from dptrain.report.console import Progress, on_terminal
+from dptrain import __version__
+from dptrain.checkpoint.format import read_checkpoint
+from dptrain.parallel.communicator import Communicator
+from dptrain.report.console import Console, on_terminal
+from dptrain.training.events import EvaluationStarted, Note, RanksLost, RunFacts, RunStarted, StepFinished
+from dptrain.training.loop import train
 
 ESCAPE = "\x1b["
+FACTS = RunFacts("runs/one", "data", 101, 37, (2, 6, 7), 5, 4, "convnet", 100, epochs=2, steps_per_epoch=7,
+                 last_step=14, ranks=1, threads=2, connection="one process", mpi="no MPI")  # fmt: skip
+
+
+def begun() -> Console:
+    """The console of a run that has begun."""
+    console = Console()
+    console.handle(RunStarted(FACTS, 0, None))
+    return console
+
+
+def step(number: int, *, logged: bool = False) -> StepFinished:
+    return StepFinished(number, 1, 0.5, 1.0, 0.1, 100.0, {}, logged)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +77,15 @@ def test_a_terminal_gets_a_bar_that_reaches_the_last_step(data: Path, tmp_path: 
     assert "\nstep 1  epoch" not in output
 
 
-def test_the_bar_says_when_it_evaluates(data: Path, tmp_path: Path) -> None:
+def test_the_bar_says_when_it_evaluates(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Found in the field: a bar that stood still for the minutes of an evaluation."""
-    wide = {"COLUMNS": "140", "TTY_COMPATIBLE": "1", "DPTRAIN_PROGRESS": "bar"}
-    code = (
-        "from dptrain.report.console import Progress; p = Progress(shown=True); p.start(0, 9); "
-        "p.step(1, 'epoch 1/2', None); p.phase('epoch 1/2  evaluating'); p.stop()"
-    )
-    assert "epoch 1/2  evaluating" in output_on_terminal([sys.executable, "-c", code], tmp_path, **wide)
+    for name, value in {"COLUMNS": "140", "TTY_COMPATIBLE": "1", "DPTRAIN_PROGRESS": "bar"}.items():
+        monkeypatch.setenv(name, value)
+    console = begun()
+    console.handle(step(1))
+    console.handle(EvaluationStarted(1, 1))
+    console.close()
+    assert "epoch 1/2  evaluating" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("variable", ["JPY_PARENT_PID", "COLAB_RELEASE_TAG"])
@@ -125,41 +146,41 @@ def test_a_bar_is_for_terminals_or_where_the_launcher_asks_for_one(
     assert on_terminal() == bar
 
 
-@pytest.mark.parametrize("told", ["lines", "bar"])
-def test_what_is_not_shown_prints_nothing(
-    told: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DPTRAIN_PROGRESS", told)
-    progress = Progress(shown=False)
-    progress.start(0, 10)
-    progress.step(1, "loss", "step 1  loss")
-    progress.say("hello")
-    progress.stop()
-    assert capfd.readouterr() == ("", "")
-
-
 def test_only_logged_steps_have_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DPTRAIN_PROGRESS", "lines")
-    progress = Progress(shown=True)
-    progress.start(0, 10)
-    for step in (1, 2, 3):
-        progress.step(step, "loss 0.5", "step 2  loss 0.5" if step == 2 else None)
-    progress.stop()
-    assert capsys.readouterr().out == "step 2  loss 0.5\n"
+    console = begun()
+    capsys.readouterr()
+    for number in (1, 2, 3):
+        console.handle(step(number, logged=number == 2))
+    assert [line.split("  loss")[0] for line in capsys.readouterr().out.splitlines()] == ["step 2  epoch 1/2"]
 
 
-def test_a_bar_prints_lines_as_they_are_and_can_be_stopped_twice(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_lost_ranks_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()  # of a new rank 0, which nothing was reported to before
+    console.handle(RanksLost(FACTS, 5, [0, 2], 0.25))
+    console.handle(step(6, logged=True))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "ranks 0, 2 died: 1 rank of 2 threads continue from step 5 after 0.25 s"
+    assert lines[1].startswith("step 6  epoch 1/2")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "runs/[bold]x:heart:",  # markup and emoji to rich
+        "params_sha256 " + 64 * "a" + " last checkpoint " + 60 * "b",  # is copied from the terminal: not folded
+    ],
+)
+def test_a_bar_prints_lines_as_they_are(
+    line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Square brackets are markup to rich, and names between colons emoji: a folder name must not lose them."""
     monkeypatch.setenv("DPTRAIN_PROGRESS", "bar")
-    progress = Progress(shown=True)
-    progress.start(0, 10)
-    progress.say("runs/[bold]x:heart:")
-    progress.step(1, "loss", None)
-    progress.stop()
-    progress.stop()
-    assert "runs/[bold]x:heart:" in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    console = begun()
+    console.handle(Note(line))
+    console.close()
+    console.close()
+    assert line in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["lines", "bar"])
@@ -168,22 +189,30 @@ def test_a_name_with_escape_sequences_does_not_reach_the_terminal_as_it_is(
 ) -> None:
     """Found in the field: names from files could move the cursor, set the title, or imitate lines of dptrain."""
     monkeypatch.setenv("DPTRAIN_PROGRESS", kind)
-    progress = Progress(shown=True)
-    progress.start(0, 10)
-    progress.say("data \x1b[2Jset\nnext \udcff")
-    progress.stop()
+    console = begun()
+    console.handle(Note("data \x1b[2Jset\nnext \udcff"))
+    console.close()
     assert r"data \x1b[2Jset\nnext \udcff" in capsys.readouterr().out
 
 
-def test_a_long_line_is_not_folded_by_the_bar(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Paths and hashes are copied from the terminal."""
-    monkeypatch.setenv("DPTRAIN_PROGRESS", "bar")
-    monkeypatch.setenv("COLUMNS", "80")
-    line = "params_sha256 " + 64 * "a" + " last checkpoint " + 60 * "b"
-    progress = Progress(shown=True)
-    progress.start(0, 10)
-    progress.say(line)
-    progress.stop()
-    assert line in capsys.readouterr().out
+def test_the_lines_of_a_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """First what is trained on what, at the end where the results are; a resumed run says from where."""
+    for max_steps, resumed in ((3, ""), (0, f", from {tmp_path / 'run/checkpoints/step-00000003.h5'} (step 3)")):
+        config = configuration(data, tmp_path / "run", log_every=5, max_steps=max_steps)
+        with closing(Console()) as console:
+            train(config, Communicator(), [console], connection="one process")
+        out = capsys.readouterr().out
+        assert f"run    {tmp_path / 'run'}{resumed}\n" in out
+    assert f"dptrain {__version__}: one process, 1 shard at a time\n" in out
+    assert "101 training and 37 test images 2x6x7, 5 classes, 4 shards" in out
+    assert "7 steps an epoch, 14 in all" in out
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("step ")] == ["5", "10"]
+    assert f"last checkpoint {tmp_path / 'run/checkpoints/step-00000014.h5'}\n" in out
+    right = re.search(r"^test accuracy ([\d.]+) % \((\d+) of 37\)$", out, re.MULTILINE)
+    best = re.search(r"best checkpoint (\S+) \(test accuracy ([\d.]+) %, step (\d+)\)", out)
+    assert right is not None
+    assert best is not None
+    assert float(right[1]) == pytest.approx(100 * int(right[2]) / 37, abs=0.005)
+    state = read_checkpoint(Path(best[1])).state
+    assert (Path(best[1]).name, state.step) == ("best.h5", int(best[3]))
+    assert 100 * (state.progress.test_accuracy or 0) == pytest.approx(float(best[2]), abs=0.005)

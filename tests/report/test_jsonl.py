@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import resource
+import socket
+import sys
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from training_runs import (
     BATCH_SIZE,
@@ -18,14 +22,13 @@ from training_runs import (
     packed,
 )
 
-from dptrain.checkpoint.state import TrainingState
+from dptrain import __version__
 from dptrain.errors import DptrainError, PreemptedError
-from dptrain.health.interruption import Interruption
+from dptrain.health.interruption import NEVER, Interruption
 from dptrain.parallel.communicator import Communicator
-from dptrain.report.jsonl import MetricsWriter
-from dptrain.report.recorder import Recorder
+from dptrain.report.jsonl import JsonLines
+from dptrain.training.events import Event, RanksLost, RunFacts, RunStarted, StepFinished
 from dptrain.training.loop import train
-from dptrain.training.step import StepOutcome
 
 SECONDS = {"compute", "data", "waiting", "reduction"}
 KEYS = {
@@ -53,14 +56,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed(tmp_path_factory.mktemp("metrics") / "set")
 
 
-def recorded(data: Path, folder: Path, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def recorded(
+    data: Path, folder: Path, interruption: Interruption = NEVER, **changes: Any
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Every line of metrics.jsonl after a run, and the run's summary."""
     config = configuration(data, folder, **changes)
-    recorder = Recorder(config, "one process")
-    try:
-        summary = train(config, Communicator(), recorder)
-    finally:
-        recorder.close()
+    with closing(JsonLines()) as reporter:
+        summary = train(config, Communicator(), [reporter], interruption)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], summary
 
 
@@ -124,66 +126,100 @@ def test_a_resumed_run_appends_the_same_figures_as_an_undisturbed_one(data: Path
     assert figures[2] == figures[3]
 
 
-class AsksToEnd(Recorder, Interruption):
+class AsksToEnd(JsonLines, Interruption):
     """Asks the run to end after a step."""
 
-    def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
-        super().stepped(state, outcome, lr)
-        if state.step == STEPS_PER_EPOCH:
+    def handle(self, event: Event) -> None:
+        super().handle(event)
+        if isinstance(event, StepFinished) and event.step == STEPS_PER_EPOCH:
             self.signal_name = "SIGTERM"
 
 
 def test_a_run_resumed_at_the_end_of_an_epoch_has_no_rate_for_it(data: Path, tmp_path: Path) -> None:
     """Found in the field: "images_per_second": 0.0 in the epoch line, as this process made no step of the epoch."""
-    config = configuration(data, tmp_path / "run")
-    with closing(AsksToEnd(config, "one process")) as recorder, pytest.raises(PreemptedError):
-        train(config, Communicator(), recorder, recorder)
+    with closing(AsksToEnd()) as reporter, pytest.raises(PreemptedError):
+        train(configuration(data, tmp_path / "run"), Communicator(), [reporter], reporter)
     lines, _ = recorded(data, tmp_path / "run")
     first, second = of("epoch", lines)
     assert (first["step"], first["images_per_second"]) == (STEPS_PER_EPOCH, None)
     assert second["images_per_second"] > 0
 
 
+def test_an_evaluation_that_is_repeated_is_not_logged_again(data: Path, tmp_path: Path) -> None:
+    before, _ = recorded(data, tmp_path / "run")
+    lines, _ = recorded(data, tmp_path / "run")
+    assert [line["event"] for line in lines[len(before) :]] == ["start"]
+
+
+def test_the_first_line_says_when_where_and_with_what(data: Path, tmp_path: Path) -> None:
+    before = datetime.now(UTC)
+    line = recorded(data, tmp_path / "run", max_steps=1)[0][0]
+    started = datetime.fromisoformat(line["time"])
+    assert started.utcoffset() == timedelta(0)
+    assert abs(started - before) < timedelta(seconds=30)
+    assert (line["host"], line["command"]) == (socket.gethostname(), sys.argv)
+    assert (line["versions"]["dptrain"], line["versions"]["numpy"]) == (__version__, np.__version__)
+    assert {"python", "h5py", "hdf5", "mpi4py", "mpi"} <= set(line["versions"])
+
+
+def facts(folder: Path) -> RunFacts:
+    return RunFacts(str(folder), "", 0, 0, (1, 1, 1), 1, 1, "", 1, epochs=1, steps_per_epoch=1, last_step=1, ranks=2,
+                    threads=1, connection="", mpi="")  # fmt: skip
+
+
+def started_in(folder: Path) -> JsonLines:
+    """A reporter of a run that has begun in a folder."""
+    reporter = JsonLines()
+    reporter.handle(RunStarted(facts(folder), 0, None))
+    return reporter
+
+
+STEP = StepFinished(1, 1, 0.5, 1.0, 0.1, 100.0, {}, logged=True)
+
+
+def test_ranks_lost_are_a_line_with_the_documented_keys(tmp_path: Path) -> None:
+    """It is the first line that a new rank 0 writes, as on a host with another disk."""
+    reporter = started_in(tmp_path)
+    (tmp_path / "other").mkdir()
+    reporter.handle(RanksLost(facts(tmp_path / "other"), 5, [0, 2], 0.25))
+    reporter.handle(STEP)
+    reporter.close()
+    lines = [json.loads(line) for line in (tmp_path / "other" / "metrics.jsonl").read_text().splitlines()]
+    expected = {"step": 5, "lost": [0, 2], "ranks": 2, "threads": 1, "recovery_seconds": 0.25}
+    assert lines[0] == {"event": "recovery", **expected}
+    assert [line["event"] for line in lines] == ["recovery", "step"]
+
+
 def test_a_line_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    writer = MetricsWriter(tmp_path / "metrics.jsonl")
-    writer.write("step", loss=0.5)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"event": "step", "loss": 0.5}\n'
-    writer.close()
+    reporter = started_in(tmp_path)
+    reporter.handle(STEP)
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    reporter.close()
+    assert set(line) == KEYS[line["event"]] == KEYS["step"]
 
 
-def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    writer = MetricsWriter(None)
-    writer.write("step", loss=0.5)
-    writer.close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_opened_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DptrainError, match=r"metrics\.jsonl: cannot be written: No such file"):
-        MetricsWriter(tmp_path / "missing" / "metrics.jsonl").write("start")
+        started_in(tmp_path / "missing")
 
 
 def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"event": "start"}\n{"event": "st')
-    writer = MetricsWriter(path)
-    writer.write("start", step=3)
-    writer.close()
-    assert path.read_text().splitlines() == ['{"event": "start"}', '{"event": "st', '{"event": "start", "step": 3}']
+    started_in(tmp_path).close()
+    assert path.read_text().splitlines()[:2] == ['{"event": "start"}', '{"event": "st']
+    assert json.loads(path.read_text().splitlines()[2])["event"] == "start"
 
 
-def test_a_full_disk_is_named_and_closing_afterwards_adds_no_other_error(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_by_one_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with path.open("w") as file:
         file.truncate(1 << 30)  # takes no place, and cannot grow
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, before[1]))
     try:
-        writer = MetricsWriter(path)
         with pytest.raises(DptrainError, match="File too large; checkpoints so far are kept"):
-            writer.write("step", loss=0.5)
-        writer.close()
+            started_in(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -191,5 +227,5 @@ def test_a_full_disk_is_named_and_closing_afterwards_adds_no_other_error(tmp_pat
 def test_a_link_in_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DptrainError, match="is a symbolic link, which is not followed for writing"):
-        MetricsWriter(tmp_path / "metrics.jsonl").write("step", loss=0.5)
+        started_in(tmp_path)
     assert not (tmp_path / "elsewhere").exists()

@@ -73,7 +73,7 @@ def test_a_users_function_gets_input_shape_classes_and_options(my_net: Path) -> 
 def test_a_users_network_trains_on_28x28_grey_images_unchanged(my_net: Path, tmp_path: Path) -> None:
     data = packed(tmp_path / "grey", shape=(1, 28, 28), classes=7)
     summary, memory = run(configuration(data, tmp_path / "run", model=f"{my_net}:build", model_options={}, epochs=8))
-    losses = [loss for _, loss, _, _ in memory.evaluations]
+    losses = [loss for _, loss, *_ in memory.evaluations]
     assert summary["step"] == 8 * 7
     assert losses[-1] < losses[0]
 
@@ -81,7 +81,7 @@ def test_a_users_network_trains_on_28x28_grey_images_unchanged(my_net: Path, tmp
 def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Path) -> None:
     data = packed(tmp_path / "grey", shape=(1, 28, 28), classes=7)
     _, memory = run(configuration(data, tmp_path / "run", epochs=8))
-    losses = [loss for _, loss, _, _ in memory.evaluations]
+    losses = [loss for _, loss, *_ in memory.evaluations]
     assert losses[-1] < losses[0]
 
 
@@ -160,7 +160,7 @@ def test_an_error_of_the_file_is_permanent_and_shows_the_users_part_of_the_trace
     assert len(caught.value.details.splitlines()) < 70
 
 
-@pytest.mark.parametrize("method", ["bind", "parameter_shapes", "__repr__", "__init__"])
+@pytest.mark.parametrize("method", ["bind", "tensors", "__repr__", "__init__"])
 def test_an_error_of_a_users_layer_while_the_network_is_built_is_permanent(method: str, tmp_path: Path) -> None:
     path = tmp_path / "net.py"
     path.write_text(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from data_sets import image_data
 from mpi_runs import dptrain, own_mpi
+from networks import ready
 from training_runs import configuration, packed, run, session_and_state
 
 from dptrain.arrays.memory import Workspace
@@ -38,7 +39,7 @@ def plain_loop(data: Path, checkpoint: Path) -> Evaluation:
         part = read_shard(data, manifest, "test", shard)
         for image, label in zip(part.images, part.labels.tolist(), strict=True):
             x = ((image / 255 - mean) / std).transpose(1, 2, 0)[:, :, None]
-            logits = network.predict(parameters, x, Workspace(np.float64))[0].tolist()
+            logits = network.predict(ready(network, parameters), x, Workspace(np.float64))[0].tolist()
             losses.append(math.log(sum(math.exp(z - max(logits)) for z in logits)) + max(logits) - logits[label])
             samples[label] += 1
             correct[label] += logits.index(max(logits)) == label
@@ -62,7 +63,7 @@ def test_parameters_that_are_not_finite_give_such_a_loss_without_a_warning() -> 
     """Winograd's transform of the kernels, made once for all shards, meets them before any sample is seen."""
     network = Network([Conv2d(2, 3, algorithm="winograd4"), Flatten(), Linear(2)], (1, 6, 6))
     manifest = random_manifest((1, 6, 6), classes=2, shards=1, samples=3)
-    parameters = network.initial_parameters(0)
+    parameters = network.initial(0)["parameters"]
     parameters[0] = np.inf
     shards = {0: random_samples((1, 6, 6), 2, 0, 3)}
     work = EvaluationWork(network, shards, Normalisation(manifest), longest=3)

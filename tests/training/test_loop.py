@@ -36,14 +36,13 @@ from training_runs import (
 from dptrain.checkpoint import writer
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import checkpoint_bytes, read_checkpoint
-from dptrain.checkpoint.state import TrainingState
 from dptrain.config.train import TrainConfig
 from dptrain.errors import CheckpointError, PreemptedError, TrainingError, UsageError
 from dptrain.health.interruption import Interruption
 from dptrain.parallel.communicator import Communicator
 from dptrain.system.durable import write_durably
+from dptrain.training.events import Event, StepFinished
 from dptrain.training.loop import train
-from dptrain.training.step import StepOutcome
 
 AUGMENTED = {"crop": "reflect", "flip": True}
 
@@ -74,7 +73,6 @@ def assert_same_end(folder: Path, memory: Memory, undisturbed: tuple[dict[str, A
     assert state.digest() == expected.digest()
     assert state.progress == expected.progress
     assert memory.evaluations[-1] == other.evaluations[-1]
-    assert memory.state_sha256 == other.state_sha256
 
 
 def test_every_sample_is_used_once_an_epoch_with_the_scheduled_rate(
@@ -86,12 +84,14 @@ def test_every_sample_is_used_once_an_epoch_with_the_scheduled_rate(
     assert [lr for *_, lr in memory.steps] == [schedule(step) for step in range(LAST_STEP)]
     for epoch in (0, 1):
         of_epoch = memory.steps[epoch * STEPS_PER_EPOCH : (epoch + 1) * STEPS_PER_EPOCH]
-        assert sum(samples for *_, samples, _ in of_epoch) == TRAIN
-        step, loss, accuracy, evaluation = memory.evaluations[epoch]
+        sizes = [BATCH_SIZE] * (STEPS_PER_EPOCH - 1) + [TRAIN % BATCH_SIZE]
+        step, loss, accuracy, _, _ = memory.evaluations[epoch]
         assert step == (epoch + 1) * STEPS_PER_EPOCH
-        assert loss == pytest.approx(sum(mean * samples for _, mean, _, samples, _ in of_epoch) / TRAIN)
-        assert accuracy == sum(correct for _, _, correct, _, _ in of_epoch) / TRAIN
-        assert evaluation.samples == TEST
+        for figure, of_step in ((loss, 1), (accuracy, 2)):
+            parts = zip(of_epoch, sizes, strict=True)
+            assert figure == pytest.approx(sum(one[of_step] * size for one, size in parts) / TRAIN)
+    assert memory.finished is not None
+    assert memory.finished.test_samples == TEST
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_a_run_broken_off_goes_on_from_its_last_checkpoint(
 ) -> None:
     config = configuration(data, tmp_path / "run", checkpoint_every="3", **undisturbed[0])
     with pytest.raises(KeyboardInterrupt):
-        train(config, Communicator(), Memory(interrupt_after=broken_off))
+        train(config, Communicator(), [Memory(interrupt_after=broken_off)])
     _, memory = run(config)
     # Checkpoints are at multiples of 3 and at the end of the epoch, 7; the one of this step was not yet written.
     saved = [step for step in (3, 6, 7, 9) if step < broken_off]
@@ -130,15 +130,15 @@ def test_a_run_broken_off_goes_on_from_its_last_checkpoint(
 
 
 class AskedAfter(Memory, Interruption):
-    """An observer that, once it has seen a step, asks the run to end, whose interruption it is as well."""
+    """A reporter that, once it has received a step, asks the run to end; it is the interruption as well."""
 
     def __init__(self, step: int) -> None:
         super().__init__()
         self.asked_after = step
 
-    def stepped(self, state: TrainingState, outcome: StepOutcome, lr: float) -> None:
-        super().stepped(state, outcome, lr)
-        if state.step == self.asked_after:
+    def handle(self, event: Event) -> None:
+        super().handle(event)
+        if isinstance(event, StepFinished) and event.step == self.asked_after:
             self.signal_name = "SIGTERM"
 
 
@@ -151,7 +151,7 @@ def test_a_run_asked_to_end_saves_and_makes_up_for_what_it_left_out(
     first = AskedAfter(asked)
     stopped = asked if asked % STEPS_PER_EPOCH == 0 else asked + 1
     with pytest.raises(PreemptedError, match=rf"stopped by SIGTERM: step-{stopped:08d}\.h5 is written"):
-        train(config, Communicator(), first, first)
+        train(config, Communicator(), [first], first)
     assert last_checkpoint(tmp_path / "run").name == f"step-{stopped:08d}.h5"
     _, second = run(config)
     assert [*first.steps, *second.steps] == undisturbed[2].steps
@@ -230,7 +230,6 @@ def test_a_finished_run_is_only_evaluated_again(
     summary, again = run(configuration(data, tmp_path / "run", **options))
     assert again.steps == []
     assert again.evaluations == first.evaluations[-1:]
-    assert again.state_sha256 == first.state_sha256
     assert summary["step"] == LAST_STEP
     assert {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()} == before
 
@@ -239,12 +238,12 @@ def test_the_summary_is_of_the_last_state(
     undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
     summary, memory = run(configuration(data, tmp_path / "run", **undisturbed[0]))
-    evaluation = memory.evaluations[-1][-1]
+    *_, test_loss, test_accuracy = memory.evaluations[-1]
     state = read_checkpoint(last_checkpoint(tmp_path / "run")).state
     assert summary == {
         "step": LAST_STEP,
-        "test_loss": evaluation.loss,
-        "test_accuracy": evaluation.correct / TEST,
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
         "params_sha256": state.params_sha256,
         "run_dir": str(tmp_path / "run"),
     }
@@ -302,7 +301,7 @@ def test_what_was_never_evaluated_is_saved_with_its_accuracy(data: Path, tmp_pat
     """Stopped at a checkpoint within an epoch, then asked for no more steps than that."""
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train(configuration(data, folder, checkpoint_every="3"), Communicator(), Memory(interrupt_after=4))
+        train(configuration(data, folder, checkpoint_every="3"), Communicator(), [Memory(interrupt_after=4)])
     summary, _ = run(configuration(data, folder, max_steps=3))
     assert (
         read_checkpoint(folder / "checkpoints" / "step-00000003.h5").state.progress.test_accuracy
@@ -341,13 +340,14 @@ def test_going_back_in_the_same_folder_is_refused(data: Path, tmp_path: Path) ->
 def test_stopped_on_two_ranks_and_resumed_on_three_has_the_bits_of_one_process(
     undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
-    options, _, memory = undisturbed
+    options, folder, memory = undisturbed
     for ranks, stop in ((2, 5), (3, 0)):
         words = flags(data, tmp_path / "run", max_steps=stop, **options)
         done = dptrain("train", *words, "--json", cwd=tmp_path, mpi=own_mpi(), ranks=ranks)
         assert done.returncode == 0, done.stderr
-    assert read_checkpoint(last_checkpoint(tmp_path / "run")).state.digest() == memory.state_sha256
-    assert json.loads(done.stdout.splitlines()[-1])["test_loss"] == memory.evaluations[-1][-1].loss
+    states = [read_checkpoint(last_checkpoint(path)).state for path in (folder, tmp_path / "run")]
+    assert states[0].digest() == states[1].digest()
+    assert json.loads(done.stdout.splitlines()[-1])["test_loss"] == memory.evaluations[-1][3]
     assert done.stdout.count("params_sha256 ") == 1
 
 
@@ -368,9 +368,9 @@ from dptrain.nn.layers.activation import Flatten
 from dptrain.nn.layers.linear import Linear
 
 class Slow(Flatten):
-    def forward(self, x, parameters, workspace):
+    def forward(self, x, call):
         time.sleep(0.004)
-        return super().forward(x, parameters, workspace)
+        return super().forward(x, call)
 
 def build(input_shape, classes):
     return [Slow(), Linear(classes)]

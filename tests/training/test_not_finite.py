@@ -20,7 +20,7 @@ from mpi_runs import dptrain, own_mpi
 from thread_ranks import on_ranks
 from training_runs import SHARDS, configuration, flags, packed, session_and_state
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import read_checkpoint
 from dptrain.checkpoint.state import Progress, TrainingState
@@ -31,7 +31,7 @@ from dptrain.training.finite import check_finite, first_of_all_shards
 from dptrain.training.setup import Session
 
 HOST = socket.gethostname()
-LAYOUT = ParamLayout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})
+LAYOUT = Layout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})
 BROKEN = {
     "output": "the output of {} holds nan",
     "gradient": "the gradient of {}.slope holds inf",
@@ -95,7 +95,7 @@ def test_what_no_shard_shows_alone_is_told_as_that(
     session, state = session_and_state(configuration(data, data / "run"))
     values = iter(fills)
 
-    def fill(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any) -> Outcome:
+    def fill(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any, **options: Any) -> Outcome:
         gradient.fill(next(values))
         return Outcome(1.0, 0)
 
@@ -143,7 +143,7 @@ TENSORS = list(itertools.product(("parameters", "momentum"), LAYOUT.shapes))
 @pytest.mark.parametrize("first", range(len(TENSORS)))
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
 def test_the_first_tensor_of_a_state_that_is_not_finite_is_named(bad: str, first: int) -> None:
-    layouts = {"parameters": LAYOUT, "buffers": ParamLayout({}), "momentum": LAYOUT}
+    layouts = {"parameters": LAYOUT, "buffers": Layout({}), "momentum": LAYOUT}
     vectors = {name: np.ones(layout.size, np.float32) for name, layout in layouts.items()}
     state = TrainingState(vectors, Progress(step=9))
     check_finite(state, layouts, Communicator())

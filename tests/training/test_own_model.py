@@ -33,10 +33,10 @@ from dptrain.nn import Layer
 
 class Squash(Layer):
     kind = "squash"
-    def forward(self, x, parameters, workspace):
+    def forward(self, x, call):
         y = np.tanh(x)
         return y, y
-    def backward(self, dy, y, parameters, gradients, workspace, need_dx=True):
+    def backward(self, dy, y, call):
         return dy * (1 - y * y)
 """
 RECTIFY = SQUASH.replace("np.tanh(x)", "np.maximum(x, 0)").replace("1 - y * y", "y > 0")
@@ -272,8 +272,8 @@ UNSEEDED = """
 MASK = np.random.random(4).astype(np.float32)
 
 class Masked(Linear):
-    def forward(self, x, parameters, workspace):
-        y, saved = super().forward(x, parameters, workspace)
+    def forward(self, x, call):
+        y, saved = super().forward(x, call)
         return y * MASK, saved
 
 def build(input_shape, classes):

@@ -13,13 +13,13 @@ from mpi_runs import PROGRAMS, mpirun, own_mpi
 from thread_ranks import on_ranks
 from training_runs import flags, packed
 
-from dptrain.arrays.layout import ParamLayout
+from dptrain.arrays.layout import Layout
 from dptrain.checkpoint.state import Progress, TrainingState
 from dptrain.errors import DptrainError, PeerError, TrainingError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.replicas import check_replicas
 
-LAYOUT = ParamLayout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})
+LAYOUT = Layout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})
 LAYOUTS = {"parameters": LAYOUT, "momentum": LAYOUT}
 TENSORS = [f"{words} {name}" for words in ("parameter", "momentum of") for name in LAYOUT.shapes]
 HOST = socket.gethostname()

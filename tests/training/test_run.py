@@ -19,21 +19,11 @@ from dptrain.config.train import TrainConfig
 from dptrain.errors import PeerError, PreemptedError, RankLostError
 from dptrain.health.interruption import Interruption
 from dptrain.parallel.communicator import Communicator
+from dptrain.training.events import Event, RunStarted
 from dptrain.training.loop import train
 
 # An epoch of 7 steps and one more: checkpoints after 3 and 6, an evaluation after 7 and at the end.
 RANKS, LAST_STEP = 3, 8
-
-
-class Survivor(Memory):
-    """An observer that ranks may be lost to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lost: list[list[int]] = []
-
-    def recovered(self, session: Any, state: Any, folder: Any, lost: Sequence[int], seconds: float) -> None:
-        self.lost.append(list(lost))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +45,7 @@ def elastic(data: Path, run_dir: Path, **changes: Any) -> TrainConfig:
 
 def train_with_deaths(config: TrainConfig, deaths: Sequence[Death]) -> tuple[dict[int, Any], list[int]]:
     """The summaries of the ranks that live, and how many collectives each rank has called."""
-    results, world = on_mortal_ranks(RANKS, lambda communicator: train(config, communicator, Survivor()), deaths)
+    results, world = on_mortal_ranks(RANKS, lambda communicator: train(config, communicator), deaths)
     assert len(results) == RANKS - len(world.dead)
     return results, world.calls
 
@@ -126,14 +116,13 @@ def test_without_elastic_a_death_is_an_error_though_the_mpi_could_do_more(data: 
 
 
 def test_all_deaths_are_told_also_of_a_recovery_that_a_death_interrupts(data: Path, tmp_path: Path) -> None:
-    observers: dict[int, Survivor] = {}
+    memories = {rank: Memory() for rank in range(RANKS)}
 
     def program(communicator: Communicator) -> None:
-        observers[communicator.rank] = Survivor()
-        train(elastic(data, tmp_path / "run"), communicator, observers[communicator.rank])
+        train(elastic(data, tmp_path / "run"), communicator, [memories[communicator.rank]])
 
     on_mortal_ranks(RANKS, program, [Death(1, 20), Death(2, 23)])
-    assert observers[0].lost == [[1, 2]]
+    assert memories[0].lost == [[1, 2]]
 
 
 class Asked(Interruption):
@@ -151,7 +140,7 @@ def test_a_signal_that_came_before_a_death_ends_the_run_after_the_recovery(
     def program(communicator: Communicator) -> str:
         interruption = Asked() if communicator.rank == 0 else Interruption()
         with pytest.raises((PreemptedError, PeerError), match="stopped by SIGTERM") as caught:
-            train(config, communicator, Survivor(), interruption)
+            train(config, communicator, [], interruption)
         return str(caught.value)
 
     # With the first step: its collectives follow on those of the beginning.
@@ -166,20 +155,22 @@ def test_a_run_whose_new_rank_0_has_another_disk_makes_its_folder_complete_and_s
     data: Path, undisturbed: str, tmp_path: Path
 ) -> None:
     config = elastic(data, tmp_path / "run")
-    observers = {rank: Survivor() for rank in range(RANKS)}
+    memories = {rank: Memory() for rank in range(RANKS)}
 
-    def lose_the_disk(*_: Any) -> None:
-        shutil.rmtree(tmp_path / "run")
+    class LosesTheDisk(Memory):
+        def handle(self, event: Event) -> None:
+            if isinstance(event, RunStarted):
+                shutil.rmtree(tmp_path / "run")
 
-    observers[1].started = lose_the_disk  # type: ignore[method-assign]
+    memories[0] = LosesTheDisk()
 
     def program(communicator: Communicator) -> dict[str, Any]:
-        return train(config, communicator, observers[communicator.rank])
+        return train(config, communicator, [memories[communicator.rank]])
 
     results, _ = on_mortal_ranks(RANKS, program, [Death(0, 30)])
     assert_undisturbed(config, results, undisturbed)
-    said = [line for line in observers[1].lines if "the run continues in" in line]
-    assert said == [
+    assert memories[1].lost == [[0]]
+    assert memories[1].lines == [
         f"the run continues in {tmp_path / 'run'} on {socket.gethostname()}, a new folder: "
         "the earlier checkpoints are on the host that was lost"
     ]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from networks import ready
 from numpy.typing import NDArray
 from training_runs import BATCH_SIZE, STEPS_PER_EPOCH, TRAIN, configuration, packed, session_and_state
 
@@ -39,7 +40,9 @@ def joined_pass(
     labels = np.concatenate([labels for _, labels in parts])
     gradient = np.zeros(session.network.layout.size)
     parameters = state.parameters.astype(np.float64)
-    outcome = session.network.loss_and_grad(parameters, images, labels, gradient, Workspace(np.float64))
+    outcome = session.network.loss_and_grad(
+        ready(session.network, parameters), images, labels, gradient, Workspace(np.float64)
+    )
     return gradient / len(labels), outcome.loss_sum / len(labels), outcome.correct, len(labels)
 
 
@@ -129,7 +132,7 @@ def test_infinities_that_cancel_are_noticed_without_a_warning(
     session, state = prepared
     signs = itertools.cycle([np.inf, -np.inf, 0, 0])
 
-    def overflow(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any) -> Outcome:
+    def overflow(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any, **options: Any) -> Outcome:
         gradient.fill(next(signs))
         return Outcome(1.0, 0)
 
@@ -143,7 +146,7 @@ def test_infinities_of_both_signs_in_one_gradient_are_noticed_without_a_warning(
 ) -> None:
     session, state = prepared
 
-    def overflow(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any) -> Outcome:
+    def overflow(parameters: Any, images: Any, labels: Any, gradient: Any, workspace: Any, **options: Any) -> Outcome:
         gradient[::2], gradient[1::2] = np.inf, -np.inf
         return Outcome(1.0, 0)
 

@@ -1,4 +1,4 @@
-"""ReLU and Flatten: the layers that only clip or reorder."""
+"""ReLU and Flatten: the layers that only clip or reorder values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Layer, Parameters
+from dptrain.nn.layer import Layer
+from dptrain.nn.passes import Pass
 
 
 class ReLU(Layer):
@@ -16,24 +17,13 @@ class ReLU(Layer):
 
     kind = "relu"
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
-    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Array]:
-        y = np.maximum(x, 0, out=workspace.array(self.name, "y", x.shape))
+    def forward(self, x: Array, call: Pass) -> tuple[Array, Array]:
+        y = np.maximum(x, 0, out=call.workspace.array(self.name, "y", x.shape))
         return y, y
 
-    def backward(
-        self,
-        dy: Array,
-        saved: Array,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-        need_dx: bool = True,
-    ) -> Array:
-        active = np.greater(saved, 0, out=workspace.array(self.name, "active", saved.shape, bool))
-        return np.multiply(dy, active, out=workspace.array(self.name, "dx", saved.shape))
+    def backward(self, dy: Array, saved: Array, call: Pass) -> Array:
+        active = np.greater(saved, 0, out=call.workspace.array(self.name, "active", saved.shape, bool))
+        return np.multiply(dy, active, out=call.workspace.array(self.name, "dx", saved.shape))
 
 
 class Flatten(Layer):
@@ -41,32 +31,21 @@ class Flatten(Layer):
 
     kind = "flatten"
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
-
     def bind(self, input_shape: Shape) -> Shape:
         self.input_shape = input_shape
         return (math.prod(input_shape),)
 
-    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, None]:
-        samples_first = self._samples_first(x.shape[-2], workspace)
+    def forward(self, x: Array, call: Pass) -> tuple[Array, None]:
+        samples_first = self._samples_first(x.shape[-2], call.workspace)
         np.copyto(samples_first, x.transpose(-2, *range(x.ndim - 2), -1))
-        y = workspace.array(self.name, "y", (len(samples_first), math.prod(self.input_shape)))
+        y = call.workspace.array(self.name, "y", (len(samples_first), math.prod(self.input_shape)))
         np.copyto(self._as_planes(y), samples_first)
         return y, None
 
-    def backward(
-        self,
-        dy: Array,
-        saved: None,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-        need_dx: bool = True,
-    ) -> Array:
-        samples_first = self._samples_first(len(dy), workspace)
+    def backward(self, dy: Array, saved: None, call: Pass) -> Array:
+        samples_first = self._samples_first(len(dy), call.workspace)
         np.copyto(samples_first, self._as_planes(dy))
-        dx = workspace.array(self.name, "dx", array_shape(self.input_shape, len(dy)))
+        dx = call.workspace.array(self.name, "dx", array_shape(self.input_shape, len(dy)))
         np.copyto(dx.transpose(-2, *range(dx.ndim - 2), -1), samples_first)
         return dx
 

@@ -18,7 +18,9 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation, Geometry, zeros_beyond
 from dptrain.nn.convolution.im2col import Im2col
 from dptrain.nn.convolution.winograd import KERNEL, Winograd
-from dptrain.nn.layer import Layer, Parameters, pair
+from dptrain.nn.layer import Layer, pair
+from dptrain.nn.passes import Parameters, Pass
+from dptrain.nn.tensor import Tensor, he_uniform, zeros
 
 KERNELS = "kernels"  # among prepared parameters: the weight as the algorithm needs it
 ALGORITHMS = ("im2col", "winograd2", "winograd4")
@@ -61,14 +63,15 @@ class Conv2d(Layer):
                 f"algorithm {algorithm} is for kernel_size 3 and stride 1, not {self.kernel_size} and {self.stride}"
             )
         self.algorithm = algorithm
-        self.chosen = algorithm  # bind settles what "auto" means
+        self.chosen = algorithm  # bind replaces "auto"
 
-    def __repr__(self) -> str:
-        name = type(self).__name__
-        return (
-            f"{name}({self.out_channels}, {self.kernel_size}, stride={self.stride}, padding={self.padding}, "
-            f"algorithm={self.chosen!r})"
-        )
+    def spec(self) -> dict[str, Any]:
+        spec = super().spec()
+        spec.pop("algorithm", None)
+        return spec
+
+    def tuning(self) -> dict[str, Any]:
+        return {"algorithm": self.chosen}
 
     def bind(self, input_shape: Shape) -> Shape:
         """Also chooses the algorithm, if that is left to it."""
@@ -88,14 +91,12 @@ class Conv2d(Layer):
             return Im2col(self.geometry, self.name, q)
         return Winograd(self.geometry, self.name, q, int(self.chosen.removeprefix("winograd")))
 
-    def parameter_shapes(self) -> dict[str, Shape]:
-        return {
-            "weight": (self.out_channels, self.geometry.input_shape[0], *self.kernel_size),
-            "bias": (self.out_channels,),
-        }
-
-    def fan_in(self) -> int:
-        return self.geometry.fan_in
+    def tensors(self) -> list[Tensor]:
+        weight = (self.out_channels, self.geometry.input_shape[0], *self.kernel_size)
+        return [
+            Tensor("weight", weight, he_uniform(self.geometry.fan_in)),
+            Tensor("bias", (self.out_channels,), zeros),
+        ]
 
     def forward_flops(self) -> int:
         return 2 * self.geometry.fan_in * math.prod(self.geometry.output_shape)
@@ -103,28 +104,20 @@ class Conv2d(Layer):
     def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
         return with_kernels(self.correlation, parameters, workspace)
 
-    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, Any]:
-        parameters = with_kernels(self.correlation, parameters, workspace)
-        sums, saved = self.correlation.forward(x, parameters[KERNELS], workspace)
+    def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
+        parameters = with_kernels(self.correlation, call.parameters, call.workspace)
+        sums, saved = self.correlation.forward(x, parameters[KERNELS], call.workspace)
         out_channels, height, width = self.geometry.output_shape
-        y = workspace.array(self.name, "y", (*self.correlation.extent, x.shape[2], out_channels))
+        y = call.workspace.array(self.name, "y", (*self.correlation.extent, x.shape[2], out_channels))
         np.add(sums[0, 0], parameters["bias"], out=self.correlation.in_own_order(y))
         return y[:height, :width], (sums, saved, parameters[KERNELS])
 
-    def backward(
-        self,
-        dy: Array,
-        saved: Any,
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-        need_dx: bool = True,
-    ) -> Array | None:
+    def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
         sums, saved, kernels = saved
-        add_up(dy, gradients["bias"])
-        dy = zeros_beyond(dy, self.correlation.extent, self.name, workspace)
+        add_up(dy, call.gradients["bias"])
+        dy = zeros_beyond(dy, self.correlation.extent, self.name, call.workspace)
         sums[0, 0] = self.correlation.in_own_order(dy)
-        return self.correlation.backward(sums, saved, kernels, gradients["weight"], workspace, need_dx)
+        return self.correlation.backward(sums, saved, kernels, call.gradients["weight"], call.workspace, call.need_dx)
 
 
 def add_up(dy: Array, dbias: Array) -> None:

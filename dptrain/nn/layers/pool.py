@@ -6,7 +6,8 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Layer, Parameters, pair, windows
+from dptrain.nn.layer import Layer, pair, windows
+from dptrain.nn.passes import Pass
 
 Masks = list[Array]
 
@@ -24,9 +25,6 @@ class MaxPool2d(Layer):
         self.kernel_size = pair(kernel_size, "kernel_size", 1)
         self.stride = self.kernel_size if stride is None else pair(stride, "stride", 1)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.kernel_size}, stride={self.stride})"
-
     def bind(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 3:
             raise ValueError(f"{self!r} needs feature maps (C, H, W), it gets {input_shape}")
@@ -39,23 +37,15 @@ class MaxPool2d(Layer):
         )
         return self.output_shape
 
-    def forward(self, x: Array, parameters: Parameters, workspace: Workspace) -> tuple[Array, tuple[Masks, Masks]]:
-        rows, row_masks = self._max_along(1, x, workspace)
-        y, column_masks = self._max_along(0, rows, workspace)
+    def forward(self, x: Array, call: Pass) -> tuple[Array, tuple[Masks, Masks]]:
+        rows, row_masks = self._max_along(1, x, call.workspace)
+        y, column_masks = self._max_along(0, rows, call.workspace)
         return y, (row_masks, column_masks)
 
-    def backward(
-        self,
-        dy: Array,
-        saved: tuple[Masks, Masks],
-        parameters: Parameters,
-        gradients: Parameters,
-        workspace: Workspace,
-        need_dx: bool = True,
-    ) -> Array:
+    def backward(self, dy: Array, saved: tuple[Masks, Masks], call: Pass) -> Array:
         row_masks, column_masks = saved
-        drows = self._max_along_backward(0, dy, column_masks, workspace)
-        return self._max_along_backward(1, drows, row_masks, workspace)
+        drows = self._max_along_backward(0, dy, column_masks, call.workspace)
+        return self._max_along_backward(1, drows, row_masks, call.workspace)
 
     def _window(self, axis: int, offset: int) -> tuple[slice, ...]:
         """The entries number `offset` of all windows along an axis (0: height, 1: width)."""

@@ -25,15 +25,16 @@ class Lengths(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Views of a vector: gradient (P,), statistics (B,), sums of figures, and requests of ranks."""
+    """A vector, and views of it: gradient (P,), statistics (B,), sums of figures, and requests of ranks."""
 
+    vector: Array
     gradient: Array
     statistics: Array
     sums: Array
     requests: Array
 
 
-Reduced = Parts  # of the vector that is the sum over all shards
+Reduced = Parts  # of the sum over all shards
 
 
 def sum_tree(node: Node, parts: dict[Node, Array]) -> Array:
@@ -67,10 +68,10 @@ class Reducer(ABC):
         for shard, parts in self.parts.items():
             parts.requests[:] = requests if shard == min(self.parts) and len(requests) else 0
 
-    def ready(self, shard: int, part: slice) -> None:
-        """Called by the thread or forked worker that computes a shard, once a slice of its vector is complete.
+    def ready(self, shard: int, part: slice) -> None:  # noqa: B027 - a subclass may define it
+        """A slice of a shard's vector is complete. Called by the thread or forked worker that computes the shard.
 
-        A reduction that overlaps computing and communication starts from here. Others, such as these, ignore it.
+        A reduction can start here, while other slices are still computed. This one waits for `finish`.
         """
 
     def finish(self) -> Reduced:
@@ -94,4 +95,4 @@ class Reducer(ABC):
         self.waited += time.perf_counter() - started
 
     def _parts(self, vector: Array) -> Parts:
-        return Parts(*np.split(vector, np.cumsum(self.lengths)[:-1]))
+        return Parts(vector, *np.split(vector, np.cumsum(self.lengths)[:-1]))

@@ -1,8 +1,9 @@
 """The sum of all shards' vectors along one fixed tree over shards: the same bits on any number of ranks.
 
-Every rank first sums the subtrees that lie within its block of shards. The rest is exchanged by slices: rank r receives
-slice r of every partial sum, finishes the tree on it, and all ranks gather the finished slices. That moves as many bytes
-as a ring allreduce. The slices of a sum do not depend on one another, so the bits do not depend on the number of ranks.
+Every rank first sums the subtrees that lie within its block of shards. The rest is exchanged by slices: rank r
+receives slice r of every partial sum, finishes the tree on it, and all ranks gather the finished slices. That moves
+as many bytes as a ring allreduce. The slices of a sum do not depend on one another, so the bits do not depend on the
+number of ranks.
 """
 
 from __future__ import annotations

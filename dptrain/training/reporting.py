@@ -1,0 +1,154 @@
+"""From the course of a run on this rank to the events that the reporters of rank 0 receive."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dptrain.checkpoint.folder import RunFolder
+from dptrain.checkpoint.state import TrainingState
+from dptrain.config.train import TrainConfig
+from dptrain.training.evaluate import Evaluation
+from dptrain.training.events import (
+    EvaluationFinished,
+    EvaluationStarted,
+    Event,
+    Note,
+    RanksLost,
+    Reporter,
+    RunFacts,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+)
+from dptrain.training.setup import Session
+from dptrain.training.step import Seconds, StepOutcome
+
+
+class Meter:
+    """Samples and seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.seconds = Seconds()
+        self.samples = 0
+        self.started = time.perf_counter()
+
+    def add(self, outcome: StepOutcome) -> None:
+        self.seconds += outcome.seconds
+        self.samples += outcome.samples
+
+    def figures(self, other_seconds: float = 0.0) -> dict[str, Any]:
+        """images_per_second over wall time without `other_seconds` (None if no step was made), and seconds by kind."""
+        elapsed = time.perf_counter() - self.started - other_seconds
+        rate = round(self.samples / elapsed, 1) if self.samples else None
+        rounded = {name: round(value, 4) for name, value in asdict(self.seconds).items()}
+        return {"images_per_second": rate, "seconds": rounded}
+
+
+class RunReport:
+    """Makes the events of a run. Only rank 0 hands them on; another rank may become rank 0 later."""
+
+    def __init__(self, config: TrainConfig, reporters: Sequence[Reporter], connection: str) -> None:
+        self.config, self.reporters, self.connection = config, reporters, connection
+        self.rank = -1  # not known yet
+        self._since_logged = self._since_epoch = Meter()
+        self._evaluated_before = -1  # the step of an evaluation that the checkpoint held already
+
+    def emit(self, event: Event) -> None:
+        """Hand an event to every reporter if this is rank 0."""
+        for reporter in self.reporters if self.rank == 0 else ():
+            reporter.handle(event)
+
+    def note(self, text: str) -> None:
+        self.emit(Note(text))
+
+    def started(self, session: Session, state: TrainingState, folder: RunFolder, resumed: Path | None) -> None:
+        facts = self._facts(session, state, folder)
+        self.emit(RunStarted(facts, state.step, str(resumed) if resumed else None))
+
+    def ranks_lost(
+        self, session: Session, state: TrainingState, folder: RunFolder, lost: list[int], seconds: float
+    ) -> None:
+        self.emit(RanksLost(self._facts(session, state, folder), state.step, lost, round(seconds, 4)))
+
+    def _facts(self, session: Session, state: TrainingState, folder: RunFolder) -> RunFacts:
+        """Begin to measure; what reporters must know of the run."""
+        self._since_logged, self._since_epoch = Meter(), Meter()
+        self._evaluated_before = -1 if state.progress.test_accuracy is None else state.step
+        manifest, communicator = session.manifest, session.communicator
+        return RunFacts(
+            run_dir=str(folder.path),
+            data=self.config.data,
+            train_samples=manifest.samples("train"),
+            test_samples=manifest.samples("test"),
+            image_shape=manifest.image_shape,
+            classes=len(manifest.classes),
+            shards=manifest.shard_count,
+            model=self.config.model,
+            parameters=session.network.layout.size,
+            epochs=self.config.epochs,
+            steps_per_epoch=session.origin.steps_per_epoch,
+            last_step=session.last_step,
+            ranks=communicator.size,
+            threads=session.pool.size,
+            connection=self.connection,
+            mpi=communicator.implementation,
+        )
+
+    def step_finished(self, state: TrainingState, outcome: StepOutcome, lr: float, epoch: int) -> None:
+        """After a step of an epoch, which is counted from 1."""
+        if self.rank != 0:
+            return
+        self._since_logged.add(outcome)
+        self._since_epoch.add(outcome)
+        logged = state.step % self.config.log_every == 0
+        figures = self._since_logged.figures()
+        if logged:
+            self._since_logged = Meter()
+        accuracy = outcome.correct / outcome.samples
+        self.emit(StepFinished(state.step, epoch, outcome.loss, accuracy, lr, **figures, logged=logged))
+
+    def evaluation_started(self, state: TrainingState, epoch: int) -> None:
+        self.emit(EvaluationStarted(state.step, epoch))
+
+    def evaluation_finished(
+        self, state: TrainingState, evaluation: Evaluation, lr: float, epoch: int, seconds: float
+    ) -> None:
+        if self.rank != 0:
+            return
+        progress = state.progress
+        event = EvaluationFinished(
+            step=state.step,
+            epoch=epoch,
+            loss=progress.epoch_loss / progress.epoch_samples,
+            accuracy=progress.epoch_correct / progress.epoch_samples,
+            test_loss=evaluation.loss,
+            test_accuracy=evaluation.accuracy,
+            lr=lr,
+            **self._since_epoch.figures(seconds),
+            evaluation_seconds=round(seconds, 4),
+            params_sha256=state.params_sha256,
+            repeated=state.step == self._evaluated_before,
+        )
+        self.emit(event)
+        self._since_logged, self._since_epoch = Meter(), Meter()
+
+    def run_finished(self, state: TrainingState, evaluation: Evaluation, folder: RunFolder) -> RunFinished:
+        event = RunFinished(
+            step=state.step,
+            test_loss=evaluation.loss,
+            test_accuracy=evaluation.accuracy,
+            test_correct=evaluation.correct,
+            test_samples=evaluation.samples,
+            params_sha256=state.params_sha256,
+            run_dir=str(folder.path),
+            last_checkpoint=str(folder.checkpoint_of(state.step)),
+            best_checkpoint=str(folder.best) if folder.best else None,
+            best_accuracy=folder.best_accuracy,
+            best_step=folder.best_step,
+        )
+        self.emit(event)
+        return event
