@@ -6,9 +6,10 @@ import statistics
 import time
 from typing import Any
 
+from dptrain.config.train import REDUCTIONS
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.reduce import REDUCERS, reducer_class
+from dptrain.parallel.reduce import reducer_class
 from dptrain.parallel.reduce.reducer import Lengths
 
 BYTES = 4  # of a float32
@@ -24,7 +25,7 @@ def measure_reductions(
     placement = Placement(shards, communicator.size)
     rows = []
     for length in lengths:
-        for name in REDUCERS:
+        for name in REDUCTIONS:
             reducer = reducer_class(name)(placement, communicator, Lengths(length, 0, 0, 0))
             sums, exchanges = [], []
             for _ in range(runs):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dptrain.optim.optimizer import Optimizer
@@ -23,7 +23,7 @@ def optimizer_class(name: str) -> type[Optimizer]:
     return found
 
 
-def options_of(name: str) -> dict[str, Any]:
-    """The options of an optimizer with their default values: the keyword arguments of its class."""
+def options_of(name: str) -> set[str]:
+    """The options of an optimizer: the keyword arguments of its class."""
     parameters = inspect.signature(optimizer_class(name)).parameters.values()
-    return {one.name: one.default for one in parameters if one.kind is one.KEYWORD_ONLY}
+    return {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}

@@ -193,25 +193,24 @@ def _schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
 def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
     """The optimizer of a run; UsageError for options, or groups of parameters, that do not exist."""
     known = options_of(config.optimizer)
-    values = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig)}
-    own = [name for name in known if name not in values]
+    flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
     for name in config.optimizer_options:
-        if name not in own:
-            hint = f"its flag is {flag(name)}" if name in known else did_you_mean(name, own, "it has none" * (not own))
-            raise UsageError(
-                f"--optimizer-options: no {shown(repr(name), 60)} among those of {config.optimizer}; {hint}"
-            )
+        if name not in known or name in flags:
+            own = sorted(known - flags.keys())
+            hint = f"use {flag(name)}" if name in flags else did_you_mean(name, own) if own else "it has none"
+            raise UsageError(f"--optimizer-options: {config.optimizer} has no option {shown(repr(name), 60)}; {hint}")
     groups = {name: network.tensors[name].group for name in network.layout.shapes}
     for group in config.group_lr:
         if group not in groups.values():
-            raise UsageError(
-                f"--group-lr: {shown(repr(group), 60)}: {did_you_mean(group, sorted(set(groups.values())))}"
-            )
+            hint = did_you_mean(group, set(groups.values()))
+            raise UsageError(f"--group-lr: the network has no group {shown(repr(group), 60)}; {hint}")
     factors = {name: config.group_lr.get(group, 1.0) for name, group in groups.items()}
-    options = {name: values[name] for name in known if name in values} | config.optimizer_options
     try:
         return optimizer_class(config.optimizer)(
-            network.decays(), network.layout.expand(factors) if config.group_lr else None, **options
+            network.decays(),
+            network.layout.expand(factors) if config.group_lr else None,
+            **flags,
+            **config.optimizer_options,
         )
     except (TypeError, ValueError) as error:
         raise UsageError(f"--optimizer-options {shown(config.optimizer_options, 200)}: {error}") from error

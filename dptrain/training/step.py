@@ -126,8 +126,9 @@ class GradientWork(NetworkWork[float]):
             runner=announcer if self.network.block_of(len(labels)) >= len(labels) else PLAIN,
         )
         parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels)
-        for part in (slice(0, announcer.start), slice(parts.gradient.size, parts.vector.size)):
-            self.reducer.ready(shard, part)
+        for start, end in ((0, announcer.start), (parts.gradient.size, parts.vector.size)):
+            if start < end:
+                self.reducer.ready(shard, slice(start, end))
         return (loaded - started) / (time.perf_counter() - started)
 
 
