@@ -40,10 +40,10 @@ from dptrain.errors import (
     UsageError,
 )
 from dptrain.system import record
-from dptrain.system.arguments import argument
+from dptrain.system.arguments import argument, path_argument
 from dptrain.system.blas import request_one_thread
 from dptrain.system.limits import refused
-from dptrain.system.paths import path_argument, typed_path
+from dptrain.system.paths import typed_path
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output, print_whole, write_to_stderr

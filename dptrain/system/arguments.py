@@ -1,18 +1,62 @@
-"""Values of command-line arguments, for every program: argparse types whose errors say what was found and expected."""
+"""Command lines, for every program: a parser whose errors are UsageErrors, and types for its arguments."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from dptrain.errors import UsageError
+from dptrain.system.paths import typed_path
+from dptrain.system.suggestions import NOTHING_EXPLAINED, did_you_mean
+from dptrain.system.text import shown
 
 Value = TypeVar("Value")
+LIMIT = 2**63  # whole numbers are below it, as in TOML and HDF5
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser for programs and commands: no abbreviations, and a UsageError with advice for a wrong word."""
+
+    explanations: Mapping[str, str] = (
+        NOTHING_EXPLAINED  # of flags that it does not have, see dptrain.system.suggestions
+    )
+    advice_on_words = "quote it if it belongs to a flag"  # on a word that is no flag
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+
+    @property
+    def advice(self) -> str:
+        """What follows an error."""
+        return f"see {self.prog} --help"
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; {self.advice}")
+
+    def parse_known_args(  # type: ignore[override]  # no argument is left over
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """The arguments; UsageError for an unknown one. argparse calls it for each command's parser."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            word = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
+            advice = self.advice_on_words
+            if word.startswith("-"):
+                advice = did_you_mean(word, self._option_string_actions, self.advice, self.explanations)
+            raise UsageError(f"unknown argument {shown(repr(word), 100)}; {advice}")
+        return found, []
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Called by argparse for a command, or the value of a flag that has choices."""
+        if action.choices is not None and value not in action.choices:
+            what = f"{action.option_strings[0]} is" if action.option_strings else "unknown command"
+            raise UsageError(f"{what} {shown(repr(value), 100)}; {did_you_mean(str(value), action.choices)}")
 
 
 def argument(read: Callable[[str], Value]) -> Callable[[str], Value]:
-    """The type of an argparse argument from a function that reads text and raises UsageError."""
+    """The type of an argument from a function that reads text and raises UsageError."""
 
     def convert(text: str) -> Value:
         try:
@@ -20,5 +64,22 @@ def argument(read: Callable[[str], Value]) -> Callable[[str], Value]:
         except UsageError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 
-    convert.__name__ = read.__name__  # argparse names it in its own errors
     return convert
+
+
+def whole(least: int = 1) -> Callable[[str], int]:
+    """The type of an argument that is a whole number of at least `least`, which is not negative."""
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or len(text) > 19 or not least <= int(text) < LIMIT:
+            found = shown(repr(text), 100)
+            raise argparse.ArgumentTypeError(f"found {found}, expected a whole number of at least {least}")
+        return int(text)
+
+    return convert
+
+
+@argument
+def path_argument(text: str) -> Path:
+    """The type of an argument that is a path; `~` is expanded."""
+    return Path(typed_path(text))

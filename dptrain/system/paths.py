@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from dptrain.errors import UsageError
@@ -22,14 +21,6 @@ def typed_path(text: str) -> str:
         raise UsageError(
             f"{shown(text)}: there is no user {shown(user[1:])!r}; write ./{shown(user)} for a file"
         ) from None
-
-
-def path_argument(text: str) -> Path:
-    """`typed_path` as the type of an argparse argument."""
-    try:
-        return Path(typed_path(text))
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def dangling(path: Path) -> str | None:

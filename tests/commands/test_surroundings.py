@@ -92,7 +92,7 @@ def test_a_result_that_cannot_be_printed_is_one_error(
 ) -> None:
     words = [{"RUN": str(trained), "DATA": str(data)}.get(word, word) for word in command.split()]
     done = dptrain(*words, redirect=redirect, cwd=tmp_path)
-    program = "data_prep" if "data-prep" in command else "dptrain"
+    program = "dptrain data-prep" if "data-prep" in command else "dptrain"
     reason = "No space left on device" if "full" in redirect else "Bad file descriptor"
     assert done.returncode == 1
     assert done.stderr == f"{program}: error: standard output cannot be written: {reason}\n"
