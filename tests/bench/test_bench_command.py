@@ -9,7 +9,7 @@ import pytest
 from command_runs import assert_one_error
 from mpi_runs import dptrain, own_mpi
 
-from dptrain.bench.command import powers_of_two
+from dptrain.commands.bench import powers_of_two
 
 SMALL = ("--image", "1", "8", "8", "--classes", "3", "--batch-size", "16")
 
