@@ -7,8 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.checkpoint.state import PARAMETERS
 from dptrain.config.files import parse_toml
@@ -87,8 +85,7 @@ def evaluate_checkpoint(
         shards = load_shards(data, manifest, own, threads, splits=("test",))
         as_trained = replace(manifest, mean=origin.mean, std=origin.std) if origin.mean else manifest
         normalise = Normalisation(as_trained)
-        vectors = {"parameters": checkpoint.state.parameters, "buffers": np.empty(0, np.float32)}
-        output = check_prediction(architecture, network, vectors, shards.test, normalise, config.seed)
+        output = check_prediction(architecture, network, checkpoint.state.vectors, shards.test, normalise, config.seed)
         changed = changed_code(origin, config.model, architecture.source)
     check_splits(manifest, shards, data, communicator, splits=("test",))
     agree_on_model(architecture.source, output, environment, communicator)

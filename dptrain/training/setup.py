@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import dptrain
+from dptrain.arrays.memory import Array
 from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.config.files import parse_toml, to_toml
 from dptrain.config.keys import Scope, flag
