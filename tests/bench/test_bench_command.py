@@ -94,8 +94,8 @@ def test_more_ranks_than_shards_are_refused(what: tuple[str, ...], tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), "step | reduce | data | scaling"),
-        (("stpe",), "invalid choice: 'stpe'"),
+        ((), "required: BENCHMARK"),
+        (("stpe",), "unknown command 'stpe'; did you mean 'step'?"),
         (("step", "--steps", "0"), "expected a whole number of at least 1"),
         (("step", "--batch", "64"), "did you mean '--batch-size'"),
         (("step", "--batch-size", "12"), "--batch-size 12 is not a multiple of --shards 8"),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_runs import Done, assert_nothing_half_written, assert_one_error, train
+from command_runs import Done, assert_nothing_half_written, assert_one_error, dptrain_here, train
 from mpi_runs import dptrain, mpirun, own_mpi
 from training_runs import LAST_STEP, TEST, configuration, flags, packed, run
 
@@ -141,10 +141,10 @@ def test_a_reader_that_has_enough_ends_it_quietly(trained: Path, tmp_path: Path)
     assert done.returncode in (0, 141)  # 0 when everything fitted into the pipe
 
 
-@pytest.mark.parametrize("threads", ["-1", "x"])
-def test_eval_refuses_threads_that_cannot_be(threads: str, data: Path, trained: Path, tmp_path: Path) -> None:
-    done = dptrain("eval", trained, data, "--threads", threads, cwd=tmp_path)
-    assert_one_error(done, "--threads", "expected a whole number of at least 0", status=2)
+@pytest.mark.parametrize(("threads", "expected"), [("-1", "at least 0"), ("x", "a whole number")])
+def test_eval_checks_its_flags_as_train_does(threads: str, expected: str, tmp_path: Path) -> None:
+    done = dptrain_here("eval", "run", "data", "--threads", threads, cwd=tmp_path)
+    assert_one_error(done, "--threads is", f"expected {expected}", status=2)
 
 
 @pytest.mark.mpi
