@@ -256,7 +256,7 @@ def test_more_ranks_than_shards_is_one_error_with_the_command_to_pack_again(data
     assert done.returncode == 2
     assert done.stderr.count("dptrain: error:") == 1
     assert f"5 ranks, but {data} has 4 shards" in done.stderr
-    assert "use the program that packed it, with shards=5 and force=True" in done.stderr
+    assert "pack it again: as before, with --shards 5 --force (in a program: shards=5, force=True)" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
