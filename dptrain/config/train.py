@@ -31,7 +31,7 @@ def model_name(text: str) -> str:
 class DataConfig(Config):
     """data"""
 
-    data: str = key("", Scope.PROCESS, "folder of the packed data set", read=typed_path)
+    data: str = key("", Scope.PROCESS, "folder of the packed data set", read=typed_path, metavar="DATA")
     batch_size: int = key(
         128, Scope.RUN, "global batch size, over all ranks; a multiple of the number of shards", least=1
     )
