@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dptrain.checkpoint.format import Checkpoint, Origin
-from dptrain.checkpoint.state import PARAMETERS
+from dptrain.checkpoint.state import vector_layouts
 from dptrain.config.files import parse_toml
 from dptrain.config.train import TrainConfig
 from dptrain.data.batches import Normalisation
@@ -80,12 +80,13 @@ def evaluate_checkpoint(
                 f"{shown(path)} is of another architecture: {shown(difference, 500)}{code}; name the right "
                 "one by --model"
             )
-        checkpoint.check_vectors({PARAMETERS: network.layout}, path)
+        checkpoint.check_vectors(vector_layouts(network, ()), path)
         own = place(manifest, data, communicator).shards_of(communicator.rank)
         shards = load_shards(data, manifest, own, threads, splits=("test",))
         as_trained = replace(manifest, mean=origin.mean, std=origin.std) if origin.mean else manifest
         normalise = Normalisation(as_trained)
-        output = check_prediction(architecture, network, checkpoint.state.vectors, shards.test, normalise, config.seed)
+        vectors = checkpoint.state.vectors
+        output = check_prediction(architecture, network, vectors, shards.test, normalise, config.seed)
         changed = changed_code(origin, config.model, architecture.source)
     check_splits(manifest, shards, data, communicator, splits=("test",))
     agree_on_model(architecture.source, output, environment, communicator)
@@ -95,7 +96,7 @@ def evaluate_checkpoint(
     longest = max(entry.samples for entry in manifest.splits["test"])
     work = EvaluationWork(network, shards.test, normalise, longest)
     with closing(make_pool(min(threads, len(own)), [work], communicator)) as pool:
-        evaluation = evaluate(work, checkpoint.state.parameters, pool, communicator)
+        evaluation = evaluate(work, vectors, pool, communicator)
     return CheckpointEvaluation(
         **vars(evaluation),
         changed_model_files=changed,

@@ -6,13 +6,12 @@ import platform
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 import dptrain
-from dptrain.arrays.memory import Array
 from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.config.files import parse_toml, to_toml
 from dptrain.config.keys import Scope, flag
@@ -23,16 +22,17 @@ from dptrain.data.manifest import SPLITS, Manifest, read_manifest
 from dptrain.data.transforms import check_crop, make_transforms
 from dptrain.errors import CheckpointError, DataError, DptrainError, UsageError
 from dptrain.nn.network import Network
+from dptrain.optim import optimizer_class, options_of
+from dptrain.optim.optimizer import Optimizer
 from dptrain.optim.schedule import Schedule, make_schedule
-from dptrain.optim.sgd import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool
 from dptrain.parallel.processes import make_pool
-from dptrain.parallel.reduce.tree import REDUCTIONS
 from dptrain.parallel.threads import fair_threads
 from dptrain.system.blas import ensure_one_thread
 from dptrain.system.limits import check_memory
+from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.training.architecture import Architecture, build_network, find_architecture, first_difference
 from dptrain.training.evaluate import EvaluationWork
@@ -45,7 +45,7 @@ from dptrain.training.own_model import (
     computes_otherwise,
     kept_model,
 )
-from dptrain.training.step import STATISTICS, GradientWork, TrainingStep
+from dptrain.training.step import GradientWork, TrainingStep, make_reducer
 
 # Float32 vectors of the parameters' length that a rank has beside one gradient a shard: the parameters, their copy for
 # the workers, momentum, the summed gradient, the optimizer's scratch.
@@ -93,7 +93,7 @@ def set_up(
         check_memory(
             4 * network.layout.size * (len(own) + VECTORS), f"{network.layout.size:,} parameters and {len(own)} shards"
         )
-        optimizer = make_optimizer(config, network.decays())
+        optimizer = make_optimizer(config, network)
         progress = communicator.whereabouts.progress
         shards = load_shards(Path(config.data), manifest, own, threads, loaded=loaded, progress=progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description()}
@@ -110,7 +110,6 @@ def set_up(
     with together(communicator):
         output = check_training(architecture, network, batches, steps_per_epoch, config.seed)
     agree_on_model(architecture.source, output, environment, communicator)
-    reduction = REDUCTIONS[config.reduction](placement, communicator, network.layout.size + STATISTICS)
     notes = machine_notes(environment, communicator)
     notes += python_notes(communicator)  # the last collective: nothing is left open if it fails
     last_step = min(total_steps, config.max_steps or total_steps)
@@ -119,7 +118,8 @@ def set_up(
             f"note   --warmup-steps {config.warmup_steps} is as long as the run, {last_step} steps, or longer: the "
             f"learning rate only rises; without the flag, the warm-up takes {TrainConfig().warmup(total_steps)} steps"
         )
-    gradients = GradientWork(network, batches)
+    reducer = make_reducer(config.reduction, network, placement, communicator)
+    gradients = GradientWork(network, batches, reducer)
     longest = max(entry.samples for entry in manifest.splits["test"])
     evaluation = EvaluationWork(network, shards.test, Normalisation(manifest), longest)
     pool = make_pool(min(threads, len(own)), [gradients, evaluation], communicator)
@@ -143,7 +143,7 @@ def set_up(
         network=network,
         origin=origin,
         manifest=manifest,
-        take_step=TrainingStep(gradients, optimizer, pool, reduction, communicator),
+        take_step=TrainingStep(gradients, optimizer, pool, communicator),
         schedule=_schedule(config, steps_per_epoch),
         last_step=last_step,
         evaluation=evaluation,
@@ -190,15 +190,30 @@ def _schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
     )
 
 
-def make_optimizer(config: OptimizerConfig, decays: Array) -> SGD:
-    """The optimizer of a run; UsageError for options that it does not have."""
-    if config.optimizer_options:
-        raise UsageError("--optimizer-options: sgd has none; its flags are --momentum, --nesterov and --weight-decay")
-    if config.group_lr:
-        raise UsageError(
-            f"--group-lr: the network has no group of parameters {shown(repr(next(iter(config.group_lr))))}"
+def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
+    """The optimizer of a run; UsageError for options, or groups of parameters, that do not exist."""
+    known = options_of(config.optimizer)
+    flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
+    for name in config.optimizer_options:
+        if name not in known or name in flags:
+            own = sorted(known - flags.keys())
+            hint = f"use {flag(name)}" if name in flags else did_you_mean(name, own) if own else "it has none"
+            raise UsageError(f"--optimizer-options: {config.optimizer} has no option {shown(repr(name), 60)}; {hint}")
+    groups = {name: network.tensors[name].group for name in network.layout.shapes}
+    for group in config.group_lr:
+        if group not in groups.values():
+            hint = did_you_mean(group, set(groups.values()))
+            raise UsageError(f"--group-lr: the network has no group {shown(repr(group), 60)}; {hint}")
+    factors = {name: config.group_lr.get(group, 1.0) for name, group in groups.items()}
+    try:
+        return optimizer_class(config.optimizer)(
+            network.decays(),
+            network.layout.expand(factors) if config.group_lr else None,
+            **flags,
+            **config.optimizer_options,
         )
-    return SGD(decays, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--optimizer-options {shown(config.optimizer_options, 200)}: {error}") from error
 
 
 def numeric_environment(reduction: str) -> dict[str, str]:

@@ -91,8 +91,9 @@ def test_the_schedule_warms_up_and_then_drops_by_epochs(data: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"optimizer_options": {"beta2": 0.9}}, "--optimizer-options: sgd has none"),
-        ({"group_lr": {"head": 10}}, "--group-lr: the network has no group of parameters 'head'"),
+        ({"optimizer_options": {"beta2": 0.9}}, "--optimizer-options: sgd has no option 'beta2'; it has none"),
+        ({"optimizer_options": {"momentum": 0.9}}, "--optimizer-options: sgd has no option 'momentum'; use --momentum"),
+        ({"group_lr": {"head": 10}}, "--group-lr: the network has no group 'head'; known: default"),
     ],
 )
 def test_options_that_the_optimizer_does_not_have_are_refused(
