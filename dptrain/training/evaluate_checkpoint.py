@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import Checkpoint, Origin
-from dptrain.checkpoint.state import PARAMETERS
+from dptrain.checkpoint.state import vector_layouts
 from dptrain.config.files import parse_toml
 from dptrain.config.train import TrainConfig
 from dptrain.data.manifest import Manifest
@@ -61,9 +61,8 @@ def evaluate_checkpoint(
     check = functools.partial(check_task, origin, path=path, data=data)
     task = open_task(config, communicator, check, splits=("test",))
     network, source, tests = task.network, task.architecture.source, task.shards.test
-    evaluation = make_evaluation(
-        task, replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
-    )
+    as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
+    evaluation = make_evaluation(task, as_trained)
     with together(communicator):
         if tuple(network.description()) != origin.architecture:
             difference = first_difference(origin.architecture, network.description())
@@ -73,7 +72,7 @@ def evaluate_checkpoint(
                 f"{shown(path)} is of another architecture: {shown(difference, 500)}{code}; name the right one by "
                 "--model"
             )
-        checkpoint.check_vectors({PARAMETERS: network.layout}, path)
+        checkpoint.check_vectors(vector_layouts(network, ()), path)
         ends = (tests[shard] for shard in (min(tests), max(tests)))
         rows = slice(network.block)
         blocks = ((evaluation.normalise(one.rows(rows), Workspace()), one.labels[rows]) for one in ends)
@@ -83,7 +82,7 @@ def evaluate_checkpoint(
         say(note)
     change = model_change(path, origin, trained.model, source, output, task.environment)
     with closing(make_pool(min(task.threads, len(tests)), [evaluation], communicator)) as pool:
-        found = evaluate(evaluation, checkpoint.state.parameters, pool, communicator)
+        found = evaluate(evaluation, checkpoint.state.vectors, pool, communicator)
     return CheckpointEvaluation(
         **vars(found),
         changed_model_files=changed_files(origin, trained.model, source),
@@ -98,7 +97,8 @@ def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> No
         ("classes", manifest.classes, origin.classes),
     ):
         if theirs != ours:
-            order = " (the order counts: pack the data set again with it)" * (sorted(theirs) == sorted(ours))
+            same = what == "classes" and set(theirs) == set(ours)
+            order = " (the order counts: pack the data set again with it)" * same
             raise CheckpointError(
                 f"{shown(path)} was trained for {what} {shown(ours, 300)}, {shown(data)} has {shown(theirs, 300)}: not "
                 f"the same task{order}"

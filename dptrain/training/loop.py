@@ -120,7 +120,7 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
     epoch = (state.step - 1) // session.origin.steps_per_epoch + 1
     run.report.evaluation_started(state, epoch)
     check_replicas(state, session.take_step.layouts, session.communicator)  # before any figure is reported
-    evaluation = evaluate(session.evaluation, state.parameters, session.pool, session.communicator, interruption)
+    evaluation = evaluate(session.evaluation, state.vectors, session.pool, session.communicator, interruption)
     if not math.isfinite(evaluation.loss):
         raise known_to_all(
             session.communicator,

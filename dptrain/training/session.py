@@ -6,34 +6,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import Origin
 from dptrain.config.files import to_toml
-from dptrain.config.train import ScheduleConfig, TrainConfig
+from dptrain.config.keys import flag
+from dptrain.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
 from dptrain.data.transforms import check_crop, make_transforms
 from dptrain.errors import DataError, UsageError
 from dptrain.nn.network import Network
+from dptrain.optim import optimizer_class, options_of
+from dptrain.optim.optimizer import Optimizer
 from dptrain.optim.schedule import Schedule, make_schedule
-from dptrain.optim.sgd import SGD
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool
 from dptrain.parallel.processes import make_pool
-from dptrain.parallel.reduce.tree import REDUCTIONS
 from dptrain.parallel.threads import fair_threads
 from dptrain.system.limits import check_memory
+from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, machine_notes, numeric_environment
 from dptrain.training.architecture import Architecture, build_network, find_architecture
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.model_checks import agree_on_model, try_model
-from dptrain.training.step import STATISTICS, GradientWork, TrainingStep
+from dptrain.training.step import GradientWork, TrainingStep, make_reducer
 
 # Float32 vectors of the parameters' length that a rank has beside one gradient a shard: the parameters, their copy for
 # the workers, momentum, the summed gradient, the optimizer's scratch.
@@ -96,6 +98,7 @@ def set_up(
     batches = make_batches(config, manifest, task.shards)
     communicator.whereabouts.enter("checking the model's layers")
     with together(communicator):
+        optimizer = make_optimizer(config, network)
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
         microbatches = (batches[shard].batch(0, step, Workspace()) for shard, step in ends)
         output = try_model(task.architecture, network, microbatches, config.seed)
@@ -121,7 +124,7 @@ def set_up(
             f"learning rate only rises; without the flag, the warm-up takes {TrainConfig().warmup(total_steps)} steps"
         )
     return Session(
-        **vars(assemble(config, task, batches)),
+        **vars(assemble(config, task, batches, optimizer)),
         origin=origin,
         schedule=_schedule(config, steps_per_epoch),
         last_step=last_step,
@@ -168,14 +171,13 @@ def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -
     }
 
 
-def assemble(config: TrainConfig, task: Task, batches: dict[int, ShardBatches]) -> Engine:
-    """Optimizer, reduction, workers and pool. No collective may come between this and the use of the pool."""
+def assemble(config: TrainConfig, task: Task, batches: dict[int, ShardBatches], optimizer: Optimizer) -> Engine:
+    """Reduction, workers and pool. Whatever fails later must close the pool."""
     network, communicator = task.network, task.communicator
-    optimizer = make_optimizer(config, network)
-    reduction = REDUCTIONS[config.reduction](task.placement, communicator, network.layout.size + STATISTICS)
-    gradients, evaluation = GradientWork(network, batches), make_evaluation(task, task.manifest)
+    reducer = make_reducer(config.reduction, network, task.placement, communicator)
+    gradients, evaluation = GradientWork(network, batches, reducer), make_evaluation(task, task.manifest)
     pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
-    take_step = TrainingStep(gradients, optimizer, pool, reduction, communicator)
+    take_step = TrainingStep(gradients, optimizer, pool, communicator)
     return Engine(**vars(task), take_step=take_step, evaluation=evaluation, pool=pool)
 
 
@@ -185,15 +187,30 @@ def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
     return EvaluationWork(task.network, task.shards.test, Normalisation(normalised_as), longest)
 
 
-def make_optimizer(config: TrainConfig, network: Network) -> SGD:
-    """The optimizer of a run; UsageError for options that it does not have."""
-    if config.optimizer_options:
-        raise UsageError("--optimizer-options: sgd has none; its flags are --momentum, --nesterov and --weight-decay")
-    if config.group_lr:
-        raise UsageError(
-            f"--group-lr: the network has no group of parameters {shown(repr(next(iter(config.group_lr))))}"
+def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
+    """The optimizer of a run; UsageError for options, or groups of parameters, that do not exist."""
+    known = options_of(config.optimizer)
+    flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
+    for name in config.optimizer_options:
+        if name not in known or name in flags:
+            own = sorted(known - flags.keys())
+            hint = f"use {flag(name)}" if name in flags else did_you_mean(name, own) if own else "it has none"
+            raise UsageError(f"--optimizer-options: {config.optimizer} has no option {shown(repr(name), 60)}; {hint}")
+    groups = {name: network.tensors[name].group for name in network.layout.shapes}
+    for group in config.group_lr:
+        if group not in groups.values():
+            hint = did_you_mean(group, set(groups.values()))
+            raise UsageError(f"--group-lr: the network has no group {shown(repr(group), 60)}; {hint}")
+    factors = {name: config.group_lr.get(group, 1.0) for name, group in groups.items()}
+    try:
+        return optimizer_class(config.optimizer)(
+            network.decays(),
+            network.layout.expand(factors) if config.group_lr else None,
+            **flags,
+            **config.optimizer_options,
         )
-    return SGD(network.decays(), momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--optimizer-options {shown(config.optimizer_options, 200)}: {error}") from error
 
 
 def _schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:

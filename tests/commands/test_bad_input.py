@@ -126,7 +126,7 @@ def test_a_wrong_flag_is_named_with_the_nearest_right_one(
         (["train"], ["no data set", "dptrain data-prep cifar10"]),
         ([], ["required"]),
         (["eval"], ["checkpoint, data"]),
-        (["--lr", "0.1"], ["train | eval | inspect"]),
+        (["--lr", "0.1"], ["unknown command '0.1'", "train"]),
     ],
 )
 def test_a_wrong_command_is_one_error(arguments: list[str], words: list[str], tmp_path: Path) -> None:

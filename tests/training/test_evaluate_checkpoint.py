@@ -16,7 +16,7 @@ from training_runs import configuration, packed, run
 
 from data_prep.pack import ImageData, LabelledImages, pack
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.data.manifest import SPLITS, Provenance, read_manifest
+from dptrain.data.manifest import SPLITS, read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.errors import CheckpointError, DataError, ModelError, UsageError
 from dptrain.parallel.communicator import Communicator
@@ -71,8 +71,7 @@ def repacked_beside_darker_images(data: Path, out: Path, classes: tuple[str, ...
         parts = [read_shard(data, manifest, split, shard) for shard in range(manifest.shard_count)]
         images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
         splits[split] = LabelledImages(images // 3 if split == "train" else images, labels)
-    source = Provenance("darker")
-    pack(out, ImageData("darker", classes or manifest.classes, source, splits["train"], splits["test"]), shards=4)
+    pack(out, ImageData("darker", classes or manifest.classes, splits["train"], splits["test"]), shards=4)
     return out
 
 

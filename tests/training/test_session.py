@@ -68,8 +68,9 @@ def test_the_schedule_warms_up_and_then_drops_by_epochs(data: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"optimizer_options": {"beta2": 0.9}}, "--optimizer-options: sgd has none"),
-        ({"group_lr": {"head": 10}}, "--group-lr: the network has no group of parameters 'head'"),
+        ({"optimizer_options": {"beta2": 0.9}}, "--optimizer-options: sgd has no option 'beta2'; it has none"),
+        ({"optimizer_options": {"momentum": 0.9}}, "--optimizer-options: sgd has no option 'momentum'; use --momentum"),
+        ({"group_lr": {"head": 10}}, "--group-lr: the network has no group 'head'; known: default"),
     ],
 )
 def test_options_that_the_optimizer_does_not_have_are_refused(
@@ -90,7 +91,7 @@ def test_more_ranks_than_shards_is_one_error_with_the_command_to_pack_again(data
     assert done.returncode == 2
     assert done.stderr.count("dptrain: error:") == 1
     assert f"5 ranks, but {data} has 4 shards" in done.stderr
-    assert "use the program that packed it, with shards=5 and force=True" in done.stderr
+    assert "pack it again: as before, with --shards 5 --force (in a program: shards=5, force=True)" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
