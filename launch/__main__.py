@@ -36,18 +36,16 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from dptrain.errors import PREEMPTED, DptrainError, OutputError, ReaderGoneError, UsageError
+from dptrain.errors import PREEMPTED, OutputError, ReaderGoneError, UsageError
+from dptrain.system.arguments import Parser, whole
 from dptrain.system.blas import THREAD_VARIABLES
 from dptrain.system.cores import VARIABLE as BIND
-from dptrain.system.limits import refused
+from dptrain.system.failures import failure
 from dptrain.system.notebook import in_notebook
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, write_to_stderr
-from dptrain.system.suggestions import did_you_mean
-from dptrain.system.text import shown
 
 from .hosts import first_places, parse_hosts, places_of, read_hostfile, spread
 from .job import Job, is_elastic, is_train, run_dir_of
@@ -62,38 +60,23 @@ EXAMPLE = f"{PROGRAM} -n 2 -- train data/cifar10"
 RESTARTED = f"{PROGRAM} -n 2 --max-restarts 3 -- train data/cifar10 --run-dir runs/first"
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are exceptions, to be printed in one line."""
+class LauncherParser(Parser):
+    """The parser of the launcher's flags, which come before `--`."""
 
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; for example: {EXAMPLE}")
-
-
-def number_of_ranks(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of ranks, at least 1")
-    return int(text)
-
-
-def number_of_restarts(text: str) -> int:
-    """A whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of restarts, at least 0")
-    return int(text)
+    advice = f"for example: {EXAMPLE}"
+    advice_on_words = f"write dptrain's command line after --, for example: {EXAMPLE}"
 
 
 def make_parser() -> Parser:
-    """The parser of the launcher's flags, which come before `--`."""
-    parser = Parser(
+    """The launcher's flags."""
+    parser = LauncherParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} -n R [--hosts HOST:RANKS,...] [--max-restarts K [--min-ranks M]] [--elastic] [...] "
         "-- train DATA ...",
         description="Start dptrain on several ranks, on one host or several. After -- comes dptrain's command line.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("-n", "--ranks", type=number_of_ranks, metavar="R", help="number of ranks (default: all that the hosts have)")
+    add("-n", "--ranks", type=whole(), metavar="R", help="number of ranks (default: all that the hosts have)")
     hosts = parser.add_mutually_exclusive_group()
     hosts.add_argument(
         "--hosts",
@@ -106,7 +89,7 @@ def make_parser() -> Parser:
     add("--target", choices=TARGETS, help="how ranks are started (default: by the mpirun that is found)")
     add(
         "--max-restarts",
-        type=number_of_restarts,
+        type=whole(0),
         default=0,
         metavar="K",
         help="restart a run that fails from its newest checkpoint, up to K times (default: 0); an attempt whose "
@@ -114,7 +97,7 @@ def make_parser() -> Parser:
     )
     add(
         "--min-ranks",
-        type=number_of_ranks,
+        type=whole(),
         metavar="M",
         help="each restart has one rank fewer, but at least M (default: R, always the same number)",
     )
@@ -127,24 +110,20 @@ def make_parser() -> Parser:
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The launcher's own options and the trainer's command line; raises UsageError."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    parser = make_parser()
-    options, unknown = parser.parse_known_args(arguments[:split])
+    options = make_parser().parse_args(arguments[:split])
     trainer = list(arguments[split + 1 :])
-    if unknown and unknown[0].startswith("-"):
-        near = did_you_mean(unknown[0].split("=")[0], parser._option_string_actions)
-        raise UsageError(f"unknown flag {unknown[0]}: {near}")
-    if unknown or not trainer:
-        found = f"found {unknown[0]!r} before it" if unknown else "found nothing there"
-        raise UsageError(f"the trainer's command line comes after --, {found}; for example: {EXAMPLE}")
+    if not trainer:
+        raise UsageError(f"found nothing after --, expected dptrain's command line; for example: {EXAMPLE}")
     return options, trainer
 
 
 def make_job(options: argparse.Namespace, trainer: list[str], launcher: Sequence[str], columns: int | None) -> Job:
     """The job that the command line asks for; `columns` is the terminal's width. Raises DptrainError."""
     hosts = []
-    if options.hosts is not None or options.hostfile is not None:
-        by_flag = parse_hosts(options.hosts.split(","), "--hosts") if options.hosts else read_hostfile(options.hostfile)
-        hosts = spread(by_flag, options.ranks)
+    if options.hosts is not None:
+        hosts = spread(parse_hosts(options.hosts.split(","), "--hosts"), options.ranks)
+    elif options.hostfile is not None:
+        hosts = spread(read_hostfile(options.hostfile), options.ranks)
     ranks = options.ranks or places_of(hosts) or allocated(os.environ)
     check(options, ranks, trainer)
     run_dir = run_dir_of(trainer) if options.max_restarts else None
@@ -268,14 +247,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_program()
     try:
         return launch(sys.argv[1:] if arguments is None else arguments)
-    except ReaderGoneError as error:
-        return error.status
     except Exception as error:
-        known = error if isinstance(error, DptrainError) else refused(error)
-        if known is None:
-            raise
-        write_to_stderr(f"launch: error: {shown(known)}")
-        return known.status
+        text, status = failure(error)
+        if text:
+            write_to_stderr(f"launch: error: {text}")
+        return status
 
 
 if __name__ == "__main__":
