@@ -66,7 +66,7 @@ def kind(key: Field[Any]) -> type:
     return dict if key.default is MISSING else type(key.default)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Config:
     """Base of the groups of keys; UsageError for a value that breaks its key's rules."""
 

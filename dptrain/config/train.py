@@ -27,7 +27,7 @@ def model_name(text: str) -> str:
     return typed_path(text) if ":" in text else text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class DataConfig(Config):
     """data"""
 
@@ -40,7 +40,7 @@ class DataConfig(Config):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class AugmentationConfig(Config):
     """augmentation of the training images"""
 
@@ -53,7 +53,7 @@ class AugmentationConfig(Config):
     flip: bool = key(False, Scope.BITS, "mirror half of the images at random (not for digits or text)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class ModelConfig(Config):
     """network"""
 
@@ -75,7 +75,7 @@ class ModelConfig(Config):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class OptimizerConfig(Config):
     """optimizer"""
 
@@ -98,7 +98,7 @@ class OptimizerConfig(Config):
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class ScheduleConfig(Config):
     """length of the run and learning rate"""
 
@@ -119,7 +119,7 @@ class ScheduleConfig(Config):
         return min(DEFAULT_WARMUP, total_steps // WARMUP_SHARE) if self.warmup_steps < 0 else self.warmup_steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class ParallelConfig(Config):
     """parallel work"""
 
@@ -135,7 +135,7 @@ class ParallelConfig(Config):
     elastic: bool = key(False, Scope.PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class CheckpointConfig(Config):
     """run folder and checkpoints"""
 
@@ -164,7 +164,7 @@ class CheckpointConfig(Config):
         return (0, int(text[:-1]) * SECONDS_OF[unit]) if unit in SECONDS_OF else (int(text), 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class ReportingConfig(Config):
     """log and stalled ranks"""
 

@@ -152,7 +152,7 @@ def test_a_name_that_a_run_cannot_save_is_one_error(
     assert main(["train", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("dptrain: error: --")
-    assert r"odd\udcff:build, expected a name in UTF-8" in line
+    assert r"odd\udcff:build', expected a name in UTF-8" in line
     assert list(tmp_path.iterdir()) == []
 
 
