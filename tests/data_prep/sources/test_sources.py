@@ -69,12 +69,6 @@ def test_a_further_source_is_one_file_and_one_line(tmp_path: Path) -> None:
     again = shlex.split(manifest.repack_command(tmp_path / "set", 5))
     assert again[:4] == ["dptrain", "data-prep", "stripes", str(tmp_path / "set")]
     assert again[4:] == ["--size", "6", "--shards", "5", "--force"]
-        "dptrain",
-        "data-prep",
-        "stripes",
-        str(tmp_path / "set"),
-        *["--size", "6", "--shards", "5", "--force"],
-    ]
     run(*again[2:])
     assert read_manifest(tmp_path / "set").shard_count == 5
 
