@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ def find_architecture(model: str) -> Architecture:
 
 
 def build_network(
-    model: str | Architecture, options: dict[str, Any], input_shape: tuple[int, ...], classes: int
+    model: str | Architecture, options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int
 ) -> Network:
     """The network of an architecture for samples of `input_shape` (C, H, W).
 
@@ -79,7 +79,7 @@ def build_network(
     return network
 
 
-def _check_options(architecture: Architecture, options: dict[str, Any]) -> None:
+def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> None:
     """UsageError for an option that the architecture's function has no argument for."""
     try:
         parameters = list(inspect.signature(architecture.build).parameters.values())
