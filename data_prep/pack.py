@@ -1,7 +1,7 @@
-"""Arrays -> data set folder: shuffle, deal to the shards, measure mean and deviation, write.
+"""Arrays -> data set folder: shuffle, deal to the shards, compute mean and deviation, write.
 
-The format itself is dptrain.data.manifest. The same arrays, shard count, seed and limit give the same data
-set, whatever the versions of libraries.
+The format is that of dptrain.data.manifest and dptrain.data.shard. The same arrays, shard count, seed and limit give
+the same data set with all versions of the libraries.
 
 Shapes: n samples, C channels, H and W pixels, K classes, S shards.
 """
@@ -9,80 +9,107 @@ Shapes: n samples, C channels, H and W pixels, K classes, S shards.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import SPLITS, Manifest, ShardEntry, shard_name
+from dptrain.data.manifest import SPLITS, Manifest, Provenance, ShardEntry, shard_name
 from dptrain.data.shard import Samples, write_shard
 from dptrain.errors import UsageError
-from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
 
-from .checks import ImageData, LabelledImages, checked, doubtful
-from .progress import progress
+from .images import ImageData, LabelledImages, checked
+from .progress import Bar, say
 from .signals import signals_held
-from .staging import staged
+from .staging import install, staged
 
-__all__ = ["ImageData", "LabelledImages", "channel_statistics", "deal", "pack", "pixel_histogram", "shuffled"]
+__all__ = ["ImageData", "LabelledImages", "Provenance", "pack"]
 
-TEST_SHARE = 5  # of a limited set: one test sample for as many training samples, as in CIFAR-10
+TEST_SHARE = 5  # a limited data set has one test sample for as many training samples, as CIFAR-10 has
 
 
 def pack(
-    out: Path, data: ImageData, *, shards: int = 8, seed: int = 0, limit: int | None = None, force: bool = False
+    out: Path,
+    data: ImageData,
+    *,
+    shards: int = 8,
+    seed: int = 0,
+    limit: int | None = None,
+    force: bool = False,
+    command: Sequence[str] = (),
 ) -> Manifest:
     """Write `data` as a data set of `shards` shards a split to the folder `out`.
 
-    Samples are shuffled once by `seed` and dealt so that shard sizes, and the counts of each class over the
-    shards, differ by at most one. `limit` keeps that many training samples and a fifth as many test samples
-    (but at least one a shard), classes in equal numbers as far as they last. `index` in a shard is the
-    sample's number in its split of the source.
+    Samples are shuffled once by `seed` and dealt to the shards: their sizes, and their counts of each class, differ by
+    at most one. `limit` keeps that many training samples and a fifth as many test samples (at least one for each
+    shard), with equally many samples of each class as far as possible. `index` in a shard is the sample's number in its
+    split of the source. `command` is written to the manifest (see Manifest).
 
-    Raises UsageError for counts that do not fit, DataError for unfit arrays or names or a folder that is taken or
-    cannot be written; then nothing is left behind. What is hardly meant is noted on standard error.
+    Raises UsageError for counts that do not fit, DataError for arrays or names that cannot be packed and for a folder
+    that is in use or cannot be written; then nothing is left behind. Notes on suspicious data go to standard error.
     """
     if not 0 <= seed < 2**63 or (limit is not None and limit < 1):
         raise UsageError(f"--seed {seed}, --limit {limit}: expected 0 to 2^63 - 1, and a limit of at least 1")
     data = checked(data)
-    channels, height, width = data.train.images.shape[1:]
-    chosen = {"train": _choose(data.train.labels, limit, seed, 0)}
-    test_limit = None if limit is None else max(limit // TEST_SHARE, shards)
-    chosen["test"] = _choose(data.test.labels, test_limit, seed, 1)
-    for split in SPLITS:
-        _check_shards(split, len(chosen[split]), shards)
+    parts = {"train": data.train, "test": data.test}
+    limits = {"train": limit, "test": None if limit is None else max(limit // TEST_SHARE, shards)}
+    chosen = {split: _choose(parts[split].labels, limits[split], seed, number) for number, split in enumerate(SPLITS)}
+    for split, rows in chosen.items():
+        if not 1 <= shards <= len(rows):
+            raise UsageError(
+                f"--shards {shards}: the {split} split has {len(rows):,} samples and every shard needs at least one; "
+                f"choose from 1 to {len(rows):,}"
+            )
     histogram = pixel_histogram(data.train.images, chosen["train"])
     mean, std = channel_statistics(histogram)
-    counts = {
-        split: np.bincount(getattr(data, split).labels[rows], minlength=len(data.classes))
-        for split, rows in chosen.items()
-    }
-    for note in doubtful(data, counts, histogram):
-        write_to_stderr(f"data_prep: note: {shown(note)}")
-    with staged(out, force=force) as staging:
-        with progress("packing", sum(map(len, chosen.values()))) as advance:
-            splits: dict[str, tuple[ShardEntry, ...]] = {}
-            for number, split in enumerate(SPLITS):
-                part: LabelledImages = getattr(data, split)
-                entries = []
-                for shard, rows in enumerate(deal(chosen[split], part.labels, shards)):
-                    rows = rows[shuffled(len(rows), seed, number, shard + 1)]
-                    entries.append(_write(staging.folder, part, rows, split, shard, shards))
-                    advance(len(rows))
-                splits[split] = tuple(entries)
+    for split, rows in chosen.items():
+        _note_empty_classes(split, np.bincount(parts[split].labels[rows], minlength=len(data.classes)), data.classes)
+    if not histogram[:, 2:].any():
+        say("note: all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
+    splits: dict[str, tuple[ShardEntry, ...]] = {}
+    with staged(out, force=force) as folder, Bar("packing", sum(map(len, chosen.values()))) as bar:
+        for number, split in enumerate(SPLITS):
+            entries = []
+            for shard, rows in enumerate(deal(chosen[split], parts[split].labels, shards)):
+                rows = rows[shuffled(len(rows), seed, number, shard + 1)]
+                # In the order of the axes, whichever the source has: the bytes of a shard depend on the images alone.
+                images = np.ascontiguousarray(parts[split].images[rows])
+                samples = Samples(images, parts[split].labels[rows], rows.astype(np.int64))
+                with signals_held():
+                    path = folder / shard_name(split, shard, shards)
+                    entries.append(write_shard(path, samples, split, shard, shards))
+                bar.update(len(rows))
+            splits[split] = tuple(entries)
         manifest = Manifest(
-            data.name, tuple(data.classes), (channels, height, width), mean, std, seed, data.source, splits
+            name=data.name,
+            classes=tuple(data.classes),
+            image_shape=data.train.images.shape[1:],
+            mean=mean,
+            std=std,
+            seed=seed,
+            source=data.source or Provenance(data.name),
+            splits=splits,
+            command=tuple(command),
         )
-        staging.install(manifest.to_json())
+        install(folder, manifest.to_json())
     return manifest
 
 
-def shuffled(n: int, seed: int, *purpose: int) -> NDArray[np.intp]:
-    """A random order of 0..n-1 by (seed, purpose), (n,).
+def _note_empty_classes(split: str, counts: NDArray[np.int64], classes: Sequence[str]) -> None:
+    """A note on classes without samples; `counts` (K,) are those of each class."""
+    empty = [shown(classes[number], 60) for number in np.flatnonzero(counts == 0).tolist()]
+    if empty:
+        some = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+        say(f"note: the {split} split has no images of {len(empty)} of {len(counts)} classes: {some}")
 
-    The order that sorts n words of Philox (Salmon et al. 2011): NumPy keeps a bit generator's raw words the
-    same from version to version, which it does not promise of `Generator.permutation`.
+
+def shuffled(n: int, seed: int, *purpose: int) -> NDArray[np.intp]:
+    """The numbers 0..n-1 in a random order that depends on (seed, purpose), (n,).
+
+    It is the order that sorts n words of Philox (Salmon et al. 2011). NumPy keeps these words the same in all versions,
+    but not the result of `Generator.permutation`.
     """
     key = np.array([seed, 0], np.uint64)
     for number in purpose:
@@ -93,14 +120,14 @@ def shuffled(n: int, seed: int, *purpose: int) -> NDArray[np.intp]:
 def deal(rows: NDArray[np.intp], labels: NDArray[np.int64], shards: int) -> list[NDArray[np.intp]]:
     """Deal `rows` (m,), sorted stably by class, round robin to the shards.
 
-    Sizes differ by at most one, and so do the counts of any class: its rows are a run in the sorted order.
+    Sizes differ by at most one, and so do the counts of each class, because its rows are consecutive.
     """
     by_class = rows[np.argsort(labels[rows], kind="stable")]
     return [by_class[shard::shards] for shard in range(shards)]
 
 
 def pixel_histogram(images: NDArray[np.uint8], rows: NDArray[np.intp] | None = None) -> NDArray[np.int64]:
-    """How often each channel has each value, int64 (C, 256), over images[rows] (all of them when None)."""
+    """How often each channel has each value, int64 (C, 256), in images[rows] (all images if None)."""
     channels = images.shape[1]
     counts = np.zeros((channels, 256), np.int64)
     n = len(images) if rows is None else len(rows)
@@ -115,8 +142,8 @@ def pixel_histogram(images: NDArray[np.uint8], rows: NDArray[np.intp] | None = N
 def channel_statistics(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of pixels scaled to 0..1, from a histogram (C, 256).
 
-    Sums are exact integers, so the result depends neither on an order nor on a machine. A channel of one
-    single value has no deviation; it gets 1.0, with which normalising turns it into zeros.
+    Sums are exact integers, so the result depends neither on an order nor on a machine. A channel with only one value
+    has no deviation; it gets 1.0, so that normalising makes it zero.
     """
     means, deviations = [], []
     for channel in counts.tolist():
@@ -132,7 +159,7 @@ def channel_statistics(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tu
 def _choose(labels: NDArray[np.int64], limit: int | None, seed: int, split: int) -> NDArray[np.intp]:
     """The rows of a split that are packed, in shuffled order.
 
-    Below `limit`, rows are taken in turn from every class, in shuffled order each, until `limit` is reached.
+    With a limit, rows are taken from each class in turn, in shuffled order, until there are enough.
     """
     order = shuffled(len(labels), seed, split, 0)
     if limit is None or limit >= len(order):
@@ -141,25 +168,5 @@ def _choose(labels: NDArray[np.int64], limit: int | None, seed: int, split: int)
     by_class = np.argsort(shuffled_labels, kind="stable")
     starts = np.searchsorted(shuffled_labels[by_class], shuffled_labels[by_class])
     turn = np.empty(len(order), np.intp)
-    turn[by_class] = np.arange(len(order)) - starts  # the how-manieth of its class a row is
+    turn[by_class] = np.arange(len(order)) - starts  # the place of a row within its class
     return order[np.sort(np.lexsort((shuffled_labels, turn))[:limit])]
-
-
-def _write(
-    folder: Path, part: LabelledImages, rows: NDArray[np.intp], split: str, shard: int, shards: int
-) -> ShardEntry:
-    """Write one shard and describe it."""
-    path = folder / shard_name(split, shard, shards)
-    # In the order of the axes, whichever the source has: the bytes of a shard depend on the images alone.
-    samples = Samples(np.ascontiguousarray(part.images[rows]), part.labels[rows], rows.astype(np.int64))
-    with signals_held():
-        return write_shard(path, samples, split, shard, shards)
-
-
-def _check_shards(split: str, samples: int, shards: int) -> None:
-    """UsageError unless every shard gets a sample."""
-    if not 1 <= shards <= samples:
-        raise UsageError(
-            f"--shards {shards}: the {split} split has {samples:,} samples and every shard needs at least one; "
-            f"choose from 1 to {samples:,}"
-        )

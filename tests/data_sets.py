@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.cifar10 import BATCHES, CLASSES
 from data_prep.pack import ImageData, LabelledImages
-from dptrain.data.manifest import Provenance
+from data_prep.sources.cifar10 import BATCHES, CLASSES
 
 BATCH_SAMPLES = 20  # of the small archives: two of each class a batch
 
@@ -33,7 +32,7 @@ def image_data(
         for count in (train, test)
     ]
     names = tuple(f"class-{number}" for number in range(classes))
-    return ImageData("random", names, Provenance("random"), *splits, layout="channels_first")
+    return ImageData("random", names, *splits, layout="channels_first")
 
 
 def cifar10_records(samples: int = BATCH_SAMPLES, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -15,7 +15,6 @@ from dptrain.bench.workload import make_batches, random_samples
 from dptrain.config.train import BORDERS
 from dptrain.data.batches import ShardBatches
 from dptrain.data.loading import load_shards
-from dptrain.data.manifest import Provenance
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.pool import ShardWork
 from dptrain.parallel.processes import make_pool
@@ -78,8 +77,7 @@ def measure_files(
     with tempfile.TemporaryDirectory(prefix="dptrain-bench-") as folder:
         out = Path(folder) / "set"
         started = time.perf_counter()
-        source = Provenance("random")
-        manifest = pack(out, ImageData("random", names, source, images, few, "channels_first"), shards=shards)
+        manifest = pack(out, ImageData("random", names, images, few, layout="channels_first"), shards=shards)
         packed = time.perf_counter()
         load_shards(out, manifest, range(shards), threads)
         read = time.perf_counter()

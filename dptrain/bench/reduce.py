@@ -1,4 +1,4 @@
-"""bench reduce: how long both reductions take, over lengths of the gradient."""
+"""bench reduce: how long each reduction takes, over lengths of the gradient."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import statistics
 import time
 from typing import Any
 
-import numpy as np
-
+from dptrain.config.train import REDUCTIONS
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.reduce.tree import REDUCTIONS
+from dptrain.parallel.reduce import reducer_class
+from dptrain.parallel.reduce.reducer import Lengths
 
 BYTES = 4  # of a float32
 
@@ -18,25 +18,25 @@ BYTES = 4  # of a float32
 def measure_reductions(
     communicator: Communicator, *, lengths: list[int], shards: int, runs: int
 ) -> list[dict[str, Any]]:
-    """For each length and reduction the median microseconds of the rank's own sums and of the exchange."""
+    """For each length and reduction the median microseconds of the rank's own additions and copies, and in MPI's calls.
+
+    Of the ranks, the slowest counts.
+    """
     placement = Placement(shards, communicator.size)
-    own = placement.shards_of(communicator.rank)
     rows = []
     for length in lengths:
-        vectors = {shard: np.full(length, shard, np.float32) for shard in own}
-        for name, kind in REDUCTIONS.items():
-            reduction = kind(placement, communicator, length)
+        for name in REDUCTIONS:
+            reducer = reducer_class(name)(placement, communicator, Lengths(length, 0, 0, 0))
             sums, exchanges = [], []
             for _ in range(runs):
+                for shard, vector in reducer.vectors.items():
+                    vector.fill(shard)
+                reducer.begin()
                 communicator.barrier()
                 started = time.perf_counter()
-                partial = reduction.local_sums(vectors)
-                summed = time.perf_counter()
-                communicator.barrier()
-                waited = time.perf_counter()
-                reduction.exchange(partial)
-                exchanges.append(time.perf_counter() - waited)
-                sums.append(summed - started)
+                reducer.finish()
+                sums.append(time.perf_counter() - started - reducer.waited)
+                exchanges.append(reducer.waited)
             slowest = max(communicator.allgather((statistics.median(exchanges), statistics.median(sums))))
             rows.append(
                 {

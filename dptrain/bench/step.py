@@ -122,7 +122,7 @@ def layer_times(workload: Workload) -> list[dict[str, Any]]:
     batches = next(iter(work.batches.values()))
     workspace, gradient = Workspace(), np.empty_like(workload.state.parameters)
     images, labels = batches.batch(0, 0, workspace)
-    prepared = network.prepare(workload.state.parameters, work.buffers, Workspace())
+    prepared = network.prepare(workload.state.parameters, workload.state.vectors["buffers"], Workspace())
     for _ in range(LAYER_RUNS):
         network.loss_and_grad(prepared, images, labels, gradient, workspace, draws=batches.draws(0, 0), runner=timer)
 

@@ -13,14 +13,13 @@ from dptrain.data.shard import Samples
 from dptrain.data.transforms import make_transforms
 from dptrain.errors import UsageError
 from dptrain.nn.network import Network
-from dptrain.optim.sgd import SGD
+from dptrain.optim import optimizer_class
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool
 from dptrain.parallel.processes import make_pool
-from dptrain.parallel.reduce.tree import REDUCTIONS
 from dptrain.training.architecture import build_network
-from dptrain.training.step import STATISTICS, GradientWork, StepOutcome, TrainingStep
+from dptrain.training.step import GradientWork, StepOutcome, TrainingStep, make_reducer
 
 SEED, LEARNING_RATE = 0, 0.001
 
@@ -114,10 +113,10 @@ def make_workload(
     network = build_network(model, model_options, shape, classes)
     batches = make_batches(communicator, shape, classes, shards=shards, batch_size=batch_size, steps=steps_per_epoch)
     placement = Placement(shards, communicator.size)
-    optimizer = SGD(network.decays(), momentum=0.9, nesterov=True, weight_decay=5e-4)
-    gradients = GradientWork(network, batches)
+    optimizer = optimizer_class("sgd")(network.decays())
+    reducer = make_reducer(reduction, network, placement, communicator)
+    gradients = GradientWork(network, batches, reducer)
     pool = make_pool(min(threads, len(batches)), [gradients], communicator)
-    summed = REDUCTIONS[reduction](placement, communicator, network.layout.size + STATISTICS)
-    take_step = TrainingStep(gradients, optimizer, pool, summed, communicator)
+    take_step = TrainingStep(gradients, optimizer, pool, communicator)
     state = initial_state(network, take_step.layouts, SEED)
     return Workload(network, take_step, state, pool, steps_per_epoch)

@@ -38,7 +38,7 @@ class TrainingState:
     A state holds no rank count and no generator state: a resume needs neither.
     """
 
-    vectors: dict[str, Array]
+    vectors: dict[str, Array] = field(repr=False)
     progress: Progress = field(default_factory=Progress)
 
     @property

@@ -5,8 +5,9 @@ Values come from the defaults, then a TOML file, then flags; the merged result i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import Field, asdict
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def _value(name: str, spelled: str, value: Any, *, by_user: bool) -> Any:
             f"table [{shown(spelled, 60)}]: write keys at the top level; the only tables are {', '.join(TABLES)}"
         )
     if name not in KEYS:
-        raise UsageError(f"unknown key {shown(repr(spelled), 60)}; {unknown_key(spelled)}")
+        names = (one.replace("_", "-") for one in KEYS)
+        near = did_you_mean(spelled, [*names, "augment"], "see dptrain train --help", EXPLANATIONS)
+        raise UsageError(f"unknown key {shown(repr(spelled), 60)}; {near}")
     one = KEYS[name]
     if type(value) is int and (kind(one) is float or "form" in one.metadata):
         value = kind(one)(value)
@@ -114,23 +117,26 @@ def expand_augment(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"crop": border, "flip": border != "none"} | rest
 
 
-def parse_table(text: str, name: str = "model_options") -> dict[str, Any]:
-    """A table from a flag, written as the inside of an inline table: 'widths = [32, 64], kernel_size = 5'."""
+def from_text(key: Field[Any], text: str) -> Any:
+    """The checked value of a key from the text of its flag; a table is the inside of an inline table in TOML."""
+    value: Any = text
     try:
-        table: dict[str, Any] = files.parse_toml(f"table = {{{text}}}")["table"]
+        if kind(key) is dict:
+            value = files.parse_toml(f"table = {{{text}}}")["table"]
+        elif "read" in key.metadata:
+            value = key.metadata["read"](text)
+        elif kind(key) is not str:
+            with contextlib.suppress(ValueError):
+                value = kind(key)(text)
     except ValueError as error:
-        example = KEYS[name].metadata["example"]
         raise UsageError(
-            f"{flag(name)} {written(text)}: not TOML ({error}); write for example {flag(name)} '{example}'"
+            f"{flag(key.name)} {written(text)}: not TOML ({error}); write for example "
+            f"{flag(key.name)} '{key.metadata['example']}'"
         ) from error
-    return table
-
-
-def unknown_key(word: str) -> str:
-    """What to report about a flag or key that `dptrain train` does not have."""
-    known = [*(name.replace("_", "-") for name in KEYS), "augment", "config", "json"]
-    known = [flag(name) for name in known] if word.startswith("-") else known
-    return did_you_mean(word, known, "see dptrain train --help", EXPLANATIONS)
+    except UsageError as error:
+        raise UsageError(f"{flag(key.name)}: {error}") from None
+    check(key, value)
+    return value
 
 
 def check_paths(config: TrainConfig) -> None:

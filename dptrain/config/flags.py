@@ -4,43 +4,37 @@ from __future__ import annotations
 
 import argparse
 import functools
-from dataclasses import Field, fields
+from collections.abc import Iterable
+from dataclasses import Field
 from typing import Any
 
-from dptrain.config.files import parse_table
+from dptrain.config.files import from_text
 from dptrain.config.keys import flag, kind
-from dptrain.config.train import BORDERS, SUBJECTS
-from dptrain.system.arguments import argument
+from dptrain.config.train import KEYS
 
 METAVARS = {int: "N", float: "X", str: "PATH", dict: "TOML"}
 
 
-def add_train_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of all keys but `data`, in one group a subject. A flag that is not given sets no attribute."""
-    for subject in SUBJECTS:
-        group = parser.add_argument_group(subject.__doc__)
-        for one in fields(subject):
-            if one.name != "data":
-                group.add_argument(flag(one.name), default=argparse.SUPPRESS, **options(one))
-            if one.name == "flip":
-                group.add_argument(
-                    "--augment",
-                    metavar="|".join(BORDERS),
-                    default=argparse.SUPPRESS,
-                    help="short for --crop BORDER --flip (none: neither)",
-                )
+def add_flags(parser: argparse._ActionsContainer, names: Iterable[str], *, defaults: bool = False) -> None:
+    """Add the flags of keys. A flag that is not given sets no attribute, or with `defaults` the key's default."""
+    for name in names:
+        key = KEYS[name]
+        default = argparse.SUPPRESS if not defaults else {} if kind(key) is dict else key.default
+        if name == "data":
+            parser.add_argument(name, nargs="?", default=default, **_options(key))
+        else:
+            parser.add_argument(flag(name), default=default, **_options(key))
 
 
-def options(one: Field[Any]) -> dict[str, Any]:
-    """The arguments of argparse's `add_argument` for a key."""
-    rules, type_ = one.metadata, kind(one)
-    example = f", such as '{rules['example']}'" if "example" in rules else ""
-    empty = type_ is dict or one.default is False or one.default == ""
-    default = "" if empty else f" (default: {'on' if one.default is True else one.default})"
-    help = {"help": (rules["help"] + example + default).replace("%", "%%")}
+def _options(key: Field[Any]) -> dict[str, Any]:
+    """The arguments of argparse's `add_argument`."""
+    rules, type_ = key.metadata, kind(key)
+    text = rules["help"] + (f", such as '{rules['example']}'" if "example" in rules else "")
+    if type_ is not dict and key.default is not False and key.default != "":
+        default = "on" if key.default is True else key.default
+        text = f"{text[:-1]}; default: {default})" if text.endswith(")") else f"{text} (default: {default})"
+    help = {"help": text.replace("%", "%%")}
     if type_ is bool:
         return help | {"action": argparse.BooleanOptionalAction}
-    if "choices" in rules:
-        return help | {"metavar": "|".join(rules["choices"])}  # checked with all other rules, for a better message
-    read = functools.partial(parse_table, name=one.name) if type_ is dict else argument(rules.get("read", type_))
-    return help | {"type": read, "metavar": rules.get("metavar", METAVARS[type_])}
+    metavar = "|".join(rules["choices"]) if "choices" in rules else rules.get("metavar", METAVARS[type_])
+    return help | {"type": functools.partial(from_text, key), "metavar": metavar}

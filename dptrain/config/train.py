@@ -16,7 +16,7 @@ from dptrain.optim.schedule import NAMES as SCHEDULES
 from dptrain.system.paths import typed_path
 
 BORDERS = ("none", "reflect", "zero")
-REDUCTIONS = ("tree", "mpi")
+REDUCTIONS = {"tree": "dptrain.parallel.reduce.tree:TreeReducer", "mpi": "dptrain.parallel.reduce.mpi:MPIReducer"}
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600}
 DEFAULT_WARMUP, WARMUP_SHARE = 200, 10  # steps, but at most one of so many of the run's
 INTERVAL = re.compile(r"(\d+)([smh]?)", re.ASCII)
@@ -31,7 +31,7 @@ def model_name(text: str) -> str:
 class DataConfig(Config):
     """data"""
 
-    data: str = key("", Scope.PROCESS, "folder of the packed data set", read=typed_path)
+    data: str = key("", Scope.PROCESS, "folder of the packed data set", read=typed_path, metavar="DATA")
     batch_size: int = key(
         128, Scope.RUN, "global batch size, over all ranks; a multiple of the number of shards", least=1
     )
@@ -130,7 +130,7 @@ class ParallelConfig(Config):
         "tree",
         Scope.BITS,
         "sum of the gradients: tree gives the same bits on any number of ranks, mpi is MPI_Allreduce",
-        choices=REDUCTIONS,
+        choices=tuple(REDUCTIONS),
     )
     elastic: bool = key(False, Scope.PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
 

@@ -123,7 +123,7 @@ class Manifest:
     def repack_command(self, folder: Path, shards: int) -> str:
         """The command that packs the same images into another number of shards, or advice if it is not known."""
         if not self.command:
-            return f"use the program that packed it, with shards={shards} and force=True as arguments of pack()"
+            return f"as before, with --shards {shards} --force (in a program: shards={shards}, force=True)"
         source, *options = self.command
         words = ["dptrain", "data-prep", source, str(folder), *options, "--shards", str(shards), "--force"]
         return shown(shlex.join(words))

@@ -182,7 +182,8 @@ def _state(network: Network, modules: Sequence[ModuleType]) -> dict[str, bytes]:
     layers = {layer.name: layer for layer in network.layers if _is_users(layer)}
     classes = {owner for layer in layers.values() for owner in type(layer).__mro__ if is_users_class(owner)}
     roots: dict[str, object] = {module.__name__.removeprefix("dptrain_model_"): module for module in modules}
-    roots |= {owner.__qualname__: owner for owner in classes} | layers
+    roots |= {owner.__qualname__: owner for owner in classes}
+    roots |= layers
     own = {module.__name__ for module in modules} | {owner.__module__ for owner in classes}
     return {f"{root}.{name}": _digest(part, own) for root, value in roots.items() for name, part in _parts(value)}
 
@@ -220,6 +221,8 @@ class _ContentPickler(pickle.Pickler):
         self._own_modules, self._seen = own_modules, dict[int, object]()
 
     def reducer_override(self, value: Any) -> Any:
+        if value is str:
+            return NotImplemented  # pickled as Python does
         if isinstance(value, types.FunctionType | type):
             name = value.__qualname__
             if value.__module__ not in self._own_modules or id(value) in self._seen:

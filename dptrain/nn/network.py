@@ -155,7 +155,7 @@ class Network:
             statistics = workspace.array("network", "statistics", (self.buffer_layout.size,))
         statistics.fill(0)
         samples, outcome = images.shape[-2], Outcome(0.0, 0)
-        block = samples if self.couples_samples else self.block
+        block = self.block_of(samples)
         for start in range(0, samples, block or 1):
             rows = slice(start, start + block)
             part = gradient
@@ -176,6 +176,10 @@ class Network:
         for name in self._constant:
             views[name].fill(0)
         return outcome
+
+    def block_of(self, samples: int) -> int:
+        """How many samples of a microbatch of `samples` are computed together, at most."""
+        return samples if self.couples_samples else self.block
 
     def _passes(self, prepared: Prepared, workspace: Workspace, gradient: Array, draws: Draws) -> list[Pass]:
         """The context of each stage for one block."""

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent on the flat parameter vector."""
+"""Stochastic gradient descent."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dptrain.arrays.memory import Array, aligned_zeros
+from dptrain.arrays.memory import Array
+from dptrain.optim.optimizer import Optimizer
 
 
-class SGD:
-    """SGD with momentum, Nesterov's look-ahead and weight decay, in place (Sutskever et al. 2013, as in PyTorch).
-
-    `decays`, bool (P,), says which parameters weight decay applies to.
+class SGD(Optimizer):
+    """SGD with momentum, Nesterov's look-ahead and weight decay (Sutskever et al. 2013, as in PyTorch).
 
     g = gradient + weight_decay * parameters
     v = momentum * v + g
@@ -21,22 +20,27 @@ class SGD:
 
     slots = ("momentum",)
 
-    def __init__(self, decays: Array, *, momentum: float, nesterov: bool, weight_decay: float) -> None:
-        self.momentum = momentum
-        self.nesterov = nesterov
-        self.decay = np.where(decays, np.float32(weight_decay), np.float32(0)) if weight_decay else None
-        self._scratch = aligned_zeros(decays.size)
+    def __init__(
+        self,
+        decays: Array,
+        factors: Array | None = None,
+        *,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        weight_decay: float = 5e-4,
+    ) -> None:
+        super().__init__(decays, factors, weight_decay=weight_decay)
+        self.momentum, self.nesterov = momentum, nesterov
 
     def update(self, vectors: Mapping[str, Array], gradient: Array, lr: float, step: int) -> None:
-        """One step; all vectors float32 (P,). The parameters, the momentum and the gradient are overwritten."""
         parameters, velocity = vectors["parameters"], vectors["momentum"]
         if self.decay is not None:
-            gradient += np.multiply(parameters, self.decay, out=self._scratch)
+            gradient += np.multiply(parameters, self.decay, out=self.scratch)
         velocity *= self.momentum
         velocity += gradient
         if self.nesterov:
-            gradient += np.multiply(velocity, self.momentum, out=self._scratch)
+            gradient += np.multiply(velocity, self.momentum, out=self.scratch)
             direction = gradient
         else:
             direction = velocity
-        parameters -= np.multiply(direction, lr, out=self._scratch)
+        parameters -= np.multiply(direction, self.rate(lr), out=self.scratch)

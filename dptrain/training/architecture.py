@@ -58,12 +58,6 @@ def build_network(
     _check_options(architecture, options)
     what = f"--model {architecture.model} with {options or 'no options'}, input {input_shape}"
     try:
-        inspect.signature(architecture.build).bind(input_shape, classes, **options)
-    except TypeError as error:
-        raise UsageError(f"{what}: its function does not take these arguments: {error}") from error
-    except ValueError:  # a function without a signature
-        pass
-    try:
         network = Network(architecture.build(input_shape, classes, **options), input_shape)
         network.spec(), network.description()  # a user's methods may fail
     except (Exception, SystemExit) as error:
@@ -86,14 +80,12 @@ def _check_options(architecture: Architecture, options: dict[str, Any]) -> None:
         parameters = list(inspect.signature(architecture.build).parameters.values())
     except (TypeError, ValueError):  # some callables do not say
         return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
     known = [one.name for one in parameters[2:] if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    for name in options:
-        if name not in known:
-            hint = did_you_mean(name, known) if known else "it has none"
-            what = f"--model-options: {shown(architecture.model)} has no argument {shown(repr(name), 60)}"
-            raise UsageError(f"{what}; {hint}")
+    unknown = [name for name in options if name not in known]
+    if unknown and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        hint = did_you_mean(unknown[0], known) if known else "it has none"
+        what = f"--model-options: {shown(architecture.model)} has no argument {shown(repr(unknown[0]), 60)}"
+        raise UsageError(f"{what}; {hint}")
 
 
 def first_difference(there: Sequence[str], here: Sequence[str]) -> str:

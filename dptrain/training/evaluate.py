@@ -1,4 +1,4 @@
-"""Loss and accuracy on the test split: each shard by the rank that holds it, every sample once."""
+"""Loss and accuracy on the test split. Each rank computes the shards it holds, every sample once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.pool import ShardPool, ShardWork
-from dptrain.parallel.processes import shared_zeros
+from dptrain.parallel.pool import ShardPool
+from dptrain.training.network_work import NetworkWork
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Over a whole split: mean loss, and for each class its samples and those classified rightly."""
+    """Of a whole split: the mean loss, and for each class its samples and how many were classified correctly."""
 
     loss: float
     class_samples: tuple[int, ...]
@@ -41,41 +41,35 @@ class Evaluation:
         return self.correct / self.samples
 
 
-BLOCKS = 16  # of a shard in a round, between two of which the ranks agree to go on
+BLOCKS = 16  # of a shard in a round; after each round the ranks agree to continue
 
 Figures = tuple[list[float], NDArray[np.int64], NDArray[np.int64]]
 
 
-class EvaluationWork(ShardWork[Figures]):
-    """For some rows of each shard the losses of its blocks, and its samples and right answers by class (K,).
+class EvaluationWork(NetworkWork[Figures]):
+    """For some rows of each shard: the losses of its blocks, its samples and its correct answers by class (K,).
 
-    `longest` is the number of samples of the largest shard of all ranks.
+    `longest` is the number of samples in the largest shard of all ranks.
     """
 
     def __init__(self, network: Network, shards: Mapping[int, Source], normalise: Normalisation, longest: int) -> None:
-        self.network, self.shards, self.normalise, self.longest = network, shards, normalise, longest
-        self.parameters = shared_zeros(network.layout.size)
-        self.buffers = shared_zeros(network.buffer_layout.size)
-        self._workspace = Workspace()  # of what all shards only read
+        super().__init__(network)
+        self.shards, self.normalise, self.longest = shards, normalise, longest
 
     def rounds(self) -> list[slice]:
-        """Rows of the shards, a round's each; the same on every rank."""
+        """The rows of a shard in each round; the same on every rank."""
         rows = BLOCKS * self.network.block
         return [slice(start, start + rows) for start in range(0, self.longest, rows)]
 
     @quiet
-    def prepare(self, rows: slice) -> tuple[Prepared, slice]:
-        return self.network.prepare(self.parameters, self.buffers, self._workspace), rows
-
-    @quiet
     def compute(self, shard: int, prepared: tuple[Prepared, slice], workspace: Workspace) -> Figures:
-        parameters, rows = prepared
+        network, rows = prepared
         images, labels = self.shards[shard].rows(rows), self.shards[shard].labels[rows]
         losses: list[float] = []
         right = np.zeros(len(labels), bool)
         for start in range(0, len(labels), self.network.block):
             block = slice(start, start + self.network.block)
-            logits = self.network.predict(parameters, self.normalise(images[block], workspace), workspace)
+            logits = self.network.predict(network, self.normalise(images[block], workspace), workspace)
             sample_losses, _ = softmax_cross_entropy(logits, labels[block], workspace)
             losses.append(float(sample_losses.sum(dtype=np.float64)))
             right[block] = logits.argmax(axis=1) == labels[block]
@@ -85,18 +79,18 @@ class EvaluationWork(ShardWork[Figures]):
 
 def evaluate(
     work: EvaluationWork,
-    parameters: Array,
+    vectors: Mapping[str, Array],
     pool: ShardPool,
     communicator: Communicator,
     interruption: Interruption = NEVER,
 ) -> Evaluation:
-    """The evaluation of all ranks' shards, the same on every rank, for parameters (P,). The pool must know the work.
+    """The evaluation of all ranks' shards, the same on every rank; `vectors` are those of a state.
 
-    AskedToEndError, on every rank, when one was asked to end meanwhile. Counts are integers and losses are added
-    exactly rounded (math.fsum), so the result does not depend on the number of ranks.
+    The pool must know the work. AskedToEndError, on every rank, when one received a signal meanwhile. Counts are
+    integers and losses are summed with exact rounding (math.fsum), so the number of ranks does not matter.
     """
     communicator.whereabouts.enter("evaluating")
-    np.copyto(work.parameters, parameters)
+    work.load(vectors)
     own: list[Figures] = []
     for rows in work.rounds():
         own += pool.map(work, work.shards, rows)

@@ -1,4 +1,4 @@
-"""What a step or a state that is not finite is told by: the shard, its rank, and the first layer it shows in."""
+"""Where a step or a state is first not finite: the shard, its rank and the layer, or the tensor."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ADVICE = (
 
 
 def examine_shards(
-    network: Network, parameters: Array, buffers: Array, batches: Mapping[int, ShardBatches], epoch: int, step: int
+    network: Network, vectors: Mapping[str, Array], batches: Mapping[int, ShardBatches], epoch: int, step: int
 ) -> dict[int, str]:
-    """For each of a rank's shards the first in its microbatch of a step that is not finite, in words; "" if nothing is.
+    """In words, for each of a rank's shards, what is first not finite in its microbatch of a step; "" if all is finite.
 
-    Computed again, by this process alone: the vectors of the step itself are lost in their sum.
+    This process computes the shards again: the step has overwritten their vectors by sums.
     """
-    workspace, vectors = Workspace(), {"parameters": parameters, "buffers": buffers}
+    workspace = Workspace()
     return {
         shard: first_not_finite(network, vectors, *own.batch(epoch, step, workspace), workspace, own.draws(epoch, step))
         for shard, own in batches.items()
@@ -37,20 +37,20 @@ def examine_shards(
 
 
 def first_of_all_shards(found: Mapping[int, str], total: Array, layout: Layout, communicator: Communicator) -> str:
-    """A sentence, the same on every rank, that names the lowest shard in which something is not finite, and its rank.
+    """A sentence, the same on every rank, on the lowest shard in which something is not finite, and its rank.
 
-    `found` are this rank's shards by `examine_shards`; `total` (P,) is the summed gradient, to be named from when no
-    shard alone shows anything.
+    `found` is from `examine_shards` for this rank's shards; `total` (P,) is the summed gradient, for the case that
+    every shard alone is finite.
     """
     everyone = communicator.allgather((socket.gethostname(), dict(found)))
-    told = [
+    broken = [
         f"shard {shard} (rank {rank} on {host}): {what}"
         for rank, (host, shards) in zip(communicator.world_ranks, everyone, strict=True)
         for shard, what in shards.items()
         if what
     ]
-    if told:  # in the order of shards, as ranks hold contiguous blocks
-        return f"in {len(told)} of {sum(len(shards) for _, shards in everyone)} shards, the first is {told[0]}"
+    if broken:  # in the order of shards, as ranks hold contiguous blocks
+        return f"in {len(broken)} of {sum(len(shards) for _, shards in everyone)} shards, the first is {broken[0]}"
     summed = [f"the gradient of {part}" for part in not_finite_parts(layout, total)] or ["only the loss is not finite"]
     return (
         "computed again, every shard alone is finite: either their sum overflowed or it did not happen again; "
@@ -59,7 +59,7 @@ def first_of_all_shards(found: Mapping[int, str], total: Array, layout: Layout, 
 
 
 def not_finite_error(loss: float, where: str, step: int, lr: float) -> TrainingError:
-    """For step `step`, counted from 1, whose summed loss or gradient is not finite; `where` is a sentence on it."""
+    """The error for a step (1, 2, ...) whose summed loss or gradient is not finite; `where` is a sentence on it."""
     what = "gradient is not finite" if np.isfinite(loss) else f"loss is {loss}"
     return TrainingError(
         f"step {step}: the {what}, at learning rate {lr:.6g}; {where}. The parameters were not changed and earlier "

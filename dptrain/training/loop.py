@@ -24,7 +24,7 @@ from dptrain.training.events import Reporter
 from dptrain.training.replicas import check_replicas
 from dptrain.training.reporting import RunReport
 from dptrain.training.run import Run
-from dptrain.training.setup import Session
+from dptrain.training.session import Session
 
 SUMMARY = ("step", "test_loss", "test_accuracy", "params_sha256", "run_dir")
 
@@ -51,7 +51,7 @@ def train(
             except RankLostError:
                 if not config.elastic:
                     raise
-                communicator = run.survivors(communicator)
+                communicator = run.losses.survivors(communicator)
         finished = run.report.run_finished(run.state, evaluation, run.folder)
     return {name: getattr(finished, name) for name in SUMMARY}
 
@@ -120,7 +120,7 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
     epoch = (state.step - 1) // session.origin.steps_per_epoch + 1
     run.report.evaluation_started(state, epoch)
     check_replicas(state, session.take_step.layouts, session.communicator)  # before any figure is reported
-    evaluation = evaluate(session.evaluation, state.parameters, session.pool, session.communicator, interruption)
+    evaluation = evaluate(session.evaluation, state.vectors, session.pool, session.communicator, interruption)
     if not math.isfinite(evaluation.loss):
         raise known_to_all(
             session.communicator,

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.checkpoint.state import TrainingState, vector_layouts
+from dptrain.checkpoint.state import BUFFERS, TrainingState, vector_layouts
 from dptrain.data.batches import ShardBatches
 from dptrain.nn.finite import not_finite
+from dptrain.nn.layer import Layer
 from dptrain.nn.network import Network, Prepared, quiet
-from dptrain.optim.sgd import SGD
+from dptrain.nn.passes import Pass
+from dptrain.nn.runner import PLAIN, Runner
+from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.communicator import Communicator, known_to_all
-from dptrain.parallel.pool import ShardPool, ShardWork
-from dptrain.parallel.processes import shared_zeros
-from dptrain.parallel.reduce.tree import TreeReduction
+from dptrain.parallel.placement import Placement
+from dptrain.parallel.pool import ShardPool
+from dptrain.parallel.reduce import reducer_class
+from dptrain.parallel.reduce.reducer import Lengths, Reducer
 from dptrain.training.finite import examine_shards, first_of_all_shards, not_finite_error
+from dptrain.training.network_work import NetworkWork
 
-LOSS, CORRECT, SAMPLES = range(3)  # ride behind the gradient through the reduction, and Requests behind them
+LOSS, CORRECT, SAMPLES = range(3)  # the sums that a step needs besides the gradient
 
 
 class Requests(NamedTuple):
-    """What one rank asks of all: to end, as a signal told it; to hear that it could not save; to save a checkpoint.
+    """What one rank requests of all: to end after a signal, to report a failed save, to save a checkpoint.
 
-    They ride through the reduction as numbers of ranks, so all ranks know of them after the same step.
+    They are summed with the gradients, so all ranks learn of them after the same step.
     """
 
     end: bool = False
@@ -34,16 +38,15 @@ class Requests(NamedTuple):
     checkpoint: bool = False
 
 
-NOTHING_ASKED = Requests()
-STATISTICS = 3 + len(NOTHING_ASKED)
-REQUESTS = slice(3, STATISTICS)
+NO_REQUESTS = Requests()
 
 
 @dataclass
 class Seconds:
-    """Where this rank's time went. `waiting` is for other ranks to finish their shards.
+    """Where this rank's time went.
 
-    Shards compute side by side: `data` is the mean of the shards' shares of the time they took together.
+    `waiting` is spent in MPI's calls: for other ranks to finish their shards, and for data to arrive. `reduction` is
+    this rank's additions and copies. Shards compute at the same time: `data` is the mean of their shares of it.
     """
 
     compute: float = 0.0
@@ -61,98 +64,113 @@ class Seconds:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Of the global batch, the same on every rank: mean loss, samples classified rightly, samples, requests of any."""
+    """Of the global batch: mean loss, correct samples, samples, requests of any rank; `seconds` are this rank's."""
 
     loss: float
     correct: int
     samples: int
     seconds: Seconds
-    requests: Requests = NOTHING_ASKED
+    requests: Requests = NO_REQUESTS
 
 
-class GradientWork(ShardWork[float]):
-    """Fills each shard's vector with its gradient and statistics; the result is the share of time its batch took."""
+def make_reducer(name: str, network: Network, placement: Placement, communicator: Communicator) -> Reducer:
+    """The reduction of a name for the steps of a network."""
+    lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=3, requests=len(NO_REQUESTS))
+    return reducer_class(name)(placement, communicator, lengths)
 
-    def __init__(self, network: Network, batches: dict[int, ShardBatches]) -> None:
-        self.network, self.batches = network, batches
-        self.parameters = shared_zeros(network.layout.size)
-        self.buffers = shared_zeros(network.buffer_layout.size)
-        self.vectors = {shard: shared_zeros(network.layout.size + STATISTICS) for shard in batches}
-        self._workspace = Workspace()  # of what all shards of a step only read
 
-    @quiet
-    def prepare(self, epoch: int, step: int) -> tuple[Prepared, int, int]:
-        return self.network.prepare(self.parameters, self.buffers, self._workspace), epoch, step
+class Announcer(Runner):
+    """Reports the gradient of each stage after its backward pass. All from `start` on is reported."""
+
+    def __init__(self, ready: Callable[[slice], None], starts: Mapping[str, int], end: int) -> None:
+        self.ready, self.starts, self.start = ready, starts, end
+
+    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
+        dx = super().backward(layer, dy, saved, call)
+        if layer.name in self.starts:
+            end, self.start = self.start, self.starts[layer.name]
+            self.ready(slice(self.start, end))
+        return dx
+
+
+class GradientWork(NetworkWork[float]):
+    """Computes each shard's gradient, statistics and sums; the result is the share of time that its batch took."""
+
+    def __init__(self, network: Network, batches: Mapping[int, ShardBatches], reducer: Reducer) -> None:
+        super().__init__(network)
+        self.batches, self.reducer = batches, reducer
+        frozen = any(tensor.kind == "parameter" and not tensor.trained for tensor in network.tensors.values())
+        starts = [(name, part.start) for name, part in network.layout.slices.items()]
+        self._starts = {  # where the gradient of each stage begins; that of frozen parameters is cleared at the end
+            stage.name: min(start for name, start in starts if name.startswith(f"{stage.name}."))
+            for stage in network.stages
+            if not frozen and any(name.startswith(f"{stage.name}.") for name, _ in starts)
+        }
 
     @quiet
     def compute(self, shard: int, prepared: tuple[Prepared, int, int], workspace: Workspace) -> float:
         started = time.perf_counter()
-        parameters, epoch, step = prepared
-        batches = self.batches[shard]
+        network, epoch, step = prepared
+        batches, parts = self.batches[shard], self.reducer.parts[shard]
         images, labels = batches.batch(epoch, step, workspace)
         loaded = time.perf_counter()
-        gradient, sums = self.split(self.vectors[shard])
-        draws = batches.draws(epoch, step)
-        outcome = self.network.loss_and_grad(parameters, images, labels, gradient, workspace, draws=draws)
-        sums[:] = outcome.loss_sum, outcome.correct, len(labels), *NOTHING_ASKED
+        announcer = Announcer(lambda part: self.reducer.ready(shard, part), self._starts, parts.gradient.size)
+        outcome = self.network.loss_and_grad(
+            network,
+            images,
+            labels,
+            parts.gradient,
+            workspace,
+            statistics=parts.statistics,
+            draws=batches.draws(epoch, step),
+            runner=announcer if self.network.block_of(len(labels)) >= len(labels) else PLAIN,
+        )
+        parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels)
+        for start, end in ((0, announcer.start), (parts.gradient.size, parts.vector.size)):
+            if start < end:
+                self.reducer.ready(shard, slice(start, end))
         return (loaded - started) / (time.perf_counter() - started)
-
-    def split(self, vector: Array) -> tuple[Array, Array]:
-        """Views of a shard's or the summed vector: gradient (P,) and statistics."""
-        size = self.network.layout.size
-        return vector[:size], vector[size:]
 
 
 class TrainingStep:
     """Makes steps on this rank's shards, together with all other ranks. The pool must know the work."""
 
-    def __init__(
-        self,
-        work: GradientWork,
-        optimizer: SGD,
-        pool: ShardPool,
-        reduction: TreeReduction,
-        communicator: Communicator,
-    ) -> None:
-        self.work, self.optimizer = work, optimizer
-        self.pool, self.reduction, self.communicator = pool, reduction, communicator
+    def __init__(self, work: GradientWork, optimizer: Optimizer, pool: ShardPool, communicator: Communicator) -> None:
+        self.work, self.optimizer, self.pool, self.communicator = work, optimizer, pool, communicator
         self.layouts = vector_layouts(work.network, optimizer.slots)
 
     @quiet
     def __call__(
-        self, state: TrainingState, epoch: int, step: int, lr: float, requests: Requests = NOTHING_ASKED
+        self, state: TrainingState, epoch: int, step: int, lr: float, requests: Requests = NO_REQUESTS
     ) -> StepOutcome:
-        """Make step `step` of an epoch: `state` becomes the next one. All ranks learn of each one's requests.
+        """Make step `step` of an epoch: `state` becomes the next one. All ranks learn of the requests of each.
 
         TrainingError, with the state unchanged, when the loss or the gradient is not finite: it names shard and layer.
         """
-        clock = time.perf_counter
+        clock, work = time.perf_counter, self.work
         self.communicator.whereabouts.enter("computing", state.step + 1)
         started = clock()
-        np.copyto(self.work.parameters, state.parameters)
-        shares = self.pool.map(self.work, self.work.batches, epoch, step)
-        partial = self.reduction.local_sums(self.work.vectors)
-        self.work.split(partial[0])[1][REQUESTS] = requests
+        work.load(state.vectors)
+        work.reducer.begin(requests)
+        shares = self.pool.map(work, work.batches, epoch, step)
         computed = clock()
-        self.communicator.barrier()
-        waited = clock()
-        total = self.reduction.exchange(partial)
-        self.communicator.confirm()
-        reduced = clock()
-        gradient, sums = self.work.split(total)
-        if not_finite(total):  # judged once, after the reduction, by all ranks alike
-            found = examine_shards(
-                self.work.network, self.work.parameters, self.work.buffers, self.work.batches, epoch, step
-            )
-            where = first_of_all_shards(found, gradient, self.work.network.layout, self.communicator)
-            raise known_to_all(self.communicator, not_finite_error(float(sums[LOSS]), where, state.step + 1, lr))
-        samples = int(sums[SAMPLES])
+        reduced = work.reducer.finish()
+        finished, waiting = clock(), work.reducer.waited
+        if not_finite(reduced.vector):  # judged once, after the reduction, by all ranks alike
+            found = examine_shards(work.network, work.vectors, work.batches, epoch, step)
+            where = first_of_all_shards(found, reduced.gradient, work.network.layout, self.communicator)
+            loss = float(reduced.sums[LOSS])
+            raise known_to_all(self.communicator, not_finite_error(loss, where, state.step + 1, lr))
+        samples = int(reduced.sums[SAMPLES])
+        gradient = reduced.gradient
         gradient /= samples
         self.optimizer.update(state.vectors, gradient, lr, state.step)
+        if reduced.statistics.size:
+            work.network.update_buffers(state.vectors[BUFFERS], reduced.statistics / samples)
         state.progress.step += 1
         state.progress.samples_seen += samples
         data = (computed - started) * sum(shares) / len(shares)
-        compute = computed - started - data + clock() - reduced
-        seconds = Seconds(compute, data, waited - computed, reduced - waited)
-        asked = Requests(*(bool(number) for number in sums[REQUESTS]))
-        return StepOutcome(float(sums[LOSS]) / samples, int(sums[CORRECT]), samples, seconds, asked)
+        compute = computed - started - data + clock() - finished
+        seconds = Seconds(compute, data, waiting, finished - computed - waiting)
+        asked = Requests(*(bool(number) for number in reduced.requests))
+        return StepOutcome(float(reduced.sums[LOSS]) / samples, int(reduced.sums[CORRECT]), samples, seconds, asked)

@@ -9,7 +9,7 @@ import pytest
 from command_runs import assert_one_error
 from mpi_runs import dptrain, own_mpi
 
-from dptrain.bench.command import powers_of_two
+from dptrain.commands.bench import powers_of_two
 
 SMALL = ("--image", "1", "8", "8", "--classes", "3", "--batch-size", "16")
 
@@ -94,8 +94,8 @@ def test_more_ranks_than_shards_are_refused(what: tuple[str, ...], tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), "step | reduce | data | scaling"),
-        (("stpe",), "invalid choice: 'stpe'"),
+        ((), "required: BENCHMARK"),
+        (("stpe",), "unknown command 'stpe'; did you mean 'step'?"),
         (("step", "--steps", "0"), "expected a whole number of at least 1"),
         (("step", "--batch", "64"), "did you mean '--batch-size'"),
         (("step", "--batch-size", "12"), "--batch-size 12 is not a multiple of --shards 8"),

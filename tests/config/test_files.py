@@ -13,8 +13,8 @@ from command_runs import assert_one_error, train
 from mpi_runs import dptrain
 from training_runs import configuration, flags, packed, run, session_and_state
 
-from dptrain.config.files import check_paths, merged, parse_table, parse_toml, read_toml
-from dptrain.config.train import TrainConfig
+from dptrain.config.files import check_paths, from_text, merged, parse_toml, read_toml
+from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import UsageError
 from launch.trainer import run_dir_of
 
@@ -176,7 +176,7 @@ def test_what_no_person_writes_is_one_line(text: str, words: str, tmp_path: Path
 
 def test_model_options_that_nest_too_deeply_are_one_line() -> None:
     with pytest.raises(UsageError, match="nested too deeply"):
-        parse_table("a = " + "[" * 5000 + "]" * 5000)
+        from_text(KEYS["model_options"], "a = " + "[" * 5000 + "]" * 5000)
 
 
 # Paths

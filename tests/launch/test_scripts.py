@@ -162,15 +162,15 @@ def test_a_folder_named_in_a_configuration_file_is_not_overruled(checkout: FakeC
 
 def test_the_commands_that_it_ends_with_exist() -> None:
     """Each is given to the parser of the real program, with the options as the script prints them."""
-    from dptrain.commands.main import build_parser
+    from dptrain.commands.parser import build_parser
     from launch.__main__ import parse
 
-    build_parser().parse(["eval", "runs/x", "data/cifar10"])
-    build_parser().parse(["inspect", "runs/x"])
+    build_parser("eval").parse_args(["eval", "runs/x", "data/cifar10"])
+    build_parser("inspect").parse_args(["inspect", "runs/x"])
     _, trainer = parse(
         ["-n", "2", "--", "train", "data/cifar10", "--epochs", "30", "--augment", "reflect", "--run-dir", "runs/longer"]
     )
-    build_parser().parse(trainer)
+    build_parser("train").parse_args(trainer)
 
 
 def test_installing_shows_what_is_downloaded_and_how_large_it_is(checkout: FakeCheckout) -> None:

@@ -10,9 +10,11 @@ import json
 
 import numpy as np
 
+from dptrain.config.train import REDUCTIONS
 from dptrain.parallel.communicator import Communicator, connect
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.reduce.tree import REDUCTIONS, TreeReduction
+from dptrain.parallel.reduce import reducer_class
+from dptrain.parallel.reduce.reducer import Lengths, Reducer
 
 CASES = [(8, 1), (8, 5), (8, 60_364), (9, 1000), (13, 777)]
 
@@ -23,9 +25,11 @@ def shard_vector(shard: int, length: int, call: int) -> np.ndarray:
     return (generator.standard_normal(length) * 10.0 ** generator.integers(-3, 4, length)).astype(np.float32)
 
 
-def reduce_once(reduction: TreeReduction, length: int, call: int) -> np.ndarray:
-    own = reduction.placement.shards_of(reduction.communicator.rank)
-    return reduction.exchange(reduction.local_sums({shard: shard_vector(shard, length, call) for shard in own}))
+def reduce_once(reducer: Reducer, length: int, call: int) -> np.ndarray:
+    reducer.begin()
+    for shard, vector in reducer.vectors.items():
+        vector[...] = shard_vector(shard, length, call)
+    return reducer.finish().gradient
 
 
 def greatest_error(total: np.ndarray, shards: int, call: int) -> float:
@@ -34,12 +38,12 @@ def greatest_error(total: np.ndarray, shards: int, call: int) -> float:
     return float((np.abs(total - every.sum(axis=0)) / np.abs(every).sum(axis=0)).max())
 
 
-def figures(kind: type[TreeReduction], communicator: Communicator) -> dict[str, tuple[str, float]]:
+def figures(kind: type[Reducer], communicator: Communicator) -> dict[str, tuple[str, float]]:
     found = {}
     for shards, length in CASES:
-        reduction = kind(Placement(shards, communicator.size), communicator, length)
-        reduce_once(reduction, length, call=0)  # its buffers are used again
-        total = reduce_once(reduction, length, call=1)
+        reducer = kind(Placement(shards, communicator.size), communicator, Lengths(length, 0, 0, 0))
+        reduce_once(reducer, length, call=0)  # its buffers are used again
+        total = reduce_once(reducer, length, call=1)
         digest = hashlib.sha256(total.tobytes()).hexdigest()
         if set(communicator.allgather(digest)) != {digest}:
             raise SystemExit(f"{kind.__name__}: ranks have different sums of {shards} vectors of {length}")
@@ -50,7 +54,7 @@ def figures(kind: type[TreeReduction], communicator: Communicator) -> dict[str, 
 
 def main() -> None:
     communicator, _ = connect()
-    found = {name: figures(kind, communicator) for name, kind in REDUCTIONS.items()}
+    found = {name: figures(reducer_class(name), communicator) for name in REDUCTIONS}
     if communicator.rank == 0:
         print(json.dumps(found))
 

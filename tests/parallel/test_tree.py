@@ -17,7 +17,9 @@ from thread_ranks import on_ranks
 from dptrain.arrays.memory import Array
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Node, Placement
-from dptrain.parallel.reduce.tree import MPIReduction, TreeReduction, sum_tree
+from dptrain.parallel.reduce.mpi import MPIReducer
+from dptrain.parallel.reduce.reducer import Lengths, Reducer, sum_tree
+from dptrain.parallel.reduce.tree import TreeReducer
 
 LENGTHS = (1, 5, 333)
 EPSILON = float(np.finfo(np.float32).eps)
@@ -41,17 +43,19 @@ def oracle(vectors: Array) -> Array:
     return total
 
 
-def reduce_on(kind: type[TreeReduction], ranks: int, calls: Sequence[Array]) -> list[list[Array]]:
-    """For each rank, what its reduction returns for each of `calls`, one after the other."""
+def reduce_on(kind: type[Reducer], ranks: int, calls: Sequence[Array]) -> list[list[Array]]:
+    """For each rank, the sum that its reducer returns for each of `calls`, one after the other."""
     shards, length = calls[0].shape
     placement = Placement(shards, ranks)
 
     def rank_program(communicator: Communicator) -> list[Array]:
-        reduction = kind(placement, communicator, length)
+        reducer = kind(placement, communicator, Lengths(length, 0, 0, 0))
         totals = []
         for vectors in calls:
-            own = {shard: vectors[shard].copy() for shard in placement.shards_of(communicator.rank)}
-            totals.append(reduction.exchange(reduction.local_sums(own)).copy())
+            reducer.begin()
+            for shard, own in reducer.vectors.items():
+                own[...] = vectors[shard]
+            totals.append(reducer.finish().gradient.copy())
         return totals
 
     return on_ranks(ranks, rank_program)
@@ -63,7 +67,7 @@ def test_any_number_of_ranks_gives_the_bits_of_the_tree(shards: int) -> None:
         calls = [shard_vectors(shards, length, seed) for seed in range(2)]  # the second finds used buffers
         expected = [oracle(vectors).tobytes() for vectors in calls]
         for ranks in range(1, shards + 1):
-            for totals in reduce_on(TreeReduction, ranks, calls):
+            for totals in reduce_on(TreeReducer, ranks, calls):
                 assert [total.tobytes() for total in totals] == expected, (shards, ranks, length)
 
 
@@ -76,9 +80,9 @@ def test_vectors_of_these_tests_tell_one_order_of_additions_from_another(shards:
     assert left_to_right.tobytes() != oracle(vectors).tobytes()
 
 
-@pytest.mark.parametrize("kind", [TreeReduction, MPIReduction])
+@pytest.mark.parametrize("kind", [TreeReducer, MPIReducer])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_sum_is_right_to_single_precision(kind: type[TreeReduction], ranks: int) -> None:
+def test_sum_is_right_to_single_precision(kind: type[Reducer], ranks: int) -> None:
     vectors = shard_vectors(8, 333)
     exact = vectors.astype(np.float64)
     # An addition errs by at most half an epsilon of its result; no path is longer than S - 1 of them.
@@ -86,6 +90,22 @@ def test_sum_is_right_to_single_precision(kind: type[TreeReduction], ranks: int)
     for (total,) in reduce_on(kind, ranks, [vectors]):
         assert total.dtype == np.float32
         assert (np.abs(total - exact.sum(axis=0)) <= bound).all()
+
+
+@pytest.mark.parametrize("kind", [TreeReducer, MPIReducer])
+def test_statistics_sums_and_requests_are_summed_behind_the_gradient(kind: type[Reducer]) -> None:
+    def rank_program(communicator: Communicator) -> list[list[list[float]]]:
+        reducer = kind(Placement(5, 3), communicator, Lengths(4, 3, 2, 2))
+        found = []
+        for _ in range(2):
+            reducer.begin([communicator.rank == 1, True])
+            for shard, parts in reducer.parts.items():
+                parts.gradient[:], parts.statistics[:], parts.sums[:] = shard, 10 * shard, (1, shard == 4)
+            found.append([part.tolist() for part in reducer.finish()[1:]])
+        return found
+
+    for found in on_ranks(3, rank_program):
+        assert found == [[[10.0] * 4, [100.0] * 3, [5.0, 1.0], [1.0, 3.0]]] * 2
 
 
 class Term:

@@ -63,11 +63,11 @@ def test_parameters_that_are_not_finite_give_such_a_loss_without_a_warning() -> 
     """Winograd's transform of the kernels, made once for all shards, meets them before any sample is seen."""
     network = Network([Conv2d(2, 3, algorithm="winograd4"), Flatten(), Linear(2)], (1, 6, 6))
     manifest = random_manifest((1, 6, 6), classes=2, shards=1, samples=3)
-    parameters = network.initial(0)["parameters"]
-    parameters[0] = np.inf
+    vectors = network.initial(0)
+    vectors["parameters"][0] = np.inf
     shards = {0: random_samples((1, 6, 6), 2, 0, 3)}
     work = EvaluationWork(network, shards, Normalisation(manifest), longest=3)
-    found = evaluate(work, parameters, ShardThreads(1), Communicator())
+    found = evaluate(work, vectors, ShardThreads(1), Communicator())
     assert not math.isfinite(found.loss)
     assert found.samples == 3
 
@@ -83,7 +83,7 @@ def test_loss_and_accuracy_are_those_of_a_plain_loop_over_the_samples(trained: t
 def test_every_test_sample_counts_once(shards: int, tmp_path: Path) -> None:
     data = packed(tmp_path / "set", test=TEST_SAMPLES, shards=shards)
     session, state = session_and_state(configuration(data, tmp_path / "run", batch_size=5 * shards))
-    found = evaluate(session.evaluation, state.parameters, session.pool, Communicator())
+    found = evaluate(session.evaluation, state.vectors, session.pool, Communicator())
     labels = image_data(train=101, test=TEST_SAMPLES, shape=(2, 6, 7)).test.labels
     assert found.class_samples == tuple(np.bincount(labels, minlength=5).tolist())
 

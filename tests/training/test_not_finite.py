@@ -28,7 +28,7 @@ from dptrain.errors import TrainingError
 from dptrain.nn.network import Outcome
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.finite import check_finite, first_of_all_shards
-from dptrain.training.setup import Session
+from dptrain.training.session import Session
 
 HOST = socket.gethostname()
 LAYOUT = Layout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})
@@ -73,10 +73,10 @@ def test_the_lowest_shard_that_breaks_is_named_with_its_layer(
     session, state = session_and_state(configuration(data, data / "run", threads=threads, **broken))
     with closing(session.pool):
         session.take_step(state, 0, 0, 0.01)
-        before = state.sha256, state.step
+        before = state.digest(), state.step
         with pytest.raises(TrainingError) as caught:
             session.take_step(state, 0, 1, 0.01)
-        assert (state.sha256, state.step) == before
+        assert (state.digest(), state.step) == before
         session.take_step(state, 0, 2, 0.01)
     assert str(caught.value).startswith(
         f"step 2: the {'loss is nan' if how == 'output' else 'gradient is not finite'}, at learning rate 0.01; in "

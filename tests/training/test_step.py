@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 from networks import ready
 from numpy.typing import NDArray
-from training_runs import BATCH_SIZE, STEPS_PER_EPOCH, TRAIN, configuration, packed, session_and_state
+from training_runs import BATCH_SIZE, SHARDS, STEPS_PER_EPOCH, TRAIN, configuration, packed, session_and_state
 
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.state import TrainingState
 from dptrain.errors import TrainingError
 from dptrain.nn.network import Outcome
-from dptrain.training.setup import Session
+from dptrain.parallel.reduce.reducer import Reduced
+from dptrain.training.session import Session
 from dptrain.training.step import Seconds
 
 PLAIN = {"weight_decay": 0.0}  # then momentum, from zero, is the gradient after one step
@@ -94,6 +96,39 @@ def test_an_epoch_uses_every_sample_once(prepared: tuple[Session, TrainingState]
     samples = [session.take_step(state, 0, step, 0.01).samples for step in range(STEPS_PER_EPOCH)]
     assert samples == [BATCH_SIZE] * (STEPS_PER_EPOCH - 1) + [TRAIN % BATCH_SIZE]
     assert (state.step, state.progress.samples_seen) == (STEPS_PER_EPOCH, TRAIN)
+
+
+@pytest.mark.parametrize(("batch_size", "slices"), [(16, 3), (80, 2)])
+def test_each_slice_of_a_shards_vector_is_reported_once_it_is_complete(
+    batch_size: int, slices: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last layer's gradient comes first, so that a reduction can begin before the first layer's is computed.
+
+    A microbatch of 20 samples is computed in blocks, so that no gradient is complete before the end.
+    """
+    session, state = session_and_state(
+        configuration(packed(tmp_path / "set"), tmp_path / "run", batch_size=batch_size, **PLAIN)
+    )
+    reducer, reported = session.take_step.work.reducer, defaultdict[int, list[tuple[slice, bytes]]](list)
+
+    def ready(shard: int, part: slice) -> None:
+        reported[shard].append((part, reducer.vectors[shard][part].tobytes()))
+
+    def check_and_finish() -> Reduced:
+        for shard, vector in reducer.vectors.items():
+            assert all(content == vector[part].tobytes() for part, content in reported[shard])
+        return finish()
+
+    finish = reducer.finish
+    monkeypatch.setattr(reducer, "ready", ready)
+    monkeypatch.setattr(reducer, "finish", check_and_finish)
+    session.take_step(state, 0, 0, 0.01)
+    assert len(reported) == SHARDS
+    gradient, length = session.network.layout.size, len(reducer.vectors[0])
+    first = session.network.layout.slices["linear1.weight"].start
+    whole = [(first, gradient), (0, first)] if slices == 3 else [(0, gradient)]
+    for parts in reported.values():
+        assert [(part.start, part.stop) for part, _ in parts] == [*whole, (gradient, length)]
 
 
 def overflow_the_loss(session: Session, state: TrainingState) -> None:
@@ -181,8 +216,8 @@ def test_time_is_booked_where_it_was_spent(
     owner, name = {
         "compute": (session.network, "loss_and_grad"),
         "data": (session.take_step.work.batches[1], "batch"),
-        "waiting": (session.take_step.communicator, "barrier"),
-        "reduction": (session.take_step.reduction, "exchange"),
+        "waiting": (session.take_step.communicator, "confirm"),
+        "reduction": (session.take_step.work.reducer, "_exchange"),
     }[part]
     monkeypatch.setattr(owner, name, slowed(getattr(owner, name), 0.1))
     if part == "data":  # shares are of a shard's own time: slow them all

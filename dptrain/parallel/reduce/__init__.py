@@ -1,1 +1,15 @@
-"""Sums over all shards."""
+"""Sums over all shards. A new reduction is one file here, and one line in dptrain.config.train.REDUCTIONS."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from dptrain.config.train import REDUCTIONS
+from dptrain.parallel.reduce.reducer import Reducer
+
+
+def reducer_class(name: str) -> type[Reducer]:
+    """The class of a reduction's name."""
+    module, _, kind = REDUCTIONS[name].partition(":")
+    found: type[Reducer] = getattr(import_module(module), kind)
+    return found

@@ -1,4 +1,4 @@
-"""data_prep.shapes: the images are reproducible, what they say they are, and not for a linear model."""
+"""data_prep.sources.shapes: the images are reproducible, what they say they are, and not for a linear model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_prep import shapes
-from data_prep.shapes import CLASSES, DISTANCES, read_shapes
+from data_prep.sources import shapes
+from data_prep.sources.shapes import CLASSES, DISTANCES, read_shapes
 
 
 def test_images_have_the_promised_form() -> None:

@@ -1,51 +1,65 @@
-"""Procedurally drawn colour images of ten shapes: a data set that needs no download.
+"""Synthetic colour images of ten shapes: a data set that needs no download.
 
-Every image is one shape of random position, size, angle and colours before a random background with
-texture, a spot that belongs to nothing, and noise. Brightness and colour tell nothing of the class, so a
-linear model learns little, and a small convolutional network learns it in a minute.
+Every image shows one shape of random position, size, angle and colours, on a random background with texture, a small
+spot and noise. Brightness and colour say nothing about the class: a linear model learns little, a small convolutional
+network learns the task in a minute.
 
-A shape is a signed distance function d(u, v) on coordinates in which it reaches from about -1 to 1, negative
-inside (compare I. Quilez, "2D distance functions"); a pixel's coverage is d in pixels, clipped.
+A shape is a signed distance function d(u, v), negative inside, on coordinates in which the shape reaches from about -1
+to 1 (compare I. Quilez, "2D distance functions"). The coverage of a pixel is d in pixels, clipped.
 
-Shapes: n images, C = 3, H = W = 32; in here images are drawn as (n, H, W, C) and turned at the end.
+Shapes: n images, C = 3, H = W = 32. Images are drawn as (n, H, W, C) and transposed at the end.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import Provenance
+from dptrain.system.arguments import whole
 
-from .pack import ImageData, LabelledImages
-from .progress import progress
+from ..images import ImageData, ImageSource, LabelledImages
+from ..progress import Bar
 
 Array = NDArray[np.float64]
 
 SIZE = 32
-PARAMETERS = 64  # random words an image has before those of its pixel noise
-NOISE_WORDS = SIZE * SIZE * 3 // 8  # a byte a channel
-# How hard it is. As set, softmax regression reaches 29 % and convnet about 90 % after 3 epochs on 10,000 images.
-UNIT = (9.0, 13.0)  # half a shape's extent, pixels
-SHIFT = 3.0  # its distance from the middle on both axes, pixels
-TURN = 0.5  # its angle, radians either way
+PARAMETERS = 64  # random words of an image before those of its pixel noise
+NOISE_WORDS = SIZE * SIZE * 3 // 8  # one byte for each channel
+# With these values, softmax regression reaches 29 % and convnet about 90 % after 3 epochs on 10,000 images.
+UNIT = (9.0, 13.0)  # half the extent of a shape, pixels
+SHIFT = 3.0  # largest distance from the middle on both axes, pixels
+TURN = 0.5  # largest angle, radians
 SPOTS = 1
 TEXTURE = 0.1
 NOISE = (0.05, 0.1)  # full width of the uniform pixel noise
-DRAWING = 1 << 48  # keeps the words of drawing apart from those of the packing shuffle
+DRAWING = 1 << 48  # separates the random words of drawing from those of the packing shuffle
 BLOCK = 250  # images drawn at a time, so that the arrays stay in the processor's cache
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train", type=whole(), default=10_000, metavar="N", help="training images (default: 10000)")
+    parser.add_argument("--test", type=whole(), default=2_000, metavar="N", help="test images (default: 2000)")
 
 
 def read_shapes(train: int = 10_000, test: int = 2_000, seed: int = 0) -> ImageData:
     """Draw both splits. Image i of a split depends on (seed, split, i) alone; its class is i mod 10."""
-    with progress("drawing", train + test) as advance:
-        training, testing = (_draw_split(count, seed, split, advance) for split, count in enumerate((train, test)))
-    return ImageData("shapes", CLASSES, Provenance("shapes"), training, testing)
+    with Bar("drawing", train + test) as bar:
+        training, testing = (_draw_split(count, seed, split, bar) for split, count in enumerate((train, test)))
+    return ImageData("shapes", CLASSES, training, testing)
 
 
-def _draw_split(count: int, seed: int, split: int, advance: Callable[[int], None]) -> LabelledImages:
+SOURCE = ImageSource(
+    "shapes",
+    "draw and pack ten classes of coloured shapes (no download)",
+    add_arguments,
+    lambda options: read_shapes(options.train, options.test, options.seed),
+)
+
+
+def _draw_split(count: int, seed: int, split: int, bar: Bar) -> LabelledImages:
     """`count` images of a split and their labels."""
     generator = np.random.Philox(key=np.array([seed, DRAWING | split], np.uint64))
     images = np.empty((count, 3, SIZE, SIZE), np.uint8)
@@ -55,7 +69,7 @@ def _draw_split(count: int, seed: int, split: int, advance: Callable[[int], None
         n = rows.stop - start
         words = generator.random_raw(n * (PARAMETERS + NOISE_WORDS)).reshape(n, PARAMETERS + NOISE_WORDS)
         images[rows] = _draw(words, labels[rows]).transpose(0, 3, 1, 2)
-        advance(n)
+        bar.update(n)
     return LabelledImages(images, labels)
 
 

@@ -1,4 +1,4 @@
-"""data_prep.checks: arrays and names that cannot be meant are refused before anything is written."""
+"""data_prep.images: arrays and names that cannot be meant are refused before anything is written."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from command_runs import assert_one_error
 from data_sets import image_data
 from mpi_runs import dptrain
 
-from data_prep.checks import ImageData, LabelledImages, checked
+from data_prep.images import ImageData, LabelledImages, checked
 from data_prep.pack import pack
-from dptrain.data.manifest import MANIFEST, Provenance, read_manifest
+from dptrain.data.manifest import MANIFEST, read_manifest
 from dptrain.data.names import check_names
 from dptrain.data.shard import read_shard
 from dptrain.errors import DataError, UsageError
@@ -28,7 +28,7 @@ def of_shape(*shape: int, layout: Any = None) -> ImageData:
     """Random images whose axes after the first are `shape`."""
     random = np.random.default_rng(0)
     parts = (LabelledImages(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, 5, n)) for n in (60, 30))
-    return ImageData("mine", GOOD.classes, Provenance("mine"), *parts, layout=layout)
+    return ImageData("mine", GOOD.classes, *parts, layout=layout)
 
 
 def refused(data: ImageData) -> str:
@@ -52,14 +52,14 @@ def test_up_to_four_channels_first_need_no_word(shape: tuple[int, int, int]) -> 
 def test_images_that_look_like_channels_last_are_refused_with_both_ways_to_say(shape: tuple[int, int, int]) -> None:
     """In the field: (n, H, W, C), the layout of Pillow and Keras, was packed as 32 channels of 32 x 3 pixels."""
     message = refused(of_shape(*shape))
-    assert f"looks like (n, H, W, C), {shape[2]} channel" in message
+    assert "probably (n, H, W, C); state it" in message
     assert 'layout="channels_last"' in message
     assert 'layout="channels_first"' in message
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 4), (16, 8, 8), (4, 4, 4), (5, 3, 9), (64, 1, 1), (3, 3, 3), (1, 28, 1)])
 def test_any_other_shape_must_be_said(shape: tuple[int, int, int]) -> None:
-    assert "may be (n, C, H, W) or (n, H, W, C)" in refused(of_shape(*shape))
+    assert "probably (n, C, H, W) or (n, H, W, C)" in refused(of_shape(*shape))
     assert checked(of_shape(*shape, layout="channels_first")).train.images.shape[1:] == shape
     height, width, channels = shape
     last = checked(of_shape(*shape, layout="channels_last")).train.images
@@ -123,7 +123,7 @@ def test_images_that_cannot_be_meant_are_refused_with_what_to_do(change: Callabl
 
 def test_an_empty_test_split_is_refused() -> None:
     empty = LabelledImages(GOOD.test.images[:0], GOOD.test.labels[:0])
-    assert "the test split has no images; expected at least one" in refused(replace(GOOD, test=empty))
+    assert "the test split has no images: (0, 3, 8, 9); expected at least one" in refused(replace(GOOD, test=empty))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
-"""What can be packed: arrays and names are checked before any work, and brought to one form.
+"""What a source is and gives: images with labels, checked and brought to one form before anything is written.
 
 Shapes: n samples, C channels, H and W pixels, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,18 +32,31 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class ImageData:
-    """What a source gives: both splits, in the source's own order, and what they are.
+    """What a source gives: both splits, in the order of the source, and what they are.
 
-    `layout` says which axes of the images are meant. It may be left out where the shape leaves no doubt: 1 to 4
-    channels first, and more than 4 pixels in height and width.
+    `source` says where the images come from (default: only the data set's name). `layout` says which axes the images
+    have. It can be left out if the shape leaves no doubt: 1 to 4 channels first, more than 4 pixels in H and W.
     """
 
     name: str
     classes: Sequence[str]
-    source: Provenance
     train: LabelledImages
     test: LabelledImages
+    source: Provenance | None = None
     layout: Literal["channels_first", "channels_last"] | None = None
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A command of data_prep: its name, its help, its arguments, and how to read its images.
+
+    `read` gets the parsed arguments. Besides those of `add_arguments`, they have `seed`. It raises DataError.
+    """
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    read: Callable[[argparse.Namespace], ImageData]
 
 
 def checked(data: ImageData) -> ImageData:
@@ -73,44 +87,26 @@ def _checked_images(split: str, images: NDArray[Any], layout: str | None) -> NDA
         advice = {
             3: "grey images (n, H, W) get their channel by images[:, None]",
             2: "rows of pixels become images by images.reshape(n, C, H, W)",
-        }.get(images.ndim, "images of different sizes must be brought to one size first")
+        }.get(images.ndim, "images of different sizes must first be scaled to one size")
         raise DataError(f"{split} images have the shape {_shape(images)}, expected (n, C, H, W); {advice}")
     if images.dtype != np.uint8:
-        raise DataError(f"{split} images are {images.dtype}, expected uint8; {_to_uint8(images.dtype)}")
+        advice = {
+            "f": "convert values of 0 to 1 by (255 * images).round().astype(np.uint8), of 0 to 255 without the 255 *",
+            "b": "convert them by 255 * images.astype(np.uint8)",
+        }.get(images.dtype.kind, "convert values of 0 to 255 by images.astype(np.uint8)")
+        raise DataError(f"{split} images are {images.dtype}, expected uint8; {advice}")
     if 0 in images.shape:
-        what = "has no images" if not len(images) else f"has images without pixels, {_shape(images)}"
-        raise DataError(f"the {split} split {what}; expected at least one image")
-    layout = layout or _layout_of(split, images)
-    ordered: NDArray[np.uint8] = images if layout == "channels_first" else images.transpose(0, 3, 1, 2)
-    return ordered
-
-
-def _layout_of(split: str, images: NDArray[np.uint8]) -> str:
-    """channels_first where the shape leaves no doubt; DataError otherwise."""
-    second, third, last = images.shape[1:]
-    if second <= MOST_CHANNELS < min(third, last):
-        return "channels_first"
-    likely = (
-        f"looks like (n, H, W, C), {last} channel{'s'[: last > 1]} last"
-        if last <= MOST_CHANNELS < min(second, third)
-        else "may be (n, C, H, W) or (n, H, W, C)"
-    )
-    raise DataError(
-        f"{split} images {_shape(images)}: the shape {likely}; say which it is: "
-        'ImageData(..., layout="channels_last") for (n, H, W, C), ImageData(..., layout="channels_first") for '
-        "(n, C, H, W)"
-    )
-
-
-def _to_uint8(dtype: np.dtype[Any]) -> str:
-    """How to convert images of another type."""
-    if dtype.kind == "f":
-        return "convert values of 0 to 1 by (255 * images).round().astype(np.uint8), of 0 to 255 without the 255 *"
-    if dtype.kind == "b":
-        return "convert them by 255 * images.astype(np.uint8)"
-    if dtype.kind in "iu":
-        return "convert values of 0 to 255 by images.astype(np.uint8)"
-    return "convert the pixels to numbers from 0 to 255 first"
+        what = "has images without pixels" if len(images) else "has no images"
+        raise DataError(f"the {split} split {what}: {_shape(images)}; expected at least one image")
+    if layout is None:
+        second, third, last = images.shape[1:]
+        if not second <= MOST_CHANNELS < min(third, last):
+            likely = "(n, H, W, C)" if last <= MOST_CHANNELS < min(second, third) else "(n, C, H, W) or (n, H, W, C)"
+            raise DataError(
+                f"{split} images have the shape {_shape(images)}, probably {likely}; state it: ImageData(..., "
+                'layout="channels_last") for (n, H, W, C), layout="channels_first" for (n, C, H, W)'
+            )
+    return images.transpose(0, 3, 1, 2) if layout == "channels_last" else images
 
 
 def _checked_labels(split: str, labels: NDArray[Any], samples: int, classes: int) -> NDArray[np.int64]:
@@ -121,7 +117,9 @@ def _checked_labels(split: str, labels: NDArray[Any], samples: int, classes: int
             advice = "; remove the second axis by labels[:, 0]"
         elif labels.ndim == 2 and labels.shape[0] == samples:
             advice = "; one-hot rows become labels by labels.argmax(axis=1)"
-        raise DataError(f"{split} labels have the shape {_shape(labels)}, expected ({samples},), one an image{advice}")
+        raise DataError(
+            f"{split} labels have the shape {_shape(labels)}, expected ({samples},), one for each image{advice}"
+        )
     if labels.dtype.kind not in "iu":
         advice = "convert them by labels.astype(np.int64)" if labels.dtype.kind in "fb" else "number the classes from 0"
         raise DataError(f"{split} labels are {labels.dtype}, expected an integer type; {advice}")
@@ -138,19 +136,3 @@ def _checked_labels(split: str, labels: NDArray[Any], samples: int, classes: int
 
 def _shape(array: NDArray[Any]) -> str:
     return shown(array.shape, 100)
-
-
-def doubtful(data: ImageData, counts: dict[str, NDArray[np.int64]], histogram: NDArray[np.int64]) -> list[str]:
-    """Notes on what can be packed but is hardly meant.
-
-    `counts` (K,) of each split are the packed samples of each class, `histogram` (C, 256) is of the training pixels.
-    """
-    notes = []
-    for split, count in counts.items():
-        empty = [shown(data.classes[number], 60) for number in np.flatnonzero(count == 0).tolist()]
-        if empty:
-            some = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-            notes.append(f"the {split} split has no images of {len(empty)} of {len(count)} classes: {some}")
-    if not histogram[:, 2:].any():
-        notes.append("all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
-    return notes

@@ -1,4 +1,4 @@
-"""The command `dptrain bench`: its flags, and its figures as tables or JSON. Imports NumPy only when it runs."""
+"""`dptrain bench`: the benchmarks, with their figures as tables or JSON."""
 
 from __future__ import annotations
 
@@ -9,71 +9,60 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dptrain.config.files import parse_table
-from dptrain.config.train import REDUCTIONS
+from dptrain.config.flags import add_flags
 from dptrain.errors import UsageError
+from dptrain.system.arguments import Parser, whole
 from dptrain.system.text import shown
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
-BENCHMARKS = ("step", "reduce", "data", "scaling")
+BENCHMARKS = {
+    "step": "the training step: images/s, each layer, share of the sgemm rate",
+    "reduce": "both reductions, for several lengths of the gradient",
+    "data": "packing, reading and batches, each alone",
+    "scaling": "the training step on more and more cores, as ranks and as one process",
+}
 
 
-def number(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 1")
-    return int(text)
-
-
-def threads(text: str) -> int:
-    """A whole number; 0 stands for all cores."""
-    return 0 if text == "0" else number(text)
-
-
-def add_bench(commands: Any) -> None:
-    """Add `bench` and its four benchmarks to the parser's commands."""
-    bench = commands.add_parser("bench", help="measure how fast this machine trains, and where the time goes")
-    bench.set_defaults(parser=bench)
-    kinds = bench.add_subparsers(title="benchmarks", required=True, metavar=" | ".join(BENCHMARKS))
-    step = kinds.add_parser("step", help="the training step: images/s, each layer, share of the sgemm rate")
-    reduce = kinds.add_parser("reduce", help="both reductions, over lengths of the gradient")
-    data = kinds.add_parser("data", help="packing, reading and batches, each alone")
-    scaling = kinds.add_parser("scaling", help="the training step on more and more cores, as ranks and as one process")
-    for kind, run in ((step, _step), (reduce, _reduce), (data, _data), (scaling, _scaling)):
-        kind.set_defaults(command=run, parser=kind)
-        kind.add_argument("--json", action="store_true", help="print JSON")
-        kind.add_argument("--shards", type=number, default=8, metavar="N", help="shards of the data (default: 8)")
-    for kind in (step, data, scaling):
-        kind.add_argument("--batch-size", type=number, default=128, metavar="N", help="global batch (default: 128)")
-        image = {"type": number, "nargs": 3, "metavar": ("C", "H", "W"), "default": [3, 32, 32]}
-        kind.add_argument("--image", help="shape of an image (default: 3 32 32)", **image)
-        kind.add_argument("--classes", type=number, default=10, metavar="K", help="classes (default: 10)")
-    for kind in (step, data):
-        kind.add_argument(
-            "--threads", type=threads, default=0, metavar="N", help="shards computed side by side (0: all cores)"
-        )
-    for kind in (step, scaling):
-        kind.add_argument("--model", default="convnet", metavar="TEXT", help="architecture, as of dptrain train")
-        kind.add_argument("--model-options", type=parse_table, default={}, metavar="TOML", help="its arguments")
-        kind.add_argument("--steps", type=number, default=60, metavar="N", help="steps to measure (default: 60)")
-        kind.add_argument("--reduction", choices=REDUCTIONS, default="tree", help="as of dptrain train")
-    lengths = [60_362, 1_000_000, 10_000_000]
-    reduce.add_argument(
-        "--lengths", type=number, nargs="+", default=lengths, metavar="N",
-        help=f"numbers in a gradient (default: {' '.join(map(str, lengths))})",
-    )  # fmt: skip
-    reduce.add_argument("--runs", type=number, default=30, metavar="N", help="repetitions (default: 30)")
-    data.add_argument("--samples", type=number, default=50_000, metavar="N", help="images (default: 50000)")
-    scaling.add_argument(
-        "--cores", type=number, nargs="+", default=None, metavar="N",
-        help="cores to run on (default: 1, 2, 4, ... up to all)",
-    )  # fmt: skip
-    scaling.add_argument(
-        "--batch-size-per-core", type=number, default=64, metavar="N", help="of weak scaling (default: 64)"
+def add_arguments(parser: Parser) -> None:
+    """Add the four benchmarks and their flags; `benchmark` is the function that runs one."""
+    kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
+    step, reduce, data, scaling = (
+        kinds.add_parser(name, help=text, description=f"Measure {text}.") for name, text in BENCHMARKS.items()
     )
-    scaling.add_argument("--runs", type=number, default=5, metavar="N", help="of each setting, in turn (default: 5)")
+    for kind, benchmark in ((step, _step), (reduce, _reduce), (data, _data), (scaling, _scaling)):
+        kind.set_defaults(benchmark=benchmark)
+        kind.add_argument("--json", action="store_true", help="print JSON")
+        _add_numbers(kind, "--shards", 8, "shards of the data")
+    for kind in (step, data, scaling):
+        add_flags(kind, ["batch_size"], defaults=True)
+        _add_numbers(kind, "--image", [3, 32, 32], "shape of an image", nargs=3, metavar=("C", "H", "W"))
+        _add_numbers(kind, "--classes", 10, "classes")
+    for kind in (step, data):
+        add_flags(kind, ["threads"], defaults=True)
+    for kind in (step, scaling):
+        add_flags(kind, ["model", "model_options", "reduction"], defaults=True)
+        _add_numbers(kind, "--steps", 60, "steps to measure")
+    _add_numbers(reduce, "--lengths", [60_362, 1_000_000, 10_000_000], "numbers in a gradient", nargs="+")
+    _add_numbers(reduce, "--runs", 30, "repetitions")
+    _add_numbers(data, "--samples", 50_000, "images")
+    _add_numbers(scaling, "--cores", None, "cores to run on (default: 1, 2, 4, ... up to all)", nargs="+")
+    _add_numbers(scaling, "--batch-size-per-core", 64, "batch size per core, for weak scaling")
+    _add_numbers(scaling, "--runs", 5, "runs of each setting, in turn")
+
+
+def _add_numbers(parser: Parser, flag: str, default: Any, help: str, **more: Any) -> None:
+    """Add a flag of one or several whole numbers of at least 1."""
+    listed = " ".join(map(str, default)) if isinstance(default, list) else default
+    help = help if default is None else f"{help} (default: {listed})"
+    parser.add_argument(flag, type=whole(1), default=default, help=help, **{"metavar": "N", **more})
+
+
+def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
+    """Run the chosen benchmark; returns the exit status."""
+    status: int = parsed.benchmark(parsed, communicator, connection)
+    return status
 
 
 def _threads(parsed: argparse.Namespace, communicator: Communicator) -> int:
@@ -86,7 +75,7 @@ def _step(parsed: argparse.Namespace, communicator: Communicator, connection: st
     from dptrain.bench.step import measure_step
     from dptrain.bench.workload import make_workload
     from dptrain.parallel.communicator import together
-    from dptrain.training.setup import numeric_environment
+    from dptrain.training.agreement import numeric_environment
 
     count = _threads(parsed, communicator)
     with together(communicator):

@@ -1,0 +1,10 @@
+"""`dptrain data-prep`: the package data_prep; a checkout also has it as `python -m data_prep`."""
+
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the program; returns the exit status."""
+    from dptrain.data_prep.__main__ import run
+
+    return run(arguments)

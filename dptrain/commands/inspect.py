@@ -1,0 +1,84 @@
+"""`dptrain inspect`: what a checkpoint contains."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dptrain.config.files import parse_toml
+from dptrain.errors import UsageError
+from dptrain.system.arguments import Parser, path_argument
+from dptrain.system.streams import write_to_stderr
+from dptrain.system.text import shown
+
+if TYPE_CHECKING:
+    from dptrain.checkpoint.format import Checkpoint
+    from dptrain.parallel.communicator import Communicator
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the checkpoint and --json."""
+    parser.add_argument(
+        "checkpoint", type=path_argument, help="checkpoint file, or run folder for its newest checkpoint"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint from a file, or the newest of a run folder."""
+    from dptrain.checkpoint.folder import RunFolder
+    from dptrain.checkpoint.format import read_checkpoint
+
+    if path.is_dir():
+        newest = RunFolder(path).newest(lambda line: write_to_stderr(shown(line)))
+        if newest is None:
+            raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; name a run folder or a checkpoint file")
+        checkpoint = newest[1]
+    else:
+        checkpoint = read_checkpoint(path)
+    for note in checkpoint.notes:
+        write_to_stderr(f"dptrain: {shown(note)}")
+    return checkpoint
+
+
+def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
+    """Print the facts; returns the exit status."""
+    from dptrain.parallel.communicator import together
+
+    with together(communicator):
+        checkpoint = open_checkpoint(parsed.checkpoint)
+    state, origin = checkpoint.state, checkpoint.origin
+    facts: dict[str, Any] = {
+        "step": state.step,
+        "epochs_completed": state.step // origin.steps_per_epoch,
+        "samples_seen": state.progress.samples_seen,
+        "test_accuracy": state.progress.test_accuracy,
+        "data": origin.data_name,
+        "manifest_sha256": origin.manifest_sha256,
+        "classes": list(origin.classes),
+        "input_shape": list(origin.input_shape),
+        "mean": list(origin.mean),
+        "std": list(origin.std),
+        "layers": list(origin.architecture),
+        "parameters": {name: list(shape) for name, shape in checkpoint.layout.shapes.items()},
+        "parameter_count": checkpoint.layout.size,
+        "environment": origin.environment,
+        "config": parse_toml(origin.config, str(parsed.checkpoint)),
+        "params_sha256": state.params_sha256,
+        **({"model_files": origin.model_files} if origin.model_files else {}),
+    }
+    if communicator.rank != 0:
+        return 0
+    if parsed.json:
+        print(json.dumps(facts))
+        return 0
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{name}:", *(f"  {shown(key)} = {shown(item)}" for key, item in value.items()), sep="\n")
+        elif isinstance(value, list):
+            print(f"{name}:", *(f"  {shown(item)}" for item in value), sep="\n")
+        else:
+            print(f"{name}: {shown(value)}")
+    return 0

@@ -1,0 +1,45 @@
+"""The parser of `dptrain`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any
+
+import dptrain
+from dptrain.commands import COMMANDS
+from dptrain.system.arguments import Parser
+
+DESCRIPTION = "Distributed data-parallel training of convolutional networks on CPUs."
+EXAMPLES = """
+examples:
+  dptrain data-prep cifar10 data/cifar10           pack a data set
+  dptrain train data/cifar10                       train on all cores of this machine
+  dptrain launch -n 2 -- train data/cifar10        the same on 2 ranks
+  dptrain eval runs/RUN data/cifar10               evaluate the newest checkpoint of a run
+
+`dptrain COMMAND --help` describes the flags of a command.
+"""
+
+
+def load(command: str) -> Any:
+    """The module of a command."""
+    return importlib.import_module(f"dptrain.commands.{command.replace('-', '_')}")
+
+
+def build_parser(command: str = "") -> Parser:
+    """The parser of all commands, with the flags of one of them; the modules of the others are not imported."""
+    parser = Parser(
+        prog="dptrain",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="dptrain [--help] [--version] COMMAND ...",
+    )
+    parser.add_argument("--version", action="version", version=f"dptrain {dptrain.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND ...", prog="dptrain")
+    for name, purpose in COMMANDS.items():
+        one = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        if name == command:
+            load(name).add_arguments(one)
+    return parser

@@ -1,0 +1,87 @@
+"""`dptrain train`: train a network on a packed data set."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from contextlib import ExitStack, closing
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from dptrain.commands.exit import end_at_once
+from dptrain.config.files import check_paths, merged, read_toml
+from dptrain.config.flags import add_flags
+from dptrain.config.train import BORDERS, KEYS, SUBJECTS, AugmentationConfig
+from dptrain.errors import UsageError
+from dptrain.system import record
+from dptrain.system.arguments import Parser, path_argument
+from dptrain.system.streams import drop_failed_writes, print_whole, write_to_stderr
+from dptrain.system.suggestions import EXPLANATIONS
+
+if TYPE_CHECKING:
+    from dptrain.parallel.communicator import Communicator
+
+HANDLES_SIGNALS = True  # a signal is handled after the step
+
+
+def add_arguments(parser: Parser) -> None:
+    """Add the data set, the flags of all keys in one group a subject, and --config, --augment, --json."""
+    parser.usage = "dptrain train DATA [--flag value ...]"
+    parser.explanations = EXPLANATIONS
+    add_flags(parser, ["data"])
+    parser.add_argument(
+        "--config", type=path_argument, metavar="FILE", help="TOML file with keys named like the flags; flags win"
+    )
+    parser.add_argument("--json", action="store_true", help="print a last line of JSON: accuracy, step, params_sha256")
+    groups = {subject: parser.add_argument_group(subject.__doc__) for subject in SUBJECTS}
+    for subject, group in groups.items():
+        add_flags(group, [one.name for one in fields(subject) if one.name != "data"])
+    groups[AugmentationConfig].add_argument(
+        "--augment",
+        choices=BORDERS,
+        metavar="|".join(BORDERS),
+        default=argparse.SUPPRESS,
+        help="short for --crop BORDER --flip (none: neither)",
+    )
+
+
+def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
+    """Train; returns the exit status."""
+    from dptrain.health.interruption import signals_taken
+    from dptrain.parallel.communicator import together
+    from dptrain.report import REPORTERS
+    from dptrain.report.end import EndOfRun
+    from dptrain.training.events import Note, Reporter
+    from dptrain.training.loop import train
+    from dptrain.training.model_source import beside
+
+    drop_failed_writes()  # a run outlives its terminal, its log's disk and whoever reads its output
+    notes: list[str] = []
+    with together(communicator):
+        given = {name: value for name, value in vars(parsed).items() if name in KEYS or name == "augment"}
+        saved = read_toml(parsed.config, notes) if parsed.config else {}
+        if "model" in saved:
+            saved["model"] = beside(parsed.config, saved["model"])
+        config = merged(saved, given)
+        if not config.data:
+            raise UsageError(
+                "no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 data/cifar10, or without "
+                "a download: dptrain data-prep shapes data/shapes"
+            )
+        check_paths(config)
+    end = EndOfRun()
+    with signals_taken(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
+        reporters: list[Reporter] = [stack.enter_context(closing(kind())) for kind in REPORTERS]
+        if communicator.rank == 0 and "run_dir" not in given:
+            for note in notes:  # they say that the saved run folder does not count
+                for reporter in reporters:
+                    reporter.handle(Note(f"note   {note}"))
+        summary = train(config, communicator, [*reporters, end], interruption, connection)
+    if not end.reported:
+        return 0  # another rank is rank 0 now; after deaths in an elastic run it may be any
+    if parsed.json and not print_whole(json.dumps(summary)):
+        # Not an error: the run is complete and saved, and a launcher or scheduler must not start it again.
+        write_to_stderr("dptrain: the line of --json could not be written; the same figures end metrics.jsonl")
+    record.report_end(0)
+    return 0

@@ -1,0 +1,98 @@
+"""What a step needs of a reduction: vectors for the shards to fill, and their sum over all shards of all ranks."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dptrain.arrays.memory import Array
+from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.placement import Node, Placement, children
+from dptrain.parallel.processes import shared_zeros
+
+
+class Lengths(NamedTuple):
+    """How many numbers of each kind a vector holds, one kind behind the other."""
+
+    gradient: int
+    statistics: int
+    sums: int
+    requests: int
+
+
+class Parts(NamedTuple):
+    """A vector, and views of it: gradient (P,), statistics (B,), sums of figures, and requests of ranks."""
+
+    vector: Array
+    gradient: Array
+    statistics: Array
+    sums: Array
+    requests: Array
+
+
+Reduced = Parts  # of the sum over all shards
+
+
+def sum_tree(node: Node, parts: dict[Node, Array]) -> Array:
+    """The sum of a node's shards, from the sums of nodes below it. Overwrites the leftmost part."""
+    if node in parts:
+        return parts[node]
+    left, right = children(node)
+    total = sum_tree(left, parts)
+    total += sum_tree(right, parts)
+    return total
+
+
+class Reducer(ABC):
+    """Sums one float32 vector of each shard over all shards. Its buffers are kept from step to step.
+
+    In each step `begin` comes first. Then every shard writes its `parts`, but not the requests, and reports slices that
+    are complete by `ready`. `finish`, on all ranks, gives the sum. The vectors of the shards lie in memory that forked
+    workers share.
+    """
+
+    def __init__(self, placement: Placement, communicator: Communicator, lengths: Lengths) -> None:
+        self.placement, self.communicator, self.lengths = placement, communicator, lengths
+        shards = placement.shards_of(communicator.rank)
+        self.vectors = {shard: shared_zeros(sum(lengths)) for shard in shards}
+        self.parts = {shard: self._parts(vector) for shard, vector in self.vectors.items()}
+        self.waited = 0.0  # seconds of the last step in MPI's calls: for other ranks, and for data to arrive
+
+    def begin(self, requests: Sequence[bool] = ()) -> None:
+        """Begin a step; `requests` are this rank's. In the sum, each request is the number of ranks that make it."""
+        self.waited = 0.0
+        for shard, parts in self.parts.items():
+            parts.requests[:] = requests if shard == min(self.parts) and len(requests) else 0
+
+    def ready(self, shard: int, part: slice) -> None:  # noqa: B027 - a subclass may define it
+        """A slice of a shard's vector is complete. Called by the thread or forked worker that computes the shard.
+
+        A reduction can start here, while other slices are still computed. This one waits for `finish`.
+        """
+
+    def finish(self) -> Reduced:
+        """The sum over all shards, the same on every rank. RankLostError on all ranks if one has died.
+
+        It is valid until the next `begin`, and may be overwritten.
+        """
+        leaves = {(shard, shard + 1): vector for shard, vector in self.vectors.items()}
+        subtrees = self.placement.subtrees_of(self.communicator.rank)
+        total = self._exchange([sum_tree(node, leaves) for node in subtrees])
+        self._wait_for(self.communicator.confirm)
+        return self._parts(total)
+
+    @abstractmethod
+    def _exchange(self, partial: list[Array]) -> Array:
+        """The sum over all shards, from the sums of this rank's subtrees, which may be overwritten."""
+
+    def _wait_for(self, collective: Callable[..., None], *arguments: object) -> None:
+        started = time.perf_counter()
+        collective(*arguments)
+        self.waited += time.perf_counter() - started
+
+    def _parts(self, vector: Array) -> Parts:
+        return Parts(vector, *np.split(vector, np.cumsum(self.lengths)[:-1]))

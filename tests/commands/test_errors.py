@@ -1,0 +1,42 @@
+"""dptrain.errors: every error is one text and one exit status."""
+
+from __future__ import annotations
+
+import pytest
+
+from dptrain.errors import (
+    CheckpointError,
+    DataError,
+    DownloadError,
+    DptrainError,
+    LimitError,
+    OutputError,
+    PeerError,
+    ReaderGoneError,
+    TrainingError,
+    UsageError,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (DptrainError, 1),
+        (UsageError, 2),  # that of argparse and getopt
+        (DataError, 1),
+        (DownloadError, 69),  # EX_UNAVAILABLE of sysexits.h
+        (CheckpointError, 1),
+        (TrainingError, 1),
+        (LimitError, 1),
+        (OutputError, 1),
+        (ReaderGoneError, 141),  # 128 + SIGPIPE
+    ],
+)
+def test_every_error_is_its_text_and_has_the_status_of_its_kind(kind: type[DptrainError], status: int) -> None:
+    error = kind("shard 3 is missing")
+    assert (str(error), error.status, error.agreed) == ("shard 3 is missing", status, False)
+
+
+def test_a_peer_error_has_the_status_of_the_rank_that_failed_and_needs_no_abort() -> None:
+    error = PeerError("rank 2: shard 3 is missing", 69)
+    assert (str(error), error.status, error.agreed) == ("rank 2: shard 3 is missing", 69, True)
