@@ -79,7 +79,7 @@ class ModelConfig(Config):
 class OptimizerConfig(Config):
     """optimizer"""
 
-    optimizer: str = key("sgd", Scope.BITS, "update rule", choices=OPTIMIZERS)
+    optimizer: str = key("sgd", Scope.RUN, "update rule", choices=OPTIMIZERS)
     momentum: float = key(0.9, Scope.BITS, "momentum of sgd; 0 for none", least=0.0, below=1.0)
     nesterov: bool = key(True, Scope.BITS, "Nesterov momentum, for sgd")
     weight_decay: float = key(5e-4, Scope.BITS, "weight decay, for weights but not for biases", least=0.0)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,10 +98,3 @@ def _check_options(architecture: Architecture, options: dict[str, Any]) -> None:
             hint = did_you_mean(name, known) if known else "it has none"
             what = f"--model-options: {shown(architecture.model)} has no argument {shown(repr(name), 60)}"
             raise UsageError(f"{what}; {hint}")
-
-
-def first_difference(there: Sequence[str], here: Sequence[str]) -> str:
-    """The first layer in which two descriptions differ, in words."""
-    pairs = itertools.zip_longest(there, here, fillvalue="nothing")
-    one, other = next(pair for pair in pairs if pair[0] != pair[1])
-    return f"it has {one}, where there is {other} here"

@@ -19,7 +19,7 @@ from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.processes import make_pool
 from dptrain.parallel.threads import fair_threads
 from dptrain.system.text import shown
-from dptrain.training.architecture import build_network, find_architecture, first_difference
+from dptrain.training.architecture import build_network, find_architecture
 from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
 from dptrain.training.own_model import (
     agree_on_model,
@@ -72,8 +72,8 @@ def evaluate_checkpoint(
             )
         architecture = find_architecture(model or config.model)
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
-        if tuple(network.description()) != origin.architecture:
-            difference = first_difference(origin.architecture, network.description())
+        here = replace(origin, architecture=tuple(network.description()), spec=network.spec())
+        if difference := origin.difference(here):
             files = changed_code(origin, config.model, architecture.source) or []
             code = f"; its code was changed ({shown(', '.join(files), 300)})" if files and ":" in config.model else ""
             raise CheckpointError(

@@ -166,8 +166,10 @@ class Run:
             self.folder.claim()  # before reading: another run may be writing there
         found = find_checkpoint(config, self.folder, self.report)
         if found is not None:
-            notes = [*found[1].notes, *check_resumable(*found, config, self.session.origin, source)]
-            found[1].check_vectors(self.session.take_step.layouts, found[0])
+            path, checkpoint = found
+            notes = check_resumable(path, checkpoint, config, self.session.origin, source)
+            checkpoint = checkpoint.restricted(self.session.take_step.layouts, path)
+            found, notes = (path, checkpoint), [*checkpoint.notes, *notes]
         if not config.run_dir:
             self.folder = RunFolder.new(config.data, config.model)
         self.folder.claim()

@@ -34,7 +34,7 @@ from dptrain.system.blas import ensure_one_thread
 from dptrain.system.limits import check_memory
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
-from dptrain.training.architecture import Architecture, build_network, find_architecture, first_difference
+from dptrain.training.architecture import Architecture, build_network, find_architecture
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.model_source import ModelSource
 from dptrain.training.own_model import (
@@ -136,6 +136,8 @@ def set_up(
         std=manifest.std,
         model_files=architecture.source.hashes() if architecture.source else {},
         model_output_sha256=output,
+        spec=network.spec(),
+        tuning=network.tuning(),
     )
     return Session(
         communicator=communicator,
@@ -315,8 +317,7 @@ def check_resumable(
     notes = (
         _check_code(path, earlier, before.model, config, source) if own_models else []
     )  # it may be why layers differ
-    if earlier.architecture != origin.architecture:
-        difference = first_difference(earlier.architecture, origin.architecture)
+    if difference := earlier.difference(origin):
         raise CheckpointError(
             f"{path}: of another architecture: {shown(difference, 500)}. Give the --model it was made with, or another "
             "--run-dir"
@@ -336,6 +337,7 @@ def check_resumable(
         )
     notes += [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
     moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
+    moved += [f"algorithm of {layer}" for layer, one in origin.tuning.items() if earlier.tuning.get(layer) != one]
     if moved:
         notes.append(f"another {', '.join(moved)} than the checkpoint's: bits may differ from an undisturbed run's")
     return notes
