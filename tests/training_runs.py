@@ -13,7 +13,7 @@ from dptrain.config.train import TrainConfig
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.events import EvaluationFinished, Event, Note, RanksLost, RunFinished, RunStarted, StepFinished
 from dptrain.training.loop import train
-from dptrain.training.setup import Session, set_up
+from dptrain.training.session import Session, set_up
 
 # 101 training samples over 4 shards are 26, 25, 25 and 25: with a batch of 16, six full steps and one of 5.
 TRAIN, TEST, SHARDS, CLASSES, SHAPE = 101, 37, 4, 5, (2, 6, 7)

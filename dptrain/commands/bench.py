@@ -75,7 +75,7 @@ def _step(parsed: argparse.Namespace, communicator: Communicator, connection: st
     from dptrain.bench.step import measure_step
     from dptrain.bench.workload import make_workload
     from dptrain.parallel.communicator import together
-    from dptrain.training.setup import numeric_environment
+    from dptrain.training.agreement import numeric_environment
 
     count = _threads(parsed, communicator)
     with together(communicator):

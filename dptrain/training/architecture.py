@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def find_architecture(model: str) -> Architecture:
 
 
 def build_network(
-    model: str | Architecture, options: dict[str, Any], input_shape: tuple[int, ...], classes: int
+    model: str | Architecture, options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int
 ) -> Network:
     """The network of an architecture for samples of `input_shape` (C, H, W).
 
@@ -58,12 +58,6 @@ def build_network(
     architecture = find_architecture(model) if isinstance(model, str) else model
     _check_options(architecture, options)
     what = f"--model {architecture.model} with {options or 'no options'}, input {input_shape}"
-    try:
-        inspect.signature(architecture.build).bind(input_shape, classes, **options)
-    except TypeError as error:
-        raise UsageError(f"{what}: its function does not take these arguments: {error}") from error
-    except ValueError:  # a function without a signature
-        pass
     try:
         layers = architecture.build(input_shape, classes, **options)
         if not isinstance(layers, list | tuple) or not all(isinstance(layer, Layer) for layer in layers):
@@ -84,17 +78,15 @@ def build_network(
     return network
 
 
-def _check_options(architecture: Architecture, options: dict[str, Any]) -> None:
+def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> None:
     """UsageError for an option that the architecture's function has no argument for."""
     try:
         parameters = list(inspect.signature(architecture.build).parameters.values())
     except (TypeError, ValueError):  # some callables do not say
         return
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
     known = [one.name for one in parameters[2:] if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    for name in options:
-        if name not in known:
-            hint = did_you_mean(name, known) if known else "it has none"
-            what = f"--model-options: {shown(architecture.model)} has no argument {shown(repr(name), 60)}"
-            raise UsageError(f"{what}; {hint}")
+    unknown = [name for name in options if name not in known]
+    if unknown and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+        hint = did_you_mean(unknown[0], known) if known else "it has none"
+        what = f"--model-options: {shown(architecture.model)} has no argument {shown(repr(unknown[0]), 60)}"
+        raise UsageError(f"{what}; {hint}")

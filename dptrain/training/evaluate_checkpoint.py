@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.checkpoint.state import vector_layouts
 from dptrain.config.files import parse_toml
 from dptrain.config.train import TrainConfig
-from dptrain.data.batches import Normalisation
-from dptrain.data.loading import load_shards
-from dptrain.data.manifest import Manifest, read_manifest
+from dptrain.data.manifest import Manifest
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.processes import make_pool
-from dptrain.parallel.threads import fair_threads
 from dptrain.system.text import shown
-from dptrain.training.architecture import build_network, find_architecture
-from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
-from dptrain.training.own_model import (
-    agree_on_model,
-    changed_code,
-    check_prediction,
-    computes_otherwise,
-    kept_model,
-    warning,
-)
-from dptrain.training.setup import check_splits, numeric_environment, place
+from dptrain.training.evaluate import Evaluation, evaluate
+from dptrain.training.model_checks import agree_on_model, changed_files, kept_model, model_change, try_model
+from dptrain.training.session import make_evaluation, open_task
 
 
 @dataclass(frozen=True)
 class CheckpointEvaluation(Evaluation):
-    """And the files of a user's model that are not those it was trained with, None where that is not known."""
+    """And which files of a user's model differ from those of the checkpoint, None if it has no hashes; a warning."""
 
     changed_model_files: list[str] | None
     warning: str
@@ -53,82 +44,68 @@ def evaluate_checkpoint(
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
     Images are normalised as in training: with the checkpoint's mean and deviation, whatever those of the data set are.
-    `model` names the architecture where the checkpoint's own name for it does not do any more; `threads` 0 takes
-    this rank's share of the cores; rank 0 gives `say` what the user should know. Every rank fails with a DptrainError
-    or none does.
+    `model` replaces the checkpoint's own name of its architecture; `threads` 0 stands for this rank's share of the
+    cores; rank 0 gives `say` lines for the user. Every rank fails with a DptrainError or none does.
     """
     origin = checkpoint.origin
-    threads = threads or fair_threads(communicator)
     with together(communicator):
-        manifest = read_manifest(data)
-        check_task(origin, manifest, path, data)
-        config = TrainConfig(**parse_toml(origin.config, str(path)))
-        environment = numeric_environment(config.reduction)
-        if ":" in config.model and not model:
-            named = kept_model(path, config.model, origin.model_files) or config.model
+        trained = TrainConfig(**parse_toml(origin.config, str(path)))
+        if ":" in trained.model and not model:
+            name = kept_model(path, trained.model, origin.model_files) or trained.model
             raise UsageError(
-                f"{shown(path)} was trained with {shown(config.model, 300)}. Code that a checkpoint names is not run "
-                f"unasked: add --model {shown(named, 300)}"
+                f"{shown(path)} was trained with {shown(trained.model, 300)}. Refusing to run model code named by a "
+                f"checkpoint; pass --model {shown(name, 300)}"
             )
-        architecture = find_architecture(model or config.model)
-        network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
+    config = replace(trained, data=str(data), model=model or trained.model, threads=threads)
+    check = functools.partial(check_task, origin, path=path, data=data)
+    task = open_task(config, communicator, check, splits=("test",))
+    network, source, tests = task.network, task.architecture.source, task.shards.test
+    as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
+    evaluation = make_evaluation(task, as_trained)
+    with together(communicator):
         here = replace(origin, architecture=tuple(network.description()), spec=network.spec())
         if difference := origin.difference(here):
-            files = changed_code(origin, config.model, architecture.source) or []
-            code = f"; its code was changed ({shown(', '.join(files), 300)})" if files and ":" in config.model else ""
+            change = model_change(path, origin, trained.model, source, "", task.environment)
+            code = f" ({change})" if change and ":" in trained.model else ""
             raise CheckpointError(
-                f"{shown(path)} is of another architecture: {shown(difference, 500)}{code}; name the right "
-                "one by --model"
+                f"{shown(path)} is of another architecture: {shown(difference, 500)}{code}; name the right one by "
+                "--model"
             )
         checkpoint.check_vectors(vector_layouts(network, ()), path)
-        own = place(manifest, data, communicator).shards_of(communicator.rank)
-        shards = load_shards(data, manifest, own, threads, splits=("test",))
-        as_trained = replace(manifest, mean=origin.mean, std=origin.std) if origin.mean else manifest
-        normalise = Normalisation(as_trained)
-        vectors = checkpoint.state.vectors
-        output = check_prediction(architecture, network, vectors, shards.test, normalise, config.seed)
-        changed = changed_code(origin, config.model, architecture.source)
-    check_splits(manifest, shards, data, communicator, splits=("test",))
-    agree_on_model(architecture.source, output, environment, communicator)
-    if communicator.rank == 0 and (note := normalisation_note(origin, manifest, path, data)):
+        ends = (tests[shard] for shard in (min(tests), max(tests)))
+        rows = slice(network.block)
+        blocks = ((evaluation.normalise(one.rows(rows), Workspace()), one.labels[rows]) for one in ends)
+        output = try_model(task.architecture, network, blocks, config.seed, checkpoint.state.vectors)
+    agree_on_model(source, output, task.environment, communicator)
+    if communicator.rank == 0 and (note := normalisation_note(origin, task.manifest, path, data)):
         say(note)
-    otherwise = computes_otherwise(origin, output, environment)
-    longest = max(entry.samples for entry in manifest.splits["test"])
-    work = EvaluationWork(network, shards.test, normalise, longest)
-    with closing(make_pool(min(threads, len(own)), [work], communicator)) as pool:
-        evaluation = evaluate(work, vectors, pool, communicator)
+    change = model_change(path, origin, trained.model, source, output, task.environment)
+    with closing(make_pool(min(task.threads, len(tests)), [evaluation], communicator)) as pool:
+        found = evaluate(evaluation, checkpoint.state.vectors, pool, communicator)
     return CheckpointEvaluation(
-        **vars(evaluation),
-        changed_model_files=changed,
-        warning=warning(path, config.model, origin.model_files, changed, otherwise),
+        **vars(found),
+        changed_model_files=changed_files(origin, trained.model, source),
+        warning=f"{change}. These figures are not those of the trained network" if change else "",
     )
 
 
 def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> None:
     """CheckpointError unless the data set has the image shape and the classes, in order, of the checkpoint."""
-    theirs: object
-    ours: object
     for what, theirs, ours in (
         ("images", manifest.image_shape, origin.input_shape),
         ("classes", manifest.classes, origin.classes),
     ):
-        if theirs == ours:
-            continue
-        if what == "classes" and sorted(manifest.classes) == sorted(origin.classes):
-            first = next(label for label, name in enumerate(origin.classes) if name != manifest.classes[label])
+        if theirs != ours:
+            same = what == "classes" and set(theirs) == set(ours)
+            order = " (the order counts: pack the data set again with it)" * same
             raise CheckpointError(
-                f"{shown(path)} has the classes of {shown(data)} in another order: label {first} is "
-                f"{shown(origin.classes[first], 80)} there, {shown(manifest.classes[first], 80)} here; pack the data "
-                "set again with its classes in the order of the checkpoint's"
+                f"{shown(path)} was trained for {what} {shown(ours, 300)}, {shown(data)} has {shown(theirs, 300)}: not "
+                f"the same task{order}"
             )
-        raise CheckpointError(
-            f"{shown(path)} was trained for {what} {shown(ours, 300)}, {shown(data)} has {shown(theirs, 300)}: not the "
-            "same task"
-        )
 
 
 def normalisation_note(origin: Origin, manifest: Manifest, path: Path, data: Path) -> str:
-    """A line that says with which mean and deviation images are normalised, where that is not plain; else ""."""
+    """A line that says with which mean and deviation images are normalised, if the user may not expect it; else ""."""
     if not origin.mean:
         return (
             f"{shown(path)} does not say its mean and deviation (an earlier dptrain wrote it): images are normalised "
@@ -137,11 +114,11 @@ def normalisation_note(origin: Origin, manifest: Manifest, path: Path, data: Pat
     if (origin.mean, origin.std) == (manifest.mean, manifest.std):
         return ""
     return (
-        f"images are normalised as in training, mean {_short(origin.mean)} and deviation {_short(origin.std)}; "
-        f"{shown(data)} has mean {_short(manifest.mean)} and deviation {_short(manifest.std)}"
+        f"images are normalised as in training, mean {_brief(origin.mean)} and deviation {_brief(origin.std)}; "
+        f"{shown(data)} has mean {_brief(manifest.mean)} and deviation {_brief(manifest.std)}"
     )
 
 
-def _short(numbers: Sequence[float]) -> str:
-    """The first channels' numbers."""
+def _brief(numbers: Sequence[float]) -> str:
+    """The numbers of the first channels."""
     return " ".join(f"{number:.4g}" for number in numbers[:4]) + (" ..." if len(numbers) > 4 else "")

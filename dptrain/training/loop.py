@@ -24,7 +24,7 @@ from dptrain.training.events import Reporter
 from dptrain.training.replicas import check_replicas
 from dptrain.training.reporting import RunReport
 from dptrain.training.run import Run
-from dptrain.training.setup import Session
+from dptrain.training.session import Session
 
 SUMMARY = ("step", "test_loss", "test_accuracy", "params_sha256", "run_dir")
 
@@ -51,7 +51,7 @@ def train(
             except RankLostError:
                 if not config.elastic:
                     raise
-                communicator = run.survivors(communicator)
+                communicator = run.losses.survivors(communicator)
         finished = run.report.run_finished(run.state, evaluation, run.folder)
     return {name: getattr(finished, name) for name in SUMMARY}
 

@@ -1,19 +1,19 @@
-"""A user's model file: loading it with the modules beside it, keeping what was loaded, and noticing changes.
+"""A user's model file: it is loaded with the modules beside it, and all that was loaded is recorded.
 
-The file is loaded as Python runs a script, in every way of starting: the modules in its own folder come before
-installed ones. But not before the standard library, dptrain and what dptrain needs: a `random.py` beside the model
-would otherwise break the program that loads it. No .pyc is read or written: the bytes that are kept are executed.
+The file is loaded as Python runs a script, in every way of starting: the modules in its folder come before installed
+ones. But they do not come before the standard library, dptrain and what dptrain needs: a `random.py` beside the model
+would otherwise break the program that loads it. No .pyc is read or written: the bytes that are recorded are executed.
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import functools
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
     SOURCE_SUFFIXES,
@@ -22,24 +22,23 @@ from importlib.machinery import (
     ModuleSpec,
     SourceFileLoader,
 )
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
 from dptrain.checkpoint.folder import KEPT
 from dptrain.errors import ModelError, UsageError
-from dptrain.system.text import shown
 from dptrain.system.tracebacks import last_line, place, user_traceback
 
 NEEDED = {"dptrain", "numpy", "h5py", "mpi4py", "threadpoolctl", "rich", "pooch", "tomli_w"}
 NOT_FROM_THE_FOLDER = NEEDED | sys.stdlib_module_names
-LARGEST = 64 << 20  # bytes of all files together
+INSTALLED = {"site-packages", "dist-packages"}  # below the folder, if that is a home folder with an environment
 
 
 class ModelSource:
     """The files of a model as they were loaded, `files`: name relative to the model file's folder, to content.
 
-    `files` grows when the model imports more while it computes. `main` is the model file's own name.
+    `files` grows when the model imports more while it computes. `main` is the name of the model file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,25 +47,35 @@ class ModelSource:
         self.folder = self.path.parent  # as Python does for a script that is a symbolic link
         self.files: dict[str, bytes] = {}
         self.modules: list[str] = []
-        self.packages: set[str] = set()  # top-level names that were found in the folder
 
     def record(self, path: Path, module: str) -> bytes:
-        """Read a file once; ModelError when it cannot be kept."""
+        """The content of a module's file, which is read once."""
         name = self.main if path == self.path else path.relative_to(self.folder).as_posix()
-        if module not in self.modules:
-            self.modules.append(module)
         if name not in self.files:
-            try:
-                name.encode()
-            except UnicodeEncodeError:
-                raise ModelError(f"model file {shown(name)}: its name is not UTF-8; rename it") from None
-            if path.stat().st_size + sum(map(len, self.files.values())) > LARGEST:
-                raise ModelError(
-                    f"model file {shown(name)}: all files of a model are kept in the run folder, at most "
-                    f"{LARGEST >> 20} MiB; install what is larger as a package"
-                )
             self.files[name] = path.read_bytes()
+            self.modules.append(module)
         return self.files[name]
+
+    def holds(self, folder: Path) -> bool:
+        """Whether modules in this folder are part of the model."""
+        return folder.is_relative_to(self.folder) and not INSTALLED & set(folder.relative_to(self.folder).parts)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """What Python's import system asks of a finder; `path` is the folder of a package."""
+        if fullname.partition(".")[0] in NOT_FROM_THE_FOLDER:
+            return None
+        for folder in map(Path, path if path is not None else [*sys.path, str(self.folder)]):
+            if not self.holds(folder.resolve()):
+                continue
+            source: Any = functools.partial(_RecordedLoader, source=self)  # called like the loader's class
+            loaders = (source, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES)
+            spec = FileFinder(str(folder.resolve()), *loaders).find_spec(fullname)
+            if spec is not None and spec.loader is not None and spec.origin is not None:
+                self.record(Path(spec.origin), fullname)
+                return spec
+        return None
 
     def hashes(self) -> dict[str, str]:
         """Name to SHA-256, sorted by name."""
@@ -81,7 +90,7 @@ class ModelSource:
         return f"{KEPT}/{self.main}:{model.rpartition(':')[2]}"
 
     def changed_files(self, before: Mapping[str, str], main: str) -> list[str]:
-        """Names of files that are not what they were, by earlier `hashes` of a model whose file was called `main`.
+        """Names of files that differ from earlier `hashes` of a model whose file was called `main`.
 
         A file that is not loaded yet is looked for: it may be imported later. The model file itself may have another
         name.
@@ -95,40 +104,15 @@ class ModelSource:
         ]
 
     def _hash_of_a_neighbour(self, name: str) -> str | None:
-        path = self.folder / name
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            return None
         try:
-            if not path.is_file() or path.stat().st_size > LARGEST:
-                return None
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+            path = (self.folder / name).resolve()
+            content = path.read_bytes() if path.is_relative_to(self.folder) and path.is_file() else None
         except (OSError, ValueError):
-            return None
-
-    def shadowed(self) -> list[str]:
-        """A line for each module that the files import from elsewhere although one beside them has its name."""
-        imported = {name for content in self.files.values() for name in _imported(content)}
-        there = sorted(imported & (NOT_FROM_THE_FOLDER - {"dptrain"}))
-        return [
-            f"`import {name}` in {self.main} is not the {name} beside it, but the one of "
-            f"{'Python' if name in sys.stdlib_module_names else 'dptrain'}; rename it if it was meant"
-            for name in there
-            if (self.folder / f"{name}.py").is_file() or (self.folder / name / "__init__.py").is_file()
-        ]
+            content = None
+        return None if content is None else hashlib.sha256(content).hexdigest()
 
 
-def _imported(content: bytes) -> set[str]:
-    """The top-level names that a module's source imports."""
-    try:
-        nodes = list(ast.walk(ast.parse(content)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
-    found = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    found |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
-    return {name.partition(".")[0] for name in found}
-
-
-class _SourceLoader(SourceFileLoader):
+class _RecordedLoader(SourceFileLoader):
     """Compiles the bytes that are recorded."""
 
     def __init__(self, name: str, path: str, *, source: ModelSource) -> None:
@@ -140,91 +124,36 @@ class _SourceLoader(SourceFileLoader):
         return code
 
 
-class _ExtensionLoader(ExtensionFileLoader):
-    """Loads a compiled module, and records its file."""
-
-    def __init__(self, name: str, path: str, *, source: ModelSource) -> None:
-        super().__init__(name, path)
-        self.source = source
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        self.source.record(Path(self.path), spec.name)
-        return super().create_module(spec)
-
-
-class _Finder:
-    """Finds modules in the model file's folder, and in folders below it that the user's code adds to sys.path.
-
-    There are two: the first of sys.meta_path finds modules and packages, the last one folders without __init__.py,
-    which Python takes for packages (namespace packages) only where it finds nothing else.
-    """
-
-    def __init__(self, source: ModelSource, *, namespaces: bool) -> None:
-        self.source, self.namespaces = source, namespaces
-        self.before = set(map(str, sys.path))
-        self._finders: dict[str, FileFinder] = {}
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        top = fullname.partition(".")[0]
-        if top in NOT_FROM_THE_FOLDER:
-            return None
-        if path is None:
-            folders: Iterable[str] = self._folders()
-        elif top in self.source.packages:
-            folders = path
-        else:
-            return None
-        for folder in folders:
-            spec = self._finder(folder).find_spec(fullname)
-            if spec is not None and (spec.loader is None) == self.namespaces:
-                self.source.packages.add(top)
-                return spec
-        return None
-
-    def _folders(self) -> list[str]:
-        """Where top-level modules are looked for, in the order of sys.path."""
-        added = [Path(entry).resolve() for entry in sys.path if isinstance(entry, str) and entry not in self.before]
-        below = [str(entry) for entry in added if entry.is_relative_to(self.source.folder)]
-        return [*below, str(self.source.folder)]
-
-    def _finder(self, folder: str) -> FileFinder:
-        if folder not in self._finders:
-            loaders = [(_ExtensionLoader, EXTENSION_SUFFIXES), (_SourceLoader, SOURCE_SUFFIXES)]
-            details: list[Any] = [(functools.partial(loader, source=self.source), ends) for loader, ends in loaders]
-            self._finders[folder] = FileFinder(folder, *details)
-        return self._finders[folder]
-
-
-_finders: list[_Finder] = []  # of the model that was loaded last
+_finders: list[ModelSource] = []  # the model that was loaded last
 
 
 def load_model_file(model: str) -> tuple[ModuleType, ModelSource]:
-    """Execute the file of FILE.py:FUNCTION as a module of its own.
+    """Execute the file of FILE.py:FUNCTION as a module.
 
-    UsageError where there is no such file, ModelError with the user's traceback when it fails. Modules that an earlier
-    model has loaded from its folder are forgotten, so that two models may have neighbours of one name.
+    UsageError if there is no such file, ModelError with the user's traceback if it fails. Modules that an earlier
+    model has loaded from its folder are forgotten: two models may have neighbours of one name, and edited ones are
+    read again.
     """
     written = model.rsplit(":", 1)[0]
     try:
         file = Path(written).expanduser()
         if not file.is_file():
             raise UsageError(f"--model {model}: there is no file {file}")
+        if file.suffix not in SOURCE_SUFFIXES:
+            raise UsageError(f"--model {model}: {file} is not a Python file")
+        source = ModelSource(file)
+        # A name that no other module has, registered because dataclasses and pickles in the file need it.
+        name = f"dptrain_model_{file.stem}"
+        source.record(source.path, name)
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"--model {model}: {written} cannot be read: {reason}") from None
-    if file.suffix not in SOURCE_SUFFIXES:
-        raise UsageError(f"--model {model}: {file} is not a Python file")
-    source = ModelSource(file)
     _forget()
     importlib.invalidate_caches()
-    _finders[:] = [_Finder(source, namespaces=False), _Finder(source, namespaces=True)]
-    sys.meta_path.insert(0, _finders[0])
-    sys.meta_path.append(_finders[1])
-    # A name of its own, registered as dataclasses and pickles in the file need it.
-    name = f"dptrain_model_{file.stem}"
-    loader = _SourceLoader(name, str(source.path), source=source)
+    _finders.append(source)
+    sys.meta_path.insert(0, source)
+    sys.path.append(str(source.folder))  # for folders without __init__.py, which are packages if nothing else is found
+    loader = _RecordedLoader(name, str(source.path), source=source)
     spec = importlib.util.spec_from_file_location(name, source.path, loader=loader)
     assert spec is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -232,38 +161,33 @@ def load_model_file(model: str) -> tuple[ModuleType, ModelSource]:
         loader.exec_module(module)
     except ModelError:
         raise
-    except OSError as error:
-        if error.filename != str(source.path):
-            raise _failure(model, source, error) from error
-        raise UsageError(f"--model {model}: {file} cannot be read: {error.strerror}") from error
     except (Exception, SystemExit) as error:
-        raise _failure(model, source, error) from error
+        raise ModelError(f"--model {model}: {failed(error, source)}", user_traceback(error)) from error
     return module, source
 
 
 def _forget() -> None:
-    for finder in _finders:
-        if finder in sys.meta_path:
-            sys.meta_path.remove(finder)
-    packages = {name for finder in _finders for name in (*finder.source.packages, *finder.source.modules)}
-    for name in [name for name in sys.modules if name in packages or name.partition(".")[0] in packages]:
-        del sys.modules[name]
+    for source in _finders:
+        with contextlib.suppress(ValueError):  # the user's code may have removed it
+            sys.meta_path.remove(source)
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(source.folder))
+        tops = {name.partition(".")[0] for name in source.modules}
+        for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
+            del sys.modules[name]
     _finders.clear()
-
-
-def _failure(model: str, source: ModelSource, error: BaseException) -> ModelError:
-    return ModelError(f"--model {model}: {failed(error, source)}", user_traceback(error))
 
 
 def failed(error: BaseException, source: ModelSource) -> str:
     """What went wrong in a user's code, in a line, with advice where there is any."""
     if isinstance(error, SystemExit):
         return f"ended the program with status {error.code}{place(error)}"
+    name = error.name if isinstance(error, ImportError) else getattr(getattr(error, "obj", None), "__name__", None)
     advice = ""
     if isinstance(error, ImportError) and "relative import" in str(error):
         advice = f"; {source.main} is loaded as a script is, not as part of a package: write `import NAME` for NAME.py"
-    elif isinstance(error, ImportError | AttributeError):
-        advice = "".join(f"; {line}" for line in source.shadowed())
+    elif name in NOT_FROM_THE_FOLDER and (source.folder / f"{name}.py").is_file():
+        advice = f"; `import {name}` is not the {name}.py beside {source.main}, but the {name} of Python or dptrain"
     return last_line(error) + advice
 
 

@@ -24,7 +24,7 @@ from dptrain.training.events import (
     RunStarted,
     StepFinished,
 )
-from dptrain.training.setup import Session
+from dptrain.training.session import Session
 from dptrain.training.step import Seconds, StepOutcome
 
 

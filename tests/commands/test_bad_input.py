@@ -155,7 +155,7 @@ def test_a_wrong_configuration_file_is_one_error(text: str, words: list[str], da
 @pytest.mark.parametrize(
     ("changes", "words", "status"),
     [
-        ({"model": "linear", "model_options": {}}, ["another architecture", "Give the --model it was made with"], 1),
+        ({"model": "linear", "model_options": {}}, ["another architecture", "Give the --model it was trained with"], 1),
         ({"model_options": {"widths": [4]}}, ["another architecture", "Conv2d(3", "Conv2d(4"], 1),
         ({"seed": 1}, ["another run", "--seed 0 there, 1 here"], 1),
         ({"resume": "never"}, ["--resume never", "already holds a run"], 2),

@@ -100,7 +100,7 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
         ("FOLDER/my_net.py:no_list", "the function returned 7, expected a list of layers"),
         ("FOLDER/my_net.py:quits", "ended the program with status 17 (my_net.py, line "),
         ("FOLDER/my_net.py:tells", "(my_net.py, line "),
-        ("FOLDER/my_net.py:no_arguments", "does not take these arguments: too many positional arguments"),
+        ("FOLDER/my_net.py:no_arguments", "no_arguments() takes 0 positional arguments but 2 were given"),
         ("FOLDER/my_net.py:unfinished", "end it with Flatten(), Linear(K)"),
         ("FOLDER/my_net.py:too_large", "smaller than the kernel of 99"),
         ("FOLDER/my_net.py:two_more", "puts out 7 logits, but the data set has 5 classes"),

@@ -28,7 +28,7 @@ from dptrain.errors import TrainingError
 from dptrain.nn.network import Outcome
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.finite import check_finite, first_of_all_shards
-from dptrain.training.setup import Session
+from dptrain.training.session import Session
 
 HOST = socket.gethostname()
 LAYOUT = Layout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})

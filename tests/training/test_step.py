@@ -21,7 +21,7 @@ from dptrain.checkpoint.state import TrainingState
 from dptrain.errors import TrainingError
 from dptrain.nn.network import Outcome
 from dptrain.parallel.reduce.reducer import Reduced
-from dptrain.training.setup import Session
+from dptrain.training.session import Session
 from dptrain.training.step import Seconds
 
 PLAIN = {"weight_decay": 0.0}  # then momentum, from zero, is the gradient after one step

@@ -162,12 +162,12 @@ def test_an_edited_checkpoint_that_does_not_fit_its_own_network_is_one_error(
 def test_classes_in_another_order_are_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
     classes = ("class-1", "class-0", "class-2", "class-3", "class-4")
     other = repacked_beside_darker_images(trained[0], tmp_path / "other", classes)
-    with pytest.raises(CheckpointError, match="in another order: label 0 is class-0 there, class-1 here"):
+    with pytest.raises(CheckpointError, match="the order counts: pack the data set again with it"):
         evaluation_of(other, trained[1])
 
 
 @pytest.fixture
-def own_model(tmp_path: Path) -> tuple[Path, str]:
+def my_model(tmp_path: Path) -> tuple[Path, str]:
     """A file with an architecture, and its name for --model."""
     path = tmp_path / "net.py"
     path.write_text(
@@ -177,21 +177,21 @@ def own_model(tmp_path: Path) -> tuple[Path, str]:
     return path, f"{path}:build"
 
 
-def test_code_that_a_checkpoint_names_is_run_only_when_asked(own_model: tuple[Path, str], tmp_path: Path) -> None:
-    path, model = own_model
+def test_code_that_a_checkpoint_names_is_run_only_when_asked(my_model: tuple[Path, str], tmp_path: Path) -> None:
+    path, model = my_model
     data = packed(tmp_path / "set")
     run(configuration(data, tmp_path / "run", model=model, model_options={}))
     path.write_text("raise SystemError('hostile code ran')\n" + path.read_text())
-    with pytest.raises(UsageError, match=f"add --model {re.escape(str(tmp_path / 'run' / 'model' / 'net.py'))}:build"):
+    with pytest.raises(UsageError, match=f"pass --model {re.escape(str(tmp_path / 'run' / 'model' / 'net.py'))}:build"):
         evaluation_of(data, tmp_path / "run" / LAST)
     with pytest.raises(ModelError, match="hostile code ran"):
         evaluation_of(data, tmp_path / "run" / LAST, model)
 
 
 def test_an_architecture_file_may_move_but_its_layers_may_not_change(
-    own_model: tuple[Path, str], tmp_path: Path
+    my_model: tuple[Path, str], tmp_path: Path
 ) -> None:
-    path, model = own_model
+    path, model = my_model
     data = packed(tmp_path / "set")
     run(configuration(data, tmp_path / "run", model=model, model_options={}))
     moved = path.rename(tmp_path / "moved.py")
@@ -212,4 +212,4 @@ def test_data_that_one_rank_does_not_find_ends_both(trained: tuple[Path, Path], 
     done = mpirun(own_mpi(), 2, program, checkpoint, data, cwd=tmp_path, timeout=60)
     assert done.returncode == 1
     assert done.stderr.count("dptrain: error:") == 1
-    assert "/nonexistent: there is no such folder" in done.stderr
+    assert "/nonexistent: no such folder" in done.stderr

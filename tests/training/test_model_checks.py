@@ -1,4 +1,4 @@
-"""dptrain.training.own_model: a run keeps its model's code, is reproduced from it, and notices when it has changed."""
+"""dptrain.training.model_checks: a run keeps its model's code, is reproduced from it, and notices changes of it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_resume_with_other_code_is_refused_and_the_files_are_named(begun: Trai
     with pytest.raises(CheckpointError) as caught:
         run(begun)
     assert (
-        f"trained with other code of the model: squash.py. Either train with the code that was kept, --model {tmp_path}"
+        f"was trained with other code of the model: squash.py; its code was kept: --model {tmp_path}/run/model/net.py"
         in str(caught.value)
     )
     assert "--allow-changed-model" in str(caught.value)
@@ -97,7 +97,7 @@ def test_changed_code_is_named_also_when_it_makes_other_layers(begun: TrainConfi
     with pytest.raises(CheckpointError, match=r"trained with other code of the model: net\.py"):
         run(begun)
     done = dptrain("eval", "run", data, "--model", f"{net}:build", cwd=tmp_path)
-    assert "its code was changed (net.py)" in done.stderr
+    assert "(run was trained with other code of the model: net.py; its code was kept: --model run/model" in done.stderr
 
 
 def test_a_resume_with_the_same_code_is_silent_wherever_it_lies(begun: TrainConfig, tmp_path: Path) -> None:
@@ -111,7 +111,8 @@ def test_a_resume_with_the_same_code_is_silent_wherever_it_lies(begun: TrainConf
 def test_changed_code_is_allowed_by_a_flag_and_then_kept_beside_the_earlier(begun: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "code" / "squash.py").write_text(RECTIFY)
     _, memory = run(replace(begun, allow_changed_model=True))
-    assert memory.lines == ["changed since the checkpoint: the code of the model (squash.py)"]
+    (line,) = memory.lines
+    assert "step-00000003.h5 was trained with other code of the model: squash.py; its code was kept: --model" in line
     assert kept(tmp_path)["squash.py"] == RECTIFY
     assert (tmp_path / "run" / "model.1" / "squash.py").read_text() == SQUASH
     assert not read_toml(tmp_path / "run" / "config.toml").get("allow_changed_model", False)
@@ -142,14 +143,12 @@ def test_code_in_place_of_a_named_architecture_is_other_code(data: Path, tmp_pat
         run(replace(config, model=f"{net}:build", max_steps=5))
 
 
-def test_a_checkpoint_without_hashes_is_resumed_with_a_note(begun: TrainConfig, tmp_path: Path) -> None:
+def test_a_checkpoint_of_version_1_without_hashes_is_resumed(begun: TrainConfig, tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "step-00000003.h5"
     there = read_checkpoint(path)
     path.write_bytes(checkpoint_bytes(there.state, replace(there.origin, model_files={}), there.layouts))
     _, memory = run(begun)
-    assert memory.lines == [
-        "step-00000003.h5 does not hold the hash of its model file, so a change of it is not noticed"
-    ]
+    assert memory.lines == []
 
 
 def test_a_run_is_reproduced_from_its_folder_alone(begun: TrainConfig, data: Path, tmp_path: Path) -> None:
@@ -181,10 +180,9 @@ def test_eval_warns_of_other_code(
     assert main(words) == 0
     other = capfd.readouterr()
     assert json.loads(other.out)["changed_model_files"] == ["squash.py"]
-    assert other.err.startswith("dptrain: WARNING: not the code that ")
-    assert "was trained with: squash.py. The figures are not those of the trained network; " in other.err
+    assert other.err.startswith(f"dptrain: WARNING: {tmp_path / 'run'} was trained with other code of the model: ")
     kept_file = tmp_path / "run" / "model" / "net.py"
-    assert f"for those use the code that was kept: --model {kept_file}:build\n" in other.err
+    assert f"squash.py; its code was kept: --model {kept_file}:build. These figures are not those of" in other.err
     assert main(words[:-1]) == 0
     assert "dptrain: WARNING: " in capfd.readouterr().err
 
@@ -197,7 +195,7 @@ def test_code_of_the_run_folder_is_named_but_not_run_unasked(model: str, data: P
     trace.unlink()
     done = dptrain("eval", "run", data, cwd=tmp_path)
     assert done.returncode == 2
-    assert "add --model run/model/net.py:build" in done.stderr
+    assert "pass --model run/model/net.py:build" in done.stderr
     assert not trace.exists()
 
 
@@ -286,11 +284,13 @@ def test_a_model_that_draws_without_a_seed_is_not_resumed(data: Path, model: str
     (tmp_path / "code" / "net.py").write_text(NET + UNSEEDED)
     config = configuration(data, tmp_path / "run", model=model, model_options={}, max_steps=3)
     run(config)
-    with pytest.raises(CheckpointError, match="the same files but computes something else now: does the model draw"):
+    with pytest.raises(CheckpointError, match="but computes something else: does the model draw"):
         run(replace(config, max_steps=5))
     done = dptrain("eval", "run", data, "--model", model, cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stderr.startswith("dptrain: WARNING: the model computes something else than when run was written")
+    assert done.stderr.startswith(
+        "dptrain: WARNING: the model has the same files as that of run but computes something else"
+    )
     run(replace(config, max_steps=5, allow_changed_model=True))
 
 

@@ -1,0 +1,70 @@
+"""What all ranks must share before they train together, and what of their machines may differ with a note."""
+
+from __future__ import annotations
+
+import platform
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+import dptrain
+from dptrain.config.train import TrainConfig
+from dptrain.errors import DptrainError
+from dptrain.parallel.communicator import Communicator, known_to_all
+from dptrain.system.blas import ensure_one_thread
+from dptrain.system.text import shown
+
+
+def numeric_environment(reduction: str) -> dict[str, str]:
+    """What the bits depend on in addition to the configuration."""
+    return {"numpy": np.__version__, **ensure_one_thread(), "cpu": _cpu_model(), "reduction": reduction}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def agree_on(what: str, values: Mapping[str, object], communicator: Communicator) -> None:
+    """DptrainError on all ranks if a value differs from rank 0's; it names the first, with rank and host."""
+    everyone = communicator.allgather((socket.gethostname(), dict(values)))
+    first = everyone[0][1]
+    for rank, (host, found) in enumerate(everyone):
+        for name, value in first.items():
+            if found[name] != value:
+                error = DptrainError(
+                    f"rank {rank} on {host} has another {what} than rank 0: {name} is {found[name]!r} there, "
+                    f"{value!r} on rank 0; start all ranks with the same flags and files"
+                )
+                raise known_to_all(communicator, error)
+
+
+def without_paths(config: TrainConfig) -> dict[str, object]:
+    """The values that all ranks must share. Of paths, only whether they are given: hosts have disks of their own."""
+    resume = config.resume if config.resume in ("auto", "never") else "a path"
+    given = {"data": bool(config.data), "run_dir": bool(config.run_dir)}
+    return vars(config) | given | {"resume": resume, "model": config.model.rpartition("/")[2]}
+
+
+def machine_notes(environment: dict[str, str], communicator: Communicator) -> list[str]:
+    """A line for the user if the ranks compute on machines or libraries that differ, and one for another Python."""
+    python = f"{sys.executable} {platform.python_version()}, dptrain {dptrain.__version__}"
+    everyone = communicator.allgather((socket.gethostname(), python, environment))
+    _, first_python, first = everyone[0]
+    different = sorted({key for _, _, other in everyone for key in other if other[key] != first.get(key)})
+    notes = []
+    if different:
+        notes = [f"the ranks' machines differ ({', '.join(different)}): bits may depend on the number of ranks"]
+    others = [(rank, host, other) for rank, (host, other, _) in enumerate(everyone) if other != first_python]
+    for rank, host, other in others[:1]:
+        notes.append(
+            f"rank {rank} on {shown(host)} runs another Python: {shown(other)}; rank 0: {shown(first_python)}. "
+            "If that is not intended, start with dptrain launch, or with mpirun -x PATH"
+        )
+    return notes

@@ -1,0 +1,114 @@
+"""Checks of a user's model: its layers keep the rules, all ranks have the same code, and it is a checkpoint's code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from dptrain.arrays.memory import Array
+from dptrain.checkpoint.folder import KEPT
+from dptrain.checkpoint.format import Origin
+from dptrain.errors import ModelError
+from dptrain.nn.hidden_state import Microbatch, check_layers, output_sha256
+from dptrain.nn.network import Network
+from dptrain.parallel.communicator import Communicator, known_to_all
+from dptrain.system.text import shown
+from dptrain.system.tracebacks import user_traceback
+from dptrain.training.architecture import Architecture
+from dptrain.training.model_source import ModelSource, failed
+
+UNSEEDED = (
+    "does the model draw without a seed while it is imported or built, depend on the process, or use packages or data "
+    "files that differ?"
+)
+
+
+def try_model(
+    architecture: Architecture,
+    network: Network,
+    microbatches: Iterable[Microbatch],
+    seed: int,
+    vectors: dict[str, Array] | None = None,
+) -> str:
+    """ModelError unless a user's layers keep the rules in two microbatches; returns `output_sha256`.
+
+    With `vectors` only the prediction from them is tried, without them a step from the initial parameters. A network of
+    the zoo is not tried, and returns "".
+    """
+    source = architecture.source
+    if source is None:
+        return ""
+    try:
+        initial = network.initial(seed)
+    except Exception as error:  # of a user's initialisation
+        what = f"--model {architecture.model}: its initial parameters: {failed(error, source)}"
+        raise ModelError(what, user_traceback(error)) from error
+    first, second = microbatches
+    check_layers(network, vectors or initial, first, second, source.loaded, train=vectors is None)
+    return output_sha256(network, initial)
+
+
+def agree_on_model(
+    source: ModelSource | None, output: str, environment: dict[str, str], communicator: Communicator
+) -> None:
+    """ModelError on all ranks if the ranks have loaded different files, or compute different outputs on like machines.
+
+    `output` is the model's `output_sha256`. A file that only some ranks import is not compared.
+    """
+    if source is None:
+        return
+    everyone = communicator.allgather((source.hashes(), output, environment))
+    files, expected, machine = everyone[0]
+    for rank, (hashes, found, other) in zip(communicator.world_ranks, everyone, strict=True):
+        different = [name for name, digest in hashes.items() if files.get(name, digest) != digest]
+        if different:
+            what = (
+                f"rank {rank} has loaded another {different[0]} than rank {communicator.world_ranks[0]}: copy the "
+                "model's files to all hosts, and do not edit them while a job starts"
+            )
+        elif found != expected and other == machine:
+            what = (
+                f"rank {rank} computes another output than rank {communicator.world_ranks[0]} from the same images and "
+                f"parameters, by the same files: {UNSEEDED}"
+            )
+        else:
+            continue
+        raise known_to_all(communicator, ModelError(what))
+
+
+def changed_files(earlier: Origin, model: str, source: ModelSource | None) -> list[str] | None:
+    """Files that differ between a checkpoint's `model` and the present one; None if an old checkpoint has no hashes."""
+    if ":" not in model:
+        return [] if source is None else sorted(source.files)
+    if not earlier.model_files:
+        return None
+    if source is None:
+        return sorted(earlier.model_files)
+    return source.changed_files(earlier.model_files, Path(model.rpartition(":")[0]).name)
+
+
+def model_change(
+    path: Path, earlier: Origin, model: str, source: ModelSource | None, output: str, environment: dict[str, str]
+) -> str:
+    """In words, how the present model differs from `model`, which a checkpoint was trained with; "" if it does not."""
+    if files := changed_files(earlier, model, source):
+        kept = kept_model(path, model, earlier.model_files)
+        advice = f"; its code was kept: --model {shown(kept, 300)}" if kept else ""
+        return f"{shown(path)} was trained with other code of the model: {shown(', '.join(files), 300)}{advice}"
+    if earlier.environment == environment and output != earlier.model_output_sha256 and output and source is not None:
+        return f"the model has the same files as that of {shown(path)} but computes something else: {UNSEEDED}"
+    return ""
+
+
+def kept_model(checkpoint: Path, model: str, files: Mapping[str, str]) -> str:
+    """FILE.py:FUNCTION of the copy in the checkpoint's run folder whose `files` have these SHA-256; "" without one.
+
+    After changes that were allowed there are several, `model` and `model.1`, `model.2`, ...
+    """
+    file, _, function = model.rpartition(":")
+    run = checkpoint if checkpoint.is_dir() else checkpoint.parent.parent
+    for folder in sorted(run.glob(f"{KEPT}*")) if file else ():
+        kept = folder / Path(file).name
+        if kept.is_file() and not ModelSource(kept).changed_files(files, kept.name):
+            return f"{kept}:{function}"
+    return ""

@@ -1,0 +1,112 @@
+"""Which checkpoint a run resumes from, whether it is of this run, and what has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dptrain.checkpoint.folder import RunFolder, step_of
+from dptrain.checkpoint.format import Checkpoint, Origin, read_checkpoint
+from dptrain.config.files import parse_toml
+from dptrain.config.keys import Scope, flag
+from dptrain.config.train import KEYS, TrainConfig
+from dptrain.errors import CheckpointError, UsageError
+from dptrain.system.text import shown
+from dptrain.training.model_checks import model_change
+from dptrain.training.model_source import ModelSource
+
+Found = tuple[Path, Checkpoint]
+
+
+def find_checkpoint(config: TrainConfig, folder: RunFolder, note: Callable[[str], None]) -> Found | None:
+    """The checkpoint that --resume asks for, with its path; None to start a new run."""
+    if config.resume == "auto":
+        return folder.newest(note, set_aside=True) if config.run_dir else None
+    if config.resume == "never":
+        if config.run_dir and (there := folder.candidates()):
+            raise UsageError(
+                f"--resume never, but {folder.path} already holds a run ({there[-1].name}), and nothing is "
+                "overwritten: choose another --run-dir, or resume with --resume auto"
+            )
+        return None
+    path, checkpoint = _named_checkpoint(Path(config.resume), note)
+    there = folder.numbered() if config.run_dir else []
+    if there and step_of(there[-1]) > checkpoint.state.step:
+        raise UsageError(
+            f"--resume {path} is at step {checkpoint.state.step}, but {folder.path} holds later checkpoints "
+            f"({there[-1].name}), and nothing is overwritten: resume from those with --resume auto, or choose another "
+            "--run-dir"
+        )
+    return path, checkpoint
+
+
+def _named_checkpoint(path: Path, note: Callable[[str], None]) -> Found:
+    """The checkpoint of --resume PATH, or the newest of a run folder."""
+    if path.is_file():
+        return path, read_checkpoint(path)
+    found = RunFolder(path).newest(note) if path.is_dir() else None
+    if found is None:
+        raise CheckpointError(
+            f"--resume {path}: no checkpoint there; expected auto, never, a checkpoint's path or a run folder"
+        )
+    return found
+
+
+def check_resumable(
+    path: Path, checkpoint: Checkpoint, config: TrainConfig, origin: Origin, source: ModelSource | None = None
+) -> list[str]:
+    """Notes on what has changed since the checkpoint; CheckpointError if it is of another run."""
+    earlier, state = checkpoint.origin, checkpoint.state
+    if earlier.manifest_sha256 != origin.manifest_sha256:
+        raise CheckpointError(
+            f"{path}: made with another data set ({shown(earlier.data_name, 80)}, manifest "
+            f"{earlier.manifest_sha256[:12]}...; {config.data} has {origin.manifest_sha256[:12]}...). Name that one, "
+            "or start a new run in another --run-dir"
+        )
+    before = TrainConfig(**parse_toml(earlier.config, str(path)))
+    changed = _changed_keys(before, config, earlier.steps_per_epoch, origin.steps_per_epoch)
+    breaking = [text for name, text in changed.items() if KEYS[name].metadata["scope"] is Scope.RUN]
+    if breaking:
+        raise CheckpointError(
+            f"{path}: of another run: {shown('; '.join(breaking), 500)}. Use its values, or another --run-dir"
+        )
+    output = origin.model_output_sha256 if before.model_options == config.model_options else ""
+    change = model_change(path, earlier, before.model, source, output, origin.environment)
+    if difference := earlier.difference(origin):
+        code = f" ({change})" if change and ":" in before.model else ""
+        raise CheckpointError(
+            f"{path}: of another architecture: {shown(difference, 500)}{code}. Give the --model it was trained with, "
+            "or another --run-dir"
+        )
+    if change and not config.allow_changed_model:
+        raise CheckpointError(
+            f"{change}. Accept the change with --allow-changed-model, or start a new run in another --run-dir"
+        )
+    if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.progress.epoch_samples):
+        raise CheckpointError(
+            f"{shown(path)}: step {state.step} with {state.progress.epoch_samples} samples of its epoch and "
+            f"{earlier.steps_per_epoch} steps an epoch cannot be of this run, which has {origin.steps_per_epoch}; the "
+            "file was edited"
+        )
+    notes = [change] if change else []
+    if source is not None and before.model.rpartition(":")[2] == config.model.rpartition(":")[2]:
+        changed.pop("model", None)  # the same function; whether its code is the same is checked above
+    notes += [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
+    moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
+    moved += [f"algorithm of {layer}" for layer, one in origin.tuning.items() if earlier.tuning.get(layer) != one]
+    if moved:
+        notes.append(f"another {', '.join(moved)} than the checkpoint's: bits may differ from an undisturbed run's")
+    return notes
+
+
+def _changed_keys(before: TrainConfig, now: TrainConfig, *steps_per_epoch: int) -> dict[str, str]:
+    """Keys that decide the bits and have changed, each with a text that shows both values."""
+    changed = {
+        name: f"{flag(name)} {shown(getattr(before, name))} there, {shown(getattr(now, name))} here"
+        for name, key in KEYS.items()
+        if getattr(before, name) != getattr(now, name) and key.metadata["scope"] in (Scope.RUN, Scope.BITS)
+    }
+    warmups = {one.warmup(one.epochs * steps) for one, steps in zip((before, now), steps_per_epoch, strict=True)}
+    if len(warmups) == 1:  # written in two ways
+        changed.pop("warmup_steps", None)
+    return changed

@@ -1,0 +1,263 @@
+"""From a configuration and a communicator to the data, the network and the workers of a rank.
+
+`open_task` serves training and `dptrain eval`, `assemble` training and `dptrain bench`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from dptrain.arrays.memory import Workspace
+from dptrain.checkpoint.format import Origin
+from dptrain.config.files import to_toml
+from dptrain.config.keys import flag
+from dptrain.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
+from dptrain.data.batches import Normalisation, ShardBatches
+from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
+from dptrain.data.manifest import SPLITS, Manifest, read_manifest
+from dptrain.data.transforms import check_crop, make_transforms
+from dptrain.errors import DataError, UsageError
+from dptrain.nn.network import Network
+from dptrain.optim import optimizer_class, options_of
+from dptrain.optim.optimizer import Optimizer
+from dptrain.optim.schedule import Schedule, make_schedule
+from dptrain.parallel.communicator import Communicator, known_to_all, together
+from dptrain.parallel.placement import Placement
+from dptrain.parallel.pool import ShardPool
+from dptrain.parallel.processes import make_pool
+from dptrain.parallel.threads import fair_threads
+from dptrain.system.limits import check_memory
+from dptrain.system.suggestions import did_you_mean
+from dptrain.system.text import shown
+from dptrain.training.agreement import agree_on, machine_notes, numeric_environment
+from dptrain.training.architecture import Architecture, build_network, find_architecture
+from dptrain.training.evaluate import EvaluationWork
+from dptrain.training.model_checks import agree_on_model, try_model
+from dptrain.training.step import GradientWork, TrainingStep, make_reducer
+
+# Float32 vectors of the parameters' length that a rank has beside one gradient a shard: the parameters, their copy for
+# the workers, momentum, the summed gradient, the optimizer's scratch.
+VECTORS = 5
+
+
+@dataclass(frozen=True)
+class Task:
+    """The samples of a rank and the network for them."""
+
+    communicator: Communicator
+    manifest: Manifest
+    placement: Placement
+    shards: LocalShards
+    architecture: Architecture
+    network: Network
+    threads: int
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Engine(Task):
+    """What makes steps and evaluations."""
+
+    take_step: TrainingStep
+    evaluation: EvaluationWork
+    pool: ShardPool
+
+
+@dataclass(frozen=True)
+class Session(Engine):
+    """What a rank trains with. `notes` are lines for the user that came up on the way."""
+
+    origin: Origin
+    schedule: Schedule
+    last_step: int
+    notes: list[str]
+
+
+def set_up(
+    config: TrainConfig,
+    communicator: Communicator,
+    loaded: LocalShards = NOTHING_LOADED,
+    architecture: Architecture | None = None,
+) -> Session:
+    """Everything that training needs; every rank fails with a DptrainError or none does.
+
+    Of the rank's shards, those in `loaded` are not read again, nor is the model file if its architecture is given.
+    """
+
+    def check(manifest: Manifest) -> None:
+        count_steps(manifest, config.batch_size)
+        check_crop(config.crop, manifest.image_shape)
+
+    task = open_task(config, communicator, check, loaded=loaded, architecture=architecture)
+    manifest, network, source = task.manifest, task.network, task.architecture.source
+    steps_per_epoch = count_steps(manifest, config.batch_size)
+    total_steps = config.epochs * steps_per_epoch
+    last_step = min(total_steps, config.max_steps or total_steps)
+    batches = make_batches(config, manifest, task.shards)
+    communicator.whereabouts.enter("checking the model's layers")
+    with together(communicator):
+        optimizer = make_optimizer(config, network)
+        ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
+        microbatches = (batches[shard].batch(0, step, Workspace()) for shard, step in ends)
+        output = try_model(task.architecture, network, microbatches, config.seed)
+    agree_on_model(source, output, task.environment, communicator)
+    origin = Origin(
+        config=to_toml(config),
+        architecture=tuple(network.description()),
+        input_shape=manifest.image_shape,
+        classes=manifest.classes,
+        data_name=manifest.name,
+        manifest_sha256=manifest.sha256,
+        steps_per_epoch=steps_per_epoch,
+        environment=task.environment,
+        mean=manifest.mean,
+        std=manifest.std,
+        model_files=source.hashes() if source else {},
+        model_output_sha256=output,
+        spec=network.spec(),
+        tuning=network.tuning(),
+    )
+    notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
+    if config.warmup_steps >= last_step:
+        notes.append(
+            f"note   --warmup-steps {config.warmup_steps} is as long as the run, {last_step} steps, or longer: the "
+            f"learning rate only rises; without the flag, the warm-up takes {TrainConfig().warmup(total_steps)} steps"
+        )
+    return Session(
+        **vars(assemble(config, task, batches, optimizer)),
+        origin=origin,
+        schedule=_schedule(config, steps_per_epoch),
+        last_step=last_step,
+        notes=notes,
+    )
+
+
+def open_task(
+    config: TrainConfig,
+    communicator: Communicator,
+    check: Callable[[Manifest], None],
+    splits: Sequence[str] = SPLITS,
+    loaded: LocalShards = NOTHING_LOADED,
+    architecture: Architecture | None = None,
+) -> Task:
+    """Open the data set, build the network, load the rank's shards of some splits; `check` refuses a manifest.
+
+    Every rank fails with a DptrainError or none does.
+    """
+    folder, threads = Path(config.data), config.threads or fair_threads(communicator)
+    with together(communicator):
+        environment = numeric_environment(config.reduction)
+        manifest = read_manifest(folder)
+        placement = place(manifest, folder, communicator)
+        check(manifest)
+        architecture = architecture or find_architecture(config.model)
+        network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
+        size, count = network.layout.size, len(placement.shards_of(communicator.rank))
+        check_memory(4 * size * (count * ("train" in splits) + VECTORS), f"{size:,} parameters and {count} shards")
+        own, progress = placement.shards_of(communicator.rank), communicator.whereabouts.progress
+        shards = load_shards(folder, manifest, own, threads, splits, loaded, progress)
+    agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description(), "algorithms": network.tuning()}
+    agree_on("data set or network", agreed, communicator)
+    _check_splits(manifest, shards, folder, communicator, splits)
+    return Task(communicator, manifest, placement, shards, architecture, network, threads, environment)
+
+
+def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -> dict[int, ShardBatches]:
+    """The microbatches of the rank's training shards, by shard."""
+    size, transforms = config.batch_size // manifest.shard_count, make_transforms(config.crop, config.flip)
+    return {
+        shard: ShardBatches(samples, shard, manifest, size=size, seed=config.seed, transforms=transforms)
+        for shard, samples in shards.train.items()
+    }
+
+
+def assemble(config: TrainConfig, task: Task, batches: dict[int, ShardBatches], optimizer: Optimizer) -> Engine:
+    """Reduction, workers and pool. Whatever fails later must close the pool."""
+    network, communicator = task.network, task.communicator
+    reducer = make_reducer(config.reduction, network, task.placement, communicator)
+    gradients, evaluation = GradientWork(network, batches, reducer), make_evaluation(task, task.manifest)
+    pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
+    take_step = TrainingStep(gradients, optimizer, pool, communicator)
+    return Engine(**vars(task), take_step=take_step, evaluation=evaluation, pool=pool)
+
+
+def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
+    """The evaluation of a task's test split, with the mean and deviation of a manifest."""
+    longest = max(entry.samples for entry in task.manifest.splits["test"])
+    return EvaluationWork(task.network, task.shards.test, Normalisation(normalised_as), longest)
+
+
+def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
+    """The optimizer of a run; UsageError for options, or groups of parameters, that do not exist."""
+    known = options_of(config.optimizer)
+    flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
+    for name in config.optimizer_options:
+        if name not in known or name in flags:
+            own = sorted(known - flags.keys())
+            hint = f"use {flag(name)}" if name in flags else did_you_mean(name, own) if own else "it has none"
+            raise UsageError(f"--optimizer-options: {config.optimizer} has no option {shown(repr(name), 60)}; {hint}")
+    groups = {name: network.tensors[name].group for name in network.layout.shapes}
+    for group in config.group_lr:
+        if group not in groups.values():
+            hint = did_you_mean(group, set(groups.values()))
+            raise UsageError(f"--group-lr: the network has no group {shown(repr(group), 60)}; {hint}")
+    factors = {name: config.group_lr.get(group, 1.0) for name, group in groups.items()}
+    try:
+        return optimizer_class(config.optimizer)(
+            network.decays(),
+            network.layout.expand(factors) if config.group_lr else None,
+            **flags,
+            **config.optimizer_options,
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--optimizer-options {shown(config.optimizer_options, 200)}: {error}") from error
+
+
+def _schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
+    total_steps = config.epochs * steps_per_epoch
+    return make_schedule(
+        config.schedule,
+        config.lr,
+        total_steps,
+        warmup_steps=config.warmup(total_steps),
+        every=max(1, round(config.step_epochs * steps_per_epoch)),
+        factor=config.step_factor,
+    )
+
+
+def place(manifest: Manifest, folder: Path, communicator: Communicator) -> Placement:
+    """The placement of the data set's shards; UsageError when there are more ranks than shards."""
+    shards, ranks = manifest.shard_count, communicator.size
+    if ranks > shards:
+        raise UsageError(
+            f"{ranks} ranks, but {folder} has {shards} shards and a shard is never split: start at most {shards} "
+            f"ranks, or pack it again: {manifest.repack_command(folder, ranks)}"
+        )
+    return Placement(shards, ranks)
+
+
+def count_steps(manifest: Manifest, batch_size: int) -> int:
+    """Steps an epoch: as many as the largest shard has microbatches, the same on every rank."""
+    shards = manifest.shard_count
+    if batch_size % shards:
+        below = batch_size // shards * shards
+        raise UsageError(
+            f"--batch-size {batch_size} is not a multiple of the {shards} shards of the data set, which share it "
+            f"equally; the nearest that are: {f'{below} and ' if below else ''}{below + shards}"
+        )
+    largest = max(entry.samples for entry in manifest.splits["train"])
+    return -(-largest // (batch_size // shards))
+
+
+def _check_splits(
+    manifest: Manifest, own: LocalShards, folder: Path, communicator: Communicator, splits: Sequence[str]
+) -> None:
+    """DataError on all ranks when the splits, over the shards of all ranks, have what `data_prep verify` refuses."""
+    tallies = {split: [tally(samples, manifest) for samples in getattr(own, split).values()] for split in splits}
+    everyone = communicator.allgather(tallies)
+    for split in splits:
+        problems = split_problems(manifest, split, [one for rank in everyone for one in rank[split]])
+        if problems:
+            raise known_to_all(communicator, DataError(f"{shown(folder)}: {problems[0]}; pack the data set again"))

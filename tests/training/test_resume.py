@@ -1,0 +1,126 @@
+"""dptrain.training.resume: which checkpoints are refused, and which changes are only noted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_runs import configuration, packed, session_and_state
+
+from dptrain.checkpoint.format import Checkpoint
+from dptrain.errors import CheckpointError
+from dptrain.training.resume import check_resumable
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("data") / "set")
+
+
+def resumable(config: Any, **changes: Any) -> list[str]:
+    """Notes of resuming a checkpoint of `config` with some values changed."""
+    before, state = session_and_state(config)
+    after = replace(config, **changes)
+    session, _ = session_and_state(after)
+    checkpoint = Checkpoint(state, before.origin, before.take_step.layouts)
+    return check_resumable(Path("a.h5"), checkpoint, after, session.origin)
+
+
+def test_a_warm_up_that_was_not_given_is_no_change_of_its_own(data: Path, tmp_path: Path) -> None:
+    """It follows --epochs: 14 steps have a warm-up of 1, 63 steps one of 6."""
+    config = configuration(data, tmp_path / "run", warmup_steps=-1)
+    assert resumable(config, epochs=9) == ["changed since the checkpoint: --epochs 2 there, 9 here"]
+    assert resumable(config, warmup_steps=1) == []  # written in another way
+    assert resumable(config, warmup_steps=5) == ["changed since the checkpoint: --warmup-steps -1 there, 5 here"]
+
+
+def test_nothing_is_noted_when_nothing_has_changed(data: Path, tmp_path: Path) -> None:
+    assert resumable(configuration(data, tmp_path / "run")) == []
+
+
+def test_what_only_concerns_the_process_may_change_silently(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, tmp_path / "run")
+    changes = {"threads": 2, "max_steps": 5, "checkpoint_every": "3", "log_every": 9, "run_dir": "x", "resume": "a.h5"}
+    assert resumable(config, **changes) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "note"),
+    [
+        ("lr", 0.01, "--lr 0.05 there, 0.01 here"),
+        ("momentum", 0.5, "--momentum 0.9 there, 0.5 here"),
+        ("nesterov", False, "--nesterov True there, False here"),
+        ("epochs", 9, "--epochs 2 there, 9 here"),
+        ("crop", "zero", "--crop none there, zero here"),
+        ("flip", True, "--flip False there, True here"),
+        ("schedule", "constant", "--schedule cosine there, constant here"),
+        ("weight_decay", 0.0, "--weight-decay 0.0005 there, 0.0 here"),
+    ],
+)
+def test_what_changes_the_arithmetic_is_noted(key: str, value: object, note: str, data: Path, tmp_path: Path) -> None:
+    assert resumable(configuration(data, tmp_path / "run"), **{key: value}) == [f"changed since the checkpoint: {note}"]
+
+
+def test_another_reduction_is_noted_as_such_and_as_other_bits(data: Path, tmp_path: Path) -> None:
+    notes = resumable(configuration(data, tmp_path / "run"), reduction="mpi")
+    assert any("--reduction tree there, mpi here" in note for note in notes)
+    assert any("bits may differ" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 1}, "--seed 0 there, 1 here"),
+        ({"batch_size": 20}, "--batch-size 16 there, 20 here"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    changes: dict[str, Any], words: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"a\.h5: of another run") as caught:
+        resumable(configuration(data, tmp_path / "run"), **changes)
+    assert words in str(caught.value)
+
+
+def test_a_checkpoint_of_another_data_set_is_refused(data: Path, tmp_path: Path) -> None:
+    other = packed(tmp_path / "other", seed=1)
+    with pytest.raises(CheckpointError, match=r"a\.h5: made with another data set \(random, manifest"):
+        resumable(configuration(data, tmp_path / "run"), data=str(other))
+
+
+def test_a_copy_of_the_data_set_elsewhere_is_the_same_data_set(data: Path, tmp_path: Path) -> None:
+    assert resumable(configuration(data, tmp_path / "run"), data=str(packed(tmp_path / "copy"))) == []
+
+
+def test_an_architecture_file_edited_under_the_same_name_is_refused(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, tmp_path / "run")
+    session, state = session_and_state(config)
+    edited = replace(session.origin, spec={"layers": []}, architecture=("input", "something else"))
+    checkpoint = Checkpoint(state, edited, session.take_step.layouts)
+    with pytest.raises(
+        CheckpointError, match=r"another architecture: it has input, where there is input \(2, 6, 7\) here"
+    ):
+        check_resumable(Path("a.h5"), checkpoint, config, session.origin)
+
+
+def test_another_algorithm_of_a_layer_is_noted_and_does_not_make_a_checkpoint_unusable(
+    data: Path, tmp_path: Path
+) -> None:
+    config = configuration(data, tmp_path / "run")
+    session, state = session_and_state(config)
+    refitted = replace(session.origin, tuning={"conv1": {"algorithm": "winograd4"}})
+    checkpoint = Checkpoint(state, refitted, session.take_step.layouts)
+    (note,) = check_resumable(Path("a.h5"), checkpoint, config, session.origin)
+    assert note.startswith("another algorithm of conv1 than the checkpoint's: bits may differ")
+
+
+@pytest.mark.parametrize("key", ["numpy", "blas", "blas_core", "cpu"])
+def test_another_machine_is_noted_in_one_line(key: str, data: Path, tmp_path: Path) -> None:
+    config = configuration(data, tmp_path / "run")
+    session, state = session_and_state(config)
+    moved = replace(session.origin, environment={**session.origin.environment, key: "another"})
+    notes = check_resumable(Path("a.h5"), Checkpoint(state, moved, session.take_step.layouts), config, session.origin)
+    assert len(notes) == 1
+    assert f"another {key} than the checkpoint's: bits may differ" in notes[0]

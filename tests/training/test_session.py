@@ -1,0 +1,103 @@
+"""dptrain.training.session: what is refused before the first step."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mpi_runs import dptrain, own_mpi
+from training_runs import LAST_STEP, STEPS_PER_EPOCH, configuration, flags, packed, run, session_and_state
+
+from dptrain.data.manifest import read_manifest
+from dptrain.errors import DptrainError, UsageError
+from dptrain.training.session import count_steps
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packed(tmp_path_factory.mktemp("data") / "set")
+
+
+@pytest.mark.parametrize(
+    ("train", "shards", "batch_size"), [(101, 4, 16), (100, 4, 100), (100, 4, 4), (9, 8, 8), (7, 1, 3), (5, 5, 500)]
+)
+def test_steps_an_epoch_are_those_of_the_largest_shard(
+    train: int, shards: int, batch_size: int, tmp_path: Path
+) -> None:
+    manifest = read_manifest(packed(tmp_path / "set", train=train, test=8, shards=shards))
+    assert count_steps(manifest, batch_size) == math.ceil(math.ceil(train / shards) / (batch_size // shards))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "nearest"), [(18, "16 and 20"), (3, "that are: 4"), (1, "that are: 4"), (7, "4 and 8")]
+)
+def test_a_batch_size_that_the_shards_cannot_share_names_the_nearest(batch_size: int, nearest: str, data: Path) -> None:
+    with pytest.raises(UsageError, match=f"--batch-size {batch_size} is not a multiple of the 4 shards.*{nearest}"):
+        count_steps(read_manifest(data), batch_size)
+
+
+def test_a_model_for_another_number_of_classes_is_refused(data: Path, tmp_path: Path) -> None:
+    model = tmp_path / "ten.py"
+    model.write_text(
+        "from dptrain.nn.layers.activation import Flatten\nfrom dptrain.nn.layers.linear import Linear\n"
+        "def build(input_shape, classes):\n    return [Flatten(), Linear(10)]\n"
+    )
+    with pytest.raises(UsageError, match="puts out 10 logits, but the data set has 5 classes"):
+        session_and_state(configuration(data, tmp_path / "run", model=f"{model}:build", model_options={}))
+
+
+@pytest.mark.parametrize(("max_steps", "last"), [(0, LAST_STEP), (5, 5), (LAST_STEP, LAST_STEP), (99, LAST_STEP)])
+def test_max_steps_ends_the_run_but_leaves_the_schedule(max_steps: int, last: int, data: Path, tmp_path: Path) -> None:
+    limited, _ = session_and_state(configuration(data, tmp_path / "run", max_steps=max_steps))
+    whole, _ = session_and_state(configuration(data, tmp_path / "run"))
+    assert limited.last_step == last
+    assert [limited.schedule(step) for step in range(LAST_STEP)] == [whole.schedule(step) for step in range(LAST_STEP)]
+
+
+def test_the_schedule_warms_up_and_then_drops_by_epochs(data: Path, tmp_path: Path) -> None:
+    config = configuration(
+        data, tmp_path / "run", schedule="step", step_epochs=1.0, step_factor=0.5, lr=0.8, warmup_steps=4, epochs=3
+    )
+    schedule = session_and_state(config)[0].schedule
+    found = [schedule(step) for step in range(3 * STEPS_PER_EPOCH)]
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8] + [0.8] * 7 + [0.4] * 7 + [0.2] * 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer_options": {"beta2": 0.9}}, "--optimizer-options: sgd has no option 'beta2'; it has none"),
+        ({"optimizer_options": {"momentum": 0.9}}, "--optimizer-options: sgd has no option 'momentum'; use --momentum"),
+        ({"group_lr": {"head": 10}}, "--group-lr: the network has no group 'head'; known: default"),
+    ],
+)
+def test_options_that_the_optimizer_does_not_have_are_refused(
+    changes: dict[str, Any], words: str, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        session_and_state(configuration(data, tmp_path / "run", **changes))
+
+
+def test_no_more_threads_than_shards_are_started(data: Path, tmp_path: Path) -> None:
+    assert session_and_state(configuration(data, tmp_path / "run", threads=64))[0].pool.size == 4
+    assert session_and_state(configuration(data, tmp_path / "run", threads=3))[0].pool.size == 3
+
+
+@pytest.mark.mpi
+def test_more_ranks_than_shards_is_one_error_with_the_command_to_pack_again(data: Path, tmp_path: Path) -> None:
+    done = dptrain("train", *flags(data, tmp_path / "run"), cwd=tmp_path, mpi=own_mpi(), ranks=5)
+    assert done.returncode == 2
+    assert done.stderr.count("dptrain: error:") == 1
+    assert f"5 ranks, but {data} has 4 shards" in done.stderr
+    assert "pack it again: as before, with --shards 5 --force (in a program: shards=5, force=True)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_failed_set_up_leaves_no_run_folder(data: Path, tmp_path: Path) -> None:
+    for folder, changes in ((data, {"batch_size": 18}), (data, {"model": "nothing"}), (tmp_path, {})):
+        with pytest.raises(DptrainError):
+            run(configuration(folder, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
