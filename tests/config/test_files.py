@@ -13,10 +13,10 @@ from command_runs import assert_one_error, train
 from mpi_runs import dptrain
 from training_runs import configuration, flags, packed, run, session_and_state
 
-from dptrain.config.files import check_paths, from_text, merged, parse_toml, read_toml
+from dptrain.config.files import from_text, merged, parse_toml, read_toml
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import UsageError
-from launch.trainer import run_dir_of
+from launch.job import run_dir_of
 
 
 @pytest.fixture(scope="module")
@@ -55,25 +55,13 @@ def test_the_saved_configuration_of_a_run_begins_a_new_run(data: Path, tmp_path:
     assert [path.name for path in sorted((first / "checkpoints").glob("step*"))] == ["step-00000002.h5"]
 
 
-@pytest.mark.parametrize(("more", "names"), [("", "--run-dir do not"), ('resume = "x.h5"\n', "--run-dir and --resume")])
-def test_the_folder_in_a_configuration_that_an_earlier_version_saved_is_left_out_with_a_note(
-    more: str, names: str, tmp_path: Path
-) -> None:
-    path = write(tmp_path / "run" / "config.toml", f'run-dir = "{tmp_path}/run"\nepochs = 3\n{more}')
+def test_the_folder_in_a_configuration_of_a_run_does_not_count(tmp_path: Path) -> None:
+    """Early versions saved it: a new run would continue in the old folder."""
+    path = write(tmp_path / "run" / "config.toml", f'run-dir = "{tmp_path}/run"\nepochs = 3\nresume = "x.h5"\n')
+    assert read_toml(path) == {"epochs": 3, "run_dir": f"{tmp_path}/run", "resume": "x.h5"}
     (tmp_path / "run" / "checkpoints").mkdir()
-    notes: list[str] = []
-    assert read_toml(path, notes) == {"epochs": 3}
-    assert names in notes[0]
-    assert f"--run-dir {tmp_path}/run" in notes[0]
+    assert read_toml(path) == {"epochs": 3}
     assert run_dir_of(["train", "--config", str(path)]) is None  # the launcher reads it in the same way
-
-
-def test_the_folder_in_a_configuration_of_ones_own_counts(tmp_path: Path) -> None:
-    path = write(tmp_path / "config.toml", 'run-dir = "runs/mine"\n')
-    notes: list[str] = []
-    assert read_toml(path, notes) == {"run_dir": "runs/mine"}
-    assert notes == []
-    assert run_dir_of(["train", "--config", str(path)]) == Path("runs/mine")
 
 
 # Augmentation and warm-up of earlier versions
@@ -102,10 +90,8 @@ def test_a_flag_wins_over_the_short_form_in_a_file_and_the_reverse() -> None:
     assert (digits.crop, digits.flip) == ("reflect", False)
     plain = merged(parse_toml('crop = "zero"\nflip = true', "text"), {"augment": "none"})
     assert (plain.crop, plain.flip) == ("none", False)
-    with pytest.raises(UsageError, match="--augment is 'reflection'; did you mean 'reflect'"):
+    with pytest.raises(UsageError, match="--crop is 'reflection'; did you mean 'reflect'"):
         merged({"augment": "reflection"})
-    with pytest.raises(UsageError, match=r"my\.toml: --augment is 3; known: none, reflect, zero"):
-        parse_toml("augment = 3", "my.toml")
 
 
 @pytest.mark.slow
@@ -218,14 +204,17 @@ def test_an_empty_path_of_data_is_refused(tmp_path: Path) -> None:
         assert_one_error(dptrain(*words, cwd=tmp_path), "found an empty path", status=2)
 
 
-def test_links_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+def test_a_link_to_nothing_is_an_error_in_a_flag_and_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    assert "is a symbolic link to" in refusal(tmp_path / "link")
+    assert "No such file" in refusal(tmp_path / "link")
     for name in ("data", "run_dir", "resume"):
         for path in (tmp_path / "link", tmp_path / "link" / "below"):
-            with pytest.raises(UsageError, match=r"is a symbolic link to .*gone, which does not exist"):
-                check_paths(TrainConfig(**{name: str(path)}))
-    check_paths(TrainConfig(data="not/there", run_dir="nor/this", resume="auto"))
+            words = rf"{name.replace('_', '-')}.* is a symbolic link to .*gone, which does not exist"
+            with pytest.raises(UsageError, match=words):
+                from_text(KEYS[name], str(path))
+            text = f'{name} = "{path}"'
+            assert "is a symbolic link to" in refusal(write(tmp_path / "my.toml", text))
+        assert from_text(KEYS[name], "not/there") == "not/there"
 
 
 def test_a_run_through_a_dangling_link_makes_nothing(data: Path, tmp_path: Path) -> None:

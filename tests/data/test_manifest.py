@@ -343,9 +343,9 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (edited(source={"name": "x", "archive": None, "sha256": None, "published": 1}), "source.published is 1"),
         (edited(splits={"train": [7], "test": []}), "splits.train[0] is 7, expected a JSON object"),
         (edited(mean=[0.5]), "mean"),
-        (edited(mean=[float("nan"), 0.5]), "the number NaN"),
+        (edited(mean=[float("nan"), 0.5]), "mean[0] is nan, expected a finite number"),
         (edited(std=[0.0, 1.0]), "std above 0"),
-        (edited(std=[float("inf"), 1.0]), "the number Infinity"),
+        (edited(std=[float("inf"), 1.0]), "std[0] is inf, expected a finite number"),
         (edited(splits={"train": []}), "splits"),
         (edited(splits={"train": [], "test": []}), "expected"),
         (edited(source={"archive": "x"}), "the keys of source: missing name"),
@@ -400,9 +400,7 @@ def test_a_split_without_samples_is_refused(split: str, folder: Path) -> None:
         read_manifest(folder)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b"[" * 3, b"[" * 100_000, b"[" + b"1" * 5000 + b"]", b'{"a": 1e999}']
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 3, b"[" * 100_000, b"[" + b"1" * 5000 + b"]"])
 def test_manifest_that_is_not_json_is_refused(content: bytes, folder: Path) -> None:
     (folder / MANIFEST).write_bytes(content)
     with pytest.raises(DataError, match="cannot be read as JSON"):

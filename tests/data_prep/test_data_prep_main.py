@@ -46,8 +46,8 @@ def test_shapes_are_packed_verified_and_described(tmp_path: Path) -> None:
     assert verified.returncode == 0
     assert "no problems found" in verified.stdout
     described = run_data_prep("info", out)
-    assert "3 x 32 x 32" in described.stdout
-    assert "bar, circle" in described.stdout
+    assert "image shape     3 32 32\n" in described.stdout
+    assert "bar circle" in described.stdout
 
 
 def test_json_is_all_that_stdout_has(tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_packing_and_info_say_whether_the_archive_is_a_published_one(
     arguments = ["cifar10", str(tmp_path / "set"), "--archive", str(small_archive), "--shards", "2", "--force"]
     sha256 = file_sha256(small_archive)
     for published, words in (
-        ((), f"archive   small.tar.gz, NOT a published archive: results may differ (SHA-256 {sha256})"),
-        ((sha256,), f"archive   small.tar.gz, a published archive (SHA-256 {sha256})"),
+        ((), f"archive         small.tar.gz, NOT a published archive: results may differ (SHA-256 {sha256})"),
+        ((sha256,), f"archive         small.tar.gz, a published archive (SHA-256 {sha256})"),
     ):
         monkeypatch.setattr(cifar10, "PUBLISHED_SHA256", published)
         assert program.main(arguments) == 0

@@ -39,7 +39,7 @@ def odd(tmp_path: Path) -> Path:
 def test_only_regular_files_are_read(name: str, words: str, odd: Path) -> None:
     started = time.monotonic()
     with pytest.raises(OSError) as caught:  # noqa: PT011 - its text is checked below
-        files.read_bounded(odd / name)
+        files.open_regular(odd / name)
     assert words in str(caught.value.strerror)
     assert time.monotonic() - started < AT_ONCE
 
@@ -56,7 +56,7 @@ def test_only_regular_files_are_written_and_no_link_is_followed(name: str, odd: 
 def test_a_link_to_a_regular_file_is_read_but_not_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("file")
-    assert files.read_bounded(tmp_path / "link") == b"mine"
+    assert files.read_text(tmp_path / "link") == "mine"
     with pytest.raises(OSError, match="symbolic link, which is not followed"):
         files.append_text(tmp_path / "link")
     with files.append_text(tmp_path / "file") as file:
@@ -69,10 +69,14 @@ def test_a_file_that_is_too_large_is_refused_by_its_size(tmp_path: Path) -> None
     with path.open("wb") as file:
         file.truncate(1 << 43)  # 8 TiB that take no place on the disk
     for most in (None, 1000):
-        with pytest.raises(OSError, match=r"8,796,093,022,208 bytes, expected at most"):
-            files.read_bounded(path, most)
+        with (
+            files.open_regular(path) as file,
+            pytest.raises(OSError, match="8,796,093,022,208 bytes, expected at most"),
+        ):
+            files.read_whole(file, most)
     path.write_bytes(b"x" * 1000)
-    assert len(files.read_bounded(path, 1000)) == 1000
+    with files.open_regular(path) as file:
+        assert len(files.read_whole(file, 1000)) == 1000
 
 
 @pytest.mark.parametrize(
@@ -81,11 +85,6 @@ def test_a_file_that_is_too_large_is_refused_by_its_size(tmp_path: Path) -> None
         "[" * 100_000,
         '{"a":' * 100_000,
         "1" * 5000,
-        "-" + "1" * 30,
-        "NaN",
-        "-Infinity",
-        "1e999",
-        '{"a": 1, "a": 2}',
         "{",
         "",
         '"' + "x" * 100_000 + "\x01",
