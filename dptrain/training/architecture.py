@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,10 +90,3 @@ def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> No
         hint = did_you_mean(unknown[0], known) if known else "it has none"
         what = f"--model-options: {shown(architecture.model)} has no argument {shown(repr(unknown[0]), 60)}"
         raise UsageError(f"{what}; {hint}")
-
-
-def first_difference(there: Sequence[str], here: Sequence[str]) -> str:
-    """The first layer in which two descriptions differ, in words."""
-    pairs = itertools.zip_longest(there, here, fillvalue="nothing")
-    one, other = next(pair for pair in pairs if pair[0] != pair[1])
-    return f"it has {one}, where there is {other} here"
