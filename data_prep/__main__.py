@@ -140,8 +140,8 @@ def _verify(options: argparse.Namespace) -> int:
         say(f"error: {shown(problem)}")
     if not result.problems and not options.json:
         print(f"{_summary(info(options.folder))}: no problems found")
-        for split, text in result.index.items():
-            print(f"  {split} index {text}; class counts {' '.join(map(str, result.class_counts[split]))}")
+        for split, counts in result.class_counts.items():
+            print(f"  {split} samples of each class: {' '.join(map(str, counts))}")
     return 1 if result.problems else 0
 
 
@@ -151,22 +151,19 @@ def _info(options: argparse.Namespace) -> int:
         _print_json(facts)
         return 0
     print(_summary(facts))
-    print(f"  classes   {shown(', '.join(facts['classes']))}")
-    print(f"  images    {' x '.join(map(str, facts['image_shape']))} (channels, height, width), uint8")
-    print(f"  mean      {' '.join(f'{value:.6f}' for value in facts['mean'])}")
-    print(f"  std       {' '.join(f'{value:.6f}' for value in facts['std'])}")
-    print(f"  {_origin(facts['source'])}")
-    print(f"  command   {shown(' '.join(facts['command'])) or 'not recorded'}; seed {facts['seed']}")
-    print(f"  SHA-256   {facts['manifest_sha256']} of the data set")
+    print(f"  {_origin(facts.pop('source'))}")
+    for name in ("classes", "image_shape", "mean", "std", "seed", "command", "manifest_sha256"):
+        value = facts[name]
+        print(f"  {name.replace('_', ' '):<16}{shown(' '.join(map(str, value)) if isinstance(value, list) else value)}")
     return 0
 
 
 def _origin(source: dict[str, Any]) -> str:
     """Where the images come from, in one line."""
     if source["archive"] is None:
-        return f"source    {shown(source['name'])}"
+        return f"source          {shown(source['name'])}"
     verdict = "a published archive" if source["published"] else "NOT a published archive: results may differ"
-    return f"archive   {shown(source['archive'])}, {verdict} (SHA-256 {shown(source['sha256'])})"
+    return f"archive         {shown(source['archive'])}, {verdict} (SHA-256 {shown(source['sha256'])})"
 
 
 def _summary(facts: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import threading
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def _download(url: str, sha256: str, target: Path, variable: str) -> None:
     pooch.get_logger().setLevel("ERROR")
     try:
         _wait_for_name_server(url)
-        with Bar("downloading", bytes=True) as bar:
+        with Bar("downloading") as bar:
             pooch.retrieve(
                 url,
                 known_hash=f"sha256:{sha256}",
@@ -69,7 +68,9 @@ def _wait_for_name_server(url: str) -> None:
 
     Behind a proxy, the proxy resolves names.
     """
-    if urllib.request.getproxies():
+    from urllib.request import getproxies  # takes 30 ms
+
+    if getproxies():
         return
 
     def resolve() -> None:

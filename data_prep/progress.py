@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import TracebackType
 from typing import Any
 
 from dptrain.system.streams import write_to_stderr
@@ -17,34 +16,27 @@ def say(text: str) -> None:
 
 
 class Bar:
-    """A progress bar, on a terminal only, that appears with the first `update`.
+    """A progress bar, on a terminal only, that appears with the first `update`. pooch accepts it in place of tqdm."""
 
-    Its names are those of tqdm, which pooch expects.
-    """
-
-    def __init__(self, description: str, total: int = 0, *, bytes: bool = False) -> None:
-        self.description, self.total, self.bytes = description, total, bytes
+    def __init__(self, description: str, total: int = 0) -> None:
+        self.description, self.total = description, total
         self._visible = sys.stderr.isatty()
         self._progress: Any = None
 
     def update(self, units: int) -> None:
         """Advance by a number of units."""
-        if self._progress is None and self._visible:
-            from rich import progress  # takes 0.1 s
-            from rich.console import Console
+        if self._visible and self._progress is None:
+            from rich.console import Console  # takes 0.1 s
+            from rich.progress import Progress
 
-            count = progress.DownloadColumn() if self.bytes else progress.MofNCompleteColumn()
-            columns = (progress.TextColumn(self.description), progress.BarColumn(), count)
-            self._progress = progress.Progress(
-                *columns, progress.TimeRemainingColumn(), console=Console(stderr=True), transient=True
-            )
+            self._progress = Progress(console=Console(stderr=True), transient=True)
             self._progress.start()
-            self._task = self._progress.add_task("", total=self.total)
+            self._task = self._progress.add_task(self.description, total=self.total)
         if self._progress is not None:
             self._progress.advance(self._task, units)
 
     def reset(self) -> None:
-        """Begin again; pooch does, to show a full bar at the end."""
+        """Begin again; pooch does so to show a full bar at the end."""
         if self._progress is not None:
             self._progress.reset(self._task)
 
@@ -56,5 +48,5 @@ class Bar:
     def __enter__(self) -> Bar:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

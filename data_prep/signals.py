@@ -1,4 +1,4 @@
-"""Ending on a signal without leaving half a data set: signals are exceptions, and wait where these would be lost."""
+"""Ending on a signal without leaving half a data set."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from dptrain.system.signals import handled
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Put off signals that announce an end to the end of the block.
+    """Delay signals that announce an end to the end of the block.
 
-    For short calls of h5py: an exception that a handler raises below libhdf5, in a callback or while an
-    object is freed, is lost, and the program would continue as if no signal had come.
+    For short calls of h5py: an exception that a signal handler raises within libhdf5 is lost.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python runs signal handlers in the main thread only

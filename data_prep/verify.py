@@ -24,11 +24,10 @@ STATISTICS_TOLERANCE = 1e-9  # of mean and std; the sums are exact, so this only
 
 @dataclass
 class Verification:
-    """The result of `verify`. Without `problems` the data set is sound; `index` describes the numbers of each split."""
+    """The result of `verify`; without `problems` the data set is sound."""
 
     problems: list[str] = field(default_factory=list)
     class_counts: dict[str, list[int]] = field(default_factory=dict)
-    index: dict[str, str] = field(default_factory=dict)
     manifest_sha256: str | None = None
 
 
@@ -64,16 +63,7 @@ def verify(folder: Path) -> Verification:
             result.problems += [f"{shown(folder)}: {problem}" for problem in problems]
             if tallies:
                 result.class_counts[split] = np.sum([one.classes for one in tallies], axis=0).tolist()
-                result.index[split] = _index_range(np.concatenate([one.index for one in tallies]))
     return result
-
-
-def _index_range(index: NDArray[np.int64]) -> str:
-    """The numbers (n,) of a split in a few words."""
-    if not len(index):
-        return "empty"
-    complete = len(np.unique(index)) == len(index) == index.max() + 1
-    return f"{index.min()}..{index.max()}, " + ("every number once" if complete else f"{len(index)} of these numbers")
 
 
 def _statistics_problems(manifest: Manifest, histogram: NDArray[np.int64]) -> list[str]:

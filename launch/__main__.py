@@ -1,16 +1,21 @@
-"""Start the trainer on R ranks with the right mpirun flags.
+"""Start the trainer on several ranks, on this host or on several.
 
-    python -m launch -n R [--mpirun PATH] [--dry-run] -- train data/cifar10 ...
+    python -m launch -n R -- train data/cifar10 ...
+    python -m launch --hosts node1:2,node2:2 -- train data/cifar10 ...
     python -m launch -n R --max-restarts K [--min-ranks M] -- train data/cifar10 --run-dir runs/NAME ...
     python -m launch -n R --elastic -- train data/cifar10 ...
 
-After `--` comes dptrain's command line. The ranks run under Open MPI or MPICH, whichever mpirun is found: the one named
-by --mpirun, else the one beside this Python, else the one on PATH.
+After `--` comes dptrain's command line. The ranks run under Open MPI or MPICH, whichever mpirun is found: that of
+--mpirun, else the one beside this Python, else the one on PATH. Each rank computes on its share of its host's cores;
+DPTRAIN_BIND=none turns that off.
 
-With --max-restarts a run that fails is started again from its newest checkpoint, up to K times; with --min-ranks each
+The hosts are those of --hosts or --hostfile, else those of the allocation in a Slurm job, else this one. Without -n
+they get as many ranks as they have room for. Python, dptrain and the data must have the same paths on all of them.
+
+With --max-restarts a run that fails is restarted from its newest checkpoint, up to K times; with --min-ranks each
 time on one rank fewer, but at least on M. An attempt whose ranks do not begin does not count: a host may be out of
-reach for a while. It is repeated after 1, 2, 4, ... 60 s, up to 8 times in a row.
-With --min-ranks, hosts of a hostfile that cannot be reached are left out.
+reach for a while. It is repeated after 1, 2, 4, ... 60 s, up to 8 times in a row. With --min-ranks, hosts that
+cannot be reached are left out.
 
 With --elastic a run continues without ranks that fail. A job has succeeded when the run itself reports success,
 whatever mpirun returns. --verbose shows mpirun's command line and notices.
@@ -25,120 +30,102 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from dptrain.errors import PREEMPTED, DptrainError, OutputError, ReaderGoneError, UsageError
-from dptrain.system.limits import refused
+from dptrain.errors import PREEMPTED, OutputError, ReaderGoneError, UsageError
+from dptrain.system.arguments import Parser, whole
+from dptrain.system.blas import THREAD_VARIABLES
+from dptrain.system.cores import VARIABLE as BIND
+from dptrain.system.failures import failure
 from dptrain.system.notebook import in_notebook
+from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, write_to_stderr
-from dptrain.system.suggestions import did_you_mean
-from dptrain.system.text import shown
 
-from .mpirun import (
-    command_line,
-    find_mpirun,
-    limits_of_silence,
-    mpirun_kind,
-    rank_environment,
-    require_elastic,
-)
-from .screen import SCREEN, say
-from .signals import EndedEarlyError, ended_early
-from .supervise import Job, supervise
-from .trainer import is_elastic, is_train, run_dir_of
+from .hosts import first_places, parse_hosts, places_of, read_hostfile, spread
+from .job import Job, is_elastic, is_train, run_dir_of
+from .output import SCREEN, say
+from .signals import described
+from .supervise import supervise
+from .targets import TARGETS, choose
 
 # In a checkout this package lies at the top; an installed one is dptrain.launch.
 PROGRAM = "python -m launch" if __package__ == "launch" else "dptrain launch"
 EXAMPLE = f"{PROGRAM} -n 2 -- train data/cifar10"
 RESTARTED = f"{PROGRAM} -n 2 --max-restarts 3 -- train data/cifar10 --run-dir runs/first"
-FLAGS = ("-n", "--ranks", "--mpirun", "--max-restarts", "--min-ranks", "--elastic", "--dry-run", "--verbose", "--help")
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are exceptions, to be printed in one line."""
+class LauncherParser(Parser):
+    """The parser of the launcher's flags, which come before `--`."""
 
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; for example: {EXAMPLE}")
-
-
-def number_of_ranks(text: str) -> int:
-    """A whole number of at least 1."""
-    try:
-        ranks = int(text)
-    except ValueError:
-        ranks = 0
-    if ranks < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of ranks, at least 1")
-    return ranks
-
-
-def number_of_restarts(text: str) -> int:
-    """A whole number of at least 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of restarts, at least 0")
-    return int(text)
+    advice = f"for example: {EXAMPLE}"
+    advice_on_words = f"write dptrain's command line after --, for example: {EXAMPLE}"
 
 
 def make_parser() -> Parser:
-    """The parser of what stands before `--`."""
-    parser = Parser(
+    """The launcher's flags."""
+    parser = LauncherParser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} -n R [--max-restarts K [--min-ranks M]] [--elastic] [--mpirun PATH] "
-        "[--dry-run] [--verbose] -- train DATA ...",
-        description="Start dptrain on R ranks with the right mpirun flags. After -- comes dptrain's command line.",
-        allow_abbrev=False,
+        usage=f"{PROGRAM} -n R [--hosts HOST:RANKS,...] [--max-restarts K [--min-ranks M]] [--elastic] [...] "
+        "-- train DATA ...",
+        description="Start dptrain on several ranks, on one host or several. After -- comes dptrain's command line.",
     )
-    parser.add_argument("-n", "--ranks", type=number_of_ranks, required=True, metavar="R", help="number of ranks")
-    parser.add_argument(
-        "--mpirun", metavar="PATH", help="mpirun of Open MPI or MPICH (default: beside this Python, else on PATH)"
+    add = parser.add_argument
+    add("-n", "--ranks", type=whole(), metavar="R", help="number of ranks (default: all that the hosts have)")
+    hosts = parser.add_mutually_exclusive_group()
+    hosts.add_argument(
+        "--hosts",
+        metavar="HOST:RANKS,...",
+        help="hosts, reached by ssh, and the ranks of each (default: this host, or the allocation in a Slurm job); "
+        "without :RANKS all hosts share -n equally, or have one rank each",
     )
-    parser.add_argument(
+    hosts.add_argument("--hostfile", metavar="FILE", help="a file with a line HOST:RANKS or HOST slots=RANKS a host")
+    add("--mpirun", metavar="PATH", help="mpirun of Open MPI or MPICH (default: beside this Python, else on PATH)")
+    add("--target", choices=TARGETS, help="how ranks are started (default: by the mpirun that is found)")
+    add(
         "--max-restarts",
-        type=number_of_restarts,
+        type=whole(0),
         default=0,
         metavar="K",
-        help="start a run that fails again from its newest checkpoint, up to K times (default: 0); an attempt whose "
+        help="restart a run that fails from its newest checkpoint, up to K times (default: 0); an attempt whose "
         "ranks do not begin does not count and is repeated up to 8 times in a row, after pauses of 1 to 60 s",
     )
-    parser.add_argument(
+    add(
         "--min-ranks",
-        type=number_of_ranks,
+        type=whole(),
         metavar="M",
         help="each restart has one rank fewer, but at least M (default: R, always the same number)",
     )
-    parser.add_argument(
-        "--elastic",
-        action="store_true",
-        help="continue without ranks that fail (Open MPI 5 or later)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print mpirun's command line and run nothing")
-    parser.add_argument("--verbose", action="store_true", help="show mpirun's command line and all of its notices")
+    add("--elastic", action="store_true", help="continue without ranks that fail (Open MPI 5 or later)")
+    add("--dry-run", action="store_true", help="print mpirun's command line and run nothing")
+    add("--verbose", action="store_true", help="show mpirun's command line and all of its notices")
     return parser
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The launcher's own options and the trainer's command line; raises UsageError."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    options, unknown = make_parser().parse_known_args(arguments[:split])
+    options = make_parser().parse_args(arguments[:split])
     trainer = list(arguments[split + 1 :])
-    if unknown and unknown[0].startswith("-"):
-        raise UsageError(f"unknown flag {unknown[0]}: {did_you_mean(unknown[0].split('=')[0], FLAGS)}")
-    if unknown or not trainer:
-        found = f"found {unknown[0]!r} before it" if unknown else "found nothing there"
-        raise UsageError(f"the trainer's command line comes after --, {found}; for example: {EXAMPLE}")
+    if not trainer:
+        raise UsageError(f"found nothing after --, expected dptrain's command line; for example: {EXAMPLE}")
     return options, trainer
 
 
-def make_job(options: argparse.Namespace, trainer: list[str], columns: int | None) -> Job:
+def make_job(options: argparse.Namespace, trainer: list[str], launcher: Sequence[str], columns: int | None) -> Job:
     """The job that the command line asks for; `columns` is the terminal's width. Raises DptrainError."""
-    check(options, trainer)
-    elastic = options.elastic or (is_train(trainer) and is_elastic(trainer))
+    hosts = []
+    if options.hosts is not None:
+        hosts = spread(parse_hosts(options.hosts.split(","), "--hosts"), options.ranks)
+    elif options.hostfile is not None:
+        hosts = spread(read_hostfile(options.hostfile), options.ranks)
+    ranks = options.ranks or places_of(hosts) or allocated(os.environ)
+    check(options, ranks, trainer)
     run_dir = run_dir_of(trainer) if options.max_restarts else None
     if options.max_restarts and run_dir is None:
         raise UsageError(
@@ -146,23 +133,64 @@ def make_job(options: argparse.Namespace, trainer: list[str], columns: int | Non
             f"for example: {RESTARTED}"
         )
     environment = rank_environment(os.environ, columns)
-    mpirun = find_mpirun(options.mpirun)
-    kind = mpirun_kind(mpirun, environment)
-    environment |= limits_of_silence(kind, environment)
-    if elastic:
-        require_elastic(mpirun, environment)
+    target = choose(options.target, options.mpirun, environment)
+    if options.elastic or (is_train(trainer) and is_elastic(trainer)):
+        target.make_elastic()
         trainer = trainer if is_elastic(trainer) else [*trainer, "--elastic"]
-    restarts, least = options.max_restarts, options.min_ranks or options.ranks
-    return Job(trainer, options.ranks, mpirun, kind, environment, restarts, least, run_dir, elastic, options.verbose)
+    return Job(
+        trainer,
+        ranks,
+        target,
+        environment | target.variables(environment, hosts),
+        hosts,
+        options.max_restarts,
+        options.min_ranks or ranks,
+        run_dir,
+        options.verbose,
+        launcher,
+    )
 
 
-def check(options: argparse.Namespace, trainer: list[str]) -> None:
-    """UsageError where flags do not go together."""
+def allocated(environment: Mapping[str, str]) -> int:
+    """The number of tasks of the Slurm job that this is; UsageError outside one."""
+    for name in ("SLURM_NTASKS", "SLURM_JOB_NUM_NODES"):
+        if environment.get(name, "").isdecimal():
+            return int(environment[name])
+    raise UsageError(f"-n/--ranks or --hosts is required; for example: {EXAMPLE}")
+
+
+def rank_environment(environment: Mapping[str, str], columns: int | None = None) -> dict[str, str]:
+    """The environment the ranks inherit: one BLAS thread each, cores of their own, a home, how to show progress.
+
+    `columns` is the width of the terminal that watches the job, None without one. A rank cannot find out, as mpirun
+    stands in between: Open MPI gives it a pseudo-terminal of no width, MPICH a pipe. Open MPI does not start
+    without HOME. A DPTRAIN_PROGRESS or DPTRAIN_BIND that the user has set stays.
+    """
+    made = {"DPTRAIN_PROGRESS": "lines" if columns is None else "bar", BIND: "cores", **environment}
+    made.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    if made["DPTRAIN_PROGRESS"] == "bar" and columns is not None:
+        made.update({"COLUMNS": str(columns), "TTY_COMPATIBLE": "1"})  # rich asks for these before it asks the stream
+    if not made.get("HOME"):
+        # Without HOME expanduser asks the user database, where a container's user may be missing.
+        made.pop("HOME", None)
+        home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for such a user
+        made["HOME"] = home if home != "~" else tempfile.gettempdir()
+    return made
+
+
+def command_line(command: Sequence[str], environment: Mapping[str, str], inherited: Mapping[str, str]) -> str:
+    """The command as one line for a shell, with the variables that differ from the `inherited` ones in front."""
+    changed = [f"{name}={shlex.quote(value)}" for name, value in environment.items() if inherited.get(name) != value]
+    return " ".join([*changed, shlex.join(command)])
+
+
+def check(options: argparse.Namespace, ranks: int, trainer: list[str]) -> None:
+    """UsageError where flags contradict each other."""
     if options.min_ranks is not None and not options.max_restarts:
         raise UsageError("--min-ranks applies to restarts only; add --max-restarts K")
-    if options.min_ranks is not None and options.min_ranks > options.ranks:
-        raise UsageError(f"--min-ranks is {options.min_ranks}, expected at most the number of ranks, {options.ranks}")
-    if trainer[0] == "launch" or (trainer[0] == "data-prep" and options.ranks > 1):
+    if options.min_ranks is not None and options.min_ranks > ranks:
+        raise UsageError(f"--min-ranks is {options.min_ranks}, expected at most the number of ranks, {ranks}")
+    if trainer[0] == "launch" or (trainer[0] == "data-prep" and ranks > 1):
         raise UsageError(
             f"{trainer[0]} runs as one process: start it as `dptrain {trainer[0]} ...`, without a launcher"
         )
@@ -174,20 +202,20 @@ def check(options: argparse.Namespace, trainer: list[str]) -> None:
 def launch(arguments: Sequence[str]) -> int:
     """Run the job that the command line asks for and return its status; raises DptrainError."""
     options, trainer = parse(arguments)
+    launcher = [*own_command(), *arguments[: arguments.index("--")]]
     try:
-        with ended_early():
-            job = make_job(options, trainer, bar_columns())
-    except EndedEarlyError as ended:
-        say(f"stopped by {ended} before the job was started: nothing is lost")
-        return PREEMPTED if is_train(trainer) else 128 + ended.number
-    job = replace(job, again=[*own_command(), *arguments[: arguments.index("--")]])
-    command = command_line(job.command(job.ranks), job.environment, os.environ)
+        with ended_by_exception():
+            job = make_job(options, trainer, launcher, bar_columns())
+    except EndedBySignal as ended:
+        say(f"stopped by {described(ended.status - 128)} before the job was started: nothing is lost")
+        return PREEMPTED if is_train(trainer) else ended.status
+    command = command_line(job.command(job.ranks, first_places(job.hosts, job.ranks)), job.environment, os.environ)
     if options.dry_run:
         print(command, flush=True)
         return 0
     if options.verbose:
         write_to_stderr(command)
-    drop_failed_writes()  # a job outlives its terminal and whoever reads its output
+    drop_failed_writes()  # a job outlives its terminal and the reader of its output
     status = supervise(job)
     if status == 0 and SCREEN.lost is not None and not is_train(trainer):
         reader_gone = SCREEN.lost.errno == errno.EPIPE
@@ -219,14 +247,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_program()
     try:
         return launch(sys.argv[1:] if arguments is None else arguments)
-    except ReaderGoneError as error:
-        return error.status
     except Exception as error:
-        known = error if isinstance(error, DptrainError) else refused(error)
-        if known is None:
-            raise
-        write_to_stderr(f"launch: error: {shown(known)}")
-        return known.status
+        text, status = failure(error)
+        if text:
+            write_to_stderr(f"launch: error: {text}")
+        return status
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One attempt at a job: mpirun started, its output and signals passed on, and nothing of it left at the end."""
+"""One attempt at a job: the target's program runs, its output and signals are passed on, and nothing remains."""
 
 from __future__ import annotations
 
@@ -9,53 +9,55 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from dptrain.errors import DptrainError
-from dptrain.system.record import OWNER
-from dptrain.system.record import VARIABLE as MARK
+from dptrain.system.record import OWNER, VARIABLE
 
-from .leftovers import JobProcesses, RanksGone, no_leftovers
-from .outcome import Outcome, after_signal, outcome
-from .records import believed
-from .relay import Relay
-from .screen import SCREEN
-from .session import session_folder, session_variables
+from .cleanup import RanksGone, no_leftovers, session_folder
+from .output import SCREEN, Relay
 from .signals import Signals, with_default_signals
+from .status import Outcome, StatusServer, decide
+from .targets.target import Target
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def run_attempt(
-    command: Sequence[str], environment: Mapping[str, str], signals: Signals, *, verbose: bool = False
+    command: Sequence[str], environment: Mapping[str, str], target: Target, signals: Signals, *, verbose: bool = False
 ) -> Outcome:
-    """Run `command` to its end; DptrainError when it cannot be started.
+    """Run `command`, which `target` has made, to its end; DptrainError when it cannot be started.
 
-    `verbose`: also show the notices of mpirun that explain nothing new. The command has a session of its own, so that
-    Ctrl-C, which a terminal sends to every process of the foreground, reaches it through `signals` only.
+    `verbose`: also show the notices that explain nothing new. The command has a session of its own, so that Ctrl-C,
+    which a terminal sends to every process of the foreground, reaches it through `signals` only.
     """
     started = time.monotonic()
-    with session_folder(environment) as (folder, lock):
-        with no_leftovers() as mark:
-            token = mark[MARK]
-            inherited = {name: value for name, value in environment.items() if name != OWNER}
-            signals.processes = JobProcesses(token)
-            process = start(command, {**session_variables(inherited, folder), **mark}, lock)
-            relays = relays_of(process, token, verbose)
+    with session_folder(environment) as (variables, lock):
+        server = StatusServer()
+        server.start()
+        with no_leftovers(server.token) as signals.processes:
+            variables.pop(OWNER, None)
+            process = start(command, {**variables, VARIABLE: server.address}, lock)
+            streams = ((process.stderr, SCREEN.error), (process.stdout, SCREEN.out))
+            notices = None if verbose else target.notices
+            relays = [Relay(source, write, notices) for source, write in streams if source is not None]
+            for relay in relays:
+                relay.start()
             returncode = signals.wait_for(process, RanksGone(signals.processes))
         for relay in relays:  # only now: a rank that outlived mpirun had the streams open
             relay.finish()
         SCREEN.end_bar()
-    record = believed([record for relay in relays for record in relay.records])
-    notices = "\n".join(relay.recent.decode(errors="replace") for relay in relays)
-    ended = after_signal(outcome(returncode, time.monotonic() - started, record, notices), signals)
-    if not ended.explained and not verbose:
+        record = server.finish()
+    recent = "\n".join(relay.recent.decode(errors="replace") for relay in relays)
+    ended = signals.explain(decide(target.outcome(returncode, recent), record))
+    if not ended.explained:
         for relay in relays:
             relay.show_notices()
-    return ended
+    return replace(ended, seconds=time.monotonic() - started)
 
 
 def start(command: Sequence[str], environment: Mapping[str, str], lock: int) -> subprocess.Popen[bytes]:
-    """Start mpirun, which inherits the descriptor `lock`; DptrainError when it cannot be started."""
+    """Start the command, which inherits the descriptor `lock`; DptrainError when it cannot be started."""
     try:
         return subprocess.Popen(
             command,
@@ -69,15 +71,6 @@ def start(command: Sequence[str], environment: Mapping[str, str], lock: int) -> 
         )
     except OSError as error:
         raise DptrainError(f"cannot start {command[0]}: {error}") from error
-
-
-def relays_of(process: subprocess.Popen[bytes], token: str, verbose: bool) -> list[Relay]:
-    """Running relays of standard error, where the run reports its end, and standard output, where MPICH does."""
-    sources = ((process.stderr, SCREEN.error), (process.stdout, SCREEN.out))
-    relays = [Relay(source, target, token, verbose=verbose) for source, target in sources if source is not None]
-    for relay in relays:
-        relay.start()
-    return relays
 
 
 def before_exec() -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""The hosts of a job, if a hostfile in the environment names them, and which of them can be reached."""
+"""The hosts of a job: named by --hosts or --hostfile, and how many ranks each has."""
 
 from __future__ import annotations
 
@@ -6,21 +6,89 @@ import contextlib
 import re
 import socket
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from .mpirun import Kind
-from .screen import say
+from dptrain.errors import UsageError
+from dptrain.system.paths import typed_path
+from dptrain.system.text import shown
 
-HOSTFILE = {Kind.OPEN_MPI: "PRTE_MCA_prte_default_hostfile", Kind.MPICH: "HYDRA_HOST_FILE"}
-# "node1 slots=4" of Open MPI, "node1:4" of MPICH
-LINE = re.compile(r"\s*([^\s:#]+)(?::(\d+))?(?:.*\bslots\s*=\s*(\d+))?")
+# "node1" or "node1:4"; in a file also Open MPI's "node1 slots=4", with other words around
+ENTRY = re.compile(r"([^\s:#=,]+)(?::(\d+))?(?:\s(?:.*\s)?slots\s*=\s*(\d+)(?:\s.*)?)?")
+EXPECTED = "expected HOST or HOST:RANKS with at least 1 rank"
 SSH = ("ssh", "-x", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
 PROBE_SECONDS = 15.0
 SSH_FAILED = 255
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host, and how many ranks it has."""
+
+    name: str
+    ranks: int
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.ranks}"
+
+
+def parse_hosts(entries: Iterable[str], source: str) -> dict[str, int | None]:
+    """The number of ranks of each host, None where none is given; UsageError for anything else. `source` is for errors.
+
+    A host that is entered several times has the sum.
+    """
+    found: dict[str, int | None] = {}
+    for entry in entries:
+        parts = ENTRY.fullmatch(entry)
+        if parts is None or "0" in (parts[2], parts[3]):
+            raise UsageError(f"{source}: found {shown(repr(entry), 100)}, {EXPECTED}")
+        number, before = parts[2] or parts[3], found.get(parts[1])
+        found[parts[1]] = before if number is None else int(number) + (before or 0)
+    if not found:
+        raise UsageError(f"{source}: found no host, {EXPECTED}")
+    return found
+
+
+def read_hostfile(path: str) -> dict[str, int | None]:
+    """As `parse_hosts`, of a file with a host a line and comments after #; UsageError where it cannot be read."""
+    try:
+        lines = Path(typed_path(path)).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--hostfile {shown(path)}: cannot be read: {error}") from None
+    entries = (line.partition("#")[0].strip() for line in lines)
+    return parse_hosts(filter(None, entries), f"--hostfile {shown(path)}")
+
+
+def spread(hosts: dict[str, int | None], ranks: int | None) -> list[Host]:
+    """The hosts with their ranks; UsageError where they have room for fewer than `ranks`.
+
+    A host without a number has one rank, or an equal share of `ranks` if no host has a number.
+    """
+    if ranks is not None and not any(hosts.values()):
+        each, more = divmod(ranks, len(hosts))
+        return [Host(name, each + (place < more)) for place, name in enumerate(hosts) if each + (place < more)]
+    whole = [Host(name, number or 1) for name, number in hosts.items()]
+    places = places_of(whole)
+    if ranks is not None and ranks > places:
+        raise UsageError(f"-n {ranks}: the hosts have room for {places} ranks; give more, as in HOST:RANKS")
+    return first_places(whole, places if ranks is None else ranks)
+
+
+def places_of(hosts: Iterable[Host]) -> int:
+    """The ranks of all hosts together."""
+    return sum(host.ranks for host in hosts)
+
+
+def first_places(hosts: Iterable[Host], ranks: int) -> list[Host]:
+    """The first hosts, with this many ranks together."""
+    found = []
+    for host in hosts:
+        if ranks > 0:
+            found.append(Host(host.name, min(host.ranks, ranks)))
+        ranks -= host.ranks
+    return found
 
 
 def is_local(host: str) -> bool:
@@ -46,41 +114,8 @@ def answers(host: str) -> bool:
     return done.returncode != SSH_FAILED
 
 
-def slots_of(line: str) -> tuple[str, int | None] | None:
-    """Host and number of slots, None if it is not given, of a line of a hostfile; None for a comment."""
-    found = LINE.match(line)
-    if found is None:
-        return None
-    number = found[2] or found[3]
-    return found[1], None if number is None else int(number)
-
-
-@contextmanager
-def reachable_hosts(
-    kind: Kind, environment: Mapping[str, str], ranks: int, min_ranks: int, probe: Callable[[str], bool] = answers
-) -> Iterator[tuple[Mapping[str, str], int]]:
-    """Environment and number of ranks of an attempt that leaves out hosts which cannot be reached.
-
-    Both stay the same where no hostfile is named, all hosts can be reached, or the others have fewer slots than
-    `min_ranks`.
-    """
-    named = environment.get(HOSTFILE[kind], "")
-    try:
-        lines = Path(named).read_text(encoding="utf-8", errors="surrogateescape").splitlines() if named else []
-    except OSError:
-        lines = []  # mpirun reports it
-    entries = [(line, entry) for line in lines if (entry := slots_of(line)) is not None]
-    hosts = sorted({host for _, (host, _) in entries})
+def reachable(hosts: Sequence[Host], probe: Callable[[str], bool] = answers) -> list[Host]:
+    """Those of the hosts that can be reached."""
     with ThreadPoolExecutor(max(1, min(len(hosts), 32))) as pool:
-        gone = {host for host, there in zip(hosts, pool.map(probe, hosts), strict=True) if not there}
-    kept = [(line, slots) for line, (host, slots) in entries if host not in gone]
-    numbers = [slots for _, slots in kept if slots is not None]
-    places = sum(numbers) if len(numbers) == len(kept) else ranks
-    if not gone or not kept or places < min_ranks:
-        yield environment, ranks
-        return
-    say(f"cannot be reached and left out: {', '.join(sorted(gone))}")
-    with tempfile.NamedTemporaryFile("w", prefix="hosts-", encoding="utf-8", errors="surrogateescape") as file:
-        file.writelines(f"{line}\n" for line, _ in kept)
-        file.flush()
-        yield {**environment, HOSTFILE[kind]: file.name}, min(ranks, places)
+        there = pool.map(probe, [host.name for host in hosts])
+        return [host for host, reached in zip(hosts, there, strict=True) if reached]

@@ -15,34 +15,35 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
+from dptrain.errors import FAILED, PREEMPTED, UNFORESEEN
 from dptrain.system.signals import ENDING, SAME_REQUEST, handled
 
-from .leftovers import JobProcesses
-from .mpirun import Kind
-from .screen import SCREEN, say
+from .cleanup import JobProcesses
+from .output import SCREEN, say
+from .status import Outcome
+from .targets.target import signal_name
 
-# How to ask ranks to save a checkpoint. On SIGINT and SIGTERM Open MPI's mpirun kills them within 0.5 s; from
-# MPICH's ranks SIGUSR1 gets lost before the trainer handles it, as MPICH handles it itself.
-ASKS = {Kind.OPEN_MPI: signal.SIGUSR1, Kind.MPICH: signal.SIGTERM}
 # A terminal sends these to stop a job: Ctrl-Z, and reading or writing in the background.
 STOPPING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 END_SECONDS = 1.0
-KEYS = {signal.SIGINT: "Ctrl-C", signal.SIGQUIT: "Ctrl-\\"}
+KEYS = {int(signal.SIGINT): "Ctrl-C", int(signal.SIGQUIT): "Ctrl-\\"}
+BEFORE_HANDLING = "asked to end before it handled signals"
 
 
 class Signals:
     """The requests to end so far, and the mpirun that they go to.
 
-    saves     the ranks save a checkpoint when they are asked to end
-    requests  the first signal of each request
-    passed    the signal that mpirun received for the first one, None before that
-    processes those of the job, None before there is one
+    save_signal  asks the ranks to save a checkpoint and end; None for a command that saves none
+    requests     the first signal of each request
+    passed       the signal that mpirun received for the first one, None before that
+    processes    those of the job, None before there is one
     """
 
-    def __init__(self, kind: Kind, saves: bool) -> None:
-        self.kind, self.saves = kind, saves
+    def __init__(self, save_signal: int | None) -> None:
+        self.save_signal = save_signal
         self.requests: list[int] = []
         self.passed: int | None = None
         self.processes: JobProcesses | None = None
@@ -68,10 +69,11 @@ class Signals:
             process.send_signal(signal.SIGTERM)
             return
         own = number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM  # mpirun ends by these
-        self.passed = ASKS[self.kind] if self.saves else own
-        # Said first: mpirun may end the ranks before they can print a word.
-        again = f"{KEYS.get(signal.Signals(number), 'a signal')} again, after {SAME_REQUEST:g} s, ends it at once"
-        say(f"{name}: {'saving a checkpoint, then ending the run' if self.saves else 'ending the job'}; {again}")
+        saves = self.save_signal is not None
+        self.passed = own if self.save_signal is None else self.save_signal
+        # Printed first: mpirun may end the ranks before they print anything.
+        again = f"{KEYS.get(number, 'a signal')} again, after {SAME_REQUEST:g} s, ends it at once"
+        say(f"{name}: {'saving a checkpoint, then ending the run' if saves else 'ending the job'}; {again}")
         process.send_signal(self.passed)
 
     def stop(self, number: int, _frame: FrameType | None) -> None:
@@ -129,39 +131,38 @@ class Signals:
             time.sleep(0.02)
         return bool(self.requests)
 
+    def explain(self, ended: Outcome) -> Outcome:
+        """The outcome of a job that was asked to end; where the job has no record of its own, by the signals."""
+        if not self.requests or self.passed is None:
+            return ended
+        first, last = self.requests[0], self.requests[-1]
+        if ended.record is not None:
+            return replace(ended, reason=f"stopped by {described(first)}") if ended.status == PREEMPTED else ended
+        by_signal = ended.status in (FAILED, UNFORESEEN, 128 + self.passed, 128 + signal.SIGTERM)
+        status, reason = ended.status, ended.reason
+        if len(self.requests) > 1:
+            status, reason = (
+                (128 + last if by_signal else status),
+                f"ended at once by a second signal, {described(last)}",
+            )
+        elif by_signal and self.save_signal is None:
+            status, reason = 128 + first, f"ended by {described(first)}"
+        elif status in (128 + self.passed, UNFORESEEN):  # ranks that do not handle the signal yet die of it
+            status, reason = PREEMPTED, BEFORE_HANDLING
+        return replace(
+            ended, status=status, reason=reason, final=True, explained=ended.explained or reason != ended.reason
+        )
+
 
 @contextmanager
-def handled_signals(kind: Kind, saves: bool) -> Iterator[Signals]:
+def handled_signals(save_signal: int | None) -> Iterator[Signals]:
     """Within the block, signals are handled by the yielded object; those that are ignored stay ignored."""
-    signals = Signals(kind, saves)
+    signals = Signals(save_signal)
     stopping = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, signals.handle) for number in handled()}
     previous |= {number: signal.signal(number, signals.stop) for number in stopping}
     try:
         yield signals
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-class EndedEarlyError(Exception):
-    """A signal has asked for the end before there was a job."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(described(number))
-        self.number = number
-
-
-@contextmanager
-def ended_early() -> Iterator[None]:
-    """Within the block, a signal that announces an end is an EndedEarlyError."""
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        raise EndedEarlyError(number)
-
-    previous = {number: signal.signal(number, handle) for number in handled()}
-    try:
-        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -181,15 +182,6 @@ def with_default_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def signal_name(number: int) -> str:
-    """SIGKILL for 9."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 def described(number: int) -> str:
     """A signal as people know it: Ctrl-C (SIGINT)."""
-    key = next((key for known, key in KEYS.items() if known == number), None)
-    return f"{key} ({signal_name(number)})" if key else signal_name(number)
+    return f"{KEYS[number]} ({signal_name(number)})" if number in KEYS else signal_name(number)

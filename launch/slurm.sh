@@ -36,7 +36,7 @@ launcher= cancelled=
 pass_on() { [[ -z $launcher ]] || kill -s "$1" "$launcher"; }
 trap 'pass_on USR1' USR1
 trap 'cancelled=yes; pass_on TERM' TERM
-"${PYTHON:-.venv/bin/python}" -m launch -n "${SLURM_NTASKS:?set by sbatch}" --max-restarts 3 -- train "$@" &
+"${PYTHON:-.venv/bin/python}" -m launch --max-restarts 3 -- train "$@" &
 launcher=$!
 while kill -0 "$launcher" 2>/dev/null; do
     wait "$launcher" # returns early when a signal arrives

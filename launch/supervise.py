@@ -1,75 +1,64 @@
-"""A job from its first attempt to its last: started again after a failure, from the newest checkpoint."""
+"""A job from its first attempt to its last: restarted after a failure, from the newest checkpoint."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import dptrain
 from dptrain.errors import PREEMPTED
 from dptrain.system.files import append_text
+from dptrain.system.text import shown
 
 from .attempt import run_attempt
-from .binding import this_host
-from .hosts import reachable_hosts
-from .mpirun import Kind, forwarded_variables, mpirun_command
-from .outcome import Outcome
-from .report import report_end, report_resume
-from .restarts import MOST_IN_VAIN, Restarts
-from .screen import say
-from .signals import Signals, handled_signals
-from .trainer import Progress, is_train
+from .hosts import first_places, places_of, reachable
+from .job import Job, Progress, is_train, newest_step, run_dir_of, settings, value_of
+from .output import say
+from .signals import Signals, described, handled_signals
+from .status import FINISHED, Outcome
+
+FIRST_PAUSE = 1.0  # seconds; doubled after every attempt that made no step
+LONGEST_PAUSE = 60.0
+MOST_IN_VAIN = 8  # attempts in a row, over 3 minutes of pauses
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is to be run. `run_dir` is required if `max_restarts` is above 0; `Restarts` says when it is started again.
+@dataclass
+class Restarts:
+    """The restarts of a job; at most `most` of them count, and each of those has one rank fewer, but `min_ranks`.
 
-    `again` is the launcher's command line, by which the job can be started again.
+    A restart counts if the attempt before it made a step, or ended with a report of dptrain itself or the death of a
+    rank. It does not count if the run did not begin, because a host cannot be reached for example: that may pass, and
+    fewer ranks do not help.
     """
 
-    trainer: Sequence[str]
+    most: int
     ranks: int
-    mpirun: str
-    kind: Kind
-    environment: Mapping[str, str]
-    max_restarts: int = 0
-    min_ranks: int = 1
-    run_dir: Path | None = None
-    elastic: bool = False
-    verbose: bool = False
-    again: Sequence[str] = ()
+    min_ranks: int
+    counted: int = 0
+    in_vain: int = 0  # attempts in a row that made no step
+    counts: bool = True  # whether the restart to come is counted
 
-    def command(self, ranks: int, *more: str) -> list[str]:
-        """The command that runs the trainer with `more` arguments."""
-        program = [sys.executable, *safe_path(), "-m", "dptrain", *self.trainer, *more]
-        forwarded = forwarded_variables(self.environment)
-        return mpirun_command(
-            program, ranks, self.mpirun, self.kind, this_host(), elastic=self.elastic, forwarded=forwarded
-        )
-
-
-def safe_path() -> list[str]:
-    """Python's flag that keeps the working directory out of the ranks' search path, where it is not needed.
-
-    A folder named dptrain in there would be taken for this package. In a checkout that is not installed, only the
-    working directory has the package.
-    """
-    home = Path(dptrain.__file__).parent.parent.resolve()
-    others = sys.path if sys.flags.safe_path else sys.path[1:]
-    return ["-P"] if any(Path(entry).resolve() == home for entry in others if entry) else []
+    def pause(self, made_steps: bool, reported: bool) -> float | None:
+        """The seconds to wait after an attempt that failed; None if the job is not to be restarted."""
+        self.in_vain = 0 if made_steps else self.in_vain + 1
+        self.counts = made_steps or reported
+        if self.counts:
+            if self.counted >= self.most:
+                return None
+            self.counted += 1
+            self.ranks = max(self.ranks - 1, self.min_ranks)
+        elif self.most == 0 or self.in_vain > MOST_IN_VAIN:
+            return None
+        return min(FIRST_PAUSE * 2.0 ** max(self.in_vain - 1, 0), LONGEST_PAUSE)
 
 
 def supervise(job: Job) -> int:
     """Run the job, restart it when it fails, and return the last attempt's status; DptrainError as `run_attempt`."""
     restarts = Restarts(job.max_restarts, job.ranks, job.min_ranks)
-    with handled_signals(job.kind, is_train(job.trainer)) as signals:
+    with handled_signals(job.target.save_signal if is_train(job.trainer) else None) as signals:
         for attempt in itertools.count(1):
             before = Progress.of(job.run_dir)
             ended, ranks = run_on_hosts(job, attempt, restarts.ranks, before.step, signals)
@@ -77,12 +66,12 @@ def supervise(job: Job) -> int:
             name = f"attempt {attempt}, {count(ranks)}"
             report_end(ended, signals, name if job.max_restarts and (attempt > 1 or ended.status != 0) else "")
             if job.max_restarts:
-                record(job, attempt, ranks, ended, after.step)
+                log_attempt(job, attempt, ranks, ended, after.step)
             pause = None
             if signals.passed is None and not ended.final:
                 pause = restarts.pause(after.beyond(before), ended.record is not None or ended.rank_died)
             if pause is None:
-                report_resume(ended, job.again, job.trainer)
+                report_resume(ended, job)
                 return ended.status
             say(restart_line(restarts, pause, after.step))
             if signals.pause(pause):
@@ -94,20 +83,23 @@ def supervise(job: Job) -> int:
 def run_on_hosts(job: Job, attempt: int, ranks: int, step: int | None, signals: Signals) -> tuple[Outcome, int]:
     """One attempt, from the checkpoint of `step`, None for the beginning; its outcome and its number of ranks.
 
-    From the second attempt on, hosts that cannot be reached are left out if that leaves enough ranks.
+    With --min-ranks, hosts that cannot be reached are left out from the second attempt on, if enough ranks remain.
     """
     # The last --resume counts, whatever the user has given for the first attempt.
     resume = () if attempt == 1 or step is None else ("--resume", "auto")
-    environment = job.environment
-    with ExitStack() as until_ended:
-        if attempt > 1 and job.min_ranks < job.ranks:
-            found = reachable_hosts(job.kind, environment, ranks, job.min_ranks)
-            environment, ranks = until_ended.enter_context(found)
-        return run_attempt(job.command(ranks, *resume), environment, signals, verbose=job.verbose), ranks
+    hosts = job.hosts
+    if attempt > 1 and job.min_ranks < job.ranks:
+        there = reachable(hosts)
+        if len(there) < len(hosts) and places_of(there) >= job.min_ranks:
+            gone = ", ".join(host.name for host in hosts if host not in there)
+            say(f"cannot be reached and left out: {gone}")
+            hosts, ranks = there, min(ranks, places_of(there))
+    command = job.command(ranks, first_places(hosts, ranks), *resume)
+    return run_attempt(command, job.environment, job.target, signals, verbose=job.verbose), ranks
 
 
 def restart_line(restarts: Restarts, pause: float, step: int | None) -> str:
-    """What to say of a restart before its pause, in seconds."""
+    """What to print about a restart before its pause, in seconds."""
     origin = "the beginning" if step is None else f"step {step:,}"
     why = f"restart {restarts.counted} of {restarts.most}"
     if not restarts.counts:
@@ -120,7 +112,48 @@ def count(ranks: int) -> str:
     return "1 rank" if ranks == 1 else f"{ranks} ranks"
 
 
-def record(job: Job, attempt: int, ranks: int, ended: Outcome, step: int | None) -> None:
+def report_end(ended: Outcome, signals: Signals, attempt: str) -> None:
+    """Report the end of the job, or of its `attempt`, such as "attempt 1, 2 ranks", if there may be more."""
+    if ended.status == PREEMPTED:
+        say(f"{attempt}{': ' * bool(attempt)}{stopped(ended, signals)}")
+    elif attempt:
+        why = "" if ended.printed else f": {ended.reason}"
+        say(f"{attempt}: status {ended.status} after {ended.seconds:.1f} s{why}")
+    elif ended.status != FINISHED and not ended.printed:
+        say(f"the job ended with status {ended.status} after {ended.seconds:.1f} s: {ended.reason}")
+
+
+def stopped(ended: Outcome, signals: Signals) -> str:
+    """In words: by which signal a run was stopped, and what is saved."""
+    more = ended.record.more if ended.record is not None else {}
+    by = described(signals.requests[0]) if signals.requests else ""
+    if "checkpoint" in more:
+        return f"stopped by {by or shown(more.get('by', 'a signal'))}: {shown(more['checkpoint'])} is saved"
+    if not by:
+        return ended.reason
+    if ended.record is None:
+        return f"stopped by {by} before the run handled signals; the checkpoints so far are kept"
+    return f"stopped by {by} before the first step: nothing is lost"
+
+
+def report_resume(ended: Outcome, job: Job) -> None:
+    """Print the command that resumes a run that was stopped or may be retried, if it has a checkpoint."""
+    if ended.status == FINISHED or not is_train(job.trainer) or (ended.final and ended.status != PREEMPTED):
+        return
+    more = ended.record.more if ended.record is not None else {}
+    named = run_dir_of(job.trainer)
+    run_dir = named or (Path(more["run_dir"]) if "run_dir" in more else None)
+    if run_dir is None or ("checkpoint" not in more and newest_step(run_dir) is None):
+        return
+    words = [*job.launcher, "--", *job.trainer]
+    if named is None:
+        words += ["--run-dir", str(run_dir)]
+    if (value_of("--resume", job.trainer) or settings(job.trainer).get("resume", "auto")) != "auto":
+        words += ["--resume", "auto"]
+    say(f"resume with:\n{shlex.join(words)}")
+
+
+def log_attempt(job: Job, attempt: int, ranks: int, ended: Outcome, step: int | None) -> None:
     """Log how an attempt ended in the run folder's attempts.jsonl."""
     # The trainer refuses a folder with anything in it but a run.
     if job.run_dir is None or not (job.run_dir / "checkpoints").is_dir():

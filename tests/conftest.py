@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dptrain.system.signals import ENDING, prepare_signals
-from launch.session import SESSION_BASE
+from launch.cleanup import SESSION_BASE
 
 
 def find_archive() -> Path | None:
@@ -58,7 +58,7 @@ def fake_mpirun(tmp_path: Path) -> Callable[..., str]:
     def make(version: str, job: str = "exit 0", status: int = 0) -> str:
         path = tmp_path / "mpirun"
         path.write_text(
-            f'#!/bin/sh\nif [ "$1" = --version ]; then echo {shlex.quote(version)}; exit {status}; fi\n{job}\n'
+            f'#!/bin/bash\nif [ "$1" = --version ]; then echo {shlex.quote(version)}; exit {status}; fi\n{job}\n'
         )
         path.chmod(0o755)
         return str(path)

@@ -21,7 +21,7 @@ from training_runs import flags, packed
 
 from dptrain.checkpoint.format import read_checkpoint
 from dptrain.parallel.communicator import RANK_VARIABLES
-from launch.leftovers import mapped
+from launch.cleanup import mapped
 
 SHARED_MEMORY = Path("/dev/shm")
 JOB_VARIABLE = "DPTRAIN_TEST_JOB"

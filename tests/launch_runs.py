@@ -17,16 +17,19 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 OPEN_MPI, MPICH = "mpirun (Open MPI) 5.0.11", "HYDRA build details:"
 # The launcher, but patient for a shorter time.
 HASTY = (
-    "import sys; from launch import __main__, restarts, signals; restarts.FIRST_PAUSE = 0.01; "
+    "import sys; from launch import __main__, signals, supervise; supervise.FIRST_PAUSE = 0.01; "
     "signals.SAME_REQUEST = 0.2; sys.exit(__main__.main())"
 )
 LOOP = "for _ in $(seq 300); do sleep 0.05; done"  # ends by itself, also where a test fails
 
 
 def ends(status: int, reason: str = "", *, retry: bool = False, **more: str) -> str:
-    """A command of a shell by which a stand-in for mpirun writes the run's final record."""
-    record = json.dumps({"status": status, "reason": reason, "retry": retry, **more})
-    return f'echo "dptrain-status $DPTRAIN_ATTEMPT "{shlex.quote(record)} >&2'
+    """A command of bash by which a stand-in for mpirun sends the run's status record."""
+    record = shlex.quote(json.dumps({"token": "TOKEN", "status": status, "reason": reason, "retry": retry, **more}))
+    return (
+        f"record={record}; IFS=@ read -r token port _ <<<$DPTRAIN_LAUNCHER; exec 9<>/dev/tcp/127.0.0.1/$port; "
+        'printf "%s\\n" "${record/TOKEN/$token}" >&9; read -r _ <&9; exec 9>&-'
+    )
 
 
 def run_launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

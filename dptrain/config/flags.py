@@ -28,13 +28,13 @@ def add_flags(parser: argparse._ActionsContainer, names: Iterable[str], *, defau
 
 def _options(key: Field[Any]) -> dict[str, Any]:
     """The arguments of argparse's `add_argument`."""
-    rules, type_ = key.metadata, kind(key)
-    text = rules["help"] + (f", such as '{rules['example']}'" if "example" in rules else "")
+    more, type_ = key.metadata, kind(key)
+    text = more["help"] + (f", as TOML: '{more['example']}'" if "example" in more else "")
     if type_ is not dict and key.default is not False and key.default != "":
         default = "on" if key.default is True else key.default
         text = f"{text[:-1]}; default: {default})" if text.endswith(")") else f"{text} (default: {default})"
     help = {"help": text.replace("%", "%%")}
     if type_ is bool:
         return help | {"action": argparse.BooleanOptionalAction}
-    metavar = "|".join(rules["choices"]) if "choices" in rules else rules.get("metavar", METAVARS[type_])
+    metavar = "|".join(more["choices"]) if "choices" in more else more.get("metavar", METAVARS[type_])
     return help | {"type": functools.partial(from_text, key), "metavar": metavar}

@@ -1,25 +1,32 @@
-"""The keys of a training run, in small groups by subject; each is a flag of `dptrain train` and a key in TOML.
+"""The keys of a training run, in groups by subject. Each is a flag of `dptrain train` and a key in TOML files.
 
-A function that needs one subject takes that group, and a whole TrainConfig is one: `make_schedule(config:
-ScheduleConfig)`. Flags and TOML are flat, and so are the attributes. A new key is one line in its group.
+A function that needs one subject takes that group; a TrainConfig is one, as it inherits all groups. So flags, TOML keys
+and attributes are all flat. A new key is one line in its group.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-from dptrain.config.keys import Config, Scope, key, rules
+from dptrain.config.keys import Config, Rule, Scope, above, at_least, below, key
 from dptrain.optim import NAMES as OPTIMIZERS
 from dptrain.optim.schedule import NAMES as SCHEDULES
 from dptrain.system.paths import typed_path
 
+RUN, BITS, FOLDER, PROCESS = Scope
 BORDERS = ("none", "reflect", "zero")
 REDUCTIONS = {"tree": "dptrain.parallel.reduce.tree:TreeReducer", "mpi": "dptrain.parallel.reduce.mpi:MPIReducer"}
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600}
 DEFAULT_WARMUP, WARMUP_SHARE = 200, 10  # steps, but at most one of so many of the run's
-INTERVAL = re.compile(r"(\d+)([smh]?)", re.ASCII)
+INTERVAL = Rule(re.compile(r"(\d+)([smh]?)", re.ASCII).fullmatch, "a number of steps, or a time such as 90s, 15m or 1h")
+FACTORS = Rule(
+    lambda table: all(type(one) in (int, float) and 0 <= one < math.inf for one in table.values()),
+    "factors of at least 0",
+)
 
 
 def model_name(text: str) -> str:
@@ -27,133 +34,99 @@ def model_name(text: str) -> str:
     return typed_path(text) if ":" in text else text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class DataConfig(Config):
     """data"""
 
-    data: str = key("", Scope.PROCESS, "folder of the packed data set", read=typed_path, metavar="DATA")
-    batch_size: int = key(
-        128, Scope.RUN, "global batch size, over all ranks; a multiple of the number of shards", least=1
-    )
-    seed: int = key(
-        0, Scope.RUN, "seed of the initial parameters, the sample order and all random draws", least=0, below=2**63
-    )
+    data: str = key("", PROCESS, "folder of the packed data set", read=typed_path, metavar="DATA")
+    batch_size: int = key(128, RUN, "global batch size: a multiple of the number of shards", at_least(1))
+    seed: int = key(0, RUN, "seed of initial parameters, sample order and all random draws", at_least(0))
 
 
-@dataclass(frozen=True)
-class AugmentationConfig(Config):
-    """augmentation of the training images"""
-
-    crop: str = key(
-        "none",
-        Scope.BITS,
-        "shift each image at random by up to 4 pixels and fill the border by reflection or with zeros",
-        choices=BORDERS,
-    )
-    flip: bool = key(False, Scope.BITS, "mirror half of the images at random (not for digits or text)")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class ModelConfig(Config):
     """network"""
 
     model: str = key(
-        "convnet",
-        Scope.BITS,
-        "architecture: convnet, linear, or FILE.py:FUNCTION",
-        read=model_name,
-        metavar="NAME",
+        "convnet", BITS, "architecture: convnet, linear, or FILE.py:FUNCTION", read=model_name, metavar="NAME"
     )
-    model_options: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=rules(
-            Scope.BITS, "arguments of the architecture, as TOML", example="widths = [32, 64], kernel_size = 5"
-        ),
+    model_options: Mapping[str, Any] = key(
+        {}, BITS, "arguments of the architecture", example="widths = [32, 64], kernel_size = 5"
     )
-    allow_changed_model: bool = key(
-        False, Scope.PROCESS, "resume although the model's files have changed since the checkpoint"
-    )
+    allow_changed_model: bool = key(False, PROCESS, "resume although model files have changed since the checkpoint")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
+class AugmentationConfig(Config):
+    """augmentation of training images"""
+
+    crop: str = key("none", BITS, "shift images randomly by up to 4 pixels; how to fill the border", choices=BORDERS)
+    flip: bool = key(False, BITS, "mirror half of the images, chosen at random (not for digits or text)")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class OptimizerConfig(Config):
     """optimizer"""
 
-    optimizer: str = key("sgd", Scope.BITS, "update rule", choices=OPTIMIZERS)
-    momentum: float = key(0.9, Scope.BITS, "momentum of sgd; 0 for none", least=0.0, below=1.0)
-    nesterov: bool = key(True, Scope.BITS, "Nesterov momentum, for sgd")
-    weight_decay: float = key(5e-4, Scope.BITS, "weight decay, for weights but not for biases", least=0.0)
-    optimizer_options: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=rules(Scope.BITS, "further arguments of the optimizer, as TOML", example="beta2 = 0.95"),
-    )
-    group_lr: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=rules(
-            Scope.BITS,
-            "factors of the learning rate by group of parameters, as TOML",
-            example="head = 10",
-            factors=True,
-        ),
+    optimizer: str = key("sgd", RUN, "update rule", choices=OPTIMIZERS)
+    momentum: float = key(0.9, BITS, "momentum of sgd; 0 for none", at_least(0.0), below(1.0))
+    nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd")
+    weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least(0.0))
+    optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
+    group_lr: Mapping[str, Any] = key(
+        {}, BITS, "factors of the learning rate for groups of parameters", FACTORS, example="head = 10"
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class ScheduleConfig(Config):
-    """length of the run and learning rate"""
+    """length and learning rate"""
 
-    epochs: int = key(10, Scope.BITS, "passes over the training split", least=1)
+    epochs: int = key(10, BITS, "passes over the training split", at_least(1))
     max_steps: int = key(
-        0, Scope.PROCESS, "stop after this step; the schedule still covers all --epochs (0: no limit)", least=0
+        0, PROCESS, "stop after this step; the schedule still covers all epochs (0: never)", at_least(0)
     )
-    lr: float = key(0.05, Scope.BITS, "highest learning rate", above=0.0)
-    schedule: str = key("cosine", Scope.BITS, "learning rate schedule", choices=SCHEDULES)
-    warmup_steps: int = key(
-        -1, Scope.BITS, "steps of linear warm-up (-1: 200, but at most a tenth of the run)", least=-1
-    )
-    step_epochs: float = key(4.0, Scope.BITS, "for --schedule step: epochs between two drops", above=0.0)
-    step_factor: float = key(0.1, Scope.BITS, "for --schedule step: factor of a drop", above=0.0)
+    lr: float = key(0.05, BITS, "highest learning rate", above(0.0))
+    schedule: str = key("cosine", BITS, "learning rate schedule", choices=SCHEDULES)
+    warmup_steps: int = key(-1, BITS, "steps of linear warm-up (-1: 200, at most a tenth of the run)", at_least(-1))
+    step_epochs: float = key(4.0, BITS, "for --schedule step: epochs between two drops", above(0.0))
+    step_factor: float = key(0.1, BITS, "for --schedule step: factor of a drop", above(0.0))
 
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up of a run whose schedule has that many steps."""
         return min(DEFAULT_WARMUP, total_steps // WARMUP_SHARE) if self.warmup_steps < 0 else self.warmup_steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class ParallelConfig(Config):
-    """parallel work"""
+    """parallel computing"""
 
-    threads: int = key(
-        0, Scope.PROCESS, "shards that a rank computes at the same time (0: its share of the host's cores)", least=0
-    )
+    threads: int = key(0, PROCESS, "shards that a rank computes at a time (0: its share of the cores)", at_least(0))
     reduction: str = key(
         "tree",
-        Scope.BITS,
-        "sum of the gradients: tree gives the same bits on any number of ranks, mpi is MPI_Allreduce",
+        BITS,
+        "sum of gradients; with tree, the bits do not depend on the number of ranks",
         choices=tuple(REDUCTIONS),
     )
-    elastic: bool = key(False, Scope.PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
+    elastic: bool = key(False, PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class CheckpointConfig(Config):
     """run folder and checkpoints"""
 
-    run_dir: str = key(
-        "", Scope.FOLDER, "folder of the run (default: a new one, runs/DATA-MODEL-TIME)", read=typed_path
-    )
+    run_dir: str = key("", FOLDER, "folder of the run (default: a new one, runs/DATA-MODEL-TIME)", read=typed_path)
     checkpoint_every: str = key(
         "0",
-        Scope.PROCESS,
-        "write a checkpoint every so many steps or so much time, such as 500, 90s, 15m or 1h, besides the one after "
-        "each epoch (0: no more)",
-        form=(INTERVAL, "a number of steps, or a time such as 90s, 15m or 1h"),
+        PROCESS,
+        "steps or time between checkpoints, besides those after each epoch: 500, 90s, 15m, 1h (0: none)",
+        INTERVAL,
         metavar="STEPS|TIME",
     )
     resume: str = key(
         "auto",
-        Scope.FOLDER,
-        "auto: resume from the newest checkpoint in the run folder; never; or the path of a checkpoint or another run",
+        FOLDER,
+        "checkpoint or run folder to resume from (auto: the run folder's newest checkpoint; never: none)",
         read=typed_path,
     )
 
@@ -164,16 +137,16 @@ class CheckpointConfig(Config):
         return (0, int(text[:-1]) * SECONDS_OF[unit]) if unit in SECONDS_OF else (int(text), 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class ReportingConfig(Config):
     """log and stalled ranks"""
 
-    log_every: int = key(50, Scope.PROCESS, "steps between two lines of metrics.jsonl", least=1)
+    log_every: int = key(50, PROCESS, "steps between two lines of metrics.jsonl", at_least(1))
     stall_limit: float = key(
-        60.0, Scope.PROCESS, "report a rank that makes no progress for this many seconds (0: never)", least=0.0
+        60.0, PROCESS, "seconds without progress after which a rank is reported (0: never)", at_least(0.0)
     )
     stall_abort: float = key(
-        600.0, Scope.PROCESS, "end a job of several ranks this many seconds after that report (0: never)", least=0.0
+        600.0, PROCESS, "seconds after that report until a job of several ranks is ended (0: never)", at_least(0.0)
     )
 
 

@@ -12,12 +12,10 @@ but the caller's `end` may, when all is lost anyway.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,12 +23,12 @@ from dataclasses import astuple, dataclass
 
 from dptrain.health.stalls import Status, Watcher
 from dptrain.parallel.communicator import Communicator
+from dptrain.system.addresses import own_addresses
 from dptrain.system.streams import write_to_stderr
 
 WATCHERS = 4
 INTERVAL = 0.5  # seconds between two datagrams of a rank, at most
 DATAGRAM_BYTES = 1024  # at most; what is longer is not ours
-SIOCGIFADDR = 0x8915  # Linux's request for the address of an interface, netdevice(7)
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ class Watch:
             self._socket.setblocking(False)
             self._socket.bind(("" if several else "127.0.0.1", 0))
             port = self._socket.getsockname()[1]
-        own = Member(host, self._process, port, _own_addresses() if several else [])
+        own = Member(host, self._process, port, own_addresses() if several else [])
         members: list[Member] = communicator.allgather(own)
         self._token: bytes = communicator.broadcast(secrets.token_bytes(16))
         self._destinations: list[tuple[str, int]] = []
@@ -161,14 +159,3 @@ def watchers_of(hosts: Sequence[str]) -> list[int]:
     first = set({host: rank for rank, host in reversed(list(enumerate(hosts)))}.values())
     firsts_before_others = sorted(range(len(hosts)), key=lambda rank: (rank not in first, rank))
     return sorted(firsts_before_others[:WATCHERS])
-
-
-def _own_addresses() -> list[str]:
-    """By which other hosts may reach this one: those of its interfaces. A name server need not know it, nor answer."""
-    found: set[str] = set()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # this one has no address
-                answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("40s", name.encode()))
-                found.add(socket.inet_ntoa(answer[20:24]))
-    return sorted(address for address in found if not address.startswith("127."))

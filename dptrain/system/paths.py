@@ -9,18 +9,24 @@ from dptrain.system.text import shown
 
 
 def typed_path(text: str) -> str:
-    """The path with a leading `~` or `~user` expanded; UsageError for an empty path, a NUL or an unknown user."""
+    """The path with a leading `~` or `~user` expanded.
+
+    UsageError for an empty path, a NUL, an unknown user, or a symbolic link to nothing on the way.
+    """
     if not text.strip():
         raise UsageError("found an empty path; expected the path of a file or folder (is a shell variable unset?)")
     if "\0" in text:
         raise UsageError(f"{shown(text)}: a path cannot hold the character NUL")
     try:
-        return str(Path(text).expanduser())
+        path = Path(text).expanduser()
     except RuntimeError:
         user = text.partition("/")[0]
         raise UsageError(
-            f"{shown(text)}: there is no user {shown(user[1:])!r}; write ./{shown(user)} for a file"
+            f"{shown(text)}: there is no user {shown(user[1:])!r}; for a file, write ./{shown(user)}"
         ) from None
+    if why := dangling(path):
+        raise UsageError(f"{why}; give another path or correct the link")
+    return str(path)
 
 
 def dangling(path: Path) -> str | None:
@@ -31,6 +37,6 @@ def dangling(path: Path) -> str | None:
                 return f"{shown(link)} is a symbolic link to {shown(link.readlink())}, which does not exist"
             if link.exists():
                 return None
-    except OSError:  # whoever opens the path gets the same error, and reports it
+    except OSError:  # opening the path fails in the same way, and that error is reported
         pass
     return None

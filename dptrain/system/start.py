@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dptrain.system.cores import bind_to_cores
 from dptrain.system.signals import prepare_signals
 from dptrain.system.streams import prepare_streams
 
 
 def start_program() -> None:
-    """Bring streams and signals into a known state, whatever the parent process left. Calling it twice is fine."""
+    """Bring cores, streams and signals into a known state, whatever the parent process left. May be called twice."""
+    bind_to_cores()
     prepare_streams()
     prepare_signals()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +46,7 @@ def find_architecture(model: str) -> Architecture:
 
 
 def build_network(
-    model: str | Architecture, options: dict[str, Any], input_shape: tuple[int, ...], classes: int
+    model: str | Architecture, options: Mapping[str, Any], input_shape: tuple[int, ...], classes: int
 ) -> Network:
     """The network of an architecture for samples of `input_shape` (C, H, W).
 
@@ -74,7 +73,7 @@ def build_network(
     return network
 
 
-def _check_options(architecture: Architecture, options: dict[str, Any]) -> None:
+def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> None:
     """UsageError for an option that the architecture's function has no argument for."""
     try:
         parameters = list(inspect.signature(architecture.build).parameters.values())
@@ -86,10 +85,3 @@ def _check_options(architecture: Architecture, options: dict[str, Any]) -> None:
         hint = did_you_mean(unknown[0], known) if known else "it has none"
         what = f"--model-options: {shown(architecture.model)} has no argument {shown(repr(unknown[0]), 60)}"
         raise UsageError(f"{what}; {hint}")
-
-
-def first_difference(there: Sequence[str], here: Sequence[str]) -> str:
-    """The first layer in which two descriptions differ, in words."""
-    pairs = itertools.zip_longest(there, here, fillvalue="nothing")
-    one, other = next(pair for pair in pairs if pair[0] != pair[1])
-    return f"it has {one}, where there is {other} here"

@@ -27,8 +27,8 @@ from launch_runs import (
 from training_runs import packed
 
 from dptrain.system.signals import ENDING
-from launch import leftovers
-from launch.session import SESSION_BASE
+from launch import cleanup
+from launch.cleanup import SESSION_BASE
 
 pytestmark = pytest.mark.slow  # starts many processes
 
@@ -139,7 +139,7 @@ def test_nothing_is_left_of_a_real_run_whose_terminal_was_closed(
 ) -> None:
     monkeypatch.setenv(SESSION_BASE, str(tmp_path / "sessions"))
     (tmp_path / "sessions").mkdir()
-    shared = leftovers.segments()
+    shared = cleanup.segments()
     process, ranks = start_training(packed(tmp_path / "data"), tmp_path / "run")
     process.send_signal(number)
     _, printed = process.communicate(timeout=15)
@@ -148,7 +148,7 @@ def test_nothing_is_left_of_a_real_run_whose_terminal_was_closed(
     assert not ranks_of(tmp_path / "run")
     assert not [rank for rank in ranks if is_alive(rank)]
     assert not list((tmp_path / "sessions").iterdir())
-    new, maps = leftovers.segments() - shared, leftovers.mapped()
+    new, maps = cleanup.segments() - shared, cleanup.mapped()
     assert all(str(path) in maps for path in new)  # else another job's
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from launch_runs import CHECKOUT, LOOP, OPEN_MPI, first_output, run_launch, start_launch, wait_until
 
-from launch.binding import Host, cores_per_rank, this_host
-from launch.mpirun import find_mpirun, mpirun_command, mpirun_kind, rank_environment
-from launch.session import SESSION_BASE
+from dptrain.system.cores import physical_cores
+from launch.__main__ import rank_environment
+from launch.cleanup import SESSION_BASE
+from launch.targets import choose, find_mpirun
 
 
 def test_what_a_terminal_sends_to_its_foreground_does_not_reach_mpirun_directly(
@@ -43,7 +44,7 @@ def test_a_killed_launcher_takes_mpirun_along(fake_mpirun: Callable[..., str], t
     process.communicate(timeout=30)
 
 
-HASTY = "import sys; from launch import __main__, leftovers; leftovers.GONE_FOR_GOOD = 1; sys.exit(__main__.main())"
+HASTY = "import sys; from launch import __main__, cleanup; cleanup.GONE_FOR_GOOD = 1; sys.exit(__main__.main())"
 
 
 @pytest.mark.slow
@@ -65,12 +66,13 @@ def test_an_mpirun_that_takes_long_to_start_its_ranks_is_waited_for(fake_mpirun:
 
 REPORT = """
 import json, os, sys
-from mpi4py import MPI
 from dptrain.system import record
+from dptrain.system.start import start_program
+start_program()
 record.begin()
+from mpi4py import MPI
 world = MPI.COMM_WORLD
-own = sorted(os.sched_getaffinity(0)), os.environ["OPENBLAS_NUM_THREADS"], os.environ["HOME"]
-everyone = world.gather(own)
+everyone = world.gather((sorted(os.sched_getaffinity(0)), os.environ["OPENBLAS_NUM_THREADS"], os.environ["HOME"]))
 if world.rank == 0:
     print(json.dumps(everyone))
     if sys.argv[1] == "0":
@@ -78,25 +80,26 @@ if world.rank == 0:
 world.Barrier()
 sys.exit(int(sys.argv[1]))
 """
+RUNNER = """
+import os, sys
+from launch.attempt import run_attempt
+from launch.signals import Signals
+from launch.targets import choose
+target = choose(None, None, os.environ)
+command = target.command(sys.argv[2:], int(sys.argv[1]), [], os.environ)
+sys.exit(run_attempt(command, os.environ, target, Signals(None)).status)
+"""
 
 
-def run_ranks(ranks: int, host: Host, tmp_path: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+def run_ranks(ranks: int, tmp_path: Path, status: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
     """REPORT on real ranks, without HOME in the environment, through the launcher's own steps."""
     script = tmp_path / "report.py"
     script.write_text(REPORT)
-    environment = rank_environment({name: value for name, value in os.environ.items() if name != "HOME"})
-    mpirun = find_mpirun(None)
-    kind = mpirun_kind(mpirun, environment)
-    program = [sys.executable, str(script), str(status)]
-    command = mpirun_command(program, ranks, mpirun, kind, host)
-    runner = (
-        "import os, sys; from launch.attempt import run_attempt; from launch.signals import Kind, Signals\n"
-        "sys.exit(run_attempt(sys.argv[1:], os.environ, Signals(Kind.OPEN_MPI, saves=False)).status)"
-    )
+    inherited = {name: value for name, value in os.environ.items() if name != "HOME"}
     return subprocess.run(
-        [sys.executable, "-c", runner, *command],
+        [sys.executable, "-c", RUNNER, str(ranks), sys.executable, str(script), str(status)],
         cwd=CHECKOUT,
-        env=environment,
+        env=rank_environment(inherited | variables),
         capture_output=True,
         text=True,
         timeout=120,
@@ -106,22 +109,26 @@ def run_ranks(ranks: int, host: Host, tmp_path: Path, status: int = 0) -> subpro
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("extra", [-1, 0, 1], ids=["fewer ranks than cores", "as many", "more"])
-def test_real_ranks_have_the_cores_they_were_meant_to_have(extra: int, tmp_path: Path) -> None:
-    host = this_host()
-    ranks = max(1, host.cores + extra)
-    done = run_ranks(ranks, host, tmp_path)
+def test_real_ranks_have_cores_of_their_own_where_there_are_enough(extra: int, tmp_path: Path) -> None:
+    everything = os.sched_getaffinity(0)
+    cores = physical_cores(everything)
+    ranks = max(1, len(cores) + extra)
+    done = run_ranks(ranks, tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert len(report) == ranks
     assert {threads for _, threads, _ in report} == {"1"}
-    cores = cores_per_rank(ranks, host)
-    everything = sorted(os.sched_getaffinity(0))
-    if cores is None:
-        assert all(cpus == everything for cpus, _, _ in report)
+    if ranks == 1 or ranks > len(cores):
+        assert all(set(cpus) == everything for cpus, _, _ in report)
     else:
-        threads_per_core = len(everything) // host.cores
-        assert all(len(cpus) == cores * threads_per_core for cpus, _, _ in report)
-        assert len({cpu for cpus, _, _ in report for cpu in cpus}) == ranks * cores * threads_per_core
+        assert all(sum(core <= set(cpus) for core in cores) == len(cores) // ranks for cpus, _, _ in report)
+        assert len({cpu for cpus, _, _ in report for cpu in cpus}) == sum(len(cpus) for cpus, _, _ in report)
+
+
+@pytest.mark.mpi
+def test_the_user_can_leave_real_ranks_unbound(tmp_path: Path) -> None:
+    report = json.loads(run_ranks(2, tmp_path, DPTRAIN_BIND="none").stdout)
+    assert all(set(cpus) == os.sched_getaffinity(0) for cpus, _, _ in report)
 
 
 @pytest.mark.mpi
@@ -149,7 +156,7 @@ def test_no_folder_for_the_session_is_an_error(fake_mpirun: Callable[..., str], 
 
 @pytest.mark.mpi
 def test_a_real_job_that_fails_returns_its_status(tmp_path: Path) -> None:
-    assert run_ranks(2, this_host(), tmp_path, status=5).returncode == 5
+    assert run_ranks(2, tmp_path, status=5).returncode == 5
 
 
 @pytest.mark.mpi
@@ -161,7 +168,6 @@ def test_a_rank_killed_in_a_real_job_is_a_failure(tmp_path: Path) -> None:
         "MPI.COMM_WORLD.Barrier()\n"
     )
     environment = rank_environment(os.environ)
-    mpirun = find_mpirun(None)
-    command = mpirun_command([sys.executable, str(script)], 2, mpirun, mpirun_kind(mpirun, environment), this_host())
+    command = choose(None, None, environment).command([sys.executable, str(script)], 2, [], environment)
     done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
     assert done.returncode != 0

@@ -11,24 +11,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from launch_runs import CHECKOUT, MPICH, OPEN_MPI, run_launch
+from launch_runs import CHECKOUT, HASTY, MPICH, OPEN_MPI, ends, run_launch
 from mpi_runs import dptrain
 from training_runs import flags, packed
 
-from dptrain.system.record import WORD
-from launch.restarts import MOST_IN_VAIN, Restarts
-from launch.trainer import Progress
+from launch.job import Progress
+from launch.supervise import MOST_IN_VAIN, Restarts
 
 pytestmark = pytest.mark.slow  # starts many processes
-
-# The launcher, but with shorter pauses.
-HASTY = "import sys; from launch import __main__, restarts; restarts.FIRST_PAUSE = 0.01; sys.exit(__main__.main())"
-
-
-def reports(status: int, reason: str = "", retry: bool = False) -> str:
-    """A line of shell that writes the final record of a run."""
-    content = json.dumps({"status": status, "reason": reason, "retry": retry})
-    return f"""echo "{WORD} $DPTRAIN_ATTEMPT "{shlex.quote(content)} >&2"""
 
 
 class Supervised:
@@ -72,7 +62,7 @@ def supervised(fake_mpirun: Callable[..., str], tmp_path: Path) -> Supervised:
 
 
 def test_a_failed_job_is_started_again_until_it_succeeds(supervised: Supervised) -> None:
-    done = supervised.run(f"[ $n -ge 3 ] || kill -9 $$; {reports(0)}", "--max-restarts", "3")
+    done = supervised.run(f"[ $n -ge 3 ] || kill -9 $$; {ends(0)}", "--max-restarts", "3")
     assert done.returncode == 0
     assert len(supervised.commands) == 3
     told = [line for line in done.stderr.splitlines() if line.startswith("launch: ")]
@@ -94,7 +84,7 @@ def test_it_is_started_again_so_many_times_and_no_more(supervised: Supervised) -
 
 @pytest.mark.parametrize(
     ("job", "status"),
-    [(reports(0), 0), ("exit 2", 2), (f"{reports(75)}; exit 75", 75), (f"{reports(1, 'the loss is nan')}; exit 1", 1)],
+    [(ends(0), 0), ("exit 2", 2), (f"{ends(75)}; exit 75", 75), (f"{ends(1, 'the loss is nan')}; exit 1", 1)],
 )
 def test_what_a_restart_cannot_fix_is_not_started_again(supervised: Supervised, job: str, status: int) -> None:
     done = supervised.run(job, "--max-restarts", "5")
@@ -102,7 +92,7 @@ def test_what_a_restart_cannot_fix_is_not_started_again(supervised: Supervised, 
     assert len(supervised.commands) == 1
 
 
-@pytest.mark.parametrize("job", ["exit 1", "exit 0", f"{reports(70, 'rank 1 failed', retry=True)}; exit 70"])
+@pytest.mark.parametrize("job", ["exit 1", "exit 0", f"{ends(70, 'rank 1 failed', retry=True)}; exit 70"])
 def test_what_may_not_happen_again_is_started_again(supervised: Supervised, job: str) -> None:
     done = supervised.run(job, "--max-restarts", "1")
     assert len(supervised.commands) == 2
@@ -111,7 +101,7 @@ def test_what_may_not_happen_again_is_started_again(supervised: Supervised, job:
 
 def test_an_attempt_that_makes_no_step_does_not_use_up_a_restart_or_a_rank(supervised: Supervised) -> None:
     """As when a host cannot be reached for a while."""
-    job = f": ; [ $n -ge 4 ] || exit 255; {reports(0)}"
+    job = f": ; [ $n -ge 4 ] || exit 255; {ends(0)}"
     done = supervised.run(job, "--max-restarts", "1", "--min-ranks", "1")
     assert done.returncode == 0
     assert supervised.ranks == [4, 4, 4, 4]
@@ -129,7 +119,7 @@ def test_attempts_that_make_no_step_are_repeated_so_often_and_no_more(supervised
 
 
 def test_an_error_that_dptrain_reports_before_the_first_step_uses_up_a_restart(supervised: Supervised) -> None:
-    supervised.run(f": ; {reports(70, 'rank 1 failed', retry=True)}; exit 70", "--max-restarts", "2")
+    supervised.run(f": ; {ends(70, 'rank 1 failed', retry=True)}; exit 70", "--max-restarts", "2")
     assert len(supervised.commands) == 3
 
 
@@ -216,8 +206,8 @@ def test_a_restart_goes_on_from_the_newest_checkpoint_whatever_the_user_resumed_
 def test_every_attempt_is_written_down_in_the_run_folder(supervised: Supervised) -> None:
     folder = supervised.run_dir / "checkpoints"
     folder.mkdir(parents=True)
-    failure = f"touch {folder}/step-00000007.h5; {reports(70, 'rank 1', retry=True)}; exit 70"
-    job = f"[ $n -lt 2 ] || {{ {reports(0)}; exit 0; }}; {failure}"
+    failure = f"touch {folder}/step-00000007.h5; {ends(70, 'rank 1', retry=True)}; exit 70"
+    job = f"[ $n -lt 2 ] || {{ {ends(0)}; exit 0; }}; {failure}"
     supervised.run(job, "--max-restarts", "3", "--min-ranks", "1")
     first, second = map(json.loads, (supervised.run_dir / "attempts.jsonl").read_text().splitlines())
     assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(first.pop("time")) < timedelta(minutes=1)
@@ -235,7 +225,7 @@ def test_a_folder_that_the_trainer_has_not_made_yet_stays_as_it_is(supervised: S
 def test_a_journal_that_cannot_be_written_is_a_line_and_no_more(supervised: Supervised) -> None:
     (supervised.run_dir / "checkpoints").mkdir(parents=True)
     (supervised.run_dir / "attempts.jsonl").mkdir()
-    done = supervised.run(f"[ $n -lt 2 ] && exit 70; {reports(0)}", "--max-restarts", "1")
+    done = supervised.run(f"[ $n -lt 2 ] && exit 70; {ends(0)}", "--max-restarts", "1")
     assert done.returncode == 0
     assert f"launch: {supervised.run_dir / 'attempts.jsonl'}: cannot be written: Is a directory" in done.stderr
 
@@ -303,7 +293,7 @@ def test_a_real_run_whose_ranks_are_killed_ends_with_the_bits_of_an_undisturbed_
 
 def test_an_elastic_job_has_succeeded_only_if_it_reports_success(supervised: Supervised) -> None:
     """Its mpirun returns 0 after the death of all ranks, too."""
-    job = f"[ $n -lt 2 ] || {reports(0)}; exit 0"
+    job = f"[ $n -lt 2 ] || {ends(0)}; exit 0"
     done = supervised.run(job, "--elastic", "--max-restarts", "3")
     assert done.returncode == 0
     assert len(supervised.commands) == 2

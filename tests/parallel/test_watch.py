@@ -135,8 +135,8 @@ def test_ranks_of_several_hosts_reach_each_other_by_their_addresses(
     jobs: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The first candidate leads nowhere. Of the others this machine may have none but the loopback's.
-    own = watch_module._own_addresses() or ["127.0.0.1"]
-    monkeypatch.setattr(watch_module, "_own_addresses", lambda: ["192.0.2.77", *own])
+    own = watch_module.own_addresses() or ["127.0.0.1"]
+    monkeypatch.setattr(watch_module, "own_addresses", lambda: ["192.0.2.77", *own])
     job = jobs("left", "right")
     job.watches[0].whereabouts.enter(WAITING, 5)
     job.watches[1].whereabouts.enter("writing a checkpoint", 5)
@@ -149,7 +149,7 @@ def test_ranks_of_several_hosts_reach_each_other_by_their_addresses(
 def test_ranks_behind_a_firewall_are_said_to_be_out_of_hearing(
     jobs: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch_module, "_own_addresses", list)
+    monkeypatch.setattr(watch_module, "own_addresses", list)
     job = jobs("left", "right")
     for watch in job.watches:
         watch.whereabouts.enter(WAITING)

@@ -1,7 +1,8 @@
-"""launch.mpirun: which mpirun, whose it is, and the command and environment it gets."""
+"""launch.targets: which target starts the ranks, its command and its variables; a target of one's own."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,35 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launch_runs import only_line, run_launch
+from launch_runs import CHECKOUT, only_line, run_launch
+from training_runs import flags, packed
 
 from dptrain.errors import DptrainError
-from dptrain.system.record import OWNER
-from dptrain.system.record import VARIABLE as MARK
-from launch.binding import Host
-from launch.mpirun import (
-    Kind,
-    command_line,
-    find_mpirun,
-    forwarded_variables,
-    limits_of_silence,
-    mpirun_command,
-    mpirun_kind,
-    rank_environment,
-)
-
-FOUR_CORES = Host((4,), bindable=True)
+from dptrain.system.record import OWNER, VARIABLE
+from launch.__main__ import command_line, rank_environment
+from launch.hosts import Host
+from launch.targets import choose, find_mpirun
+from launch.targets.mpich import MPICH
+from launch.targets.openmpi import OpenMPI
+from launch.targets.target import Target, forwarded_variables
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind"),
-    [
-        ("mpirun (Open MPI) 4.1.4", Kind.OPEN_MPI),
-        ("HYDRA build details:\n    Version: 4.3.0", Kind.MPICH),
-    ],
+    ("answer", "target"),
+    [("mpirun (Open MPI) 4.1.4", OpenMPI), ("HYDRA build details:\n    Version: 4.3.0", MPICH)],
 )
-def test_open_mpi_and_mpich_are_told_apart(fake_mpirun: Callable[..., str], answer: str, kind: Kind) -> None:
-    assert mpirun_kind(fake_mpirun(answer), os.environ) is kind
+def test_open_mpi_and_mpich_are_told_apart(fake_mpirun: Callable[..., str], answer: str, target: type[Target]) -> None:
+    assert type(choose(None, fake_mpirun(answer), os.environ)) is target
 
 
 def test_another_mpirun_is_refused_with_its_own_words(fake_mpirun: Callable[..., str]) -> None:
@@ -50,7 +41,7 @@ def test_another_mpirun_is_refused_with_its_own_words(fake_mpirun: Callable[...,
 
 def test_an_mpirun_that_fails_is_reported_with_its_status(fake_mpirun: Callable[..., str]) -> None:
     with pytest.raises(DptrainError, match=r"ended with status 3: libhwloc.so: not found"):
-        mpirun_kind(fake_mpirun("libhwloc.so: not found", status=3), os.environ)
+        choose(None, fake_mpirun("libhwloc.so: not found", status=3), os.environ)
 
 
 def test_a_named_mpirun_that_is_missing_is_not_replaced(tmp_path: Path) -> None:
@@ -80,34 +71,29 @@ def test_no_mpirun_at_all_names_the_extra_to_install(tmp_path: Path, monkeypatch
         find_mpirun(None)
 
 
-def flags_of(kind: Kind, ranks: int, host: Host) -> str:
-    command = mpirun_command(["program"], ranks, "mpirun", kind, host)
+TWO_HOSTS = [Host("a", 2), Host("b", 1)]
+
+
+def flags_of(target: Target, hosts: list[Host]) -> str:
+    command = target.command(["program"], 3, hosts, {})
     assert command[0] == "mpirun"
-    assert command[-3:] == ["-n", str(ranks), "program"]
+    assert command[-3:] == ["-n", "3", "program"]
     return " ".join(command[1:-3])
 
 
-@pytest.mark.parametrize(
-    ("ranks", "open_mpi", "mpich"),
-    [
-        (1, "--bind-to none", "-bind-to none"),
-        (2, "--map-by slot:PE=2 --bind-to core:if-supported", "-bind-to core:2"),
-        (4, "--bind-to core:if-supported", "-bind-to core:1"),
-        (5, "--oversubscribe --bind-to none", "-bind-to none"),
-    ],
-)
-def test_flags_follow_from_ranks_and_cores(
-    ranks: int, open_mpi: str, mpich: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranks_bind_themselves_on_the_hosts_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert flags_of(Kind.OPEN_MPI, ranks, FOUR_CORES) == open_mpi
-    assert flags_of(Kind.MPICH, ranks, FOUR_CORES) == mpich
+    unbound = f"--map-by slot:OVERSUBSCRIBE --bind-to none -x {VARIABLE}"
+    assert flags_of(OpenMPI("mpirun"), []) == unbound
+    assert flags_of(OpenMPI("mpirun"), TWO_HOSTS) == f"--host a:2,b:1 {unbound}"
+    assert flags_of(MPICH("mpirun"), []) == "-bind-to none"
+    assert flags_of(MPICH("mpirun"), TWO_HOSTS) == "-hosts a:2,b:1 -bind-to none"
 
 
 def test_root_is_allowed_only_as_root_and_only_for_open_mpi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert "--allow-run-as-root" in flags_of(Kind.OPEN_MPI, 2, FOUR_CORES)
-    assert "root" not in flags_of(Kind.MPICH, 2, FOUR_CORES)
+    assert "--allow-run-as-root" in flags_of(OpenMPI("mpirun"), [])
+    assert "root" not in flags_of(MPICH("mpirun"), [])
 
 
 def test_ranks_get_one_blas_thread_and_a_home() -> None:
@@ -121,38 +107,36 @@ def test_ranks_get_one_blas_thread_and_a_home() -> None:
 
 def test_ranks_on_other_hosts_receive_what_decides_the_program_and_its_arithmetic() -> None:
     inherited = {"PATH": "/bin", "VIRTUAL_ENV": "/v", "PYTHONPATH": "/p", "LD_LIBRARY_PATH": "/l", "SECRET": "x"}
-    environment = rank_environment(inherited | {"DPTRAIN_PROGRESS": "lines", "OPENBLAS_CORETYPE": "Haswell"})
-    found = forwarded_variables(environment | {OWNER: "1"})
-    assert {*inherited, "DPTRAIN_PROGRESS", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", MARK} - {"SECRET"} <= {*found}
-    assert not {"SECRET", "HOME", OWNER} & {*found}
-    command = mpirun_command(["x"], 2, "mpirun", Kind.OPEN_MPI, FOUR_CORES, forwarded=["PATH", MARK])
-    assert command[-7:] == ["-x", "PATH", "-x", MARK, "-n", "2", "x"]
-    assert "-x" not in mpirun_command(["x"], 2, "mpirun", Kind.MPICH, FOUR_CORES, forwarded=["PATH"])
+    environment = rank_environment(inherited | {"OPENBLAS_CORETYPE": "Haswell"}) | {OWNER: "1"}
+    found = {*forwarded_variables(environment)}
+    wanted = {"DPTRAIN_PROGRESS", "DPTRAIN_BIND", "OPENBLAS_CORETYPE", "OMP_NUM_THREADS", VARIABLE}
+    assert ({*inherited} - {"SECRET"}) | wanted <= found
+    assert not {"SECRET", "HOME", OWNER} & found
 
 
 def test_waiting_for_other_hosts_is_bounded_where_the_user_has_set_nothing(tmp_path: Path) -> None:
-    home = {"HOME": str(tmp_path)}
-    made = limits_of_silence(Kind.OPEN_MPI, home)
+    home, variables = {"HOME": str(tmp_path)}, OpenMPI("mpirun").variables
+    made = variables(home, [])
     assert "ConnectTimeout=" in made["PRTE_MCA_plm_ssh_args"]
     assert made["PRTE_MCA_oob_tcp_keepalive_time"] == "20"
     assert "SLURM_OVERLAP" not in made
-    assert limits_of_silence(Kind.OPEN_MPI, {**home, "SLURM_JOB_ID": "7"})["SLURM_OVERLAP"] == "1"
+    assert variables({**home, "SLURM_JOB_ID": "7"}, [])["SLURM_OVERLAP"] == "1"
     for own in ("PRTE_MCA_plm_ssh_args", "OMPI_MCA_plm_rsh_agent"):
-        assert "PRTE_MCA_plm_ssh_args" not in limits_of_silence(Kind.OPEN_MPI, {**home, own: "-p 2222"})
-    assert "PRTE_MCA_oob_tcp_keepalive_time" not in limits_of_silence(
-        Kind.OPEN_MPI, {**home, "PRTE_MCA_oob_tcp_keepalive_time": "9"}
-    )
+        assert "PRTE_MCA_plm_ssh_args" not in variables({**home, own: "-p 2222"}, [])
+    own = {**home, "PRTE_MCA_oob_tcp_keepalive_time": "9"}
+    assert "PRTE_MCA_oob_tcp_keepalive_time" not in variables(own, [])
     (tmp_path / ".prte").mkdir()
     (tmp_path / ".prte" / "mca-params.conf").write_text("plm_ssh_args = -p 2222\n")
-    assert "PRTE_MCA_plm_ssh_args" not in limits_of_silence(Kind.OPEN_MPI, home)
+    assert "PRTE_MCA_plm_ssh_args" not in variables(home, [])
 
 
 def test_mpich_gets_a_time_limit_for_ssh_only_where_it_uses_ssh() -> None:
-    named = {"HYDRA_HOST_FILE": "hosts"}
-    assert "ConnectTimeout=" in limits_of_silence(Kind.MPICH, named)["HYDRA_LAUNCHER_EXTRA_ARGS"]
-    assert limits_of_silence(Kind.MPICH, {}) == {}
+    variables = MPICH("mpirun").variables
+    assert "ConnectTimeout=" in variables({}, TWO_HOSTS)["HYDRA_LAUNCHER_EXTRA_ARGS"]
+    assert "ConnectTimeout=" in variables({"HYDRA_HOST_FILE": "hosts"}, [])["HYDRA_LAUNCHER_EXTRA_ARGS"]
+    assert variables({}, []) == {}
     for other in ("SLURM_JOB_ID", "HYDRA_LAUNCHER", "HYDRA_LAUNCHER_EXTRA_ARGS"):
-        assert limits_of_silence(Kind.MPICH, named | {other: "x"}) == {}
+        assert variables({other: "x"}, TWO_HOSTS) == {}
 
 
 def test_ranks_are_told_how_to_show_progress() -> None:
@@ -170,17 +154,33 @@ def test_the_printed_line_does_in_a_shell_what_the_launcher_does() -> None:
     assert subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout == "it's 1\n"
 
 
-@pytest.mark.mpi
-@pytest.mark.parametrize("packages", [(8,), (4, 4), (6, 6), (3, 3), (1,)], ids=str)
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
-def test_a_real_mpirun_accepts_the_flags_on_other_machines(ranks: int, packages: tuple[int, ...]) -> None:
-    """hwloc, which every mpirun asks, pretends to be on a machine with these cores in each package."""
-    machine = f"package:{len(packages)} core:{packages[0]} pu:1"
-    environment = rank_environment(os.environ) | {"HWLOC_SYNTHETIC": machine, "HWLOC_THISSYSTEM": "0"}
-    mpirun = find_mpirun(None)
-    command = mpirun_command(
-        ["echo", "here"], ranks, mpirun, mpirun_kind(mpirun, environment), Host(packages, bindable=True)
-    )
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["here"] * ranks
+# A whole target: it starts the one rank as a process of this host, without any MPI.
+LOCAL = """
+import sys
+from launch import targets
+from launch.__main__ import main
+from launch.targets.target import Target
+
+class Local(Target):
+    def command(self, program, ranks, hosts, environment):
+        return ["env", *program]
+
+targets.TARGETS["local"] = Local  # the one line
+sys.exit(main())
+"""
+
+
+def run_local(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", LOCAL, "-n", "1", "--target", "local", *arguments]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_target_of_ones_own_is_a_class_and_a_line(tmp_path: Path) -> None:
+    words = ["train", *flags(packed(tmp_path / "data"), tmp_path / "run", epochs=1), "--json"]
+    done = run_local("--max-restarts", "1", "--", *words)
+    assert (done.returncode, done.stderr.count("launch:")) == (0, 0), done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["step"] > 0
+    done = run_local("--", "train", "no/such/data")
+    assert done.returncode == 1
+    assert only_line(done.stderr).startswith("dptrain: error: ")
+    assert "is Local; use --max-restarts" in only_line(run_local("--elastic", "--", *words).stderr)

@@ -1,4 +1,4 @@
-"""launch.trainer: what the launcher reads from the trainer's command line and run folder."""
+"""launch.job: what the launcher reads from the trainer's command line and run folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dptrain.errors import UsageError
-from launch.trainer import is_elastic, newest_step, run_dir_of
+from launch.job import is_elastic, newest_step, run_dir_of
 
 
 def test_the_run_folder_is_found_wherever_train_would_find_it(tmp_path: Path) -> None:

@@ -1,21 +1,62 @@
-"""What the launcher knows of the trainer: its command line and the checkpoints in its run folder."""
+"""What is to be run, and what the launcher knows of the trainer: its command line and its run folder."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dptrain
 from dptrain.config.files import read_toml
 from dptrain.system.paths import typed_path
+
+from .hosts import Host
+from .targets.target import Target
 
 STEP_LINE = re.compile(rb'"event": "(step|epoch)"')
 TAIL_BYTES = 65536
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be run. `run_dir` is required if `max_restarts` is above 0; `Restarts` says when it is started again.
+
+    `hosts` have room for `ranks`; without hosts the target chooses them. `launcher` is the launcher's command line, by
+    which the job can be started again.
+    """
+
+    trainer: Sequence[str]
+    ranks: int
+    target: Target
+    environment: Mapping[str, str]
+    hosts: Sequence[Host] = ()
+    max_restarts: int = 0
+    min_ranks: int = 1
+    run_dir: Path | None = None
+    verbose: bool = False
+    launcher: Sequence[str] = ()
+
+    def command(self, ranks: int, hosts: Sequence[Host], *more: str) -> list[str]:
+        """The command that runs the trainer with `more` arguments."""
+        program = [sys.executable, *safe_path(), "-m", "dptrain", *self.trainer, *more]
+        return self.target.command(program, ranks, hosts, self.environment)
+
+
+def safe_path() -> list[str]:
+    """Python's flag that keeps the working directory out of the ranks' search path, where it is not needed.
+
+    A folder named dptrain in there would be taken for this package. In a checkout that is not installed, only the
+    working directory has the package.
+    """
+    home = Path(dptrain.__file__).parent.parent.resolve()
+    others = sys.path if sys.flags.safe_path else sys.path[1:]
+    return ["-P"] if any(Path(entry).resolve() == home for entry in others if entry) else []
 
 
 def is_train(trainer: Sequence[str]) -> bool:
@@ -48,8 +89,8 @@ def run_dir_of(trainer: Sequence[str]) -> Path | None:
 
 def is_elastic(trainer: Sequence[str]) -> bool:
     """Whether the last of --elastic and --no-elastic is the first, or the file of --config says so without them."""
-    said = [word for word in trainer if word in ("--elastic", "--no-elastic")]
-    return said[-1] == "--elastic" if said else bool(settings(trainer).get("elastic", False))
+    given = [word for word in trainer if word in ("--elastic", "--no-elastic")]
+    return given[-1] == "--elastic" if given else bool(settings(trainer).get("elastic", False))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""Which cores of its host a rank computes on: the launcher asks each rank to take its share.
+
+Each rank binds itself. So the shares follow from the ranks of each host, whatever the MPI, also inside a container's
+or batch system's set of cores, where mpirun numbers the cores of the whole machine and cannot bind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+VARIABLE = "DPTRAIN_BIND"  # "cores": bind this rank; anything else: leave it as it is
+LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")  # Open MPI, MPICH: this rank among those of its host
+LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")  # and their number
+YIELD = "OMPI_MCA_mpi_yield_when_idle"
+SYSFS_CPUS = Path("/sys/devices/system/cpu")
+
+
+def bind_to_cores() -> None:
+    """Confine this rank to its share of the physical cores of its host, where the launcher has asked for it.
+
+    To be called before the process starts threads. A single rank stays as it is, and so do more ranks than cores;
+    these let each other run while they wait. Nothing happens where the system forbids binding.
+    """
+    rank, ranks = (_number(names) for names in (LOCAL_RANK, LOCAL_RANKS))
+    if rank is None or ranks is None or not hasattr(os, "sched_setaffinity"):
+        return
+    if os.environ.pop(VARIABLE, "") != "cores" or ranks == 1:  # removed: programs that a rank starts are not ranks
+        return
+    cores = physical_cores(os.sched_getaffinity(0))
+    each = len(cores) // ranks
+    if each == 0:
+        os.environ.setdefault(YIELD, "1")
+        return
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, set().union(*cores[rank * each : (rank + 1) * each]))
+
+
+def physical_cores(cpus: Iterable[int], sysfs: Path | None = None) -> list[set[int]]:
+    """The logical CPUs among `cpus` of each physical core, package by package; without Linux's files, one CPU each."""
+    cores: dict[tuple[int, str], set[int]] = {}
+    for cpu in sorted(cpus):
+        folder = (sysfs or SYSFS_CPUS) / f"cpu{cpu}" / "topology"
+        try:
+            package, siblings = (
+                (folder / name).read_text().strip() for name in ("physical_package_id", "thread_siblings_list")
+            )
+        except OSError:
+            package, siblings = "0", str(cpu)
+        cores.setdefault((int(package), siblings), set()).add(cpu)
+    return [cores[key] for key in sorted(cores, key=lambda key: (key[0], min(cores[key])))]
+
+
+def _number(names: Iterable[str]) -> int | None:
+    """The number in the first of these variables that is set."""
+    found = (os.environ[name] for name in names if name in os.environ)
+    return next((int(text) for text in found if text.isdecimal()), None)

@@ -1,0 +1,83 @@
+"""The targets: ways to start ranks. A further one is one file here and one line in TARGETS."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from dptrain.errors import DptrainError
+from dptrain.system.paths import typed_path
+from dptrain.system.text import shown
+
+from .mpich import MPICH
+from .openmpi import OpenMPI
+from .target import Target
+
+TARGETS: dict[str, type[Target]] = {
+    "openmpi": OpenMPI,
+    "mpich": MPICH,
+}
+INSTALL = "pip install 'dptrain[openmpi]' brings one into this environment"
+
+
+def choose(name: str | None, mpirun: str | None, environment: Mapping[str, str]) -> Target:
+    """The target of this name, else the MPI of the mpirun that is found; DptrainError if there is none.
+
+    `mpirun` is a path that the user has given, None to look beside this Python and then on PATH.
+    """
+    if name is not None and not TARGETS[name].banner:
+        return TARGETS[name]()
+    path = find_mpirun(mpirun)
+    version = version_of(path, environment)
+    for known, target in TARGETS.items():
+        if target.banner and target.banner in version and name in (None, known):
+            return target(path, version)
+    raise DptrainError(
+        f"{path} is not the mpirun of {name or 'Open MPI or MPICH'}: its --version says "
+        f"{shown(first_line(version))!r}; {INSTALL}, or name another by --mpirun PATH"
+    )
+
+
+def find_mpirun(named: str | None) -> str:
+    """The path of mpirun: the `named` one, else the one beside this Python, else the one on PATH.
+
+    Raises DptrainError when there is none.
+    """
+    if named is not None:
+        found = shutil.which(typed_path(named))
+        if found is None:
+            raise DptrainError(f"--mpirun {named}: no such program; expected the path of an Open MPI or MPICH mpirun")
+        return found
+    beside = str(Path(sys.executable).parent)  # not resolved: a virtual environment's python is a link
+    found = shutil.which("mpirun", path=beside) or shutil.which("mpirun")
+    if found is None:
+        raise DptrainError(f"no mpirun beside {sys.executable} nor on PATH; {INSTALL}, or name one by --mpirun PATH")
+    return found
+
+
+def version_of(mpirun: str, environment: Mapping[str, str]) -> str:
+    """The answer to `mpirun --version`; raises DptrainError when it fails."""
+    try:
+        answer = subprocess.run(
+            [mpirun, "--version"],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DptrainError(f"{mpirun} --version: {error}; {INSTALL}") from error
+    text = answer.stdout.decode(errors="replace")
+    if answer.returncode != 0:
+        raise DptrainError(f"{mpirun} --version ended with status {answer.returncode}: {first_line(text)}; {INSTALL}")
+    return text
+
+
+def first_line(text: str) -> str:
+    """What to show of an answer."""
+    return (text.strip().splitlines() or ["nothing"])[0][:200]

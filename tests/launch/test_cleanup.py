@@ -1,0 +1,154 @@
+"""launch.cleanup: no process, shared memory or session folder outlives its job, and nothing else is touched."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launch_runs import LOOP, OPEN_MPI, first_output, is_alive, run_launch, start_launch, start_training, wait_until
+from training_runs import packed
+
+from dptrain.system.record import VARIABLE
+from launch import cleanup
+from launch.cleanup import LOCAL_BASE, LOCK, PREFIX, SESSION_BASE, JobProcesses, no_leftovers, segments, session_folder
+
+
+@pytest.mark.parametrize("state", ["CONT", "STOP"], ids=["running", "stopped"])
+def test_processes_that_outlive_mpirun_are_ended(fake_mpirun: Callable[..., str], state: str) -> None:
+    job = f"trap '' TERM; setsid sleep 20 & kill -{state} $!; echo $!; exit 3"
+    done = run_launch("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, job), "--", "train", "data")
+    assert done.returncode == 3
+    assert not is_alive(int(done.stdout))
+
+
+def test_processes_of_a_killed_mpirun_are_ended(fake_mpirun: Callable[..., str]) -> None:
+    process = start_launch(
+        "-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, f"sleep 20 & echo $$ $!; {LOOP}"), "--", "train", "data"
+    )
+    assert process.stdout is not None
+    mpirun, rank = map(int, process.stdout.readline().split())
+    os.kill(mpirun, signal.SIGKILL)
+    process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert not is_alive(rank)
+
+
+def test_a_process_of_another_job_stays() -> None:
+    with subprocess.Popen(["sleep", "20"], env={VARIABLE: "another@1@x"}) as other:
+        wait_until(lambda: JobProcesses("another").all() == [other.pid])
+        with no_leftovers("mine"):
+            pass
+        assert other.poll() is None
+        other.kill()
+
+
+def test_shared_memory_is_removed_unless_it_is_older_or_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleanup, "SHARED_MEMORY", tmp_path)
+    earlier, left, of_open_mpi, in_use, foreign = (
+        tmp_path / name for name in ("mpich_shm_1", "mpich_shm_2", "sm_segment.vm.0.1", "mpich_shm_3", "other_shm")
+    )
+    earlier.write_bytes(b"x")
+    with no_leftovers("mine"):
+        for path in (left, of_open_mpi, in_use, foreign):
+            path.write_bytes(b"x")
+        file = in_use.open("r+b")
+        memory = mmap.mmap(file.fileno(), 0)
+        file.close()
+    assert set(tmp_path.iterdir()) == {earlier, in_use, foreign}
+    memory.close()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("state", [signal.SIGCONT, signal.SIGSTOP], ids=["running", "stopped"])
+def test_nothing_is_left_of_real_ranks_whose_mpirun_was_killed(state: signal.Signals, tmp_path: Path) -> None:
+    process, ranks = start_training(packed(tmp_path / "data"), tmp_path / "run")
+    try:
+        maps = "".join(Path(f"/proc/{rank}/maps").read_text() for rank in ranks)
+        used = [path for path in segments() if str(path) in maps]
+        assert used
+        mpirun = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        for rank in ranks:
+            os.kill(rank, state)
+        os.kill(mpirun, signal.SIGKILL)
+        process.communicate(timeout=15)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGKILL
+    assert not [rank for rank in ranks if is_alive(rank)]
+    assert not [path for path in used if path.exists()]
+
+
+@pytest.mark.mpi
+def test_real_ranks_end_with_a_killed_launcher(tmp_path: Path) -> None:
+    process, ranks = start_training(packed(tmp_path / "data"), tmp_path / "run")
+    process.kill()
+    process.communicate(timeout=15)
+    wait_until(lambda: not [rank for rank in ranks if is_alive(rank)])
+
+
+def folders(base: Path) -> list[Path]:
+    return sorted(base.glob(f"{PREFIX}*"))
+
+
+def test_the_folder_is_there_within_the_block_only(tmp_path: Path) -> None:
+    with session_folder({SESSION_BASE: str(tmp_path)}) as (variables, _):
+        folder = Path(variables[LOCAL_BASE])
+        assert folders(tmp_path) == [folder]
+        (folder / "ompi.1").mkdir()
+    assert folders(tmp_path) == []
+
+
+def test_what_a_killed_launcher_has_left_is_removed_when_its_mpirun_is_gone(
+    fake_mpirun: Callable[..., str], tmp_path: Path
+) -> None:
+    """Found in the field: session folders stayed in TMPDIR."""
+    mpirun = fake_mpirun(OPEN_MPI, f"trap '' TERM; echo $$; {LOOP}")
+    process = start_launch("-n", "1", "--mpirun", mpirun, "--", "train", "x", **{SESSION_BASE: str(tmp_path)})
+    orphan = int(first_output(process))
+    process.kill()
+    process.communicate(timeout=30)
+    left = folders(tmp_path)
+    assert len(left) == 1
+    with session_folder({SESSION_BASE: str(tmp_path)}) as (variables, _):
+        assert folders(tmp_path) == sorted([*left, Path(variables[LOCAL_BASE])])  # its mpirun still runs
+    os.kill(orphan, signal.SIGKILL)
+
+    def is_removed() -> bool:  # mpirun's own children may live a moment longer
+        with session_folder({SESSION_BASE: str(tmp_path)}):
+            return not left[0].exists()
+
+    wait_until(is_removed)
+
+
+def test_other_folders_stay(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / LOCK).touch()
+    base = tmp_path / "base"
+    foreign, fifo, unlocked = (base / f"{PREFIX}{name}" for name in ("of another program", "fifo", "link"))
+    foreign.mkdir(parents=True)
+    fifo.mkdir()
+    os.mkfifo(fifo / LOCK)
+    unlocked.symlink_to(outside)
+    file = base / f"{PREFIX}file"
+    file.touch()
+    with session_folder({SESSION_BASE: str(base)}) as (mine, _), session_folder({SESSION_BASE: str(base)}):
+        assert Path(mine[LOCAL_BASE]).exists()
+    assert set(base.iterdir()) >= {foreign, unlocked, file}
+    assert (outside / LOCK).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_of_another_user_stays(tmp_path: Path) -> None:
+    other = tmp_path / f"{PREFIX}other"
+    other.mkdir()
+    (other / LOCK).touch()
+    shutil.chown(other, 12345)
+    with session_folder({SESSION_BASE: str(tmp_path)}):
+        assert other.exists()

@@ -1,0 +1,200 @@
+"""launch.output: what of a job's output is shown, and how, also around a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+from launch_runs import CHECKOUT, LOOP, OPEN_MPI, start_launch
+
+from launch.output import NoticeFilter, Relay
+from launch.targets.mpich import MPICH
+from launch.targets.openmpi import OpenMPI
+from launch.targets.target import Target
+
+
+def relayed(*chunks: bytes, pause: float = 0.02, target: type[Target] = OpenMPI) -> tuple[Relay, bytes]:
+    """A relay that has been given chunks one by one, and what it passed on."""
+    source, sink = os.pipe()
+    passed: list[bytes] = []
+    relay = Relay(os.fdopen(source, "rb", buffering=0), passed.append, target.notices)
+    relay.start()
+    for chunk in chunks:
+        os.write(sink, chunk)
+        time.sleep(pause)  # else two could be read as one
+    os.close(sink)
+    relay.finish()
+    return relay, b"".join(passed)
+
+
+def test_every_byte_is_passed_on_to_the_last() -> None:
+    chunks = [b"\xff\x00\r\n", os.urandom(30_000), b"no newline at the end", b"\n---", b"=" * 80]
+    assert relayed(*chunks)[1] == b"".join(chunks)
+
+
+RULE, DOUBLE = b"-" * 74 + b"\n", b"=" * 83 + b"\n"
+BAD_END = DOUBLE + b"=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES\n=   EXIT CODE: 9\n" + DOUBLE
+BAD_END += (
+    b"YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)\nPlease see the FAQ page for debugging "
+)
+BAD_END += b"suggestions\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "notice"),
+    [
+        (OpenMPI, RULE + b"prterun noticed that process rank 1 with PID 3 on node vm exited on\nsignal 9.\n" + RULE),
+        (OpenMPI, RULE + b"MPI_ABORT was invoked on rank 0 in communicator MPI_COMM_WORLD\n\nNOTE: ...\n" + RULE),
+        (OpenMPI, b"\0" + RULE + b"prterun has exited due to process rank 1 with PID 3 on node vm exiting\n" + RULE),
+        (OpenMPI, b"[vm:12345] PMIX ERROR: PMIX_ERR_UNREACH in file x.c at line 5\n"),
+        (MPICH, b"\n" + BAD_END),
+        (MPICH, b"[proxy:0@vm] HYD_pmcd_pmip_control_cmd_cb (pm/pmiserv/pmip_cb.c:480): assert (!closed) failed\n"),
+        (MPICH, b"Abort(75) on node 0 (rank 0 in comm 0): application called MPI_Abort(MPI_COMM_WORLD, 75)\n"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 5, 100, 10_000])
+def test_a_notice_of_mpirun_is_withheld(target: type[Target], notice: bytes, size: int) -> None:
+    text = b"before\n" + notice + b"after"
+    notices, passed = NoticeFilter(target.notices), b""
+    for at in range(0, len(text), size):
+        passed += notices.take(text[at : at + size])
+    passed += notices.release()
+    assert passed == b"before\nafter"
+    assert notices.withheld == notice
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        RULE + b"a table\n" + RULE + b"of the user\n" + RULE,
+        RULE + b"never closed\n" + b"a line\n" * 2000,
+        DOUBLE + b"a heading\n" + DOUBLE,
+        b"\n\n\nA line\n\n",
+        b"[1/10] done",
+        b"a line that has [vm:1] PMIX ERROR: within\n",
+        b"\r\x1b[2K\x1b[1A\x1b[2Kstep 5\n",
+    ],
+)
+@pytest.mark.parametrize("size", [1, 5, 10_000])
+@pytest.mark.parametrize("target", [OpenMPI, MPICH])
+def test_other_text_is_passed_on(target: type[Target], text: bytes, size: int) -> None:
+    notices, passed = NoticeFilter(target.notices), b""
+    for at in range(0, len(text), size):
+        passed += notices.take(text[at : at + size])
+    assert passed + notices.release() == text
+    assert notices.withheld == b""
+
+
+def test_a_beginning_is_shown_when_nothing_follows() -> None:
+    """A question waits for its answer, and a rule is no reason to wait."""
+    source, sink = os.pipe()
+    passed: list[bytes] = []
+    relay = Relay(os.fdopen(source, "rb", buffering=0), passed.append, OpenMPI.notices)
+    relay.start()
+    os.write(sink, RULE + b"Name: d")
+    deadline = time.monotonic() + 5
+    while b"".join(passed) != RULE + b"Name: d":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.close(sink)
+    relay.finish()
+
+
+def test_a_line_of_a_running_job_is_seen_at_once(fake_mpirun: Callable[..., str]) -> None:
+    mpirun = fake_mpirun(OPEN_MPI, f"trap 'exit 0' TERM; echo a line >&2; {LOOP}")
+    with start_launch("-n", "1", "--mpirun", mpirun, "--", "eval", "data") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "a line\n"
+        assert process.poll() is None
+        process.terminate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chatter", ["sleep 20", "yes"], ids=["silent", "talking"])
+def test_an_unmarked_process_that_keeps_the_stream_open_delays_the_end_by_a_second(
+    fake_mpirun: Callable[..., str], chatter: str
+) -> None:
+    """Nothing else can be done about one that has cleared its environment."""
+    job = f"env -i PATH=$PATH timeout 20 {chatter} >&2 & echo $!; echo the tail >&2; exit 3"
+    started = time.monotonic()
+    process = start_launch("-n", "1", "--mpirun", fake_mpirun(OPEN_MPI, job), "--", "train", "data")
+    told, errors = process.communicate(timeout=60)
+    assert time.monotonic() - started < 10
+    with contextlib.suppress(ProcessLookupError):  # a talking one ends when nobody reads any more
+        os.kill(int(told), signal.SIGTERM)
+    assert process.returncode == 3
+    assert "the tail\n" in errors
+
+
+FRAME = "\r\x1b[2K\x1b[1A\x1b[2K"
+
+
+def on_terminal(code: str, *, errors_elsewhere: bool = False) -> str:
+    here, there = pty.openpty()
+    program = f"from launch.output import SCREEN, say\n{code}"
+    errors = subprocess.DEVNULL if errors_elsewhere else there
+    with subprocess.Popen([sys.executable, "-c", program], cwd=CHECKOUT, stdout=there, stderr=errors) as process:
+        os.close(there)
+        written = b""
+        try:
+            while chunk := os.read(here, 65536):
+                written += chunk
+        except OSError:  # Linux's way of saying that the other end is closed
+            pass
+        os.close(here)
+    assert process.returncode == 0
+    return written.decode().replace("\r\n", "\n")
+
+
+def shown(written: str) -> list[str]:
+    """The lines of a terminal that knows what is used here: erasing a line, and moving up."""
+    lines, row = [""], 0
+    for part in written.replace("\r", "").replace("\n", "\x1b\n\x1b").split("\x1b"):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif part.startswith("[1A"):
+            row, lines = row - 1, lines
+            lines[row] += part[3:]
+        elif part.startswith("[2K"):
+            lines[row] = part[3:]
+        elif part.startswith("[?25"):
+            lines[row] += part[5:]
+        else:
+            lines[row] += part
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+BAR = "SCREEN.out(b'\\x1b[?25lbar 1\\n')\n"
+NEXT = f"SCREEN.out({FRAME.encode()!r} + b'bar 2\\n')\n"
+
+
+def test_a_line_is_printed_above_the_bar() -> None:
+    """Found in the field: the lines that name the run folder were cut or overwritten by the bar."""
+    assert shown(on_terminal(f"{BAR}say('a line')\n{NEXT}")) == ["launch: a line", "bar 2"]
+    assert shown(on_terminal(f"{BAR}SCREEN.error(b'one\\ntwo\\n')\n{NEXT}")) == ["one", "two", "bar 2"]
+
+
+@pytest.mark.parametrize("code", ["", BAR + "SCREEN.out(b'\\x1b[?25h')\n"], ids=["no bar", "ended bar"])
+def test_without_a_bar_bytes_are_written_as_they_are(code: str) -> None:
+    assert on_terminal(f"{code}SCREEN.error(b'text')").endswith("text")
+    assert FRAME not in on_terminal(f"{code}SCREEN.error(b'text\\n')")
+
+
+def test_errors_that_go_elsewhere_do_not_move_the_bar() -> None:
+    assert on_terminal(f"{BAR}say('a line')", errors_elsewhere=True) == "\x1b[?25lbar 1\n"
+
+
+def test_a_bar_that_dead_ranks_have_left_is_removed_and_the_cursor_shown() -> None:
+    written = on_terminal(f"{BAR}SCREEN.end_bar()\nsay('the end')")
+    assert shown(written) == ["launch: the end"]
+    assert "\x1b[?25h" in written
