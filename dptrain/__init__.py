@@ -1,3 +1,3 @@
 """dptrain: data-parallel training of convolutional networks on CPUs. See README.md."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

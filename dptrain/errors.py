@@ -1,22 +1,22 @@
-"""Errors meant for people: what was found, what was expected, what to do."""
+"""Errors meant for people: what was found, what was expected, what to do. And the exit statuses."""
 
 from __future__ import annotations
 
 # Exit statuses, those of sysexits.h where it has one.
 FAILED = 1  # a permanent error: retrying does not help
-USAGE = 2
+USAGE = 2  # a wrong command line or configuration
 UNAVAILABLE = 69
 UNFORESEEN = 70  # an unforeseen exception, or a process that died: retrying may help
-PREEMPTED = 75  # ended by a signal, with a checkpoint: start the same command again
+PREEMPTED = 75  # stopped by a signal, with a checkpoint: start the same command again
 STALLED = 76  # ended because a rank made no progress
-READER_GONE = 141  # 128 + SIGPIPE: whoever read the output has closed it, as in `dptrain inspect RUN | head`
+READER_GONE = 141  # 128 + SIGPIPE: the reader of the output has closed it, as in `dptrain inspect RUN | head`
 
 
 class DptrainError(Exception):
-    """An error whose text is all that the user needs; shown without a traceback.
+    """An error whose text is all that the user needs; it is shown without a traceback.
 
-    `status` is the exit status of the command that fails with it. `agreed` says that every rank ends with
-    this error or its PeerError, so that no rank needs to be stopped by force. `details` is printed behind it.
+    `status` is the exit status of the command. `agreed`: every rank ends with this error or its PeerError, so no rank
+    must be aborted. `details` is printed below the text.
     """
 
     status = FAILED
@@ -25,17 +25,17 @@ class DptrainError(Exception):
 
 
 class UsageError(DptrainError):
-    """A flag, key or value that cannot be used (status 2, as for any wrong command line)."""
+    """A flag, key or value that cannot be used."""
 
     status = USAGE
 
 
 class DataError(DptrainError):
-    """An archive, manifest or shard that is missing, damaged or not what it should be."""
+    """An archive, manifest or shard that is missing, damaged or of an unexpected format."""
 
 
 class DownloadError(DataError):
-    """Data that cannot be fetched: the network is closed or the server does not answer (EX_UNAVAILABLE)."""
+    """A download that failed: no network access, or no answer from the server."""
 
     status = UNAVAILABLE
 
@@ -56,12 +56,16 @@ class BrokenCheckpointError(CheckpointError):
     """A checkpoint that differs from what was written: its hash does not match."""
 
 
+class LaterVersionError(CheckpointError):
+    """A checkpoint that a later version of this program wrote; it is not damaged."""
+
+
 class OutputError(DptrainError):
-    """Standard output cannot be written, and what a command prints there is its result."""
+    """Standard output cannot be written, and the result of the command is lost."""
 
 
 class ReaderGoneError(OutputError):
-    """Whoever read standard output has closed it; the program ends silently, as others do after SIGPIPE."""
+    """The reader of standard output has closed it; the program ends silently, as others do after SIGPIPE."""
 
     status = READER_GONE
 
@@ -70,26 +74,19 @@ class LimitError(DptrainError):
     """The operating system refuses memory, a thread, a file or a path."""
 
 
-class LaterVersionError(CheckpointError):
-    """A checkpoint that a later version of this program wrote: nothing is wrong with it."""
-
-
 class TrainingError(DptrainError):
     """Training cannot continue: the loss is not finite, or replicas differ."""
 
 
 class PreemptedError(DptrainError):
-    """A signal asked the run to end, and a checkpoint is written: the same command resumes.
-
-    A scheduler that requeues a job with this status loses nothing.
-    """
+    """A signal stopped the run after a checkpoint: the same command resumes. A scheduler may requeue the job."""
 
     status = PREEMPTED
     by = checkpoint = run_dir = ""  # the signals and paths, where they are known
 
 
 class RankLostError(DptrainError):
-    """Another rank has died, and a collective of this rank failed for it (under ULFM only)."""
+    """Another rank has died, so a collective of this rank failed (with ULFM only)."""
 
     status = UNFORESEEN
 
@@ -101,7 +98,7 @@ class HelperLostError(DptrainError):
 
 
 class PeerError(DptrainError):
-    """Another rank failed and reports why; this one ends silently, with the same status."""
+    """Another rank failed and reports the reason; this rank ends silently with the same status."""
 
     agreed = True
 

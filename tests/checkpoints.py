@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from dptrain.arrays.layout import Layout
-from dptrain.checkpoint.format import HEADER, USER_BLOCK, Origin, _header
+from dptrain.checkpoint.format import HEADER, USER_BLOCK, Origin, _header, read_checkpoint
 from dptrain.checkpoint.state import Layouts, Progress, TrainingState
+from dptrain.errors import CheckpointError
 
 SHAPES = {"conv1.weight": (3, 2, 3, 3), "conv1.bias": (3,), "linear1.weight": (5, 27), "linear1.bias": (5,)}
 
@@ -66,3 +68,17 @@ def resealed(content: bytes, edit: Callable[[dict[str, Any]], Any]) -> bytes:
     text = json.dumps(index if changed is None else changed).encode()
     data = content[USER_BLOCK:-size]
     return _header([data, text], len(text)) + data + text
+
+
+LONGEST = 5.0  # seconds to refuse a file; some milliseconds are usual, a hang is what is looked for
+
+
+def refused(path: Path, content: bytes) -> bool:
+    """Is this content refused as a checkpoint, by an error that names the file? Others are not caught."""
+    path.write_bytes(content)
+    started = time.monotonic()
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        return str(path) in str(error) and time.monotonic() - started < LONGEST
+    return False

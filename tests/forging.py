@@ -8,7 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from dptrain.checkpoint.format import HEADER, HEADER_1, MAGIC, MAGIC_1, USER_BLOCK
+from dptrain.checkpoint.format import HEADER, MAGIC, USER_BLOCK
+from dptrain.checkpoint.migrate import MAGIC_1, header_1
 from dptrain.data.manifest import MANIFEST, SPLITS
 
 NUMBERS = (0, 1, -1, 2, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63), 0.5, -0.0)
@@ -105,8 +106,7 @@ def forged_checkpoint(content: bytes, random_: random.Random) -> bytes:
     """A checkpoint of either version, forged in its data, its index or its header."""
     if content.startswith(MAGIC_1):
         body = forged_bytes(content[USER_BLOCK:], random_)
-        header = HEADER_1.pack(MAGIC_1, len(body), hashlib.sha256(body).digest())
-        return header.ljust(USER_BLOCK, b"\0") + body
+        return header_1(body).ljust(USER_BLOCK, b"\0") + body
     size = HEADER.unpack_from(content)[2]
     data, index = content[USER_BLOCK:-size], content[-size:]
     kind = random_.randrange(10)

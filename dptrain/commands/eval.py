@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from dptrain.commands.inspect import open_checkpoint
+from dptrain.commands import inspect
 from dptrain.config.flags import add_flags
 from dptrain.config.train import model_name
 from dptrain.system.arguments import Parser, argument, path_argument
@@ -19,19 +19,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Add the checkpoint, the data set and the flags."""
-    parser.add_argument(
-        "checkpoint", type=path_argument, help="checkpoint file, or run folder for its newest checkpoint"
-    )
+    inspect.add_arguments(parser)
     parser.add_argument("data", type=path_argument, help="folder of a packed data set")
-    parser.add_argument(
-        "--model",
-        type=argument(model_name),
-        default="",
-        metavar="NAME",
-        help="FILE.py:FUNCTION of a checkpoint trained with one",
-    )
+    help = "FILE.py:FUNCTION, for a checkpoint that was trained with one"
+    parser.add_argument("--model", type=argument(model_name), default="", metavar="NAME", help=help)
     add_flags(parser, ["threads"], defaults=True)
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
@@ -40,7 +32,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
 
     with together(communicator):
-        checkpoint = open_checkpoint(parsed.checkpoint)
+        checkpoint = inspect.open_checkpoint(parsed.checkpoint)
     evaluation = evaluate_checkpoint(
         checkpoint,
         parsed.checkpoint,
@@ -60,9 +52,9 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     if evaluation.warning:
         write_to_stderr(f"dptrain: WARNING: {shown(evaluation.warning)}")
     if parsed.json:
-        figures = {"loss": evaluation.loss, "accuracy": evaluation.accuracy, "samples": evaluation.samples}
+        figures = {name: getattr(evaluation, name) for name in ("loss", "accuracy", "samples", "correct")}
         code = {"changed_model_files": evaluation.changed_model_files, "model_warning": evaluation.warning}
-        print(json.dumps({**figures, "correct": evaluation.correct, "class_accuracy": by_class, **code}))
+        print(json.dumps({**figures, "class_accuracy": by_class, **code}))
         return 0
     print(f"test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")
     print(f"({evaluation.correct:,} of {evaluation.samples:,})")

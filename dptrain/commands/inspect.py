@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: Parser) -> None:
     """Add the checkpoint and --json."""
-    parser.add_argument(
-        "checkpoint", type=path_argument, help="checkpoint file, or run folder for its newest checkpoint"
-    )
+    help = "checkpoint file, or run folder for its newest checkpoint"
+    parser.add_argument("checkpoint", type=path_argument, help=help)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -34,7 +33,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_dir():
         newest = RunFolder(path).newest(lambda line: write_to_stderr(shown(line)))
         if newest is None:
-            raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; name a run folder or a checkpoint file")
+            raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; give a run folder or a checkpoint file")
         checkpoint = newest[1]
     else:
         checkpoint = read_checkpoint(path)
@@ -75,10 +74,9 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         print(json.dumps(facts))
         return 0
     for name, value in facts.items():
-        if isinstance(value, dict):
-            print(f"{name}:", *(f"  {shown(key)} = {shown(item)}" for key, item in value.items()), sep="\n")
-        elif isinstance(value, list):
-            print(f"{name}:", *(f"  {shown(item)}" for item in value), sep="\n")
+        lines = [f"{key} = {item}" for key, item in value.items()] if isinstance(value, dict) else value
+        if isinstance(lines, list):
+            print(f"{name}:", *(f"  {shown(line)}" for line in lines), sep="\n")
         else:
-            print(f"{name}: {shown(value)}")
+            print(f"{name}: {shown(lines)}")
     return 0

@@ -68,7 +68,7 @@ class AugmentationConfig(Config):
 class OptimizerConfig(Config):
     """optimizer"""
 
-    optimizer: str = key("sgd", BITS, "update rule", choices=OPTIMIZERS)
+    optimizer: str = key("sgd", RUN, "update rule", choices=OPTIMIZERS)
     momentum: float = key(0.9, BITS, "momentum of sgd; 0 for none", at_least(0.0), below(1.0))
     nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd")
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least(0.0))

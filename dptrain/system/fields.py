@@ -16,14 +16,12 @@ import dataclasses
 import math
 import re
 import types
-from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from dptrain.system.text import shown
 
 LARGEST = 2**63 - 1
 MOST_ITEMS = 1 << 16  # of a list or object
-LONGEST_NAME = 1000  # characters of a name
 
 T = TypeVar("T")
 
@@ -47,8 +45,9 @@ Sha256 = Annotated[str, Text(64, "[0-9a-f]{64}", "a SHA-256")]
 
 
 def from_json(kind: type[T], raw: object, where: str = "", unknown: list[str] | None = None) -> T:
-    """`raw` as a `kind`: dataclass, int, float, str, bool, X | None, tuple[X, ...], tuple[X, Y], dict[str, X], Literal.
+    """`raw` as a `kind`: a dataclass or one of the types below.
 
+    int, float, str, bool, Literal, X | None, tuple[X, ...], tuple[X, Y], dict[str, X], and Any, which is not checked.
     `where` names the value in errors. Keys that a dataclass does not have are an error. If `unknown` is given, they are
     appended to it instead.
     """
@@ -57,6 +56,8 @@ def from_json(kind: type[T], raw: object, where: str = "", unknown: list[str] | 
 
 def _value(kind: Any, raw: Any, where: str, limits: Any, unknown: list[str] | None) -> Any:
     origin, members = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return raw
     if origin is Annotated:
         return _value(members[0], raw, where, members[1], unknown)
     if origin in (Union, types.UnionType):  # X | None
@@ -124,100 +125,6 @@ def _scalar(kind: Any, raw: Any, limits: Any) -> tuple[bool, str]:
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{shown(key, 80)}" if where else shown(key, 80)
-
-
-class Fields:
-    """One JSON object of a file; `where` names it in errors, such as "splits.train[3]". No value is ever converted."""
-
-    def __init__(self, raw: object, where: str = "") -> None:
-        if not isinstance(raw, dict):
-            raise ValueError(f"{where or 'the whole'} is {_short(raw)}, expected a JSON object")
-        self.raw, self.where = raw, where
-
-    def unknown(self, known: Iterable[str]) -> list[str]:
-        """Its keys that are not among those known, in order, shown safely."""
-        return sorted(shown(key, 80) for key in set(self.raw) - set(known))
-
-    def only(self, known: Iterable[str]) -> Fields:
-        """Itself; ValueError unless its keys are exactly those."""
-        known = list(known)
-        missing, surplus = sorted(set(known) - set(self.raw)), self.unknown(known)
-        if missing or surplus:
-            found = [f"{what} {', '.join(keys[:9])}" for what, keys in (("no", missing), ("surplus", surplus)) if keys]
-            raise ValueError(f"{self._name('keys')}: {'; '.join(found)}; expected {', '.join(sorted(known))}")
-        return self
-
-    def text(self, key: str, longest: int = LONGEST_NAME) -> str:
-        found: str = self._one(key, lambda value: isinstance(value, str) and len(value) <= longest, _text(longest))
-        return found
-
-    def whole(self, key: str, least: int = 0, most: int = LARGEST) -> int:
-        expected = f"a whole number from {least} to {most}"
-        found: int = self._one(key, lambda value: _is_whole(value, least, most), expected)
-        return found
-
-    def number(self, key: str) -> float:
-        return float(self._one(key, _is_number, "a finite number"))
-
-    def choice(self, key: str, *values: object) -> Any:
-        """A value that is one of these, and of the same type: 1 is not True."""
-        same = ((type(value), value) for value in values)
-        return self._one(key, lambda value: (type(value), value) in same, f"one of {values}")
-
-    def sha256(self, key: str) -> str:
-        """64 hexadecimal digits in lower case."""
-        if len(digits := self.text(key)) != 64 or set(digits) - set("0123456789abcdef"):
-            raise ValueError(f"{self._name(key)} is {_short(digits)}, expected a SHA-256")
-        return digits
-
-    def texts(self, key: str, longest: int = LONGEST_NAME) -> tuple[str, ...]:
-        return self._many(key, lambda value: isinstance(value, str) and len(value) <= longest, _text(longest))
-
-    def wholes(self, key: str, least: int = 0, most: int = LARGEST) -> tuple[int, ...]:
-        return self._many(key, lambda value: _is_whole(value, least, most), f"a whole number from {least} to {most}")
-
-    def numbers(self, key: str) -> tuple[float, ...]:
-        return tuple(map(float, self._many(key, _is_number, "a finite number")))
-
-    def fields(self, key: str) -> Fields:
-        """A JSON object."""
-        return Fields(self._one(key, lambda value: isinstance(value, dict), "a JSON object"), self._name(key))
-
-    def list_of_fields(self, key: str) -> list[Fields]:
-        """A list of JSON objects."""
-        members = self._many(key, lambda value: isinstance(value, dict), "a JSON object")
-        return [Fields(member, f"{self._name(key)}[{number}]") for number, member in enumerate(members)]
-
-    def _name(self, key: str) -> str:
-        return f"{self.where}.{key}" if self.where else key
-
-    def _one(self, key: str, fits: Callable[[Any], bool], expected: str) -> Any:
-        if key not in self.raw:
-            raise ValueError(f"{self._name(key)} is missing")
-        if not fits(self.raw[key]):
-            raise ValueError(f"{self._name(key)} is {_short(self.raw[key])}, expected {expected}")
-        return self.raw[key]
-
-    def _many(self, key: str, fits: Callable[[Any], bool], expected: str) -> tuple[Any, ...]:
-        members = self._one(key, lambda value: isinstance(value, list), "a list")
-        if len(members) > MOST_ITEMS:
-            raise ValueError(f"{self._name(key)} has {len(members):,} items, expected at most {MOST_ITEMS:,}")
-        for number, member in enumerate(members):
-            if not fits(member):
-                raise ValueError(f"{self._name(key)}[{number}] is {_short(member)}, expected {expected}")
-        return tuple(members)
-
-
-def _text(longest: int) -> str:
-    return f"text of at most {longest:,} characters"
-
-
-def _is_whole(value: object, least: int, most: int) -> bool:
-    return type(value) is int and least <= value <= most
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _short(value: object) -> str:

@@ -1,12 +1,12 @@
-"""Standard input, output and error that behave alike whatever is behind them.
+"""Standard input, output and error that behave alike, whether they are a terminal, a pipe, a file or closed.
 
     prepare_streams()           # first of all, in every program
-    drop_failed_writes()        # for a program whose printing must not end its work, such as training
+    drop_failed_writes()        # for a program whose work must not end when its output fails, such as training
 
-A write may fail: the stream is missing (`>&-`), the disk is full, the terminal was closed, the reader went away. It is
-an OutputError then (ReaderGoneError for a reader that went away); after `drop_failed_writes` the text is lost and the
-program continues. Standard error drops failed writes from the start, as nobody could read the report. A pipe that does
-not block is waited for. A character that the encoding does not have is written as an escape.
+A write fails where the stream is closed (`>&-`), the disk is full, or the terminal or the reader is gone. It is an
+OutputError then, or a ReaderGoneError for a reader that is gone. After `drop_failed_writes` the text is lost and the
+program continues. Standard error always drops failed writes, as nobody could read the error. A non-blocking pipe is
+waited for. A character that the encoding does not have is written as an escape.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PATIENCE = 1.0  # seconds to wait for a reader before text that may be lost is d
 
 
 class Descriptor(io.FileIO):
-    """A file descriptor to write to. `drops`: what cannot be written is lost, and `lost` is set."""
+    """A file descriptor to write to. `drops`: text that cannot be written is lost, and `lost` is set."""
 
     def __init__(self, number: int, name: str, *, drops: bool) -> None:
         super().__init__(number, "w", closefd=False)
         self.what, self.drops, self.lost = name, drops, False
-        self._slow = False  # the reader did not read within PATIENCE: it is not waited for again
+        self._slow = False  # the reader did not read within PATIENCE, so the next write does not wait
 
     def write(self, content: Any, /) -> int:
         """Write all of `content`, which is bytes or a buffer; returns its length."""
@@ -51,7 +51,7 @@ class Descriptor(io.FileIO):
         return length
 
     def _wait_for_reader(self) -> None:
-        """Another process has made the descriptor non-blocking, and its reader is slow."""
+        """Wait until a non-blocking descriptor can be written; without limit where nothing may be lost."""
         ready = select.poll()
         ready.register(self.fileno(), select.POLLOUT)
         milliseconds = (0 if self._slow else 1000 * PATIENCE) if self.drops else None
@@ -64,13 +64,17 @@ _descriptors: dict[str, Descriptor] = {}  # of sys.stdout and sys.stderr, by the
 
 
 def prepare_streams() -> None:
-    """Open descriptors 0, 1 and 2 where they are closed, and replace sys.stdout and sys.stderr by streams of this kind.
+    """Open descriptors 0, 1 and 2 where they are closed, and replace sys.stdout and sys.stderr.
 
     Otherwise the next file to be opened would get the number, and a library that prints would write into it. Streams
     that someone has replaced, such as a test or a notebook, stay. Calling it twice is fine.
     """
     for number in (0, 1, 2):
-        _open_if_closed(number)
+        try:
+            os.fstat(number)
+        except OSError:  # opened for reading, so that writing fails as it does to a closed descriptor
+            with contextlib.suppress(OSError):
+                os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)  # it gets the lowest free number
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     for number, name, what in ((1, "stdout", "standard output"), (2, "stderr", "standard error")):
@@ -82,21 +86,8 @@ def prepare_streams() -> None:
             _descriptors[name] = descriptor
 
 
-def _open_if_closed(number: int) -> None:
-    """To read from /dev/null, also where a program writes: writing then fails, as it does to a closed descriptor."""
-    try:
-        os.fstat(number)
-    except OSError:
-        with contextlib.suppress(OSError):
-            opened = os.open(os.devnull, os.O_RDONLY)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
-            os.set_inheritable(number, True)
-
-
 def _text_stream(descriptor: Descriptor, before: TextIO | None, *, lines: bool) -> TextIO:
-    """Text as `before` writes it; what the encoding does not have is written as an escape."""
+    """A text stream with the encoding and buffering of `before`."""
     unbuffered = False
     if isinstance(before, io.TextIOWrapper):
         unbuffered, lines = before.write_through, before.line_buffering
@@ -112,7 +103,7 @@ def _text_stream(descriptor: Descriptor, before: TextIO | None, *, lines: bool) 
 
 
 def drop_failed_writes() -> None:
-    """From now on, what cannot be written to standard output is lost, and no write fails."""
+    """From now on, text that cannot be written to standard output is lost, and no write fails."""
     for descriptor in _descriptors.values():
         descriptor.drops = True
 
@@ -127,10 +118,7 @@ def print_whole(text: str) -> bool:
 
 
 def finish_output() -> None:
-    """Write what standard output holds back; to be called before the exit status is decided.
-
-    OutputError when it cannot be written; the program's end does not try again.
-    """
+    """Flush standard output, before the exit status is decided. After an OutputError the text is not tried again."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -140,10 +128,7 @@ def finish_output() -> None:
 
 
 def write_to_stderr(line: str) -> None:
-    """Write a line to standard error in one piece, as other ranks and mpirun write there too.
-
-    A line that cannot be written (a full disk, a closed pipe, no standard error) is lost.
-    """
+    """Write a line to standard error in one piece, as other ranks and mpirun write there too; lost if it fails."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()

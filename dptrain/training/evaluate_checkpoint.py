@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.processes import make_pool
 from dptrain.system.text import shown
-from dptrain.training.architecture import first_difference
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.model_checks import agree_on_model, changed_files, kept_model, model_change, try_model
 from dptrain.training.session import make_evaluation, open_task
@@ -64,8 +63,8 @@ def evaluate_checkpoint(
     as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
     evaluation = make_evaluation(task, as_trained)
     with together(communicator):
-        if tuple(network.description()) != origin.architecture:
-            difference = first_difference(origin.architecture, network.description())
+        here = replace(origin, architecture=tuple(network.description()), spec=network.spec())
+        if difference := origin.difference(here):
             change = model_change(path, origin, trained.model, source, "", task.environment)
             code = f" ({change})" if change and ":" in trained.model else ""
             raise CheckpointError(
@@ -114,12 +113,4 @@ def normalisation_note(origin: Origin, manifest: Manifest, path: Path, data: Pat
         )
     if (origin.mean, origin.std) == (manifest.mean, manifest.std):
         return ""
-    return (
-        f"images are normalised as in training, mean {_brief(origin.mean)} and deviation {_brief(origin.std)}; "
-        f"{shown(data)} has mean {_brief(manifest.mean)} and deviation {_brief(manifest.std)}"
-    )
-
-
-def _brief(numbers: Sequence[float]) -> str:
-    """The numbers of the first channels."""
-    return " ".join(f"{number:.4g}" for number in numbers[:4]) + (" ..." if len(numbers) > 4 else "")
+    return f"images are normalised as in training, not with the other mean and deviation of {shown(data)}"

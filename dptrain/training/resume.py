@@ -12,7 +12,6 @@ from dptrain.config.keys import Scope, flag
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.system.text import shown
-from dptrain.training.architecture import first_difference
 from dptrain.training.model_checks import model_change
 from dptrain.training.model_source import ModelSource
 
@@ -73,8 +72,7 @@ def check_resumable(
         )
     output = origin.model_output_sha256 if before.model_options == config.model_options else ""
     change = model_change(path, earlier, before.model, source, output, origin.environment)
-    if earlier.architecture != origin.architecture:
-        difference = first_difference(earlier.architecture, origin.architecture)
+    if difference := earlier.difference(origin):
         code = f" ({change})" if change and ":" in before.model else ""
         raise CheckpointError(
             f"{path}: of another architecture: {shown(difference, 500)}{code}. Give the --model it was trained with, "
@@ -95,6 +93,7 @@ def check_resumable(
         changed.pop("model", None)  # the same function; whether its code is the same is checked above
     notes += [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
     moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
+    moved += [f"algorithm of {layer}" for layer, one in origin.tuning.items() if earlier.tuning.get(layer) != one]
     if moved:
         notes.append(f"another {', '.join(moved)} than the checkpoint's: bits may differ from an undisturbed run's")
     return notes

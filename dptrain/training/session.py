@@ -116,6 +116,8 @@ def set_up(
         std=manifest.std,
         model_files=source.hashes() if source else {},
         model_output_sha256=output,
+        spec=network.spec(),
+        tuning=network.tuning(),
     )
     notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
     if config.warmup_steps >= last_step:
@@ -156,7 +158,7 @@ def open_task(
         check_memory(4 * size * (count * ("train" in splits) + VECTORS), f"{size:,} parameters and {count} shards")
         own, progress = placement.shards_of(communicator.rank), communicator.activity.progress
         shards = load_shards(folder, manifest, own, threads, splits, loaded, progress)
-    agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description()}
+    agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description(), "algorithms": network.tuning()}
     agree_on("data set or network", agreed, communicator)
     _check_splits(manifest, shards, folder, communicator, splits)
     return Task(communicator, manifest, placement, shards, architecture, network, threads, environment)

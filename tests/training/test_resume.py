@@ -24,7 +24,7 @@ def resumable(config: Any, **changes: Any) -> list[str]:
     before, state = session_and_state(config)
     after = replace(config, **changes)
     session, _ = session_and_state(after)
-    checkpoint = Checkpoint(state, before.origin, before.network.layout)
+    checkpoint = Checkpoint(state, before.origin, before.take_step.layouts)
     return check_resumable(Path("a.h5"), checkpoint, after, session.origin)
 
 
@@ -97,12 +97,23 @@ def test_a_copy_of_the_data_set_elsewhere_is_the_same_data_set(data: Path, tmp_p
 def test_an_architecture_file_edited_under_the_same_name_is_refused(data: Path, tmp_path: Path) -> None:
     config = configuration(data, tmp_path / "run")
     session, state = session_and_state(config)
-    edited = replace(session.origin, architecture=("input", "something else"))
-    checkpoint = Checkpoint(state, edited, session.network.layout)
+    edited = replace(session.origin, spec={"layers": []}, architecture=("input", "something else"))
+    checkpoint = Checkpoint(state, edited, session.take_step.layouts)
     with pytest.raises(
         CheckpointError, match=r"another architecture: it has input, where there is input \(2, 6, 7\) here"
     ):
         check_resumable(Path("a.h5"), checkpoint, config, session.origin)
+
+
+def test_another_algorithm_of_a_layer_is_noted_and_does_not_make_a_checkpoint_unusable(
+    data: Path, tmp_path: Path
+) -> None:
+    config = configuration(data, tmp_path / "run")
+    session, state = session_and_state(config)
+    refitted = replace(session.origin, tuning={"conv1": {"algorithm": "winograd4"}})
+    checkpoint = Checkpoint(state, refitted, session.take_step.layouts)
+    (note,) = check_resumable(Path("a.h5"), checkpoint, config, session.origin)
+    assert note.startswith("another algorithm of conv1 than the checkpoint's: bits may differ")
 
 
 @pytest.mark.parametrize("key", ["numpy", "blas", "blas_core", "cpu"])
@@ -110,6 +121,6 @@ def test_another_machine_is_noted_in_one_line(key: str, data: Path, tmp_path: Pa
     config = configuration(data, tmp_path / "run")
     session, state = session_and_state(config)
     moved = replace(session.origin, environment={**session.origin.environment, key: "another"})
-    notes = check_resumable(Path("a.h5"), Checkpoint(state, moved, session.network.layout), config, session.origin)
+    notes = check_resumable(Path("a.h5"), Checkpoint(state, moved, session.take_step.layouts), config, session.origin)
     assert len(notes) == 1
     assert f"another {key} than the checkpoint's: bits may differ" in notes[0]

@@ -1,0 +1,235 @@
+"""dptrain.checkpoint.migrate: checkpoints of earlier formats are read to the bit, or refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from checkpoints import OLD, refused
+from mpi_runs import dptrain, own_mpi
+
+from dptrain.checkpoint.format import USER_BLOCK, Checkpoint, read_checkpoint
+from dptrain.checkpoint.migrate import header_1, layer_lines
+from dptrain.errors import LaterVersionError
+from dptrain.nn.layers.conv import Conv2d
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+EARLY = FIXTURES / "version-2-early" / "checkpoint.h5"  # written before the release of version 2
+SAVED_STEP, LAST_STEP = {"version-1": 3, "version-2-early": 4}, 6
+
+
+@pytest.fixture(params=SAVED_STEP)
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def folder(version: str, tmp_path: Path) -> Path:
+    """A working folder with an old data set and an old run."""
+    shutil.copytree(FIXTURES / "version-1" / "data-set", tmp_path / "data-set")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    saved = tmp_path / "run" / "checkpoints" / f"step-{SAVED_STEP[version]:08d}.h5"
+    shutil.copy(FIXTURES / version / "checkpoint.h5", saved)
+    return tmp_path
+
+
+FLAGS = "--batch-size 4 --epochs 2 --warmup-steps 3 --threads 1 --run-dir run --json"
+MODELS = {"version-1": ["--model", "linear"], "version-2-early": ["--model-options", "widths = [2]"]}
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_old_run_is_resumed_on_its_old_data_and_evaluated(ranks: int, version: str, folder: Path) -> None:
+    mpi = {} if ranks == 1 else {"mpi": own_mpi(), "ranks": ranks}
+    evaluated = dptrain("eval", "run", "data-set", "--json", cwd=folder, **mpi)
+    assert json.loads(evaluated.stdout)["accuracy"] == 0.4
+    done = dptrain("train", "data-set", *FLAGS.split(), *MODELS[version], cwd=folder, **mpi)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["step"] == LAST_STEP
+    start = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert (start["event"], start["step"]) == ("start", SAVED_STEP[version])
+    assert "algorithm" not in done.stderr  # no note: the same layers with the same algorithms
+    evaluated = dptrain("eval", "run", "data-set", "--json", cwd=folder, **mpi)
+    assert json.loads(evaluated.stdout)["accuracy"] == summary["test_accuracy"]
+
+
+def sha256(checkpoint: Checkpoint, vector: str) -> str:
+    return hashlib.sha256(checkpoint.state.vectors[vector].tobytes()).hexdigest()
+
+
+def test_a_checkpoint_of_version_1_is_read() -> None:
+    found = read_checkpoint(OLD)
+    assert vars(found.state.progress) == {
+        "step": 3,
+        "samples_seen": 11,
+        "epoch_loss": 19.259045124053955,
+        "epoch_correct": 3,
+        "epoch_samples": 11,
+        "test_accuracy": 0.4,
+    }
+    assert found.layout.shapes == {"linear1.weight": (3, 24), "linear1.bias": (3,)}
+    assert sha256(found, "parameters") == "5269df5317764b36341bc0ec113cddffaceed0af45277de51c75efd5a03745be"
+    assert sha256(found, "momentum") == "8918e00088ac781d8d312bfe5606e447ab1236e2a1302b7806b79454a2a225a8"
+    assert (found.origin.classes, found.origin.input_shape) == (("class-0", "class-1", "class-2"), (2, 3, 4))
+    assert (found.origin.mean, found.origin.std, found.notes) == ((), (), ())
+
+
+def test_an_early_checkpoint_of_version_2_is_read() -> None:
+    found = read_checkpoint(EARLY)
+    assert found.state.step == 4
+    assert sha256(found, "parameters") == "7769f6489ef7c2b6d6af80510d714951c094e1073359effaae971f7c429254d3"
+    assert list(found.layouts) == ["parameters", "buffers", "momentum"]
+    assert list(found.layouts["momentum"].shapes) == list(found.layout.shapes)
+    assert found.origin.tuning == {"conv1": {"algorithm": "im2col"}}
+    assert (len(found.origin.mean), found.origin.spec, found.notes) == (2, {}, ())
+
+
+def test_lines_of_layers_are_compared_without_the_algorithm_and_without_a_users_arguments() -> None:
+    convolution = Conv2d(2, (3, 3), padding=1)
+    convolution.bind((2, 3, 4))
+    old = [
+        "input (2, 3, 4)",
+        "conv1: Conv2d(2, (3, 3), stride=(1, 1), padding=(1, 1), algorithm='im2col') -> (2, 3, 4)",
+        "scale1: Scale(factor=2.0, shape=(2, 3, 4)) -> (2, 3, 4)",
+    ]
+    new = ["input (2, 3, 4)", f"conv1: {convolution!r} -> (2, 3, 4)", "scale1: Scale(2.0) -> (2, 3, 4)"]
+    assert layer_lines(old) == layer_lines(new)
+    assert layer_lines(old) != layer_lines([line.replace("(3, 3)", "(5, 5)") for line in new])
+
+
+def test_an_hdf5_of_a_later_version_than_this_one_is_said_to_be_that(tmp_path: Path) -> None:
+    """What HDF5 1.14 reports for a file that HDF5 2.0 wrote, and here for one with a superblock of version 99."""
+    body = bytearray(OLD.read_bytes())[USER_BLOCK:]
+    body[8] = 99
+    path = tmp_path / "later.h5"
+    path.write_bytes(sealed(bytes(body)))
+    with pytest.raises(LaterVersionError, match=r"a later HDF5 than .* wrote it .*version number.*--upgrade h5py"):
+        read_checkpoint(path)
+
+
+def sealed(body: bytes) -> bytes:
+    """A file of version 1 with a right header."""
+    return header_1(body).ljust(USER_BLOCK, b"\0") + body
+
+
+def edited(content: bytes, edit: Callable[[h5py.File], None]) -> bytes:
+    buffer = io.BytesIO(content)
+    with h5py.File(buffer, "r+") as file:
+        edit(file)
+    return sealed(buffer.getvalue()[USER_BLOCK:])
+
+
+def replace_dataset(file: h5py.File, name: str, new: Any) -> None:
+    del file[name]
+    file[name] = new
+
+
+def hide_behind_soft_link(file: h5py.File, name: str) -> None:
+    """The right contents, reached by a link."""
+    file.move(name, "hidden")
+    file[name] = h5py.SoftLink("/hidden")
+
+
+def external_storage(file: h5py.File, elsewhere: Path) -> None:
+    raw = elsewhere.with_suffix(".raw")
+    raw.write_bytes(file["params/linear1.bias"][()].tobytes())  # the right contents: only their place is wrong
+    del file["params/linear1.bias"]
+    file["params"].create_dataset("linear1.bias", (3,), "<f4", external=[(str(raw), 0, 12)])
+
+
+def virtual_dataset(file: h5py.File, elsewhere: Path) -> None:
+    layout = h5py.VirtualLayout((3,), "<f4")
+    layout[:] = h5py.VirtualSource(str(elsewhere), "params/linear1.bias", (3,))
+    del file["params/linear1.bias"]
+    file["params"].create_virtual_dataset("linear1.bias", layout)
+
+
+def endless_dataset(file: h5py.File, elsewhere: Path) -> None:
+    """64 TiB on paper, nothing on disk."""
+    del file["params/linear1.bias"]
+    file["params"].create_dataset("linear1.bias", (1 << 22, 1 << 22), "<f4", chunks=(64, 64))
+
+
+def compress(file: h5py.File, name: str) -> None:
+    array = file[name][()]
+    del file[name]
+    file.create_dataset(name, data=array, chunks=array.shape, compression="gzip")
+
+
+EDITS: dict[str, Callable[[h5py.File, Path], None]] = {
+    "soft link": lambda file, elsewhere: hide_behind_soft_link(file, "params/linear1.bias"),
+    "external link": lambda file, elsewhere: replace_dataset(
+        file, "params/linear1.bias", h5py.ExternalLink(str(elsewhere), "/params/linear1.bias")
+    ),
+    "group that is an external link": lambda file, elsewhere: replace_dataset(
+        file, "params", h5py.ExternalLink(str(elsewhere), "/params")
+    ),
+    "group behind a soft link": lambda file, elsewhere: hide_behind_soft_link(file, "momentum"),
+    "endless dataset": endless_dataset,
+    "external storage": external_storage,
+    "virtual dataset": virtual_dataset,
+    "float64": lambda file, elsewhere: replace_dataset(file, "params/linear1.bias", np.zeros(3)),
+    "big endian": lambda file, elsewhere: replace_dataset(file, "params/linear1.bias", np.zeros(3, ">f4")),
+    "missing momentum": lambda file, elsewhere: file["momentum"].__delitem__("linear1.bias"),
+    "additional parameter": lambda file, elsewhere: file["params"].__setitem__("x.bias", np.zeros(3, np.float32)),
+    "group in place of a parameter": lambda file, elsewhere: (
+        file["params"].__delitem__("linear1.bias"),
+        file["params"].create_group("linear1.bias"),
+    )[0],
+    "missing attribute": lambda file, elsewhere: file.attrs.__delitem__("epoch_loss"),
+    "text in place of a number": lambda file, elsewhere: file.attrs.__setitem__("step", "nine"),
+    "environment that is no JSON": lambda file, elsewhere: file.attrs.__setitem__("environment", "{"),
+    "other parameters than the hash says": lambda file, elsewhere: replace_dataset(
+        file, "params/linear1.bias", np.zeros(3, np.float32)
+    ),
+    "two parameters of one name": lambda file, elsewhere: file.attrs.__setitem__(
+        "parameters", ["linear1.weight", "linear1.bias", "linear1.bias"]
+    ),
+    "compression": lambda file, elsewhere: compress(file, "params/linear1.weight"),
+    "other format": lambda file, elsewhere: file.attrs.__setitem__("format", "dptrain-dataset"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_rightly_sealed_file_of_version_1_with_wrong_contents_is_refused(edit: str, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.h5"
+    elsewhere.write_bytes(OLD.read_bytes())
+    content = edited(OLD.read_bytes(), lambda file: EDITS[edit](file, elsewhere))
+    assert refused(tmp_path / "edited.h5", content)
+
+
+def test_an_edit_that_changes_nothing_is_accepted(tmp_path: Path) -> None:
+    """So the refusals above are of the edit, not of the editing."""
+    assert not refused(tmp_path / "edited.h5", edited(OLD.read_bytes(), lambda file: None))
+
+
+def test_a_sealed_file_that_is_no_hdf5_is_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path / "noise.h5", sealed(np.random.default_rng(0).bytes(4000)))
+
+
+@pytest.mark.slow
+def test_no_file_beside_the_checkpoint_is_opened(tmp_path: Path) -> None:
+    """A link to a named pipe: whoever opens it waits for ever."""
+    pipe = tmp_path / "pipe.h5"
+    os.mkfifo(pipe)
+    for name in ("params", "params/linear1.bias", "momentum/linear1.bias"):
+        link = h5py.ExternalLink(str(pipe), "/" + name)
+        content = edited(OLD.read_bytes(), lambda file, link=link, name=name: replace_dataset(file, name, link))
+        path = tmp_path / "linked.h5"
+        path.write_bytes(content)
+        program = "from pathlib import Path\nfrom dptrain.checkpoint.format import read_checkpoint\n"
+        program += f"read_checkpoint(Path({str(path)!r}))"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False)
+        assert "CheckpointError" in done.stderr
