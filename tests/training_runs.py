@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ class Memory:
 
 
 def run(config: TrainConfig) -> tuple[dict[str, Any], Memory]:
-    """Train in this process; the summary and what a reporter received."""
+    """Train in this process; the last event's values and what a reporter received."""
     memory = Memory()
-    return train(config, Communicator(), [memory]), memory
+    finished = train(config, Communicator(), [memory])
+    assert finished is not None
+    return asdict(finished), memory

@@ -11,44 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from dptrain.arrays.memory import Workspace
-from dptrain.bench.workload import make_batches, random_samples
-from dptrain.config.train import BORDERS
+from dptrain.bench.workload import random_data, random_samples
+from dptrain.config.train import BORDERS, TrainConfig
 from dptrain.data.batches import ShardBatches
 from dptrain.data.loading import load_shards
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.pool import ShardWork
 from dptrain.parallel.processes import make_pool
+from dptrain.training.session import make_batches
 
 EPOCHS = 3
-
-
-def measure_batches(
-    communicator: Communicator,
-    *,
-    shape: tuple[int, int, int],
-    classes: int,
-    shards: int,
-    batch_size: int,
-    threads: int,
-    samples: int,
-) -> dict[str, float]:
-    """Images/s of all ranks together, for each augmentation: drawn, gathered, cast and normalised, but not used."""
-    steps = max(1, samples // batch_size)
-    rates = {}
-    for border in BORDERS:
-        batches = make_batches(
-            communicator, shape, classes, shards=shards, batch_size=batch_size, steps=steps, border=border
-        )
-        work, durations = BatchesWork(batches, steps), []
-        with closing(make_pool(min(threads, len(batches)), [work], communicator)) as pool:
-            for epoch in range(EPOCHS):
-                communicator.barrier()
-                started = time.perf_counter()
-                pool.map(work, batches, epoch)
-                communicator.barrier()
-                durations.append(time.perf_counter() - started)
-        rates[border] = steps * batch_size / statistics.median(durations)
-    return rates
 
 
 class BatchesWork(ShardWork[None]):
@@ -61,6 +33,33 @@ class BatchesWork(ShardWork[None]):
         (epoch,) = prepared
         for step in range(self.steps):
             self.batches[shard].batch(epoch, step, workspace)
+
+
+def measure_batches(
+    communicator: Communicator,
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    shards: int,
+    batch_size: int,
+    threads: int,
+    samples: int,
+) -> dict[str, float]:
+    """Images/s of all ranks together, for each augmentation: drawn, gathered, cast and normalised, but not used."""
+    steps, rates = max(1, samples // batch_size), {}
+    manifest, data = random_data(communicator, shape, classes, shards, batch_size // shards * steps)
+    for border in BORDERS:
+        config = TrainConfig(batch_size=batch_size, crop=border, flip=border != "none")
+        work, durations = BatchesWork(make_batches(config, manifest, data), steps), []
+        with closing(make_pool(min(threads, len(work.batches)), [work], communicator)) as pool:
+            for epoch in range(EPOCHS):
+                communicator.barrier()
+                started = time.perf_counter()
+                pool.map(work, work.batches, epoch)
+                communicator.barrier()
+                durations.append(time.perf_counter() - started)
+        rates[border] = steps * batch_size / statistics.median(durations)
+    return rates
 
 
 def measure_files(

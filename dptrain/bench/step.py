@@ -19,7 +19,6 @@ from dptrain.nn.layer import Layer
 from dptrain.nn.network import Network
 from dptrain.nn.passes import Pass
 from dptrain.nn.runner import Runner
-from dptrain.parallel.communicator import Communicator
 from dptrain.training.step import Seconds
 
 WARM_UP = 10  # steps
@@ -28,8 +27,9 @@ MATRIX_RUNS = 5
 LAYER_RUNS = 30
 
 
-def measure_step(workload: Workload, communicator: Communicator, *, batch_size: int, steps: int) -> dict[str, Any]:
+def measure_step(workload: Workload, *, batch_size: int, steps: int) -> dict[str, Any]:
     """All figures of `bench step`, on every rank."""
+    communicator, threads, network = workload.engine.communicator, workload.engine.pool.size, workload.engine.network
     for _ in range(WARM_UP):
         workload.step()
     communicator.barrier()
@@ -41,15 +41,12 @@ def measure_step(workload: Workload, communicator: Communicator, *, batch_size: 
     by_rank = communicator.allgather((asdict(seconds), peak_memory()))
     communicator.barrier()
     sgemm = min(communicator.allgather(sgemm_rate()))
-    threads = workload.pool.size
-    rate = batch_size / statistics.median(durations)
-    flops = training_flops(workload.network)
+    rate, flops = batch_size / statistics.median(durations), training_flops(network)
     per_core = rate * flops / (communicator.size * threads)
+    milliseconds = {"median": statistics.median(durations), "least": min(durations), "most": max(durations)}
     return {
         "images_per_second": rate,
-        "milliseconds_per_step": {
-            "median": 1e3 * statistics.median(durations), "least": 1e3 * min(durations), "most": 1e3 * max(durations)
-        },
+        "milliseconds_per_step": {name: 1e3 * duration for name, duration in milliseconds.items()},
         "batch_size": batch_size,
         "ranks": communicator.size,
         "threads": threads,
@@ -62,7 +59,8 @@ def measure_step(workload: Workload, communicator: Communicator, *, batch_size: 
         "sgemm_gflops": sgemm / 1e9,
         "share_of_sgemm": per_core / sgemm,
         "layers": layer_times(workload),
-    }  # fmt: skip
+        "environment": workload.engine.environment,
+    }
 
 
 def peak_memory() -> float:
@@ -118,7 +116,7 @@ class StageTimer(Runner):
 
 def layer_times(workload: Workload) -> list[dict[str, Any]]:
     """For each stage of the network microseconds an image, forward and backward, of one shard on one thread."""
-    work, network, timer = workload.take_step.work, workload.network, StageTimer()
+    work, network, timer = workload.engine.take_step.work, workload.engine.network, StageTimer()
     batches = next(iter(work.batches.values()))
     workspace, gradient = Workspace(), np.empty_like(workload.state.parameters)
     images, labels = batches.batch(0, 0, workspace)
@@ -130,10 +128,12 @@ def layer_times(workload: Workload) -> list[dict[str, Any]]:
         """Microseconds of the median run, which may call a stage for several blocks of the microbatch."""
         return 1e6 * float(np.median(np.sum(np.reshape(seconds, (LAYER_RUNS, -1)), axis=1))) / len(labels)
 
+    tuning = network.tuning()
     return [
         {
             "layer": stage.name,
             "computes": repr(stage),
+            "algorithm": str(tuning.get(stage.name, {}).get("algorithm", "")),
             "forward": per_image(timer.forward_seconds[stage.name]),
             "backward": per_image(timer.backward_seconds[stage.name]),
         }

@@ -1,4 +1,4 @@
-"""A training run without a data set: random images in memory, everything else as `dptrain train` has it."""
+"""A training run on random images in memory; everything else is as in `dptrain train`."""
 
 from __future__ import annotations
 
@@ -7,47 +7,41 @@ from dataclasses import dataclass
 import numpy as np
 
 from dptrain.checkpoint.state import TrainingState, initial_state
-from dptrain.data.batches import ShardBatches
+from dptrain.config.train import TrainConfig
+from dptrain.data.loading import LocalShards
 from dptrain.data.manifest import Manifest, Provenance, ShardEntry
 from dptrain.data.shard import Samples
-from dptrain.data.transforms import make_transforms
 from dptrain.errors import UsageError
-from dptrain.nn.network import Network
-from dptrain.optim import optimizer_class
-from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.pool import ShardPool
-from dptrain.parallel.processes import make_pool
-from dptrain.training.architecture import build_network
-from dptrain.training.step import GradientWork, StepOutcome, TrainingStep, make_reducer
+from dptrain.parallel.threads import fair_threads
+from dptrain.training.agreement import numeric_environment
+from dptrain.training.architecture import build_network, find_architecture
+from dptrain.training.session import Engine, Task, assemble, make_batches, make_optimizer
+from dptrain.training.step import StepOutcome
 
-SEED, LEARNING_RATE = 0, 0.001
+LEARNING_RATE, STEPS_PER_EPOCH = 0.001, 8
 
 
 @dataclass(frozen=True)
 class Workload:
     """What a rank needs to make steps."""
 
-    network: Network
-    take_step: TrainingStep
+    engine: Engine
     state: TrainingState
-    pool: ShardPool
-    steps_per_epoch: int
 
     def step(self) -> StepOutcome:
         """Make the next step, epoch after epoch."""
-        epoch, step = divmod(self.state.step, self.steps_per_epoch)
-        return self.take_step(self.state, epoch, step, LEARNING_RATE)
+        epoch, step = divmod(self.state.step, STEPS_PER_EPOCH)
+        return self.engine.take_step(self.state, epoch, step, LEARNING_RATE)
 
 
-def random_manifest(shape: tuple[int, int, int], classes: int, shards: int, samples: int) -> Manifest:
-    """The manifest of a set of random images, `samples` in each shard."""
-    entries = tuple(ShardEntry("", 0, samples, "") for _ in range(shards))
-    names = tuple(str(label) for label in range(classes))
-    source = Provenance("random")
-    channels = shape[0]
-    splits = {"train": entries, "test": entries}
-    return Manifest("random", names, shape, (0.5,) * channels, (0.29,) * channels, SEED, source, splits)
+def check_shards(communicator: Communicator, shards: int, batch_size: int) -> None:
+    """UsageError unless each rank gets a shard, and the batch size is a multiple of the shards."""
+    if batch_size % shards:
+        raise UsageError(f"--batch-size {batch_size} is not a multiple of --shards {shards}")
+    if communicator.size > shards:
+        raise UsageError(f"{communicator.size} ranks, but --shards {shards}: expected at least one shard a rank")
 
 
 def random_samples(shape: tuple[int, int, int], classes: int, shard: int, samples: int) -> Samples:
@@ -57,66 +51,31 @@ def random_samples(shape: tuple[int, int, int], classes: int, shard: int, sample
     return Samples(images, generator.integers(0, classes, samples), np.arange(samples))
 
 
-def check_shards(communicator: Communicator, shards: int, batch_size: int) -> None:
-    """UsageError unless the shards can be dealt to the ranks and the batch to the shards."""
-    if batch_size % shards:
-        raise UsageError(f"--batch-size {batch_size} is not a multiple of --shards {shards}")
-    if communicator.size > shards:
-        raise UsageError(f"{communicator.size} ranks, but --shards {shards}: expected at least one shard a rank")
-
-
-def make_batches(
-    communicator: Communicator,
-    shape: tuple[int, int, int],
-    classes: int,
-    *,
-    shards: int,
-    batch_size: int,
-    steps: int,
-    border: str = "none",
-) -> dict[int, ShardBatches]:
-    """This rank's shards, with images for `steps` steps an epoch; UsageError when they cannot be dealt.
-
-    With a `border` other than "none", images are flipped and cropped.
-    """
-    check_shards(communicator, shards, batch_size)
-    size = batch_size // shards
-    manifest = random_manifest(shape, classes, shards, size * steps)
+def random_data(
+    communicator: Communicator, shape: tuple[int, int, int], classes: int, shards: int, samples: int
+) -> tuple[Manifest, LocalShards]:
+    """A data set of random images, `samples` in each shard, and this rank's training shards."""
+    entries = tuple(ShardEntry("", 0, samples, "") for _ in range(shards))
+    names, channels = tuple(map(str, range(classes))), shape[0]
+    splits, mean, std = {"train": entries, "test": entries}, (0.5,) * channels, (0.29,) * channels
+    manifest = Manifest("random", names, shape, mean, std, 0, Provenance("random"), splits)
     own = Placement(shards, communicator.size).shards_of(communicator.rank)
-    return {
-        shard: ShardBatches(
-            random_samples(shape, classes, shard, size * steps),
-            shard,
-            manifest,
-            size=size,
-            seed=SEED,
-            transforms=make_transforms(border, border != "none"),
-        )
-        for shard in own
-    }
+    return manifest, LocalShards({shard: random_samples(shape, classes, shard, samples) for shard in own}, {})
 
 
 def make_workload(
-    communicator: Communicator,
-    *,
-    model: str,
-    model_options: dict[str, object],
-    shape: tuple[int, int, int],
-    classes: int,
-    shards: int,
-    batch_size: int,
-    threads: int,
-    reduction: str,
-    steps_per_epoch: int = 8,
+    config: TrainConfig, communicator: Communicator, shape: tuple[int, int, int], classes: int, shards: int
 ) -> Workload:
-    """Network, optimizer, shards, threads and reduction with the defaults of `dptrain train`."""
-    network = build_network(model, model_options, shape, classes)
-    batches = make_batches(communicator, shape, classes, shards=shards, batch_size=batch_size, steps=steps_per_epoch)
+    """The workload of a configuration; every rank fails with a DptrainError or none does."""
+    threads = config.threads or fair_threads(communicator)
+    with together(communicator):
+        check_shards(communicator, shards, config.batch_size)
+        environment, architecture = numeric_environment(config.reduction), find_architecture(config.model)
+        network = build_network(architecture, config.model_options, shape, classes)
+        optimizer = make_optimizer(config, network)
+    samples = config.batch_size // shards * STEPS_PER_EPOCH
+    manifest, data = random_data(communicator, shape, classes, shards, samples)
     placement = Placement(shards, communicator.size)
-    optimizer = optimizer_class("sgd")(network.decays())
-    reducer = make_reducer(reduction, network, placement, communicator)
-    gradients = GradientWork(network, batches, reducer)
-    pool = make_pool(min(threads, len(batches)), [gradients], communicator)
-    take_step = TrainingStep(gradients, optimizer, pool, communicator)
-    state = initial_state(network, take_step.layouts, SEED)
-    return Workload(network, take_step, state, pool, steps_per_epoch)
+    task = Task(communicator, manifest, placement, data, architecture, network, threads, environment)
+    engine = assemble(config, task, make_batches(config, manifest, data), optimizer)
+    return Workload(engine, initial_state(network, engine.take_step.layouts, config.seed))

@@ -22,6 +22,7 @@ from dptrain.system.suggestions import EXPLANATIONS
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
+SUMMARY = ("step", "test_loss", "test_accuracy", "params_sha256", "run_dir")
 HANDLES_SIGNALS = True  # a signal is handled after the step
 
 
@@ -51,8 +52,6 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     from dptrain.health.interruption import signals_taken
     from dptrain.parallel.communicator import together
     from dptrain.report import REPORTERS
-    from dptrain.report.end import EndOfRun
-    from dptrain.training.events import Reporter
     from dptrain.training.loop import train
     from dptrain.training.model_source import beside
 
@@ -68,13 +67,12 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
                 "no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 data/cifar10, or without "
                 "a download: dptrain data-prep shapes data/shapes"
             )
-    end = EndOfRun()
     with signals_taken(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
-        reporters: list[Reporter] = [stack.enter_context(closing(kind())) for kind in REPORTERS]
-        summary = train(config, communicator, [*reporters, end], interruption, connection)
-    if not end.reported:
-        return 0  # another rank is rank 0 now; after deaths in an elastic run it may be any
-    if parsed.json and not print_whole(json.dumps(summary)):
+        reporters = [stack.enter_context(closing(kind())) for kind in REPORTERS]
+        end = train(config, communicator, reporters, interruption, connection)
+    if end is None:
+        return 0  # another rank is rank 0; after deaths in an elastic run it may be any
+    if parsed.json and not print_whole(json.dumps({name: getattr(end, name) for name in SUMMARY})):
         # Not an error: the run is complete and saved, and a launcher or scheduler must not start it again.
         write_to_stderr("dptrain: the line of --json could not be written; the same figures end metrics.jsonl")
     record.report_end(0)

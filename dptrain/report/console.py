@@ -17,17 +17,7 @@ import dptrain
 from dptrain.parallel.communicator import launched_size
 from dptrain.system.notebook import in_notebook
 from dptrain.system.text import shown
-from dptrain.training.events import (
-    EvaluationFinished,
-    EvaluationStarted,
-    Event,
-    Note,
-    RanksLost,
-    RunFacts,
-    RunFinished,
-    RunStarted,
-    StepFinished,
-)
+from dptrain.training import events
 
 PROGRESS_VARIABLE = "DPTRAIN_PROGRESS"  # "bar" or "lines"
 
@@ -48,14 +38,14 @@ class Console:
         self._rate = ""
         self._epochs = 0
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: events.Event) -> None:
         match event:
-            case Note(text):
+            case events.Note(text):
                 self.say(text)
-            case RunStarted(run):
+            case events.RunStarted(run):
                 self._start_run(event)
                 self._start_bar(run, event.step)
-            case RanksLost(run):
+            case events.RanksLost(run):
                 self.close()
                 names = ", ".join(map(str, event.lost))
                 self.say(
@@ -64,21 +54,21 @@ class Console:
                     f"{event.recovery_seconds:.2f} s"
                 )
                 self._start_bar(run, event.step)
-            case StepFinished():
+            case events.StepFinished():
                 self._step(event)
-            case EvaluationStarted():
+            case events.EvaluationStarted():
                 if self._bar is not None:
                     self._bar.update(self._task, description=f"epoch {event.epoch}/{self._epochs}  evaluating")
-            case EvaluationFinished():
+            case events.EvaluationFinished():
                 self.say(
                     f"epoch {event.epoch}/{self._epochs} (step {event.step})  training loss {event.loss:.4f}, accuracy "
                     f"{100 * event.accuracy:.2f} %  test loss {event.test_loss:.4f}, accuracy "
                     f"{100 * event.test_accuracy:.2f} %"
                 )
-            case RunFinished():
+            case events.RunFinished():
                 self._finish(event)
 
-    def _start_run(self, event: RunStarted) -> None:
+    def _start_run(self, event: events.RunStarted) -> None:
         run = event.run
         each = " each" if run.ranks > 1 else ""
         self.say(f"dptrain {dptrain.__version__}: {run.connection}, {_count(run.threads, 'shard')} at a time{each}")
@@ -94,7 +84,7 @@ class Console:
             f"run    {run.run_dir}" + f", from {event.resumed_from} (step {event.step})" * bool(event.resumed_from)
         )
 
-    def _step(self, event: StepFinished) -> None:
+    def _step(self, event: events.StepFinished) -> None:
         if event.logged:
             self._rate = f"{event.images_per_second:,.0f} images/s"
         epoch = f"epoch {event.epoch}/{self._epochs}"
@@ -107,7 +97,7 @@ class Console:
                 f"lr {event.lr:.5f}  {self._rate}"
             )
 
-    def _finish(self, event: RunFinished) -> None:
+    def _finish(self, event: events.RunFinished) -> None:
         self.close()
         right = f"{event.test_correct:,} of {event.test_samples:,}"
         self.say(f"test accuracy {100 * event.test_accuracy:.2f} % ({right})")
@@ -118,7 +108,7 @@ class Console:
         self.say(f"metrics         {Path(event.run_dir) / 'metrics.jsonl'}")
         self.say(f"params_sha256   {event.params_sha256}")
 
-    def _start_bar(self, run: RunFacts, step: int) -> None:
+    def _start_bar(self, run: events.RunFacts, step: int) -> None:
         """On a terminal, show a bar; rich is imported only there, as that takes a tenth of a second."""
         self._epochs = run.epochs
         if on_terminal():

@@ -46,32 +46,18 @@ class JsonLines:
         match event:
             case RunStarted(run):
                 self._open(Path(run.run_dir))
-                self._write(
-                    "start",
-                    step=event.step,
-                    ranks=run.ranks,
-                    threads=run.threads,
-                    resumed_from=event.resumed_from,
-                    time=datetime.now(UTC).isoformat(timespec="seconds"),
-                    host=socket.gethostname(),
-                    command=sys.argv,
-                    versions=_versions(run.mpi),
-                )
-            case RanksLost(run):
+                values: dict[str, Any] = {"step": event.step, "ranks": run.ranks, "threads": run.threads}
+                values |= {"resumed_from": event.resumed_from, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+                values |= {"host": socket.gethostname(), "command": sys.argv, "versions": _versions(run.mpi)}
+                self._write("start", values)
+            case RanksLost(run, step, lost, seconds):
                 self._open(Path(run.run_dir))
-                seconds = event.recovery_seconds
-                self._write(
-                    "recovery",
-                    step=event.step,
-                    lost=event.lost,
-                    ranks=run.ranks,
-                    threads=run.threads,
-                    recovery_seconds=seconds,
-                )
+                values = {"step": step, "lost": lost, "ranks": run.ranks, "threads": run.threads}
+                self._write("recovery", values | {"recovery_seconds": seconds})
             case StepFinished(logged=True):
-                self._write("step", **_without(event, "logged"))
+                self._write("step", asdict(event))
             case EvaluationFinished(repeated=False):
-                self._write("epoch", **_without(event, "repeated"))
+                self._write("epoch", asdict(event))
 
     def _open(self, run_dir: Path) -> None:
         self.close()
@@ -83,11 +69,12 @@ class JsonLines:
         except OSError as error:
             raise self._failure(error) from error
 
-    def _write(self, event: str, **values: Any) -> None:
+    def _write(self, event: str, values: dict[str, Any]) -> None:
         """Append one line and hand it to the operating system."""
         assert self._file is not None
+        line = {"event": event, **{name: value for name, value in values.items() if name not in ("logged", "repeated")}}
         try:
-            self._file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise self._failure(error) from error
@@ -105,10 +92,6 @@ class JsonLines:
             with contextlib.suppress(OSError):  # closing tries to write that one again
                 self._file.close()
             self._file = None
-
-
-def _without(event: StepFinished | EvaluationFinished, name: str) -> dict[str, Any]:
-    return {key: value for key, value in asdict(event).items() if key != name}
 
 
 def _ends_a_line(path: Path) -> bool:

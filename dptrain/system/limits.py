@@ -29,9 +29,20 @@ ADVICE = {
     errno.ESTALE: "check the network file system",
     errno.ENOTDIR: "a file is in the place of a folder",
 }
-# How NumPy, mmap and the dynamic loader report what is too large for memory.
-TOO_LARGE = ("Maximum allowed dimension exceeded", "array is too big", "too large to convert", "cannot fit 'int'")
-NOT_MAPPED = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+TOO_LARGE = f"too large for memory; {MEMORY}"
+NOT_LOADED = "out of memory while loading a library; raise the limit (ulimit -v)"
+# What NumPy, the dynamic loader and Python say of limits, and what to report.
+REPORTS = {
+    "Maximum allowed dimension exceeded": TOO_LARGE,
+    "array is too big": TOO_LARGE,
+    "too large to convert": TOO_LARGE,
+    "cannot fit 'int'": TOO_LARGE,
+    "failed to map segment": NOT_LOADED,
+    "annot allocate memory": NOT_LOADED,
+    "can't start new thread": f"no more threads can be started; {ADVICE[errno.EAGAIN]}",
+    "home directory": "this user has no home directory; set HOME to a folder that can be written",
+    "embedded null": "a path contains a NUL character; choose another name",
+}
 
 
 def check_memory(size: int, what: str) -> None:
@@ -53,22 +64,14 @@ def refused(error: BaseException) -> DptrainError | None:
     text = str(error)
     if isinstance(error, MemoryError):
         return LimitError(f"out of memory{': ' * bool(text)}{shown(text)}; {MEMORY}")
-    if isinstance(error, (ValueError, OverflowError)) and any(words in text for words in TOO_LARGE):
-        return LimitError(f"too large for memory: {shown(text)}; {MEMORY}")
-    if isinstance(error, ImportError) and any(words in text for words in NOT_MAPPED):
-        return LimitError(f"out of memory while loading {error.name or 'a library'}; raise the limit (ulimit -v)")
     if isinstance(error, RecursionError):
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return LimitError(f"nested too deeply, in {shown(frame.filename)}, line {frame.lineno}: {shown(text)}")
-    if isinstance(error, RuntimeError) and "can't start new thread" in text:
-        return LimitError(f"no more threads can be started; {ADVICE[errno.EAGAIN]}")
-    if isinstance(error, RuntimeError) and "home directory" in text:
-        return LimitError("this user has no home directory; set HOME to a folder that can be written")
-    if isinstance(error, ValueError) and text.startswith("embedded null"):
-        return LimitError("a path contains a NUL character; choose another name")
     if isinstance(error, OSError):
         return _refused_by_the_system(error)
-    return None
+    if not isinstance(error, ValueError | OverflowError | ImportError | RuntimeError):
+        return None
+    return next((LimitError(report) for words, report in REPORTS.items() if words in text), None)
 
 
 def _refused_by_the_system(error: OSError) -> DptrainError | None:

@@ -31,16 +31,24 @@ def _cpu_model() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def agree_on(what: str, values: Mapping[str, object], communicator: Communicator) -> None:
-    """DptrainError on all ranks if a value differs from rank 0's; it names the first, with rank and host."""
+def agree_on(
+    what: str,
+    values: Mapping[str, object],
+    communicator: Communicator,
+    advice: str = "start all ranks with the same flags and files",
+) -> None:
+    """DptrainError on all ranks if a value differs from rank 0's; it names the first, with rank and host.
+
+    A value that only one of the two ranks has is not compared.
+    """
     everyone = communicator.allgather((socket.gethostname(), dict(values)))
     first = everyone[0][1]
-    for rank, (host, found) in enumerate(everyone):
+    for rank, (host, found) in zip(communicator.world_ranks, everyone, strict=True):
         for name, value in first.items():
-            if found[name] != value:
+            if found.get(name, value) != value:
                 error = DptrainError(
-                    f"rank {rank} on {host} has another {what} than rank 0: {name} is {found[name]!r} there, "
-                    f"{value!r} on rank 0; start all ranks with the same flags and files"
+                    f"rank {rank} on {host} has another {what} than rank {communicator.world_ranks[0]}: {name} is "
+                    f"{found[name]!r}, not {value!r}; {advice}"
                 )
                 raise known_to_all(communicator, error)
 

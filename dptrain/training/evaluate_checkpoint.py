@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,12 +113,4 @@ def normalisation_note(origin: Origin, manifest: Manifest, path: Path, data: Pat
         )
     if (origin.mean, origin.std) == (manifest.mean, manifest.std):
         return ""
-    return (
-        f"images are normalised as in training, mean {_brief(origin.mean)} and deviation {_brief(origin.std)}; "
-        f"{shown(data)} has mean {_brief(manifest.mean)} and deviation {_brief(manifest.std)}"
-    )
-
-
-def _brief(numbers: Sequence[float]) -> str:
-    """The numbers of the first channels."""
-    return " ".join(f"{number:.4g}" for number in numbers[:4]) + (" ..." if len(numbers) > 4 else "")
+    return f"images are normalised as in training, not with the other mean and deviation of {shown(data)}"

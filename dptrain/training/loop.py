@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any
 
 from dptrain.checkpoint.state import TrainingState
 from dptrain.config.train import TrainConfig
@@ -20,13 +19,11 @@ from dptrain.errors import DptrainError, PreemptedError, RankLostError, Training
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.training.evaluate import Evaluation, evaluate
-from dptrain.training.events import Reporter
+from dptrain.training.events import EvaluationStarted, Reporter, RunFinished
 from dptrain.training.replicas import check_replicas
 from dptrain.training.reporting import RunReport
 from dptrain.training.run import Run
 from dptrain.training.session import Session
-
-SUMMARY = ("step", "test_loss", "test_accuracy", "params_sha256", "run_dir")
 
 
 def train(
@@ -35,12 +32,13 @@ def train(
     reporters: Sequence[Reporter] = (),
     interruption: Interruption = NEVER,
     connection: str = "one process",
-) -> dict[str, Any]:
-    """Train from the start or a checkpoint to the last step; returns a summary, the same on every rank.
+) -> RunFinished | None:
+    """Train from the start or a checkpoint to the last step; returns the last event, on rank 0 only.
 
     Every rank makes the same steps; the reporters of rank 0 receive the events. `connection` describes the communicator
     for people. DptrainError when training cannot begin or continue; PreemptedError when a signal has asked for the end
-    and everything is saved. With --elastic the remaining ranks continue without those that die.
+    and everything is saved. With --elastic the remaining ranks continue without those that die, and another may become
+    rank 0.
     """
     with closing(Run(config, RunReport(config, reporters, connection))) as run:
         while True:
@@ -52,8 +50,11 @@ def train(
                 if not config.elastic:
                     raise
                 communicator = run.losses.survivors(communicator)
-        finished = run.report.run_finished(run.state, evaluation, run.folder)
-    return {name: getattr(finished, name) for name in SUMMARY}
+        if run.report.rank != 0:
+            return None
+        finished = end_of(run, evaluation)
+        run.report.emit(finished)
+    return finished
 
 
 def follow(run: Run, interruption: Interruption) -> Evaluation:
@@ -118,7 +119,7 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
     started = time.perf_counter()
     session, state = run.session, run.state
     epoch = (state.step - 1) // session.origin.steps_per_epoch + 1
-    run.report.evaluation_started(state, epoch)
+    run.report.emit(EvaluationStarted(state.step, epoch))
     check_replicas(state, session.take_step.layouts, session.communicator)  # before any figure is reported
     evaluation = evaluate(session.evaluation, state.vectors, session.pool, session.communicator, interruption)
     if not math.isfinite(evaluation.loss):
@@ -135,8 +136,26 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
     return evaluation
 
 
+def end_of(run: Run, evaluation: Evaluation) -> RunFinished:
+    """The last event of a run."""
+    state, folder = run.state, run.folder
+    return RunFinished(
+        step=state.step,
+        test_loss=evaluation.loss,
+        test_accuracy=evaluation.accuracy,
+        test_correct=evaluation.correct,
+        test_samples=evaluation.samples,
+        params_sha256=state.params_sha256,
+        run_dir=str(folder.path),
+        last_checkpoint=str(folder.checkpoint_of(state.step)),
+        best_checkpoint=str(folder.best) if folder.best else None,
+        best_accuracy=folder.best_accuracy,
+        best_step=folder.best_step,
+    )
+
+
 def preempted(run: Run, interruption: Interruption) -> DptrainError:
-    """The end of all ranks by a signal, once the checkpoint is written."""
+    """The error that ends all ranks after a signal, once the checkpoint is written."""
     communicator = run.session.communicator
     asked = zip(communicator.world_ranks, communicator.allgather(interruption.signal_name), strict=True)
     by = signals_at_ranks({rank: name for rank, name in asked if name is not None}, communicator.size)

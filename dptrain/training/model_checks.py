@@ -11,9 +11,10 @@ from dptrain.checkpoint.format import Origin
 from dptrain.errors import ModelError
 from dptrain.nn.hidden_state import Microbatch, check_layers, output_sha256
 from dptrain.nn.network import Network
-from dptrain.parallel.communicator import Communicator, known_to_all
+from dptrain.parallel.communicator import Communicator
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import user_traceback
+from dptrain.training.agreement import agree_on
 from dptrain.training.architecture import Architecture
 from dptrain.training.model_source import ModelSource, failed
 
@@ -51,29 +52,14 @@ def try_model(
 def agree_on_model(
     source: ModelSource | None, output: str, environment: dict[str, str], communicator: Communicator
 ) -> None:
-    """ModelError on all ranks if the ranks have loaded different files, or compute different outputs on like machines.
+    """DptrainError on all ranks if they have loaded different files, or compute different outputs on like machines.
 
     `output` is the model's `output_sha256`. A file that only some ranks import is not compared.
     """
-    if source is None:
-        return
-    everyone = communicator.allgather((source.hashes(), output, environment))
-    files, expected, machine = everyone[0]
-    for rank, (hashes, found, other) in zip(communicator.world_ranks, everyone, strict=True):
-        different = [name for name, digest in hashes.items() if files.get(name, digest) != digest]
-        if different:
-            what = (
-                f"rank {rank} has loaded another {different[0]} than rank {communicator.world_ranks[0]}: copy the "
-                "model's files to all hosts, and do not edit them while a job starts"
-            )
-        elif found != expected and other == machine:
-            what = (
-                f"rank {rank} computes another output than rank {communicator.world_ranks[0]} from the same images and "
-                f"parameters, by the same files: {UNSEEDED}"
-            )
-        else:
-            continue
-        raise known_to_all(communicator, ModelError(what))
+    if source is not None:
+        machine = " ".join(environment.values())
+        advice = f"copy the model's files to all hosts; if only the output differs: {UNSEEDED}"
+        agree_on("model", {**source.hashes(), f"its output with {machine}": output}, communicator, advice)
 
 
 def changed_files(earlier: Origin, model: str, source: ModelSource | None) -> list[str] | None:

@@ -5,25 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.state import TrainingState
 from dptrain.config.train import TrainConfig
+from dptrain.training import events
 from dptrain.training.evaluate import Evaluation
-from dptrain.training.events import (
-    EvaluationFinished,
-    EvaluationStarted,
-    Event,
-    Note,
-    RanksLost,
-    Reporter,
-    RunFacts,
-    RunFinished,
-    RunStarted,
-    StepFinished,
-)
+from dptrain.training.events import Event, Reporter, RunFacts
 from dptrain.training.session import Session
 from dptrain.training.step import Seconds, StepOutcome
 
@@ -63,20 +52,11 @@ class RunReport:
             reporter.handle(event)
 
     def note(self, text: str) -> None:
-        self.emit(Note(text))
+        self.emit(events.Note(text))
 
-    def started(self, session: Session, state: TrainingState, folder: RunFolder, resumed: Path | None) -> None:
-        facts = self._facts(session, state, folder)
-        self.emit(RunStarted(facts, state.step, str(resumed) if resumed else None))
-
-    def ranks_lost(
-        self, session: Session, state: TrainingState, folder: RunFolder, lost: list[int], seconds: float
-    ) -> None:
-        self.emit(RanksLost(self._facts(session, state, folder), state.step, lost, round(seconds, 4)))
-
-    def _facts(self, session: Session, state: TrainingState, folder: RunFolder) -> RunFacts:
-        """Begin to measure; what reporters must know of the run."""
-        self._since_logged, self._since_epoch = Meter(), Meter()
+    def begin(self, session: Session, state: TrainingState, folder: RunFolder) -> RunFacts:
+        """Begin to measure, at the start or after a recovery; what reporters must know of the run."""
+        self._since_logged = self._since_epoch = Meter()
         self._evaluated_before = -1 if state.progress.test_accuracy is None else state.step
         manifest, communicator = session.manifest, session.communicator
         return RunFacts(
@@ -102,17 +82,13 @@ class RunReport:
         """After a step of an epoch, which is counted from 1."""
         if self.rank != 0:
             return
-        self._since_logged.add(outcome)
-        self._since_epoch.add(outcome)
-        logged = state.step % self.config.log_every == 0
-        figures = self._since_logged.figures()
+        for meter in {self._since_logged, self._since_epoch}:  # at first they are one
+            meter.add(outcome)
+        figures, logged = self._since_logged.figures(), state.step % self.config.log_every == 0
         if logged:
             self._since_logged = Meter()
         accuracy = outcome.correct / outcome.samples
-        self.emit(StepFinished(state.step, epoch, outcome.loss, accuracy, lr, **figures, logged=logged))
-
-    def evaluation_started(self, state: TrainingState, epoch: int) -> None:
-        self.emit(EvaluationStarted(state.step, epoch))
+        self.emit(events.StepFinished(state.step, epoch, outcome.loss, accuracy, lr, **figures, logged=logged))
 
     def evaluation_finished(
         self, state: TrainingState, evaluation: Evaluation, lr: float, epoch: int, seconds: float
@@ -120,7 +96,7 @@ class RunReport:
         if self.rank != 0:
             return
         progress = state.progress
-        event = EvaluationFinished(
+        event = events.EvaluationFinished(
             step=state.step,
             epoch=epoch,
             loss=progress.epoch_loss / progress.epoch_samples,
@@ -134,21 +110,4 @@ class RunReport:
             repeated=state.step == self._evaluated_before,
         )
         self.emit(event)
-        self._since_logged, self._since_epoch = Meter(), Meter()
-
-    def run_finished(self, state: TrainingState, evaluation: Evaluation, folder: RunFolder) -> RunFinished:
-        event = RunFinished(
-            step=state.step,
-            test_loss=evaluation.loss,
-            test_accuracy=evaluation.accuracy,
-            test_correct=evaluation.correct,
-            test_samples=evaluation.samples,
-            params_sha256=state.params_sha256,
-            run_dir=str(folder.path),
-            last_checkpoint=str(folder.checkpoint_of(state.step)),
-            best_checkpoint=str(folder.best) if folder.best else None,
-            best_accuracy=folder.best_accuracy,
-            best_step=folder.best_step,
-        )
-        self.emit(event)
-        return event
+        self._since_logged = self._since_epoch = Meter()

@@ -20,6 +20,7 @@ from dptrain.parallel.watch import Watch
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, without_paths
 from dptrain.training.architecture import Architecture
+from dptrain.training.events import RanksLost, RunStarted
 from dptrain.training.finite import check_finite
 from dptrain.training.recovery import Common, Losses, check_elastic, common_run
 from dptrain.training.replicas import check_replicas
@@ -76,11 +77,13 @@ class Run:
             self.writer = CheckpointWriter(self.folder, self.session.origin, layouts, self.config)
         if not self.began:
             interruption.begin_deferring()
-            self.report.started(self.session, self.state, self.folder, self.resumed)
+            facts = self.report.begin(self.session, self.state, self.folder)
+            self.report.emit(RunStarted(facts, self.state.step, str(self.resumed) if self.resumed else None))
         self.began = True
         if self.losses.ranks:
-            seconds = time.perf_counter() - self.losses.noticed
-            self.report.ranks_lost(self.session, self.state, self.folder, self.losses.ranks, seconds)
+            facts = self.report.begin(self.session, self.state, self.folder)
+            seconds = round(time.perf_counter() - self.losses.noticed, 4)
+            self.report.emit(RanksLost(facts, self.state.step, self.losses.ranks, seconds))
             self.losses = Losses()
 
     def _take_over(self, communicator: Communicator) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from command_runs import assert_one_error
 from mpi_runs import dptrain, own_mpi
 
-from dptrain.commands.bench import powers_of_two
+from dptrain.bench.scaling import powers_of_two
 
 SMALL = ("--image", "1", "8", "8", "--classes", "3", "--batch-size", "16")
 
@@ -26,8 +26,9 @@ def test_step_has_its_figures_on_any_number_of_ranks(ranks: int, tmp_path: Path)
     assert len(figures["seconds"]) == len(figures["peak_memory_mib"]) == ranks
     assert figures["slowest_rank"] in range(ranks)
     table = dptrain(*words, cwd=tmp_path, mpi=mpi, ranks=ranks).stdout
-    assert "% of the sgemm rate" in table
-    assert "algorithm='im2col'" in table
+    assert "share of sgemm" in table
+    assert "peak MiB" in table
+    assert "  im2col  " in table
 
 
 @pytest.mark.mpi
@@ -41,7 +42,7 @@ def test_reduce_measures_both_reductions_over_lengths(ranks: int, tmp_path: Path
         ("tree", 10), ("mpi", 10), ("tree", 5000), ("mpi", 5000),
     ]  # fmt: skip
     assert all(row["exchange_us"] > 0 and row["local_sums_us"] > 0 and row["ranks"] == ranks for row in rows)
-    assert "local sums" in dptrain(*words, cwd=tmp_path, mpi=mpi, ranks=ranks).stdout
+    assert "local sums us" in dptrain(*words, cwd=tmp_path, mpi=mpi, ranks=ranks).stdout
 
 
 @pytest.mark.mpi

@@ -5,16 +5,15 @@ import pytest
 
 from dptrain.bench.step import layer_times, measure_step, training_flops
 from dptrain.bench.workload import Workload, make_workload
+from dptrain.config.train import TrainConfig
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import convnet, linear
 from dptrain.parallel.communicator import Communicator
 
 
 def small_workload() -> Workload:
-    return make_workload(
-        Communicator(), model="convnet", model_options={"widths": [3]}, shape=(2, 8, 8), classes=4, shards=2,
-        batch_size=6, threads=2, reduction="tree", steps_per_epoch=4,
-    )  # fmt: skip
+    config = TrainConfig(model_options={"widths": [3]}, batch_size=6, threads=2)
+    return make_workload(config, Communicator(), (2, 8, 8), classes=4, shards=2)
 
 
 def test_flops_are_those_of_the_definition() -> None:
@@ -28,16 +27,16 @@ def test_flops_are_those_of_the_definition() -> None:
 @pytest.mark.slow
 def test_the_figures_fit_together() -> None:
     workload = small_workload()
-    figures = measure_step(workload, Communicator(), batch_size=6, steps=5)
+    figures = measure_step(workload, batch_size=6, steps=5)
     assert workload.state.step == 15  # 10 to warm up
     assert figures["images_per_second"] == 6 / (figures["milliseconds_per_step"]["median"] / 1e3)
-    flops = training_flops(workload.network)
+    flops = training_flops(workload.engine.network)
     per_core = figures["images_per_second"] * flops / 2
     np.testing.assert_allclose(figures["gflops_per_core"], per_core / 1e9)
     np.testing.assert_allclose(figures["share_of_sgemm"], figures["gflops_per_core"] / figures["sgemm_gflops"])
     longest = 5 * figures["milliseconds_per_step"]["most"] / 1e3
     assert 0 < sum(figures["seconds"][0].values()) <= longest
-    assert [row["layer"] for row in figures["layers"]] == [stage.name for stage in workload.network.stages]
+    assert [row["layer"] for row in figures["layers"]] == [stage.name for stage in workload.engine.network.stages]
 
 
 def test_measuring_layers_changes_nothing() -> None:
@@ -53,10 +52,8 @@ def test_a_layers_time_is_that_of_all_blocks_of_a_microbatch(monkeypatch: pytest
     """A clock that goes on by one second whenever it is read: a call takes a second, 40 samples are 3 blocks."""
     ticks = itertools.count()
     monkeypatch.setattr("dptrain.bench.step.time.perf_counter", lambda: float(next(ticks)))
-    workload = make_workload(
-        Communicator(), model="linear", model_options={}, shape=(1, 4, 4), classes=2, shards=1, batch_size=40,
-        threads=1, reduction="tree",
-    )  # fmt: skip
+    config = TrainConfig(model="linear", batch_size=40, threads=1)
+    workload = make_workload(config, Communicator(), (1, 4, 4), classes=2, shards=1)
     each = pytest.approx(1e6 * 3 / 40)
     flatten, linear = layer_times(workload)
     assert (flatten["forward"], flatten["backward"]) == (each, 0)  # nothing before it is trained

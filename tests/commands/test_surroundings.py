@@ -280,7 +280,10 @@ def test_the_working_directory_is_gone(data: Path, trained: Path, tmp_path: Path
         (OSError(errno.ENAMETOOLONG, "File name too long", "a\x1b"), r"a\x1b: File name too long; choose a shorter"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), "x: No space left on device; free some space"),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "the limit of processes is reached"),
-        (ImportError("libx.so: failed to map segment from shared object", name="x"), "out of memory while loading x"),
+        (
+            ImportError("libx.so: failed to map segment from shared object", name="x"),
+            "out of memory while loading a library",
+        ),
         (RuntimeError("can't start new thread"), "no more threads"),
         (RuntimeError("Could not determine home directory."), "set HOME"),
         (ValueError("embedded null byte"), "NUL"),

@@ -7,6 +7,7 @@ import resource
 import socket
 import sys
 from contextlib import closing
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recorded(
     data: Path, folder: Path, interruption: Interruption = NEVER, **changes: Any
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Every line of metrics.jsonl after a run, and the run's summary."""
+    """Every line of metrics.jsonl after a run, and the values of the last event."""
     config = configuration(data, folder, **changes)
     with closing(JsonLines()) as reporter:
-        summary = train(config, Communicator(), [reporter], interruption)
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], summary
+        finished = train(config, Communicator(), [reporter], interruption)
+    assert finished is not None
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], asdict(finished)
 
 
 def of(event: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -64,7 +64,7 @@ def test_a_rank_with_something_else_is_named_with_both_values() -> None:
     same, other = ("host1", {"lr": 0.1, "seed": 0}), ("host2", {"lr": 0.2, "seed": 0})
     agree_on("configuration", same[1], Ranks(same, same))
     with pytest.raises(
-        DptrainError, match=r"rank 2 on host2 has another configuration .*: lr is 0\.2 there, 0\.1 on rank 0"
+        DptrainError, match=r"rank 2 on host2 has another configuration .*: lr is 0\.2, not 0\.1; start all"
     ):
         agree_on("configuration", same[1], Ranks(same, other))
 

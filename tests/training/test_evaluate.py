@@ -14,7 +14,7 @@ from networks import ready
 from training_runs import configuration, packed, run, session_and_state
 
 from dptrain.arrays.memory import Workspace
-from dptrain.bench.workload import random_manifest, random_samples
+from dptrain.bench.workload import random_data, random_samples
 from dptrain.checkpoint.format import read_checkpoint
 from dptrain.data.batches import Normalisation
 from dptrain.data.manifest import read_manifest
@@ -62,7 +62,7 @@ def evaluation_of(data: Path, checkpoint: Path, threads: int = 1) -> Evaluation:
 def test_parameters_that_are_not_finite_give_such_a_loss_without_a_warning() -> None:
     """Winograd's transform of the kernels, made once for all shards, meets them before any sample is seen."""
     network = Network([Conv2d(2, 3, algorithm="winograd4"), Flatten(), Linear(2)], (1, 6, 6))
-    manifest = random_manifest((1, 6, 6), classes=2, shards=1, samples=3)
+    manifest, _ = random_data(Communicator(), (1, 6, 6), classes=2, shards=1, samples=3)
     vectors = network.initial(0)
     vectors["parameters"][0] = np.inf
     shards = {0: random_samples((1, 6, 6), 2, 0, 3)}

@@ -234,19 +234,15 @@ def test_a_finished_run_is_only_evaluated_again(
     assert {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()} == before
 
 
-def test_the_summary_is_of_the_last_state(
+def test_the_last_event_is_of_the_last_state(
     undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
     summary, memory = run(configuration(data, tmp_path / "run", **undisturbed[0]))
     *_, test_loss, test_accuracy = memory.evaluations[-1]
     state = read_checkpoint(last_checkpoint(tmp_path / "run")).state
-    assert summary == {
-        "step": LAST_STEP,
-        "test_loss": test_loss,
-        "test_accuracy": test_accuracy,
-        "params_sha256": state.params_sha256,
-        "run_dir": str(tmp_path / "run"),
-    }
+    assert (summary["step"], summary["test_loss"], summary["test_accuracy"]) == (LAST_STEP, test_loss, test_accuracy)
+    assert summary["params_sha256"] == state.params_sha256
+    assert summary["run_dir"] == str(tmp_path / "run")
 
 
 def test_a_broken_newest_checkpoint_costs_steps_but_not_the_result(
