@@ -1,4 +1,4 @@
-"""Small image data and CIFAR-10 archives for tests, made on the spot."""
+"""Small generated image data and CIFAR-10 archives for tests."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def run_data_prep(*arguments: str | Path, **environment: str) -> subprocess.Comp
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
-    """The process ended with `status` and one line on stderr that has all of `words`."""
+    """The process ended with `status` and one line on stderr with all of `words`."""
     assert done.returncode == status, done.stderr
     assert done.stderr.startswith("data_prep: error: ")
     assert done.stderr.count("\n") == 1, done.stderr

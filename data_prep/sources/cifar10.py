@@ -29,7 +29,6 @@ from dptrain.data.manifest import Provenance
 from dptrain.errors import DataError
 from dptrain.system.arguments import path_argument
 from dptrain.system.files import file_sha256
-from dptrain.system.paths import dangling
 from dptrain.system.text import shown
 
 from ..download import find_archive
@@ -91,8 +90,6 @@ def read_archive(path: Path, *, batch_samples: int = BATCH_SAMPLES) -> ImageData
     or another one.
     """
     try:
-        if why := dangling(path):
-            raise DataError(why)
         sha256 = file_sha256(path)
         layout, contents = _read_members(path, batch_samples)
         names = layout.names(contents.pop(f"{layout.folder}/{layout.meta}"), layout.meta)

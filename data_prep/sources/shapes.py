@@ -32,7 +32,6 @@ NOISE_WORDS = SIZE * SIZE * 3 // 8  # one byte for each channel
 UNIT = (9.0, 13.0)  # half the extent of a shape, pixels
 SHIFT = 3.0  # largest distance from the middle on both axes, pixels
 TURN = 0.5  # largest angle, radians
-SPOTS = 1
 TEXTURE = 0.1
 NOISE = (0.05, 0.1)  # full width of the uniform pixel noise
 DRAWING = 1 << 48  # separates the random words of drawing from those of the packing shuffle
@@ -78,8 +77,7 @@ def _draw(words: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray[np.ui
     draws = _Draws((words[:, :PARAMETERS] >> np.uint64(11)).astype(np.float64) * 2.0**-53)
     background, foreground = _colours(draws)
     image = background + _texture(draws)[..., None] * draws.between(-TEXTURE, TEXTURE, 3)
-    for _ in range(SPOTS):
-        image = _blend(image, _spot(draws), draws.between(0, 1, 3))
+    image = _blend(image, _spot(draws), draws.between(0, 1, 3))
     image = _blend(image, _figure(draws, labels), foreground)
     noise = words[:, PARAMETERS:].astype("<u8").view(np.uint8).reshape(len(words), SIZE, SIZE, 3)
     image = image + (noise / 255.0 - 0.5) * draws.between(*NOISE)
@@ -107,7 +105,7 @@ class _Draws:
 def _grid(draws: _Draws, unit_range: tuple[float, float], shift: float, turn: float) -> tuple[Array, Array, Array]:
     """Random local coordinates u, v (n, H, W) and their unit in pixels (n, 1, 1).
 
-    The origin lies up to `shift` pixels from the middle on both axes; the axes are turned by up to `turn`.
+    The origin is up to `shift` pixels from the middle on both axes; the axes are rotated by up to `turn`.
     """
     unit = draws.scalar(*unit_range)
     centre_x = SIZE / 2 + draws.scalar(-shift, shift)
@@ -131,21 +129,21 @@ def _figure(draws: _Draws, labels: NDArray[np.int64]) -> Array:
 
 
 def _spot(draws: _Draws) -> Array:
-    """How much of each pixel a small ellipse covers, 0..1 (n, H, W): clutter."""
+    """How much of each pixel a small ellipse covers, 0..1 (n, H, W)."""
     u, v, unit = _grid(draws, (0.8, 2.2), SIZE / 2, np.pi)
     coverage: Array = (0.5 - (np.hypot(u, 1.6 * v) - 1) * unit).clip(0, 1)
     return coverage
 
 
 def _blend(image: Array, coverage: Array, colour: Array) -> Array:
-    """`colour` painted over the image where `coverage` is 1."""
+    """The image with `colour` where `coverage` is 1."""
     return image + coverage[..., None] * (colour - image)
 
 
 def _colours(draws: _Draws) -> tuple[Array, Array]:
-    """Colours of background and figure, (n, 1, 1, 3), whose distance in RGB is at least 0.4.
+    """Colours of background and figure, (n, 1, 1, 3), with a distance of at least 0.4 in RGB.
 
-    The step from one to the other points anywhere, so the figure may be darker or brighter, in any channel.
+    The direction from one to the other is random: the figure may be darker or brighter, in any channel.
     """
     background = draws.between(0.0, 0.8, 3)
     direction = draws.between(-1, 1, 3)
@@ -167,40 +165,16 @@ def _texture(draws: _Draws) -> Array:
     return total
 
 
-def _bar(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u) - 1.0, np.abs(v) - 0.3)
-
-
-def _circle(u: Array, v: Array) -> Array:
-    return np.hypot(u, v) - 0.85
-
-
-def _crescent(u: Array, v: Array) -> Array:
-    return np.maximum(np.hypot(u, v) - 0.95, 0.75 - np.hypot(u - 0.5, v))
-
-
 def _cross(u: Array, v: Array) -> Array:
     u, v = np.abs(u), np.abs(v)
     return np.minimum(np.maximum(u - 0.95, v - 0.27), np.maximum(u - 0.27, v - 0.95))
 
 
-def _frame(u: Array, v: Array) -> Array:
-    return np.abs(np.maximum(np.abs(u), np.abs(v)) - 0.65) - 0.15
-
-
 def _heart(u: Array, v: Array) -> Array:
-    """A square standing on its corner with a half disc on each of its upper sides."""
+    """A square standing on its corner, with a half disc on each of its upper sides."""
     p, q = 0.72 * (u + v), 0.72 * (u - v)
     square = np.maximum(np.abs(p), np.abs(q)) - 0.5
     return np.minimum(square, np.minimum(np.hypot(p - 0.5, q), np.hypot(p, q - 0.5)) - 0.5)
-
-
-def _ring(u: Array, v: Array) -> Array:
-    return np.abs(np.hypot(u, v) - 0.72) - 0.17
-
-
-def _square(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u), np.abs(v)) - 0.75
 
 
 def _star(u: Array, v: Array) -> Array:
@@ -213,21 +187,16 @@ def _star(u: Array, v: Array) -> Array:
     return distance
 
 
-def _triangle(u: Array, v: Array) -> Array:
-    distance: Array = np.maximum(-u, 0.5 * u + np.sqrt(0.75) * np.abs(v)) - 0.5
-    return distance
-
-
 DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
-    "bar": _bar,
-    "circle": _circle,
-    "crescent": _crescent,
+    "bar": lambda u, v: np.maximum(np.abs(u) - 1.0, np.abs(v) - 0.3),
+    "circle": lambda u, v: np.hypot(u, v) - 0.85,
+    "crescent": lambda u, v: np.maximum(np.hypot(u, v) - 0.95, 0.75 - np.hypot(u - 0.5, v)),
     "cross": _cross,
-    "frame": _frame,
+    "frame": lambda u, v: np.abs(np.maximum(np.abs(u), np.abs(v)) - 0.65) - 0.15,
     "heart": _heart,
-    "ring": _ring,
-    "square": _square,
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.72) - 0.17,
+    "square": lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 0.75,
     "star": _star,
-    "triangle": _triangle,
+    "triangle": lambda u, v: np.maximum(-u, 0.5 * u + np.sqrt(0.75) * np.abs(v)) - 0.5,
 }
 CLASSES = tuple(DISTANCES)

@@ -1,4 +1,4 @@
-"""Names of a data set and its classes: what a checkpoint can hold, and a reader can tell apart."""
+"""Names of a data set and of its classes: a checkpoint can hold them, and a reader can tell them apart."""
 
 from __future__ import annotations
 
@@ -9,40 +9,30 @@ from dptrain.errors import DataError
 from dptrain.system.text import shown
 
 LONGEST_NAME = 200  # characters
-REFUSED = {  # by Unicode category; HDF5 holds neither NUL nor a lone surrogate
-    "Cc": "a control character",
-    "Cs": "a lone surrogate (bytes that are not UTF-8)",
-    "Zl": "a line separator",
-    "Zp": "a paragraph separator",
-}
+REFUSED = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories; HDF5 cannot hold NUL or a lone surrogate
 
 
 def check_names(name: object, classes: Sequence[object]) -> None:
     """DataError unless these can be the names of a data set and of its classes.
 
-    Two classes have different names, also after Unicode normalisation: names that print alike are one name. Names
-    that differ in case are different, as the letters a and A are different classes.
+    Class names must differ after Unicode normalisation, as names that print alike are one name. Names that differ in
+    case are different: the letters a and A may be two classes.
     """
-    _check("the name of the data set", name)
     if isinstance(classes, str) or not classes:
         raise DataError(f"classes are {shown(repr(classes), 60)}, expected a list of one or more names")
+    for what, text in (("the data set", name), *((f"class {number}", text) for number, text in enumerate(classes))):
+        if not isinstance(text, str) or not _is_name(text):
+            raise DataError(
+                f"the name of {what} is {shown(repr(text), 260)}, expected text of 1 to {LONGEST_NAME} characters "
+                "without spaces at its ends, control characters, line separators and lone surrogates"
+            )
     first_with: dict[str, int] = {}
-    for number, label in enumerate(classes):
-        text = _check(f"the name of class {number}", label)
-        first = first_with.setdefault(unicodedata.normalize("NFC", text), number)
+    for number, text in enumerate(classes):
+        first = first_with.setdefault(unicodedata.normalize("NFC", str(text)), number)
         if first != number:
-            raise DataError(f"classes {first} and {number} have the same name, {shown(text)!r}; give each its own")
+            raise DataError(f"classes {first} and {number} have the same name, {shown(text)!r}; give each another one")
 
 
-def _check(what: str, name: object) -> str:
-    """The name, when it is a text that can be one."""
-    if not isinstance(name, str):
-        raise DataError(f"{what} is {shown(repr(name), 60)}, expected a text")
-    if not name.strip() or name != name.strip():
-        raise DataError(f"{what} is {shown(repr(name), 60)}, expected a text without spaces at its ends")
-    if len(name) > LONGEST_NAME:
-        raise DataError(f"{what} has {len(name):,} characters, expected at most {LONGEST_NAME}: {shown(name, 60)!r}")
-    for character in name:
-        if (category := unicodedata.category(character)) in REFUSED:
-            raise DataError(f"{what} is {shown(repr(name), 260)}, which contains {REFUSED[category]}; choose another")
-    return name
+def _is_name(text: str) -> bool:
+    one_line = not any(unicodedata.category(character) in REFUSED for character in text[:LONGEST_NAME])
+    return one_line and 0 < len(text) <= LONGEST_NAME and text == text.strip()

@@ -22,7 +22,6 @@ from dptrain.system.text import shown
 
 LARGEST = 2**63 - 1
 MOST_ITEMS = 1 << 16  # of a list or object
-LONGEST_NAME = 1000  # characters of a name
 
 T = TypeVar("T")
 

@@ -1,7 +1,7 @@
-"""Plain HDF5 files: each array lies whole, contiguous and uncompressed at a known offset of the file.
+"""Plain HDF5 files: each array is contiguous and uncompressed at a known offset in the file.
 
-A reader that knows the offsets needs no HDF5 library. That matters because libhdf5 can crash on a forged file, and
-because versions of it differ: HDF5 2.0 writes files that 1.14 cannot open, unless it is held to an earlier format.
+A reader that knows the offsets needs no HDF5 library. This matters because libhdf5 can crash on a forged file, and
+because its versions differ: HDF5 2.0 by default writes files that 1.14 cannot open.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-ALIGNMENT = 64  # bytes: an array that is mapped begins on a cache line
-# The newest format that every HDF5 from 1.10 on can read. The bytes of two versions still differ.
+ALIGNMENT = 64  # bytes: each array begins on a cache line
+# The newest format that all versions of HDF5 from 1.10 can read. Its bytes still depend on the version.
 FORMAT_LIMITS = ("v110", "v110")
 
 
 def plain_hdf5(
     arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, str | int], user_block: int = 0
 ) -> tuple[memoryview, dict[str, int]]:
-    """What follows the user block of a file, and the offset in the whole file of each array.
+    """The bytes of a file after its user block, and the offset in the whole file of each array.
 
-    arrays: by path, "name" or "group/name"; attributes: those of the root group. `user_block` is 0, or a power of 2 of
-    at least 512 bytes. The offset of an empty array is that of the end of the user block.
+    `arrays` are by path, "name" or "group/name"; `attributes` are those of the root group. `user_block` is 0, or a
+    power of 2 of at least 512 bytes. The offset of an empty array is the end of the user block.
     """
-    import h5py  # only a program that writes needs it, and it takes 0.1 s
+    import h5py  # takes 0.1 s, and only writing needs it
 
-    # In memory: libhdf5 crashes the process at its end when a disk was full below it, where Python only raises.
+    # In memory: after a write to a full disk libhdf5 crashes the process at its end, Python only raises an exception.
     content = io.BytesIO()
     with h5py.File(
         content,

@@ -1,4 +1,4 @@
-"""One-line errors for what the machine refuses: memory, threads, open files, paths."""
+"""One-line errors for what the operating system refuses: memory, threads, open files, paths."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ADVICE = {
     errno.ENOSPC: SPACE,
     errno.EDQUOT: SPACE,
     errno.EFBIG: SPACE,
-    errno.EROFS: "choose a place that can be written",
+    errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "check the permissions",
     errno.EPERM: "check the permissions",
     errno.EIO: "check the disk or network file system",
     errno.ESTALE: "check the network file system",
-    errno.ENOTDIR: "a file is in the place of a folder",
+    errno.ENOTDIR: "a file has the name of a folder",
 }
 TOO_LARGE = f"too large for memory; {MEMORY}"
 NOT_LOADED = "out of memory while loading a library; raise the limit (ulimit -v)"
@@ -46,9 +46,9 @@ REPORTS = {
 
 
 def check_memory(size: int, what: str) -> None:
-    """LimitError if `size` bytes for `what` are more than this machine, or this process's group, has.
+    """LimitError if `size` bytes for `what` are more than this machine or this control group has.
 
-    The system would grant them, and kill a process of its choice once they are written to.
+    The system would grant them and kill a process when they are used.
     """
     limit = memory_limit()
     if limit is not None and size > limit:
@@ -60,7 +60,7 @@ def check_memory(size: int, what: str) -> None:
 
 
 def refused(error: BaseException) -> DptrainError | None:
-    """A LimitError that explains an exception of the operating system or its limits; None for any other exception."""
+    """A LimitError that explains an exception caused by the operating system; None for any other exception."""
     text = str(error)
     if isinstance(error, MemoryError):
         return LimitError(f"out of memory{': ' * bool(text)}{shown(text)}; {MEMORY}")
@@ -76,7 +76,7 @@ def refused(error: BaseException) -> DptrainError | None:
 
 def _refused_by_the_system(error: OSError) -> DptrainError | None:
     if error.errno == errno.ENOENT and error.filename is None and _has_no_working_directory():
-        return LimitError("the working directory does not exist any more; change to another one")
+        return LimitError("the working directory no longer exists; change to another one")
     if error.errno not in ADVICE:
         return None
     where = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""

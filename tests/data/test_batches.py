@@ -1,4 +1,4 @@
-"""dptrain.data.batches: every sample once an epoch, in an order that nothing but (seed, epoch, shard) decides."""
+"""dptrain.data.batches: every sample once an epoch, in an order that depends only on (seed, epoch, shard)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MANIFEST = Manifest(
 
 
 def shard_samples(count: int) -> Samples:
-    """Random images; the label of a sample is its row, so that a batch tells which samples it holds."""
+    """Random images; the label of a sample is its row, so that its batch shows which samples it has."""
     images = np.random.default_rng(count).integers(0, 256, (count, *SHAPE), dtype=np.uint8)
     return Samples(images, np.arange(count), np.arange(count) * 10)
 
@@ -46,7 +46,7 @@ def batches(count: int = 23, *, shard: int = 0, size: int = 4, seed: int = 0, au
 
 
 def order(source: ShardBatches, epoch: int) -> list[int]:
-    """Rows of the samples of an epoch in the order they come."""
+    """The rows of an epoch in the order of its batches."""
     steps = -(-len(source.source) // source.size)
     return [int(row) for step in range(steps) for row in source.batch(epoch, step, Workspace())[1]]
 
@@ -67,7 +67,7 @@ def test_every_sample_comes_once_an_epoch_and_only_the_last_batches_are_smaller(
 
 
 @pytest.mark.parametrize("augment", ["none", "reflect", "zero"])
-def test_empty_batch_of_a_shard_that_has_run_out_is_a_batch(augment: str) -> None:
+def test_a_shard_without_further_samples_gives_an_empty_batch(augment: str) -> None:
     images, labels = batches(8, size=4, augment=augment).batch(0, 2, Workspace())
     assert images.shape == array_shape(SHAPE, 0)
     assert labels.shape == (0,)
@@ -99,7 +99,7 @@ def test_samples_of_a_batch_are_those_of_its_labels_normalised() -> None:
 
 
 @pytest.mark.parametrize("augment", ["reflect", "zero"])
-def test_augmentation_goes_with_the_position_in_the_epoch(augment: str) -> None:
+def test_augmentation_depends_on_the_position_in_the_epoch(augment: str) -> None:
     source = batches(augment=augment, seed=4, shard=2)
     words = random_words(4, Purpose.AUGMENTATION, 2, 23, epoch=3)
     for step in (0, 2, 5):
@@ -114,7 +114,7 @@ def test_augmentation_goes_with_the_position_in_the_epoch(augment: str) -> None:
     visits=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=12),
     augment=st.sampled_from(["none", "reflect", "zero"]),
 )
-def test_batch_does_not_depend_on_what_was_asked_before(visits: list[tuple[int, int]], augment: str) -> None:
+def test_batch_does_not_depend_on_earlier_batches(visits: list[tuple[int, int]], augment: str) -> None:
     used, workspace = batches(augment=augment), Workspace()
     for epoch, step in visits:
         images, labels = used.batch(epoch, step, workspace)
@@ -123,7 +123,7 @@ def test_batch_does_not_depend_on_what_was_asked_before(visits: list[tuple[int, 
         np.testing.assert_array_equal(labels, fresh_labels)
 
 
-def test_batches_leave_the_samples_as_they_were() -> None:
+def test_batches_do_not_change_the_samples() -> None:
     source = batches(augment="zero")
     order(source, 0)
     np.testing.assert_array_equal(source.source.images, shard_samples(23).images)
@@ -160,7 +160,7 @@ class MappedSource:
         return images
 
 
-def test_batches_need_nothing_of_a_source_but_labels_an_order_and_some_rows(tmp_path: Path) -> None:
+def test_batches_need_only_labels_an_order_and_rows_of_a_source(tmp_path: Path) -> None:
     samples = shard_samples(23)
     mapped = MappedSource(tmp_path / "images.npy", samples)
     source = ShardBatches(mapped, 0, MANIFEST, size=4, seed=0)

@@ -22,7 +22,7 @@ from dptrain.data.shard import Samples, read_shard, write_shard
 
 
 def change_shard(folder: Path, split: str, shard: int, change: Callable[[Samples], Samples]) -> None:
-    """Change a shard and its entry, as a faulty packer would: all hashes are right."""
+    """Change a shard and its entry, as a faulty packing program would: all hashes are correct."""
     manifest = read_manifest(folder)
     entries = list(manifest.splits[split])
     samples = change(read_shard(folder, manifest, split, shard))
@@ -32,7 +32,7 @@ def change_shard(folder: Path, split: str, shard: int, change: Callable[[Samples
 
 
 def twice(folder: Path, split: str) -> None:
-    """The first sample of shard 0 has the number of the first of shard 3: on two ranks no rank sees both."""
+    """The first samples of shards 0 and 3 have the same number; no rank of two has both shards."""
     taken = read_shard(folder, read_manifest(folder), split, 3).index[0]
     change_shard(folder, split, 0, lambda one: replace(one, index=np.concatenate([[taken], one.index[1:]])))
 
@@ -78,7 +78,7 @@ def test_what_verify_refuses_is_refused_by_train_and_eval(problem: str, trained:
 
 
 @pytest.mark.mpi
-def test_a_sample_that_is_there_twice_is_found_across_ranks_and_said_once(tmp_path: Path) -> None:
+def test_a_sample_that_occurs_twice_is_found_across_ranks_and_reported_once(tmp_path: Path) -> None:
     data = packed(tmp_path / "set")
     twice(data, "train")
     done = dptrain("train", *flags(data, tmp_path / "run"), cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)

@@ -66,9 +66,7 @@ def test_only_the_splits_asked_for_are_read(data_set: tuple[Path, Manifest]) -> 
 
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize("split", SPLITS)
-def test_shard_with_one_flipped_bit_is_refused_by_name(
-    data_set: tuple[Path, Manifest], split: str, threads: int
-) -> None:
+def test_shard_with_one_flipped_bit_is_reported(data_set: tuple[Path, Manifest], split: str, threads: int) -> None:
     folder, manifest = data_set
     path = folder / manifest.splits[split][2].file
     content = bytearray(path.read_bytes())
@@ -76,10 +74,10 @@ def test_shard_with_one_flipped_bit_is_refused_by_name(
     path.write_bytes(content)
     with pytest.raises(DataError, match=rf"{path.name}: SHA-256 .*altered"):
         load_shards(folder, manifest, range(SHARDS), threads)
-    load_shards(folder, manifest, range(2), threads)  # shards of other ranks are not this rank's to judge
+    load_shards(folder, manifest, range(2), threads)  # a rank does not check the shards of other ranks
 
 
-def test_missing_shard_is_named(data_set: tuple[Path, Manifest]) -> None:
+def test_missing_shard_is_reported(data_set: tuple[Path, Manifest]) -> None:
     folder, manifest = data_set
     path = folder / manifest.splits["train"][3].file
     path.unlink()

@@ -1,4 +1,4 @@
-"""dptrain.data.manifest: what is written is read back, and nothing else is taken for a data set."""
+"""dptrain.data.manifest: what is written is read back, and nothing else is accepted as a data set."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refused(folder: Path) -> str:
 
 
 def accept_bytes(folder: Path) -> None:
-    """Let the manifest vouch for the shard as it is now, so that only the inner checks can refuse it."""
+    """Write the size and hash of the present shard to the manifest, so that only the inner checks can refuse it."""
     manifest = read_manifest(folder)
     path = folder / SHARD
     first = replace(manifest.splits["train"][0], bytes=path.stat().st_size, sha256=file_sha256(path))
@@ -79,7 +79,7 @@ def test_shard_is_read_back_as_it_was_written(count: int, folder: Path) -> None:
         assert getattr(read, name).dtype == getattr(samples, name).dtype
 
 
-def test_shard_name_sorts_and_tells_its_place() -> None:
+def test_shard_name_has_split_number_and_count() -> None:
     assert shard_name("train", 7, 16) == "train-007-of-016.h5"
 
 
@@ -99,7 +99,7 @@ def test_manifest_is_read_back(folder: Path, old_folder: Path) -> None:
         assert read_manifest(one).to_json() == (one / MANIFEST).read_text()
 
 
-def test_the_identity_of_a_data_set_is_that_of_its_contents(folder: Path) -> None:
+def test_the_identity_of_a_data_set_depends_on_its_contents_only(folder: Path) -> None:
     manifest = read_manifest(folder)
 
     def with_first(**changes: Any) -> Manifest:
@@ -120,7 +120,7 @@ def test_the_identity_is_the_same_with_all_versions_of_h5py_and_numpy(folder: Pa
     assert read_manifest(folder).sha256 == "25866dce111f80e6f8493927d7d024616b16567fa656248b55fabcfffedaf699"
 
 
-def test_the_identity_of_a_data_set_of_version_1_is_what_its_checkpoints_say(old_folder: Path) -> None:
+def test_the_identity_of_a_data_set_of_version_1_is_that_in_its_checkpoints(old_folder: Path) -> None:
     manifest = read_manifest(old_folder)
     assert manifest.sha256 == file_sha256(old_folder / MANIFEST)
     assert manifest.sha256 == read_checkpoint(OLD.parent / "checkpoint.h5").origin.manifest_sha256
@@ -139,7 +139,7 @@ def test_a_data_set_of_version_1_is_read(old_folder: Path) -> None:
 
 @pytest.mark.parametrize("bit", range(0, 8, 3))
 @pytest.mark.parametrize("place", [0.0, 0.2, 0.5, 0.8, 0.999])
-def test_one_flipped_bit_anywhere_is_seen(place: float, bit: int, folder: Path) -> None:
+def test_one_flipped_bit_anywhere_is_found(place: float, bit: int, folder: Path) -> None:
     path = folder / SHARD
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 1 << bit
@@ -147,7 +147,7 @@ def test_one_flipped_bit_anywhere_is_seen(place: float, bit: int, folder: Path) 
     assert "altered" in refused(folder)
 
 
-def test_truncated_longer_and_missing_shards_are_told_apart(folder: Path) -> None:
+def test_truncated_longer_and_missing_shards_have_different_errors(folder: Path) -> None:
     path = folder / SHARD
     content = path.read_bytes()
     for changed in (content[:-1], content + b"x", b""):
@@ -172,7 +172,7 @@ def test_shards_may_be_links_to_files_elsewhere(folder: Path, tmp_path: Path) ->
 
 
 def with_entry(folder: Path, **changes: Any) -> None:
-    """Change what the manifest says of the first training shard."""
+    """Change the manifest's entry of the first training shard."""
     raw = json.loads((folder / MANIFEST).read_text())
     raw["splits"]["train"][0].update(changes)
     (folder / MANIFEST).write_text(json.dumps(raw))
@@ -191,7 +191,7 @@ def with_entry(folder: Path, **changes: Any) -> None:
         ({"more": 0}, "expected contents_sha256, and offsets of images, labels, index"),
     ],
 )
-def test_offsets_that_cannot_be_are_refused(offsets: dict[str, Any], words: str, folder: Path) -> None:
+def test_impossible_offsets_are_refused(offsets: dict[str, Any], words: str, folder: Path) -> None:
     there = json.loads((folder / MANIFEST).read_text())["splits"]["train"][0]["offsets"]
     found = {name: there[offset] if isinstance(offset, str) else offset for name, offset in offsets.items()}
     with_entry(folder, offsets=there | found)
@@ -200,7 +200,7 @@ def test_offsets_that_cannot_be_are_refused(offsets: dict[str, Any], words: str,
     assert words in str(caught.value)
 
 
-def test_offsets_of_other_places_are_noticed(folder: Path) -> None:
+def test_wrong_offsets_are_found(folder: Path) -> None:
     there = json.loads((folder / MANIFEST).read_text())["splits"]["train"][0]["offsets"]
     with_entry(folder, offsets=there | {"images": there["images"] - 1})
     assert "do not have the hash that the manifest states" in refused(folder)
@@ -223,7 +223,7 @@ def test_a_shard_far_larger_than_its_samples_is_refused_before_it_is_read(folder
         (lambda samples: replace(samples, index=samples.index - 1000), "index from -"),
     ],
 )
-def test_labels_and_numbers_that_cannot_be_are_refused(
+def test_impossible_labels_and_numbers_are_refused(
     change: Callable[[Samples], Samples], words: str, folder: Path
 ) -> None:
     manifest = read_manifest(folder)
@@ -256,7 +256,7 @@ def change_of(name: str, **changes: Any) -> Callable[[h5py.File], None]:
 
 
 def unwritten(file: h5py.File) -> None:
-    """3 GiB on paper, nothing on disk."""
+    """3 GiB by its shape, nothing on the disk."""
     del file["images"]
     file.create_dataset("images", (6, 2, 16384, 16384), np.uint8, chunks=(1, 1, 1024, 1024), fletcher32=True)
 
@@ -280,8 +280,8 @@ def add_dataset(file: h5py.File) -> None:
     [
         (change_of("images", external=True), "not stored in the file itself"),
         (change_of("images", virtual=True), "not stored in the file itself"),
-        (change_of("images", link=h5py.ExternalLink("/tmp/other.h5", "images")), "link to elsewhere"),
-        (change_of("images", link=h5py.SoftLink("/labels")), "link to elsewhere"),
+        (change_of("images", link=h5py.ExternalLink("/tmp/other.h5", "images")), "images is a link"),
+        (change_of("images", link=h5py.SoftLink("/labels")), "images is a link"),
         (change_of("images", group=True), "it holds ['index', 'labels']"),
         (change_of("images", cast=lambda array: array.astype(np.float32)), "float32"),
         (change_of("images", cast=lambda array: array[:, :, :-1]), "expected uint8"),
@@ -294,7 +294,7 @@ def add_dataset(file: h5py.File) -> None:
         (add_dataset, "more"),
     ],
 )
-def test_contents_of_another_kind_in_version_1_are_refused_before_they_are_read(
+def test_other_contents_in_version_1_are_refused_before_they_are_read(
     change: Callable[[h5py.File], None], words: str, old_folder: Path
 ) -> None:
     with h5py.File(old_folder / SHARD, "r+") as file:
@@ -407,7 +407,7 @@ def test_manifest_that_is_not_json_is_refused(content: bytes, folder: Path) -> N
         read_manifest(folder)
 
 
-def test_missing_manifest_tells_how_to_pack(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_manifest_says_how_to_pack(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="dptrain data-prep"):
         read_manifest(tmp_path)
 
@@ -431,7 +431,7 @@ except OSError as error:
 """
 
 
-def test_file_that_cannot_grow_is_an_os_error_and_the_process_ends_well(tmp_path: Path) -> None:
+def test_file_that_cannot_grow_is_an_os_error_and_the_process_ends_normally(tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 20
     program = [sys.executable, "-c", FULL_DISK, str(tmp_path / "a.h5")]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)

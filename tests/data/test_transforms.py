@@ -90,8 +90,8 @@ def test_middle_window_is_the_image_and_its_mirror_image(border: str) -> None:
     np.testing.assert_array_equal(found[1], images[1, :, :, ::-1])
 
 
-def test_flip_and_crop_can_be_had_alone() -> None:
-    """Digits must not be flipped. Each draws from its own bits, so that the other does not change it."""
+def test_flip_and_crop_can_be_used_alone() -> None:
+    """Digits must not be flipped. Flip and crop use different bits, so neither changes the other."""
     images = random_images(2, (3, 8, 8))
     words = np.array([word(1, 2, 7), word(0, 2, 7)], np.uint64)
     np.testing.assert_array_equal(flipped(images, words), [images[0, :, :, ::-1], images[1]])
@@ -100,7 +100,7 @@ def test_flip_and_crop_can_be_had_alone() -> None:
 
 
 def test_words_of_an_epoch_reach_every_flip_and_offset_equally_often() -> None:
-    """Read off a picture of its own coordinates, for the 50,000 images of an epoch."""
+    """Each image contains its coordinates; for the 50,000 images of an epoch."""
     size, count = 16, 50_000
     rows, columns = np.mgrid[0:size, 0:size].astype(np.uint8)
     middle = slice(size // 2, size // 2 + 2)

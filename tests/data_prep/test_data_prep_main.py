@@ -50,7 +50,7 @@ def test_shapes_are_packed_verified_and_described(tmp_path: Path) -> None:
     assert "bar circle" in described.stdout
 
 
-def test_json_is_all_that_stdout_has(tmp_path: Path) -> None:
+def test_stdout_has_only_the_json(tmp_path: Path) -> None:
     out = tmp_path / "shapes"
     facts = json.loads(run_data_prep("shapes", out, *SMALL, "--json").stdout)
     assert facts["samples"] == {"train": 40, "test": 20}
@@ -75,7 +75,7 @@ def test_verify_prints_every_bad_file_and_fails(tmp_path: Path) -> None:
     assert len(json.loads(report.stdout)["problems"]) == 2
 
 
-def test_verify_and_info_of_no_data_set_are_one_line(tmp_path: Path) -> None:
+def test_verify_and_info_without_a_data_set_are_one_line(tmp_path: Path) -> None:
     for command in ("verify", "info"):
         assert_one_line_error(run_data_prep(command, tmp_path), "not a data set")
 
@@ -114,7 +114,7 @@ def test_wrong_command_line_is_one_line_with_status_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert_one_line_error(run_data_prep("shapes", tmp_path / "file" / "set", *SMALL), "not a folder")
     assert_one_line_error(run_data_prep("shapes", "/proc/set", *SMALL), "/proc", "cannot be written")
@@ -127,7 +127,7 @@ FILES_OF_64_KIB = (
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    # A limit of file size is what a full disk looks like to a process, and works without root.
+    # For a process, a limit of file size is like a full disk, and it needs no root.
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 16
     command = [sys.executable, "-c", FILES_OF_64_KIB, "shapes", tmp_path / "set", "--train", "400", "--test", "40"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -137,7 +137,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM])
-def test_signal_while_packing_removes_what_was_begun(number: signal.Signals, tmp_path: Path) -> None:
+def test_signal_while_packing_removes_partial_files(number: signal.Signals, tmp_path: Path) -> None:
     """Found in the field: SIGQUIT, SIGUSR1 and others left a half-written folder. Two signals are one request."""
     out = tmp_path / "set"
     # So many shards that writing them takes seconds.
@@ -202,20 +202,20 @@ def test_damaged_archive_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "words", "status"),
     [
-        (os.mkfifo, "is a named pipe, expected a regular file"),
-        (os.mkdir, "is a folder, expected a regular file"),
-        (lambda path: path.symlink_to("gone"), "is a symbolic link to gone, which does not exist"),
+        (os.mkfifo, "is a named pipe, expected a regular file", 1),
+        (os.mkdir, "is a folder, expected a regular file", 1),
+        (lambda path: path.symlink_to("gone"), "is a symbolic link to gone, which does not exist", 2),
     ],
     ids=["pipe", "folder", "dangling link"],
 )
 def test_an_archive_that_is_no_file_is_one_line_at_once(
-    make: Callable[[Path], None], words: str, tmp_path: Path
+    make: Callable[[Path], None], words: str, status: int, tmp_path: Path
 ) -> None:
     make(tmp_path / "a.tar.gz")
     done = run_data_prep("cifar10", tmp_path / "set", "--archive", tmp_path / "a.tar.gz")
-    assert_one_line_error(done, "a.tar.gz", words)
+    assert_one_line_error(done, "a.tar.gz", words, status=status)
     assert not (tmp_path / "set").exists()
 
 

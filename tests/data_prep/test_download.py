@@ -1,4 +1,4 @@
-"""data_prep.download: an archive is given, cached or downloaded, and a network that is down is one line soon."""
+"""data_prep.download: an archive is given, cached or downloaded; without a network there is one line soon."""
 
 from __future__ import annotations
 

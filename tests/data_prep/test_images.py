@@ -1,4 +1,4 @@
-"""data_prep.images: arrays and names that cannot be meant are refused before anything is written."""
+"""data_prep.images: wrong arrays and names are refused before anything is written."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def of_shape(*shape: int, layout: Any = None) -> ImageData:
 
 
 def refused(data: ImageData) -> str:
-    """The one line with which data is refused."""
+    """The one-line error for this data."""
     with pytest.raises(DataError) as caught:
         checked(data)
     assert "\n" not in str(caught.value)
@@ -44,13 +44,13 @@ def refused(data: ImageData) -> str:
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (2, 5, 7), (4, 9, 5)])
-def test_up_to_four_channels_first_need_no_word(shape: tuple[int, int, int]) -> None:
+def test_up_to_four_channels_first_need_no_layout(shape: tuple[int, int, int]) -> None:
     assert checked(of_shape(*shape)).train.images.shape[1:] == shape
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (8, 9, 4)])
-def test_images_that_look_like_channels_last_are_refused_with_both_ways_to_say(shape: tuple[int, int, int]) -> None:
-    """In the field: (n, H, W, C), the layout of Pillow and Keras, was packed as 32 channels of 32 x 3 pixels."""
+def test_images_that_look_like_channels_last_are_refused_with_both_layouts(shape: tuple[int, int, int]) -> None:
+    """Found in the field: (n, H, W, C), the layout of Pillow and Keras, was packed as 32 channels of 32 x 3 pixels."""
     message = refused(of_shape(*shape))
     assert "probably (n, H, W, C); state it" in message
     assert 'layout="channels_last"' in message
@@ -58,7 +58,7 @@ def test_images_that_look_like_channels_last_are_refused_with_both_ways_to_say(s
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 4), (16, 8, 8), (4, 4, 4), (5, 3, 9), (64, 1, 1), (3, 3, 3), (1, 28, 1)])
-def test_any_other_shape_must_be_said(shape: tuple[int, int, int]) -> None:
+def test_any_other_shape_needs_a_layout(shape: tuple[int, int, int]) -> None:
     assert "probably (n, C, H, W) or (n, H, W, C)" in refused(of_shape(*shape))
     assert checked(of_shape(*shape, layout="channels_first")).train.images.shape[1:] == shape
     height, width, channels = shape
@@ -78,7 +78,7 @@ def test_both_layouts_of_the_same_images_give_the_same_bytes(tmp_path: Path) -> 
     assert read_manifest(tmp_path / "first").sha256 == read_manifest(tmp_path / "last").sha256
 
 
-def test_another_word_for_a_layout_is_refused() -> None:
+def test_an_unknown_layout_is_refused() -> None:
     assert "expected 'channels_first' or 'channels_last'" in refused(of_shape(3, 8, 8, layout="NHWC"))
 
 
@@ -117,7 +117,7 @@ def test_images_in_any_order_of_memory_give_the_same_bytes(order: Callable[[Any]
         (lambda images: images[:, :, :-1], "test images (30, 3, 8, 9); expected the same C, H and W"),
     ],
 )
-def test_images_that_cannot_be_meant_are_refused_with_what_to_do(change: Callable[[Any], Any], words: str) -> None:
+def test_wrong_images_are_refused_with_advice(change: Callable[[Any], Any], words: str) -> None:
     assert words in refused(replace(GOOD, train=replace(GOOD.train, images=change(GOOD.train.images))))
 
 
@@ -154,7 +154,7 @@ def test_labels_of_any_integer_type_give_the_same_data_set(change: Callable[[Any
         (lambda labels: np.eye(5, dtype=int)[labels], "labels.argmax(axis=1)"),
     ],
 )
-def test_labels_that_cannot_be_meant_are_refused_with_what_to_do(change: Callable[[Any], Any], words: str) -> None:
+def test_wrong_labels_are_refused_with_advice(change: Callable[[Any], Any], words: str) -> None:
     message = refused(replace(GOOD, train=replace(GOOD.train, labels=change(GOOD.train.labels))))
     assert words in message
     assert "data set 'random': train label" in message
@@ -166,7 +166,7 @@ def test_a_limit_or_seed_out_of_range_is_a_usage_error(tmp_path: Path) -> None:
             pack(tmp_path / "set", GOOD, shards=2, **options)  # type: ignore[arg-type]
 
 
-def test_what_is_hardly_meant_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_suspicious_data_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pack(tmp_path / "plain", GOOD, shards=2)
     assert capsys.readouterr().err == ""
     dark = replace(
@@ -185,41 +185,41 @@ def test_what_is_hardly_meant_is_noted(tmp_path: Path, capsys: pytest.CaptureFix
 BAD_NAMES: list[tuple[list[Any], str]] = [
     (["cat", "dog", "cat"], "classes 0 and 2 have the same name, 'cat'"),
     (["caf\u00e9", "cafe\u0301"], "classes 0 and 1 have the same name"),
-    (["cat", ""], "the name of class 1 is ''"),
-    (["cat", " dog"], "without spaces at its ends"),
-    (["cat", "\t"], "the name of class 1 is"),
-    (["cat", "d\0g"], "the name of class 1 is 'd\\x00g', which contains a control character"),
-    (["cat", "d\x1b[31mog"], "which contains a control character"),
-    (["cat", "d\udcffg"], "which contains a lone surrogate"),
-    (["cat", "a\u2028b"], "which contains a line separator"),
-    (["cat", "x" * 201], "has 201 characters, expected at most 200"),
-    (["cat", 7], "the name of class 1 is 7, expected a text"),
+    (["cat", ""], "the name of class 1 is '', expected text of 1 to 200 characters without spaces at its ends"),
+    (["cat", " dog"], "the name of class 1 is ' dog', expected"),
+    (["cat", "\t"], "the name of class 1 is '\\t', expected"),
+    (["cat", "d\0g"], "the name of class 1 is 'd\\x00g', expected"),
+    (["cat", "d\x1b[31mog"], "the name of class 1 is 'd\\x1b[31mog', expected"),
+    (["cat", "d\udcffg"], "the name of class 1 is 'd\\udcffg', expected"),
+    (["cat", "a\u2028b"], "the name of class 1 is 'a\\u2028b', expected"),
+    (["x" * 201, "cat"], "the name of class 0 is 'xxx"),
+    (["cat", 7], "the name of class 1 is 7, expected text"),
     ([], "expected a list of one or more names"),
 ]
 
 
 @pytest.mark.parametrize(("classes", "words"), BAD_NAMES)
-def test_names_that_no_checkpoint_holds_or_nobody_can_tell_apart_are_refused(classes: list[Any], words: str) -> None:
+def test_names_that_a_checkpoint_cannot_hold_or_that_look_alike_are_refused(classes: list[Any], words: str) -> None:
     with pytest.raises(DataError) as caught:
         check_names("mine", classes)
     assert words in str(caught.value)
     assert str(caught.value).isprintable()
 
 
-def test_names_of_any_script_are_fine() -> None:
+def test_names_of_any_script_are_accepted() -> None:
     """Case makes a difference: some data sets have a class for the letter a and one for A."""
     check_names(
         "mine", ["a", "A", "\u732b", "\u0915\u0941\u0924\u094d\u0924\u093e", "ice cream", "x" * 200, "\U0001f600"]
     )
 
 
-def test_a_text_is_not_taken_for_its_letters() -> None:
+def test_one_text_is_not_a_list_of_names() -> None:
     with pytest.raises(DataError, match="expected a list of one or more names"):
         check_names("mine", "cat")
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\udcff", None])
-def test_the_data_sets_own_name_is_checked_too(name: Any) -> None:
+def test_the_name_of_the_data_set_is_checked_too(name: Any) -> None:
     assert "the name of the data set" in refused(replace(GOOD, name=name))
 
 
@@ -232,7 +232,7 @@ def test_packing_checks_names_and_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a", "d\0g", "d\udcffg"])
 def test_training_on_a_data_set_with_such_names_is_refused_at_its_start(name: str, tmp_path: Path) -> None:
-    """In the field: the training was lost at its first checkpoint, and `eval` left out a class of two with one name."""
+    """Found in the field: training failed at its first checkpoint; `eval` left out one of two classes of one name."""
     data = tmp_path / "set"
     pack(data, replace(GOOD, classes=("a", "b", "c", "d", "e")), shards=2)
     manifest = json.loads((data / MANIFEST).read_text())

@@ -1,4 +1,4 @@
-"""data_prep.pack and data_prep.staging: how samples are dealt, and that a folder appears whole or not at all."""
+"""data_prep.pack and data_prep.staging: how samples are dealt; a folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_sample_is_in_exactly_one_shard_with_its_own_image_and_label(split: str, tmp_path: Path) -> None:
+def test_every_sample_is_in_exactly_one_shard_with_its_image_and_label(split: str, tmp_path: Path) -> None:
     data = image_data()
     pack(tmp_path / "set", data, shards=4)
     samples = joined(shards_of(tmp_path / "set", split))
@@ -168,7 +168,7 @@ def test_one_sample_a_shard_is_possible(tmp_path: Path) -> None:
     assert [len(shard) for shard in shards_of(tmp_path / "set", "test")] == [1] * 37
 
 
-# The folder: whole or not at all.
+# The folder: complete or not at all.
 
 
 def test_existing_data_set_is_kept_without_force_and_replaced_with_it(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_file_in_the_way_is_never_touched(tmp_path: Path) -> None:
     assert (tmp_path / "set").read_text() == "mine"
 
 
-def test_empty_folder_and_missing_parents_are_fine(tmp_path: Path) -> None:
+def test_empty_folder_and_missing_parents_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     pack(tmp_path / "empty", image_data())
     pack(tmp_path / "a" / "b" / "set", image_data())
@@ -244,7 +244,7 @@ def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(143)])
 @pytest.mark.parametrize("force", [False, True])
-def test_failure_on_the_way_leaves_what_was_there(
+def test_a_failure_leaves_the_folder_as_before(
     error: BaseException, force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "set"
@@ -273,7 +273,7 @@ def test_path_that_cannot_be_a_folder_is_one_clear_error(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_during_the_block_is_put_off_to_its_end(number: int) -> None:
+def test_signal_during_the_block_is_delayed_to_its_end(number: int) -> None:
     caught: list[str] = []
     before = signal.signal(number, lambda *_arguments: caught.append("handler"))
     try:
@@ -303,7 +303,7 @@ pack.pack(Path({out!r}), image_data(), force=True)
 """
 
 
-def test_process_killed_while_packing_leaves_nothing_that_passes_for_a_data_set(tmp_path: Path) -> None:
+def test_process_killed_while_packing_leaves_nothing_that_is_accepted_as_a_data_set(tmp_path: Path) -> None:
     out = tmp_path / "set"
     program = SLOW_PACKING.format(tests=str(Path(__file__).parents[1]), out=str(out))
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""data_prep.staging: where a data set may be put, and what a process that ends at any moment leaves there."""
+"""data_prep.staging: where a data set may be written, and what a killed process leaves there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OLD, NEW = image_data(), image_data(seed=1)
 
 
 def assert_whole(out: Path) -> str:
-    """Every shard of the data set can be read, and nothing else is there; the SHA-256 of its manifest."""
+    """Every shard of the data set can be read, and there are no other files. Returns the SHA-256 of the data set."""
     manifest = read_manifest(out)
     for split in SPLITS:
         for shard in range(manifest.shard_count):
@@ -41,7 +41,7 @@ def identities(tmp_path: Path) -> tuple[str, str]:
 
 
 def pack_and_die(out: Path, calls: int, *, force: bool) -> bool:
-    """Pack in a forked process that dies at its `calls`-th change of the folder; False when it made fewer."""
+    """Pack in a forked process that is killed at its `calls`-th change of the folder; False if it makes fewer."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -111,7 +111,7 @@ def test_an_old_set_that_cannot_be_removed_stays(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("what", ["file", "link", "folder of another's"])
-def test_something_else_named_like_the_staging_folder_is_never_touched(what: str, tmp_path: Path) -> None:
+def test_something_else_named_like_the_staging_folder_is_not_changed(what: str, tmp_path: Path) -> None:
     out = tmp_path / "set"
     out.mkdir()
     (tmp_path / "mine").mkdir()
@@ -129,7 +129,7 @@ def test_something_else_named_like_the_staging_folder_is_never_touched(what: str
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_folder_named_like_a_shard_is_not_of_a_data_set(tmp_path: Path) -> None:
+def test_a_folder_named_like_a_shard_does_not_belong_to_a_data_set(tmp_path: Path) -> None:
     out = tmp_path / "set"
     pack(out, OLD, shards=2)
     (out / "train-000-of-009.h5").mkdir()
@@ -140,7 +140,7 @@ def test_a_folder_named_like_a_shard_is_not_of_a_data_set(tmp_path: Path) -> Non
 
 
 def test_the_working_directory_can_be_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the field: OUT was renamed, which fails for the working directory and for a mounted volume."""
+    """Found in the field: OUT was renamed, which fails for the working directory and for a mounted volume."""
     monkeypatch.chdir(tmp_path)
     pack(Path(), NEW, shards=2)
     assert_whole(tmp_path)
@@ -148,7 +148,7 @@ def test_the_working_directory_can_be_the_folder(tmp_path: Path, monkeypatch: py
     assert_whole(tmp_path)
 
 
-def test_a_fresh_volume_and_hidden_files_are_as_good_as_an_empty_folder(tmp_path: Path) -> None:
+def test_a_new_volume_and_hidden_files_count_as_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
     (tmp_path / ".gitkeep").touch()
     pack(tmp_path, NEW, shards=2)
@@ -172,7 +172,7 @@ def can_mount() -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="needs root and a kernel that lets it mount")
 def test_a_mounted_volume_whose_parent_is_read_only_can_be_the_folder(tmp_path: Path) -> None:
-    """In the field: a volume mounted into a container was refused after all the work."""
+    """Found in the field: a volume mounted into a container was refused after all the work."""
     volume = tmp_path / "volume"
     python = sys.executable
     words = f"{python} -m data_prep shapes {{0}} --train 40 --test 20 --shards 2 && {python} -m data_prep verify {{0}}"
@@ -187,10 +187,8 @@ def test_a_mounted_volume_whose_parent_is_read_only_can_be_the_folder(tmp_path: 
     assert done.stdout.count("no problems found") == 2
 
 
-def test_a_folder_in_which_nothing_can_be_renamed_upwards_is_fine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the mounts above do to a process, without root: no rename of OUT, nothing beside it."""
+def test_packing_needs_no_access_to_the_folder_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like the mounts above, but without root: no rename of OUT, and no new file beside it."""
     out = tmp_path / "set"
     out.mkdir()
     rename, mkdir = Path.rename, Path.mkdir
@@ -211,7 +209,7 @@ def test_a_folder_in_which_nothing_can_be_renamed_upwards_is_fine(
         assert_whole(out)
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+def test_a_folder_that_cannot_be_written_is_reported_before_packing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_arguments: object, **_options: object) -> str:
@@ -222,7 +220,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_work(
         staging.check_target(tmp_path / "set", force=False)
 
 
-def test_links_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+def test_dangling_links_are_reported(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for out in ("link", "link/set", "loop"):

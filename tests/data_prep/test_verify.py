@@ -1,4 +1,4 @@
-"""data_prep.verify: a sound data set passes, and each kind of damage is found and named."""
+"""data_prep.verify: a sound data set passes, and each kind of damage is reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def rewrite_shard(folder: Path, split: str, shard: int, change: Callable[[Samples], Samples]) -> None:
-    """Change a shard and its entry, as a faulty packer would: all hashes are right."""
+    """Change a shard and its entry, as a faulty packing program would: all hashes are correct."""
     manifest = read_manifest(folder)
     samples = change(read_shard(folder, manifest, split, shard))
     entries = list(manifest.splits[split])
@@ -55,7 +55,7 @@ def test_limited_data_set_is_sound(tmp_path: Path) -> None:
     assert verify(tmp_path / "set").problems == []
 
 
-def test_every_bad_shard_is_named_not_only_the_first(folder: Path) -> None:
+def test_every_bad_shard_is_reported(folder: Path) -> None:
     (folder / "train-001-of-004.h5").unlink()
     path = folder / "train-002-of-004.h5"
     path.write_bytes(path.read_bytes()[:-7])
@@ -85,7 +85,7 @@ def test_manifest_that_is_missing_or_of_another_version_is_the_problem(
     assert words in only_problem(verify(folder))
 
 
-def test_sample_that_is_there_twice_is_found_across_shards(folder: Path) -> None:
+def test_sample_that_occurs_twice_is_found_across_shards(folder: Path) -> None:
     manifest = read_manifest(folder)
     taken = read_shard(folder, manifest, "test", 1).index[0]
 
@@ -134,7 +134,7 @@ def test_edited_statistics_are_found(name: str, folder: Path) -> None:
     assert f"{name} of channel 0" in only_problem(verify(folder))
 
 
-def test_info_tells_the_manifest_as_plain_values(folder: Path) -> None:
+def test_info_has_the_manifest_as_plain_values(folder: Path) -> None:
     facts: dict[str, Any] = info(folder)
     assert json.loads(json.dumps(facts)) == facts
     assert facts["samples"] == {"train": 101, "test": 37}

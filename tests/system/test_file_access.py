@@ -1,4 +1,4 @@
-"""dptrain.system.files: what is no regular file, too large or not quite JSON is an error at once."""
+"""dptrain.system.files: other than regular files, too large files and invalid JSON are errors at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from dptrain.system import files
 
-AT_ONCE = 2.0  # seconds; opening a pipe without a writer would wait for ever
+AT_ONCE = 2.0  # seconds; opening a pipe without a writer would never return
 
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """A folder with one entry of each kind that is no regular file."""
+    """A folder with one entry of each kind other than a regular file."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
@@ -67,7 +67,7 @@ def test_a_link_to_a_regular_file_is_read_but_not_written(tmp_path: Path) -> Non
 def test_a_file_that_is_too_large_is_refused_by_its_size(tmp_path: Path) -> None:
     path = tmp_path / "large"
     with path.open("wb") as file:
-        file.truncate(1 << 43)  # 8 TiB that take no place on the disk
+        file.truncate(1 << 43)  # 8 TiB that use no space on the disk
     for most in (None, 1000):
         with (
             files.open_regular(path) as file,
@@ -92,8 +92,8 @@ def test_a_file_that_is_too_large_is_refused_by_its_size(tmp_path: Path) -> None
         b"\xff" * 1000,
     ],
 )
-def test_what_is_not_quite_json_is_a_value_error_of_bounded_length(text: str | bytes) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - any words will do, but not many
+def test_invalid_json_is_a_value_error_of_bounded_length(text: str | bytes) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is from the library; its length is checked
         files.parse_json(text)
     assert type(caught.value) is ValueError
     assert len(str(caught.value)) < 300
@@ -117,8 +117,8 @@ def test_usual_json_is_read() -> None:
         "a = 1\na = 2",
     ],
 )
-def test_what_is_not_quite_toml_is_a_value_error_of_bounded_length(text: str) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - any words will do, but not many
+def test_invalid_toml_is_a_value_error_of_bounded_length(text: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is from the library; its length is checked
         files.parse_toml(text)
     assert len(str(caught.value)) <= 300
 

@@ -1,4 +1,4 @@
-"""dptrain.system.hdf5: every array is at its offset of the file, as an HDF5 reader finds it too."""
+"""dptrain.system.hdf5: every array is at its offset in the file, and HDF5 readers find the same arrays."""
 
 from __future__ import annotations
 

@@ -74,5 +74,5 @@ def test_what_would_take_memory_or_open_files_is_refused(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "pipe.h5")
     with h5py.File(path, "w") as file:
         file["a"] = h5py.ExternalLink(str(tmp_path / "pipe.h5"), "/a")
-    with pytest.raises(ValueError, match="a is a link to elsewhere"):
+    with pytest.raises(ValueError, match="a is a link"):
         read_isolated(path.read_bytes())

@@ -32,7 +32,7 @@ def read(path: Path) -> ImageData:
 
 
 def refused(path: Path) -> str:
-    """The message with which an archive is refused; it names the archive."""
+    """The error for an archive, with the archive's path."""
     with pytest.raises(DataError) as caught:
         read(path)
     assert str(path) in str(caught.value)
@@ -45,7 +45,7 @@ def binary(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("members", [binary_members, python_members])
-def test_pixels_and_labels_come_out_in_the_order_of_the_batches(
+def test_pixels_and_labels_are_in_the_order_of_the_batches(
     members: Callable[[], dict[str, bytes]], tmp_path: Path
 ) -> None:
     shuffled = dict(sorted(members().items(), reverse=True))  # published archives have their members in any order
@@ -79,7 +79,7 @@ def python_2_pickle(pixels: np.ndarray, labels: list[int]) -> bytes:
     return b"(dS'data'\n" + data + b"sS'labels'\n" + listed + b"s."
 
 
-def test_fortran_order_of_a_pickle_is_honoured(tmp_path: Path) -> None:
+def test_a_pickle_in_fortran_order_is_read(tmp_path: Path) -> None:
     pixels, _labels = cifar10_records()
     members = python_members()
     batch = pickle.loads(members[FIRST_PY])
@@ -110,7 +110,7 @@ def test_archive_with_one_altered_byte_is_refused(binary: Path) -> None:
     assert "damaged" in refused(binary)
 
 
-def test_wrong_checksum_behind_the_last_member_is_seen(binary: Path) -> None:
+def test_wrong_checksum_after_the_last_member_is_found(binary: Path) -> None:
     content = bytearray(binary.read_bytes())
     content[-8] ^= 1  # gzip's CRC-32 of the whole stream
     binary.write_bytes(content)
@@ -140,7 +140,7 @@ def test_another_tar_is_refused_with_what_it_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("members", [binary_members, python_members])
-def test_missing_batch_is_named(members: Callable[[], dict[str, bytes]], tmp_path: Path) -> None:
+def test_missing_batch_is_reported(members: Callable[[], dict[str, bytes]], tmp_path: Path) -> None:
     contents = {name: content for name, content in members().items() if "data_batch_3" not in name}
     assert "data_batch_3" in refused(write_archive(tmp_path / "a.tar.gz", contents))
 
@@ -151,7 +151,7 @@ def test_batch_of_another_size_is_refused(tmp_path: Path) -> None:
     assert f"{BATCH_SAMPLES * 3073:,}" in refused(write_archive(tmp_path / "a.tar.gz", members))
 
 
-def test_label_above_nine_is_named(tmp_path: Path) -> None:
+def test_label_above_nine_is_reported(tmp_path: Path) -> None:
     members = binary_members()
     members[FIRST_BIN] = b"\x0a" + members[FIRST_BIN][1:]
     message = refused(write_archive(tmp_path / "a.tar.gz", members))
@@ -178,7 +178,7 @@ def test_member_that_is_no_regular_file_is_refused(kind: bytes, tmp_path: Path) 
     assert "not a regular file" in refused(path)
 
 
-def test_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_member_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
     content = binary_members()[FIRST_BIN]
     with tarfile.open(path, "w:gz") as tar:
@@ -189,14 +189,14 @@ def test_member_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     assert "occurs twice" in refused(path)
 
 
-def test_decompression_bomb_is_given_up_early(tmp_path: Path) -> None:
+def test_decompression_bomb_is_refused_early(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "a.tar.gz", {"zeros": bytes(64 << 20)})
     assert path.stat().st_size < 1 << 20
     assert "far more than CIFAR-10" in refused(path)
 
 
 class Hostile:
-    """Pickles as a call of any function."""
+    """Its pickle calls a function."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self._call = (function, arguments)
@@ -206,7 +206,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("member", [FIRST_PY, META_PY])
-def test_pickle_that_runs_code_is_refused_unrun(member: str, tmp_path: Path) -> None:
+def test_pickle_that_runs_code_is_refused_and_not_run(member: str, tmp_path: Path) -> None:
     mark = tmp_path / "was-run"
     members = python_members()
     members[member] = pickle.dumps({b"data": Hostile(os.mkdir, str(mark))}, protocol=2)

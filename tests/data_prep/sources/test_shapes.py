@@ -1,4 +1,4 @@
-"""data_prep.sources.shapes: the images are reproducible, what they say they are, and not for a linear model."""
+"""data_prep.sources.shapes: images are reproducible, show their class, and are too hard for a linear model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data_prep.sources import shapes
 from data_prep.sources.shapes import CLASSES, DISTANCES, read_shapes
 
 
-def test_images_have_the_promised_form() -> None:
+def test_images_have_the_right_shape_and_type() -> None:
     data = read_shapes(23, 12)
     assert data.train.images.shape == (23, 3, 32, 32)
     assert data.test.images.shape == (12, 3, 32, 32)
@@ -27,7 +27,7 @@ def test_image_depends_on_seed_split_and_number_alone() -> None:
     assert not np.array_equal(few.train.images[:10], few.test.images)
 
 
-def test_no_image_is_there_twice() -> None:
+def test_no_image_occurs_twice() -> None:
     data = read_shapes(1000, 300)
     images = np.concatenate([data.train.images, data.test.images]).reshape(1300, -1)
     assert len(np.unique(images, axis=0)) == 1300
@@ -58,7 +58,7 @@ AREAS = {
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_distance_is_negative_inside_and_never_grows_faster_than_the_way(name: str) -> None:
+def test_distance_is_negative_inside_and_never_grows_faster_than_the_distance_moved(name: str) -> None:
     step = 0.01
     axis = np.arange(-2 + step / 3, 2, step)  # no line of the grid runs along an edge
     u, v = np.meshgrid(axis, axis)
@@ -78,7 +78,7 @@ def test_classes_do_not_differ_in_colour_or_brightness() -> None:
     assert np.ptp(means, axis=0).max() < 20
 
 
-def test_shapes_lie_turn_and_grow_differently() -> None:
+def test_shapes_differ_in_position_angle_and_size() -> None:
     generator = np.random.Philox(key=np.array([0, 0], np.uint64))
     labels = np.full(400, CLASSES.index("bar"), np.int64)
     uniform = np.random.Generator(generator).random((400, 64))
