@@ -1,8 +1,8 @@
 """A command of dptrain that fails on some ranks: failing_command.py HOW RANK,RANK...
 
-together    a DownloadError inside `together`: all ranks are told
+together    a DownloadError inside `together`: all ranks end with it
 alone       a DownloadError while the other ranks wait for this one
-exception   an exception that nobody foresaw, while the other ranks wait
+exception   an unforeseen exception, while the other ranks wait
 usage       a flag that does not exist, which every rank sees
 
 Every rank that comes to an end by itself leaves a file ended-RANK with its status.
@@ -15,6 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from dptrain.commands import main as cli
+from dptrain.commands import train
 from dptrain.errors import DownloadError
 from dptrain.parallel.communicator import Communicator, together
 
@@ -23,7 +24,7 @@ FAILING = [int(rank) for rank in sys.argv[2].split(",")]
 
 
 def command(parsed: Namespace, communicator: Communicator, connection: str) -> int:
-    """Stands for `dptrain train`."""
+    """Replaces `dptrain train`."""
     fails = communicator.rank in FAILING
     if HOW == "together":
         with together(communicator):
@@ -38,7 +39,7 @@ def command(parsed: Namespace, communicator: Communicator, connection: str) -> i
 
 
 def main() -> int:
-    cli._train = command
+    train.run = command
     status = cli.main(["train", "--no-such-flag"] if HOW == "usage" else ["train"])
     from mpi4py import MPI
 
