@@ -1,4 +1,4 @@
-"""What every failing or working `dptrain` command is held to."""
+"""Runs of `dptrain` commands, and what every one of them must fulfil."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Done = subprocess.CompletedProcess[str]
 
 
 def assert_one_error(done: Done, *words: str, status: int = 1, ranks: bool = False) -> None:
-    """One line on stderr that says what is wrong; under mpirun its own notice may follow."""
+    """stderr is one line, the error; under mpirun its notice may follow."""
     assert done.returncode == status, done.stdout + done.stderr
     lines = done.stderr.splitlines()
     errors = [line for line in lines if line.startswith("dptrain: error: ")]
@@ -30,7 +30,7 @@ def assert_one_error(done: Done, *words: str, status: int = 1, ranks: bool = Fal
 
 
 def assert_nothing_half_written(run_dir: Path) -> None:
-    """Every checkpoint is whole, every line of the metrics is JSON, no temporary file lies about."""
+    """Every checkpoint is complete, every line of the metrics is JSON, no temporary file is left."""
     for path in run_dir.rglob("*"):
         assert "partial" not in path.name
         if path.suffix == ".h5":

@@ -1,4 +1,4 @@
-"""Bad input to dptrain: each kind ends with one clear line and a status, and nothing is half written."""
+"""Bad input to dptrain: each kind is one clear error with a status, and no partial file is left."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def own_data(data: Path, tmp_path: Path) -> Path:
+def copied_data(data: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    return Path(shutil.copytree(data, tmp_path / "own-set"))
+    return Path(shutil.copytree(data, tmp_path / "copied-set"))
 
 
-# What is wrong with the data
+# Damaged data
 
 
 def remove(folder: Path) -> None:
@@ -87,14 +87,14 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_data_is_one_error_and_no_run_begins(damage: str, own_data: Path, tmp_path: Path) -> None:
+def test_damaged_data_is_one_error_and_makes_no_run_folder(damage: str, copied_data: Path, tmp_path: Path) -> None:
     break_it, words = DAMAGES[damage]
-    break_it(own_data)
-    assert_one_error(train_here(own_data, tmp_path / "run"), *words)
+    break_it(copied_data)
+    assert_one_error(train_here(copied_data, tmp_path / "run"), *words)
     assert not (tmp_path / "run").exists()
 
 
-# What is wrong with the command
+# Wrong command lines
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_damaged_data_is_one_error_and_no_run_begins(damage: str, own_data: Path
         (["another"], ["'another'"]),
     ],
 )
-def test_a_wrong_flag_is_named_with_the_nearest_right_one(
+def test_a_wrong_flag_or_value_is_one_error_with_advice(
     more: list[str], words: list[str], data: Path, tmp_path: Path
 ) -> None:
     assert_one_error(train_here(data, tmp_path / "run", *more), *words, status=2)
@@ -149,7 +149,7 @@ def test_a_wrong_configuration_file_is_one_error(text: str, words: list[str], da
     assert not (tmp_path / "run").exists()
 
 
-# What is wrong with a checkpoint or the run folder
+# Wrong checkpoints and run folders
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_run_folder_below_a_file_cannot_be_written(data: Path, tmp_path: Path)
     assert (tmp_path / "file").read_text() == "mine"
 
 
-# What goes wrong on the way
+# Failures during a run
 
 
 @pytest.mark.parametrize("lr", ["1e6", "1e30"])
@@ -227,7 +227,7 @@ def test_a_loss_that_is_not_finite_names_step_and_learning_rate(lr: str, data: P
 
 
 def limited(size: int, *arguments: str | Path, cwd: Path) -> Done:
-    """dptrain in a process whose files cannot grow beyond `size` bytes, as on a disk that is full."""
+    """dptrain in a process whose files cannot grow beyond `size` bytes, as on a full disk."""
     return subprocess.run(
         [sys.executable, "-m", "dptrain", *map(str, arguments)],
         capture_output=True,
@@ -255,27 +255,27 @@ def test_a_full_disk_ends_the_run_with_one_error_and_keeps_the_earlier_checkpoin
 def test_metrics_on_a_full_disk_end_the_run_with_one_error(data: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "metrics.jsonl").open("w") as file:
-        file.truncate(1 << 30)  # takes no place, and cannot grow
+        file.truncate(1 << 30)  # it uses no disk space and cannot grow
     done = limited(1 << 30, "train", *flags(data, tmp_path / "run"), cwd=tmp_path)
     assert_one_error(done, "metrics.jsonl: cannot be written: File too large")
 
 
 @pytest.mark.mpi
-def test_a_shard_missing_on_one_rank_ends_all_ranks_and_is_told_once(own_data: Path, tmp_path: Path) -> None:
-    (own_data / "train-003-of-004.h5").unlink()  # rank 1 holds shards 2 and 3
-    done = dptrain("train", *flags(own_data, tmp_path / "run"), cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
+def test_a_shard_missing_on_one_rank_ends_all_ranks_and_is_reported_once(copied_data: Path, tmp_path: Path) -> None:
+    (copied_data / "train-003-of-004.h5").unlink()  # rank 1 holds shards 2 and 3
+    done = dptrain("train", *flags(copied_data, tmp_path / "run"), cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
     assert_one_error(done, f"rank 1 on {socket.gethostname()}", "train-003-of-004.h5: missing", ranks=True)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.mpi
-def test_a_loss_that_is_not_finite_ends_all_ranks_and_is_told_once(data: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_all_ranks_and_is_reported_once(data: Path, tmp_path: Path) -> None:
     words = flags(data, tmp_path / "run", lr=1e30, warmup_steps=0)
     done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
     assert_one_error(done, "the loss is nan", ranks=True)
 
 
 @pytest.mark.mpi
-def test_a_wrong_flag_under_mpirun_is_told_once(data: Path, tmp_path: Path) -> None:
+def test_a_wrong_flag_under_mpirun_is_reported_once(data: Path, tmp_path: Path) -> None:
     done = dptrain("train", data, "--epoch", "3", cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
     assert_one_error(done, "did you mean '--epochs'?", status=2, ranks=True)

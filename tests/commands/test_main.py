@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_runs import Done, assert_nothing_half_written, assert_one_error, dptrain_here, train
+from command_runs import Done, assert_nothing_half_written, assert_one_error, dptrain_here, train, train_here
 from mpi_runs import dptrain, mpirun, own_mpi
 from training_runs import LAST_STEP, TEST, configuration, flags, packed, run
 
@@ -38,7 +38,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_flags_win_over_the_file_and_the_merged_configuration_is_saved(data: Path, tmp_path: Path) -> None:
     (tmp_path / "settings.toml").write_text("lr = 1\nmomentum = 0.5\nbatch-size = 20\nnesterov = true\n")
     more = ["--config", "settings.toml", "--no-nesterov", "--max-steps", "1"]
-    done = train(data, tmp_path / "run", *more)
+    done = train_here(data, tmp_path / "run", *more)
     assert done.returncode == 0, done.stderr
     saved = TrainConfig(**read_toml(tmp_path / "run" / "config.toml"))
     assert (saved.lr, saved.momentum, saved.batch_size, saved.nesterov) == (1.0, 0.5, 16, False)
@@ -47,7 +47,7 @@ def test_flags_win_over_the_file_and_the_merged_configuration_is_saved(data: Pat
 FAILS_IN_TRAINING = """
 from dptrain.nn.layers.activation import Flatten
 from dptrain.nn.layers.linear import Linear
-from dptrain.parallel.communicator import launched_rank
+from dptrain.parallel.mpi import launched_rank
 
 class Bad(Linear):
     def forward(self, x, call):
@@ -70,7 +70,7 @@ def assert_traceback(done: Done, rank: int) -> None:
     assert done.stderr.count("dptrain: error:") == 1
 
 
-def test_an_exception_nobody_expected_shows_rank_host_and_traceback(data: Path, tmp_path: Path) -> None:
+def test_an_unforeseen_exception_shows_rank_host_and_traceback(data: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(FAILS_IN_TRAINING.replace("RANK", "0"))
     assert_traceback(train(data, tmp_path / "run", model="bad.py:build", model_options={}), 0)
     assert_nothing_half_written(tmp_path / "run")
@@ -83,16 +83,16 @@ def test_an_exception_on_one_rank_ends_the_others(data: Path, tmp_path: Path) ->
     assert_traceback(dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60), 1)
 
 
-# What goes right
+# Results
 
 
 def test_train_inspect_and_eval_agree_in_json(data: Path, tmp_path: Path) -> None:
-    done = train(data, tmp_path / "run", "--json")
+    done = train_here(data, tmp_path / "run", "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     folder = Path(summary["run_dir"])
-    inspected = json.loads(dptrain("inspect", folder, "--json", cwd=tmp_path).stdout)
-    evaluated = json.loads(dptrain("eval", folder, data, "--json", cwd=tmp_path).stdout)
+    inspected = json.loads(dptrain_here("inspect", folder, "--json", cwd=tmp_path).stdout)
+    evaluated = json.loads(dptrain_here("eval", folder, data, "--json", cwd=tmp_path).stdout)
     assert inspected["params_sha256"] == summary["params_sha256"]
     assert inspected["step"] == summary["step"] == LAST_STEP
     assert inspected["epochs_completed"] == 2
@@ -107,32 +107,31 @@ def test_train_inspect_and_eval_agree_in_json(data: Path, tmp_path: Path) -> Non
     assert f"params_sha256   {summary['params_sha256']}" in done.stdout
 
 
-@pytest.mark.slow
 def test_inspect_and_eval_print_the_same_figures_for_people(data: Path, trained: Path, tmp_path: Path) -> None:
-    figures = json.loads(dptrain("eval", trained, data, "--json", cwd=tmp_path).stdout)
-    out = dptrain("eval", trained, data, cwd=tmp_path).stdout.splitlines()
+    figures = json.loads(dptrain_here("eval", trained, data, "--json", cwd=tmp_path).stdout)
+    out = dptrain_here("eval", trained, data, cwd=tmp_path).stdout.splitlines()
     assert out[0] == (
         f"test loss {figures['loss']:.4f}, accuracy {100 * figures['accuracy']:.2f} % ({figures['correct']} of {TEST})"
     )
     assert [line.split() for line in out[1:]] == [
         [name, f"{100 * accuracy:.2f}", "%"] for name, accuracy in figures["class_accuracy"].items()
     ]
-    facts = json.loads(dptrain("inspect", trained, "--json", cwd=tmp_path).stdout)
-    shown = dptrain("inspect", trained, cwd=tmp_path).stdout
+    facts = json.loads(dptrain_here("inspect", trained, "--json", cwd=tmp_path).stdout)
+    shown = dptrain_here("inspect", trained, cwd=tmp_path).stdout
     assert f"params_sha256: {facts['params_sha256']}" in shown
     assert all(layer in shown for layer in facts["layers"])
 
 
 def test_a_class_without_test_samples_has_no_accuracy(data: Path, trained: Path, tmp_path: Path) -> None:
     few = packed(tmp_path / "few", test=4)
-    figures = json.loads(dptrain("eval", trained, few, "--json", cwd=tmp_path).stdout)
+    figures = json.loads(dptrain_here("eval", trained, few, "--json", cwd=tmp_path).stdout)
     empty = [name for name, accuracy in figures["class_accuracy"].items() if accuracy is None]
     assert empty
-    out = dptrain("eval", trained, few, cwd=tmp_path).stdout
+    out = dptrain_here("eval", trained, few, cwd=tmp_path).stdout
     assert out.count("no samples") == len(empty)
 
 
-def test_a_reader_that_has_enough_ends_it_quietly(trained: Path, tmp_path: Path) -> None:
+def test_a_reader_that_closes_the_pipe_ends_the_command_silently(trained: Path, tmp_path: Path) -> None:
     """`dptrain inspect RUN | head -1`"""
     command = f"{sys.executable} -u -m dptrain inspect {trained} | head -1"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False)
@@ -148,10 +147,10 @@ def test_eval_checks_its_flags_as_train_does(threads: str, expected: str, tmp_pa
 
 
 @pytest.mark.mpi
-def test_a_model_file_that_quits_on_one_rank_ends_both(data: Path, tmp_path: Path) -> None:
+def test_a_model_file_that_exits_on_one_rank_ends_both_ranks(data: Path, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "import sys\nfrom dptrain.nn import Flatten, Linear\n"
-        "from dptrain.parallel.communicator import launched_rank\n"
+        "from dptrain.parallel.mpi import launched_rank\n"
         "def build(input_shape, classes):\n    launched_rank() and sys.exit(3)\n"
         "    return [Flatten(), Linear(classes)]\n"
     )
@@ -165,7 +164,7 @@ def test_a_model_file_that_quits_on_one_rank_ends_both(data: Path, tmp_path: Pat
 UNLIKE_RANKS = """
 import sys
 from dptrain.commands.main import main
-from dptrain.parallel.communicator import launched_rank
+from dptrain.parallel.mpi import launched_rank
 if launched_rank() == 0 and "FULL" == "MODE":
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
@@ -176,7 +175,7 @@ sys.exit(main(["train", *sys.argv[1:], *(["--lrr", "1"] if launched_rank() == RA
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_wrong_flag_of_one_rank_ends_both(rank: int, data: Path, tmp_path: Path) -> None:
+def test_a_wrong_flag_of_one_rank_ends_both_ranks(rank: int, data: Path, tmp_path: Path) -> None:
     """As in `mpirun -n 1 dptrain ... : -n 1 dptrain ...`."""
     program = tmp_path / "unlike.py"
     program.write_text(UNLIKE_RANKS.replace("RANK", str(rank)))
@@ -192,7 +191,7 @@ EXITS_IN_TRAINING = FAILS_IN_TRAINING.replace(
 
 
 @pytest.mark.mpi
-def test_a_layer_that_ends_the_program_on_one_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
+def test_a_layer_that_exits_on_one_rank_ends_the_others(data: Path, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(EXITS_IN_TRAINING.replace("RANK", "1"))
     words = flags(data, tmp_path / "run", model=tmp_path / "net.py:build", model_options={})
     done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
@@ -201,18 +200,18 @@ def test_a_layer_that_ends_the_program_on_one_rank_ends_the_others(data: Path, t
 
 
 @pytest.mark.mpi
-def test_a_rank_whose_own_output_fails_still_ends_the_others(data: Path, tmp_path: Path) -> None:
+def test_a_rank_that_cannot_write_its_error_ends_the_others(data: Path, tmp_path: Path) -> None:
     """One log file a rank on the disk that is full: neither metrics nor the error can be written."""
     program = tmp_path / "unlike.py"
     program.write_text(UNLIKE_RANKS.replace("MODE", "FULL").replace("RANK", "-1"))
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "metrics.jsonl").open("w") as file:
-        file.truncate(1 << 30)  # takes no place, and cannot grow
+        file.truncate(1 << 30)  # it uses no disk space and cannot grow
     done = mpirun(own_mpi(), 2, program, *flags(data, tmp_path / "run"), cwd=tmp_path, timeout=60)
     assert done.returncode != 0
 
 
-def test_runs_begun_at_once_without_a_folder_get_one_each(data: Path, tmp_path: Path) -> None:
+def test_runs_started_at_once_get_a_folder_each(data: Path, tmp_path: Path) -> None:
     words = flags(data, Path("x"))
     at = words.index("--run-dir")
     command = [sys.executable, "-m", "dptrain", "train", *words[:at], *words[at + 2 :], "--json"]
@@ -239,12 +238,12 @@ def test_help_has_every_flag_and_its_default(capsys: pytest.CaptureFixture[str])
             assert f"default: {'on' if value is True else value})" in text
 
 
-def test_nothing_asks_for_numpy_before_blas_is_held_to_one_thread() -> None:
+def test_numpy_is_imported_after_blas_is_limited_to_one_thread() -> None:
     program = "import sys, dptrain.commands.main; sys.exit(bool({'numpy', 'mpi4py'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_the_parser_knows_abbreviations_for_errors() -> None:
+def test_an_abbreviated_flag_is_an_error_with_the_flag_that_is_meant() -> None:
     with pytest.raises(UsageError, match="did you mean '--checkpoint-every'"):
         build_parser("train").parse_args(["train", "set", "--checkpoint", "3"])

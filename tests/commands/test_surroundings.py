@@ -1,4 +1,4 @@
-"""dptrain where the surroundings are hostile: nobody reads its output, names are odd, the machine refuses something."""
+"""dptrain in a hostile environment: output that cannot be written, odd file names, exhausted limits."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def dptrain(*arguments: str | Path, redirect: str = "", **options: Any) -> subpr
     return subprocess.run(command, **{**defaults, **options})
 
 
-# Nobody reads what it prints
+# Output that cannot be written
 
 
 @pytest.mark.parametrize("redirect", [">/dev/full", "<&- >&- 2>&-", "| exit"])
-def test_training_does_not_need_its_output(redirect: str, data: Path, tmp_path: Path) -> None:
-    """Found in the field: a full disk or a closed terminal behind the output ended runs of hours."""
+def test_training_continues_when_its_output_fails(redirect: str, data: Path, tmp_path: Path) -> None:
+    """Happened: a full disk or a closed terminal behind the output ended runs of hours."""
     (tmp_path / "prints.py").write_text(PRINTS)
     words = flags(data, tmp_path / "run", threads=2, model="prints.py:build", model_options={})
     redirect = redirect.replace("exit", 'exit; exit "${PIPESTATUS[0]}"')
@@ -79,7 +79,7 @@ def test_training_does_not_need_its_output(redirect: str, data: Path, tmp_path: 
     assert [line["step"] for line in lines if line["event"] == "step"] == list(range(1, LAST_STEP + 1))
 
 
-def test_a_summary_that_cannot_be_written_is_reported_and_no_reason_to_train_again(data: Path, tmp_path: Path) -> None:
+def test_a_summary_that_cannot_be_written_is_a_warning(data: Path, tmp_path: Path) -> None:
     done = dptrain("train", *flags(data, tmp_path / "run"), "--json", redirect=">/dev/full", cwd=tmp_path)
     assert done.returncode == 0
     assert done.stderr == "dptrain: the line of --json could not be written; the same figures end metrics.jsonl\n"
@@ -98,8 +98,8 @@ def test_a_result_that_cannot_be_printed_is_one_error(
     assert done.stderr == f"{program}: error: standard output cannot be written: {reason}\n"
 
 
-def test_the_terminal_is_closed_below_the_bar(data: Path, tmp_path: Path) -> None:
-    """Found in the field: a job started with `&` and disowned outlives its terminal; its next line was its end."""
+def test_training_continues_when_its_terminal_is_closed(data: Path, tmp_path: Path) -> None:
+    """Happened: a job started with `&` and disowned outlives its terminal; its next line was its end."""
     command = [sys.executable, "-m", "dptrain", "train", *flags(data, tmp_path / "run", epochs=60, batch_size=4)]
     master, slave = pty.openpty()
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
@@ -118,24 +118,23 @@ def test_the_terminal_is_closed_below_the_bar(data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "LANG": "C"}])
-def test_output_that_is_ascii_only(variables: dict[str, str], data: Path, tmp_path: Path) -> None:
+def test_output_in_ascii(variables: dict[str, str], data: Path, tmp_path: Path) -> None:
     odd = shutil.copytree(data, tmp_path / "sét")
     done = dptrain("train", *flags(odd, tmp_path / "run"), cwd=tmp_path, variables=variables)
     assert (done.returncode, done.stderr) == (0, "")
     assert "test accuracy" in done.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_a_benchmark_leaves_no_files(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_to_a_benchmark_leaves_no_files(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dptrain", "bench", "data", "--samples", "20000"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while not list(tmp_path.glob("dptrain-bench-*/*")):
             assert process.poll() is None
             time.sleep(0.01)
-        process.send_signal(number)
+        process.terminate()
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (128 + number, f"dptrain: error: interrupted: {number.name}\n")
+    assert (process.returncode, err) == (128 + signal.SIGTERM, "dptrain: error: interrupted: SIGTERM\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,7 +145,7 @@ def test_a_signal_to_a_benchmark_leaves_no_files(number: signal.Signals, tmp_pat
 def test_a_name_that_a_run_cannot_save_is_one_error(
     name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Found in the field: bytes that are not UTF-8 in a path ended with a traceback when config.toml was written."""
+    """Happened: bytes that are not UTF-8 in a path ended with a traceback when config.toml was written."""
     values = {"data": data, "run_dir": tmp_path / "run", name: f"{tmp_path}/odd\udcff:build"}
     words = flags(**values)
     assert main(["train", *words]) == 2
@@ -203,7 +202,7 @@ def test_a_name_with_a_nul_character_is_one_error(key: str, tmp_path: Path, caps
     assert re.search(r"a\\x00b.*cannot hold the character NUL", capsys.readouterr().err)
 
 
-# What the machine refuses
+# Limits of the machine
 
 
 @pytest.mark.parametrize("widths", [10**12, 10**18, 3 * 10**7])
@@ -238,7 +237,7 @@ def limit(kind: int, size: int) -> Callable[[], None]:
         (resource.RLIMIT_NOFILE, 8, "Too many open files"),
     ],
 )
-def test_a_limit_of_the_shell_is_one_error(kind: int, size: int, words: str, data: Path, tmp_path: Path) -> None:
+def test_an_exhausted_limit_is_one_error(kind: int, size: int, words: str, data: Path, tmp_path: Path) -> None:
     options = {"threads": 2, "model_options": {"widths": [64, 64]}}
     done = dptrain("train", *flags(data, tmp_path / "run", **options), cwd=tmp_path, preexec_fn=limit(kind, size))
     assert done.returncode == 1
@@ -258,7 +257,7 @@ def test_no_more_threads_is_one_error(
     assert "no more threads can be started" in capsys.readouterr().err
 
 
-def test_the_working_directory_is_gone(data: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_deleted_working_directory_is_fine_or_one_error(data: Path, trained: Path, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     leave = f"rmdir {gone};"
@@ -292,7 +291,7 @@ def test_the_working_directory_is_gone(data: Path, trained: Path, tmp_path: Path
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a user's file"), None),
     ],
 )
-def test_what_the_system_refuses_is_explained_and_mistakes_are_not(error: Exception, expected: str | None) -> None:
+def test_errors_of_the_system_are_explained_and_mistakes_are_not(error: Exception, expected: str | None) -> None:
     found = refused(error)
     assert (found is None) == (expected is None)
     assert expected is None or expected in str(found)

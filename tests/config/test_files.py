@@ -1,4 +1,4 @@
-"""Configuration files and typed paths as people have them: saved ones, other systems', broken and hostile ones."""
+"""dptrain.config.files: configuration files and typed paths: saved, broken and hostile ones."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from command_runs import assert_one_error, train
+from command_runs import assert_one_error, dptrain_here, train_here
 from mpi_runs import dptrain
 from training_runs import configuration, flags, packed, run, session_and_state
 
 from dptrain.config.files import from_text, merged, parse_toml, read_toml
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import UsageError
-from launch.job import run_dir_of
+from launch.job import settings
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
 
 
 def refusal(path: Path) -> str:
-    """The one line with which a file is refused."""
+    """The error for a file, which is one line."""
     with pytest.raises(UsageError) as caught:
         read_toml(path)
     assert "\n" not in str(caught.value)
@@ -43,12 +43,12 @@ def refusal(path: Path) -> str:
 
 
 def test_the_saved_configuration_of_a_run_begins_a_new_run(data: Path, tmp_path: Path) -> None:
-    """In the field: `--config RUN/config.toml` continued in the original folder, whose name was saved in it."""
+    """Happened: `--config RUN/config.toml` continued in the original folder, whose name was saved in it."""
     first = tmp_path / "runs" / "first"
     run(configuration(data, first, max_steps=2))
     saved = tomllib.loads((first / "config.toml").read_text())
     assert not {"run-dir", "resume"} & set(saved)
-    done = dptrain("train", "--config", first / "config.toml", "--max-steps", "3", "--json", cwd=tmp_path)
+    done = dptrain_here("train", "--config", first / "config.toml", "--max-steps", "3", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (tmp_path / summary["run_dir"]).resolve() != first.resolve()
@@ -61,10 +61,10 @@ def test_the_folder_in_a_configuration_of_a_run_does_not_count(tmp_path: Path) -
     assert read_toml(path) == {"epochs": 3, "run_dir": f"{tmp_path}/run", "resume": "x.h5"}
     (tmp_path / "run" / "checkpoints").mkdir()
     assert read_toml(path) == {"epochs": 3}
-    assert run_dir_of(["train", "--config", str(path)]) is None  # the launcher reads it in the same way
+    assert settings(["train", "--config", str(path)]).get("run_dir", "") == ""  # the launcher reads it in the same way
 
 
-# Augmentation and warm-up of earlier versions
+# Augmentation and warm-up
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_folder_in_a_configuration_of_a_run_does_not_count(tmp_path: Path) -
         ("", "none", False),
     ],
 )
-def test_augment_is_short_for_crop_and_flip_as_it_was(text: str, crop: str, flip: bool) -> None:
+def test_augment_is_short_for_crop_and_flip(text: str, crop: str, flip: bool) -> None:
     config = merged(parse_toml(text, "text"))
     assert (config.crop, config.flip) == (crop, flip)
 
@@ -94,13 +94,12 @@ def test_a_flag_wins_over_the_short_form_in_a_file_and_the_reverse() -> None:
         merged({"augment": "reflection"})
 
 
-@pytest.mark.slow
 def test_crop_and_flip_together_are_the_bits_of_augment(data: Path, tmp_path: Path) -> None:
     hashes = {}
     for number, more in enumerate(
         (["--augment", "zero"], ["--crop", "zero", "--flip"], ["--crop", "zero"], ["--flip"])
     ):
-        done = train(data, tmp_path / str(number), "--json", *more, max_steps=4)
+        done = train_here(data, tmp_path / str(number), "--json", *more, max_steps=4)
         assert done.returncode == 0, done.stderr
         hashes[" ".join(more)] = json.loads(done.stdout.splitlines()[-1])["params_sha256"]
     assert hashes["--augment zero"] == hashes["--crop zero --flip"]
@@ -115,8 +114,7 @@ def test_the_default_warm_up_is_200_steps_but_at_most_a_tenth_of_the_run(total: 
     assert TrainConfig(warmup_steps=0).warmup(total) == 0
 
 
-def test_a_warm_up_as_long_as_the_run_is_noted(data: Path, tmp_path: Path) -> None:
-    """In the field it passed without a word."""
+def test_a_warm_up_as_long_as_the_run_is_reported(data: Path, tmp_path: Path) -> None:
     for steps, noted in ((13, False), (14, True), (200, True), (-1, False)):
         session, _ = session_and_state(configuration(data, tmp_path / "run", warmup_steps=steps))
         assert [f"--warmup-steps {steps}" in note for note in session.notes] == [True] * noted
@@ -154,7 +152,7 @@ def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
         ('model = "~nobody-here/x.py:build"', "there is no user 'nobody-here'"),
     ],
 )
-def test_what_no_person_writes_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+def test_a_hostile_file_is_one_error(text: str, words: str, tmp_path: Path) -> None:
     message = refusal(write(tmp_path / "my.toml", text))
     assert words in message
     assert message.isprintable()
@@ -168,9 +166,8 @@ def test_model_options_that_nest_too_deeply_are_one_line() -> None:
 # Paths
 
 
-@pytest.mark.slow
 def test_a_tilde_is_expanded_in_files_and_flags(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell expands it in `--config ~/x`, but not in `--config=~/x`, and nobody does in a file."""
+    """A shell expands it in `--config ~/x`, but not in `--config=~/x`."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "set").symlink_to(data)
     text = 'data = "~/set"\nrun-dir = "~/in-file"\nresume = "~/r.h5"\nmodel = "~/m.py:build"\n'
@@ -183,25 +180,25 @@ def test_a_tilde_is_expanded_in_files_and_flags(data: Path, tmp_path: Path, monk
         "model": f"{home}/m.py:build",
     }
     write(tmp_path / "small.toml", "batch-size = 16\nmax-steps = 2\n")
-    done = dptrain("train", "~/set", "--config=~/small.toml", "--run-dir=~/in-flag", cwd=tmp_path)
+    done = dptrain_here("train", "~/set", "--config=~/small.toml", "--run-dir=~/in-flag", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "in-flag" / "checkpoints" / "step-00000002.h5").exists()
-    assert dptrain("eval", "~/in-flag", "~/set", cwd=tmp_path).returncode == 0
-    assert dptrain("inspect", "~/in-flag", cwd=tmp_path).returncode == 0
-    assert run_dir_of(["train", "--run-dir=~/in-flag"]) == tmp_path / "in-flag"
+    assert dptrain_here("eval", "~/in-flag", "~/set", cwd=tmp_path).returncode == 0
+    assert dptrain_here("inspect", "~/in-flag", cwd=tmp_path).returncode == 0
+    assert settings(["train", "--run-dir=~/in-flag"])["run_dir"] == str(tmp_path / "in-flag")
 
 
 @pytest.mark.parametrize("flag", ["--run-dir", "--resume", "--config"])
 def test_an_empty_path_is_refused(flag: str, data: Path, tmp_path: Path) -> None:
     """What a shell variable that is not set leaves behind: `--run-dir "$RUN"`."""
-    done = dptrain("train", data, flag, "", cwd=tmp_path)
+    done = dptrain_here("train", data, flag, "", cwd=tmp_path)
     assert_one_error(done, flag, "found an empty path", status=2)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_path_of_data_is_refused(tmp_path: Path) -> None:
+def test_an_empty_path_of_an_argument_is_refused(tmp_path: Path) -> None:
     for words in (["train", ""], ["eval", "x", ""], ["inspect", ""]):
-        assert_one_error(dptrain(*words, cwd=tmp_path), "found an empty path", status=2)
+        assert_one_error(dptrain_here(*words, cwd=tmp_path), "found an empty path", status=2)
 
 
 def test_a_link_to_nothing_is_an_error_in_a_flag_and_in_a_file(tmp_path: Path) -> None:
@@ -217,13 +214,13 @@ def test_a_link_to_nothing_is_an_error_in_a_flag_and_in_a_file(tmp_path: Path) -
         assert from_text(KEYS[name], "not/there") == "not/there"
 
 
-def test_a_run_through_a_dangling_link_makes_nothing(data: Path, tmp_path: Path) -> None:
+def test_a_run_folder_behind_a_link_to_nothing_is_not_made(data: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    done = dptrain("train", *flags(data, tmp_path / "link"), cwd=tmp_path)
+    done = dptrain_here("train", *flags(data, tmp_path / "link"), cwd=tmp_path)
     assert_one_error(done, "--run-dir", "symbolic link", status=2)
     assert not (tmp_path / "gone").exists()
     for words in (["eval", tmp_path / "x", tmp_path / "link"], ["data-prep", "verify", tmp_path / "link"]):
-        told = dptrain(*words, cwd=tmp_path)
-        assert told.returncode != 0
-        assert told.stderr.count("\n") == 1
-    assert "is a symbolic link to" in told.stderr
+        done = dptrain_here(*words, cwd=tmp_path)
+        assert done.returncode != 0
+        assert done.stderr.count("\n") == 1
+    assert "is a symbolic link to" in done.stderr

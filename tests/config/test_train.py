@@ -62,14 +62,14 @@ CONFIGS = st.builds(
 
 
 def refused(**values: Any) -> str:
-    """The message with which values are refused."""
+    """The error for values that are refused."""
     with pytest.raises(UsageError) as caught:
         TrainConfig(**values)
     return str(caught.value)
 
 
 @given(config=CONFIGS)
-def test_configuration_comes_back_from_its_toml(config: TrainConfig) -> None:
+def test_a_configuration_written_as_toml_is_read_back(config: TrainConfig) -> None:
     assert TrainConfig(**parse_toml(to_toml(config), "text")) == config
 
 
@@ -87,7 +87,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) 
     assert asdict(config) == {**asdict(TrainConfig()), **expected}
 
 
-def test_underscores_and_whole_numbers_do_in_a_file() -> None:
+def test_underscores_and_whole_numbers_are_accepted_in_a_file() -> None:
     assert parse_toml("batch_size = 8\nlr = 1", "text") == {"batch_size": 8, "lr": 1.0}
     assert type(parse_toml("lr = 1", "text")["lr"]) is float
 
@@ -103,7 +103,7 @@ def test_underscores_and_whole_numbers_do_in_a_file() -> None:
         ("banana", None),
     ],
 )
-def test_unknown_key_names_its_file_and_the_nearest(written: str, nearest: str | None) -> None:
+def test_an_unknown_key_is_reported_with_the_nearest_key(written: str, nearest: str | None) -> None:
     with pytest.raises(UsageError) as caught:
         parse_toml(f"{written} = 1", "my.toml")
     assert f"my.toml: unknown key {written!r}" in str(caught.value)
@@ -111,7 +111,7 @@ def test_unknown_key_names_its_file_and_the_nearest(written: str, nearest: str |
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "expected"),
     [
         ({"epochs": "10"}, "--epochs is '10', expected a whole number"),
         ({"epochs": 1.5}, "--epochs is 1.5, expected a whole number"),
@@ -124,8 +124,8 @@ def test_unknown_key_names_its_file_and_the_nearest(written: str, nearest: str |
         ({"schedule": 1}, "--schedule is 1, expected text"),
     ],
 )
-def test_value_of_another_type_is_told_with_its_flag(values: dict[str, Any], told: str) -> None:
-    assert refused(**values) == told
+def test_a_value_of_another_type_is_an_error(values: dict[str, Any], expected: str) -> None:
+    assert refused(**values) == expected
 
 
 BOUNDS = [
@@ -151,7 +151,7 @@ BOUNDS = [
 @pytest.mark.parametrize(
     ("text", "steps", "seconds"), [("0", 0, 0), ("500", 500, 0), ("90s", 0, 90), ("15m", 0, 900), ("2h", 0, 7200)]
 )
-def test_checkpoints_come_every_so_many_steps_or_so_much_time(text: str, steps: int, seconds: int) -> None:
+def test_a_checkpoint_interval_is_steps_or_time(text: str, steps: int, seconds: int) -> None:
     assert TrainConfig(checkpoint_every=text).checkpoint_interval == (steps, seconds)
 
 
@@ -163,25 +163,25 @@ def test_an_interval_of_another_form_is_refused(text: str) -> None:
 
 
 def test_an_interval_may_be_a_number_in_toml() -> None:
-    """As it is in the checkpoints of versions that knew steps only."""
+    """As in checkpoints of versions that had steps only."""
     assert parse_toml("checkpoint-every = 500", "text") == {"checkpoint_every": "500"}
 
 
-@pytest.mark.parametrize(("name", "inside", "outside", "told"), BOUNDS)
-def test_value_beyond_its_bound_is_told_with_the_bound(name: str, inside: Any, outside: Any, told: str) -> None:
+@pytest.mark.parametrize(("name", "inside", "outside", "expected"), BOUNDS)
+def test_a_value_beyond_its_bound_is_an_error(name: str, inside: Any, outside: Any, expected: str) -> None:
     assert getattr(TrainConfig(**{name: inside}), name) == inside
-    assert refused(**{name: outside}) == f"{flag(name)} is {outside}, expected {told}"
+    assert refused(**{name: outside}) == f"{flag(name)} is {outside}, expected {expected}"
 
 
 @pytest.mark.parametrize(
     ("name", "wrong", "nearest"),
     [("schedule", "cosin", "cosine"), ("crop", "reflection", "reflect"), ("reduction", "trees", "tree")],
 )
-def test_unknown_choice_names_the_nearest(name: str, wrong: str, nearest: str) -> None:
+def test_an_unknown_choice_is_reported_with_the_nearest(name: str, wrong: str, nearest: str) -> None:
     assert refused(**{name: wrong}) == f"{flag(name)} is {wrong!r}; did you mean {nearest!r}?"
 
 
-def test_file_that_cannot_be_read_or_is_not_toml_is_named(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_or_is_not_toml_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--config .*missing\.toml: cannot be read: No such file"):
         read_toml(tmp_path / "missing.toml")
     with pytest.raises(UsageError, match="cannot be read: is a folder"):
@@ -205,14 +205,14 @@ def test_model_options_are_the_inside_of_an_inline_table(text: str, options: dic
     assert from_text(KEYS["model_options"], text) == options
 
 
-def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"bad\.toml: not text in UTF-8"):
         read_toml(path)
 
 
-def test_a_key_that_is_given_in_both_spellings_is_told() -> None:
+def test_a_key_given_in_both_spellings_is_an_error() -> None:
     with pytest.raises(UsageError, match="'batch_size' is given twice"):
         parse_toml("batch-size = 64\nbatch_size = 128", "my.toml")
 
@@ -224,7 +224,7 @@ def test_numbers_are_finite(key: str, value: float) -> None:
         merged({key: value})
 
 
-def test_model_options_that_are_not_toml_are_told_with_an_example() -> None:
+def test_model_options_that_are_not_toml_are_an_error_with_an_example() -> None:
     with pytest.raises(UsageError, match=r"--model-options 'widths: 3': not TOML .* --model-options 'widths = \[32"):
         from_text(KEYS["model_options"], "widths: 3")
 
@@ -239,7 +239,7 @@ def test_keys_of_the_run_folder_are_left_out_of_the_saved_configuration() -> Non
     assert {"run-dir", "resume"} == set(tomllib.loads(to_toml(TrainConfig()))) - set(saved)
 
 
-def test_an_optimizer_table_is_checked_and_comes_back_from_a_flag() -> None:
+def test_factors_are_checked_and_read_from_a_flag() -> None:
     assert from_text(KEYS["group_lr"], "head = 10, body = 0.5") == {"head": 10, "body": 0.5}
     for factor in ("10", -1, float("nan"), True):
         assert refused(group_lr={"head": factor}).endswith("expected factors of at least 0")
@@ -247,7 +247,7 @@ def test_an_optimizer_table_is_checked_and_comes_back_from_a_flag() -> None:
         from_text(KEYS["group_lr"], "head: 3")
 
 
-def test_a_table_that_is_no_key_is_told_to_be_flat() -> None:
+def test_an_unknown_table_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"table \[train\]: write keys at the top level"):
         parse_toml("[train]\nlr = 1", "my.toml")
 

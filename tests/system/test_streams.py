@@ -45,9 +45,7 @@ UNWRITABLE = [">/dev/full", ">&-", ">&- 2>&-", "<&- >&- 2>&-", "| exit", ">/dev/
 
 @pytest.mark.parametrize("flags", [(), ("-u",)], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("redirect", UNWRITABLE)
-def test_a_program_that_drops_failed_writes_prints_into_nothing(
-    redirect: str, flags: Sequence[str], tmp_path: Path
-) -> None:
+def test_a_program_that_drops_failed_writes_continues(redirect: str, flags: Sequence[str], tmp_path: Path) -> None:
     """Found in the field: a full disk or a closed terminal ended the training, at the latest in Python's last flush."""
     body = """drop_failed_writes()
 for stream in (sys.stdout, sys.stderr):
@@ -66,7 +64,7 @@ if child: tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"""
 @pytest.mark.parametrize(
     ("redirect", "reason"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
 )
-def test_where_output_is_the_product_a_failed_write_is_an_error_once(
+def test_a_failed_write_of_a_result_is_one_error(
     redirect: str, reason: str, flags: Sequence[str], tmp_path: Path
 ) -> None:
     body = """try:
@@ -78,7 +76,7 @@ except Exception as error:
     assert run(body, tmp_path, redirect=redirect, flags=flags)[1] == expected
 
 
-def test_a_missing_stream_is_not_the_next_file_that_is_opened(tmp_path: Path) -> None:
+def test_the_number_of_a_closed_stream_is_not_used_for_the_next_file(tmp_path: Path) -> None:
     """Found in the field: with `>&-` the next file gets descriptor 1, and MPI and C libraries print into it."""
     body = """drop_failed_writes()
 file = open("mine", "w")
@@ -101,13 +99,13 @@ def test_a_character_that_the_encoding_does_not_have_is_an_escape(encoding: str,
     assert (done.returncode, done.stdout, done.stderr) == (0, euro + b" \\udcff\n", euro + b" \\udcff\n")
 
 
-def test_a_program_says_whether_its_last_line_was_written(tmp_path: Path) -> None:
+def test_print_whole_reports_whether_the_line_was_written(tmp_path: Path) -> None:
     body = "drop_failed_writes()\ntell(print_whole('figures'))"
     assert run(body, tmp_path, redirect=">/dev/full") == (0, "False")
     assert run(body, tmp_path, redirect=">/dev/null") == (0, "True")
 
 
-def test_the_terminal_is_closed_while_the_program_prints(tmp_path: Path) -> None:
+def test_a_terminal_closed_while_the_program_prints(tmp_path: Path) -> None:
     """Found in the field: `cmd & disown`, then exit: EIO."""
     body = """drop_failed_writes()
 print("ready", flush=True)
@@ -126,7 +124,7 @@ tell("continued")"""
     assert (process.returncode, (tmp_path / "report").read_text()) == (0, "continued")
 
 
-def test_a_pipe_that_does_not_block_gets_everything_if_it_is_read() -> None:
+def test_a_non_blocking_pipe_receives_everything_if_it_is_read() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     content = os.urandom(300_000)
@@ -139,7 +137,7 @@ def test_a_pipe_that_does_not_block_gets_everything_if_it_is_read() -> None:
         assert reader.stdout.read().split()[0].decode() == hashlib.sha256(2 * content).hexdigest()
 
 
-def test_a_pipe_that_does_not_block_and_is_not_read_loses_text_instead_of_time(
+def test_a_non_blocking_pipe_that_is_not_read_loses_text_instead_of_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("dptrain.system.streams.PATIENCE", 0.05)

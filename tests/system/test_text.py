@@ -21,12 +21,12 @@ from dptrain.system.text import shown, shown_lines
         ("\x9b31m", "\\x9b31m"),  # an escape sequence in one character
     ],
 )
-def test_what_a_terminal_acts_on_is_escaped(text: str, expected: str) -> None:
+def test_control_characters_are_escaped(text: str, expected: str) -> None:
     assert shown(text) == expected
 
 
 @given(st.text(st.characters(codec=None)), st.integers(10, 100))
-def test_all_that_is_shown_can_be_printed_as_utf8_within_the_length(text: str, longest: int) -> None:
+def test_shown_text_is_printable_and_within_the_length(text: str, longest: int) -> None:
     written = shown(text, longest)
     assert written.isprintable()
     written.encode()
@@ -37,5 +37,5 @@ def test_long_text_keeps_both_ends() -> None:
     assert shown("a" * 3000 + "b" * 3000, 25) == "a" * 10 + " ... " + "b" * 10
 
 
-def test_lines_stay_lines() -> None:
+def test_line_breaks_are_kept_between_lines() -> None:
     assert shown_lines("one\n\x1b[2Jtwo\n") == "one\n\\x1b[2Jtwo\n"
