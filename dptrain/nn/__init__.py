@@ -1,28 +1,29 @@
 """The network in NumPy alone: no files, no MPI.
 
-Read in this order: workspace, draws, params, layer; then the layers: linear, activation, pool, loss; convolution:
-products, correlation, im2col, winograd, conv; and what is made of them: fusion, network, zoo, finite.
+Read in this order: tensor, passes, layer; of layers: linear, activation, pool, conv; of convolution: correlation,
+im2col, winograd, products; then graph, fusion, loss, network; then check, hidden_state, finite, zoo.
 
 Shapes, everywhere in this package:
 
     C, H, W   channels, height and width of an image or feature map
-    N         samples of a microbatch, the last axis but one
-    O         channels (or features) a layer puts out
-    F         features a linear layer takes in
+    N         samples of a microbatch, always the last axis but one
+    O         output channels (or features) of a layer
+    F         input features of a linear layer
     KH, KW    height and width of a kernel
-    OH, OW    height and width of what a convolution or pooling puts out
+    OH, OW    height and width of the output of a convolution or pooling
     K         classes
-    P         parameters of the whole network
-    q         height and width of the pooling windows that a convolution's sums are put in order for
+    P, B      parameters and buffers of the whole network
+    q         height and width of the pooling windows that a convolution orders its sums for
     m, n      height and width of Winograd's tiles, of the output and of the input
-    R         all that comes after an axis
+    R         everything after an axis
 
-A sample's shape is told as (C, H, W), as data sets have it; arrays of N samples are (H, W, N, C), features (N, F).
-So what belongs to one pixel of all samples, N * C values, is contiguous: padding, pooling and Winograd's tiles move
-such long runs however few samples a microbatch has, and a convolution's matrix product is already the next
-layer's input.
+A sample's shape is given as (C, H, W), as in data sets; arrays of N samples are (H, W, N, C), features (N, F). So the
+N * C values of one pixel are contiguous: padding, pooling and Winograd's tiles move such long runs even if a microbatch
+has few samples, and the matrix product of a convolution is already the next layer's input.
 """
 
+from dptrain.nn.check import check_layer
+from dptrain.nn.graph import Residual, Sequential
 from dptrain.nn.layer import Layer
 from dptrain.nn.layers.activation import Flatten, ReLU
 from dptrain.nn.layers.conv import Conv2d
@@ -41,7 +42,10 @@ __all__ = [
     "Network",
     "Pass",
     "ReLU",
+    "Residual",
+    "Sequential",
     "Tensor",
+    "check_layer",
     "constant",
     "he_uniform",
     "ones",

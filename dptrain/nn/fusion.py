@@ -1,13 +1,18 @@
-"""Where a network joins neighbouring layers for speed; `fuse` is the only place that decides it."""
+"""Neighbouring layers fused for speed; `fuse` is the only place that decides which."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import zeros_beyond
+from dptrain.nn.graph import Node
 from dptrain.nn.layer import Layer
 from dptrain.nn.layers.activation import ReLU
 from dptrain.nn.layers.conv import KERNELS, Conv2d, add_up, with_kernels
@@ -88,22 +93,26 @@ class ConvPoolReLU(Layer):
         np.subtract(drows, dsums[:, 0], out=dsums[:, 1])
 
 
-def fuse(layers: list[Layer]) -> list[Layer]:
-    """The layers as they are computed: Conv2d, ReLU, MaxPool2d(2) in a row become one ConvPoolReLU."""
-    joined: list[Layer] = []
+def fuse(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes as they are computed: Conv2d, ReLU, MaxPool2d(2) in a row become one ConvPoolReLU."""
+    uses = Counter(value for node in nodes for value in node.inputs)
+    fused: list[Node] = []
     position = 0
-    while position < len(layers):
-        three = layers[position : position + 3]
-        if can_be_joined(three):
-            joined.append(ConvPoolReLU(cast(Conv2d, three[0]), cast(MaxPool2d, three[2])))
+    while position < len(nodes):
+        three = nodes[position : position + 3]
+        in_a_row = all(one.output in other.inputs and uses[one.output] == 1 for one, other in pairwise(three))
+        if in_a_row and can_be_fused([node.layer for node in three]):
+            conv, _, pool = three
+            layer = ConvPoolReLU(cast(Conv2d, conv.layer), cast(MaxPool2d, pool.layer))
+            fused.append(replace(conv, layer=layer, output=pool.output, shape=pool.shape))
             position += 3
         else:
-            joined.append(layers[position])
+            fused.append(nodes[position])
             position += 1
-    return joined
+    return fused
 
 
-def can_be_joined(layers: list[Layer]) -> bool:
+def can_be_fused(layers: Sequence[Layer]) -> bool:
     """Whether they are a convolution, ReLU and pooling of 2 x 2 windows side by side."""
     # Exactly these: a user's subclass computes something else.
     if [type(layer) for layer in layers] != [Conv2d, ReLU, MaxPool2d]:

@@ -8,18 +8,15 @@ from numpy.typing import NDArray
 from dptrain.arrays.memory import Array, Workspace
 
 
-def softmax_cross_entropy(
-    logits: Array, labels: NDArray[np.int64], workspace: Workspace, *, need_gradient: bool = True
-) -> tuple[Array, Array | None]:
+def softmax_cross_entropy(logits: Array, labels: NDArray[np.int64], workspace: Workspace) -> tuple[Array, Array]:
     """Loss of each sample (N,) for logits (N, K) and labels (N,), and the gradient of their sum (N, K).
 
         loss = log(sum over k of exp(z_k)) - z_label,    z = logits - max(logits)
         gradient = softmax(logits) - one_hot(label)
 
-    The largest z is 0, so the sum is at least 1: its logarithm is never that of 0, and no exponential
-    overflows, whatever the finite logits. The gradient is of the sum of the losses, not their mean: the
-    one division by the sample count comes after all shards are added up. It lies in the workspace until
-    the next call.
+    The largest z is 0, so the sum is at least 1: its logarithm is finite, and no exponential overflows, for any finite
+    logits. The gradient is that of the sum of the losses, not of their mean: the one division by the sample count
+    comes after all shards are added. It stays in the workspace until the next call.
     """
     shifted = workspace.array("loss", "shifted", logits.shape)
     exponentials = workspace.array("loss", "exponentials", logits.shape)
@@ -28,8 +25,6 @@ def softmax_cross_entropy(
     sums = exponentials.sum(axis=1)
     rows = np.arange(len(logits))
     losses = np.log(sums) - shifted[rows, labels]
-    if not need_gradient:
-        return losses, None
     exponentials /= sums[:, None]
     exponentials[rows, labels] -= 1
     return losses, exponentials

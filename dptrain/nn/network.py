@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +15,11 @@ from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, Workspace, aligned_zeros
 from dptrain.arrays.random import NO_KEY, Draws, Purpose, random_words
 from dptrain.nn.fusion import fuse
+from dptrain.nn.graph import Builder, Graph, Part
 from dptrain.nn.layer import Layer
 from dptrain.nn.loss import softmax_cross_entropy
-from dptrain.nn.passes import Arrays, Parameters, Pass
+from dptrain.nn.passes import Parameters, Pass, Views, read_only
 from dptrain.nn.runner import PLAIN, Runner
-from dptrain.nn.tensor import Tensor
 
 # For code that checks its result for NaN and infinity once, instead of at every warning.
 quiet = np.errstate(over="ignore", invalid="ignore")
@@ -35,7 +33,7 @@ class Prepared:
     """What all shards of a step read, by stage: parameters with what `Layer.prepare` made of them, and buffers."""
 
     parameters: list[Parameters]
-    buffers: Sequence[Arrays]
+    buffers: list[Views]
 
 
 @dataclass(frozen=True)
@@ -50,61 +48,55 @@ class Outcome:
 
 
 class Network:
-    """Layers applied one after the other to samples of shape `input_shape` (C, H, W).
+    """Layers, and how they are connected, for samples of shape `input_shape` (C, H, W).
 
-    The last layer gives K logits a sample. ValueError when layers do not fit together.
+    `parts` is a list of layers, applied one after the other, in which `Sequential` and `Residual` can stand for a
+    layer. The last one gives K logits a sample. ValueError when layers do not fit together.
 
     Parameters and buffers are flat vectors (P,) and (B,): `layout` and `buffer_layout` say where each tensor lies, and
     `tensors` what its layer declares about it, by full name such as "conv1.weight". B may be 0.
     """
 
-    def __init__(self, layers: Sequence[Layer], input_shape: Shape, *, fused: bool = True) -> None:
-        self.input_shape = tuple(input_shape)
-        self.layers = list(layers)
-        if len({id(layer) for layer in self.layers}) != len(self.layers):
-            raise ValueError("one layer object stands twice in the network; make a new one for each place")
-        self.output_shapes: list[Shape] = []
-        self.tensors: dict[str, Tensor] = {}
-        numbers: Counter[str] = Counter()
-        shape = self.input_shape
-        for layer in self.layers:
-            layer._frozen = False
-            numbers[layer.kind] += 1
-            layer.name = f"{layer.kind}{numbers[layer.kind]}"
-            shape = layer.bind(shape)
-            self.output_shapes.append(shape)
-            self.tensors |= _tensors_of(layer)
-            layer._frozen = True
-        if len(shape) != 1:
+    def __init__(self, parts: Part, input_shape: Shape, *, fused: bool = True) -> None:
+        builder = Builder(input_shape)
+        builder.add(parts, 0)
+        self.input_shape = builder.shapes[0]
+        self.nodes = builder.nodes  # one for each layer
+        self.layers = [node.layer for node in self.nodes]
+        self.tensors = builder.tensors
+        if len(builder.shapes[-1]) != 1:
             raise ValueError(
-                f"the network puts out {shape}, expected one logit a class: end it with Flatten(), Linear(K)"
+                f"the network's output has the shape {builder.shapes[-1]}, expected one logit a class: end it with "
+                "Flatten(), Linear(K)"
             )
-        self.classes = shape[0]
-        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
-        self.layout = Layout({name: shapes[name] for name, one in self.tensors.items() if one.kind == "parameter"})
-        self.buffer_layout = Layout({name: shapes[name] for name, one in self.tensors.items() if one.kind == "buffer"})
+        (self.classes,) = builder.shapes[-1]
+        self.layout = self._layout_of("parameter")
+        self.buffer_layout = self._layout_of("buffer")
         if not any(tensor.trained for tensor in self.tensors.values()):
             raise ValueError("the network has no parameters, there is nothing to train")
         self.couples_samples = any(layer.couples_samples for layer in self.layers)
-        self.block = _samples_of_a_block(sum(map(math.prod, self.output_shapes)), self.layout.size)
-        self.stages = fuse(self.layers) if fused else self.layers
-        self._numbers = {layer.name: number for number, layer in enumerate(self.layers)}
+        self.block = _samples_of_a_block(sum(map(math.prod, builder.shapes[1:])), self.layout.size)
+        trained = {name.rsplit(".", 1)[0] for name, tensor in self.tensors.items() if tensor.trained}
+        self._graph = Graph(fuse(self.nodes) if fused else self.nodes, trained)
+        self.stages = [node.layer for node in self._graph.nodes]  # the layers as they are computed, fused
         self._names = {layout: _names_by_stage(self.stages, layout) for layout in (self.layout, self.buffer_layout)}
-        self._first_trained = next(
-            position
-            for position, names in enumerate(self._names[self.layout])
-            if any(self.tensors[name].trained for name in names.values())
-        )
         self._constant = [name for name in self.layout.shapes if not self.tensors[name].trained]
         self._momentum = self.buffer_layout.expand(
             {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
         )
 
+    def _layout_of(self, kind: str) -> Layout:
+        return Layout({name: tensor.shape for name, tensor in self.tensors.items() if tensor.kind == kind})
+
     def spec(self) -> dict[str, Any]:
         """What the network computes, in plain JSON values: networks with equal specs are the same."""
+        names = ["input", *(layer.name for layer in self.layers)]
         return {
             "input_shape": list(self.input_shape),
-            "layers": [{"name": layer.name, **layer.spec()} for layer in self.layers],
+            "layers": [
+                {"name": node.layer.name, "inputs": [names[value] for value in node.inputs], **node.layer.spec()}
+                for node in self.nodes
+            ],
         }
 
     def tuning(self) -> dict[str, Any]:
@@ -112,9 +104,13 @@ class Network:
         return {layer.name: tuning for layer in self.layers if (tuning := layer.tuning())}
 
     def description(self) -> list[str]:
-        """One line a layer, for people: how it was constructed, and the shape of its output."""
-        shaped = zip(self.layers, self.output_shapes, strict=True)
-        return [f"input {self.input_shape}", *(f"{layer.name}: {layer!r} -> {shape}" for layer, shape in shaped)]
+        """One line a layer, for people: how it was constructed, its inputs if not the line before, its output shape."""
+        names, lines = ["input", *(layer.name for layer in self.layers)], [f"input {self.input_shape}"]
+        for node in self.nodes:
+            chained = node.inputs == (node.output - 1,)
+            of = "" if chained else f" of {', '.join(names[value] for value in node.inputs)}"
+            lines.append(f"{node.layer.name}: {node.layer!r}{of} -> {node.shape}")
+        return lines
 
     def initial(self, seed: int) -> dict[str, Array]:
         """New vectors "parameters" (P,) and "buffers" (B,), as each tensor's `init` gives them for the seed."""
@@ -130,10 +126,10 @@ class Network:
 
         Valid until one of the vectors changes or the workspace is used again.
         """
-        views = self._by_stage(self.layout, parameters)
+        views = self._by_stage(self.layout, read_only(parameters))
         return Prepared(
             [runner.prepare(stage, own, workspace) for stage, own in zip(self.stages, views, strict=True)],
-            self._by_stage(self.buffer_layout, buffers),
+            self._by_stage(self.buffer_layout, read_only(buffers)),
         )
 
     def loss_and_grad(
@@ -167,7 +163,10 @@ class Network:
                 part = workspace.array("network", "gradient of a block", gradient.shape)
                 part.fill(0)
             passes = self._passes(prepared, workspace, part, draws.after(start))
-            outcome += self._loss_and_grad_of_block(passes, images[..., rows, :], labels[rows], runner, workspace)
+            logits, saved = self._graph.forward(images[..., rows, :], passes, runner)
+            losses, dlogits = softmax_cross_entropy(logits, labels[rows], workspace)
+            outcome += _outcome(losses, logits, labels[rows])
+            self._graph.backward(dlogits, saved, passes, runner)
             if samples > block:
                 gradient += part
             for one, own in zip(passes, self._by_stage(self.buffer_layout, statistics), strict=True):
@@ -187,7 +186,7 @@ class Network:
         statistics = workspace.array("network", "statistics of a block", (self.buffer_layout.size,))
         statistics.fill(0)
         gradients = self._by_stage(self.layout, gradient)
-        sums = self._by_stage(self.buffer_layout, statistics)
+        by_stage = self._by_stage(self.buffer_layout, statistics)
         return [
             Pass(
                 parameters=prepared.parameters[position],
@@ -195,37 +194,19 @@ class Network:
                 workspace=workspace,
                 training=True,
                 gradients=gradients[position],
-                statistics=sums[position],
-                need_dx=position > self._first_trained,
+                statistics=by_stage[position],
+                need_dx=self._graph.needs_dx(node),
                 draws=draws,
-                layer_number=self._numbers[stage.name],
+                layer_number=node.number,
             )
-            for position, stage in enumerate(self.stages)
+            for position, node in enumerate(self._graph.nodes)
         ]
-
-    def _loss_and_grad_of_block(
-        self, passes: list[Pass], images: Array, labels: NDArray[np.int64], runner: Runner, workspace: Workspace
-    ) -> Outcome:
-        """`loss_and_grad` for samples that are computed together."""
-        saved: list[Any] = []
-        x = images
-        for stage, call in zip(self.stages, passes, strict=True):
-            x, kept = runner.forward(stage, x, call)
-            saved.append(kept)
-        losses, dx = softmax_cross_entropy(x, labels, workspace)
-        outcome = _outcome(losses, x, labels)
-        for position in range(len(self.stages) - 1, self._first_trained - 1, -1):
-            if dx is None:
-                raise TypeError(f"{self.stages[position + 1]!r} returned no dx from backward, though it was needed")
-            dx = runner.backward(self.stages[position], dx, saved[position], passes[position])
-        return outcome
 
     def predict(self, prepared: Prepared, images: Array, workspace: Workspace, runner: Runner = PLAIN) -> Array:
         """Logits (N, K) for images (H, W, N, C), all computed together; valid until the workspace is used again."""
-        x = images
-        for stage, parameters, buffers in zip(self.stages, prepared.parameters, prepared.buffers, strict=True):
-            x, _ = runner.forward(stage, x, Pass(parameters, buffers, workspace))
-        return x
+        tensors = zip(prepared.parameters, prepared.buffers, strict=True)
+        passes = [Pass(parameters, buffers, workspace) for parameters, buffers in tensors]
+        return self._graph.forward(images, passes, runner)[0]
 
     def decays(self) -> Array:
         """bool (P,): whether weight decay applies."""
@@ -235,10 +216,10 @@ class Network:
         """Move the running averages `buffers` (B,), in place, towards the mean statistics (B,) of a global batch."""
         buffers += self._momentum * (mean_statistics - buffers)
 
-    def _by_stage(self, layout: Layout, flat: Array) -> list[dict[str, Array]]:
+    def _by_stage(self, layout: Layout, flat: Array) -> list[Views]:
         """For each stage the views of its tensors in a flat vector."""
         views = layout.views(flat)
-        return [{short: views[name] for short, name in names.items()} for names in self._names[layout]]
+        return [Views({short: views[name] for short, name in names.items()}) for names in self._names[layout]]
 
 
 def _samples_of_a_block(values: int, parameters: int) -> int:
@@ -258,27 +239,6 @@ def _names_by_stage(stages: Sequence[Layer], layout: Layout) -> list[dict[str, s
     """For each stage its tensors in a layout: the layer's name for it, and the full name."""
     owners = [(*name.rsplit(".", 1), name) for name in layout.shapes]
     return [{short: name for owner, short, name in owners if owner == stage.name} for stage in stages]
-
-
-def _tensors_of(layer: Layer) -> dict[str, Tensor]:
-    """A layer's tensors by full name; ValueError unless they can be stored in a checkpoint."""
-    if not re.fullmatch(r"[A-Za-z_]*[A-Za-z_]", layer.kind):
-        raise ValueError(
-            f"{layer!r} has the kind {layer.kind!r}, expected letters: layers are named by kind and number"
-        )
-    tensors: dict[str, Tensor] = {}
-    for tensor in layer.tensors():
-        if not re.fullmatch(r"[A-Za-z_]\w*", tensor.name):
-            raise ValueError(f"{layer!r} has a tensor named {tensor.name!r}, expected letters, digits and underscores")
-        if not tensor.shape or min(tensor.shape) < 1:
-            raise ValueError(
-                f"{layer!r} has a tensor {tensor.name!r} of shape {tensor.shape}, expected extents of at least 1"
-            )
-        name = f"{layer.name}.{tensor.name}"
-        if name in tensors:
-            raise ValueError(f"{layer!r} has two tensors named {tensor.name!r}")
-        tensors[name] = tensor
-    return tensors
 
 
 def _outcome(losses: Array, logits: Array, labels: NDArray[np.int64]) -> Outcome:

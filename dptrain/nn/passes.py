@@ -17,6 +17,24 @@ Parameters = Mapping[str, Any]  # arrays by the tensors' names, and whatever `pr
 Arrays = Mapping[str, Array]
 
 
+class Views(dict[str, Array]):
+    """Arrays by name, to be filled in place: assigning another array would have no effect, and is an error."""
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        if value is not self.get(name):  # views[name] += value assigns the array that is there
+            raise TypeError(
+                f"assigning another array to {name!r} has no effect: write into the array that is there, by "
+                f"[{name!r}][...] = value"
+            )
+
+
+def read_only(array: Array) -> Array:
+    """A view that cannot be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 @dataclass
 class Pass:
     """The context of one forward pass of a layer, and of the backward pass that belongs to it.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dptrain.errors import ModelError, UsageError
-from dptrain.nn.layer import Layer
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import ARCHITECTURES
 from dptrain.system.suggestions import did_you_mean
@@ -59,10 +57,7 @@ def build_network(
     _check_options(architecture, options)
     what = f"--model {architecture.model} with {options or 'no options'}, input {input_shape}"
     try:
-        layers = architecture.build(input_shape, classes, **options)
-        if not isinstance(layers, list | tuple) or not all(isinstance(layer, Layer) for layer in layers):
-            raise TypeError(f"the function returned {reprlib.repr(layers)}, expected a list of layers")
-        network = Network(layers, input_shape)
+        network = Network(architecture.build(input_shape, classes, **options), input_shape)
         network.spec(), network.description()  # a user's methods may fail
     except (Exception, SystemExit) as error:
         if architecture.source is not None and not isinstance(error, ModelError | MemoryError):

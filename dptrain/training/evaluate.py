@@ -70,7 +70,7 @@ class EvaluationWork(NetworkWork[Figures]):
         for start in range(0, len(labels), self.network.block):
             block = slice(start, start + self.network.block)
             logits = self.network.predict(network, self.normalise(images[block], workspace), workspace)
-            sample_losses, _ = softmax_cross_entropy(logits, labels[block], workspace, need_gradient=False)
+            sample_losses, _ = softmax_cross_entropy(logits, labels[block], workspace)
             losses.append(float(sample_losses.sum(dtype=np.float64)))
             right[block] = logits.argmax(axis=1) == labels[block]
         count = self.network.classes
@@ -89,7 +89,7 @@ def evaluate(
     The pool must know the work. AskedToEndError, on every rank, when one received a signal meanwhile. Counts are
     integers and losses are summed with exact rounding (math.fsum), so the number of ranks does not matter.
     """
-    communicator.whereabouts.enter("evaluating")
+    communicator.activity.enter("evaluating")
     work.load(vectors)
     own: list[Figures] = []
     for rows in work.rounds():

@@ -1,8 +1,8 @@
 """A command of dptrain that fails on some ranks: failing_command.py HOW RANK,RANK...
 
-together    a DownloadError inside `together`: all ranks end with it
+together    a DownloadError inside `together`: all ranks are told
 alone       a DownloadError while the other ranks wait for this one
-exception   an unforeseen exception, while the other ranks wait
+exception   an exception that nobody foresaw, while the other ranks wait
 usage       a flag that does not exist, which every rank sees
 
 Every rank that comes to an end by itself leaves a file ended-RANK with its status.
@@ -14,8 +14,8 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from dptrain.commands import main as cli
 from dptrain.commands import train
+from dptrain.commands.main import main as run_dptrain
 from dptrain.errors import DownloadError
 from dptrain.parallel.communicator import Communicator, together
 
@@ -24,7 +24,7 @@ FAILING = [int(rank) for rank in sys.argv[2].split(",")]
 
 
 def command(parsed: Namespace, communicator: Communicator, connection: str) -> int:
-    """Replaces `dptrain train`."""
+    """Stands for `dptrain train`."""
     fails = communicator.rank in FAILING
     if HOW == "together":
         with together(communicator):
@@ -40,7 +40,7 @@ def command(parsed: Namespace, communicator: Communicator, connection: str) -> i
 
 def main() -> int:
     train.run = command
-    status = cli.main(["train", "--no-such-flag"] if HOW == "usage" else ["train"])
+    status = run_dptrain(["train", "--no-such-flag"] if HOW == "usage" else ["train"])
     from mpi4py import MPI
 
     Path(f"ended-{MPI.COMM_WORLD.Get_rank()}").write_text(str(status))

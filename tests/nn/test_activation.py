@@ -1,9 +1,9 @@
 import numpy as np
-from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import training_pass
 
+from dptrain.nn.check import check_layer
 from dptrain.nn.layers.activation import Flatten, ReLU
 
 SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)

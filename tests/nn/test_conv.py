@@ -2,13 +2,13 @@ import itertools
 
 import numpy as np
 import pytest
-from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import random_parameters, training_pass
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
+from dptrain.nn.check import check_layer
 from dptrain.nn.layers.conv import Conv2d
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 3))

@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
-from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import ready
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Workspace
-from dptrain.nn.fusion import ConvPoolReLU, fuse
+from dptrain.nn.check import check_layer
+from dptrain.nn.fusion import ConvPoolReLU
+from dptrain.nn.graph import Residual
 from dptrain.nn.layer import Layer
 from dptrain.nn.layers.activation import Flatten, ReLU
 from dptrain.nn.layers.conv import ALGORITHMS, Conv2d
@@ -56,7 +57,7 @@ def test_the_fused_network_is_the_plain_one(algorithm, kernel, stride, padding, 
 
 
 class _AsOneLayer(Layer):
-    """Makes what a network joins on its own, so that the gradient checker can judge the joined layers."""
+    """The fused layers as one layer, so that the gradient checker can check them."""
 
     def __init__(self, conv: Conv2d) -> None:
         self.conv, self.pool = conv, MaxPool2d(2)
@@ -82,7 +83,7 @@ def test_backward_is_the_gradient(size: tuple[int, int], algorithm: str) -> None
     check_layer(_AsOneLayer(Conv2d(3, 3, padding=1, algorithm=algorithm)), (2, *size), 2)
 
 
-def test_only_conv_relu_pool_in_a_row_are_joined() -> None:
+def test_only_conv_relu_pool_in_a_row_are_fused() -> None:
     def stages(*layers: Layer) -> list[type[Layer]]:
         return [type(stage) for stage in Network([*layers, Flatten(), Linear(2)], (1, 9, 9)).stages[:-2]]
 
@@ -92,14 +93,24 @@ def test_only_conv_relu_pool_in_a_row_are_joined() -> None:
 
 @pytest.mark.parametrize("pool", [MaxPool2d(3), MaxPool2d(2, stride=1), MaxPool2d((2, 1))], ids=repr)
 def test_pooling_of_other_windows_stays_a_layer_of_its_own(pool: MaxPool2d) -> None:
-    layers = [Conv2d(2), ReLU(), pool]
-    assert fuse(list(layers)) == layers
+    layers = [Conv2d(2), ReLU(), pool, Flatten(), Linear(2)]
+    assert Network(layers, (1, 9, 9)).stages == layers
 
 
-def test_a_subclass_is_not_taken_for_what_it_is_made_of() -> None:
+def test_a_subclass_is_not_fused_as_its_base_is() -> None:
     class LeakyReLU(ReLU):
         """Computes something else."""
 
-    layers = [Conv2d(2), LeakyReLU(), MaxPool2d()]
-    assert fuse(list(layers)) == layers
+    layers = [Conv2d(2), LeakyReLU(), MaxPool2d(), Flatten(), Linear(2)]
+    assert Network(layers, (1, 9, 9)).stages == layers
     assert repr(layers[1]) == "LeakyReLU()"
+
+
+def test_a_value_that_is_used_twice_is_not_fused_away() -> None:
+    block = [Conv2d(2, padding=1), Residual([ReLU(), MaxPool2d()], MaxPool2d())]
+    network = Network([*block, Flatten(), Linear(2)], (1, 8, 8))
+    assert [type(stage) for stage in network.stages[:2]] == [Conv2d, ReLU]
+    inside = Network(
+        [Residual([Conv2d(1), ReLU(), MaxPool2d()], MaxPool2d(4, stride=2)), Flatten(), Linear(2)], (1, 8, 8)
+    )
+    assert [type(stage) for stage in inside.stages[:2]] == [ConvPoolReLU, MaxPool2d]

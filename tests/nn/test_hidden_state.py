@@ -55,16 +55,16 @@ BROKEN = {
     # Draws
     "np.random": (
         forward("mask = np.random.random(x.shape)", MASK),
-        "mine1 (Mine) draws from NumPy's global generator",
+        "mine1 (Mine) uses NumPy's global generator",
     ),
     "np.random seeded in forward": (
         forward("np.random.seed(0)", "mask = np.random.random(x.shape)", MASK),
-        "mine1 (Mine) draws from NumPy's global generator (np.random), or seeds it, in forward",
+        "mine1 (Mine) uses NumPy's global generator (np.random) in forward",
     ),
     "random": (forward("return x * random.choice([1, 2]), None"), "Python's global generator (random)"),
     "a generator of the layer": (
         forward("mask = self.generator.random(x.shape)", MASK, init="self.generator = np.random.default_rng(0)"),
-        "layer mine1 (Mine) changes its attribute 'generator'",
+        "the attribute 'generator' of layer mine1 (Mine) changes while the network computes",
     ),
     "a generator of the module": (
         forward("mask = GENERATOR.random(x.shape)", MASK, before="GENERATOR = np.random.default_rng(0)"),
@@ -72,44 +72,32 @@ BROKEN = {
     ),
     "a method of a generator": (
         forward("mask = DRAW(x.shape)", MASK, before="DRAW = np.random.RandomState(0).random_sample"),
-        "net.DRAW.__self__ changes",
+        "net.DRAW changes",
     ),
     "a generator of Python's": (
         forward("return x * DICE.random(), None", before="DICE = random.Random(0)"),
         "net.DICE changes",
     ),
-    "a rare draw": (
-        forward("return x * (np.random.default_rng().random() < 2), None"),
-        "mine1 (Mine) draws from the system's entropy, as default_rng() without a seed does, in forward",
-    ),
-    "the process id": (
-        forward("return x * np.random.default_rng(os.getpid()).random(), None"),
-        "Does the layer draw random numbers, read the clock or the process id",
-    ),
-    "the time of day": (
-        forward("return x * (int(now()) // 3600), None", before="from time import time as now"),
-        "is not the same when one microbatch is computed twice",
-    ),
     "entropy of the system": (
         forward("mask = np.random.default_rng().random(x.shape)", MASK),
-        "mine1 (Mine) draws from the system's entropy",
+        "is not the same when one microbatch is computed twice",
     ),
-    "urandom": (forward("return x * os.urandom(1)[0], None"), "mine1 (Mine) draws from the system's entropy"),
+    "urandom": (forward("return x * os.urandom(1)[0], None"), "is not the same when one microbatch is computed twice"),
     "the clock": (forward("return x * np.float32(time.perf_counter_ns() % 9999), None"), "is not the same"),
     "draws in backward": (
         "class Mine(Identity):\n    def backward(self, dy, saved, call):\n        return dy * np.random.random()\n",
-        "draws from NumPy's global generator (np.random), or seeds it, in backward",
+        "uses NumPy's global generator (np.random) in backward",
     ),
     "draws in prepare": (
         "class Mine(Identity):\n    def prepare(self, parameters, workspace):\n"
         "        return {'noise': np.random.random()}\n",
-        "draws from NumPy's global generator (np.random), or seeds it, in prepare",
+        "uses NumPy's global generator (np.random) in prepare",
     ),
     # State
     "a list": (forward("self.calls.append(1)", "return x, None", init="self.calls = []"), "'calls'"),
     "an array in place": (
         forward("np.add(self.total, 1, out=self.total)", "return x, None", init="self.total = np.zeros(1)"),
-        "layer mine1 (Mine) changes its attribute 'total' while the network computes",
+        "the attribute 'total' of layer mine1 (Mine) changes",
     ),
     "an array": (
         forward(
@@ -122,18 +110,18 @@ BROKEN = {
     ),
     "a buffer for backward": (
         forward("vars(self)['saved'] = x", "return x, None"),
-        "layer mine1 (Mine) changes its attribute 'saved'",
+        "the attribute 'saved' of layer mine1",
     ),
     "a first microbatch that is remembered": (
         forward(
             "self.first.setdefault('mean', x.mean())", "return x - self.first['mean'], None", init="self.first = {}"
         ),
-        "layer mine1 (Mine) changes its attribute 'first'",
+        "the attribute 'first' of layer mine1",
     ),
     "a plain attribute": (forward("self.calls = 1", "return x, None"), "fails in forward: AttributeError: mine1 sets"),
     "a count of the class": (
         forward("Mine.calls += 1", "return x, None", before="").replace("(Identity):", "(Identity):\n    calls = 0"),
-        "net.Mine.calls changes",
+        "net.Mine changes",
     ),
     "a count of the module": (
         forward("global CALLS", "CALLS += 1", "return x * (CALLS < 1000), None", before="CALLS = 0"),
@@ -142,23 +130,16 @@ BROKEN = {
     "a default value": (
         "class Mine(Identity):\n    def forward(self, x, call, calls=[]):\n"
         "        calls.append(x[0, 0])\n        return x, None\n",
-        "net.Mine.forward.__defaults__",
+        "net.Mine changes",
     ),
     "a closure": (
         "def counter():\n    count = 0\n    def more():\n        nonlocal count\n        count += 1\n"
         "        return count\n    return more\n"
         + forward("return x * (self.more() < 1000), None", init="self.more = counter()"),
-        "'more.count'",
+        "'more'",
     ),
     "an iterator": (forward("return x * next(NUMBERS), None", before="NUMBERS = itertools.count()"), "net.NUMBERS"),
     "a cycle": (forward("return x * next(ON), None", before="ON = itertools.cycle([1, 1, 1, 1])"), "net.ON"),
-    "a generator function": (
-        forward(
-            "return x * next(ONES), None",
-            before="def ones():\n    n = 0\n    while True:\n        n += 1\n        yield 1\nONES = ones()",
-        ),
-        "net.ONES",
-    ),
     "an object of the user's": (
         forward(
             "self.tally.calls += 1",
@@ -166,11 +147,11 @@ BROKEN = {
             init="self.tally = Tally()",
             before="class Tally:\n    __slots__ = ('calls',)\n    def __init__(self):\n        self.calls = 0",
         ),
-        "'tally.calls'",
+        "'tally'",
     ),
     "a layer inside the layer": (
         forward("self.inner.calls = x.sum()", "return x, None", init="self.inner = Identity()"),
-        "'inner.calls'",
+        "'inner'",
     ),
     "a buffer of the module": (
         forward(
@@ -189,16 +170,19 @@ BROKEN = {
         "the output of layer mine1 (Mine) is not the same",
     ),
     # In place
-    "its input": (forward("x *= 2", "return x, None"), "mine1 (Mine) changes its input x in place in forward"),
+    "its input": (
+        forward("x *= 2", "return x, None"),
+        "mine1 (Mine) fails in forward: ValueError: output array is read-only",
+    ),
     "its input in backward": (
         "class Mine(Identity):\n    def forward(self, x, call):\n        return x + 1, x\n"
         "    def backward(self, dy, x, call):\n        x *= dy\n        return dy\n",
-        "mine1 (Mine) changes its input x in place in backward",
+        "mine1 (Mine) fails in backward: ValueError: output array is read-only",
     ),
     "its parameters": (
         "class Mine(Identity):\n    def tensors(self):\n        return [Tensor('scale', (1,), zeros)]\n"
         + forward("call.parameters['scale'] += 1", "return x, None").replace("\nclass Mine(Identity):\n", ""),
-        "mine1 (Mine) changes the parameters in forward",
+        "x, the parameters and the buffers are only read",
     ),
     # Mistakes
     "one value": (forward("return x"), "mine1 (Mine): forward returned float32 (6, 7, 4, 3), expected two values"),
@@ -325,7 +309,7 @@ def test_an_evaluation_refuses_a_layer_that_draws(data: Path, tmp_path: Path) ->
     write(net, forward("mask = np.random.random(x.shape)", MASK))
     done = dptrain("eval", tmp_path / "run", data, "--model", model, cwd=tmp_path)
     assert done.returncode == 1
-    assert "draws from NumPy's global generator" in done.stderr
+    assert "uses NumPy's global generator" in done.stderr
 
 
 @pytest.mark.mpi
@@ -338,7 +322,7 @@ def test_a_layer_that_draws_on_one_rank_ends_both(data: Path, tmp_path: Path) ->
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("dptrain: error:") == 1
     assert "rank 1 on" in done.stderr
-    assert "layer mine1 (Mine) draws from NumPy's global generator" in done.stderr
+    assert "layer mine1 (Mine) uses NumPy's global generator" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from gradients import check_layer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import training_pass
 
+from dptrain.nn.check import check_layer
 from dptrain.nn.layers.linear import Linear
 
 

@@ -2,11 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from gradients import central_difference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dptrain.arrays.memory import Workspace
+from dptrain.nn.check import central_difference
 from dptrain.nn.loss import softmax_cross_entropy
 
 
@@ -27,16 +27,14 @@ def test_gradient_is_that_of_the_summed_loss(classes: int, samples: int, scale: 
 def test_loss_is_the_negative_log_of_the_softmax() -> None:
     logits = np.array([[1.0, 2.0, 4.0]])
     expected = -math.log(math.exp(2) / (math.exp(1) + math.exp(2) + math.exp(4)))
-    losses, gradient = softmax_cross_entropy(logits, np.array([1]), Workspace(np.float64), need_gradient=False)
+    losses, _ = softmax_cross_entropy(logits, np.array([1]), Workspace(np.float64))
     assert losses[0] == pytest.approx(expected, rel=1e-12)
-    assert gradient is None
 
 
 @pytest.mark.parametrize("logit", [0.0, 88.8, -88.8, 1e4, -1e4, 1e30, -1e30])
 def test_no_finite_logit_breaks_it(logit: float) -> None:
     logits = np.array([[logit, 0], [0, logit], [logit, logit]], np.float32)
     losses, gradient = softmax_cross_entropy(logits, np.array([0, 0, 1]), Workspace())
-    assert gradient is not None
     expected = np.logaddexp(0, np.array([-logit, logit, 0]))
     np.testing.assert_allclose(losses, expected, rtol=1e-6, atol=1e-7)
     assert np.isfinite(gradient).all()

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from gradients import central_difference
 from networks import ready
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
+from dptrain.nn.check import central_difference
 from dptrain.nn.layer import Layer
 from dptrain.nn.layers.activation import Flatten, ReLU
 from dptrain.nn.layers.conv import Conv2d
@@ -297,7 +297,7 @@ def test_what_could_not_stand_in_a_checkpoint_is_refused_at_once(
         ([Conv2d(3)], "expected one logit a class"),
         ([Flatten()], "no parameters"),
         ([Linear(3)], "put Flatten"),
-        ([Flatten(), *[Linear(4)] * 2], "stands twice"),
+        ([Flatten(), *[Linear(4)] * 2], "is in the network twice"),
     ],
 )
 def test_layers_that_do_not_make_a_network_are_refused(layers: list, message: str) -> None:

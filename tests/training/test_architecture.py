@@ -97,7 +97,7 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
         ("FOLDER/my_net.py:MY", "has no function 'MY'"),
         ("FOLDER/my_net.txt:build", "is not a Python file"),
         ("FOLDER/my_net.py:tells", "told (3, 8, 8), 5, {}"),
-        ("FOLDER/my_net.py:no_list", "the function returned 7, expected a list of layers"),
+        ("FOLDER/my_net.py:no_list", "the network has 7 in it, expected layers"),
         ("FOLDER/my_net.py:quits", "ended the program with status 17 (my_net.py, line "),
         ("FOLDER/my_net.py:tells", "(my_net.py, line "),
         ("FOLDER/my_net.py:no_arguments", "no_arguments() takes 0 positional arguments but 2 were given"),

@@ -1,0 +1,212 @@
+"""Networks as graphs: parts that are composed of layers, compiled to nodes in the order of computation.
+
+Values are numbered: 0 is the network's input, and each node's output has a number of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import numpy as np
+
+from dptrain.arrays.layout import Shape, array_shape
+from dptrain.arrays.memory import Array
+from dptrain.errors import ModelError
+from dptrain.nn.layer import Layer
+from dptrain.nn.layers.add import Add
+from dptrain.nn.passes import Pass, read_only
+from dptrain.nn.runner import Runner
+from dptrain.nn.tensor import Tensor
+
+Part = Union[Layer, "Composite", Sequence["Part"]]  # a sequence of parts is applied one after the other
+
+
+@dataclass(frozen=True)
+class Node:
+    """A layer at its place: the numbers and the sample shapes of the values it reads and of the one it makes."""
+
+    layer: Layer
+    number: int  # of the layer in the network
+    inputs: tuple[int, ...]
+    output: int
+    input_shapes: tuple[Shape, ...]
+    shape: Shape
+
+
+class Composite(ABC):
+    """A part of a network that consists of other parts."""
+
+    @abstractmethod
+    def connect(self, builder: Builder, value: int) -> int:
+        """Add the parts to the graph, reading `value`; returns the number of the output."""
+
+
+class Sequential(Composite):
+    """Parts applied one after the other."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+
+    def connect(self, builder: Builder, value: int) -> int:
+        return builder.add(self.parts, value)
+
+
+class Residual(Composite):
+    """body(x) + shortcut(x); without a shortcut body(x) + x (He et al. 2016)."""
+
+    def __init__(self, body: Part, shortcut: Part = ()) -> None:
+        self.body, self.shortcut = body, shortcut
+
+    def connect(self, builder: Builder, value: int) -> int:
+        return builder.add(Add(), builder.add(self.body, value), builder.add(self.shortcut, value))
+
+
+class Builder:
+    """Names and binds layers, and appends them to `nodes` in the order of computation."""
+
+    def __init__(self, input_shape: Shape) -> None:
+        self.nodes: list[Node] = []
+        self.shapes = [tuple(input_shape)]  # by number of the value
+        self.tensors: dict[str, Tensor] = {}  # by full name
+        self._numbers: Counter[str] = Counter()
+
+    def add(self, part: Part, *inputs: int) -> int:
+        """Apply a part to the values `inputs`; returns the number of its output. ValueError when it does not fit."""
+        if isinstance(part, Layer):
+            return self._add_layer(part, inputs)
+        (value,) = inputs
+        if isinstance(part, Composite):
+            return part.connect(self, value)
+        if not isinstance(part, list | tuple):
+            raise TypeError(f"the network has {reprlib.repr(part)} in it, expected layers, Sequential or Residual")
+        for one in part:
+            value = self.add(one, value)
+        return value
+
+    def _add_layer(self, layer: Layer, inputs: tuple[int, ...]) -> int:
+        if any(node.layer is layer for node in self.nodes):
+            raise ValueError(f"the layer object {layer!r} is in the network twice; make a new one for each place")
+        if not re.fullmatch(r"[A-Za-z_]*[A-Za-z_]", layer.kind):
+            raise ValueError(
+                f"{layer!r} has the kind {layer.kind!r}, expected letters: layers are named by kind and number"
+            )
+        layer._frozen = False
+        self._numbers[layer.kind] += 1
+        layer.name = f"{layer.kind}{self._numbers[layer.kind]}"
+        shapes = tuple(self.shapes[value] for value in inputs)
+        bind: Any = layer.bind
+        shape = bind(shapes[0] if len(shapes) == 1 else shapes)
+        if not isinstance(shape, tuple) or not shape or not all(isinstance(one, int) and one > 0 for one in shape):
+            raise ModelError(f"{where(layer)}: bind returned {shape!r}, expected the shape of an output sample")
+        self.tensors |= _tensors_of(layer)
+        layer._frozen = True
+        self.nodes.append(Node(layer, len(self.nodes), inputs, len(self.shapes), shapes, shape))
+        self.shapes.append(shape)
+        return self.nodes[-1].output
+
+
+def _tensors_of(layer: Layer) -> dict[str, Tensor]:
+    """A layer's tensors by full name; ValueError unless they can be stored in a checkpoint."""
+    tensors: dict[str, Tensor] = {}
+    for tensor in layer.tensors():
+        if not re.fullmatch(r"[A-Za-z_]\w*", tensor.name):
+            raise ValueError(f"{layer!r} has a tensor named {tensor.name!r}, expected letters, digits and underscores")
+        if not tensor.shape or min(tensor.shape) < 1:
+            raise ValueError(
+                f"{layer!r} has a tensor {tensor.name!r} of shape {tensor.shape}, expected extents of at least 1"
+            )
+        name = f"{layer.name}.{tensor.name}"
+        if name in tensors:
+            raise ValueError(f"{layer!r} has two tensors named {tensor.name!r}")
+        tensors[name] = tensor
+    return tensors
+
+
+class Graph:
+    """Computes the nodes forward and backward.
+
+    `trained` has the names of the layers with parameters to train; `of_input` asks for the gradient of the input too.
+    """
+
+    def __init__(self, nodes: Sequence[Node], trained: Collection[str], *, of_input: bool = False) -> None:
+        self.nodes = list(nodes)
+        self._wanted = {0: of_input}  # by number of the value: whether its gradient is needed
+        for node in self.nodes:
+            self._wanted[node.output] = node.layer.name in trained or self.needs_dx(node)
+
+    def needs_dx(self, node: Node) -> bool:
+        """Whether the backward pass of a node must return a gradient."""
+        return any(self._wanted[value] for value in node.inputs)
+
+    def forward(self, x: Array, passes: Sequence[Pass], runner: Runner) -> tuple[Array, list[Any]]:
+        """The output of the last node, and what each layer has saved. ModelError for a layer that breaks a rule."""
+        values, saved = {0: read_only(x)}, []
+        for node, call in zip(self.nodes, passes, strict=True):
+            inputs: Any = tuple(values[value] for value in node.inputs)
+            result: Any = runner.forward(node.layer, inputs[0] if len(inputs) == 1 else inputs, call)
+            if not isinstance(result, tuple) or len(result) != 2:
+                raise ModelError(
+                    f"{where(node.layer)}: forward returned {kind_of(result)}, expected two values: the output, and "
+                    "what backward needs (or None)"
+                )
+            y, kept = result
+            expected = array_shape(node.shape, x.shape[-2])
+            if not _is_array(y, expected):
+                raise ModelError(
+                    f"{where(node.layer)}: the output of forward is {kind_of(y)}, expected an array of shape "
+                    f"{expected}, which follows from the shape {node.shape} that bind returned"
+                )
+            values[node.output] = read_only(y)
+            saved.append(kept)
+        return y, saved
+
+    def backward(self, dy: Array, saved: Sequence[Any], passes: Sequence[Pass], runner: Runner) -> Array | None:
+        """Fill the gradients of all passes; returns the gradient of the input, if asked for.
+
+        The gradients of a value that is used several times are added in the reverse order of its uses.
+        """
+        samples = dy.shape[-2]
+        gradients = {self.nodes[-1].output: dy}
+        for node, kept, call in reversed(list(zip(self.nodes, saved, passes, strict=True))):
+            if not self._wanted[node.output]:
+                continue
+            result: Any = runner.backward(node.layer, gradients.pop(node.output), kept, call)
+            if not call.need_dx:
+                continue
+            parts = result if len(node.inputs) > 1 else (result,)
+            expected = [array_shape(shape, samples) for shape in node.input_shapes]
+            if not isinstance(parts, tuple) or not all(map(_is_array, parts, expected)):
+                raise ModelError(
+                    f"{where(node.layer)}: backward returned {kind_of(result)}, expected the gradient of its input, an "
+                    f"array of shape {', '.join(map(str, expected))}"
+                )
+            for value, part in zip(node.inputs, parts, strict=True):
+                if value in gradients:
+                    gradients[value] += part
+                elif self._wanted[value]:
+                    gradients[value] = part
+        return gradients.get(0)
+
+
+def where(layer: Layer) -> str:
+    """A layer as error messages call it."""
+    return f"layer {layer.name} ({type(layer).__name__})"
+
+
+def kind_of(value: object) -> str:
+    """A value's type, and an array's shape, for error messages."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return "None" if value is None else f"an object of type {type(value).__name__}"
+
+
+def _is_array(value: object, shape: Shape) -> bool:
+    return isinstance(value, np.ndarray) and value.shape == shape and value.dtype.kind in "fiub"
