@@ -133,9 +133,7 @@ def _datasets(file: Any) -> list[tuple[str, Any]]:
             elif isinstance(member, h5py.Dataset):
                 found.append((path, member))
             else:
-                raise ValueError(
-                    f"{path} is a link, or more than one group deep; expected a dataset stored in the file itself"
-                )
+                raise ValueError(f"{path} is a link, or in a group of a group; expected a dataset in the file itself")
     return found
 
 
