@@ -28,12 +28,14 @@ from dptrain.nn.layer import Layer
 from dptrain.nn.layers.activation import Flatten, ReLU
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.linear import Linear
+from dptrain.nn.layers.norm import BatchNorm2d
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network
 from dptrain.nn.passes import Pass
 from dptrain.nn.tensor import Tensor, constant, he_uniform, ones, uniform, zeros
 
 __all__ = [
+    "BatchNorm2d",
     "Conv2d",
     "Flatten",
     "Layer",
