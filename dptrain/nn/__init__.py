@@ -28,6 +28,7 @@ from dptrain.nn.layer import Layer
 from dptrain.nn.layers.activation import Flatten, ReLU
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.dropout import Dropout
+from dptrain.nn.layers.global_pool import GlobalAvgPool2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.norm import BatchNorm2d
 from dptrain.nn.layers.pool import MaxPool2d
@@ -40,6 +41,7 @@ __all__ = [
     "Conv2d",
     "Dropout",
     "Flatten",
+    "GlobalAvgPool2d",
     "Layer",
     "Linear",
     "MaxPool2d",
