@@ -1,6 +1,6 @@
-"""The folder of a run: config.toml, metrics.jsonl and checkpoints/. Only rank 0 writes to it.
+"""The folder of a run: config.toml, metrics.jsonl, model/ and checkpoints/. Only rank 0 writes to it.
 
-Beside the numbered checkpoints, `checkpoints/best.h5` is a second name of the one with the best test accuracy.
+Besides the numbered checkpoints there is `checkpoints/best.h5`, a second name of the one with the best test accuracy.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import itertools
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
 
 from dptrain.checkpoint.format import Checkpoint, read_checkpoint
-from dptrain.errors import BrokenCheckpointError, CheckpointError, DptrainError, LaterVersionError, UsageError
+from dptrain.errors import BrokenCheckpointError, CheckpointError, LaterVersionError, UsageError
 from dptrain.system import files
 from dptrain.system.durable import TEMPORARY, link_durably, sync_folder, write_durably
 from dptrain.system.text import shown
@@ -26,7 +26,7 @@ KEPT = "model"  # the folder, in a run folder, of a user's model files
 KEEP = 3
 BEST = "best.h5"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-OWN = ("checkpoints", "config.toml", "metrics.jsonl", "attempts.jsonl")  # what a run writes, never through links
+WRITTEN = ("checkpoints", "config.toml", "metrics.jsonl", "attempts.jsonl")  # never through links
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
 
 
@@ -36,38 +36,29 @@ def step_of(path: Path) -> int:
 
 
 class RunFolder:
-    """Keeps the last three checkpoints and the best, and finds the one to go on from."""
+    """Keeps the last three checkpoints and the best, and finds the one to resume from."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints, self.metrics = path / "checkpoints", path / "metrics.jsonl"
         self.best_accuracy: float | None = None
         self.best_step = -1
         self._held: int | None = None
 
     @classmethod
     def new(cls, data: str, model: str) -> RunFolder:
-        """Make runs/<data>-<model>-<time>: a folder that was not there, however many runs begin at once."""
+        """Make runs/<data>-<model>-<time>: a new folder, however many runs start at once."""
         data_name = os.fsencode(Path(data).resolve().name).decode(errors="replace")[:80]  # any name, also not in UTF-8
         name = f"{data_name}-{model.rsplit(':', 1)[-1][:80]}-{time.strftime('%Y%m%d-%H%M%S')}"
-        for number in itertools.count(1):
-            path = Path("runs") / (name if number == 1 else f"{name}-{number}")
-            try:
+        while True:
+            path = _free(Path("runs") / f"{name}{f'-{number}' * (number > 1)}" for number in count(1))
+            with _usable(path), contextlib.suppress(FileExistsError):
                 path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise _unusable(path, error) from error
-            return cls(path)
-        raise AssertionError("counting does not end")
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+                return cls(path)
 
     @property
     def held(self) -> bool:
-        """Has this object claimed the folder, and not closed it?"""
+        """Whether this object has claimed the folder and not closed it."""
         return self._held is not None
 
     def claim(self, patience: float = 0.0) -> None:
@@ -78,32 +69,23 @@ class RunFolder:
         """
         if self._held is not None:
             return
-        try:
+        with _usable(self.path):
             there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
             if there - {self.metrics.name} and self.checkpoints.name not in there:
+                raise UsageError(f"--run-dir {self.path}: holds other files, but no run; choose a new folder")
+            for link in filter(Path.is_symlink, (self.path / name for name in WRITTEN)):
                 raise UsageError(
-                    f"--run-dir {self.path}: holds other things and no checkpoints/ of a run; choose a new folder"
+                    f"--run-dir {self.path}: {link.name} is a symbolic link to {shown(link.readlink(), 200)}; a run "
+                    "writes only inside its folder: remove the link, or choose another folder"
                 )
-            self._refuse_links()
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             files.append_text(self.metrics).close()
             self._held = os.open(self.path, os.O_RDONLY)
             self._lock(self._held, time.monotonic() + patience)
-            files.append_text(self.checkpoints / ".writable.partial").close()  # rather now than at the first checkpoint
+            files.append_text(self.checkpoints / ".writable.partial").close()  # fail now, not at the first checkpoint
             for folder in (self.path, self.checkpoints):
                 for leftover in folder.glob(TEMPORARY):  # of a run that was killed while writing
                     leftover.unlink()
-        except OSError as error:
-            raise _unusable(self.path, error) from error
-
-    def _refuse_links(self) -> None:
-        """UsageError when something in the folder is a symbolic link that writing would follow out of it."""
-        for path in (self.path / name for name in OWN):
-            if path.is_symlink():
-                raise UsageError(
-                    f"--run-dir {self.path}: {path.name} is a symbolic link to {shown(path.readlink(), 200)}; a run "
-                    "writes only inside its folder: remove the link, or choose another folder"
-                )
 
     def _lock(self, descriptor: int, until: float) -> None:
         while True:
@@ -120,7 +102,7 @@ class RunFolder:
                 return None  # some network file systems cannot lock
 
     def close(self) -> None:
-        """Let others train in the folder."""
+        """Let other processes train in the folder."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
@@ -132,22 +114,21 @@ class RunFolder:
 
     def write_config(self, config: str) -> None:
         """Save the configuration; UsageError when it cannot be written."""
-        try:
+        with _usable(self.path):
             write_durably(self.path / "config.toml", config.encode())
-        except OSError as error:
-            raise _unusable(self.path, error) from error
 
     def keep_model(self, files: Mapping[str, bytes]) -> None:
         """Keep the files of a user's model in model/, by name; UsageError when they cannot be written.
 
-        The folder appears whole. Other files that are there get the name model.1, model.2 and so on.
+        The folder appears whole. An earlier one with other files is renamed to model.1, model.2 and so on.
         """
         kept, partial = self.path / KEPT, self.path / f"{KEPT}.partial"
-        try:
+        with _usable(self.path):
             shutil.rmtree(partial, ignore_errors=True)
             if kept.is_symlink():
                 raise UsageError(f"--run-dir {self.path}: {KEPT} is a symbolic link, expected a folder; remove it")
-            if _files_in(kept) == files:
+            there = (path for path in kept.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+            if {path.relative_to(kept).as_posix(): path.read_bytes() for path in there} == files:
                 return
             for name, content in files.items():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)
@@ -155,21 +136,15 @@ class RunFolder:
             for folder in (partial, *filter(Path.is_dir, partial.rglob("*"))):
                 sync_folder(folder)
             if kept.exists():
-                kept.rename(next(path for n in itertools.count(1) if not (path := self.path / f"{KEPT}.{n}").exists()))
+                kept.rename(_free(self.path / f"{KEPT}.{number}" for number in count(1)))
             partial.rename(kept)
             sync_folder(self.path)
-        except OSError as error:
-            raise _unusable(self.path, error) from error
 
     def numbered(self) -> list[Path]:
         """Checkpoints from the oldest to the newest step."""
-        try:
-            there = list(self.checkpoints.iterdir())
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise _unusable(self.path, error) from error
-        return sorted((path for path in there if CHECKPOINT_NAME.fullmatch(path.name)), key=step_of)
+        with _usable(self.path):
+            there = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
+            return sorted((path for path in there if CHECKPOINT_NAME.fullmatch(path.name)), key=step_of)
 
     def candidates(self) -> list[Path]:
         """What a run can be resumed from: the best, then the numbered checkpoints from oldest to newest."""
@@ -177,26 +152,27 @@ class RunFolder:
         return [*([best] if best.is_file() else []), *self.numbered()]
 
     def newest(self, say: Callable[[str], None], *, set_aside: bool = False) -> tuple[Path, Checkpoint] | None:
-        """The newest checkpoint that proves itself; a broken one is passed over with a line that says so.
+        """The newest checkpoint that can be read; others are skipped with a line.
 
-        With `set_aside`, for whoever trains here, those of them that are torn or altered get another name, so that the
-        run can write them anew. CheckpointError when there are checkpoints but none can be read: starting from scratch
-        would hide the loss. LaterVersionError when a later version of this program has written the newest.
+        With `set_aside`, which is for a run that trains here, torn or altered ones are renamed, so that the run can
+        write them again. CheckpointError when there are checkpoints but none can be read: to start from scratch would
+        hide the loss. LaterVersionError when a later version of this program has written the newest.
         """
         paths, broken = self.candidates(), []
         for path in reversed(paths):
             try:
                 found = path, read_checkpoint(path)
             except LaterVersionError:
-                raise  # a resume from an earlier one would write over this one
+                raise  # a resume from an earlier one would overwrite this one
             except CheckpointError as error:
-                say(f"passed over: {error}")
+                say(f"skipped: {error}")
                 if isinstance(error, BrokenCheckpointError):
                     broken.append(path)
                 continue
-            if set_aside:
-                for other in broken:
-                    say(f"set aside as {_set_aside(other).name}")
+            for other in broken if set_aside else ():
+                names = (other.with_name(f"{other.name}.broken{f'-{number}' * (number > 1)}") for number in count(1))
+                with _usable(self.path):
+                    say(f"renamed to {other.rename(_free(names)).name}")
             return found
         if paths:
             raise CheckpointError(
@@ -206,11 +182,11 @@ class RunFolder:
         return None
 
     def checkpoint_of(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or would be."""
+        """The path of a step's checkpoint, whether it exists or not."""
         return self.checkpoints / f"step-{step:08d}.h5"
 
     def save(self, step: int, content: bytes, test_accuracy: float | None) -> Path:
-        """Write step-<step>.h5 durably, then remove what is neither among the last three nor the best.
+        """Write step-<step>.h5 durably, then remove all but the last three and the best.
 
         CheckpointError when it cannot be written.
         """
@@ -218,7 +194,7 @@ class RunFolder:
         try:
             write_durably(path, content)
             if self._remember(step, test_accuracy):
-                self._name_best(path, content)
+                self._link_best(path, content)
         except OSError as error:
             raise CheckpointError(
                 f"{path}: cannot be written: {error.strerror}; no earlier checkpoint was touched. "
@@ -232,35 +208,30 @@ class RunFolder:
         return path
 
     def _remember(self, step: int, test_accuracy: float | None) -> bool:
-        """Take the checkpoint for the best if no earlier one has its accuracy; was it taken?"""
+        """Whether the checkpoint is better than all before; then it is the best from now on."""
         if test_accuracy is None or (self.best_accuracy is not None and test_accuracy <= self.best_accuracy):
             return False
         self.best_accuracy, self.best_step = test_accuracy, step
         return True
 
-    def _name_best(self, path: Path, content: bytes) -> None:
-        """Let best.h5 be this checkpoint, a copy where the file system has no second names; OSError when it fails."""
+    def _link_best(self, path: Path, content: bytes) -> None:
+        """Make best.h5 this checkpoint: a link, or a copy on file systems without links; OSError when it fails."""
         try:
             link_durably(path, self.checkpoints / BEST)
         except OSError:
             write_durably(self.checkpoints / BEST, content)
 
     def remember_all(self) -> None:
-        """After a resume: learn from the checkpoints that are there which is the best, and let best.h5 be that one."""
+        """After a resume: find the best of the existing checkpoints, and make it best.h5."""
         best: Path | None = None
         for path in (self.checkpoints / BEST, *self.numbered()):
-            try:
+            with contextlib.suppress(CheckpointError):
                 state = read_checkpoint(path).state
-            except CheckpointError:
-                continue
-            if self._remember(state.step, state.progress.test_accuracy):
-                best = path
-        if best is None or best.name == BEST:
-            return
-        try:
-            self._name_best(best, best.read_bytes())
-        except OSError as error:
-            raise _unusable(self.path, error) from error
+                if self._remember(state.step, state.progress.test_accuracy):
+                    best = path
+        if best is not None and best.name != BEST:
+            with _usable(self.path):
+                self._link_best(best, best.read_bytes())
 
     @property
     def best(self) -> Path | None:
@@ -268,27 +239,19 @@ class RunFolder:
         return None if self.best_accuracy is None else self.checkpoints / BEST
 
 
-def _files_in(folder: Path) -> dict[str, bytes]:
-    """Contents by name relative to the folder, without what Python leaves there."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+def _free(names: Iterator[Path]) -> Path:
+    """The first of the names that no file has."""
+    return next(path for path in names if not os.path.lexists(path))
 
 
-def _set_aside(path: Path) -> Path:
-    """Rename a broken checkpoint to a name that no other file has; its new path."""
-    for number in itertools.count(1):
-        aside = path.with_name(f"{path.name}.broken" + ("" if number == 1 else f"-{number}"))
-        if not os.path.lexists(aside):
-            try:
-                return path.rename(aside)
-            except OSError as error:
-                raise _unusable(path.parent.parent, error) from error
-    raise AssertionError("counting does not end")
-
-
-def _unusable(path: Path, error: OSError) -> DptrainError:
-    if error.errno in FULL:
-        return CheckpointError(
-            f"--run-dir {path}: {error.strerror}; free some space, then start the same command again"
-        )
-    return UsageError(f"--run-dir {path}: cannot be used: {error.strerror}; choose another folder")
+@contextlib.contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Turn an OSError into an error for people about this run folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise CheckpointError(
+                f"--run-dir {path}: {error.strerror}; free some space, then start the same command again"
+            ) from error
+        raise UsageError(f"--run-dir {path}: cannot be used: {error.strerror}; choose another folder") from error

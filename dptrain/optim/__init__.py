@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dptrain.optim.optimizer import Optimizer
 
-OPTIMIZERS = {"sgd": "dptrain.optim.sgd:SGD"}
+OPTIMIZERS = {
+    "sgd": "dptrain.optim.sgd:SGD",
+}
 NAMES = tuple(OPTIMIZERS)
 
 

@@ -207,8 +207,8 @@ def test_whoever_trains_sets_broken_ones_aside_under_names_of_their_own(folder: 
         found = folder.newest(lines.append, set_aside=True)
         assert found is not None
         assert found[1].state.step == 2
-        assert lines[0].startswith(f"passed over: {newest}")
-        aside = folder.checkpoints / lines[1].removeprefix("set aside as ")
+        assert lines[0].startswith(f"skipped: {newest}")
+        aside = folder.checkpoints / lines[1].removeprefix("renamed to ")
         assert aside.read_bytes() == content(3)[:-1]
         assert steps(folder) == [1, 2]
     assert {path.name for path in folder.checkpoints.iterdir()} - {"step-00000001.h5", "step-00000002.h5"} == {
@@ -321,14 +321,14 @@ def test_what_is_no_regular_file_is_passed_over_at_once_and_left_alone(kind: str
     found = folder.newest(lines.append, set_aside=True)
     assert found is not None
     assert found[1].state.step == 1
-    assert [line[:11] for line in lines] == ["passed over"]
+    assert [line[:7] for line in lines] == ["skipped"]
     assert "expected a regular file" in lines[0]
     assert os.path.lexists(path)
 
 
 def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("# mine\n")
-    with pytest.raises(UsageError, match="holds other things"):
+    with pytest.raises(UsageError, match="holds other files"):
         RunFolder(tmp_path).claim()
     assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
 
@@ -399,7 +399,7 @@ def test_a_folder_that_cannot_be_written_is_named(below: str, tmp_path: Path) ->
         (path / below).mkdir(parents=True)
     folder = RunFolder(path)
     with pytest.raises(
-        UsageError, match=r"(cannot be used|holds other things).*choose (another|a new) folder"
+        UsageError, match=r"(cannot be used|holds other files).*choose (another|a new) folder"
     ) as caught:
         claim_and_write(folder)
     folder.close()

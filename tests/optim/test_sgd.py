@@ -4,23 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from optimizers import DECAYS, LAYOUT, SHAPES, pytorch_groups, random_run
 
-from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array
 from dptrain.optim.sgd import SGD
-
-SHAPES = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "linear.weight": (5, 7), "linear.bias": (5,)}
-LAYOUT = Layout(SHAPES)
-DECAYS = LAYOUT.expand({name: name.endswith("weight") for name in SHAPES}, bool)
-STEPS = 20
-
-
-def random_run(seed: int) -> tuple[Array, list[Array], list[float]]:
-    """Parameters (P,), and for each of 20 steps a gradient (P,) and a learning rate."""
-    generator = np.random.default_rng(seed)
-    parameters = generator.standard_normal(LAYOUT.size, dtype=np.float32)
-    gradients = [generator.standard_normal(LAYOUT.size, dtype=np.float32) for _ in range(STEPS)]
-    return parameters, gradients, generator.uniform(0.01, 0.2, STEPS).tolist()
 
 
 def run_ours(seed: int, *, momentum: float, nesterov: bool, weight_decay: float) -> tuple[Array, Array]:
@@ -38,14 +25,7 @@ def run_pytorch(seed: int, *, momentum: float, nesterov: bool, weight_decay: flo
     import torch  # here, so that the other tests run without it
 
     parameters, gradients, rates = random_run(seed)
-    tensors = {
-        name: torch.tensor(view.astype(np.float64), requires_grad=True)
-        for name, view in LAYOUT.views(parameters).items()
-    }
-    groups = [
-        {"params": [tensor], "weight_decay": weight_decay if name.endswith("weight") else 0.0}
-        for name, tensor in tensors.items()
-    ]
+    tensors, groups = pytorch_groups(parameters, weight_decay)
     optimizer = torch.optim.SGD(groups, lr=1.0, momentum=momentum, nesterov=nesterov)
     for gradient, lr in zip(gradients, rates, strict=True):
         for name, view in LAYOUT.views(gradient).items():
@@ -98,3 +78,16 @@ def test_update_works_in_the_memory_it_is_given_and_in_its_precision() -> None:
     assert parameters.dtype == velocity.dtype == np.float32
     assert not np.array_equal(parameters, before)
     assert velocity.any()
+
+
+def test_factors_scale_the_learning_rate_of_each_parameter_and_0_freezes_it() -> None:
+    parameters, gradients, rates = random_run(5)
+    factors = LAYOUT.expand({"conv.weight": 2.0, "linear.weight": 1.0, "linear.bias": 1.0})
+    plain, scaled = SGD(DECAYS, weight_decay=0.0), SGD(DECAYS, factors, weight_decay=0.0)
+    vectors = [{"parameters": parameters.copy(), "momentum": np.zeros_like(parameters)} for _ in range(2)]
+    plain.update(vectors[0], gradients[0].copy(), rates[0], 0)
+    scaled.update(vectors[1], gradients[0].copy(), rates[0], 0)
+    moved, moved_by_factor = (LAYOUT.views(one["parameters"] - parameters) for one in vectors)
+    np.testing.assert_allclose(moved_by_factor["conv.weight"], 2 * moved["conv.weight"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(moved_by_factor["linear.weight"], moved["linear.weight"])
+    assert not moved_by_factor["conv.bias"].any()

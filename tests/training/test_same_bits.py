@@ -1,6 +1,7 @@
 """The promise of the project: one params_sha256 from any number of ranks, threads and stops.
 
-On a fifth of CIFAR-10; where there is no archive, and this is no CI, on drawn shapes.
+With real processes on a fifth of CIFAR-10 (on generated shapes, if there is no archive and this is no CI), and for
+every optimizer and layer on ranks that are threads.
 """
 
 from __future__ import annotations
@@ -8,15 +9,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import every_layer
 import pytest
 from conftest import find_archive
 from mpi_runs import dptrain
+from thread_ranks import on_ranks
+from training_runs import configuration, packed
 
 from data_prep.__main__ import main as data_prep
+from dptrain.config.train import TrainConfig
+from dptrain.nn.zoo import ARCHITECTURES
+from dptrain.optim import OPTIMIZERS
+from dptrain.training.loop import train
 
 STEPS = 40
-
-pytestmark = [pytest.mark.mpi, pytest.mark.once]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,8 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return params_sha256(data, tmp_path_factory.mktemp("runs") / "alone", "--threads", "1")
 
 
+@pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("mpi", "ranks", "threads"),
     [
@@ -65,6 +73,8 @@ def test_ranks_threads_and_mpi_do_not_change_a_bit(
     assert found == undisturbed
 
 
+@pytest.mark.mpi
+@pytest.mark.once
 def test_stopping_on_two_ranks_and_resuming_on_three_does_not_change_a_bit(
     data: Path, undisturbed: str, tmp_path: Path
 ) -> None:
@@ -76,5 +86,42 @@ def test_stopping_on_two_ranks_and_resuming_on_three_does_not_change_a_bit(
     assert [line["ranks"] for line in steps if line["event"] == "start"] == [2, 3]
 
 
+@pytest.mark.mpi
+@pytest.mark.once
 def test_another_seed_changes_the_bits(data: Path, undisturbed: str, tmp_path: Path) -> None:
     assert params_sha256(data, tmp_path / "run", "--seed", "1", "--threads", "2") != undisturbed
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """101 samples in 4 shards, so that the last microbatch of each is smaller."""
+    return packed(tmp_path_factory.mktemp("small") / "set")
+
+
+OWN_MODEL = {"model": f"{every_layer.__file__}:build"}
+CASES = {
+    **{f"--optimizer {name}": {"optimizer": name} for name in OPTIMIZERS},
+    **{name: {"model": name, "model_options": {}} for name in ARCHITECTURES},
+    **{name: OWN_MODEL | {"model_options": {"layer": name}} for name in every_layer.LAYERS},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_optimizer_and_layer_gives_the_same_bits_on_ranks_threads_and_resumed(
+    case: str, small: Path, tmp_path: Path
+) -> None:
+    """Two epochs of 7 steps; the resumed run stops after step 10, in the middle of the second."""
+
+    def end(name: str, ranks: int, **changes: object) -> tuple[str, float]:
+        """What a run ends with: the hash of the parameters, and the test loss, which buffers change too."""
+        config: TrainConfig = configuration(small, tmp_path / name, **{"lr": 0.003, **CASES[case], **changes})
+        finished = on_ranks(ranks, lambda rank: train(config, rank))[0]
+        assert finished is not None
+        return finished.params_sha256, finished.test_loss
+
+    expected = end("alone", 1)
+    assert end("threads", 1, threads=2) == expected
+    assert end("two", 2) == expected
+    assert end("three", 3) == expected
+    assert end("resumed", 3, max_steps=10) != expected
+    assert end("resumed", 2) == expected

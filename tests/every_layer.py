@@ -1,0 +1,32 @@
+"""A model file for tests: a small network around any layer of the list in dptrain.nn."""
+
+from __future__ import annotations
+
+from dptrain import nn
+from dptrain.nn.network import Network
+
+# Arguments of the layers that need some.
+ARGUMENTS = {
+    "Conv2d": lambda: [3, 3],
+    "Dropout": lambda: [0.3],
+    "Linear": lambda: [6],
+    "MaxPool2d": lambda: [2],
+    "Residual": lambda: [nn.Sequential(nn.Conv2d(4, 3, padding=1), nn.ReLU())],
+    "Sequential": lambda: [nn.Conv2d(4, 3, padding=1), nn.ReLU()],
+}
+LISTED = {name: getattr(nn, name) for name in nn.__all__ if isinstance(getattr(nn, name), type)}
+LAYERS = sorted(name for name, kind in LISTED.items() if issubclass(kind, nn.Layer) and kind is not nn.Layer)
+
+
+def build(input_shape: tuple[int, int, int], classes: int, *, layer: str) -> list[nn.Layer]:
+    """A convolution, the layer, and a linear layer, with Flatten where it is needed."""
+    for flat_before, flat_behind in ((False, True), (False, False), (True, False)):
+        layers = [nn.Conv2d(4, 3, padding=1), *([nn.Flatten()] if flat_before else [])]
+        layers += [LISTED[layer](*ARGUMENTS.get(layer, list)()), *([nn.Flatten()] if flat_behind else [])]
+        layers += [nn.Linear(classes)]
+        try:
+            Network(layers, input_shape)
+        except ValueError:
+            continue
+        return layers
+    raise ValueError(f"{layer} does not fit between a convolution and a linear layer")
