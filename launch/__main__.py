@@ -5,20 +5,9 @@
     python -m launch -n R --max-restarts K [--min-ranks M] -- train data/cifar10 --run-dir runs/NAME ...
     python -m launch -n R --elastic -- train data/cifar10 ...
 
-After `--` comes dptrain's command line. The ranks run under Open MPI or MPICH, whichever mpirun is found: that of
---mpirun, else the one beside this Python, else the one on PATH. Each rank computes on its share of its host's cores;
-DPTRAIN_BIND=none turns that off.
-
-The hosts are those of --hosts or --hostfile, else those of the allocation in a Slurm job, else this one. Without -n
-they get as many ranks as they have room for. Python, dptrain and the data must have the same paths on all of them.
-
-With --max-restarts a run that fails is restarted from its newest checkpoint, up to K times; with --min-ranks each
-time on one rank fewer, but at least on M. An attempt whose ranks do not begin does not count: a host may be out of
-reach for a while. It is repeated after 1, 2, 4, ... 60 s, up to 8 times in a row. With --min-ranks, hosts that
-cannot be reached are left out.
-
-With --elastic a run continues without ranks that fail. A job has succeeded when the run itself reports success,
-whatever mpirun returns. --verbose shows mpirun's command line and notices.
+After `--` comes dptrain's command line. The ranks run under Open MPI or MPICH, by the mpirun that is found. Each rank
+computes on its share of its host's cores; DPTRAIN_BIND=none turns that off. Python, dptrain and the data must have the
+same paths on all hosts. A job has succeeded when the run itself reports success, whatever mpirun returns.
 
 After Ctrl-C (SIGINT), SIGTERM, SIGHUP or another signal that announces an end, `train` saves a checkpoint and ends with
 status 75; a second one, more than 2 seconds later, ends the job at once. Ctrl-Z stops the whole job; fg and bg continue
@@ -31,7 +20,6 @@ import argparse
 import errno
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -48,7 +36,7 @@ from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, write_to_stderr
 
 from .hosts import first_places, parse_hosts, places_of, read_hostfile, spread
-from .job import Job, is_elastic, is_train, run_dir_of
+from .job import Job, is_train, settings
 from .output import SCREEN, say
 from .signals import described
 from .supervise import supervise
@@ -126,7 +114,8 @@ def make_job(options: argparse.Namespace, trainer: list[str], launcher: Sequence
         hosts = spread(read_hostfile(options.hostfile), options.ranks)
     ranks = options.ranks or places_of(hosts) or allocated(os.environ)
     check(options, ranks, trainer)
-    run_dir = run_dir_of(trainer) if options.max_restarts else None
+    given = settings(trainer)
+    run_dir = Path(given["run_dir"]) if options.max_restarts and given.get("run_dir") else None
     if options.max_restarts and run_dir is None:
         raise UsageError(
             "--max-restarts: restarts need a run folder with checkpoints, and no --run-dir is given; "
@@ -134,9 +123,9 @@ def make_job(options: argparse.Namespace, trainer: list[str], launcher: Sequence
         )
     environment = rank_environment(os.environ, columns)
     target = choose(options.target, options.mpirun, environment)
-    if options.elastic or (is_train(trainer) and is_elastic(trainer)):
+    if options.elastic or given.get("elastic"):
         target.make_elastic()
-        trainer = trainer if is_elastic(trainer) else [*trainer, "--elastic"]
+        trainer = trainer if given.get("elastic") else [*trainer, "--elastic"]
     return Job(
         trainer,
         ranks,
@@ -202,7 +191,7 @@ def check(options: argparse.Namespace, ranks: int, trainer: list[str]) -> None:
 def launch(arguments: Sequence[str]) -> int:
     """Run the job that the command line asks for and return its status; raises DptrainError."""
     options, trainer = parse(arguments)
-    launcher = [*own_command(), *arguments[: arguments.index("--")]]
+    launcher = sys.orig_argv[: sys.orig_argv.index("--")] if "--" in sys.orig_argv else []
     try:
         with ended_by_exception():
             job = make_job(options, trainer, launcher, bar_columns())
@@ -230,16 +219,6 @@ def bar_columns() -> int | None:
     if not sys.stdout.isatty() or in_notebook():
         return None
     return os.get_terminal_size(sys.stdout.fileno()).columns or 80
-
-
-def own_command() -> list[str]:
-    """The words that started this program, up to its arguments."""
-    python, script = sys.orig_argv[0], Path(sys.argv[0])
-    if __package__ == "launch":
-        return [python, "-m", "launch"]
-    if script.name == "__main__.py":
-        return [python, "-m", "dptrain", "launch"]
-    return [script.name if shutil.which(script.name) == str(script) else str(script), "launch"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,9 +1,9 @@
-"""What is to be run, and what the launcher knows of the trainer: its command line and its run folder."""
+"""What is to be run, and what the launcher reads of the trainer's command line and run folder."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from typing import Any
 
 import dptrain
 from dptrain.config.files import read_toml
+from dptrain.config.flags import add_flags
 from dptrain.system.paths import typed_path
 
 from .hosts import Host
 from .targets.target import Target
 
 STEP_LINE = re.compile(rb'"event": "(step|epoch)"')
-TAIL_BYTES = 65536
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
 
 
@@ -64,63 +64,44 @@ def is_train(trainer: Sequence[str]) -> bool:
     return trainer[0] == "train"
 
 
-def value_of(flag: str, trainer: Sequence[str]) -> str:
-    """The value of a flag, `--flag X` or `--flag=X`, the last one where there are several; "" without one."""
-    value = ""
-    for word, following in zip(trainer, [*trainer[1:], ""], strict=True):
-        if word == flag:
-            value = following
-        elif word.startswith(f"{flag}="):
-            value = word.removeprefix(f"{flag}=")
-    return value
-
-
 def settings(trainer: Sequence[str]) -> dict[str, Any]:
-    """What the file of --config says, nothing without one; UsageError where it cannot be read."""
-    config = value_of("--config", trainer)
-    return read_toml(Path(typed_path(config))) if config else {}
-
-
-def run_dir_of(trainer: Sequence[str]) -> Path | None:
-    """The run folder that flags or the file of --config name; UsageError where the file cannot be read."""
-    named = value_of("--run-dir", trainer) or settings(trainer).get("run_dir", "")
-    return Path(typed_path(named)) if named else None
-
-
-def is_elastic(trainer: Sequence[str]) -> bool:
-    """Whether the last of --elastic and --no-elastic is the first, or the file of --config says so without them."""
-    given = [word for word in trainer if word in ("--elastic", "--no-elastic")]
-    return given[-1] == "--elastic" if given else bool(settings(trainer).get("elastic", False))
+    """`run_dir`, `elastic` and `resume` where flags or the file of --config set them; UsageError for the file."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser.add_argument("--config", default="")
+    add_flags(parser, ("run_dir", "elastic", "resume"))
+    try:
+        found = vars(parser.parse_known_args(trainer[1:] if is_train(trainer) else [])[0])
+    except argparse.ArgumentError:  # the trainer reports it
+        return {}
+    config = found.pop("config")
+    return (read_toml(Path(typed_path(config))) if config else {}) | found
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come: the step of its newest checkpoint, None without one, and the steps that it has logged."""
+    """How far a run has come: the step of its newest checkpoint, -1 without one, and the length of metrics.jsonl."""
 
-    step: int | None
+    step: int
     metrics_bytes: int
-    last_step_at: int  # where the last line of a step or epoch ends in metrics.jsonl, -1 if its last 64 KiB have none
 
     @classmethod
     def of(cls, run_dir: Path | None) -> Progress:
         """The progress that the files of a run folder show."""
-        if run_dir is None:
-            return cls(None, 0, -1)
-        length, tail = 0, b""
+        metrics = run_dir / "metrics.jsonl" if run_dir is not None else None
+        size = metrics.stat().st_size if metrics is not None and metrics.exists() else 0
+        return cls(-1 if run_dir is None else newest_step(run_dir), size)
+
+    def is_exceeded(self, run_dir: Path | None) -> bool:
+        """Whether the run has since logged a step or written a newer checkpoint."""
+        if run_dir is None or newest_step(run_dir) > self.step:
+            return run_dir is not None
         with contextlib.suppress(OSError), (run_dir / "metrics.jsonl").open("rb") as file:
-            length = file.seek(0, os.SEEK_END)
-            start = file.seek(max(0, length - TAIL_BYTES))
-            tail = file.read(TAIL_BYTES)
-        last = max((found.end() for found in STEP_LINE.finditer(tail)), default=None)
-        return cls(newest_step(run_dir), length, -1 if last is None else start + last)
-
-    def beyond(self, earlier: Progress) -> bool:
-        """Whether a step was logged, or a newer checkpoint was written, since `earlier`."""
-        newer = self.step is not None and (earlier.step is None or self.step > earlier.step)
-        return newer or self.last_step_at > earlier.metrics_bytes
+            file.seek(self.metrics_bytes)
+            return any(STEP_LINE.search(line) for line in file)
+        return False
 
 
-def newest_step(run_dir: Path) -> int | None:
-    """The step of the newest checkpoint by name, None where there is none."""
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest checkpoint by name, -1 where there is none."""
     names = (CHECKPOINT_NAME.fullmatch(path.name) for path in (run_dir / "checkpoints").glob("*.h5"))
-    return max((int(name[1]) for name in names if name), default=None)
+    return max((int(name[1]) for name in names if name), default=-1)

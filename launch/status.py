@@ -55,6 +55,11 @@ class Outcome:
     record: Record | None = None
     seconds: float = 0.0
 
+    @property
+    def more(self) -> dict[str, str]:
+        """What else the record holds."""
+        return self.record.more if self.record is not None else {}
+
 
 class StatusServer(threading.Thread):
     """Receives the status records of an attempt's ranks, from `start` to `finish` (see `dptrain.system.record`)."""

@@ -15,7 +15,7 @@ from dptrain.system.text import shown
 
 from .attempt import run_attempt
 from .hosts import first_places, places_of, reachable
-from .job import Job, Progress, is_train, newest_step, run_dir_of, settings, value_of
+from .job import Job, Progress, is_train, newest_step, settings
 from .output import say
 from .signals import Signals, described, handled_signals
 from .status import FINISHED, Outcome
@@ -62,31 +62,31 @@ def supervise(job: Job) -> int:
         for attempt in itertools.count(1):
             before = Progress.of(job.run_dir)
             ended, ranks = run_on_hosts(job, attempt, restarts.ranks, before.step, signals)
-            after = Progress.of(job.run_dir)
+            step = -1 if job.run_dir is None else newest_step(job.run_dir)
             name = f"attempt {attempt}, {count(ranks)}"
             report_end(ended, signals, name if job.max_restarts and (attempt > 1 or ended.status != 0) else "")
             if job.max_restarts:
-                log_attempt(job, attempt, ranks, ended, after.step)
+                log_attempt(job, attempt, ranks, ended, step)
             pause = None
             if signals.passed is None and not ended.final:
-                pause = restarts.pause(after.beyond(before), ended.record is not None or ended.rank_died)
+                pause = restarts.pause(before.is_exceeded(job.run_dir), ended.record is not None or ended.rank_died)
             if pause is None:
                 report_resume(ended, job)
                 return ended.status
-            say(restart_line(restarts, pause, after.step))
+            say(restart_line(restarts, pause, step))
             if signals.pause(pause):
                 say("a signal ended the job before it was started again")
                 return PREEMPTED
     raise AssertionError("counting does not end")
 
 
-def run_on_hosts(job: Job, attempt: int, ranks: int, step: int | None, signals: Signals) -> tuple[Outcome, int]:
-    """One attempt, from the checkpoint of `step`, None for the beginning; its outcome and its number of ranks.
+def run_on_hosts(job: Job, attempt: int, ranks: int, step: int, signals: Signals) -> tuple[Outcome, int]:
+    """One attempt, from the checkpoint of `step`, -1 for the beginning; its outcome and its number of ranks.
 
     With --min-ranks, hosts that cannot be reached are left out from the second attempt on, if enough ranks remain.
     """
     # The last --resume counts, whatever the user has given for the first attempt.
-    resume = () if attempt == 1 or step is None else ("--resume", "auto")
+    resume = () if attempt == 1 or step < 0 else ("--resume", "auto")
     hosts = job.hosts
     if attempt > 1 and job.min_ranks < job.ranks:
         there = reachable(hosts)
@@ -98,9 +98,9 @@ def run_on_hosts(job: Job, attempt: int, ranks: int, step: int | None, signals: 
     return run_attempt(command, job.environment, job.target, signals, verbose=job.verbose), ranks
 
 
-def restart_line(restarts: Restarts, pause: float, step: int | None) -> str:
+def restart_line(restarts: Restarts, pause: float, step: int) -> str:
     """What to print about a restart before its pause, in seconds."""
-    origin = "the beginning" if step is None else f"step {step:,}"
+    origin = "the beginning" if step < 0 else f"step {step:,}"
     why = f"restart {restarts.counted} of {restarts.most}"
     if not restarts.counts:
         why = f"no step was made: {restarts.in_vain} of {MOST_IN_VAIN}"
@@ -125,7 +125,7 @@ def report_end(ended: Outcome, signals: Signals, attempt: str) -> None:
 
 def stopped(ended: Outcome, signals: Signals) -> str:
     """In words: by which signal a run was stopped, and what is saved."""
-    more = ended.record.more if ended.record is not None else {}
+    more = ended.more
     by = described(signals.requests[0]) if signals.requests else ""
     if "checkpoint" in more:
         return f"stopped by {by or shown(more.get('by', 'a signal'))}: {shown(more['checkpoint'])} is saved"
@@ -140,20 +140,19 @@ def report_resume(ended: Outcome, job: Job) -> None:
     """Print the command that resumes a run that was stopped or may be retried, if it has a checkpoint."""
     if ended.status == FINISHED or not is_train(job.trainer) or (ended.final and ended.status != PREEMPTED):
         return
-    more = ended.record.more if ended.record is not None else {}
-    named = run_dir_of(job.trainer)
-    run_dir = named or (Path(more["run_dir"]) if "run_dir" in more else None)
-    if run_dir is None or ("checkpoint" not in more and newest_step(run_dir) is None):
+    given, more = settings(job.trainer), ended.more
+    run_dir = given.get("run_dir") or more.get("run_dir")
+    if not run_dir or ("checkpoint" not in more and newest_step(Path(run_dir)) < 0):
         return
     words = [*job.launcher, "--", *job.trainer]
-    if named is None:
-        words += ["--run-dir", str(run_dir)]
-    if (value_of("--resume", job.trainer) or settings(job.trainer).get("resume", "auto")) != "auto":
+    if not given.get("run_dir"):
+        words += ["--run-dir", run_dir]
+    if given.get("resume", "auto") != "auto":
         words += ["--resume", "auto"]
     say(f"resume with:\n{shlex.join(words)}")
 
 
-def log_attempt(job: Job, attempt: int, ranks: int, ended: Outcome, step: int | None) -> None:
+def log_attempt(job: Job, attempt: int, ranks: int, ended: Outcome, step: int) -> None:
     """Log how an attempt ended in the run folder's attempts.jsonl."""
     # The trainer refuses a folder with anything in it but a run.
     if job.run_dir is None or not (job.run_dir / "checkpoints").is_dir():
@@ -165,7 +164,7 @@ def log_attempt(job: Job, attempt: int, ranks: int, ended: Outcome, step: int | 
         "seconds": round(ended.seconds, 3),
         "status": ended.status,
         "reason": ended.reason,
-        "checkpoint_step": step,
+        "checkpoint_step": None if step < 0 else step,
     }
     try:
         with append_text(job.run_dir / "attempts.jsonl") as file:

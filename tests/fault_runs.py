@@ -20,7 +20,7 @@ from mpi_runs import python_of
 from training_runs import flags, packed
 
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.parallel.communicator import RANK_VARIABLES
+from dptrain.parallel.mpi import RANK_VARIABLES
 from launch.cleanup import mapped
 
 SHARED_MEMORY = Path("/dev/shm")

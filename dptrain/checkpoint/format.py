@@ -236,7 +236,7 @@ def _proven(path: Path) -> tuple[int, bytes]:
     if not content or header != expected:
         raise BrokenCheckpointError(
             f"{place}: {size - USER_BLOCK:,} bytes after its header do not have the length and SHA-256 stated there: "
-            "cut short or altered; use an earlier checkpoint of the run"
+            "cut short or altered"
         )
     return version, content
 

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record.begin()
     status = _main(sys.argv[1:] if arguments is None else arguments)
     if record.launched():
-        from dptrain.parallel.communicator import launched_rank
+        from dptrain.parallel.mpi import launched_rank
 
         if launched_rank() == 0:
             record.report_end(status, retry=may_retry(status))
@@ -51,7 +51,8 @@ def _main(arguments: Sequence[str]) -> int:
         except SystemExit:  # --help or --version
             finish_output()
             return 0
-        from dptrain.parallel.communicator import Communicator, connect, together
+        from dptrain.parallel.communicator import Communicator, together
+        from dptrain.parallel.mpi import connect
 
         communicator = Communicator()
         communicator, connection = connect()

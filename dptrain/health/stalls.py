@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dptrain.errors import STALLED
-from dptrain.health.whereabouts import WAITING
+from dptrain.health.activity import WAITING
 from dptrain.system.record import report_end
 
 

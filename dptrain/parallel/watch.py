@@ -1,7 +1,7 @@
 """A rank that others would wait for in vain is named: with host, process id, step and phase.
 
     watch = Watch(communicator, limit=60, abort=600)        # seconds; every rank makes one at the same time
-    communicator.whereabouts.enter("computing", step)       # the main thread tells where it is
+    communicator.activity.enter("computing", step)       # the main thread tells where it is
     watch.close()
 
 A daemon thread of each rank sends its status as a datagram to up to four watchers, which judge by the rules of
@@ -61,7 +61,7 @@ class Watch:
     ) -> None:
         self._rank, self._size = communicator.rank, communicator.size
         self._process = os.getpid()
-        self.whereabouts = communicator.whereabouts
+        self.activity = communicator.activity
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._socket: socket.socket | None = None
@@ -120,7 +120,7 @@ class Watch:
             now = time.monotonic()
             wait, gap, woken = pause, now - woken, now
             if gap > self._longest_gap:  # this process was stopped, perhaps all of them: nobody is to blame for that
-                self.whereabouts.progress()
+                self.activity.progress()
                 if self._watcher is not None:
                     self._watcher.restart(now, 2 * self._interval)
             self._tell()
@@ -130,8 +130,8 @@ class Watch:
 
     def _tell(self, ended: bool = False) -> None:
         now = time.monotonic()
-        phase, step = self.whereabouts.where
-        status = Status(self._rank, phase, step, now - self.whereabouts.moved, ended)
+        phase, step = self.activity.current
+        status = Status(self._rank, phase, step, now - self.activity.progressed, ended)
         if self._watcher is not None:
             self._watcher.hear(status, now)
         if self._socket is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dptrain
-from dptrain.parallel.communicator import launched_size
+from dptrain.parallel.mpi import launched_size
 from dptrain.system.notebook import in_notebook
 from dptrain.system.text import shown
 from dptrain.training import events

@@ -89,7 +89,7 @@ def evaluate(
     The pool must know the work. AskedToEndError, on every rank, when one received a signal meanwhile. Counts are
     integers and losses are summed with exact rounding (math.fsum), so the number of ranks does not matter.
     """
-    communicator.whereabouts.enter("evaluating")
+    communicator.activity.enter("evaluating")
     work.load(vectors)
     own: list[Figures] = []
     for rows in work.rounds():

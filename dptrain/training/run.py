@@ -66,7 +66,7 @@ class Run:
         limit, abort = self.config.stall_limit, self.config.stall_abort
         watch = Watch(communicator, limit=limit, abort=abort, end=communicator.end_job)
         self._until_ranks_change.callback(watch.close)
-        communicator.whereabouts.enter("loading data")
+        communicator.activity.enter("loading data")
         self.session = set_up(self.config, communicator, self._loaded, self._architecture)
         self._until_ranks_change.callback(self.session.pool.close)
         self._loaded, self._architecture = self.session.shards, self.session.architecture
@@ -125,7 +125,7 @@ class Run:
     def _open(self, communicator: Communicator) -> None:
         """Rank 0 claims the folder after all checks, and reads a checkpoint; all ranks receive it."""
         found: Found | None = None
-        communicator.whereabouts.enter("opening the run")
+        communicator.activity.enter("opening the run")
         for note in self.session.notes:
             self.report.note(note)
         with together(communicator):
@@ -182,12 +182,12 @@ class Run:
         check_finite(self.state, layouts, communicator)
         self.saved_step = self.state.step
         if self.writer is not None:
-            communicator.whereabouts.enter("writing a checkpoint")  # the one before, if it is not finished yet
+            communicator.activity.enter("writing a checkpoint")  # the one before, if it is not finished yet
             self.writer.submit(self.state)
 
     def wait_until_saved(self) -> None:
         """On all ranks: until the last checkpoint is on disk; CheckpointError if it cannot be written."""
-        self.session.communicator.whereabouts.enter("writing a checkpoint")
+        self.session.communicator.activity.enter("writing a checkpoint")
         with together(self.session.communicator):
             if self.writer is not None:
                 self.writer.wait()

@@ -42,7 +42,7 @@ from dptrain.training.step import GradientWork, TrainingStep, make_reducer
 VECTORS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Task:
     """The samples of a rank and the network for them."""
 
@@ -56,7 +56,7 @@ class Task:
     environment: dict[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Engine(Task):
     """What makes steps and evaluations."""
 
@@ -65,7 +65,7 @@ class Engine(Task):
     pool: ShardPool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Session(Engine):
     """What a rank trains with. `notes` are lines for the user that came up on the way."""
 
@@ -96,7 +96,7 @@ def set_up(
     total_steps = config.epochs * steps_per_epoch
     last_step = min(total_steps, config.max_steps or total_steps)
     batches = make_batches(config, manifest, task.shards)
-    communicator.whereabouts.enter("checking the model's layers")
+    communicator.activity.enter("checking the model's layers")
     with together(communicator):
         optimizer = make_optimizer(config, network)
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
@@ -156,7 +156,7 @@ def open_task(
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
         size, count = network.layout.size, len(placement.shards_of(communicator.rank))
         check_memory(4 * size * (count * ("train" in splits) + VECTORS), f"{size:,} parameters and {count} shards")
-        own, progress = placement.shards_of(communicator.rank), communicator.whereabouts.progress
+        own, progress = placement.shards_of(communicator.rank), communicator.activity.progress
         shards = load_shards(folder, manifest, own, threads, splits, loaded, progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description(), "algorithms": network.tuning()}
     agree_on("data set or network", agreed, communicator)

@@ -148,7 +148,7 @@ class TrainingStep:
         TrainingError, with the state unchanged, when the loss or the gradient is not finite: it names shard and layer.
         """
         clock, work = time.perf_counter, self.work
-        self.communicator.whereabouts.enter("computing", state.step + 1)
+        self.communicator.activity.enter("computing", state.step + 1)
         started = clock()
         work.load(state.vectors)
         work.reducer.begin(requests)

@@ -47,7 +47,7 @@ def test_flags_win_over_the_file_and_the_merged_configuration_is_saved(data: Pat
 FAILS_IN_TRAINING = """
 from dptrain.nn.layers.activation import Flatten
 from dptrain.nn.layers.linear import Linear
-from dptrain.parallel.communicator import launched_rank
+from dptrain.parallel.mpi import launched_rank
 
 class Bad(Linear):
     def forward(self, x, call):
@@ -150,7 +150,7 @@ def test_eval_checks_its_flags_as_train_does(threads: str, expected: str, tmp_pa
 def test_a_model_file_that_exits_on_one_rank_ends_both_ranks(data: Path, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "import sys\nfrom dptrain.nn import Flatten, Linear\n"
-        "from dptrain.parallel.communicator import launched_rank\n"
+        "from dptrain.parallel.mpi import launched_rank\n"
         "def build(input_shape, classes):\n    launched_rank() and sys.exit(3)\n"
         "    return [Flatten(), Linear(classes)]\n"
     )
@@ -164,7 +164,7 @@ def test_a_model_file_that_exits_on_one_rank_ends_both_ranks(data: Path, tmp_pat
 UNLIKE_RANKS = """
 import sys
 from dptrain.commands.main import main
-from dptrain.parallel.communicator import launched_rank
+from dptrain.parallel.mpi import launched_rank
 if launched_rank() == 0 and "FULL" == "MODE":
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))

@@ -16,7 +16,7 @@ from training_runs import configuration, flags, packed, run, session_and_state
 from dptrain.config.files import from_text, merged, parse_toml, read_toml
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import UsageError
-from launch.job import run_dir_of
+from launch.job import settings
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_folder_in_a_configuration_of_a_run_does_not_count(tmp_path: Path) -
     assert read_toml(path) == {"epochs": 3, "run_dir": f"{tmp_path}/run", "resume": "x.h5"}
     (tmp_path / "run" / "checkpoints").mkdir()
     assert read_toml(path) == {"epochs": 3}
-    assert run_dir_of(["train", "--config", str(path)]) is None  # the launcher reads it in the same way
+    assert settings(["train", "--config", str(path)]).get("run_dir", "") == ""  # the launcher reads it in the same way
 
 
 # Augmentation and warm-up
@@ -185,7 +185,7 @@ def test_a_tilde_is_expanded_in_files_and_flags(data: Path, tmp_path: Path, monk
     assert (tmp_path / "in-flag" / "checkpoints" / "step-00000002.h5").exists()
     assert dptrain_here("eval", "~/in-flag", "~/set", cwd=tmp_path).returncode == 0
     assert dptrain_here("inspect", "~/in-flag", cwd=tmp_path).returncode == 0
-    assert run_dir_of(["train", "--run-dir=~/in-flag"]) == tmp_path / "in-flag"
+    assert settings(["train", "--run-dir=~/in-flag"])["run_dir"] == str(tmp_path / "in-flag")
 
 
 @pytest.mark.parametrize("flag", ["--run-dir", "--resume", "--config"])

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Iterable
 
 import pytest
 
+from dptrain.health.activity import WAITING
 from dptrain.health.stalls import Status, Watcher
-from dptrain.health.whereabouts import WAITING
 
 LIMIT = 10.0
 INTERVAL = 0.5

@@ -223,8 +223,8 @@ def test_ranks_on_other_hosts_have_the_variables_of_the_launcher_and_leave_nothi
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ("--mpi=none", "srun without --mpi started 2 processes that cannot reach each other: use srun --mpi=pmix for"),
-        ("--mpi=pmi2", "srun --mpi=pmi2 started 2 ranks, but the MPI library of mpi4py (Open MPI"),
+        ("--mpi=none", "srun started 2 processes that cannot reach each other: use srun --mpi=pmix for Open MPI"),
+        ("--mpi=pmi2", "a launcher started 2 ranks, but the MPI library of mpi4py (Open MPI"),
     ],
 )
 def test_srun_without_the_right_protocol_is_refused_with_the_right_one(

@@ -15,7 +15,6 @@ from launch_runs import CHECKOUT, HASTY, MPICH, OPEN_MPI, ends, run_launch
 from mpi_runs import dptrain
 from training_runs import flags, packed
 
-from launch.job import Progress
 from launch.supervise import MOST_IN_VAIN, Restarts
 
 pytestmark = pytest.mark.slow  # starts many processes
@@ -143,34 +142,6 @@ def test_pauses_grow_up_to_a_minute_and_begin_anew_after_a_step() -> None:
     assert (restarts.counted, restarts.ranks) == (1, 1)
     assert [restarts.pause(False, True), restarts.pause(False, True)] == [1, 2]
     assert restarts.pause(True, True) is None
-
-
-@pytest.mark.parametrize(
-    ("added", "more"),
-    [
-        ('{"event": "step", "step": 8}\n', True),
-        ('{"event": "epoch", "step": 8}\n', True),
-        ('{"event": "start", "step": 7}\n', False),
-        ("", False),
-    ],
-)
-def test_a_logged_step_is_progress_and_a_start_is_not(added: str, more: bool, tmp_path: Path) -> None:
-    metrics = tmp_path / "metrics.jsonl"
-    metrics.write_text('{"event": "step", "step": 7}\n' * 5000)
-    before = Progress.of(tmp_path)
-    with metrics.open("a") as file:
-        file.write(added)
-    assert Progress.of(tmp_path).beyond(before) is more
-
-
-def test_a_newer_checkpoint_is_progress(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    none = Progress.of(tmp_path)
-    (tmp_path / "checkpoints" / "step-00000003.h5").touch()
-    first = Progress.of(tmp_path)
-    assert first.beyond(none)
-    assert not first.beyond(first)
-    assert not none.beyond(first)
 
 
 def test_a_killed_rank_of_mpich_is_named_and_has_the_status_of_a_shell(supervised: Supervised) -> None:

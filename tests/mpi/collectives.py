@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dptrain.parallel.communicator import Communicator, connect, launched_rank, launched_size
+from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.mpi import connect, launched_rank, launched_size
 
 
 def check(holds: bool, what: str) -> None:

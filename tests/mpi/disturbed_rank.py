@@ -17,7 +17,7 @@ request_one_thread()
 
 import numpy as np  # noqa: E402
 
-from dptrain.parallel.communicator import launched_rank  # noqa: E402
+from dptrain.parallel.mpi import launched_rank  # noqa: E402
 from dptrain.training.step import TrainingStep  # noqa: E402
 
 rank, step, tensor = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]

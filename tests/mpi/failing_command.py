@@ -14,7 +14,8 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from dptrain.commands import main as cli
+from dptrain.commands import train
+from dptrain.commands.main import main as run_dptrain
 from dptrain.errors import DownloadError
 from dptrain.parallel.communicator import Communicator, together
 
@@ -38,8 +39,8 @@ def command(parsed: Namespace, communicator: Communicator, connection: str) -> i
 
 
 def main() -> int:
-    cli._train = command
-    status = cli.main(["train", "--no-such-flag"] if HOW == "usage" else ["train"])
+    train.run = command
+    status = run_dptrain(["train", "--no-such-flag"] if HOW == "usage" else ["train"])
     from mpi4py import MPI
 
     Path(f"ended-{MPI.COMM_WORLD.Get_rank()}").write_text(str(status))

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from dptrain.parallel.communicator import connect
+from dptrain.parallel.mpi import connect
 
 connect()
 os.kill(os.getpid(), signal.SIGHUP)

@@ -11,7 +11,8 @@ import json
 import numpy as np
 
 from dptrain.config.train import REDUCTIONS
-from dptrain.parallel.communicator import Communicator, connect
+from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.mpi import connect
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.reduce import reducer_class
 from dptrain.parallel.reduce.reducer import Lengths, Reducer

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dptrain.parallel.communicator import connect
+from dptrain.parallel.mpi import connect
 from dptrain.parallel.watch import Watch
 
 LIMIT = 1.0
@@ -43,17 +43,17 @@ def sleep_for_a_while() -> None:
 
 
 def trouble(watch: Watch, step: int, disturb: Callable[[], None]) -> None:
-    watch.whereabouts.enter("loading data", step)
+    watch.activity.enter("loading data", step)
     time.sleep(LIMIT / 3)  # so that this phase is heard of
     out("trouble", str(step))
     disturb()
 
 
 def evaluate(watch: Watch) -> None:
-    watch.whereabouts.enter("evaluating")
+    watch.activity.enter("evaluating")
     for _ in range(8):
         time.sleep(LIMIT / 5)
-        watch.whereabouts.progress()
+        watch.activity.progress()
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
     for step, (disturbed, disturb) in enumerate(disturbances):
         if rank == disturbed:
             trouble(watch, step, disturb)
-        watch.whereabouts.enter("going on", step)
+        watch.activity.enter("going on", step)
         communicator.barrier()
     if rank == 0:
         evaluate(watch)

@@ -20,7 +20,7 @@ from launch_runs import is_alive
 from mpi_runs import PROGRAMS, mpirun, own_mpi
 from thread_ranks import Board, ThreadCommunicator
 
-from dptrain.health.whereabouts import WAITING
+from dptrain.health.activity import WAITING
 from dptrain.parallel import watch as watch_module
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.watch import Watch, watchers_of
@@ -87,7 +87,7 @@ def jobs() -> Iterator[Callable[..., Job]]:
 def test_a_rank_stuck_in_a_phase_is_named_and_garbage_from_outside_changes_nothing(jobs: Callable[..., Job]) -> None:
     job = jobs(HERE, HERE, HERE)
     for rank, watch in enumerate(job.watches):
-        watch.whereabouts.enter("loading data" if rank == 1 else WAITING, 41)
+        watch.activity.enter("loading data" if rank == 1 else WAITING, 41)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         for watch in job.watches:
             for garbage in (b"", b"{", os.urandom(16), os.urandom(60_000), b"[" * 60_000, b"[1, 2]"):
@@ -99,11 +99,11 @@ def test_a_rank_stuck_in_a_phase_is_named_and_garbage_from_outside_changes_nothi
 @pytest.mark.slow
 def test_a_slow_evaluation_with_progress_is_no_reason_to_say_anything(jobs: Callable[..., Job]) -> None:
     job = jobs(HERE, HERE)
-    job.watches[0].whereabouts.enter("evaluating", 3)
-    job.watches[1].whereabouts.enter(WAITING, 3)
+    job.watches[0].activity.enter("evaluating", 3)
+    job.watches[1].activity.enter(WAITING, 3)
     for _ in range(8):
         time.sleep(0.25 * LIMIT)
-        job.watches[0].whereabouts.progress()
+        job.watches[0].activity.progress()
     assert job.lines == []
 
 
@@ -115,7 +115,7 @@ def test_a_rank_that_has_closed_is_not_missed(jobs: Callable[..., Job]) -> None:
     for _ in range(3):
         time.sleep(LIMIT / 2)
         for watch in job.watches[1:]:
-            watch.whereabouts.enter("computing", 4)
+            watch.activity.enter("computing", 4)
     assert job.lines == []
 
 
@@ -125,7 +125,7 @@ def test_survivors_can_make_a_new_watch_that_knows_only_them(jobs: Callable[...,
     before.close()
     job = jobs(HERE, HERE)
     for watch in job.watches:
-        watch.whereabouts.enter("computing", 1)
+        watch.activity.enter("computing", 1)
     assert [line[:15] for line in job.told(2)] == ["dptrain: rank 0", "dptrain: rank 1"]
     assert before.lines == []
 
@@ -138,8 +138,8 @@ def test_ranks_of_several_hosts_reach_each_other_by_their_addresses(
     own = watch_module.own_addresses() or ["127.0.0.1"]
     monkeypatch.setattr(watch_module, "own_addresses", lambda: ["192.0.2.77", *own])
     job = jobs("left", "right")
-    job.watches[0].whereabouts.enter(WAITING, 5)
-    job.watches[1].whereabouts.enter("writing a checkpoint", 5)
+    job.watches[0].activity.enter(WAITING, 5)
+    job.watches[1].activity.enter("writing a checkpoint", 5)
     [line] = job.told(1)
     assert "rank 1 on right" in line
     assert "writing a checkpoint in step 5, has made no progress" in line
@@ -152,7 +152,7 @@ def test_ranks_behind_a_firewall_are_said_to_be_out_of_hearing(
     monkeypatch.setattr(watch_module, "own_addresses", list)
     job = jobs("left", "right")
     for watch in job.watches:
-        watch.whereabouts.enter(WAITING)
+        watch.activity.enter(WAITING)
     lines = job.told(2)
     assert len(lines) == 2  # either side says it of the other
     assert all("cannot be heard" in line for line in lines)
@@ -163,7 +163,7 @@ def test_a_process_alone_opens_no_socket_and_says_that_it_is_stuck_but_never_end
     lines: list[str] = []
     ends: list[int] = []
     watch = Watch(Communicator(), limit=0.4, abort=0.1, say=lines.append, end=ends.append)
-    watch.whereabouts.enter("computing", 9)
+    watch.activity.enter("computing", 9)
     time.sleep(1.2)
     assert watch._socket is None
     watch.close()
@@ -177,8 +177,8 @@ def test_a_limit_of_zero_watches_nobody_and_needs_no_other_rank() -> None:
     communicator = ThreadCommunicator(Board(2), 0)  # a collective would never return
     before = threading.active_count()
     watch = Watch(communicator, limit=0, abort=0)
-    watch.whereabouts.enter("computing", 1)
-    watch.whereabouts.progress()
+    watch.activity.enter("computing", 1)
+    watch.activity.progress()
     assert threading.active_count() == before
     watch.close()
 
@@ -200,13 +200,13 @@ def test_a_forked_copy_does_not_say_goodbye_in_the_name_of_its_rank(jobs: Callab
         job.watches[1].close()
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    job.watches[0].whereabouts.enter(WAITING)
+    job.watches[0].activity.enter(WAITING)
     assert [line[:15] for line in job.told(1)] == ["dptrain: rank 1"]
 
 
 def test_to_enter_a_phase_costs_about_a_microsecond() -> None:
     watch = Watch(Communicator(), limit=60, abort=0)
-    seconds = min(timeit.repeat(lambda: watch.whereabouts.enter("computing", 1), number=1000, repeat=20)) / 1000
+    seconds = min(timeit.repeat(lambda: watch.activity.enter("computing", 1), number=1000, repeat=20)) / 1000
     watch.close()
     assert seconds < 5e-6
 
@@ -214,7 +214,7 @@ def test_to_enter_a_phase_costs_about_a_microsecond() -> None:
 def suspended(lines: Any, ready: Any, go_on: Any) -> None:
     job = Job(HERE, HERE, HERE, limit=2)
     for watch in job.watches:
-        watch.whereabouts.enter("computing", 1)
+        watch.activity.enter("computing", 1)
     ready.set()
     go_on.wait(30)
     lines.extend(job.lines)
@@ -249,7 +249,7 @@ def test_a_watcher_that_was_stopped_gives_the_others_time_to_be_heard_again(
 ) -> None:
     job = jobs(HERE, HERE)
     for watch in job.watches:
-        watch.whereabouts.enter(WAITING)
+        watch.activity.enter(WAITING)
     time.sleep(0.3 * LIMIT)
     monkeypatch.setattr(job.watches[1], "_destinations", [])
     time.sleep(0.3 * LIMIT)  # what was under way has come in

@@ -91,7 +91,7 @@ def test_ranks_started_with_unlike_flags_end_with_one_error(one: str, other: str
     """A program that gives rank 1 another flag, as a wrong wrapper script would."""
     program = tmp_path / "wrapper.py"
     program.write_text(
-        "import sys\nfrom dptrain.commands.main import main\nfrom dptrain.parallel.communicator import launched_rank\n"
+        "import sys\nfrom dptrain.commands.main import main\nfrom dptrain.parallel.mpi import launched_rank\n"
         f"sys.exit(main(['train', *sys.argv[1:], {other!r} if launched_rank() else {one!r}]))\n"
     )
     done = mpirun(own_mpi(), 2, program, *flags(data, tmp_path / "run"), cwd=tmp_path, timeout=60)

@@ -204,7 +204,7 @@ def test_data_that_one_rank_does_not_find_ends_both(trained: tuple[Path, Path], 
     data, checkpoint = trained
     program = tmp_path / "wrapper.py"
     program.write_text(
-        "import sys\nfrom dptrain.commands.main import main\nfrom dptrain.parallel.communicator import launched_rank\n"
+        "import sys\nfrom dptrain.commands.main import main\nfrom dptrain.parallel.mpi import launched_rank\n"
         "sys.exit(main(['eval', sys.argv[1], '/nonexistent' if launched_rank() else sys.argv[2]]))\n"
     )
     done = mpirun(own_mpi(), 2, program, checkpoint, data, cwd=tmp_path, timeout=60)

@@ -246,7 +246,7 @@ def test_ranks_with_other_code_end_with_one_error(data: Path, model: str, tmp_pa
     program = tmp_path / "unlike.py"
     program.write_text(
         "import os, sys\nfrom dptrain.commands.main import main\n"
-        "from dptrain.parallel.communicator import launched_rank\n"
+        "from dptrain.parallel.mpi import launched_rank\n"
         "os.chdir('other' if launched_rank() else 'code')\nsys.exit(main(['train', *sys.argv[1:]]))\n"
     )
     words = flags(data, tmp_path / "run", model="net.py:build", model_options={})

