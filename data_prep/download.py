@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from dptrain.errors import DataError, DownloadError
@@ -45,7 +45,7 @@ def _download(url: str, sha256: str, target: Path, variable: str) -> None:
     pooch.get_logger().setLevel("ERROR")
     try:
         _wait_for_name_server(url)
-        with Bar("downloading") as bar:
+        with closing(Bar("downloading")) as bar:
             pooch.retrieve(
                 url,
                 known_hash=f"sha256:{sha256}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def pack(
     if not histogram[:, 2:].any():
         say("note: all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
     splits: dict[str, tuple[ShardEntry, ...]] = {}
-    with staged(out, force=force) as folder, Bar("packing", sum(map(len, chosen.values()))) as bar:
+    with staged(out, force=force) as folder, closing(Bar("packing", sum(map(len, chosen.values())))) as bar:
         for number, split in enumerate(SPLITS):
             entries = []
             for shard, rows in enumerate(deal(chosen[split], parts[split].labels, shards)):

@@ -44,9 +44,3 @@ class Bar:
         """Remove the bar."""
         if self._progress is not None:
             self._progress.stop()
-
-    def __enter__(self) -> Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -61,8 +61,8 @@ def check_target(out: Path, *, force: bool) -> None:
 def staged(out: Path, *, force: bool) -> Iterator[Path]:
     """Give a folder to write shards to. They become the data set at `out` if the block calls `install`.
 
-    Otherwise, and after any exception, `out` is as before. DataError when `out` cannot be used, when another process
-    packs into it, or when a write fails.
+    Without it, `out` is as before. DataError when `out` cannot be used, when another process packs into it, or when a
+    write fails; if that happens in `install`, `out` has neither the old data set nor the new one.
     """
     check_target(out, force=force)
     with _readable_errors(out):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def verify(folder: Path) -> Verification:
         result.problems.append(str(error))
         return result
     result.manifest_sha256 = manifest.sha256
-    with Bar("verifying", sum(manifest.samples(split) for split in SPLITS)) as bar:
+    with closing(Bar("verifying", sum(manifest.samples(split) for split in SPLITS))) as bar:
         for split in SPLITS:
             histogram = np.zeros((manifest.image_shape[0], 256), np.int64)
             tallies: list[Tally] = []  # without the images: those of one shard are in memory at a time

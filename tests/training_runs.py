@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -109,4 +108,4 @@ def run(config: TrainConfig) -> tuple[dict[str, Any], Memory]:
     memory = Memory()
     finished = train(config, Communicator(), [memory])
     assert finished is not None
-    return asdict(finished), memory
+    return finished._asdict(), memory

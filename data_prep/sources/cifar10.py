@@ -18,6 +18,7 @@ import reprlib
 import tarfile
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def _read_members(path: Path, batch_samples: int) -> tuple[_Layout, dict[str, by
     layout: _Layout | None = None
     contents: dict[str, bytes] = {}
     seen: list[str] = []
-    with gzip.open(path) as unzipped, Bar("reading", 6 * batch_samples * (1 + PIXELS)) as bar:
+    with gzip.open(path) as unzipped, closing(Bar("reading", 6 * batch_samples * (1 + PIXELS))) as bar:
         stream = _Bounded(unzipped, bar, 6 * batch_samples * (2 * PIXELS + 512))
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:

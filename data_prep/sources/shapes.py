@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_shapes(train: int = 10_000, test: int = 2_000, seed: int = 0) -> ImageData:
     """Draw both splits. Image i of a split depends on (seed, split, i) alone; its class is i mod 10."""
-    with Bar("drawing", train + test) as bar:
+    with closing(Bar("drawing", train + test)) as bar:
         training, testing = (_draw_split(count, seed, split, bar) for split, count in enumerate((train, test)))
     return ImageData("shapes", CLASSES, training, testing)
 

@@ -37,7 +37,6 @@ from dptrain.errors import BrokenCheckpointError, CheckpointError, LaterVersionE
 from dptrain.system import files
 from dptrain.system.fields import Bounds, Sha256, Text, from_json
 from dptrain.system.hdf5 import plain_hdf5
-from dptrain.system.old_hdf5 import TooNewError
 from dptrain.system.text import shown
 
 FORMAT, VERSION = "dptrain-checkpoint", 2
@@ -204,8 +203,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     version, content = _proven(Path(path))
     try:
         return _checkpoint(*(_read_index(content) if version == VERSION else read_version_1(content)))
-    except TooNewError as error:
-        raise LaterVersionError(f"{shown(path)}: {error}") from error
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: not a readable checkpoint: {error}") from error
 
@@ -239,7 +236,7 @@ def _proven(path: Path) -> tuple[int, bytes]:
     if not content or header != expected:
         raise BrokenCheckpointError(
             f"{place}: {size - USER_BLOCK:,} bytes after its header do not have the length and SHA-256 stated there: "
-            "cut short or altered; use an earlier checkpoint of the run"
+            "cut short or altered"
         )
     return version, content
 

@@ -22,7 +22,6 @@ import os
 import platform
 import socket
 import sys
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -55,9 +54,9 @@ class JsonLines:
                 values = {"step": step, "lost": lost, "ranks": run.ranks, "threads": run.threads}
                 self._write("recovery", values | {"recovery_seconds": seconds})
             case StepFinished(logged=True):
-                self._write("step", asdict(event))
+                self._write("step", event._asdict())
             case EvaluationFinished(repeated=False):
-                self._write("epoch", asdict(event))
+                self._write("epoch", event._asdict())
 
     def _open(self, run_dir: Path) -> None:
         self.close()

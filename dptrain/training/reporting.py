@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from dptrain.checkpoint.folder import RunFolder
@@ -33,7 +32,7 @@ class Meter:
         """images_per_second over wall time without `other_seconds` (None if no step was made), and seconds by kind."""
         elapsed = time.perf_counter() - self.started - other_seconds
         rate = round(self.samples / elapsed, 1) if self.samples else None
-        rounded = {name: round(value, 4) for name, value in asdict(self.seconds).items()}
+        rounded = {name: round(value, 4) for name, value in vars(self.seconds).items()}
         return {"images_per_second": rate, "seconds": rounded}
 
 

@@ -42,7 +42,7 @@ from dptrain.training.step import GradientWork, TrainingStep, make_reducer
 VECTORS = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Task:
     """The samples of a rank and the network for them."""
 
@@ -56,7 +56,7 @@ class Task:
     environment: dict[str, str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Engine(Task):
     """What makes steps and evaluations."""
 
@@ -65,7 +65,7 @@ class Engine(Task):
     pool: ShardPool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Session(Engine):
     """What a rank trains with. `notes` are lines for the user that came up on the way."""
 

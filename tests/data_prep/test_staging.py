@@ -110,6 +110,25 @@ def test_an_old_set_that_cannot_be_removed_stays(tmp_path: Path, monkeypatch: py
     assert folder_bytes(out) == before
 
 
+def test_a_failed_installation_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "set"
+    pack(out, OLD, shards=2)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "train-001-of-003.h5":
+            raise OSError(5, "Input/output error", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(DataError, match=r"train-001-of-003\.h5: cannot be written"):
+        pack(out, NEW, shards=3, force=True)
+    monkeypatch.setattr(Path, "rename", rename)
+    assert list(out.iterdir()) == []
+    pack(out, NEW, shards=3)
+    assert_whole(out)
+
+
 @pytest.mark.parametrize("what", ["file", "link", "folder of another's"])
 def test_something_else_named_like_the_staging_folder_is_not_changed(what: str, tmp_path: Path) -> None:
     out = tmp_path / "set"

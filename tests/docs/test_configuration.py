@@ -10,7 +10,7 @@ from dptrain.config.keys import Scope
 from dptrain.config.train import SUBJECTS
 
 PAGE = CHECKOUT / "docs" / "configuration.md"
-HEAD = "<!-- From here on, `PYTHONPATH=tests python tests/docs/test_configuration.py` writes this page from the code. -->\n"
+HEAD = "<!-- PYTHONPATH=tests python tests/docs/test_configuration.py writes the rest of this page. -->\n"
 SCOPES = {
     Scope.RUN: "must stay",
     Scope.BITS: "changes the results",

@@ -7,7 +7,6 @@ import resource
 import socket
 import sys
 from contextlib import closing
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def recorded(
     with closing(JsonLines()) as reporter:
         finished = train(config, Communicator(), [reporter], interruption)
     assert finished is not None
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], asdict(finished)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], finished._asdict()
 
 
 def of(event: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

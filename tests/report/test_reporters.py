@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import pickle
-from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +16,7 @@ from dptrain import report
 from dptrain.commands.main import main
 from dptrain.errors import DptrainError
 from dptrain.parallel.communicator import Communicator
-from dptrain.training import events, reporting
+from dptrain.training import reporting
 from dptrain.training.events import EvaluationFinished, Event, RunStarted
 from dptrain.training.loop import train
 from dptrain.training.reporting import Meter
@@ -95,7 +94,7 @@ def test_events_hold_plain_values_alone(data: Path, tmp_path: Path) -> None:
     train(configuration(data, tmp_path / "run"), Communicator(), [reporter])
     for event in reporter.events:
         assert pickle.loads(pickle.dumps(event)) == event
-        stack: list[Any] = [asdict(event)]
+        stack: list[Any] = [event]
         while stack:
             value = stack.pop()
             if isinstance(value, dict):
@@ -104,8 +103,6 @@ def test_events_hold_plain_values_alone(data: Path, tmp_path: Path) -> None:
                 stack += value
             else:
                 assert type(value) in plain
-    kinds = [kind for kind in vars(events).values() if isinstance(kind, type) and is_dataclass(kind)]
-    assert all(kind.__dataclass_params__.frozen and fields(kind) for kind in kinds)  # type: ignore[attr-defined]
 
 
 def test_a_reporter_that_fails_ends_the_run_and_its_error_is_the_runs(data: Path, tmp_path: Path) -> None:

@@ -111,6 +111,14 @@ def test_a_second_rank_may_die_at_any_time_after_the_first(
     assert len(results) <= RANKS - 1  # the second may have come to its end before it was to die
 
 
+def test_elastic_is_not_saved_with_the_run(data: Path, undisturbed: str, tmp_path: Path) -> None:
+    """`--config RUN/config.toml` is to start a run under any MPI, and --elastic is refused by most."""
+    config = elastic(data, tmp_path / "run")
+    results, _ = train_with_deaths(config, [])
+    assert_undisturbed(config, results, undisturbed)
+    assert read_toml(tmp_path / "run" / "config.toml").get("elastic", False) is False
+
+
 def test_without_elastic_a_death_is_an_error_though_the_mpi_could_do_more(data: Path, tmp_path: Path) -> None:
     with pytest.raises(RankLostError):
         train_with_deaths(elastic(data, tmp_path / "run", elastic=False), [Death(1, 20)])
