@@ -91,7 +91,7 @@ class RankLostError(DptrainError):
     status = UNFORESEEN
 
 
-class HelperLostError(DptrainError):
+class WorkerLostError(DptrainError):
     """A forked worker has died."""
 
     status = UNFORESEEN

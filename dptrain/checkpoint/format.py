@@ -37,7 +37,6 @@ from dptrain.errors import BrokenCheckpointError, CheckpointError, LaterVersionE
 from dptrain.system import files
 from dptrain.system.fields import Bounds, Sha256, Text, from_json
 from dptrain.system.hdf5 import plain_hdf5
-from dptrain.system.old_hdf5 import TooNewError
 from dptrain.system.text import shown
 
 FORMAT, VERSION = "dptrain-checkpoint", 2
@@ -204,8 +203,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     version, content = _proven(Path(path))
     try:
         return _checkpoint(*(_read_index(content) if version == VERSION else read_version_1(content)))
-    except TooNewError as error:
-        raise LaterVersionError(f"{shown(path)}: {error}") from error
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: not a readable checkpoint: {error}") from error
 

@@ -40,11 +40,11 @@ def _main(arguments: Sequence[str]) -> int:
     try:
         name = next((word for word in arguments if not word.startswith("-")), "")
         command: Any = load(name) if name in COMMANDS else None
-        if hasattr(command, "main") and arguments[0] == name:
-            return int(command.main(arguments[1:]))
-        request_one_thread()
         parsed, wrong = argparse.Namespace(), None
         try:
+            if hasattr(command, "main") and arguments[0] == name:
+                return int(command.main(arguments[1:]))
+            request_one_thread()
             parsed = build_parser(name if command else "").parse_args(arguments)
         except UsageError as error:
             wrong = error  # reported when the ranks are connected, by one of them

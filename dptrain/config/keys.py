@@ -36,14 +36,17 @@ class Rule(NamedTuple):
 
 
 def at_least(bound: float) -> Rule:
+    """The rule of a number that is at least `bound`."""
     return Rule(lambda value: value >= bound, f"at least {bound}")
 
 
 def above(bound: float) -> Rule:
+    """The rule of a number that is above `bound`."""
     return Rule(lambda value: value > bound, f"above {bound}")
 
 
 def below(bound: float) -> Rule:
+    """The rule of a number that is below `bound`."""
     return Rule(lambda value: value < bound, f"below {bound}")
 
 

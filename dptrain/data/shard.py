@@ -25,7 +25,7 @@ from dptrain.data.order import EpochKey, shuffled
 from dptrain.errors import DataError
 from dptrain.system import files
 from dptrain.system.hdf5 import plain_hdf5
-from dptrain.system.old_hdf5 import TooNewError, read_isolated
+from dptrain.system.old_hdf5 import read_isolated
 from dptrain.system.text import shown
 
 ARRAYS = ("images", "labels", "index")
@@ -94,8 +94,6 @@ def read_shard(folder: Path, manifest: Manifest, split: str, shard: int) -> Samp
                 name: np.frombuffer(content, dtype, math.prod(shape), entry.offsets[name]).reshape(shape)
                 for name, (dtype, shape) in forms.items()
             }
-    except TooNewError as error:
-        raise DataError(f"{path}: {error}") from error
     except ValueError as error:
         raise DataError(f"{path}: not a readable shard: {error}; {REPAIR}") from error
     samples = Samples(**arrays)

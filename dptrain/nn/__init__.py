@@ -27,15 +27,21 @@ from dptrain.nn.graph import Residual, Sequential
 from dptrain.nn.layer import Layer
 from dptrain.nn.layers.activation import Flatten, ReLU
 from dptrain.nn.layers.conv import Conv2d
+from dptrain.nn.layers.dropout import Dropout
+from dptrain.nn.layers.global_pool import GlobalAvgPool2d
 from dptrain.nn.layers.linear import Linear
+from dptrain.nn.layers.norm import BatchNorm2d
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network
 from dptrain.nn.passes import Pass
 from dptrain.nn.tensor import Tensor, constant, he_uniform, ones, uniform, zeros
 
 __all__ = [
+    "BatchNorm2d",
     "Conv2d",
+    "Dropout",
     "Flatten",
+    "GlobalAvgPool2d",
     "Layer",
     "Linear",
     "MaxPool2d",

@@ -14,7 +14,7 @@ from dptrain.nn.graph import Builder, Graph, Part
 from dptrain.nn.passes import Pass, Views
 from dptrain.nn.runner import PLAIN
 
-STEP = 1e-4  # of the central differences; values of `distinct` are further apart than that
+STEP = 1e-5  # of the central differences; values of `distinct` are further apart than that
 RTOL, ATOL = 1e-6, 1e-7
 
 

@@ -1,4 +1,4 @@
-"""What is computed for every shard on its own, and who computes it side by side."""
+"""Work that is done for each shard alone, and pools that do it for several shards at a time."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ Result = TypeVar("Result")
 
 
 class ShardWork(ABC, Generic[Result]):
-    """A task that every shard has its part of. A shard's result depends on nothing that another shard computes.
+    """A task with one part for each shard. The result of a shard does not depend on other shards.
 
-    The parts may be computed in other processes, which see this object as it was when their pool was made: what
-    changes later is an argument, or lies in memory that all share (`dptrain.parallel.processes.shared_zeros`).
+    The parts may be computed in other processes, which have this object as it was when their pool was made: pass later
+    changes as arguments, or in shared memory (`dptrain.parallel.processes.shared_zeros`).
     """
 
     def prepare(self, *arguments: Any) -> Any:
-        """From the arguments of `ShardPool.map` what all parts need, made once a call in each process."""
+        """Make what all parts need from the arguments of `ShardPool.map`; once for each call and process."""
         return arguments
 
     @abstractmethod
     def compute(self, shard: int, prepared: Any, workspace: Workspace) -> Result:
-        """One shard's part, with a workspace that no other part uses at the same time."""
+        """Compute one shard's part, with a workspace that no other part uses at the same time."""
 
 
 class ShardPool(ABC):
-    """Computes the parts of a task, `size` of them at the same time. The caller is one of those who compute."""
+    """Computes the parts of a task, `size` at the same time. The caller computes too."""
 
     size: int
 
     @abstractmethod
     def map(self, work: ShardWork[Result], shards: Iterable[int], *arguments: Any) -> list[Result]:
-        """The results in the order of the shards; of errors the first shard's is raised, after all have ended."""
+        """The results in the order of the shards; at the end, the error of the first shard that failed is raised."""
 
     @abstractmethod
     def close(self) -> None:
-        """End everyone but the caller."""
+        """End all threads or processes but the caller."""

@@ -2,7 +2,7 @@
 
 Two threads of one process wait for Python's lock (the GIL) between NumPy's calls: on 2 cores they trained at 1.2 to
 1.7 times the speed of one, two processes at 1.7 to 1.9 (measured). Workers are forked once, when data and network are
-in place, and share them with their parent; what changes from step to step passes through memory that all share.
+loaded, and share them with their parent. Parameters and gradients are in memory that all share.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace, out_of_memory
-from dptrain.errors import DptrainError, HelperLostError, LimitError
+from dptrain.errors import DptrainError, LimitError, WorkerLostError
 from dptrain.health.interruption import leave_signals_to_parent
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
@@ -35,8 +35,8 @@ from dptrain.parallel.pool import Result, ShardPool, ShardWork
 from dptrain.parallel.threads import ShardThreads
 from dptrain.system.signals import handled
 
-# Seconds to look for a message before sleeping. What lies between two calls of a training step takes some 200 us, and
-# to wake a process that sleeps 50 to 100 us more.
+# Seconds to poll for a message before sleeping. Between two calls of a training step pass some 200 us, and waking a
+# process that sleeps takes 50 to 100 us more.
 PATIENCE = 1e-3
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -45,9 +45,9 @@ FORK = multiprocessing.get_context("fork")
 
 
 def make_pool(size: int, works: Sequence[ShardWork[Any]], communicator: Communicator) -> ShardPool:
-    """Who computes `works`: processes; threads where MPI runs, which on some networks does not survive a fork.
+    """The pool that computes `works`: processes; threads under MPI, which on some networks does not survive a fork.
 
-    Threads too in a worker of someone's multiprocessing.Pool, which may not have children.
+    Threads too in a worker of a multiprocessing.Pool, which may not have children.
     """
     threads = size == 1 or communicator.uses_mpi or multiprocessing.current_process().daemon
     return ShardThreads(size) if threads else ShardProcesses(size, works)
@@ -71,30 +71,30 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Helper:
-    """A forked process, and the parent's end of the pipe to it."""
+class Worker:
+    """A forked worker, and the parent's end of the pipe to it."""
 
     process: BaseProcess
     connection: Connection
 
 
 class ShardProcesses(ShardPool):
-    """The caller and `size` - 1 processes forked from it; each computes a contiguous block of a call's shards.
+    """The caller and `size` - 1 forked workers; each computes a contiguous block of a call's shards.
 
-    Only the works named here can be computed, as they are now.
+    Only these `works` can be computed, as they are when the workers are forked.
     """
 
     def __init__(self, size: int, works: Sequence[ShardWork[Any]]) -> None:
         self.size = size
         self._works = list(works)
         self._workspace = Workspace()
-        self._helpers: list[Helper] = []
+        self._workers: list[Worker] = []
         try:
             with _signals_held_back():
                 for _ in range(1, size):
-                    self._helpers.append(self._fork())
+                    self._workers.append(self._fork())
         except BaseException as error:  # a signal's, too
-            started = len(self._helpers)
+            started = len(self._workers)
             self.close()
             if not isinstance(error, OSError):
                 raise
@@ -103,14 +103,14 @@ class ShardProcesses(ShardPool):
                 "(1 needs none), or raise the limits of processes, memory and open files (ulimit -u, -v, -n)"
             ) from None
 
-    def _fork(self) -> Helper:
+    def _fork(self) -> Worker:
         ours, theirs = FORK.Pipe()
-        inherited = [helper.connection for helper in self._helpers] + [ours]
+        inherited = [worker.connection for worker in self._workers] + [ours]
         of_main_thread = threading.current_thread() is threading.main_thread()
         process = FORK.Process(target=_serve, args=(theirs, self._works, inherited, of_main_thread), daemon=True)
         process.start()
         theirs.close()
-        return Helper(process, ours)
+        return Worker(process, ours)
 
     def map(self, work: ShardWork[Result], shards: Iterable[int], *arguments: Any) -> list[Result]:
         shards = list(shards)
@@ -118,41 +118,41 @@ class ShardProcesses(ShardPool):
             return []
         placement = Placement(len(shards), min(self.size, len(shards)))
         own, *others = ([shards[position] for position in placement.shards_of(r)] for r in range(placement.ranks))
-        busy = list(zip(self._helpers, others, strict=False))
+        busy = list(zip(self._workers, others, strict=False))
         number = self._number(work)
-        for helper, block in busy:
-            with contextlib.suppress(BrokenPipeError):  # it is gone; `_answer` says so
-                helper.connection.send((number, block, arguments))
+        for worker, block in busy:
+            with contextlib.suppress(BrokenPipeError):  # it has died; `_answer` reports it
+                worker.connection.send((number, block, arguments))
         found = _compute(work, own, arguments, self._workspace)
-        theirs = [part for helper, block in busy for part in _answer(helper, block)]
+        theirs = [part for worker, block in busy for part in _answer(worker, block)]
         for part in found:
             if isinstance(part, Failure):
                 raise part.error
         for part in theirs:
             if isinstance(part, Failure):
-                raise part.error from (None if isinstance(part.error, DptrainError) else HelperError(part.traceback))
+                raise part.error from (None if isinstance(part.error, DptrainError) else WorkerError(part.traceback))
         return found + theirs
 
     def _number(self, work: ShardWork[Any]) -> int:
-        """By which the helpers know a work."""
+        """The number of a work, by which the workers know it."""
         for number, known in enumerate(self._works):
             if known is work:
                 return number
-        raise ValueError(f"{work!r} was not there when the helpers were forked, so they do not know it")
+        raise ValueError(f"{work!r} did not exist when the workers were forked, so they do not know it")
 
     def close(self) -> None:
-        for helper in self._helpers:
-            helper.connection.close()
-            helper.process.kill()  # at once: it keeps nothing that could be lost
-            helper.process.join()
-        self._helpers = []
+        for worker in self._workers:
+            worker.connection.close()
+            worker.process.kill()  # at once: it keeps nothing that could be lost
+            worker.process.join()
+        self._workers = []
 
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """A signal that asks for the end, such as Ctrl-C, arrives after the block: within a fork Python would discard it.
+    """Delay signals that ask for the end, such as Ctrl-C, until after the block: within a fork Python discards them.
 
-    By handlers, not the signal mask, as another thread, such as a library's own, may receive it.
+    By handlers, not the signal mask, as a thread of a library may receive the signal.
     """
     if threading.current_thread() is not threading.main_thread():  # whose handlers these are
         yield
@@ -168,12 +168,12 @@ def _signals_held_back() -> Iterator[None]:
             signal.signal(number, handler)
         for number, handler in before.items():
             if number in came and callable(handler):
-                handler(number, None)  # not raised again: whoever counts signals has seen it
+                handler(number, None)  # not raised again: the wakeup descriptor has it already
             elif number in came:
                 signal.raise_signal(number)
 
 
-class HelperError(Exception):
+class WorkerError(Exception):
     """The traceback of an exception that was raised in another process."""
 
     def __str__(self) -> str:
@@ -187,7 +187,7 @@ def _compute(
     workspace: Workspace,
     in_vain: Callable[[], bool] = lambda: False,
 ) -> list[Any]:
-    """A result or Failure for each shard; stops when nobody waits for them any more."""
+    """A result or Failure for each shard; stops when `in_vain` says that nobody waits for them."""
     found: list[Any] = []
     try:
         prepared = work.prepare(*arguments)
@@ -204,7 +204,7 @@ def _compute(
 
 
 def _receive(connection: Connection) -> bytes:
-    """The next message, pickled; looks for it for a while before it sleeps, as MPI does.
+    """The next message, pickled; polls for a while before it sleeps, as MPI does.
 
     EOFError or OSError when the other end is closed.
     """
@@ -214,16 +214,16 @@ def _receive(connection: Connection) -> bytes:
     return connection.recv_bytes()
 
 
-def _answer(helper: Helper, shards: list[int]) -> list[Any]:
-    """What a helper has computed; DptrainError when it has died."""
+def _answer(worker: Worker, shards: list[int]) -> list[Any]:
+    """The results of a worker; WorkerLostError when it has died."""
     try:
-        message = _receive(helper.connection)
+        message = _receive(worker.connection)
     except (EOFError, OSError):
-        helper.process.kill()
-        helper.process.join()
-        raise HelperLostError(
-            f"process {helper.process.pid}, which computed shards {shards[0]} to {shards[-1]}, "
-            f"{_end(helper.process.exitcode)}. Start the same command again (with --run-dir, training resumes from its "
+        worker.process.kill()
+        worker.process.join()
+        raise WorkerLostError(
+            f"forked worker {worker.process.pid}, which computed shards {shards[0]} to {shards[-1]}, "
+            f"{_end(worker.process.exitcode)}. Start the same command again (with --run-dir, training resumes from its "
             "last checkpoint)"
         ) from None
     found: list[Any] = pickle.loads(message)
@@ -231,7 +231,7 @@ def _answer(helper: Helper, shards: list[int]) -> list[Any]:
 
 
 def _end(status: int | None) -> str:
-    """How a process ended, by multiprocessing's exit code of it."""
+    """How a process ended, by its exit code from multiprocessing."""
     if status is None or status >= 0:
         return "is gone" if status is None else f"ended with status {status}"
     with contextlib.suppress(ValueError):  # a number without a name
@@ -242,7 +242,7 @@ def _end(status: int | None) -> str:
 
 
 def _portable(failure: Failure) -> Failure:
-    """Itself, or an exception with the same last line, if its exception cannot be pickled."""
+    """The failure itself, or one with the same last line if its exception cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(failure))
     except Exception:
@@ -251,7 +251,7 @@ def _portable(failure: Failure) -> Failure:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end this process after its parent, even if it is stopped or in an endless layer of a user's."""
+    """Let the kernel kill this process when its parent has died, even if it is stopped or in an endless loop."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
@@ -259,20 +259,20 @@ def _die_with_parent() -> None:
 def _serve(
     connection: Connection, works: Sequence[ShardWork[Any]], inherited: Sequence[Connection], of_main_thread: bool
 ) -> None:
-    """A helper's life: compute what is asked for until the parent closes the pipe, or is no more."""
+    """The main function of a worker: compute what the parent sends, until the pipe is closed."""
     leave_signals_to_parent()
-    if of_main_thread:  # what the kernel calls a parent is the thread that has forked
+    if of_main_thread:  # for the kernel, the parent is the thread that has forked
         _die_with_parent()
     for other in inherited:
-        other.close()  # as long as they were open here, nobody would notice the parent's death
+        other.close()  # else the other workers would not notice the parent's death
     workspace = Workspace()
     with contextlib.suppress(EOFError, OSError):
         while True:
             number, shards, arguments = pickle.loads(_receive(connection))
-            # The parent sends nothing before it has its answer: what can be received is its end.
+            # The parent sends nothing before it has the answer: if there is something to receive, it has ended.
             found = _compute(works[number], shards, arguments, workspace, in_vain=connection.poll)
-            for stream in (sys.stdout, sys.stderr):  # what a user's layer has printed; nothing else flushes it
+            for stream in (sys.stdout, sys.stderr):  # text that a user's layer has printed; nothing else flushes it
                 with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
                     stream.flush()
             connection.send([_portable(part) if isinstance(part, Failure) else part for part in found])
-    os._exit(0)  # the parent's, which were copied, are not this process's to clean up
+    os._exit(0)  # without the cleanup of the parent's objects, of which this process has copies

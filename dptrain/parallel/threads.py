@@ -1,4 +1,4 @@
-"""Shards side by side on threads of one process, each with a workspace of its own."""
+"""Shards side by side on threads of one process, each with its own workspace."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from dptrain.parallel.pool import Result, ShardPool, ShardWork
 from dptrain.system.cgroups import ROOT, cpu_limits
 
 # Seconds after which a thread that waits for the GIL asks for it. With Python's 5 ms it is woken whenever the GIL is
-# let go, often to find it taken again, and each wake costs some 50 us. Threads here hold it for some microseconds at a
-# time; asking early took voluntary context switches a microbatch from 10 to 4 (measured).
+# released, often to find it taken again, and each wake costs some 50 us. Threads here hold it for some microseconds at
+# a time; asking early reduced voluntary context switches from 10 to 4 a microbatch (measured).
 SWITCH_INTERVAL = 20e-6
 
 
 class ShardThreads(ShardPool):
-    """Computes on `size` threads. NumPy leaves the GIL while it computes.
+    """Computes on `size` threads. NumPy releases the GIL while it computes.
 
-    Which thread takes which shard is left to chance: a shard's result does not depend on it. The caller waits for
+    Each thread takes the next shard that is left: a shard's result does not depend on the thread. The caller waits for
     the others once: each wake of a thread costs some 50 us and the GIL.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._workspaces: dict[int, Workspace] = {}  # by thread
-        self._helpers = ThreadPoolExecutor(size - 1, "shard") if size > 1 else None
+        self._executor = ThreadPoolExecutor(size - 1, "shard") if size > 1 else None
         if size > 1:
             sys.setswitchinterval(SWITCH_INTERVAL)
 
@@ -55,24 +55,24 @@ class ShardThreads(ShardPool):
                 except Exception as error:
                     errors[position] = error
 
-        helpers = [self._helpers.submit(compute) for _ in range(self.size - 1)] if self._helpers else []
+        others = [self._executor.submit(compute) for _ in range(self.size - 1)] if self._executor else []
         compute()
-        for helper in helpers:
-            helper.result()
+        for other in others:
+            other.result()
         if errors:
             raise errors[min(errors)]
         return [results[position] for position in sorted(results)]
 
     def _workspace(self) -> Workspace:
-        """The thread's own."""
+        """The workspace of the calling thread."""
         thread = threading.get_ident()
         if thread not in self._workspaces:
             self._workspaces[thread] = Workspace()
         return self._workspaces[thread]
 
     def close(self) -> None:
-        if self._helpers is not None:
-            self._helpers.shutdown(cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
 
 
 def fair_threads(communicator: Communicator, root: Path = ROOT) -> int:

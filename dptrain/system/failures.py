@@ -14,7 +14,7 @@ from dptrain.system.text import shown, shown_lines
 def failure(error: BaseException) -> tuple[str, int]:
     """The text to report and the exit status; the text is empty where the reader of the output has gone.
 
-    It is one line; an exception that nobody foresaw has its traceback below.
+    The text is one line; an unforeseen exception has its traceback below.
     """
     if isinstance(error, ReaderGoneError):
         return "", error.status

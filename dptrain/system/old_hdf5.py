@@ -1,12 +1,13 @@
-"""HDF5 files of format version 1 (data sets and checkpoints), which libhdf5 wrote, are read in a separate process.
+"""HDF5 files that libhdf5 wrote (format version 1 of data sets and checkpoints), read in a process of its own.
 
-libhdf5 may crash, hang or use any amount of memory on a forged file. The process has limits of memory and time, gets
-the content through a pipe, opens no file, does not use MPI, and ends after one file. This module is also the program of
-the process, and therefore imports nothing else of dptrain.
+libhdf5 may crash, hang or take any amount of memory when a file is forged. The process has limits of memory and time,
+opens no file (it gets the content through a pipe), knows nothing of MPI, and ends after one file. This module is also
+its program, and therefore imports nothing else of dptrain.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -20,37 +21,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MEMORY = (1 << 30, 6)  # bytes of address space: for Python, NumPy and libhdf5; and this many times the file
-SECONDS = (10, 1e-7)  # of computing: at least, and for each byte
-PATIENCE = 10  # times as long may pass on a busy machine
+MEMORY = (1 << 30, 6)  # bytes of address space: of Python, NumPy and libhdf5, and so many times the file
+SECONDS = (10, 1e-7)  # of computing: at least, and for each byte more
+PATIENCE = 10  # times as long may pass on a machine that is busy
 MOST_OBJECTS = 20_000
-# What Python needs to find its libraries. With the variables of MPI, an h5py built with MPI would start it.
+# What a Python needs to find its libraries. MPI's variables would let an h5py that was built with MPI start it.
 KEPT_VARIABLES = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "VIRTUAL_ENV")
+ATTRIBUTES = "/"  # the name, among those of the arrays, of the attributes in JSON
+
+Content = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 
 
-class TooNewError(ValueError):
-    """The file was written by a later HDF5 than this Python has, in a way that the earlier one cannot read."""
-
-
-def read_isolated(content: bytes | memoryview) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+def read_isolated(content: bytes | memoryview) -> Content:
     """Attributes of the root group, and every dataset by its path, of a file in memory; ValueError in one short line.
 
-    TooNewError: h5py up to 3.15 (HDF5 1.14) cannot read what 3.16 (HDF5 2.0) wrote. Only plain datasets of numbers are
-    read: stored completely in the file itself under hard links, without compression, at most one group deep.
+    Only plain datasets of numbers are read: stored whole in the file itself under hard links, without compression, at
+    most one group deep. Attributes become Python values.
     """
     seconds = SECONDS[0] + math.ceil(SECONDS[1] * len(content))
     limits = [str(MEMORY[0] + MEMORY[1] * len(content)), str(seconds)]
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     try:
         done = subprocess.run(
-            # -P: no module in the working directory, or beside this one, replaces an installed one.
+            # -P: no module of the working directory, or of this one, comes before an installed one.
             [sys.executable, "-P", str(Path(__file__).resolve()), *limits],
             input=content,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=kept | {"OPENBLAS_NUM_THREADS": "1"},
             timeout=PATIENCE * seconds,
-            start_new_session=True,  # Ctrl-C is for the waiting program
+            start_new_session=True,  # Ctrl-C is for the program that waits
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -59,58 +59,40 @@ def read_isolated(content: bytes | memoryview) -> tuple[dict[str, Any], dict[str
         raise ValueError(f"cannot start {sys.executable} to read HDF5: {error.strerror}") from error
     if done.returncode == -signal.SIGXCPU:
         raise ValueError(f"libhdf5 did not read it within {seconds} s of computing")
-    if done.returncode < 0:
-        raise ValueError(f"libhdf5 crashed reading it (signal {-done.returncode})")
     if done.returncode:
-        raise ValueError(f"HDF5 cannot be read: the process that reads it ended with status {done.returncode}")
-    return _received(done.stdout)
-
-
-def _received(answer: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    head = int.from_bytes(answer[:8], "little")
-    described = json.loads(answer[8 : 8 + head])
-    if "error" in described and "version number" in described["error"]:
-        raise TooNewError(
-            f"a later HDF5 than {described['hdf5']} wrote it ({described['error']}); pip install --upgrade h5py"
-        )
-    if "error" in described:
-        raise ValueError(described["error"])
-    arrays, place = {}, 8 + head
-    for path, dtype, shape in described["arrays"]:
-        arrays[path] = np.frombuffer(answer, dtype, math.prod(shape), place).reshape(shape)
-        place += arrays[path].nbytes
-    return described["attributes"], arrays
+        how = f"crashed (signal {-done.returncode})" if done.returncode < 0 else f"ended with {done.returncode}"
+        raise ValueError(f"the process that reads HDF5 {how}")
+    with np.load(io.BytesIO(done.stdout)) as answer:
+        arrays = dict(answer)
+    attributes = json.loads(str(arrays.pop(ATTRIBUTES)))
+    if "error" in attributes:
+        raise ValueError(attributes["error"])
+    return attributes["values"], arrays
 
 
 def _main() -> None:
-    """The process: a file on standard input, the answer on standard output."""
+    """The process: a file on standard input, its answer on standard output."""
     memory, seconds = map(int, sys.argv[1:])
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory)):
         _, hard = resource.getrlimit(kind)
-        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (allowed, hard))
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     arrays: dict[str, NDArray[Any]] = {}
     try:
-        content = sys.stdin.buffer.read()
-        attributes, arrays = _read(content)
-        described: dict[str, Any] = {
-            "attributes": attributes,
-            "arrays": [(path, array.dtype.str, array.shape) for path, array in arrays.items()],
-        }
-    except Exception as error:  # whatever libhdf5 raises for a forged file
-        version = sys.modules["h5py"].version.hdf5_version if "h5py" in sys.modules else "none"
-        described = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:500], "hdf5": version}
-    head = json.dumps(described).encode()
-    sys.stdout.buffer.write(len(head).to_bytes(8, "little") + head)
-    if "error" not in described:
-        for array in arrays.values():
-            sys.stdout.buffer.write(array.tobytes())
+        values, arrays = _read(sys.stdin.buffer.read())
+        answer: dict[str, Any] = {"values": values}
+    except Exception as error:  # libhdf5 raises anything for a forged file
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+        advice = "; a later HDF5 wrote it: pip install --upgrade h5py" if "version number" in text else ""
+        answer = {"error": text + advice}
+    packed, contents = io.BytesIO(), {ATTRIBUTES: np.array(json.dumps(answer)), **arrays}
+    np.savez(packed, **contents)  # type: ignore[arg-type]
+    sys.stdout.buffer.write(packed.getbuffer())
     sys.stdout.buffer.flush()
-    os._exit(0)  # without the clean-up of libhdf5, which may crash
+    os._exit(0)  # what libhdf5 does at its end does not matter
 
 
-def _read(content: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    import io
+def _read(content: bytes) -> Content:
+    import zipfile  # noqa: F401 - for np.savez, as no file can be opened after the next limit
 
     import h5py
 
@@ -136,7 +118,7 @@ def _read(content: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
 
 
 def _datasets(file: Any) -> list[tuple[str, Any]]:
-    """The datasets of a file and of its groups, with their paths; ValueError for anything but hard links to them."""
+    """The datasets of a file and of its groups, with their paths; ValueError for anything but hard links to such."""
     import h5py
 
     found, groups = [], [("", file)]
@@ -144,21 +126,19 @@ def _datasets(file: Any) -> list[tuple[str, Any]]:
         if len(group) > MOST_OBJECTS:
             raise ValueError(f"{len(group):,} objects in one group")
         for name in group:
-            path = prefix + name
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"{path} is a link")
-            member = group[name]
+            path, link = prefix + name, group.get(name, getlink=True)
+            member = group[name] if isinstance(link, h5py.HardLink) else link
             if isinstance(member, h5py.Group) and not prefix:
                 groups.append((f"{path}/", member))
             elif isinstance(member, h5py.Dataset):
                 found.append((path, member))
             else:
-                raise ValueError(f"{path} is not stored in the file itself as a dataset")
+                raise ValueError(f"{path} is a link, or in a group of a group; expected a dataset in the file itself")
     return found
 
 
 def _plain_value(value: Any) -> Any:
-    """An attribute as text, a number, or a list of them."""
+    """An attribute as text, a number, or a list of such."""
     plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
     members = plain if isinstance(plain, list) else [plain]
     if not all(isinstance(member, str | int | float) for member in members):

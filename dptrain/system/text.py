@@ -6,10 +6,10 @@ LONGEST = 2000  # characters of one message
 
 
 def shown(text: object, longest: int = LONGEST) -> str:
-    """`str(text)` with every character that a terminal may act on, or cannot print, written as an escape.
+    """`str(text)` with control characters, and others that cannot be printed, written as escapes.
 
-    Escape sequences, line breaks and marks that reverse the direction of writing become \\x1b, \\n, \\u202e. Letters of
-    all scripts, and \\ itself, stay. What is longer than `longest` characters loses its middle.
+    Escape sequences, line breaks and marks that reverse the writing direction become \\x1b, \\n, \\u202e. Letters of
+    all scripts, and \\ itself, stay. Text of more than `longest` characters loses its middle.
     """
     written = str(text)
     if len(written) > longest:
@@ -23,5 +23,5 @@ def shown(text: object, longest: int = LONGEST) -> str:
 
 
 def shown_lines(text: object, longest: int = LONGEST) -> str:
-    """As `shown`, but line breaks stay; for tracebacks and other text of several lines, `longest` characters a line."""
+    """As `shown`, but with line breaks, for tracebacks; a line has at most `longest` characters."""
     return "\n".join(shown(line, longest) for line in str(text).split("\n"))

@@ -13,7 +13,7 @@ MOST_LINES = 60
 
 
 def user_frames(error: BaseException) -> TracebackType | None:
-    """The error's traceback from the first frame outside this program on; None when there is none."""
+    """The error's traceback from the first frame of the user's code; None without such a frame."""
     frames = error.__traceback__
     while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
@@ -21,7 +21,7 @@ def user_frames(error: BaseException) -> TracebackType | None:
 
 
 def user_traceback(error: BaseException) -> str:
-    """What Python would print, but only from the user's code on; "" where none of it took part.
+    """The traceback as Python prints it, from the first frame of the user's code; "" without such a frame.
 
     At most 60 lines, made safe for a terminal.
     """
@@ -35,12 +35,12 @@ def user_traceback(error: BaseException) -> str:
 
 
 def last_line(error: BaseException) -> str:
-    """The error's type and text on one line, made safe for a terminal, and where in the user's code it was raised."""
+    """The error's type and text on one line, made safe for a terminal, and its place in the user's code."""
     return shown(" ".join(traceback.format_exception_only(error)[-1].split()), 600) + place(error)
 
 
 def place(error: BaseException) -> str:
-    """Where in the user's code an error was raised, " (FILE, line N)"; "" where none of it took part."""
+    """Where in the user's code an error was raised, " (FILE, line N)"; "" if it was raised elsewhere."""
     if isinstance(error, SyntaxError):
         return f" ({Path(error.filename).name}, line {error.lineno})" if error.filename else ""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]

@@ -14,6 +14,7 @@ from mpi_runs import dptrain, mpirun, own_mpi
 from training_runs import LAST_STEP, TEST, configuration, flags, packed, run
 
 from dptrain import __version__
+from dptrain.commands import COMMANDS
 from dptrain.commands.main import main
 from dptrain.commands.parser import build_parser
 from dptrain.config.files import read_toml
@@ -163,6 +164,7 @@ def test_a_model_file_that_exits_on_one_rank_ends_both_ranks(data: Path, tmp_pat
 
 UNLIKE_RANKS = """
 import sys
+from dptrain.commands import COMMANDS
 from dptrain.commands.main import main
 from dptrain.parallel.mpi import launched_rank
 if launched_rank() == 0 and "FULL" == "MODE":
@@ -227,6 +229,14 @@ def test_the_installed_command_is_the_same_program(tmp_path: Path) -> None:
     for command in ([str(installed)], [sys.executable, "-m", "dptrain"]):
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, cwd=tmp_path, check=True)
         assert done.stdout == f"dptrain {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"usage: dptrain {command} ")
+    assert err == ""
 
 
 def test_help_has_every_flag_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 
 import pytest
@@ -103,6 +104,20 @@ def test_the_step_of_a_silent_rank_is_told_by_those_who_wait_for_it() -> None:
     job.go_on(LIMIT + 2, lambda rank: Status(rank, WAITING, 9, job.now - since))
     [line] = job.texts
     assert "last heard computing in step 7 (others are in step 9), has been silent" in line
+
+
+def test_an_old_status_does_not_tell_in_which_step_the_others_are() -> None:
+    """Two silent ranks: the step of the one must not be reported as that of those who wait for the other."""
+    lines: list[str] = []
+    watcher = Watcher(0, ["a", "b", "c"], [0], 10.0, 0.0, lines.append, lambda status: None, 0.0)
+    for rank, step in ((0, 8), (1, 7), (2, 9)):
+        watcher.hear(Status(rank, "computing", step, 0.0), 1.0)
+    watcher.hear(Status(0, WAITING, 8, 0.0), 20.0)
+    watcher.judge(20.0)
+    assert [re.findall(r"in step \d", line) for line in lines] == [
+        ["in step 7", "in step 8"],
+        ["in step 9", "in step 8"],
+    ]
 
 
 def stuck_in(phase: str, rank: int, job: Job) -> Callable[[int], Status]:
@@ -232,7 +247,7 @@ def test_a_rank_that_was_never_heard_is_not_called_silent_and_ends_nothing() -> 
     job.go_on(5 * LIMIT, lambda rank: waiting(rank, job.now - since))  # for rank 3, which may well be at work
     [(watcher, _, line)] = job.lines
     assert (watcher, job.ends) == (0, [])
-    assert "rank 3 on node3 (process 103) cannot be heard by rank 0" in line
+    assert "rank 0 receives nothing from rank 3 on node3 (process 103)" in line
 
 
 def test_a_rank_that_has_ended_properly_is_not_missed_even_if_a_datagram_of_it_is_late() -> None:

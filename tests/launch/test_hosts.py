@@ -1,7 +1,7 @@
 """Runs on two hosts, under the launcher and under a real Slurm, that lose a node, are cancelled, preempted or cut off.
 
 They need root, the Debian packages iproute2, openssh-server, slurmctld, slurmd, slurm-client, munge and libpmix2, and
-Open MPI beside this Python; they fail where one is missing. About 12 minutes:
+Open MPI and MPICH (see tests/mpi_runs.py); they fail where one is missing. About 20 minutes:
 
     python -m pytest -m hosts tests/launch/test_hosts.py
 """
@@ -9,6 +9,8 @@ Open MPI beside this Python; they fail where one is missing. About 12 minutes:
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +32,8 @@ from host_runs import (
     variables,
     wait_for,
 )
+from launch_runs import CHECKOUT
+from mpi_runs import python_of
 
 from dptrain.checkpoint.format import read_checkpoint
 
@@ -38,9 +42,9 @@ pytestmark = [pytest.mark.hosts, pytest.mark.timeout(400)]
 Tally = Callable[[str, float], None]
 EPOCHS = 16
 LAST = 50 * EPOCHS
-DAEMON = "bin/prted"
+DAEMON = "bin/prted|hydra_pmi_proxy"
 RANK = "dptrain train"
-RANK_ONLY = "^[^ ]*python[^ ]* -m dptrain train"
+RANK_ONLY = "^[^ ]*python[^ ]* (-P )?-m dptrain train"
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +151,63 @@ def test_a_preempted_job_saves_and_is_requeued(
     assert starts(started.run_dir) == [0, saved]
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
+@pytest.mark.parametrize("way", ["hosts", "hostfile", "slurm"])
+def test_ranks_on_two_hosts_have_cores_of_their_own_and_the_bits_of_one_process(
+    way: str, mpi: str, ranks: int, cluster: None, data: Path, undisturbed: str, tmp_path: Path
+) -> None:
+    run_dir, each = tmp_path / "run", ranks // 2
+    (tmp_path / "hostfile").write_text(f"node1 slots={each}\nnode2:{each}\n")
+    named = {"hosts": ["--hosts", f"node1:{each},node2:{each}"], "hostfile": ["--hostfile", str(tmp_path / "hostfile")]}
+    command = [str(python_of(mpi)), "-m", "launch", *named.get(way, []), "--", "train", *trainer(data, run_dir)]
+    if way == "slurm":
+        spread = ("--nodes=2", f"--ntasks={ranks}", f"--ntasks-per-node={each}", f"--chdir={CHECKOUT}")
+        command = ["sbatch", "--wait", *spread, f"--output={tmp_path}/out", f"--wrap={shlex.join(command)}"]
+    process = start_on(1, *command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    wait_for(lambda: reached(run_dir) >= 5 or process.poll() is not None, lambda: "step 5", 60)
+    cores = {node: [cores_of(node, rank) for rank in on(node, "pgrep", "-f", RANK_ONLY).split()] for node in (1, 2)}
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert final_hash(run_dir) == undisturbed
+    everything = os.sched_getaffinity(0)
+    for bound in cores.values():
+        assert len(bound) == each
+        assert all(len(one) == len(everything) // each for one in bound)
+        assert set().union(*bound) == everything
+
+
+def cores_of(node: int, process: str) -> set[int]:
+    """The CPUs that a process of a node may use."""
+    mask = on(node, "grep", "Cpus_allowed:", f"/proc/{process}/status").split()[1]
+    return {cpu for cpu in range(256) if int(mask.replace(",", ""), 16) >> cpu & 1}
+
+
+def test_a_run_on_hosts_that_is_asked_to_end_saves_and_leaves_nothing_with_mpich(
+    cluster: None, data: Path, undisturbed: str, tmp_path: Path
+) -> None:
+    with launcher(data, tmp_path / "run", mpi="mpich") as process:
+        on(1, "pkill", "-TERM", "-f", "python[^ ]* -m launch")
+        status, err = ended(process)
+    assert status == 75, err
+    saved = max(int(path.stem[5:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*.h5"))
+    assert saved == reached(tmp_path / "run")
+    for node in (1, 2):
+        assert on(node, "sh", "-c", f"pgrep -f '{RANK_ONLY}|hydra' || true") == ""
+        assert on(node, "ls", "/dev/shm") == ""
+    with launcher(data, tmp_path / "run", mpi="mpich") as process:
+        status, err = ended(process)
+    assert status == 0, err
+    assert final_hash(tmp_path / "run") == undisturbed
+
+
 @pytest.mark.parametrize("killed", [DAEMON, RANK, "."], ids=["daemon", "rank", "all"])
-@pytest.mark.parametrize("under", ["slurm", "launcher"])
+@pytest.mark.parametrize("under", ["slurm", "openmpi", "mpich"])
 def test_a_run_whose_processes_on_a_node_are_killed_is_restarted(
     under: str, killed: str, cluster: None, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
-    if under == "launcher":
-        with launcher(data, tmp_path / "run") as process:
+    if under != "slurm":
+        with launcher(data, tmp_path / "run", mpi=under) as process:
             kill_job_on_node2(killed)
             status, err = ended(process)
         assert status == 0, err
@@ -242,12 +296,10 @@ def test_srun_without_the_right_protocol_is_refused_with_the_right_one(
 class launcher:  # noqa: N801 - a context manager
     """`python -m launch` on node1 with one rank on each node, once the run has made 20 steps."""
 
-    def __init__(self, data: Path, run_dir: Path, *options: str, restarts: int = 3) -> None:
-        hostfile = run_dir.with_name("hostfile")
-        hostfile.write_text("node1 slots=1\nnode2 slots=1\n")
+    def __init__(self, data: Path, run_dir: Path, *options: str, restarts: int = 3, mpi: str = "openmpi") -> None:
         self.run_dir = run_dir
         self.command = [
-            *("env", f"PRTE_MCA_prte_default_hostfile={hostfile}", sys.executable, "-m", "launch", "-n", "2"),
+            *(str(python_of(mpi)), "-m", "launch", "--hosts", "node1:1,node2:1"),
             *("--max-restarts", str(restarts), *options, "--", "train", *trainer(data, run_dir)),
         ]
 

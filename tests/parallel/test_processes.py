@@ -20,7 +20,7 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.errors import DataError, DptrainError
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.pool import ShardWork
-from dptrain.parallel.processes import HelperError, ShardProcesses, make_pool, shared_zeros
+from dptrain.parallel.processes import ShardProcesses, WorkerError, make_pool, shared_zeros
 from dptrain.parallel.threads import ShardThreads
 from dptrain.system.signals import ENDING
 
@@ -131,7 +131,7 @@ def test_an_unexpected_error_tells_where_it_was_raised() -> None:
     work = Fails({3: ZeroDivisionError("by zero")})
     with closing(ShardProcesses(2, [work])) as pool, pytest.raises(ZeroDivisionError) as caught:
         pool.map(work, range(4))
-    assert isinstance(caught.value.__cause__, HelperError)
+    assert isinstance(caught.value.__cause__, WorkerError)
     assert "in compute" in str(caught.value.__cause__)
 
 
@@ -144,7 +144,7 @@ def test_an_error_of_the_callers_own_shard_is_raised_as_it_is() -> None:
     assert error.__cause__ is None
 
 
-def test_a_layer_that_exits_is_told_as_such_from_a_helper_too() -> None:
+def test_a_layer_that_exits_is_told_as_such_from_a_worker_too() -> None:
     work = Fails({3: SystemExit(3)})
     with closing(ShardProcesses(2, [work])) as pool, pytest.raises(SystemExit, match="3") as caught:
         pool.map(work, range(4))
@@ -169,11 +169,11 @@ def test_an_error_of_preparing_is_raised() -> None:
 
 
 def test_a_work_made_after_the_fork_is_refused(pool: ShardProcesses) -> None:
-    with pytest.raises(ValueError, match="was not there when the helpers were forked"):
+    with pytest.raises(ValueError, match="did not exist when the workers were forked"):
         pool.map(Squares(), range(3), 2)
 
 
-def test_a_killed_helper_is_named_with_its_shards() -> None:
+def test_a_killed_worker_is_named_with_its_shards() -> None:
     class Dies(ShardWork[int]):
         def compute(self, shard: int, prepared: Any, workspace: Workspace) -> int:
             if shard == 3:
@@ -185,20 +185,20 @@ def test_a_killed_helper_is_named_with_its_shards() -> None:
         first, second = pool.map(work, [0, 1])
         assert first != second
         with pytest.raises(
-            DptrainError, match=rf"process {second}, which computed shards 2 to 3, was ended by SIGKILL"
+            DptrainError, match=rf"forked worker {second}, which computed shards 2 to 3, was ended by SIGKILL"
         ):
             pool.map(work, range(4))
-        with pytest.raises(DptrainError, match=rf"process {second}.*SIGKILL"):  # and again, when it is long gone
+        with pytest.raises(DptrainError, match=rf"forked worker {second}.*SIGKILL"):  # and again, when it is long gone
             pool.map(work, range(4))
 
 
 def test_close_ends_the_processes_even_those_that_compute() -> None:
     work = Squares()
     pool = ShardProcesses(3, [work])
-    helpers = {process for process, _, _ in pool.map(work, range(3), 2)} - {os.getpid()}
-    assert len(helpers) == 2
+    workers = {process for process, _, _ in pool.map(work, range(3), 2)} - {os.getpid()}
+    assert len(workers) == 2
     pool.close()
-    assert not any(alive(process) for process in helpers)
+    assert not any(alive(process) for process in workers)
 
 
 PARENT = """
@@ -230,38 +230,38 @@ def parent(folder: Path, compute: str, then: str, **options: Any) -> subprocess.
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_helpers_end_with_their_parent_whatever_ended_it(number: signal.Signals, tmp_path: Path) -> None:
+def test_workers_end_with_their_parent_whatever_ended_it(number: signal.Signals, tmp_path: Path) -> None:
     with parent(tmp_path, "pass", WAITS) as started:
         assert started.stdout is not None
-        own, *helpers = map(int, started.stdout.readline().split())
-        assert all(alive(helper) for helper in helpers)
+        own, *workers = map(int, started.stdout.readline().split())
+        assert all(alive(worker) for worker in workers)
         os.kill(own, number)
-    assert eventually(lambda: not any(alive(helper) for helper in helpers))
+    assert eventually(lambda: not any(alive(worker) for worker in workers))
 
 
-def test_a_stopped_helper_ends_with_its_parent_all_the_same(tmp_path: Path) -> None:
+def test_a_stopped_worker_ends_with_its_parent_all_the_same(tmp_path: Path) -> None:
     with parent(tmp_path, "pass", WAITS) as started:
         assert started.stdout is not None
-        own, *helpers = map(int, started.stdout.readline().split())
-        os.kill(helpers[0], signal.SIGSTOP)
+        own, *workers = map(int, started.stdout.readline().split())
+        os.kill(workers[0], signal.SIGSTOP)
         os.kill(own, signal.SIGKILL)
-    assert eventually(lambda: not any(alive(helper) for helper in helpers))
+    assert eventually(lambda: not any(alive(worker) for worker in workers))
 
 
-def test_a_helper_whose_parent_died_makes_no_further_shard(tmp_path: Path) -> None:
+def test_a_worker_whose_parent_died_makes_no_further_shard(tmp_path: Path) -> None:
     """Its block takes 40 s, a shard 0.2 s."""
     then = """pool = ShardProcesses(2, [work])
-print(pool._helpers[0].process.pid, flush=True)
+print(pool._workers[0].process.pid, flush=True)
 pool.map(work, range(400))"""
     with parent(tmp_path, "time.sleep(0.2)", then) as started:
         assert started.stdout is not None
-        helper = int(started.stdout.readline())
+        worker = int(started.stdout.readline())
         time.sleep(0.5)
         started.kill()
-    assert eventually(lambda: not alive(helper), seconds=5)
+    assert eventually(lambda: not alive(worker), seconds=5)
 
 
-def test_what_a_shard_prints_in_a_helper_is_not_lost(tmp_path: Path) -> None:
+def test_what_a_shard_prints_in_a_worker_is_not_lost(tmp_path: Path) -> None:
     then = """pool = ShardProcesses(3, [work])
 pool.map(work, range(6))
 pool.close()"""
@@ -270,8 +270,8 @@ pool.close()"""
     assert sorted(output.splitlines()) == [f"shard {shard}" for shard in range(6)]
 
 
-def test_ctrl_c_while_helpers_are_forked_is_not_lost(tmp_path: Path) -> None:
-    """It comes within each fork, where Python would discard it; the helpers must not hear it."""
+def test_ctrl_c_while_workers_are_forked_is_not_lost(tmp_path: Path) -> None:
+    """It comes within each fork, where Python would discard it; the workers must not hear it."""
     then = """signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may ignore it
 os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
 os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -285,7 +285,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_a_signal_that_ends_a_run_while_helpers_are_forked_leaves_none_and_hangs_nobody(
+def test_a_signal_that_ends_a_run_while_workers_are_forked_leaves_none_and_hangs_nobody(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     then = f"""from dptrain.health.interruption import AskedToEndError, signals_taken
@@ -301,7 +301,7 @@ except AskedToEndError as asked:
     assert (started.returncode, output, errors) == (0, f"{number.name}\n\n", "")
 
 
-def test_a_helper_that_dies_where_nobody_counts_children_is_an_error_all_the_same(tmp_path: Path) -> None:
+def test_a_worker_that_dies_where_nobody_counts_children_is_an_error_all_the_same(tmp_path: Path) -> None:
     then = """signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 pool = ShardProcesses(2, [work])
 try:
@@ -339,7 +339,7 @@ def test_a_worker_that_may_not_have_children_uses_threads() -> None:
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_helpers_leave_signals_to_their_parent(number: signal.Signals, pool: ShardProcesses, squares: Squares) -> None:
+def test_workers_leave_signals_to_their_parent(number: signal.Signals, pool: ShardProcesses, squares: Squares) -> None:
     for process in {process for process, _, _ in pool.map(squares, range(3), 2)} - {os.getpid()}:
         os.kill(process, number)
     assert [value for _, value, _ in pool.map(squares, range(3), 2)] == [0, 1, 4]

@@ -155,7 +155,7 @@ def test_ranks_behind_a_firewall_are_said_to_be_out_of_hearing(
         watch.activity.enter(WAITING)
     lines = job.told(2)
     assert len(lines) == 2  # either side says it of the other
-    assert all("cannot be heard" in line for line in lines)
+    assert all("receives nothing from" in line for line in lines)
 
 
 @pytest.mark.slow
@@ -169,7 +169,7 @@ def test_a_process_alone_opens_no_socket_and_says_that_it_is_stuck_but_never_end
     watch.close()
     [line] = lines
     assert f"rank 0 on {HERE} (process {os.getpid()}), computing in step 9, has made no progress" in line
-    assert "a helper process is stopped" in line
+    assert "a forked worker is stopped" in line
     assert ends == []
 
 

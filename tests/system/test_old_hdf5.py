@@ -36,7 +36,7 @@ def program(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
 
 def test_a_crash_of_the_reading_process_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(monkeypatch, tmp_path, "import os\nos.kill(os.getpid(), 11)")
-    with pytest.raises(ValueError, match=f"libhdf5 crashed reading it .signal {int(signal.SIGSEGV)}"):
+    with pytest.raises(ValueError, match=f"the process that reads HDF5 crashed .signal {int(signal.SIGSEGV)}"):
         read_isolated(b"x" * 10**6)
 
 
@@ -56,7 +56,7 @@ def test_the_reading_process_knows_nothing_of_mpi(tmp_path: Path, monkeypatch: p
         monkeypatch.setenv(name, "1")
     seen = tmp_path / "seen"
     program(monkeypatch, tmp_path, f"import os, sys\nopen({str(seen)!r}, 'w').write(' '.join(os.environ))\nsys.exit(3)")
-    with pytest.raises(ValueError, match="ended with status 3"):
+    with pytest.raises(ValueError, match="ended with 3"):
         read_isolated(b"")
     assert not [name for name in seen.read_text().split() if name.startswith(("OMPI", "PMI", "SLURM", "MPI"))]
 
