@@ -21,7 +21,9 @@ from dptrain.config.files import read_toml
 PARTS = ("dptrain", "data_prep", "launch", "tests", "examples", "pyproject.toml", "README.md", "LICENSE")
 SECONDS = 120
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+    "page", PAGES, ids=lambda page: f"{page.parent.name}-{page.stem}" if page.parent != CHECKOUT else page.stem
+)
 
 
 @pytest.fixture(scope="module")
