@@ -1,15 +1,15 @@
 """A data set folder that appears complete or not at all.
 
-The shards are written to `OUT/.partial`, so that only OUT itself must be writable: it may be a mounted volume or the
-working directory. When all of them are on the disk, they are installed:
+The data set is built in `OUT/.partial`, so that only OUT itself must be writable: it may be a mounted volume or the
+working directory. Its manifest is written there last, when all shards are on the disk. Then the set is installed:
 
     1. the old manifest is removed, if there is one, and then the old shards
     2. the new shards are renamed into OUT
-    3. the new manifest is written, last
+    3. the new manifest is renamed into OUT, last
 
 A process that is killed before step 1 leaves the old data set intact. Later, it leaves a folder without a manifest,
-which no reader accepts as a data set. In both cases `.partial` remains, and the next run removes what is left. Only
-files of data sets are ever deleted.
+which no reader accepts as a data set, and a complete new set: the next run finishes the installation. Only files of
+data sets are ever deleted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
     """Give a folder to write shards to. They become the data set at `out` if the block calls `install`.
 
     Without it, `out` is as before. DataError when `out` cannot be used, when another process packs into it, or when a
-    write fails; if that happens in `install`, `out` has neither the old data set nor the new one.
+    write fails; the next call finishes an installation that failed.
     """
     check_target(out, force=force)
     with _readable_errors(out):
@@ -72,12 +72,14 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
         lock = _lock(out)
         try:
             _check_contents(out, force=force)
-            _remove_leftovers(out)
+            _finish_or_remove(out)
+            _check_contents(out, force=force)  # again: an interrupted installation may just have been finished
             (out / PARTIAL).mkdir()
             try:
                 yield out / PARTIAL
             finally:
-                _remove_leftovers(out)
+                if not (out / PARTIAL / MANIFEST).exists():  # else the next call finishes the installation
+                    _finish_or_remove(out)
         finally:
             with suppress(OSError):  # a folder that is not empty stays
                 for path in made:
@@ -87,33 +89,53 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
 
 def install(staging: Path, manifest: str) -> None:
     """Make the shards in the folder of `staged` the data set, with this text as its manifest."""
-    out, names = staging.parent, sorted(path.name for path in staging.iterdir())
-    for name in names:
-        with (staging / name).open("rb") as file:
+    out = staging.parent
+    for path in sorted(staging.iterdir()):
+        with path.open("rb") as file:
             os.fsync(file.fileno())
     with signals_held():
-        (out / MANIFEST).unlink(missing_ok=True)
-        sync_folder(out)
-        _remove_shards(out)
-        for name in names:
-            (staging / name).rename(out / name)
-        sync_folder(out)
-        write_durably(out / MANIFEST, manifest.encode())
+        write_durably(staging / MANIFEST, manifest.encode())
+        try:
+            (out / MANIFEST).unlink(missing_ok=True)
+        except OSError:
+            (staging / MANIFEST).unlink()  # the old data set stays
+            raise
+        _finish(out)
 
 
-def _remove_leftovers(out: Path) -> None:
-    """Remove `.partial` and, in a folder without a manifest, the shards that an installation has left."""
-    if (out / PARTIAL).exists():
+def _finish(out: Path) -> None:
+    """Install the complete set in `.partial`, from the point where a killed process stopped."""
+    partial = out / PARTIAL
+    sync_folder(out)
+    splits = json.loads((partial / MANIFEST).read_text(encoding="utf-8"))["splits"]
+    new = [entry["file"] for split in SPLITS for entry in splits[split]]
+    _remove_shards(out, keep=new)
+    for name in new:
+        if (partial / name).exists():
+            (partial / name).rename(out / name)
+    sync_folder(out)
+    (partial / MANIFEST).rename(out / MANIFEST)
+    sync_folder(out)
+    partial.rmdir()
+
+
+def _finish_or_remove(out: Path) -> None:
+    """Finish the installation that a killed process has left, or remove the set that it has not completed."""
+    partial = out / PARTIAL
+    if (partial / MANIFEST).exists() and not (out / MANIFEST).exists():
+        with signals_held():
+            _finish(out)
+    elif partial.exists():
         with suppress(OSError):
-            if not (out / MANIFEST).exists():
-                _remove_shards(out)
-            _remove_shards(out / PARTIAL)
-            (out / PARTIAL).rmdir()
+            for name in (MANIFEST, f".{MANIFEST}.partial"):  # the second is what a killed `write_durably` leaves
+                (partial / name).unlink(missing_ok=True)
+            _remove_shards(partial)
+            partial.rmdir()
 
 
-def _remove_shards(folder: Path) -> None:
+def _remove_shards(folder: Path, keep: Collection[str] = ()) -> None:
     for entry in list(folder.iterdir()):
-        if SHARD_PATTERN.fullmatch(entry.name):
+        if SHARD_PATTERN.fullmatch(entry.name) and entry.name not in keep:
             entry.unlink()
 
 

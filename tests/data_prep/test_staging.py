@@ -72,11 +72,11 @@ def pack_and_die(out: Path, calls: int, *, force: bool) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("old_set", [False, True])
-def test_a_process_killed_at_any_moment_leaves_a_complete_set_or_none_and_the_next_run_packs(
+def test_a_process_killed_at_any_moment_leaves_the_old_set_or_a_new_one_that_the_next_run_installs(
     old_set: bool, tmp_path: Path, identities: tuple[str, str]
 ) -> None:
     before, after = identities
-    out, deaths, without = tmp_path / "set", 0, 0
+    out, deaths, finished = tmp_path / "set", 0, 0
     while True:
         shutil.rmtree(out, ignore_errors=True)
         if old_set:
@@ -86,11 +86,16 @@ def test_a_process_killed_at_any_moment_leaves_a_complete_set_or_none_and_the_ne
         deaths += 1
         complete = (out / "manifest.json").exists()
         assert not complete or read_manifest(out).sha256 in (before, after)
-        without += not complete
-        pack(out, NEW, shards=2, force=complete)
+        if not complete and (out / ".partial" / "manifest.json").exists():
+            finished += 1
+            with pytest.raises(DataError, match="is a data set already"):
+                pack(out, OLD, shards=3)
+        else:
+            assert complete or not old_set
+            pack(out, NEW, shards=2, force=complete)
         assert assert_whole(out) == after
     assert deaths > 15  # every shard, every rename
-    assert without > 3
+    assert finished > 3
 
 
 def test_an_old_set_that_cannot_be_removed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +115,7 @@ def test_an_old_set_that_cannot_be_removed_stays(tmp_path: Path, monkeypatch: py
     assert folder_bytes(out) == before
 
 
-def test_a_failed_installation_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_installation_is_finished_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "set"
     pack(out, OLD, shards=2)
     rename = Path.rename
@@ -120,13 +125,13 @@ def test_a_failed_installation_leaves_no_files(tmp_path: Path, monkeypatch: pyte
             raise OSError(5, "Input/output error", str(self))
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(DataError, match=r"train-001-of-003\.h5: cannot be written"):
-        pack(out, NEW, shards=3, force=True)
-    monkeypatch.setattr(Path, "rename", rename)
-    assert list(out.iterdir()) == []
-    pack(out, NEW, shards=3)
-    assert_whole(out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(DataError, match=r"train-001-of-003\.h5: cannot be written"):
+            pack(out, NEW, shards=3, force=True)
+    with pytest.raises(DataError, match="is a data set already"):
+        pack(out, OLD, shards=2)
+    assert assert_whole(out) == pack(tmp_path / "new", NEW, shards=3).sha256
 
 
 @pytest.mark.parametrize("what", ["file", "link", "folder of another's"])
