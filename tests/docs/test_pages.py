@@ -22,8 +22,6 @@ PARTS = ("dptrain", "data_prep", "launch", "tests", "examples", "pyproject.toml"
 SECONDS = 120
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
-    "page", PAGES, ids=lambda page: f"{page.parent.name}-{page.stem}" if page.parent != CHECKOUT else page.stem
-)
 
 
 @pytest.fixture(scope="module")
