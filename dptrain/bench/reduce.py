@@ -18,7 +18,7 @@ BYTES = 4  # of a float32
 def measure_reductions(
     communicator: Communicator, *, lengths: list[int], shards: int, runs: int
 ) -> list[dict[str, Any]]:
-    """For each length and reduction the median microseconds of the rank's own additions and copies, and in MPI's calls.
+    """For each length and reduction the median microseconds of additions and copies, and of MPI's calls.
 
     Of the ranks, the slowest counts.
     """

@@ -19,16 +19,12 @@ from dptrain.errors import DptrainError
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table; `cores` is ranks times threads."""
+    """One row of the table; it uses ranks times threads cores."""
 
     scaling: str
     ranks: int
     threads: int
     batch_size: int
-
-    @property
-    def cores(self) -> int:
-        return self.ranks * self.threads
 
 
 def settings(cores: Sequence[int], batch_size: int, batch_size_per_core: int) -> list[Setting]:
@@ -57,40 +53,38 @@ def measure_scaling(
         for number, row in enumerate(rows):
             say(f"run {run + 1} of {runs}, setting {number + 1} of {len(rows)}")
             results[row].append(run_step(row, arguments))
-    single = {row.scaling: _rate(results[row]) for row in rows if row.cores == 1}
-    return [_figures(row, results[row], single[row.scaling]) for row in rows]
+    rates = {row: [one["images_per_second"] for one in results[row]] for row in rows}
+    single = {row.scaling: statistics.median(rates[row]) for row in rows if row.ranks * row.threads == 1}
+    table = []
+    for row in rows:
+        rate = statistics.median(rates[row])
+        ranks = [seconds for result in results[row] for seconds in result["seconds"]]
+        totals = {part: statistics.fmean(seconds[part] for seconds in ranks) for part in ranks[0]}
+        table.append(
+            {
+                **vars(row),
+                "images_per_second": rate,
+                "least": min(rates[row]),
+                "most": max(rates[row]),
+                "efficiency": rate / (row.ranks * row.threads * single[row.scaling]),
+                "shares": {part: seconds / sum(totals.values()) for part, seconds in totals.items()},
+                "slowest_ranks": [result["slowest_rank"] for result in results[row]],
+            }
+        )
+    return table
 
 
 def run_step(row: Setting, arguments: Sequence[str]) -> dict[str, Any]:
     """The figures of one `bench step`; DptrainError with its message if it fails."""
     bench = ["bench", "step", "--json", *arguments]
     bench += ["--threads", str(row.threads), "--batch-size", str(row.batch_size)]
-    launcher = ["-m", "launch", "-n", str(row.ranks), "--"] if row.ranks > 1 else ["-m", "dptrain"]
-    done = subprocess.run([sys.executable, *launcher, *bench], capture_output=True, text=True, check=False)
+    launcher = ["launch", "-n", str(row.ranks), "--"] if row.ranks > 1 else []
+    done = subprocess.run(
+        [sys.executable, "-m", "dptrain", *launcher, *bench], capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         lines = done.stderr.splitlines() or [f"it ended with status {done.returncode}"]
         reason = next((line.partition("error: ")[2] for line in lines if "error: " in line), lines[-1])
         raise DptrainError(f"bench step on {row.ranks} x {row.threads} cores: {reason}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
-
-
-def _rate(results: Sequence[dict[str, Any]]) -> float:
-    return float(statistics.median(result["images_per_second"] for result in results))
-
-
-def _figures(row: Setting, results: Sequence[dict[str, Any]], single: float) -> dict[str, Any]:
-    rates = [result["images_per_second"] for result in results]
-    totals = {
-        name: statistics.fmean(rank[name] for result in results for rank in result["seconds"])
-        for name in ("compute", "data", "waiting", "reduction")
-    }
-    return {
-        **vars(row),
-        "images_per_second": _rate(results),
-        "least": min(rates),
-        "most": max(rates),
-        "efficiency": _rate(results) / (row.cores * single),
-        "shares": {name: seconds / sum(totals.values()) for name, seconds in totals.items()},
-        "slowest_ranks": [result["slowest_rank"] for result in results],
-    }

@@ -64,11 +64,11 @@ def measure_step(workload: Workload, *, batch_size: int, steps: int) -> dict[str
 
 
 def peak_memory() -> float:
-    """MiB of resident memory at most, of this process and its helpers; pages they share count for each."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    statuses = (Path(f"/proc/{helper.pid}/status") for helper in multiprocessing.active_children())
+    """MiB of resident memory at most, of this process and its workers; a page that they share counts for each."""
+    this = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    statuses = (Path(f"/proc/{worker.pid}/status") for worker in multiprocessing.active_children())
     lines = (line for status in statuses for line in status.read_text(encoding="utf-8").splitlines())
-    return (own + sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))) / 1024
+    return (this + sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))) / 1024
 
 
 def sgemm_rate() -> float:
@@ -95,22 +95,21 @@ def training_flops(network: Network) -> int:
 
 
 class StageTimer(Runner):
-    """Keeps the seconds of each call of a stage, by the stage's name."""
+    """Keeps the seconds of each call of a stage, by the stage's name and "forward" or "backward"."""
 
     def __init__(self) -> None:
-        self.forward_seconds: defaultdict[str, list[float]] = defaultdict(list)
-        self.backward_seconds: defaultdict[str, list[float]] = defaultdict(list)
+        self.seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
 
     def forward(self, layer: Layer, x: Array, call: Pass) -> tuple[Array, Any]:
         started = time.perf_counter()
         result = super().forward(layer, x, call)
-        self.forward_seconds[layer.name].append(time.perf_counter() - started)
+        self.seconds[layer.name, "forward"].append(time.perf_counter() - started)
         return result
 
     def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
         started = time.perf_counter()
         dx = super().backward(layer, dy, saved, call)
-        self.backward_seconds[layer.name].append(time.perf_counter() - started)
+        self.seconds[layer.name, "backward"].append(time.perf_counter() - started)
         return dx
 
 
@@ -134,8 +133,7 @@ def layer_times(workload: Workload) -> list[dict[str, Any]]:
             "layer": stage.name,
             "computes": repr(stage),
             "algorithm": str(tuning.get(stage.name, {}).get("algorithm", "")),
-            "forward": per_image(timer.forward_seconds[stage.name]),
-            "backward": per_image(timer.backward_seconds[stage.name]),
+            **{way: per_image(timer.seconds[stage.name, way]) for way in ("forward", "backward")},
         }
         for stage in network.stages
     ]

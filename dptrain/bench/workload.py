@@ -59,8 +59,8 @@ def random_data(
     names, channels = tuple(map(str, range(classes))), shape[0]
     splits, mean, std = {"train": entries, "test": entries}, (0.5,) * channels, (0.29,) * channels
     manifest = Manifest("random", names, shape, mean, std, 0, Provenance("random"), splits)
-    own = Placement(shards, communicator.size).shards_of(communicator.rank)
-    return manifest, LocalShards({shard: random_samples(shape, classes, shard, samples) for shard in own}, {})
+    numbers = Placement(shards, communicator.size).shards_of(communicator.rank)
+    return manifest, LocalShards({shard: random_samples(shape, classes, shard, samples) for shard in numbers}, {})
 
 
 def make_workload(

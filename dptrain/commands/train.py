@@ -53,14 +53,14 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     from dptrain.parallel.communicator import together
     from dptrain.report import REPORTERS
     from dptrain.training.loop import train
-    from dptrain.training.model_source import beside
+    from dptrain.training.model_source import model_in_toml
 
     drop_failed_writes()  # a run outlives its terminal, its log's disk and whoever reads its output
     with together(communicator):
         given = {name: value for name, value in vars(parsed).items() if name in KEYS or name == "augment"}
         saved = read_toml(parsed.config) if parsed.config else {}
         if "model" in saved:
-            saved["model"] = beside(parsed.config, saved["model"])
+            saved["model"] = model_in_toml(parsed.config, saved["model"])
         config = merged(saved, given)
         if not config.data:
             raise UsageError(

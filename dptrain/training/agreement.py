@@ -54,7 +54,7 @@ def agree_on(
 
 
 def without_paths(config: TrainConfig) -> dict[str, object]:
-    """The values that all ranks must share. Of paths, only whether they are given: hosts have disks of their own."""
+    """The values that all ranks must share. Paths may differ, as hosts have different disks."""
     resume = config.resume if config.resume in ("auto", "never") else "a path"
     given = {"data": bool(config.data), "run_dir": bool(config.run_dir)}
     return vars(config) | given | {"resume": resume, "model": config.model.rpartition("/")[2]}

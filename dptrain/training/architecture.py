@@ -40,8 +40,12 @@ def find_architecture(model: str) -> Architecture:
     function = model.rsplit(":", 1)[1]
     build: Callable[..., Any] | None = getattr(module, function, None)
     if build is None or not callable(build):
-        own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        raise UsageError(f"--model {model}: {source.main} has no function {function!r}; {did_you_mean(function, own)}")
+        defined = [
+            name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
+        ]
+        raise UsageError(
+            f"--model {model}: {source.main} has no function {function!r}; {did_you_mean(function, defined)}"
+        )
     return Architecture(model, build, source)
 
 

@@ -44,7 +44,7 @@ def evaluate_checkpoint(
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
     Images are normalised as in training: with the checkpoint's mean and deviation, whatever those of the data set are.
-    `model` replaces the checkpoint's own name of its architecture; `threads` 0 stands for this rank's share of the
+    `model` replaces the architecture that the checkpoint names; `threads` 0 stands for this rank's share of the
     cores; rank 0 gives `say` lines for the user. Every rank fails with a DptrainError or none does.
     """
     origin = checkpoint.origin

@@ -1,9 +1,9 @@
-"""The training loop: `train` and `make_steps` are all of it; what they call stands below in the order it is called.
+"""The training loop is `train` and `make_steps`. The functions that they call follow in the order of the calls.
 
     dptrain train data/cifar10
     mpirun -n 4 dptrain train data/cifar10 --run-dir runs/four
 
-A run can be stopped anywhere and started again by the same command with its --run-dir.
+A run can be stopped anywhere and resumed by the same command with its --run-dir.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ def train(
     """Train from the start or a checkpoint to the last step; returns the last event, on rank 0 only.
 
     Every rank makes the same steps; the reporters of rank 0 receive the events. `connection` describes the communicator
-    for people. DptrainError when training cannot begin or continue; PreemptedError when a signal has asked for the end
-    and everything is saved. With --elastic the remaining ranks continue without those that die, and another may become
-    rank 0.
+    for people. DptrainError when training cannot begin or continue; PreemptedError after a signal, when everything is
+    saved. With --elastic the remaining ranks continue without those that die, and another may become rank 0.
     """
     with closing(Run(config, RunReport(config, reporters, connection))) as run:
         while True:
@@ -58,7 +57,7 @@ def train(
 
 
 def follow(run: Run, interruption: Interruption) -> Evaluation:
-    """Make all steps that are left; PreemptedError on all ranks, with a checkpoint, when one was asked to end."""
+    """Make all remaining steps; PreemptedError on all ranks, with a checkpoint, if one received a signal."""
     try:
         evaluation = make_steps(run, interruption)
     except AskedToEndError:
@@ -74,7 +73,7 @@ def follow(run: Run, interruption: Interruption) -> Evaluation:
 def make_steps(run: Run, interruption: Interruption) -> Evaluation:
     """From the run's state to the last step, and the evaluation there.
 
-    AskedToEndError on all ranks, after the same step, when one was asked to end.
+    AskedToEndError on all ranks, after the same step, if one received a signal.
     """
     session, state = run.session, run.state
     progress, evaluation = state.progress, None
@@ -87,7 +86,7 @@ def make_steps(run: Run, interruption: Interruption) -> Evaluation:
         epoch, step = divmod(state.step, session.origin.steps_per_epoch)
         lr = session.schedule(state.step)
         outcome = session.take_step(state, epoch, step, lr, run.requests(interruption))
-        if step == 0:  # only now: had a rank died, the epoch before would be evaluated once more
+        if step == 0:  # not before the step: if a rank dies in it, the epoch before is evaluated once more
             progress.epoch_loss, progress.epoch_correct, progress.epoch_samples = 0.0, 0, 0
         progress.test_accuracy = None
         progress.epoch_loss += outcome.loss * outcome.samples
@@ -100,13 +99,13 @@ def make_steps(run: Run, interruption: Interruption) -> Evaluation:
             run.save()
         if outcome.requests.end:
             raise AskedToEndError
-    if evaluation is None:  # the checkpoint already was the last step's
+    if evaluation is None:  # the run was resumed from the last step
         evaluation = evaluate_state(run, interruption)
     return evaluation
 
 
 def evaluation_is_due(session: Session, state: TrainingState) -> bool:
-    """After the last step of an epoch or the run, unless it was made before the checkpoint that this is."""
+    """After the last step of an epoch or of the run, unless the state has an evaluation already."""
     at_end = state.step % session.origin.steps_per_epoch == 0 or state.step == session.last_step
     return at_end and state.step > 0 and state.progress.test_accuracy is None
 
@@ -114,7 +113,7 @@ def evaluation_is_due(session: Session, state: TrainingState) -> bool:
 def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
     """Evaluate the parameters on the test split and report it.
 
-    TrainingError if ranks differ or the parameters have blown up; AskedToEndError when a signal came meanwhile.
+    TrainingError if ranks differ or the loss is not finite; AskedToEndError if a rank received a signal.
     """
     started = time.perf_counter()
     session, state = run.session, run.state
@@ -126,7 +125,7 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
         raise known_to_all(
             session.communicator,
             TrainingError(
-                f"step {state.step}: the test loss is {evaluation.loss}: parameters have outgrown their range. "
+                f"step {state.step}: the test loss is {evaluation.loss}: parameters have overflowed. "
                 "Nothing of this step is saved; try a lower --lr in another --run-dir"
             ),
         )
@@ -157,8 +156,8 @@ def end_of(run: Run, evaluation: Evaluation) -> RunFinished:
 def preempted(run: Run, interruption: Interruption) -> DptrainError:
     """The error that ends all ranks after a signal, once the checkpoint is written."""
     communicator = run.session.communicator
-    asked = zip(communicator.world_ranks, communicator.allgather(interruption.signal_name), strict=True)
-    by = signals_at_ranks({rank: name for rank, name in asked if name is not None}, communicator.size)
+    signals = zip(communicator.world_ranks, communicator.allgather(interruption.signal_name), strict=True)
+    by = signals_at_ranks({rank: name for rank, name in signals if name is not None}, communicator.size)
     checkpoint = run.folder.checkpoint_of(run.state.step)
     error = PreemptedError(
         f"stopped by {by}: {checkpoint.name} is written; resume with the same command and --run-dir {run.folder.path}"

@@ -1,8 +1,8 @@
-"""A user's model file: it is loaded with the modules beside it, and all that was loaded is recorded.
+"""A user's model file: it is loaded with the modules next to it, and every file that was loaded is recorded.
 
 The file is loaded as Python runs a script, in every way of starting: the modules in its folder come before installed
-ones. But they do not come before the standard library, dptrain and what dptrain needs: a `random.py` beside the model
-would otherwise break the program that loads it. No .pyc is read or written: the bytes that are recorded are executed.
+ones. But they do not come before the standard library, dptrain and what dptrain needs: otherwise a `random.py` in the
+folder would break the program. No .pyc is read or written: the bytes that are recorded are executed.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class ModelSource:
         return [sys.modules[name] for name in self.modules if name in sys.modules]
 
     def kept_name(self, model: str) -> str:
-        """What a configuration in the run folder calls the model FILE.py:FUNCTION: the file is kept beside it."""
+        """What a configuration in the run folder calls the model FILE.py:FUNCTION: a copy is kept there."""
         return f"{KEPT}/{self.main}:{model.rpartition(':')[2]}"
 
     def changed_files(self, before: Mapping[str, str], main: str) -> list[str]:
@@ -187,12 +187,12 @@ def failed(error: BaseException, source: ModelSource) -> str:
     if isinstance(error, ImportError) and "relative import" in str(error):
         advice = f"; {source.main} is loaded as a script is, not as part of a package: write `import NAME` for NAME.py"
     elif name in NOT_FROM_THE_FOLDER and (source.folder / f"{name}.py").is_file():
-        advice = f"; `import {name}` is not the {name}.py beside {source.main}, but the {name} of Python or dptrain"
+        advice = f"; `import {name}` is not the {name}.py next to {source.main}, but the {name} of Python or dptrain"
     return last_line(error) + advice
 
 
-def beside(toml: Path, model: str) -> str:
-    """The model of a TOML file: a relative FILE.py is looked for beside that file, then in the working directory."""
+def model_in_toml(toml: Path, model: str) -> str:
+    """The model of a TOML file: a relative FILE.py is looked for next to that file, then in the working directory."""
     file, colon, function = model.rpartition(":")
     there = toml.parent / file
     return f"{there}:{function}" if colon and not Path(file).is_absolute() and there.is_file() else model

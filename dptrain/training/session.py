@@ -37,8 +37,8 @@ from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.model_checks import agree_on_model, try_model
 from dptrain.training.step import GradientWork, TrainingStep, make_reducer
 
-# Float32 vectors of the parameters' length that a rank has beside one gradient a shard: the parameters, their copy for
-# the workers, momentum, the summed gradient, the optimizer's scratch.
+# Float32 vectors of the parameters' length that a rank has in addition to one gradient a shard: the parameters, their
+# copy for the workers, momentum, the summed gradient, the optimizer's scratch.
 VECTORS = 5
 
 
@@ -67,7 +67,7 @@ class Engine(Task):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Session(Engine):
-    """What a rank trains with. `notes` are lines for the user that came up on the way."""
+    """What a rank trains with. `notes` are lines for the user."""
 
     origin: Origin
     schedule: Schedule
@@ -154,10 +154,11 @@ def open_task(
         check(manifest)
         architecture = architecture or find_architecture(config.model)
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
-        size, count = network.layout.size, len(placement.shards_of(communicator.rank))
-        check_memory(4 * size * (count * ("train" in splits) + VECTORS), f"{size:,} parameters and {count} shards")
-        own, progress = placement.shards_of(communicator.rank), communicator.activity.progress
-        shards = load_shards(folder, manifest, own, threads, splits, loaded, progress)
+        numbers, size = placement.shards_of(communicator.rank), network.layout.size
+        vectors = VECTORS + len(numbers) * ("train" in splits)
+        check_memory(4 * size * vectors, f"{size:,} parameters and {len(numbers)} shards")
+        progress = communicator.activity.progress
+        shards = load_shards(folder, manifest, numbers, threads, splits, loaded, progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description(), "algorithms": network.tuning()}
     agree_on("data set or network", agreed, communicator)
     _check_splits(manifest, shards, folder, communicator, splits)
@@ -195,8 +196,8 @@ def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
     flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
     for name in config.optimizer_options:
         if name not in known or name in flags:
-            own = sorted(known - flags.keys())
-            hint = f"use {flag(name)}" if name in flags else did_you_mean(name, own) if own else "it has none"
+            options = sorted(known - flags.keys())
+            hint = f"use {flag(name)}" if name in flags else did_you_mean(name, options) if options else "it has none"
             raise UsageError(f"--optimizer-options: {config.optimizer} has no option {shown(repr(name), 60)}; {hint}")
     groups = {name: network.tensors[name].group for name in network.layout.shapes}
     for group in config.group_lr:
@@ -252,10 +253,10 @@ def count_steps(manifest: Manifest, batch_size: int) -> int:
 
 
 def _check_splits(
-    manifest: Manifest, own: LocalShards, folder: Path, communicator: Communicator, splits: Sequence[str]
+    manifest: Manifest, shards: LocalShards, folder: Path, communicator: Communicator, splits: Sequence[str]
 ) -> None:
     """DataError on all ranks when the splits, over the shards of all ranks, have what `data_prep verify` refuses."""
-    tallies = {split: [tally(samples, manifest) for samples in getattr(own, split).values()] for split in splits}
+    tallies = {split: [tally(samples, manifest) for samples in getattr(shards, split).values()] for split in splits}
     everyone = communicator.allgather(tallies)
     for split in splits:
         problems = split_problems(manifest, split, [one for rank in everyone for one in rank[split]])

@@ -14,7 +14,7 @@ from training_runs import packed
 from dptrain.errors import FAILED, ModelError, UsageError
 from dptrain.nn.layer import Layer
 from dptrain.training.architecture import Architecture, build_network, find_architecture
-from dptrain.training.model_source import ModelSource, beside
+from dptrain.training.model_source import ModelSource, model_in_toml
 
 NET = """
 from dptrain.nn import Flatten, Linear
@@ -93,7 +93,7 @@ def test_a_neighbour_cannot_take_the_place_of_the_standard_library_or_of_dptrain
 @pytest.mark.parametrize("line", ["from random import Dropout", "import random\nrandom.Dropout"])
 def test_an_error_that_such_a_neighbour_explains_says_so(line: str, tmp_path: Path) -> None:
     model = net(tmp_path, line, "3", random="class Dropout: pass")
-    with pytest.raises(ModelError, match=r"Dropout.*; `import random` is not the random.py beside net.py, but the"):
+    with pytest.raises(ModelError, match=r"Dropout.*; `import random` is not the random.py next to net.py, but the"):
         find_architecture(model)
 
 
@@ -172,12 +172,12 @@ def test_a_forged_checkpoint_names_no_file_outside_the_folder(tmp_path: Path) ->
     assert source.changed_files(before, "net.py") == ["../secret.py", "/etc/passwd", "a\0b"]
 
 
-def test_a_model_of_a_toml_file_is_looked_for_beside_it_first(tmp_path: Path) -> None:
+def test_a_model_of_a_toml_file_is_looked_for_next_to_it_first(tmp_path: Path) -> None:
     (tmp_path / "net.py").touch()
-    assert beside(tmp_path / "run.toml", "net.py:build") == f"{tmp_path / 'net.py'}:build"
-    assert beside(tmp_path / "run.toml", "missing.py:build") == "missing.py:build"
-    assert beside(tmp_path / "run.toml", "/net.py:build") == "/net.py:build"
-    assert beside(tmp_path / "run.toml", "convnet") == "convnet"
+    assert model_in_toml(tmp_path / "run.toml", "net.py:build") == f"{tmp_path / 'net.py'}:build"
+    assert model_in_toml(tmp_path / "run.toml", "missing.py:build") == "missing.py:build"
+    assert model_in_toml(tmp_path / "run.toml", "/net.py:build") == "/net.py:build"
+    assert model_in_toml(tmp_path / "run.toml", "convnet") == "convnet"
 
 
 def test_a_missing_file_is_an_error_of_the_command_line(tmp_path: Path) -> None:
