@@ -24,7 +24,7 @@ from dptrain.nn.runner import PLAIN, Runner
 # For code that checks its result for NaN and infinity once, instead of at every warning.
 quiet = np.errstate(over="ignore", invalid="ignore")
 
-# A block has 8 to 32 samples: doubled until what its layers put out numbers 8 times the parameters.
+# A block has 8 to 32 samples: doubled until its layers' outputs have 8 times as many values as there are parameters.
 LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 32, 8
 
 
@@ -217,11 +217,11 @@ class Network:
 
 
 def _samples_of_a_block(values: int, parameters: int) -> int:
-    """How many samples to compute together, from the values that all layers put out for one, and the parameters.
+    """How many samples to compute together, from the number of output values of all layers for one, and of parameters.
 
-    Few, so that they stay in a core's cache: 64 take a third longer than 16 (measured). But what is done once a
-    block for each parameter must stay small beside what is done for each sample: with widths 64, 128 and 256, 16
-    samples ran 6 % faster than 8, with the default network on two cores 4 % slower.
+    Few, so that they stay in a core's cache: 64 samples take a third longer than 16 (measured). But the work of a block
+    for each parameter must stay small beside that for each sample: with widths 64, 128 and 256, 16 samples ran 6 %
+    faster than 8, with the default network on two cores 4 % slower.
     """
     block = LEAST_BLOCK
     while block < LARGEST_BLOCK and block * values < TIMES_PARAMETERS * parameters:

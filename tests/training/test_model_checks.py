@@ -263,7 +263,7 @@ def test_a_neighbour_that_breaks_a_rule_is_reported_from_the_command_line(
     (tmp_path / "code" / "squash.py").write_text(SQUASH.replace("np.tanh(x)", "np.tanh(x) * np.random.random()"))
     done = train(data, tmp_path / "run", model=model, model_options={})
     assert done.returncode == 1
-    assert "layer squash1 (Squash) uses NumPy's global generator" in done.stderr
+    assert "layer squash1 (Squash) uses a global random generator" in done.stderr
 
 
 UNSEEDED = """
