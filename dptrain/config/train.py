@@ -34,7 +34,7 @@ def model_name(text: str) -> str:
     return typed_path(text) if ":" in text else text
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class DataConfig(Config):
     """data"""
 
@@ -43,7 +43,7 @@ class DataConfig(Config):
     seed: int = key(0, RUN, "seed of initial parameters, sample order and all random draws", at_least(0))
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class ModelConfig(Config):
     """network"""
 
@@ -56,7 +56,7 @@ class ModelConfig(Config):
     allow_changed_model: bool = key(False, PROCESS, "resume although model files have changed since the checkpoint")
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class AugmentationConfig(Config):
     """augmentation of training images"""
 
@@ -64,7 +64,7 @@ class AugmentationConfig(Config):
     flip: bool = key(False, BITS, "mirror half of the images, chosen at random (not for digits or text)")
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class OptimizerConfig(Config):
     """optimizer"""
 
@@ -78,7 +78,7 @@ class OptimizerConfig(Config):
     )
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class ScheduleConfig(Config):
     """length and learning rate"""
 
@@ -97,7 +97,7 @@ class ScheduleConfig(Config):
         return min(DEFAULT_WARMUP, total_steps // WARMUP_SHARE) if self.warmup_steps < 0 else self.warmup_steps
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class ParallelConfig(Config):
     """parallel computing"""
 
@@ -111,7 +111,7 @@ class ParallelConfig(Config):
     elastic: bool = key(False, PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class CheckpointConfig(Config):
     """run folder and checkpoints"""
 
@@ -137,7 +137,7 @@ class CheckpointConfig(Config):
         return (0, int(text[:-1]) * SECONDS_OF[unit]) if unit in SECONDS_OF else (int(text), 0)
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class ReportingConfig(Config):
     """log and stalled ranks"""
 

@@ -1,8 +1,8 @@
 """Signals that ask a run to end: those of `dptrain.system.signals.ENDING`, such as SIGTERM and Ctrl-C.
 
-The first one is kept until the step is made, and all ranks then save and end together; a second one, if it is not part
-of the same request, ends all at once. A thread reads the signals as they arrive, because Python runs handlers only
-between two instructions of the main thread, which may be waiting for other ranks within MPI for ever.
+After the first one the step is completed, and all ranks save and end together. A second one, if it is not part of the
+same request, ends all ranks at once. A thread reads the signals as they arrive, because Python runs handlers only
+between two instructions of the main thread, which may wait for other ranks within MPI without end.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ END = b"\0"  # no signal has this number: the thread ends
 
 
 class AskedToEndError(KeyboardInterrupt):
-    """A signal has asked for the end, and nothing is saved yet; the text is the signal's name.
+    """A signal has asked for the end before the first step; the text is the signal's name.
 
-    It is no Exception, so code that handles errors on the way does not catch it.
+    It is not an Exception, so that code that handles errors does not catch it.
     """
 
 
 class Interruption:
-    """Whether a signal has asked for the end. This class itself is for a caller that handles no signals."""
+    """Whether a signal has asked for the end. This base class handles no signals."""
 
     signal_name: str | None = None
 
     def begin_deferring(self) -> None:
-        """From now on a signal waits until it is asked for; before, it raises AskedToEndError in the main thread."""
+        """From now on a signal only sets `signal_name`; before, it raises AskedToEndError in the main thread."""
 
 
 NEVER = Interruption()
 
 
 class SignalInterruption(Interruption):
-    """Handles the process's signals from its making to `close`; to be made in the main thread.
+    """Handles the signals of the process until `close`; to be made in the main thread.
 
-    Signals that are ignored when it is made stay ignored: see `dptrain.system.signals.handled`.
+    Signals that are ignored before stay ignored: see `dptrain.system.signals.handled`.
     """
 
     def __init__(self, end: Callable[[int], None]) -> None:
@@ -54,7 +54,7 @@ class SignalInterruption(Interruption):
         os.set_blocking(self._writing, False)
         self._numbers = handled()
         self._thread = threading.Thread(target=self._read, name="signals", daemon=True)
-        self._thread.start()  # before anything is changed: there may be no more threads
+        self._thread.start()  # first: the system may refuse a thread
         self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         self._handlers_before: dict[int, Any] = {
             number: signal.signal(number, self._handle) for number in self._numbers
@@ -62,11 +62,11 @@ class SignalInterruption(Interruption):
 
     def begin_deferring(self) -> None:
         self._deferring = True
-        if self.signal_name is not None:  # it came as an exception that somebody's code has swallowed
+        if self.signal_name is not None:  # the user's code has caught the exception
             raise AskedToEndError(self.signal_name)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if not (self._deferring or self._raised):  # once: another one would interrupt the way out
+        if not (self._deferring or self._raised):  # once: another one would interrupt the cleanup
             self._raised = True
             raise AskedToEndError(signal.Signals(number).name)
 
@@ -82,11 +82,11 @@ class SignalInterruption(Interruption):
 
     @property
     def asked(self) -> bool:
-        """Has a signal come?"""
+        """Whether a signal has arrived."""
         return self._raised or self.signal_name is not None
 
     def close(self) -> None:
-        """Restore the handlers from before."""
+        """Restore the earlier handlers."""
         for number, handler in self._handlers_before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._wakeup_before)
@@ -100,7 +100,7 @@ class SignalInterruption(Interruption):
 def signals_taken(end: Callable[[int], None]) -> Iterator[Interruption]:
     """An interruption by this process's signals within the block; a second request calls `end` in a thread.
 
-    When a signal, to this rank or to another, has ended the block, the handlers stay to the end of the program: more
+    If a signal, to this rank or to another, has ended the block, the handlers stay until the program ends: more
     signals of the same request may follow, and must not kill a process that has saved its state and is about to report
     its status.
     """
@@ -118,7 +118,7 @@ def signals_taken(end: Callable[[int], None]) -> Iterator[Interruption]:
 
 
 def leave_signals_to_parent() -> None:
-    """For a forked worker: a terminal or a scheduler signals all processes of a job, and the parent decides."""
+    """For a forked worker: a terminal or a scheduler signals all processes of a job; the parent handles the signal."""
     inherited = signal.set_wakeup_fd(-1)
     if inherited != -1:
         os.close(inherited)

@@ -1,12 +1,12 @@
-"""A rank that others would wait for in vain is named: with host, process id, step and phase.
+"""Reports ranks that make no progress, with host, process id, step and phase.
 
-    watch = Watch(communicator, limit=60, abort=600)        # seconds; every rank makes one at the same time
-    communicator.activity.enter("computing", step)       # the main thread tells where it is
+    watch = Watch(communicator, limit=60, abort=600)        # seconds; made by all ranks together
+    communicator.activity.enter("computing", step)       # by the main thread
     watch.close()
 
-A daemon thread of each rank sends its status as a datagram to up to four watchers, which judge by the rules of
-`dptrain.health.stalls`. It makes no MPI call, as MPI may be what hangs and only the main thread is meant to call it;
-but the caller's `end` may, when all is lost anyway.
+A daemon thread of each rank sends its status by UDP to up to four watchers, which judge by the rules of
+`dptrain.health.stalls`. It makes no MPI call: MPI itself may hang, and only the main thread may call it. The caller's
+`end` may call MPI, as the job ends then.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from dptrain.system.streams import write_to_stderr
 
 WATCHERS = 4
 INTERVAL = 0.5  # seconds between two datagrams of a rank, at most
-DATAGRAM_BYTES = 1024  # at most; what is longer is not ours
+DATAGRAM_BYTES = 1024  # at most; a longer datagram is from another program
 
 
 @dataclass(frozen=True)
 class Member:
-    """A rank, and where its datagrams are received."""
+    """A rank, and the addresses at which it receives datagrams."""
 
     host: str
     process: int
     port: int
-    addresses: Sequence[str]  # by which other hosts may reach it
+    addresses: Sequence[str]  # for other hosts
 
 
 class Watch:
-    """This rank's part: tells where it is, and watches the others if it is a watcher. Made by all ranks together.
+    """This rank's part: sends its status, and watches the others if it is a watcher. Made by all ranks together.
 
-    limit       seconds after which a rank is called silent or stuck; 0: nobody watches
+    limit       seconds after which a rank is reported as silent or stuck; 0: no watch
     abort       seconds from then until the job ends; 0, and in a process alone: never
-    say         takes a line for the user; called in the watch's thread, as is
-    end         which ends this process with a status, and with it the job: the main thread may hang in MPI
+    say         takes a line for the user; called in the thread of the watch, like
+    end         ends this process with a status, and with it the job: the main thread may hang in MPI
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Watch:
             self._watcher = Watcher(self._rank, names, watchers, limit, abort, say, end, time.monotonic())
         self._interval = min(INTERVAL, limit / 4)
         self._longest_gap = min(2 * self._interval + 1, limit / 2)
-        self._tell()  # from now on this rank can be missed
+        self._send()  # from now on the silence of this rank is reported
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
     def _meet(self, communicator: Communicator) -> list[Member]:
-        """Open the socket, and learn where those of the watchers are."""
+        """Open the socket, and exchange addresses."""
         hosts = communicator.allgather(socket.gethostname())
         host = hosts[self._rank]
         several = len(set(hosts)) > 1
@@ -102,13 +102,13 @@ class Watch:
         return members
 
     def close(self) -> None:
-        """This rank ends as it should, and is not missed from now on."""
-        if self._thread is None or os.getpid() != self._process:  # a forked process speaks for no rank
+        """This rank ends as intended: its silence is not reported from now on."""
+        if self._thread is None or os.getpid() != self._process:  # a forked process is no rank
             return
         self._closing.set()
         self._thread.join()
         self._thread = None
-        self._tell(ended=True)
+        self._send(ended=True)
         if self._socket is not None:
             self._socket.close()
 
@@ -119,16 +119,16 @@ class Watch:
         while not self._closing.wait(wait):
             now = time.monotonic()
             wait, gap, woken = pause, now - woken, now
-            if gap > self._longest_gap:  # this process was stopped, perhaps all of them: nobody is to blame for that
+            if gap > self._longest_gap:  # this process was stopped, perhaps all of them
                 self.activity.progress()
                 if self._watcher is not None:
                     self._watcher.restart(now, 2 * self._interval)
-            self._tell()
+            self._send()
             if self._watcher is not None:
                 self._listen(self._watcher, now)
                 self._watcher.judge(now)
 
-    def _tell(self, ended: bool = False) -> None:
+    def _send(self, ended: bool = False) -> None:
         now = time.monotonic()
         phase, step = self.activity.current
         status = Status(self._rank, phase, step, now - self.activity.progressed, ended)
@@ -138,11 +138,11 @@ class Watch:
             return
         datagram = self._token + json.dumps(astuple(status)).encode()
         for destination in self._destinations:
-            with contextlib.suppress(OSError):  # the network is down; whoever does not hear us says so
+            with contextlib.suppress(OSError):  # the network is down; the watchers report this rank as silent
                 self._socket.sendto(datagram, destination)
 
     def _listen(self, watcher: Watcher, now: float) -> None:
-        """Take what has come in; a flood of it must not hold up this rank's own datagrams."""
+        """Receive what has arrived, at most 1,000 datagrams: a flood must not delay this rank's own status."""
         if self._socket is None:
             return
         for _ in range(1000):
@@ -155,7 +155,7 @@ class Watch:
 
 
 def watchers_of(hosts: Sequence[str]) -> list[int]:
-    """The ranks that watch, given each rank's host: on as many hosts as can be, lest a frozen one hides itself."""
+    """The ranks that watch, from each rank's host: on as many hosts as possible, as one of them may be frozen."""
     first = set({host: rank for rank, host in reversed(list(enumerate(hosts)))}.values())
     firsts_before_others = sorted(range(len(hosts)), key=lambda rank: (rank not in first, rank))
     return sorted(firsts_before_others[:WATCHERS])

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-ROOT = Path("/")  # tests look below another folder
+ROOT = Path("/")  # tests use another folder
 
 
 def cpu_limits(root: Path = ROOT) -> dict[str, Fraction]:
-    """How many cores the processes of a group have together, for each group of this process with a quota, by folder."""
+    """The CPU quota in cores of each group of this process that has one, by the group's folder."""
     found = {}
     for folder in _groups("cpu", root):
         words = _words(folder / "cpu.max") or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
@@ -24,7 +24,7 @@ def cpu_limits(root: Path = ROOT) -> dict[str, Fraction]:
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
-    """Bytes of memory and swap that this process may have at most: of the machine or its group, whichever is less."""
+    """The most bytes of memory and swap that this process may have: by the machine and its groups."""
     limits = []
     for folder in _groups("memory", root):
         words = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
@@ -36,8 +36,8 @@ def memory_limit(root: Path = ROOT) -> int | None:
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """The folders of this process's groups that may limit the controller, from the process's own upwards."""
-    own = {}  # path of the own group by controller; "" is version 2
+    """The folders of the groups that may limit the controller for this process, from its own group upwards."""
+    own = {}  # path of this process's group by controller; "" is version 2
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         own.update(dict.fromkeys(controllers.split(","), path))
@@ -57,7 +57,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Of a file; none where it does not exist."""
+    """The lines of a file; none where it does not exist."""
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:

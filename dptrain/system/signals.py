@@ -26,7 +26,7 @@ SAME_REQUEST = 2.0
 
 
 def handled() -> list[signal.Signals]:
-    """Those of ENDING that this process handles: a signal that was ignored when the program started stays ignored.
+    """The signals of ENDING that this process handles: one that was ignored when the program started stays ignored.
 
     A shell starts `command &` in a script with SIGINT ignored, `nohup command` with SIGHUP ignored.
     """
@@ -45,8 +45,8 @@ class EndedBySignal(KeyboardInterrupt):
 def ended_by_exception() -> Iterator[None]:
     """Within the block, every signal that announces an end raises EndedBySignal; does nothing outside the main thread.
 
-    As an exception, a signal passes the code that removes half-written files. Further signals of the same request do
-    not disturb that code.
+    An exception passes through the code that removes half-written files. Further signals of the same request do not
+    disturb that code.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -75,29 +75,29 @@ def ended_by_exception() -> Iterator[None]:
 def ignore_at_exit() -> None:
     """For a program that ends because of a signal: more signals of the same request must not change its exit status.
 
-    Python resets all handlers before it ends, and before MPI is finalized; signals that are ignored stay so.
+    Python resets all handlers before it ends, and before MPI is finalized; ignored signals stay ignored.
     """
     atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in ENDING])
 
 
 def keep_dispositions() -> None:
-    """To be called once MPI is loaded: signals that were ignored before are ignored again, and SIGHUP ends a process.
+    """Undo what loading MPI has changed: signals that were ignored are ignored again, and SIGHUP ends the process.
 
-    UCX, a library below MPI, handles SIGHUP by writing all its debug messages to the terminal, and other libraries may
-    handle more.
+    UCX, a library below MPI, handles SIGHUP by writing all its debug messages to the terminal. Other libraries may
+    handle other signals.
     """
     if threading.current_thread() is threading.main_thread():
         for number in ENDING:
-            before = signal.getsignal(number)  # as Python knows it: what a library has done does not show here
+            before = signal.getsignal(number)  # as Python has set it: changes by a library do not show here
             if before is signal.SIG_IGN or (number == signal.SIGHUP and before is signal.SIG_DFL):
                 signal.signal(number, before)
 
 
 def prepare_signals() -> None:
-    """Undo what a parent process may leave behind by accident; does nothing outside the main thread.
+    """Undo settings that a parent process may pass on by accident; does nothing outside the main thread.
 
-    Where SIGCHLD is ignored, the kernel forgets how a child ended, and every child seems to have returned 0. A signal
-    that is blocked would never arrive; who wants a signal not to arrive ignores it instead.
+    If SIGCHLD is ignored, the kernel forgets how a child ended, and every child seems to have returned 0. A blocked
+    signal would never arrive; a parent that does not want a signal to arrive ignores it instead.
     """
     if threading.current_thread() is not threading.main_thread():
         return

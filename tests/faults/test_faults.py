@@ -90,7 +90,7 @@ def test_a_killed_rank_is_made_up_for_by_a_restart(
 
 @pytest.mark.ulfm
 @pytest.mark.parametrize("seed", trials(3, 50))
-def test_elastic_ranks_go_on_without_those_killed(
+def test_elastic_ranks_continue_without_killed_ones(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
     """One to all but one of 3 or 4 ranks, rank 0 too, at moments that may fall into the recovery from another."""
@@ -119,7 +119,7 @@ def test_elastic_ranks_go_on_without_those_killed(
 
 
 @pytest.mark.parametrize("seed", trials(2, 50))
-def test_a_run_stopped_at_a_random_step_goes_on_with_other_ranks_and_threads(
+def test_a_run_stopped_at_a_random_step_resumes_with_other_ranks_and_threads(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
     draw = random.Random(seed)
@@ -271,7 +271,7 @@ STALL_LIMIT = 2.0
 @pytest.mark.parametrize(
     ("rank", "flag"), [(0, ""), (1, ""), (2, ""), pytest.param(1, "--elastic", marks=pytest.mark.ulfm)]
 )
-def test_a_stopped_rank_is_named_and_the_job_ends_when_told_so(
+def test_a_stopped_rank_is_reported_and_ends_the_job_if_configured(
     rank: int, flag: str, data: Path, tmp_path: Path, tally: Tally
 ) -> None:
     limits = {"stall_limit": STALL_LIMIT, "stall_abort": 1.0}

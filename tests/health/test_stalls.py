@@ -57,7 +57,7 @@ class Job:
 
 
 @pytest.mark.parametrize("stopped", [{0}, {1}, {5}, {0, 1}, {2, 3}, {0, 1, 2}, {0, 5}], ids=str)
-def test_whoever_is_stopped_is_named_once_by_the_lowest_watcher_left(stopped: set[int]) -> None:
+def test_a_stopped_rank_is_reported_once_by_the_lowest_remaining_watcher(stopped: set[int]) -> None:
     job = Job(ranks=6)
     job.go_on(5)
     job.stopped = stopped
@@ -72,7 +72,7 @@ def test_whoever_is_stopped_is_named_once_by_the_lowest_watcher_left(stopped: se
 
 
 @pytest.mark.parametrize("later", [INTERVAL, LIMIT + 2])
-def test_when_the_one_who_would_tell_is_stopped_as_well_the_next_one_tells_of_both(later: float) -> None:
+def test_when_the_reporting_watcher_is_stopped_too_the_next_one_reports_both(later: float) -> None:
     job = Job()
     job.go_on(1)
     job.stopped = {2}
@@ -83,7 +83,7 @@ def test_when_the_one_who_would_tell_is_stopped_as_well_the_next_one_tells_of_bo
     assert {watcher for watcher, _, _ in job.lines} <= {0, 1}
 
 
-def test_a_rank_that_moves_again_is_told_with_the_time_it_took() -> None:
+def test_a_rank_that_continues_is_reported_with_the_seconds() -> None:
     job = Job()
     job.go_on(5)
     job.stopped = {1}
@@ -96,7 +96,7 @@ def test_a_rank_that_moves_again_is_told_with_the_time_it_took() -> None:
     assert len(job.lines) == 3  # another episode
 
 
-def test_the_step_of_a_silent_rank_is_told_by_those_who_wait_for_it() -> None:
+def test_the_step_of_the_ranks_that_wait_is_reported_with_a_silent_rank() -> None:
     job = Job()
     job.go_on(5)
     job.stopped = {1}  # it has made two more steps since its last datagram
@@ -138,7 +138,7 @@ def test_a_rank_without_progress_is_named_but_not_those_who_wait_for_it(rank: in
     assert f"rank {rank} on node{rank} (process {100 + rank}), loading data in step 3, has made no progress" in line
 
 
-def test_a_rank_that_makes_progress_may_take_as_long_as_it_likes() -> None:
+def test_a_rank_that_makes_progress_is_never_reported() -> None:
     job = Job()
     since = job.now
     job.go_on(5 * LIMIT, lambda rank: Status(rank, "evaluating", 3, 1) if rank == 0 else waiting(rank, job.now - since))
@@ -149,7 +149,7 @@ def waiting(rank: int, seconds: float) -> Status:
     return Status(rank, WAITING, 3, seconds)
 
 
-def test_ranks_that_all_wait_for_each_other_are_told_in_one_line_and_the_job_ends() -> None:
+def test_ranks_that_all_wait_for_each_other_are_reported_in_one_line_and_the_job_ends() -> None:
     job = Job(abort=20)
     since = job.now
     job.go_on(5 * LIMIT, lambda rank: waiting(rank, job.now - since))
@@ -160,7 +160,7 @@ def test_ranks_that_all_wait_for_each_other_are_told_in_one_line_and_the_job_end
     assert job.texts[2:] == [f"dptrain: all ranks continue after {job.now - INTERVAL - since:.0f} s"]
 
 
-def test_when_a_rank_is_stopped_while_all_wait_nobody_says_that_they_go_on() -> None:
+def test_when_a_rank_is_stopped_while_all_wait_they_are_not_reported_as_continuing() -> None:
     job = Job()
     since = job.now
     job.go_on(LIMIT + 2, lambda rank: waiting(rank, job.now - since))
@@ -169,7 +169,7 @@ def test_when_a_rank_is_stopped_while_all_wait_nobody_says_that_they_go_on() -> 
     assert [line[:15] for line in job.texts] == ["dptrain: all ra", "dptrain: rank 2"]
 
 
-def test_a_rank_stopped_in_a_collective_is_named_and_not_those_whom_it_holds_up() -> None:
+def test_a_rank_stopped_in_a_collective_is_reported_and_not_the_ranks_that_wait_for_it() -> None:
     job = Job()
     job.go_on(1)
     job.stopped = {2}
@@ -206,7 +206,7 @@ def test_the_job_does_not_end_when_the_rank_moves_in_time_or_abort_is_zero() -> 
     assert "nothing is done about it" in patient.texts[0]
 
 
-def test_nobody_is_blamed_for_the_time_in_which_the_watcher_itself_was_stopped() -> None:
+def test_silence_while_the_watcher_itself_was_stopped_does_not_count() -> None:
     job = Job()
     job.go_on(5)
     job.now += 100
@@ -225,7 +225,7 @@ def test_nobody_is_blamed_for_the_time_in_which_the_watcher_itself_was_stopped()
     assert [line[:15] for line in job.texts] == ["dptrain: rank 1"]
 
 
-def test_a_stopped_watcher_neither_ends_a_told_stall_nor_the_job_when_it_goes_on() -> None:
+def test_a_watcher_that_was_stopped_keeps_reported_stalls_and_does_not_end_the_job() -> None:
     job = Job(abort=20)
     job.go_on(5)
     job.stopped = {1}
@@ -260,7 +260,7 @@ def test_a_rank_that_has_ended_properly_is_not_missed_even_if_a_datagram_of_it_i
     assert job.lines == []
 
 
-def test_a_watcher_that_has_ended_leaves_it_to_the_next_one_to_speak() -> None:
+def test_after_a_watcher_has_ended_the_next_one_reports() -> None:
     job = Job()
     job.go_on(5)
     job.stopped = {3}

@@ -104,7 +104,7 @@ def test_the_folder_is_there_within_the_block_only(tmp_path: Path) -> None:
     assert folders(tmp_path) == []
 
 
-def test_what_a_killed_launcher_has_left_is_removed_when_its_mpirun_is_gone(
+def test_the_folder_of_a_killed_launcher_is_removed_when_its_mpirun_is_gone(
     fake_mpirun: Callable[..., str], tmp_path: Path
 ) -> None:
     """Found in the field: session folders stayed in TMPDIR."""

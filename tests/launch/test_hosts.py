@@ -193,7 +193,7 @@ def test_a_run_on_hosts_that_is_asked_to_end_saves_and_leaves_nothing_with_mpich
     saved = max(int(path.stem[5:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*.h5"))
     assert saved == reached(tmp_path / "run")
     for node in (1, 2):
-        assert on(node, "sh", "-c", f"pgrep -f '{RANK_ONLY}|hydra' || true") == ""
+        assert on(node, "sh", "-c", "pgrep -f '[h]ydra|[-]m dptrain' || true") == ""
         assert on(node, "ls", "/dev/shm") == ""
     with launcher(data, tmp_path / "run", mpi="mpich") as process:
         status, err = ended(process)
@@ -216,7 +216,8 @@ def test_a_run_whose_processes_on_a_node_are_killed_is_restarted(
         started = submitted(data, tmp_path / "run")
         kill_job_on_node2(killed)
         assert_completed_alike(started, undisturbed)
-    assert len(starts(tmp_path / "run")) > 1
+    survives = (under, killed) == ("mpich", DAEMON)  # MPICH's ranks continue without their proxy
+    assert survives or len(starts(tmp_path / "run")) > 1
 
 
 def test_a_job_whose_node_loses_its_power_is_requeued_by_slurm(

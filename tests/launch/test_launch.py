@@ -72,7 +72,7 @@ def dry_words(version: str, fake_mpirun: Callable[..., str], *arguments: str) ->
     [["--elastic", "--", "train", "data"], ["--", "train", "data", "--elastic"]],
     ids=["the launcher's flag", "the trainer's"],
 )
-def test_elastic_is_told_to_mpirun_and_trainer(fake_mpirun: Callable[..., str], arguments: list[str]) -> None:
+def test_elastic_is_passed_to_mpirun_and_trainer(fake_mpirun: Callable[..., str], arguments: list[str]) -> None:
     words = dry_words(OPEN_MPI, fake_mpirun, *arguments)
     assert "--with-ft ulfm" in " ".join(words[: words.index("-n")])
     assert words[-3:] == ["train", "data", "--elastic"]

@@ -163,7 +163,7 @@ def test_without_a_least_number_of_ranks_it_stays(supervised: Supervised) -> Non
     assert supervised.ranks == [4, 4]
 
 
-def test_a_restart_goes_on_from_the_newest_checkpoint_whatever_the_user_resumed_from(supervised: Supervised) -> None:
+def test_a_restart_resumes_from_the_newest_checkpoint_whatever_resume_was_given(supervised: Supervised) -> None:
     folder = supervised.run_dir / "checkpoints"
     job = f"[ $n -lt 2 ] || mkdir -p {folder}; [ $n -lt 2 ] || touch {folder}/step-00001200.h5; exit 70"
     done = supervised.run(job, "--max-restarts", "2", more="--resume other.h5")

@@ -27,7 +27,9 @@ from launch.targets.target import Target, forwarded_variables
     ("answer", "target"),
     [("mpirun (Open MPI) 4.1.4", OpenMPI), ("HYDRA build details:\n    Version: 4.3.0", MPICH)],
 )
-def test_open_mpi_and_mpich_are_told_apart(fake_mpirun: Callable[..., str], answer: str, target: type[Target]) -> None:
+def test_open_mpi_and_mpich_are_distinguished(
+    fake_mpirun: Callable[..., str], answer: str, target: type[Target]
+) -> None:
     assert type(choose(None, fake_mpirun(answer), os.environ)) is target
 
 
@@ -139,7 +141,7 @@ def test_mpich_gets_a_time_limit_for_ssh_only_where_it_uses_ssh() -> None:
         assert variables({other: "x"}, TWO_HOSTS) == {}
 
 
-def test_ranks_are_told_how_to_show_progress() -> None:
+def test_the_environment_of_ranks_sets_how_they_show_progress() -> None:
     assert rank_environment({})["DPTRAIN_PROGRESS"] == "lines"
     watched = rank_environment({}, columns=123)
     assert (watched["DPTRAIN_PROGRESS"], watched["COLUMNS"]) == ("bar", "123")
@@ -175,7 +177,7 @@ def run_local(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_target_of_ones_own_is_a_class_and_a_line(tmp_path: Path) -> None:
+def test_a_further_target_is_a_class_and_a_line(tmp_path: Path) -> None:
     words = ["train", *flags(packed(tmp_path / "data"), tmp_path / "run", epochs=1), "--json"]
     done = run_local("--max-restarts", "1", "--", *words)
     assert (done.returncode, done.stderr.count("launch:")) == (0, 0), done.stderr

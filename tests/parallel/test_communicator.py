@@ -116,19 +116,19 @@ def test_other_ranks_end_with_the_status_of_the_lowest_that_failed(fails_too: bo
     assert (str(caught.value), caught.value.status, caught.value.agreed) == (*ON_FIRE, True)
 
 
-def test_failure_of_every_rank_is_told_once_and_without_a_rank() -> None:
+def test_a_failure_of_every_rank_is_reported_once_without_a_rank() -> None:
     with pytest.raises(DownloadError) as caught:
         in_together(OneOfSeveral(0, [None, ON_FIRE]), DownloadError("the disk is on fire"))
     assert str(caught.value) == "the disk is on fire"
 
 
-def test_exception_that_nobody_foresaw_is_not_held_back() -> None:
+def test_an_unforeseen_exception_is_raised_at_once() -> None:
     """The other ranks may never come to gather: the job is aborted instead."""
     with pytest.raises(ZeroDivisionError):
         in_together(OneOfSeveral(0, [None, ON_FIRE]), ZeroDivisionError())
 
 
-def test_what_every_rank_found_is_told_by_rank_0() -> None:
+def test_an_error_of_every_rank_is_reported_by_rank_0() -> None:
     told = known_to_all(OneOfSeveral(0, [None, None]), UsageError("no such flag"))
     assert (type(told), str(told), told.status, told.agreed) == (UsageError, "no such flag", 2, True)
     silent = known_to_all(OneOfSeveral(1, [None, None]), UsageError("no such flag"))
@@ -171,14 +171,14 @@ def connect_in_a_process(before: str = "", **variables: str) -> subprocess.Compl
     )
 
 
-def test_process_that_nobody_launched_never_loads_mpi() -> None:
+def test_a_process_without_a_launcher_never_loads_mpi() -> None:
     done = connect_in_a_process()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "1 False one process (not started by mpirun)\n"
 
 
 @pytest.mark.parametrize("missing", [WITHOUT_MPI4PY, WITHOUT_LIBRARY], ids=["mpi4py", "library"])
-def test_one_launched_process_goes_on_without_mpi_and_says_so(missing: str) -> None:
+def test_one_launched_process_continues_without_mpi_and_reports_it(missing: str) -> None:
     done = connect_in_a_process(missing, OMPI_COMM_WORLD_SIZE="1")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("1 False one process (MPI cannot be loaded: ")
@@ -288,7 +288,9 @@ def run_failing(
 @pytest.mark.parametrize(
     ("failing", "told"), [("1,2", "rank 1 on HOST: disk 1 is on fire"), ("0,1,2", "disk 0 is on fire")]
 )
-def test_failure_within_together_is_told_once_and_ends_every_rank(failing: str, told: str, tmp_path: Path) -> None:
+def test_a_failure_within_together_is_reported_once_and_ends_every_rank(
+    failing: str, told: str, tmp_path: Path
+) -> None:
     done, errors, ended = run_failing("together", failing, tmp_path)
     assert errors == [f"dptrain: error: {told.replace('HOST', socket.gethostname())}"]
     assert ended == {"ended-0": "69", "ended-1": "69", "ended-2": "69"}
@@ -297,7 +299,7 @@ def test_failure_within_together_is_told_once_and_ends_every_rank(failing: str, 
 
 
 @pytest.mark.mpi
-def test_flag_that_every_rank_refuses_is_told_once(tmp_path: Path) -> None:
+def test_a_flag_that_every_rank_refuses_is_reported_once(tmp_path: Path) -> None:
     done, errors, ended = run_failing("usage", "0", tmp_path)
     assert len(errors) == 1
     assert "--no-such-flag" in errors[0]

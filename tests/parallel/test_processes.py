@@ -105,7 +105,7 @@ def test_shared_memory_is_seen_both_ways_after_the_fork(pool: ShardProcesses, sq
         assert squares.written.tolist() == list(range(1, 9))
 
 
-def test_each_process_has_a_workspace_of_its_own_and_keeps_it() -> None:
+def test_each_process_keeps_its_own_workspace() -> None:
     class Where(ShardWork[tuple[int, int]]):
         def compute(self, shard: int, prepared: Any, workspace: Workspace) -> tuple[int, int]:
             array: Array = workspace.array("test", "calls", (1,), zeroed=True)
@@ -119,7 +119,7 @@ def test_each_process_has_a_workspace_of_its_own_and_keeps_it() -> None:
 
 
 @pytest.mark.parametrize("failing", [[1], [3], [1, 3], [2, 3]])
-def test_error_of_the_first_shard_that_failed_is_raised_and_the_pool_goes_on(failing: list[int]) -> None:
+def test_the_error_of_the_first_failed_shard_is_raised_and_the_pool_stays_usable(failing: list[int]) -> None:
     work = Fails({shard: DataError(f"shard {shard} is broken") for shard in failing})
     with closing(ShardProcesses(2, [work])) as pool:
         with pytest.raises(DataError, match=f"^shard {failing[0]} is broken$"):
@@ -144,7 +144,7 @@ def test_an_error_of_the_callers_own_shard_is_raised_as_it_is() -> None:
     assert error.__cause__ is None
 
 
-def test_a_layer_that_exits_is_told_as_such_from_a_worker_too() -> None:
+def test_a_layer_that_exits_in_a_worker_raises_system_exit() -> None:
     work = Fails({3: SystemExit(3)})
     with closing(ShardProcesses(2, [work])) as pool, pytest.raises(SystemExit, match="3") as caught:
         pool.map(work, range(4))
@@ -285,7 +285,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_a_signal_that_ends_a_run_while_workers_are_forked_leaves_none_and_hangs_nobody(
+def test_a_signal_while_workers_are_forked_ends_the_run_and_leaves_no_worker(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     then = f"""from dptrain.health.interruption import AskedToEndError, signals_taken
@@ -301,7 +301,7 @@ except AskedToEndError as asked:
     assert (started.returncode, output, errors) == (0, f"{number.name}\n\n", "")
 
 
-def test_a_worker_that_dies_where_nobody_counts_children_is_an_error_all_the_same(tmp_path: Path) -> None:
+def test_a_dead_worker_is_an_error_also_where_sigchld_is_ignored(tmp_path: Path) -> None:
     then = """signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 pool = ShardProcesses(2, [work])
 try:

@@ -61,7 +61,7 @@ def test_what_is_prepared_is_made_once_and_seen_by_all() -> None:
     pool.close()
 
 
-def test_shards_run_side_by_side_each_thread_with_one_workspace_of_its_own() -> None:
+def test_shards_run_side_by_side_with_one_workspace_a_thread() -> None:
     meeting = threading.Barrier(3, timeout=10)  # passes only three shards at a time
 
     def where(shard: int, workspace: Workspace) -> tuple[int, Workspace]:
@@ -88,7 +88,7 @@ def test_one_thread_is_the_caller_s_own_and_keeps_its_workspace() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_error_of_the_first_shard_that_failed_is_raised_and_the_pool_goes_on(threads: int) -> None:
+def test_the_error_of_the_first_failed_shard_is_raised_and_the_pool_stays_usable(threads: int) -> None:
     def fails(shard: int, workspace: Workspace) -> int:
         if shard == 1:
             time.sleep(0.05)

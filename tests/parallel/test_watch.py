@@ -97,7 +97,7 @@ def test_a_rank_stuck_in_a_phase_is_named_and_garbage_from_outside_changes_nothi
 
 
 @pytest.mark.slow
-def test_a_slow_evaluation_with_progress_is_no_reason_to_say_anything(jobs: Callable[..., Job]) -> None:
+def test_a_slow_evaluation_with_progress_is_not_reported(jobs: Callable[..., Job]) -> None:
     job = jobs(HERE, HERE)
     job.watches[0].activity.enter("evaluating", 3)
     job.watches[1].activity.enter(WAITING, 3)
@@ -146,7 +146,7 @@ def test_ranks_of_several_hosts_reach_each_other_by_their_addresses(
 
 
 @pytest.mark.slow
-def test_ranks_behind_a_firewall_are_said_to_be_out_of_hearing(
+def test_ranks_behind_a_firewall_are_reported_as_never_heard(
     jobs: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch_module, "own_addresses", list)
@@ -173,7 +173,7 @@ def test_a_process_alone_opens_no_socket_and_says_that_it_is_stuck_but_never_end
     assert ends == []
 
 
-def test_a_limit_of_zero_watches_nobody_and_needs_no_other_rank() -> None:
+def test_a_limit_of_zero_disables_the_watch() -> None:
     communicator = ThreadCommunicator(Board(2), 0)  # a collective would never return
     before = threading.active_count()
     watch = Watch(communicator, limit=0, abort=0)
@@ -183,7 +183,7 @@ def test_a_limit_of_zero_watches_nobody_and_needs_no_other_rank() -> None:
     watch.close()
 
 
-def test_lines_go_to_stderr_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_go_to_stderr_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     watch = Watch(Communicator(), limit=0.2, abort=0)
     time.sleep(0.5)
     watch.close()
@@ -191,7 +191,7 @@ def test_lines_go_to_stderr_unless_told_otherwise(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
-def test_a_forked_copy_does_not_say_goodbye_in_the_name_of_its_rank(jobs: Callable[..., Job]) -> None:
+def test_a_forked_copy_does_not_end_the_watch_of_its_rank(jobs: Callable[..., Job]) -> None:
     job = jobs(HERE, HERE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 and later mind a fork beside threads
@@ -222,7 +222,7 @@ def suspended(lines: Any, ready: Any, go_on: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_was_suspended_blames_nobody_for_that_time() -> None:
+def test_after_a_suspension_of_the_whole_job_no_rank_is_reported() -> None:
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         lines, ready, go_on = manager.list(), manager.Event(), manager.Event()
@@ -270,12 +270,12 @@ def test_a_watcher_that_was_stopped_gives_the_others_time_to_be_heard_again(
         ("aaaaaaab", [0, 1, 2, 7]),
     ],
 )
-def test_watchers_sit_on_as_many_hosts_as_there_are(hosts: str, watchers: list[int]) -> None:
+def test_watchers_are_on_as_many_hosts_as_possible(hosts: str, watchers: list[int]) -> None:
     assert watchers_of(hosts) == watchers
 
 
 @pytest.mark.mpi
-def test_whichever_rank_does_not_move_is_named_in_time_and_nobody_else(tmp_path: Path) -> None:
+def test_a_stalled_rank_is_reported_in_time_and_no_other(tmp_path: Path) -> None:
     job = mpirun(own_mpi(), 3, PROGRAMS / "watched_ranks.py", cwd=tmp_path)
     assert job.returncode == 0, job.stderr
     troubles = {int(step): float(when) for when, step in told(job.stdout, "trouble")}
