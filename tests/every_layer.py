@@ -1,4 +1,4 @@
-"""A model file for tests: a small network around any layer of the list in dptrain.nn."""
+"""An architecture for tests: a small network around any layer of the list in dptrain.nn."""
 
 from __future__ import annotations
 

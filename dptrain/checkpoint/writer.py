@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training, by a thread, from a copy of the state."""
+"""Checkpoints written by a thread, from a copy of the state, while training continues."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dptrain.config.train import CheckpointConfig
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time while training goes on. Only rank 0 has one.
+    """Writes one checkpoint at a time while training continues. Only rank 0 has one.
 
-    What fails is kept, and nothing is written after it: `failed` is to be asked at every step, `wait` raises it.
+    After an error nothing more is written: check `failed` at every step; `wait` raises the error.
     """
 
     def __init__(self, folder: RunFolder, origin: Origin, layouts: Layouts, config: CheckpointConfig) -> None:
@@ -24,16 +24,16 @@ class CheckpointWriter:
         self._submitted = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._last: Future[None] | None = None
-        self._told = False
+        self._raised = False
 
     def due(self, step: int) -> bool:
-        """Does `--checkpoint-every` ask for a checkpoint of this step?"""
+        """Whether `--checkpoint-every` requires a checkpoint of this step."""
         if self._seconds:
             return time.monotonic() - self._submitted >= self._seconds
         return self._steps > 0 and step % self._steps == 0
 
     def submit(self, state: TrainingState) -> None:
-        """Begin to write the state as it is now; waits for the one before, should that still be on its way."""
+        """Begin to write the present state. Training does not wait, but checkpoints are written one after the other."""
         if self._last is not None and self._last.exception() is not None:
             return
         self._last = self._thread.submit(self._write, state.copy())
@@ -45,17 +45,17 @@ class CheckpointWriter:
 
     @property
     def failed(self) -> bool:
-        """Has the last one ended with an error? Does not wait."""
+        """Whether the last one has ended with an error. Does not wait."""
         return self._last is not None and self._last.done() and self._last.exception() is not None
 
     def wait(self) -> None:
-        """Until the last one is on disk; raises what it failed with, such as CheckpointError."""
-        self._told = True
+        """Wait until the last one is on disk; raises its error, such as CheckpointError."""
+        self._raised = True
         if self._last is not None:
             self._last.result()
 
     def close(self, say: Callable[[str], None]) -> None:
-        """Wait for the one on its way, and end the thread; an error that nobody has waited for is said at least."""
+        """Finish the last one and end the thread. `say` gets an error that `wait` has not raised."""
         self._thread.shutdown()
-        if self.failed and not self._told and self._last is not None:
+        if self.failed and not self._raised and self._last is not None:
             say(f"not written: {self._last.exception()}")

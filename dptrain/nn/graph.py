@@ -136,31 +136,30 @@ class Graph:
 
     def __init__(self, nodes: Sequence[Node], trained: Collection[str], *, of_input: bool = False) -> None:
         self.nodes = list(nodes)
-        self._wanted = {0: of_input}  # by number of the value: whether its gradient is needed
-        for node in self.nodes:
-            self._wanted[node.output] = node.layer.name in trained or self.needs_dx(node)
-
-    def needs_dx(self, node: Node) -> bool:
-        """Whether the backward pass of a node must return a gradient."""
-        return any(self._wanted[value] for value in node.inputs)
+        self._wanted = [of_input] + [False] * max(node.output for node in nodes)  # by value: is its gradient needed?
+        self.need_dx = []  # by node: whether its backward pass must return a gradient
+        for node in nodes:
+            self.need_dx.append(any(self._wanted[value] for value in node.inputs))
+            self._wanted[node.output] = node.layer.name in trained or self.need_dx[-1]
 
     def forward(self, x: Array, passes: Sequence[Pass], runner: Runner) -> tuple[Array, list[Any]]:
         """The output of the last node, and what each layer has saved. ModelError for a layer that breaks a rule."""
-        values, saved = {0: read_only(x)}, []
+        samples, saved = x.shape[-2], []
+        y, values = x, [read_only(x)] * len(self._wanted)
         for node, call in zip(self.nodes, passes, strict=True):
-            inputs: Any = tuple(values[value] for value in node.inputs)
-            result: Any = runner.forward(node.layer, inputs[0] if len(inputs) == 1 else inputs, call)
+            first, *more = node.inputs
+            given: Any = (values[first], *(values[value] for value in more)) if more else values[first]
+            result: Any = runner.forward(node.layer, given, call)
             if not isinstance(result, tuple) or len(result) != 2:
                 raise ModelError(
                     f"{where(node.layer)}: forward returned {kind_of(result)}, expected two values: the output, and "
                     "what backward needs (or None)"
                 )
             y, kept = result
-            expected = array_shape(node.shape, x.shape[-2])
-            if not _is_array(y, expected):
+            if not _is_array(y, node.shape, samples):
                 raise ModelError(
                     f"{where(node.layer)}: the output of forward is {kind_of(y)}, expected an array of shape "
-                    f"{expected}, which follows from the shape {node.shape} that bind returned"
+                    f"{array_shape(node.shape, samples)}, which follows from the shape {node.shape} that bind returned"
                 )
             values[node.output] = read_only(y)
             saved.append(kept)
@@ -173,18 +172,22 @@ class Graph:
         """
         samples = dy.shape[-2]
         gradients = {self.nodes[-1].output: dy}
-        for node, kept, call in reversed(list(zip(self.nodes, saved, passes, strict=True))):
+        for position in range(len(self.nodes) - 1, -1, -1):
+            node = self.nodes[position]
             if not self._wanted[node.output]:
                 continue
-            result: Any = runner.backward(node.layer, gradients.pop(node.output), kept, call)
-            if not call.need_dx:
+            dy = gradients.pop(node.output)
+            result: Any = runner.backward(node.layer, dy, saved[position], passes[position])
+            if not self.need_dx[position]:
                 continue
             parts = result if len(node.inputs) > 1 else (result,)
-            expected = [array_shape(shape, samples) for shape in node.input_shapes]
-            if not isinstance(parts, tuple) or not all(map(_is_array, parts, expected)):
+            if not isinstance(parts, tuple) or not all(
+                _is_array(part, shape, samples) for part, shape in zip(parts, node.input_shapes, strict=True)
+            ):
+                expected = ", ".join(str(array_shape(shape, samples)) for shape in node.input_shapes)
                 raise ModelError(
                     f"{where(node.layer)}: backward returned {kind_of(result)}, expected the gradient of its input, an "
-                    f"array of shape {', '.join(map(str, expected))}"
+                    f"array of shape {expected}"
                 )
             for value, part in zip(node.inputs, parts, strict=True):
                 if value in gradients:
@@ -208,5 +211,6 @@ def kind_of(value: object) -> str:
     return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
-def _is_array(value: object, shape: Shape) -> bool:
-    return isinstance(value, np.ndarray) and value.shape == shape and value.dtype.kind in "fiub"
+def _is_array(value: object, sample: Shape, samples: int) -> bool:
+    """Whether a value is an array of that many samples."""
+    return isinstance(value, np.ndarray) and value.shape == array_shape(sample, samples) and value.dtype.kind in "fiub"

@@ -143,7 +143,7 @@ class _Checker(Runner):
     def _checked(self, layer: Layer, method: str, run: Callable[[], Result], given: Array | None = None) -> Result:
         if not _is_users(layer):
             return run()
-        generators = _generator_states()
+        before = _global_generators()
         try:
             result = run()
         except (DptrainError, MemoryError):
@@ -154,9 +154,9 @@ class _Checker(Runner):
             if "read-only" in str(error):
                 text += ". x, the parameters and the buffers are only read, as others use them too: compute with a copy"
             raise ModelError(text, user_traceback(error)) from error
-        for name, now in _generator_states().items():
-            if now != generators[name]:
-                raise ModelError(f"{where(layer)} uses {name} in {method}: {WHY}. {DRAWS}")
+        if _global_generators() != before:
+            used = "a global random generator (np.random or random)"
+            raise ModelError(f"{where(layer)} uses {used} in {method}: {WHY}. {DRAWS}")
         return result
 
 
@@ -169,12 +169,9 @@ def _is_users(layer: Layer) -> bool:
     return any(map(is_users_class, type(layer).__mro__)) or not vars(layer).keys().isdisjoint(("forward", "backward"))
 
 
-def _generator_states() -> dict[str, object]:
-    name, words, *rest = np.random.get_state()  # noqa: NPY002 - the global generator is what is checked
-    return {
-        "NumPy's global generator (np.random)": (name, np.asarray(words).tobytes(), *rest),
-        "Python's global generator (random)": random.getstate(),
-    }
+def _global_generators() -> bytes:
+    """Their states."""
+    return pickle.dumps((np.random.get_state(), random.getstate()))  # noqa: NPY002 - the global generator is meant
 
 
 def _state(network: Network, modules: Sequence[ModuleType]) -> dict[str, bytes]:

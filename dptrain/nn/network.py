@@ -24,7 +24,7 @@ from dptrain.nn.runner import PLAIN, Runner
 # For code that checks its result for NaN and infinity once, instead of at every warning.
 quiet = np.errstate(over="ignore", invalid="ignore")
 
-# A block has 8 to 32 samples: doubled until what its layers put out numbers 8 times the parameters.
+# A block has 8 to 32 samples: doubled until its layers' outputs have 8 times as many values as there are parameters.
 LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 32, 8
 
 
@@ -42,9 +42,6 @@ class Outcome:
 
     loss_sum: float
     correct: int
-
-    def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(self.loss_sum + other.loss_sum, self.correct + other.correct)
 
 
 class Network:
@@ -151,55 +148,52 @@ class Network:
         blocks, whose sums are added in order, unless a layer couples samples. `draws` is the key of random draws.
         """
         gradient.fill(0)  # a layer may add to it
-        if statistics is None:
-            statistics = workspace.array("network", "statistics", (self.buffer_layout.size,))
-        statistics.fill(0)
-        samples, outcome = images.shape[-2], Outcome(0.0, 0)
+        if statistics is not None:
+            statistics.fill(0)
+        samples, loss_sum, correct = images.shape[-2], 0.0, 0
         block = self.block_of(samples)
+        part, averages = gradient, workspace.array("network", "statistics of a block", (self.buffer_layout.size,))
+        if samples > block:
+            part = workspace.array("network", "gradient of a block", gradient.shape)
         for start in range(0, samples, block or 1):
             rows = slice(start, start + block)
-            part = gradient
-            if samples > block:
-                part = workspace.array("network", "gradient of a block", gradient.shape)
+            if start:
+                draws = draws.after(block)
+            if part is not gradient:
                 part.fill(0)
-            passes = self._passes(prepared, workspace, part, draws.after(start))
+            averages.fill(0)
+            passes = self._passes(prepared, workspace, part, averages, draws)
             logits, saved = self._graph.forward(images[..., rows, :], passes, runner)
             losses, dlogits = softmax_cross_entropy(logits, labels[rows], workspace)
-            outcome += _outcome(losses, logits, labels[rows])
+            loss_sum += float(losses.sum(dtype=np.float64))
+            correct += int(np.count_nonzero(logits.argmax(axis=1) == labels[rows]))
             self._graph.backward(dlogits, saved, passes, runner)
-            if samples > block:
+            if part is not gradient:
                 gradient += part
-            for one, own in zip(passes, self._by_stage(self.buffer_layout, statistics), strict=True):
-                for name, total in own.items():
-                    total += len(labels[rows]) * one.statistics[name]
-        views = self.layout.views(gradient)
+            if statistics is not None:
+                statistics += len(losses) * averages
         for name in self._constant:
-            views[name].fill(0)
-        return outcome
+            gradient[self.layout.slices[name]] = 0
+        return Outcome(loss_sum, correct)
 
     def block_of(self, samples: int) -> int:
         """How many samples of a microbatch of `samples` are computed together, at most."""
         return samples if self.couples_samples else self.block
 
-    def _passes(self, prepared: Prepared, workspace: Workspace, gradient: Array, draws: Draws) -> list[Pass]:
+    def _passes(
+        self, prepared: Prepared, workspace: Workspace, gradient: Array, statistics: Array, draws: Draws
+    ) -> list[Pass]:
         """The context of each stage for one block."""
-        statistics = workspace.array("network", "statistics of a block", (self.buffer_layout.size,))
-        statistics.fill(0)
-        gradients = self._by_stage(self.layout, gradient)
-        by_stage = self._by_stage(self.buffer_layout, statistics)
+
+        def by_stage(gradient: Array, statistics: Array) -> tuple[list[Views], list[Views]]:
+            return self._by_stage(self.layout, gradient), self._by_stage(self.buffer_layout, statistics)
+
+        gradients, averages = workspace.views("network", "tensors by stage", (gradient, statistics), by_stage)
+        nodes, needs = self._graph.nodes, self._graph.need_dx
+        tensors = zip(prepared.parameters, prepared.buffers, gradients, averages, needs, nodes, strict=True)
         return [
-            Pass(
-                parameters=prepared.parameters[position],
-                buffers=prepared.buffers[position],
-                workspace=workspace,
-                training=True,
-                gradients=gradients[position],
-                statistics=by_stage[position],
-                need_dx=self._graph.needs_dx(node),
-                draws=draws,
-                layer_number=node.number,
-            )
-            for position, node in enumerate(self._graph.nodes)
+            Pass(parameters, buffers, workspace, True, own, average, need_dx, draws, node.number)
+            for parameters, buffers, own, average, need_dx, node in tensors
         ]
 
     def predict(self, prepared: Prepared, images: Array, workspace: Workspace, runner: Runner = PLAIN) -> Array:
@@ -223,11 +217,11 @@ class Network:
 
 
 def _samples_of_a_block(values: int, parameters: int) -> int:
-    """How many samples to compute together, from the values that all layers put out for one, and the parameters.
+    """How many samples to compute together, from the number of output values of all layers for one, and of parameters.
 
-    Few, so that they stay in a core's cache: 64 take a third longer than 16 (measured). But what is done once a
-    block for each parameter must stay small beside what is done for each sample: with widths 64, 128 and 256, 16
-    samples ran 6 % faster than 8, with the default network on two cores 4 % slower.
+    Few, so that they stay in a core's cache: 64 samples take a third longer than 16 (measured). But the work of a block
+    for each parameter must stay small beside that for each sample: with widths 64, 128 and 256, 16 samples ran 6 %
+    faster than 8, with the default network on two cores 4 % slower.
     """
     block = LEAST_BLOCK
     while block < LARGEST_BLOCK and block * values < TIMES_PARAMETERS * parameters:
@@ -239,7 +233,3 @@ def _names_by_stage(stages: Sequence[Layer], layout: Layout) -> list[dict[str, s
     """For each stage its tensors in a layout: the layer's name for it, and the full name."""
     owners = [(*name.rsplit(".", 1), name) for name in layout.shapes]
     return [{short: name for owner, short, name in owners if owner == stage.name} for stage in stages]
-
-
-def _outcome(losses: Array, logits: Array, labels: NDArray[np.int64]) -> Outcome:
-    return Outcome(float(losses.sum(dtype=np.float64)), int(np.count_nonzero(logits.argmax(axis=1) == labels)))

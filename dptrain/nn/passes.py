@@ -31,11 +31,11 @@ class Views(dict[str, Array]):
 def read_only(array: Array) -> Array:
     """A view that cannot be written to."""
     view = array.view()
-    view.flags.writeable = False
+    view.setflags(write=False)
     return view
 
 
-@dataclass
+@dataclass(slots=True)
 class Pass:
     """The context of one forward pass of a layer, and of the backward pass that belongs to it.
 

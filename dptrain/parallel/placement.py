@@ -4,8 +4,8 @@ The tree over S shards halves a range at the largest power of two below its leng
 
     S = 8:  ((0 1) (2 3)) ((4 5) (6 7))          S = 5:  ((0 1) (2 3)) 4
 
-It knows nothing of ranks. A rank adds up the largest subtrees that lie within its block; whoever joins them
-follows the same tree, so the order of additions, and with it every bit, is the same on any number of ranks.
+The tree does not depend on the ranks. A rank adds up the largest subtrees within its block, and these sums are added
+along the same tree. So the order of additions, and with it every bit, is the same on any number of ranks.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def evaluate(
 ) -> Evaluation:
     """The evaluation of all ranks' shards, the same on every rank; `vectors` are those of a state.
 
-    The pool must know the work. AskedToEndError, on every rank, when one received a signal meanwhile. Counts are
+    The pool must know the work. AskedToEndError on all ranks after a signal at any. Counts are
     integers and losses are summed with exact rounding (math.fsum), so the number of ranks does not matter.
     """
     communicator.activity.enter("evaluating")

@@ -55,13 +55,13 @@ BROKEN = {
     # Draws
     "np.random": (
         forward("mask = np.random.random(x.shape)", MASK),
-        "mine1 (Mine) uses NumPy's global generator",
+        "mine1 (Mine) uses a global random generator",
     ),
     "np.random seeded in forward": (
         forward("np.random.seed(0)", "mask = np.random.random(x.shape)", MASK),
-        "mine1 (Mine) uses NumPy's global generator (np.random) in forward",
+        "mine1 (Mine) uses a global random generator (np.random or random) in forward",
     ),
-    "random": (forward("return x * random.choice([1, 2]), None"), "Python's global generator (random)"),
+    "random": (forward("return x * random.choice([1, 2]), None"), "uses a global random generator"),
     "a generator of the layer": (
         forward("mask = self.generator.random(x.shape)", MASK, init="self.generator = np.random.default_rng(0)"),
         "the attribute 'generator' of layer mine1 (Mine) changes while the network computes",
@@ -86,12 +86,12 @@ BROKEN = {
     "the clock": (forward("return x * np.float32(time.perf_counter_ns() % 9999), None"), "is not the same"),
     "draws in backward": (
         "class Mine(Identity):\n    def backward(self, dy, saved, call):\n        return dy * np.random.random()\n",
-        "uses NumPy's global generator (np.random) in backward",
+        "uses a global random generator (np.random or random) in backward",
     ),
     "draws in prepare": (
         "class Mine(Identity):\n    def prepare(self, parameters, workspace):\n"
         "        return {'noise': np.random.random()}\n",
-        "uses NumPy's global generator (np.random) in prepare",
+        "uses a global random generator (np.random or random) in prepare",
     ),
     # State
     "a list": (forward("self.calls.append(1)", "return x, None", init="self.calls = []"), "'calls'"),
@@ -309,7 +309,7 @@ def test_an_evaluation_refuses_a_layer_that_draws(data: Path, tmp_path: Path) ->
     write(net, forward("mask = np.random.random(x.shape)", MASK))
     done = dptrain("eval", tmp_path / "run", data, "--model", model, cwd=tmp_path)
     assert done.returncode == 1
-    assert "uses NumPy's global generator" in done.stderr
+    assert "uses a global random generator" in done.stderr
 
 
 @pytest.mark.mpi
@@ -322,7 +322,7 @@ def test_a_layer_that_draws_on_one_rank_ends_both(data: Path, tmp_path: Path) ->
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("dptrain: error:") == 1
     assert "rank 1 on" in done.stderr
-    assert "layer mine1 (Mine) uses NumPy's global generator" in done.stderr
+    assert "layer mine1 (Mine) uses a global random generator" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
