@@ -79,6 +79,7 @@ def test_only_dptrain_is_installed_at_the_top_with_all_its_parts(installed: Path
         for source in (CHECKOUT / package).rglob("*.py"):
             if "__pycache__" not in source.parts:
                 assert (parts / source.relative_to(CHECKOUT / package)).is_file()
+    assert (installed / "dptrain" / "py.typed").is_file()
     assert {path.name for path in (CHECKOUT / "launch").glob("*.sh")} == {
         path.name for path in (installed / "dptrain" / "launch").glob("*.sh")
     }
