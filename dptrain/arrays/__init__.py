@@ -1,1 +1,1 @@
-"""Memory, flat vectors and random words: what all arithmetic stands on."""
+"""Memory, flat vectors and random words, the base of all arithmetic."""

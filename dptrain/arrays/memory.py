@@ -1,4 +1,4 @@
-"""Buffers kept from step to step: fresh large arrays would cost page faults at every step."""
+"""Arrays that are kept from step to step: new large arrays would cost page faults at every step."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ Views = TypeVar("Views")
 
 ALIGNMENT = 64  # bytes: one cache line, and the widest vector register
 HUGE_PAGE = 2 << 20  # bytes
-CHUNK = 32 << 20  # bytes asked for at a time; what is never written takes no memory
-APART = 5 * ALIGNMENT  # so that arrays of 2^k bytes do not all meet in the same lines of the first cache
+CHUNK = 32 << 20  # bytes allocated at a time; pages that are never written take no memory
+APART = 5 * ALIGNMENT  # between arrays, so that those of 2^k bytes do not all share the same lines of the first cache
 
 
 class Workspace:
-    """The memory that one thread computes in; never share one between threads.
+    """The memory in which one thread computes; threads never share a workspace.
 
-    A buffer is asked for by its owner (a layer's name) and purpose. The same request always gives the
-    same memory, so what a layer keeps for its backward pass stays valid until its next forward pass.
+    An array is requested by its owner (a layer's name) and purpose. The same request always gives the same memory, so
+    what a layer keeps for its backward pass stays valid until its next forward pass.
 
-    All of it lies in a few chunks for which the system is asked to use huge pages: a step of convnet goes through some
-    3,000 pages of 4 KiB, more than a core remembers the addresses of. An array that grows leaves its old place unused,
-    and so does the rest of a chunk when the next one begins.
+    Arrays are parts of a few chunks, for which the system is asked for huge pages: a step of convnet uses about 3,000
+    pages of 4 KiB, more than a core's TLB holds. The old memory of an array that grows is not used again.
     """
 
     def __init__(self, dtype: DTypeLike = np.float32) -> None:
@@ -45,9 +44,9 @@ class Workspace:
     def array(
         self, owner: str, purpose: str, shape: tuple[int, ...], dtype: DTypeLike | None = None, *, zeroed: bool = False
     ) -> Array:
-        """An uninitialised array, or one that was zero when it was last given this shape (`zeroed`).
+        """An uninitialised array; if `zeroed`, filled with zeros whenever its shape changes.
 
-        A smaller last microbatch uses the front of the same memory. An owner's purpose has one dtype.
+        A smaller last microbatch uses the front of the same memory. An owner uses one dtype for each purpose.
         """
         key = (owner, purpose)
         array = self._arrays.get(key)
@@ -64,7 +63,7 @@ class Workspace:
         return array
 
     def _take(self, size: int) -> NDArray[np.uint8]:
-        """`size` bytes that nobody has."""
+        """`size` bytes that no array uses."""
         if self._used + size > len(self._chunk):
             self._chunk, self._used = huge_pages(max(size, CHUNK)), 0
         start = self._used
@@ -74,8 +73,8 @@ class Workspace:
     def scratch(self, owner: str, purpose: str, shape: tuple[int, ...]) -> Array:
         """An uninitialised array for use within one forward or backward pass of a layer.
 
-        Owners share one memory for a purpose, so that it stays in the cache from layer to layer. An owner finds its
-        array at the same place in its next pass, but not what it wrote there.
+        All owners share one memory for a purpose, so that it stays in the cache from layer to layer. An owner gets the
+        same memory in its next pass, but its content is lost.
         """
         array = self._arrays.get((owner, purpose))
         if array is None or array.shape != shape:
@@ -83,9 +82,9 @@ class Workspace:
         return array
 
     def views(self, owner: str, purpose: str, arrays: tuple[Array, ...], make: Callable[..., Views]) -> Views:
-        """make(*arrays), made once: remembered until the same request comes with other arrays.
+        """make(*arrays), remembered until the same request comes with other arrays.
 
-        For views that take longer to describe than to copy from; `arrays` are this workspace's, all that is viewed.
+        For views of `arrays` that take longer to make than to use.
         """
         known = self._views.get((owner, purpose))
         if known is None or any(one is not other for one, other in zip(known[0], arrays, strict=True)):
@@ -94,12 +93,12 @@ class Workspace:
 
 
 def huge_pages(size: int) -> NDArray[np.uint8]:
-    """`size` bytes in huge pages, where the system has them (Linux's transparent ones); LimitError without memory."""
+    """`size` bytes in huge pages, if the system has them (Linux's transparent ones); LimitError without memory."""
     try:
         memory = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
         raise out_of_memory(size, "computing", error) from None
-    with contextlib.suppress(OSError):  # a kernel without them
+    with contextlib.suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE)
     everything = np.frombuffer(memory, np.uint8)
     start = -everything.ctypes.data % HUGE_PAGE
@@ -107,7 +106,7 @@ def huge_pages(size: int) -> NDArray[np.uint8]:
 
 
 def aligned_bytes(size: int) -> NDArray[np.uint8]:
-    """`size` bytes that start on a cache line; LimitError without memory."""
+    """`size` bytes that start on a cache line; LimitError if there is no memory."""
     try:
         memory = np.empty(size + ALIGNMENT, np.uint8)
     except (MemoryError, OverflowError, ValueError) as error:  # ValueError: NumPy has no arrays of this size

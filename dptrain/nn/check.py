@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import Draws
-from dptrain.nn.graph import Builder, Graph, Part
+from dptrain.nn.graph import Builder, Graph, Node, Part
 from dptrain.nn.passes import Pass, Views
 from dptrain.nn.runner import PLAIN
 
@@ -24,70 +25,61 @@ def check_layer(layer: Part, input_shape: Shape, samples: int = 3, seed: int = 0
     layer          a layer, or several as a network takes them, such as a `Residual`
     input_shape    of one sample: (C, H, W) or (F,)
 
-    Everything is computed in float64 and training mode, for random parameters and inputs. A layer that draws gets equal
-    draws each time. Also checked: the shapes that are returned, that a second pass in used memory gives equal bits, and
-    that an evaluation runs.
+    Everything is computed in float64 and training mode, for random parameters and inputs; draws are the same each time.
+    Also checked: the shapes that are returned, that a second pass in used memory gives equal bits, and that an
+    evaluation runs.
     """
     builder, generator = Builder(input_shape), np.random.default_rng(seed)
     builder.add(layer, 0)
-    graph = Graph(builder.nodes, {name.rsplit(".", 1)[0] for name in builder.tensors}, of_input=True)
+    owners = {name: name.rsplit(".", 1) for name in builder.tensors}
+    graph = Graph(builder.nodes, {owner for owner, _ in owners.values()}, of_input=True)
     tensors = {name: generator.normal(size=tensor.shape) for name, tensor in builder.tensors.items()}
-    kinds = {name: tensor.kind for name, tensor in builder.tensors.items()}
-    for name, kind in kinds.items():
-        if kind == "buffer":
-            tensors[name] = np.abs(tensors[name]) + 0.5  # a variance, for example, is positive
+    buffers = {name for name, tensor in builder.tensors.items() if tensor.kind == "buffer"}
+    for name in buffers:
+        tensors[name] = np.abs(tensors[name]) + 0.5  # a variance, for example, is positive
     x = distinct(array_shape(input_shape, samples), seed)
     dy = generator.normal(size=array_shape(builder.shapes[-1], samples))
     workspace = Workspace(np.float64)
 
-    def passes(arrays: Mapping[str, Array], training: bool = True) -> list[Pass]:
-        def views(name: str, kind: str, values: Mapping[str, Array]) -> Views:
-            names = [full for full in kinds if kinds[full] == kind and full.rsplit(".", 1)[0] == name]
-            return Views({full.rsplit(".", 1)[1]: values[full] for full in names})
+    def forward(training: bool) -> tuple[Array, list[Any], list[Pass], dict[str, Array]]:
+        """The output, what the layers saved, the contexts, and gradients and statistics by full name."""
+        written = {name: np.zeros_like(values) for name, values in tensors.items()}
 
-        return [
+        def views(node: Node, arrays: dict[str, Array], of_buffers: bool) -> Views:
+            mine = {name: short for name, (owner, short) in owners.items() if owner == node.layer.name}
+            return Views({short: arrays[name] for name, short in mine.items() if (name in buffers) == of_buffers})
+
+        passes = [
             Pass(
-                parameters=views(node.layer.name, "parameter", tensors),
-                buffers=views(node.layer.name, "buffer", tensors),
-                gradients=views(node.layer.name, "parameter", arrays),
-                statistics=views(node.layer.name, "buffer", arrays),
+                parameters=views(node, tensors, of_buffers=False),
+                buffers=views(node, tensors, of_buffers=True),
                 workspace=workspace,
                 training=training,
+                gradients=views(node, written, of_buffers=False),
+                statistics=views(node, written, of_buffers=True),
                 draws=Draws(seed),
                 layer_number=node.number,
             )
             for node in graph.nodes
         ]
+        return *graph.forward(x, passes, PLAIN), passes, written
 
     def computed() -> dict[str, Array]:
-        arrays = {name: np.zeros_like(values) for name, values in tensors.items()}
-        contexts = passes(arrays)
-        y, saved = graph.forward(x, contexts, PLAIN)
+        y, saved, passes, written = forward(training=True)
         output = y.copy()
-        dx = graph.backward(dy.copy(), saved, contexts, PLAIN)
+        dx = graph.backward(dy.copy(), saved, passes, PLAIN)
         assert dx is not None
-        return {**arrays, "output": output, "input": dx.copy()}
-
-    def weighted_output() -> float:
-        return float((graph.forward(x, passes(tensors_like(tensors)), PLAIN)[0] * dy).sum())
+        return {**written, "output": output, "input": dx.copy()}
 
     first, second = computed(), computed()
     for name, values in first.items():
         if not np.array_equal(values, second[name], equal_nan=True):
-            raise AssertionError(f"{layer!r}: {_called(name)} is not the same when computed twice")
-    graph.forward(x, passes(tensors_like(tensors), training=False), PLAIN)
+            raise AssertionError(f"{layer!r}: the result for {name} is not the same when computed twice")
+    forward(training=False)
     trained = {name: values for name, values in tensors.items() if builder.tensors[name].trained}
     for name, values in {**trained, "input": x}.items():
-        _compare(f"{layer!r}: {_called(name)}", first[name], central_difference(weighted_output, values))
-
-
-def tensors_like(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Zeros of the same shapes."""
-    return {name: np.zeros_like(values) for name, values in tensors.items()}
-
-
-def _called(name: str) -> str:
-    return "the output" if name == "output" else f"the gradient of {name if name != 'input' else 'the input'}"
+        expected = central_difference(lambda: float((forward(training=True)[0] * dy).sum()), values)
+        _compare(f"{layer!r}: the gradient of {name}", first[name], expected)
 
 
 def _compare(what: str, found: Array, expected: Array) -> None:

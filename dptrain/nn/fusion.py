@@ -27,8 +27,8 @@ class ConvPoolReLU(Layer):
     commute with the maximum to the last bit; done after pooling they touch a quarter of the values. Gradients
     are the same too, unless rounding makes two values of a window equal that were not before the bias.
 
-    The convolution gives its sums window by window, (2, 2, ...), so that pooling compares whole blocks; only what
-    is left after it is put in the order of an image.
+    The convolution orders its sums by pooling window, (2, 2, ...), so that pooling compares whole blocks. Only the
+    pooled values are put in the order of an image.
     """
 
     def __init__(self, conv: Conv2d, pool: MaxPool2d) -> None:
@@ -69,9 +69,9 @@ class ConvPoolReLU(Layer):
         return height // 2, width // 2
 
     def _pool(self, sums: Array, workspace: Workspace) -> tuple[Array, tuple[Array, Array]]:
-        """The maximum over the first two axes, of two each, and masks: does the first of two win?
+        """The maximum over the first two axes, of two each, and masks of where the first of two wins.
 
-        Columns are compared first, so that of equals the first in row-major order wins, as in MaxPool2d.
+        Columns are compared first, so that the first of equals in row-major order wins, as in MaxPool2d.
         """
         rows = workspace.scratch(self.name, "rows", (2, *sums.shape[2:]))
         first_column = workspace.array(self.name, "first column", rows.shape, bool)
@@ -84,7 +84,7 @@ class ConvPoolReLU(Layer):
         return pooled, (first_column, first_row)
 
     def _pool_backward(self, dpooled: Array, masks: tuple[Array, Array], dsums: Array, workspace: Workspace) -> None:
-        """Fill dsums: each window's gradient goes to the entry that won."""
+        """Fill dsums: each window's gradient goes to its maximum."""
         first_column, first_row = masks
         drows = workspace.scratch(self.name, "rows", first_column.shape)
         np.multiply(dpooled, first_row, out=drows[0])

@@ -24,7 +24,7 @@ from dptrain.nn.runner import PLAIN, Runner
 # For code that checks its result for NaN and infinity once, instead of at every warning.
 quiet = np.errstate(over="ignore", invalid="ignore")
 
-# A block has 8 to 32 samples: doubled until what its layers put out numbers 8 times the parameters.
+# A block has 8 to 32 samples: doubled until its layers' outputs have 8 times as many values as there are parameters.
 LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 32, 8
 
 
@@ -76,7 +76,7 @@ class Network:
         trained = {name.rsplit(".", 1)[0] for name, tensor in self.tensors.items() if tensor.trained}
         self._graph = Graph(fuse(self.nodes) if fused else self.nodes, trained)
         self.stages = [node.layer for node in self._graph.nodes]  # the layers as they are computed, fused
-        self._names = {layout: _names_by_stage(self.stages, layout) for layout in (self.layout, self.buffer_layout)}
+        self._places = {layout: _places_by_stage(self.stages, layout) for layout in (self.layout, self.buffer_layout)}
         self._constant = [name for name in self.layout.shapes if not self.tensors[name].trained]
         self._momentum = self.buffer_layout.expand(
             {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
@@ -170,7 +170,7 @@ class Network:
             self._graph.backward(dlogits, saved, passes, runner)
             if part is not gradient:
                 gradient += part
-            if statistics is not None:
+            if statistics is not None and statistics.size:
                 statistics += len(losses) * averages
         for name in self._constant:
             gradient[self.layout.slices[name]] = 0
@@ -212,16 +212,16 @@ class Network:
 
     def _by_stage(self, layout: Layout, flat: Array) -> list[Views]:
         """For each stage the views of its tensors in a flat vector."""
-        views = layout.views(flat)
-        return [Views({short: views[name] for short, name in names.items()}) for names in self._names[layout]]
+        by_stage = self._places[layout]
+        return [Views([(name, flat[part].reshape(shape)) for name, part, shape in places]) for places in by_stage]
 
 
 def _samples_of_a_block(values: int, parameters: int) -> int:
-    """How many samples to compute together, from the values that all layers put out for one, and the parameters.
+    """How many samples to compute together, from the number of output values of all layers for one, and of parameters.
 
-    Few, so that they stay in a core's cache: 64 take a third longer than 16 (measured). But what is done once a
-    block for each parameter must stay small beside what is done for each sample: with widths 64, 128 and 256, 16
-    samples ran 6 % faster than 8, with the default network on two cores 4 % slower.
+    Few, so that they stay in a core's cache: 64 samples take a third longer than 16 (measured). But the work of a block
+    for each parameter must stay small beside that for each sample: with widths 64, 128 and 256, 16 samples ran 6 %
+    faster than 8, with the default network on two cores 4 % slower.
     """
     block = LEAST_BLOCK
     while block < LARGEST_BLOCK and block * values < TIMES_PARAMETERS * parameters:
@@ -229,7 +229,9 @@ def _samples_of_a_block(values: int, parameters: int) -> int:
     return block
 
 
-def _names_by_stage(stages: Sequence[Layer], layout: Layout) -> list[dict[str, str]]:
-    """For each stage its tensors in a layout: the layer's name for it, and the full name."""
-    owners = [(*name.rsplit(".", 1), name) for name in layout.shapes]
-    return [{short: name for owner, short, name in owners if owner == stage.name} for stage in stages]
+def _places_by_stage(stages: Sequence[Layer], layout: Layout) -> list[list[tuple[str, slice, Shape]]]:
+    """For each stage its tensors in a layout: the layer's name for each, its slice and shape."""
+    tensors = [(name.rsplit(".", 1), layout.slices[name], shape) for name, shape in layout.shapes.items()]
+    return [
+        [(short, part, shape) for (owner, short), part, shape in tensors if owner == stage.name] for stage in stages
+    ]

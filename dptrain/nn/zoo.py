@@ -28,7 +28,7 @@ def convnet(input_shape: Shape, classes: int, *, widths: Sequence[int] = (32, 64
 
 
 def linear(input_shape: Shape, classes: int) -> list[Layer]:
-    """Softmax regression: what can be had without any convolution."""
+    """Softmax regression: a network without convolutions."""
     return [Flatten(), Linear(classes)]
 
 

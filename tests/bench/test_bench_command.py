@@ -1,4 +1,4 @@
-"""`dptrain bench` as users type it; what it measures is tested beside the modules that measure."""
+"""`dptrain bench` as users type it; the figures are tested in test_bench_step.py."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_more_ranks_than_shards_are_refused(what: tuple[str, ...], tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ((), "required: BENCHMARK"),
         (("stpe",), "unknown command 'stpe'; did you mean 'step'?"),
@@ -104,8 +104,8 @@ def test_more_ranks_than_shards_are_refused(what: tuple[str, ...], tmp_path: Pat
     ],
     ids=str,
 )
-def test_what_cannot_be_measured_is_refused(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
-    assert_one_error(dptrain("bench", *words, cwd=tmp_path), told, status=2)
+def test_what_cannot_be_measured_is_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    assert_one_error(dptrain("bench", *words, cwd=tmp_path), message, status=2)
 
 
 @pytest.mark.parametrize(("most", "powers"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])

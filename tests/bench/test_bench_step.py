@@ -49,7 +49,7 @@ def test_measuring_layers_changes_nothing() -> None:
 
 
 def test_a_layers_time_is_that_of_all_blocks_of_a_microbatch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that goes on by one second whenever it is read: a call takes a second, 40 samples are 3 blocks."""
+    """A clock that advances by one second whenever it is read: a call takes a second, 40 samples are 3 blocks."""
     ticks = itertools.count()
     monkeypatch.setattr("dptrain.bench.step.time.perf_counter", lambda: float(next(ticks)))
     config = TrainConfig(model="linear", batch_size=40, threads=1)

@@ -4,7 +4,7 @@
 
 Each peer is installed on demand in an environment of its own, below ~/.cache/dptrain/peers (--environments), at the
 version written below. Each run is a process of its own on as many cores as it has threads, and all take turns, so
-that a drift of the machine's speed meets all of them. Everyone does the whole step: forward, backward, SGD with
+that a drift of the machine's speed affects all of them. Each does the whole step: forward, backward, SGD with
 Nesterov momentum and weight decay. dptrain also gathers, casts and normalises its microbatches from 8 shards of uint8
 images and adds up their gradients; the peers get one ready float32 batch.
 """

@@ -45,7 +45,7 @@ def first_step_logged(metrics: Path) -> bool:
 
 
 def version(python: Path) -> bytes:
-    """What the mpirun beside a Python says it is; nothing when there is none."""
+    """The version text of the mpirun next to a Python; empty if there is none."""
     mpirun = python.with_name("mpirun")
     return subprocess.run([mpirun, "--version"], capture_output=True).stdout if mpirun.exists() else b""
 

@@ -124,7 +124,7 @@ def test_lines_can_be_asked_for_on_a_terminal(data: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("told", "terminal", "launched", "bar"),
+    ("wanted", "terminal", "launched", "bar"),
     [
         (None, True, False, True),
         (None, False, False, False),
@@ -134,12 +134,12 @@ def test_lines_can_be_asked_for_on_a_terminal(data: Path, tmp_path: Path) -> Non
     ],
 )
 def test_a_bar_is_for_terminals_or_where_the_launcher_asks_for_one(
-    told: str | None, terminal: bool, launched: bool, bar: bool, monkeypatch: pytest.MonkeyPatch
+    wanted: str | None, terminal: bool, launched: bool, bar: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DPTRAIN_PROGRESS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK", "PMI_RANK"):
         monkeypatch.delenv(name, raising=False)
-    if told:
-        monkeypatch.setenv("DPTRAIN_PROGRESS", told)
+    if wanted:
+        monkeypatch.setenv("DPTRAIN_PROGRESS", wanted)
     if launched:
         monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
@@ -155,7 +155,7 @@ def test_only_logged_steps_have_a_line(capsys: pytest.CaptureFixture[str], monke
     assert [line.split("  loss")[0] for line in capsys.readouterr().out.splitlines()] == ["step 2  epoch 1/2"]
 
 
-def test_lost_ranks_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lost_ranks_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()  # of a new rank 0, which nothing was reported to before
     console.handle(RanksLost(FACTS, 5, [0, 2], 0.25))
     console.handle(step(6, logged=True))

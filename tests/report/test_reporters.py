@@ -77,7 +77,7 @@ def test_only_the_reporters_of_rank_0_receive_events(data: Path, tmp_path: Path)
     reporters = [Keeping(), Keeping()]
 
     def program(communicator: Communicator) -> Any:
-        config = configuration(data, tmp_path / "run", stall_limit=0.0)  # threads stand for ranks: nobody watches them
+        config = configuration(data, tmp_path / "run", stall_limit=0.0)  # ranks are threads here
         return train(config, communicator, [reporters[communicator.rank]])
 
     on_ranks(2, program)

@@ -21,8 +21,8 @@ def build(input_shape, classes, *, width=4):
     """Strided convolution, then pooling with a kernel of its own."""
     return [Conv2d(width, 5, stride=2), ReLU(), MaxPool2d(3, stride=2), Flatten(), Linear(classes)]
 
-def tells(input_shape, classes, **options):
-    raise ValueError(f"told {input_shape}, {classes}, {options}")
+def refuses(input_shape, classes, **options):
+    raise ValueError(f"refused {input_shape}, {classes}, {options}")
 
 def no_list(input_shape, classes):
     return 7
@@ -96,10 +96,10 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
         ("FOLDER/" + 300 * "x" + ".py:build", "cannot be read: File name too long"),
         ("FOLDER/my_net.py:MY", "has no function 'MY'"),
         ("FOLDER/my_net.txt:build", "is not a Python file"),
-        ("FOLDER/my_net.py:tells", "told (3, 8, 8), 5, {}"),
+        ("FOLDER/my_net.py:refuses", "refused (3, 8, 8), 5, {}"),
         ("FOLDER/my_net.py:no_list", "the network has 7 in it, expected layers"),
         ("FOLDER/my_net.py:quits", "ended the program with status 17 (my_net.py, line "),
-        ("FOLDER/my_net.py:tells", "(my_net.py, line "),
+        ("FOLDER/my_net.py:refuses", "(my_net.py, line "),
         ("FOLDER/my_net.py:no_arguments", "no_arguments() takes 0 positional arguments but 2 were given"),
         ("FOLDER/my_net.py:unfinished", "end it with Flatten(), Linear(K)"),
         ("FOLDER/my_net.py:too_large", "smaller than the kernel of 99"),
@@ -187,6 +187,6 @@ def test_an_option_that_the_function_has_no_argument_for_proposes_one(my_net: Pa
 
 
 @pytest.mark.parametrize("options", [{"width": [3]}, {"widths": 3}, {"widths": [0]}, {"kernel_size": 2}])
-def test_options_that_do_not_fit_are_named(options: dict[str, Any]) -> None:
+def test_an_error_names_the_option_that_does_not_fit(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(options))):
         build_network("convnet", options, (3, 8, 8), 5)

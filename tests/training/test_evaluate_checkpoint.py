@@ -78,7 +78,7 @@ def repacked_beside_darker_images(data: Path, out: Path, classes: tuple[str, ...
 def test_images_are_normalised_as_in_training_whatever_they_are_packed_with(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """Evaluation with the data set's own mean and deviation: the same test images beside darker training images."""
+    """Evaluation with the data set's own mean and deviation: the same test images with darker training images."""
     data, checkpoint = trained
     darker = repacked_beside_darker_images(data, tmp_path / "darker")
     lines: list[str] = []
@@ -175,7 +175,7 @@ def my_model(tmp_path: Path) -> tuple[Path, str]:
     return path, f"{path}:build"
 
 
-def test_code_that_a_checkpoint_names_is_run_only_when_asked(my_model: tuple[Path, str], tmp_path: Path) -> None:
+def test_code_that_a_checkpoint_names_is_run_only_with_model(my_model: tuple[Path, str], tmp_path: Path) -> None:
     path, model = my_model
     data = packed(tmp_path / "set")
     run(configuration(data, tmp_path / "run", model=model, model_options={}))

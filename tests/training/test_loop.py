@@ -1,4 +1,4 @@
-"""dptrain.training.loop: a run that is stopped anywhere and goes on is the undisturbed run, to the bit."""
+"""dptrain.training.loop: a run that is stopped anywhere and resumed ends with the bits of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_run_stopped_at_any_steps_ends_with_the_bits_of_the_undisturbed_one(
 
 
 @pytest.mark.parametrize("broken_off", [5, 6, 7, 11])
-def test_a_run_broken_off_goes_on_from_its_last_checkpoint(
+def test_an_interrupted_run_resumes_from_its_last_checkpoint(
     broken_off: int, undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
     config = configuration(data, tmp_path / "run", checkpoint_every="3", **undisturbed[0])
@@ -142,14 +142,14 @@ class AskedAfter(Memory, Interruption):
             self.signal_name = "SIGTERM"
 
 
-@pytest.mark.parametrize("asked", range(1, LAST_STEP + 1))
-def test_a_run_asked_to_end_saves_and_makes_up_for_what_it_left_out(
-    asked: int, undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
+@pytest.mark.parametrize("signalled", range(1, LAST_STEP + 1))
+def test_a_run_stopped_by_a_signal_saves_and_later_does_what_it_left_out(
+    signalled: int, undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
     """At the end of an epoch, 7 and 14, the evaluation is what is left out; elsewhere one more step is made."""
     config = configuration(data, tmp_path / "run", **undisturbed[0])
-    first = AskedAfter(asked)
-    stopped = asked if asked % STEPS_PER_EPOCH == 0 else asked + 1
+    first = AskedAfter(signalled)
+    stopped = signalled if signalled % STEPS_PER_EPOCH == 0 else signalled + 1
     with pytest.raises(PreemptedError, match=rf"stopped by SIGTERM: step-{stopped:08d}\.h5 is written"):
         train(config, Communicator(), [first], first)
     assert last_checkpoint(tmp_path / "run").name == f"step-{stopped:08d}.h5"
@@ -159,7 +159,7 @@ def test_a_run_asked_to_end_saves_and_makes_up_for_what_it_left_out(
     assert_same_end(tmp_path / "run", second, undisturbed)
 
 
-def test_a_named_checkpoint_is_gone_on_from_in_another_folder(
+def test_a_named_checkpoint_is_resumed_in_another_folder(
     undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
     run(configuration(data, tmp_path / "first", max_steps=4, **undisturbed[0]))
@@ -286,7 +286,7 @@ def test_the_mpi_reduction_is_the_tree_up_to_rounding(data: Path, tmp_path: Path
     assert mpi.progress.samples_seen == 2 * TRAIN
 
 
-def test_a_run_can_go_on_from_the_newest_checkpoint_of_another_run(data: Path, tmp_path: Path) -> None:
+def test_a_run_can_resume_from_the_newest_checkpoint_of_another_run(data: Path, tmp_path: Path) -> None:
     run(configuration(data, tmp_path / "one", max_steps=5))
     _, memory = run(configuration(data, tmp_path / "two", resume=str(tmp_path / "one")))
     assert memory.steps[0][0] == 6
@@ -294,7 +294,7 @@ def test_a_run_can_go_on_from_the_newest_checkpoint_of_another_run(data: Path, t
 
 
 def test_what_was_never_evaluated_is_saved_with_its_accuracy(data: Path, tmp_path: Path) -> None:
-    """Stopped at a checkpoint within an epoch, then asked for no more steps than that."""
+    """Stopped at a checkpoint within an epoch, then resumed with that step as the last one."""
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         train(configuration(data, folder, checkpoint_every="3"), Communicator(), [Memory(interrupt_after=4)])
@@ -319,7 +319,7 @@ def test_parameters_that_an_update_makes_infinite_are_not_saved(data: Path, tmp_
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
-def test_going_back_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
+def test_resuming_an_earlier_checkpoint_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
     """The steps made again would write over those of the first attempt."""
     folder = tmp_path / "run"
     run(configuration(data, folder, checkpoint_every="3"))
@@ -374,7 +374,7 @@ def build(input_shape, classes):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(data: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bits(data: Path, tmp_path: Path) -> None:
     model = tmp_path / "slow.py"
     model.write_text(SLOW_NET)
     options = {"model": f"{model}:build", "model_options": {}, "checkpoint_every": "1", "epochs": 8}

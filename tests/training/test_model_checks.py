@@ -76,7 +76,7 @@ def test_the_files_are_in_the_run_folder_and_their_hashes_in_the_checkpoint(begu
     assert all(len(digest) == 64 for digest in origin.model_files.values())
 
 
-def test_a_resume_with_other_code_is_refused_and_the_files_are_named(begun: TrainConfig, tmp_path: Path) -> None:
+def test_a_resume_with_other_code_is_an_error_that_names_the_files(begun: TrainConfig, tmp_path: Path) -> None:
     """Found in the field: tanh became ReLU in a user's layer, and the resume continued as if nothing had happened."""
     (tmp_path / "code" / "squash.py").write_text(RECTIFY)
     with pytest.raises(CheckpointError) as caught:
@@ -100,7 +100,7 @@ def test_changed_code_is_named_also_when_it_makes_other_layers(begun: TrainConfi
     assert "(run was trained with other code of the model: net.py; its code was kept: --model run/model" in done.stderr
 
 
-def test_a_resume_with_the_same_code_is_silent_wherever_it_lies(begun: TrainConfig, tmp_path: Path) -> None:
+def test_a_resume_with_the_same_code_in_another_folder_has_no_note(begun: TrainConfig, tmp_path: Path) -> None:
     summary, memory = run(begun)
     assert (summary["step"], memory.lines) == (5, [])
     (tmp_path / "code").rename(tmp_path / "moved")
@@ -263,7 +263,7 @@ def test_a_neighbour_that_breaks_a_rule_is_reported_from_the_command_line(
     (tmp_path / "code" / "squash.py").write_text(SQUASH.replace("np.tanh(x)", "np.tanh(x) * np.random.random()"))
     done = train(data, tmp_path / "run", model=model, model_options={})
     assert done.returncode == 1
-    assert "layer squash1 (Squash) uses NumPy's global generator" in done.stderr
+    assert "layer squash1 (Squash) uses a global random generator" in done.stderr
 
 
 UNSEEDED = """

@@ -147,7 +147,7 @@ def test_files_in_other_encodings_are_kept_byte_by_byte(tmp_path: Path) -> None:
     assert source_of(model).files["net.py"] == content
 
 
-def test_changed_new_and_missing_files_are_named(tmp_path: Path) -> None:
+def test_changed_new_and_missing_files_are_listed(tmp_path: Path) -> None:
     model = net(tmp_path, "import same, other, gone", "3", same="", other="x = 1", gone="")
     before = source_of(model).hashes()
     assert source_of(model).changed_files(before, "net.py") == []

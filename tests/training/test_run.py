@@ -1,4 +1,4 @@
-"""dptrain.training.run: wherever ranks die, those that live go on to the bits of an undisturbed run."""
+"""dptrain.training.run: whenever ranks die, the others end with the bits of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def elastic(data: Path, run_dir: Path, **changes: Any) -> TrainConfig:
-    # Threads stand for ranks: nobody watches them.
+    # Ranks are threads here: no stall is watched for.
     options = {"elastic": True, "checkpoint_every": "3", "stall_limit": 0.0, "max_steps": LAST_STEP}
     return configuration(data, run_dir, **(options | changes))
 
@@ -62,7 +62,7 @@ def assert_undisturbed(config: TrainConfig, results: dict[int, Any], undisturbed
 
 @pytest.fixture(scope="module")
 def calls(data: Path, undisturbed: str, tmp_path_factory: pytest.TempPathFactory) -> int:
-    """Collectives of each rank in a run in which nobody dies."""
+    """Collectives of each rank in a run in which no rank dies."""
     config = elastic(data, tmp_path_factory.mktemp("calls") / "run")
     results, counts = train_with_deaths(config, [])
     assert_undisturbed(config, results, undisturbed)
@@ -124,7 +124,7 @@ def test_without_elastic_a_death_is_an_error_though_the_mpi_could_do_more(data: 
         train_with_deaths(elastic(data, tmp_path / "run", elastic=False), [Death(1, 20)])
 
 
-def test_all_deaths_are_told_also_of_a_recovery_that_a_death_interrupts(data: Path, tmp_path: Path) -> None:
+def test_all_deaths_are_reported_also_during_a_recovery(data: Path, tmp_path: Path) -> None:
     memories = {rank: Memory() for rank in range(RANKS)}
 
     def program(communicator: Communicator) -> None:

@@ -1,4 +1,4 @@
-"""What the algorithms of a convolution have in common: geometry, and what they offer."""
+"""The interface of a convolution's algorithms, and the geometry that they share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dptrain.nn.layer import windows
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which windows of x (H, W, N, C) a convolution sees; input_shape is (C, H, W), pairs (vertical, horizontal)."""
+    """The windows of x (H, W, N, C) that a convolution reads; input_shape (C, H, W), pairs (vertical, horizontal)."""
 
     name: str
     input_shape: Shape
@@ -43,11 +43,11 @@ class Geometry:
 class Correlation(ABC):
     """One way to compute the sums of a convolution (without its bias), forward and backward.
 
-    The sums come as an array (q, q, ..., N, O) whose first two axes are an output pixel's place in its q x q pooling
-    window, so that pooling over them reads whole blocks; q is 1 where nothing is pooled. The order of the axes
-    between is the algorithm's own: `in_own_order` shows an image in it. `extent` is the height and width of all
-    sums: those of the output, but some more (which mean nothing, and whose gradient must be zero) where that suits
-    the algorithm, or up to q - 1 less where no pooling window reaches.
+    The sums are an array (q, q, ..., N, O). Its first two axes are an output pixel's place in its q x q pooling window,
+    so that pooling over them reads whole blocks; q is 1 where nothing is pooled. Each algorithm orders the axes between
+    in its own way: `in_own_order` views an image in that order. `extent` is the height and width of all sums. It is
+    that of the output, but an algorithm may add rows and columns (whose values mean nothing and whose gradient must be
+    zero), or leave out up to q - 1 that are in no pooling window.
     """
 
     extent: tuple[int, int]
@@ -78,7 +78,7 @@ class Correlation(ABC):
 
 
 def zeros_beyond(image: Array, extent: tuple[int, int], name: str, workspace: Workspace) -> Array:
-    """image (OH, OW, N, O) with zeros after its last row and column up to `extent`; itself when it has that."""
+    """image (OH, OW, N, O), extended by rows and columns of zeros up to `extent`; the image itself if it has that."""
     height, width, *rest = image.shape
     if (height, width) == extent:
         return image

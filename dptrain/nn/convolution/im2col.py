@@ -1,13 +1,13 @@
 """Convolution as a matrix product over im2col columns (Chellapilla, Puri and Simard 2006).
 
-Column (oh, ow, n) of the matrix holds the window of sample n that output pixel (oh, ow) sees:
+Column (oh, ow, n) of the matrix holds the window of sample n that output pixel (oh, ow) reads:
 
     cols[c, kh, kw, oh, ow, n] = padded[c, oh * stride + kh, ow * stride + kw, n]
     y[oh, ow, n, o]            = sum over c, kh, kw of cols[c, kh, kw, oh, ow, n] * weight[o, c, kh, kw]
 
-For pooling by q, output pixel (oh, ow) = (q * i + p, q * j + t) is column (p, t, i, j, n) instead. So that what
-neighbouring columns hold lies side by side in memory, the padded input is kept channel by channel and in m x m
-*phases*, every m-th pixel together:
+For pooling by q, output pixel (oh, ow) = (q * i + p, q * j + t) is column (p, t, i, j, n) instead. The padded input
+is kept channel by channel and in m x m *phases*, each with every m-th pixel, so that the values of neighbouring
+columns are contiguous in memory:
 
     phases[r, s, c, a, b, n] = padded[c, m * a + r, m * b + s, n]
 """
@@ -32,8 +32,8 @@ class Im2col(Correlation):
     def __init__(self, geometry: Geometry, name: str, q: int) -> None:
         super().__init__(geometry, name, q)
         _, height, width = geometry.output_shape
-        self.extent = (height // q * q, width // q * q)  # what no pooling window reaches is not computed
-        # In phases a window's neighbour in the same place of the next pooling window is the next value in memory.
+        self.extent = (height // q * q, width // q * q)  # pixels in no pooling window are not computed
+        # In phases, the same place of the next pooling window is the next value in memory.
         self._m = q if geometry.stride == (1, 1) else 1
 
     def prepare(self, weight: Array, workspace: Workspace) -> Array:
@@ -65,7 +65,7 @@ class Im2col(Correlation):
         np.copyto(dweight.reshape(len(dweight), -1), dkernels.T)
         if not need_dx:
             return None
-        # The columns have served: their memory takes their own gradient.
+        # The columns are not needed any more: their gradient is written over them.
         dcols = cols
         matmul(kernels, dy.T, out=self._as_matrix(dcols))
         samples, (channels, *extents) = dsums.shape[-2], self.geometry.input_shape
@@ -91,7 +91,7 @@ class Im2col(Correlation):
         return (m, m, channels, -(-(height + 2 * ph) // m), -(-(width + 2 * pw) // m), samples)
 
     def _parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:
-        """For each phase the places (kh, kw) of the kernel that begin in it: their columns, and the pixels they meet.
+        """For each phase the places (kh, kw) of the kernel that begin in it: their columns, and the pixels they read.
 
         Pairs of views (C, ., ., q, q, OH / q, OW / q, N).
         """
@@ -118,7 +118,7 @@ class Im2col(Correlation):
         return parts
 
     def _single_parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:
-        """The same for one place at a time: no pixel comes twice in a view, so it can be added to."""
+        """The same for one place at a time: no pixel is in a view twice, so that it can be added to."""
         return [
             (part[:, kh, kw], seen[:, kh, kw])
             for part, seen in self._parts(cols, phases)
@@ -128,7 +128,7 @@ class Im2col(Correlation):
 
 @cache
 def _places(geometry: Geometry, m: int) -> list[tuple[tuple[slice, ...], tuple[Any, ...]]]:
-    """For each phase: the pixels of the planes (C, H, W, N) that belong to it, and where they lie in the phases."""
+    """For each phase: its pixels in the planes (C, H, W, N), and their places in the phases."""
     _, height, width = geometry.input_shape
     rows = [_phase(r, m, geometry.padding[0], height) for r in range(m)]
     columns = [_phase(s, m, geometry.padding[1], width) for s in range(m)]

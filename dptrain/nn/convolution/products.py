@@ -1,8 +1,8 @@
-"""Matrix products cut into blocks, of a size that OpenBLAS multiplies best.
+"""Matrix products, cut into blocks of the size that OpenBLAS multiplies fastest.
 
-For products of at most SMALL multiplications OpenBLAS has kernels that read the factors where they lie; for larger
-ones it first copies both into its own order, which for a short axis costs as much as the product. With AVX-512
-the blocks run up to twice as fast; with AVX2, where those kernels are missing, up to 5 % slower.
+For products of at most SMALL multiplications OpenBLAS has kernels that read the factors in place. For larger ones it
+first copies both into its own order, which for a short axis costs as much as the product. With AVX-512 the blocks run
+up to twice as fast; with AVX2, which has no such kernels, up to 5 % slower.
 
 The blocks depend on shapes alone, so the bits do too.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from dptrain.arrays.memory import Array, Workspace
 
 SMALL = 100**3  # OpenBLAS: kernel/x86_64/sgemm_small_kernel_permit_skylakex.c
-LEAST = SMALL // 16  # multiplications; below it the calls outweigh what they save
+LEAST = SMALL // 16  # multiplications; below it the calls cost more than they save
 LEAST_BLOCK = 16  # rows or columns: one vector register
 
 

@@ -8,12 +8,12 @@ and d the pixels, F(m, 3) is
 and in two dimensions the same along both axes. All three transforms are linear: the sum over channels is taken
 between them, as n * n matrix products, and each gradient is computed by the adjoints of the same transforms.
 
-    d[i, j, t, N, c]    pixel (i, j) of the n x n that tile t sees     V = B' d B       along i and along j
+    d[i, j, t, N, c]    pixel (i, j) of the n x n that tile t reads    V = B' d B       along i and along j
     w[o, c, kh, kw]     the kernels                                    U = G w G'       along kh and along kw
     M[i, j] = V[i, j] @ U[i, j]                                        Y = A' M A       the m x m outputs
 
-Each transform along one axis is a matrix product over everything else: all tiles, samples and channels. Those of
-the pixels read the padded input where it lies, tiles that overlap included.
+Each transform along one axis is a matrix product over everything else: all tiles, samples and channels. The transforms
+of the pixels read the padded input in place, although its tiles overlap.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dptrain.nn.convolution.correlation import Correlation, Geometry
 from dptrain.nn.convolution.products import matmul
 
 KERNEL = 3
-POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 2, -2)}  # and infinity; small, so that little is lost to rounding
+POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 2, -2)}  # and infinity; small, for small rounding errors
 
 
 def transforms(m: int) -> tuple[Array, Array, Array]:
@@ -36,7 +36,7 @@ def transforms(m: int) -> tuple[Array, Array, Array]:
 
     The product of two polynomials with coefficients g (3) and y (m) is found by evaluating both at n points,
     multiplying the values, and interpolating (Toom and Cook). With E_k the evaluation of k coefficients and L the
-    interpolation, s = L [(E_3 g) * (E_m y)]. Filtering is the transposed of that product (Winograd 1980):
+    interpolation, s = L [(E_3 g) * (E_m y)]. Filtering is the transpose of that product (Winograd 1980):
     y = E_m' [(E_3 g) * (L' d)]. A point's factor is moved from L to E_3, so that A' and B' hold integers, which
     float32 represents exactly.
     """
@@ -114,7 +114,7 @@ class Winograd(Correlation):
         m, n, (out_channels, channels) = self.m, self.n, dweight.shape[:2]
         to_outputs, of_kernels, of_pixels = self._transforms(workspace.dtype)
         shape = dsums.shape[4:]
-        dy = workspace.scratch(self.name, "sums", (m, m, *shape))  # what dsums shows
+        dy = workspace.scratch(self.name, "sums", (m, m, *shape))  # the memory that dsums views
         half = workspace.scratch(self.name, "half of dproducts", (n, m, *shape))
         dproducts = workspace.scratch(self.name, "products", (n, n, *shape))
         along_both(to_outputs.T, dy, half, dproducts)
@@ -126,7 +126,7 @@ class Winograd(Correlation):
         np.copyto(dweight, dkernels.transpose(2, 3, 0, 1))
         if not need_dx:
             return None
-        # The transformed pixels have served: their memory takes their gradient.
+        # The transformed pixels are not needed any more: their gradient is written over them.
         matmul(_by_place(dproducts), kernels[1], out=_by_place(v))
         dpadded = workspace.array(self.name, "dpadded", self._padded_shape(v))
         for pixels, tiles in reversed(self._axes(dpadded, self._between_axes(dpadded, workspace), v)):
@@ -147,18 +147,18 @@ class Winograd(Correlation):
         return (self.extent[0] + KERNEL - 1, self.extent[1] + KERNEL - 1, *v.shape[4:])
 
     def _inside(self, padded: Array) -> Array:
-        """A view (H, W, N, C) of what lies within the padding."""
+        """A view (H, W, N, C) without the padding."""
         (ph, pw), (_, height, width) = self.geometry.padding, self.geometry.input_shape
         return padded[ph : ph + height, pw : pw + width]
 
     def _between_axes(self, padded: Array, workspace: Workspace) -> Array:
-        """For pixels transformed along the rows' axis, but not yet along the columns': (n, tiles, W, N, C)."""
+        """For pixels transformed along the vertical axis only: (n, tiles, W, N, C)."""
         return workspace.scratch(self.name, "between axes", (self.n, self.tiles[0], *padded.shape[1:]))
 
     def _axes(self, padded: Array, between: Array, v: Array) -> list[tuple[Array, Array]]:
-        """The two transforms of the pixels, along the rows' axis and then along the columns': from where to where.
+        """Source and destination of the pixels' two transforms, along the vertical and then the horizontal axis.
 
-        Pairs of views (..., extent, R) and (..., tiles, n, R), R being all that comes after the axis.
+        Pairs of views (..., extent, R) and (..., tiles, n, R), with R everything after the axis.
         """
         n, (down, across) = self.n, self.tiles
         return [
@@ -170,16 +170,16 @@ class Winograd(Correlation):
         ]
 
     def _overlapping(self, padded: Array, between: Array, v: Array) -> list[tuple[Array, Array]]:
-        """The same with the pixels as (..., tiles, n, R) too: neighbouring tiles see two of them both."""
+        """The same with the pixels as (..., tiles, n, R) too: neighbouring tiles share two of them."""
         return [
             (sliding_window_view(pixels, self.n, axis=-2)[..., :: self.m, :, :].swapaxes(-1, -2), tiles)
             for pixels, tiles in self._axes(padded, between, v)
         ]
 
     def _scatter(self, adjoint: Array, tiles: Array, pixels: Array, workspace: Workspace) -> None:
-        """The adjoint of a transform: each pixel of (..., extent, R) is the sum of what the tiles have for it.
+        """The adjoint of a transform: each pixel of (..., extent, R) is the sum of its values in all tiles.
 
-        The first m pixels of a tile are its own, what it has for the others is added to the next tile's.
+        A tile's first m pixels are written, its others are added to those of the next tile.
         """
         m, (*others, count, _, run) = self.m, tiles.shape
         matmul(adjoint[:m], tiles, out=pixels[..., : m * count, :].reshape(*others, count, m, run))

@@ -22,11 +22,11 @@ from dptrain.nn.layer import Layer, pair
 from dptrain.nn.passes import Parameters, Pass
 from dptrain.nn.tensor import Tensor, he_uniform, zeros
 
-KERNELS = "kernels"  # among prepared parameters: the weight as the algorithm needs it
+KERNELS = "kernels"  # in prepared parameters: the weight in the form that the algorithm needs
 ALGORITHMS = ("im2col", "winograd2", "winograd4")
 
-# Of the cost model, fitted to timings (see `cost`): writing one float32 takes as long as this many floating-point
-# operations of a matrix product, and work on the kernels counts as if this many samples shared it.
+# Of the cost model, fitted to timings (see `cost`): to write one float32 takes as long as this many floating-point
+# operations of a matrix product, and the work on the kernels is divided by this many samples.
 FLOPS_PER_MOVE = 30
 SAMPLES = 128
 
@@ -74,7 +74,7 @@ class Conv2d(Layer):
         return {"algorithm": self.chosen}
 
     def bind(self, input_shape: Shape) -> Shape:
-        """Also chooses the algorithm, if that is left to it."""
+        """Also chooses the algorithm if it is "auto"."""
         if len(input_shape) != 3:
             raise ValueError(f"{self!r} needs feature maps (C, H, W), it gets {input_shape}")
         self.geometry = Geometry(
@@ -86,7 +86,7 @@ class Conv2d(Layer):
         return output_shape
 
     def correlation_for(self, q: int) -> Correlation:
-        """The algorithm, giving its sums in q x q windows; q is 1 or 2."""
+        """The algorithm, with sums ordered by q x q windows; q is 1 or 2."""
         if self.chosen == "im2col":
             return Im2col(self.geometry, self.name, q)
         return Winograd(self.geometry, self.name, q, int(self.chosen.removeprefix("winograd")))
@@ -127,7 +127,7 @@ def add_up(dy: Array, dbias: Array) -> None:
 
 
 def with_kernels(correlation: Correlation, parameters: Parameters, workspace: Workspace) -> Parameters:
-    """The parameters and, if they are not yet there, the kernels that the algorithm makes of the weight."""
+    """The parameters, with the kernels that the algorithm makes of the weight."""
     if KERNELS in parameters:
         return parameters
     return {**parameters, KERNELS: correlation.prepare(parameters["weight"], workspace)}
@@ -139,16 +139,16 @@ def has_winograd(kernel_size: tuple[int, int], stride: tuple[int, int]) -> bool:
 
 
 def cheapest(geometry: Geometry) -> str:
-    """The algorithm of least cost; of equals the first. It depends on shapes alone, never on a timing."""
+    """The algorithm of least cost, the first of equals. It depends on shapes alone, never on a timing."""
     possible = ALGORITHMS if has_winograd(geometry.kernel_size, geometry.stride) else ALGORITHMS[:1]
     return min(possible, key=lambda algorithm: cost(algorithm, geometry))
 
 
 def cost(algorithm: str, geometry: Geometry) -> float:
-    """Floating-point operations of a sample's forward pass, a number written counted as FLOPS_PER_MOVE.
+    """Floating-point operations of a sample's forward pass, where each number written counts as FLOPS_PER_MOVE.
 
-    The backward pass consists of the same products and moves, once for each gradient. On 82 shapes of 2 x 2 to 32 x 32
-    pixels and 1 to 512 channels the choice took at most 14 % longer than the best, with 4 input channels 51 %
+    The backward pass has the same products and moves, once for each gradient. On 82 shapes of 2 x 2 to 32 x 32 pixels
+    and 1 to 512 channels the chosen algorithm took at most 14 % longer than the best, with 4 input channels 51 %
     (measured, forward and backward pass of 8 samples on one core of Zen 4).
     """
     channels, (out_channels, height, width) = geometry.input_shape[0], geometry.output_shape
@@ -161,6 +161,6 @@ def cost(algorithm: str, geometry: Geometry) -> float:
     tiles = -(-height // m) * -(-width // m)
     products = 2 * n**2 * channels * out_channels * tiles
     moves = ((n * m + n**2) * channels + (n**2 + n * m + m**2) * out_channels) * tiles
-    # Transformed along one axis and the other: twice a step, their gradient once a block of samples.
+    # The kernels are transformed twice a step, and their gradient once a block of samples.
     of_kernels = 3 * (n**2 + n * KERNEL + KERNEL**2) * channels * out_channels / SAMPLES
     return products + FLOPS_PER_MOVE * (moves + of_kernels)

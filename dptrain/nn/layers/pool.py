@@ -80,14 +80,14 @@ class MaxPool2d(Layer):
         shape = (*dy.shape[:axis], self.input_shape[1 + axis], *dy.shape[axis + 1 :])
         dx = workspace.array(self.name, f"dmax{axis}", shape)
         if kernel != stride or shape[axis] != kernel * dy.shape[axis]:
-            dx.fill(0)  # some entries belong to no window, or to several
+            dx.fill(0)  # some entries are in no window, or in several
         rest = workspace.array(self.name, f"rest{axis}", dy.shape)
         part = workspace.array(self.name, f"part{axis}", dy.shape)
         for offset in range(kernel):
             source = dy if offset == 0 else rest
             entry = dx[self._window(axis, offset)]
             if offset == kernel - 1:
-                won = source  # what no earlier entry took
+                won = source  # the gradient that no earlier entry got
             else:
                 won = np.multiply(source, masks[offset], out=part)
                 np.subtract(source, won, out=rest)
