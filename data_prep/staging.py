@@ -47,7 +47,7 @@ def check_target(out: Path, *, force: bool) -> None:
     """
     with _readable_errors(out):
         if why := dangling(out.absolute()):
-            raise DataError(f"{shown(out)}: {why}; name another folder or remove the link")
+            raise DataError(f"{shown(out)}: {why}; choose another folder or remove the link")
         out = out.resolve()
         nearest = next(path for path in (out, *out.parents) if path.exists())
         if not nearest.is_dir():
@@ -156,7 +156,7 @@ def _check_contents(out: Path, *, force: bool) -> None:
             "not changed, not even with --force: name a new or empty folder"
         )
     if (out / MANIFEST).exists() and not force:
-        raise DataError(f"{shown(out)}: is a data set already; replace it with --force, or name another folder")
+        raise DataError(f"{shown(out)}: is a data set already; replace it with --force, or choose another folder")
 
 
 def _foreign(folder: Path) -> list[str]:
@@ -195,7 +195,7 @@ def _lock(out: Path) -> int:
     except OSError:
         return descriptor  # Some network file systems cannot lock folders: there, two runs are not kept apart.
     os.close(descriptor)  # another process holds it, or has just removed it
-    raise DataError(f"{shown(out)}: another process is packing into this folder; wait for it or name another folder")
+    raise DataError(f"{shown(out)}: another process is packing into this folder; wait for it or choose another folder")
 
 
 @contextmanager

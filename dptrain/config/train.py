@@ -19,7 +19,10 @@ from dptrain.system.paths import typed_path
 
 RUN, BITS, FOLDER, PROCESS = Scope
 BORDERS = ("none", "reflect", "zero")
-REDUCTIONS = {"tree": "dptrain.parallel.reduce.tree:TreeReducer", "mpi": "dptrain.parallel.reduce.mpi:MPIReducer"}
+REDUCTIONS = {
+    "tree": "dptrain.parallel.reduce.tree:TreeReducer",
+    "mpi": "dptrain.parallel.reduce.mpi:MPIReducer",
+}
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600}
 DEFAULT_WARMUP, WARMUP_SHARE = 200, 10  # steps, but at most one of so many of the run's
 INTERVAL = Rule(re.compile(r"(\d+)([smh]?)", re.ASCII).fullmatch, "a number of steps, or a time such as 90s, 15m or 1h")

@@ -91,7 +91,7 @@ def test_images_are_normalised_as_in_training_whatever_they_are_packed_with(
     assert found[0].accuracy == found[1].accuracy
     assert found[0].loss == pytest.approx(found[1].loss, rel=1e-5)  # the shards are others, and so is the sum's order
     (line,) = lines
-    assert line == f"images are normalised as in training, not with the other mean and deviation of {darker}"
+    assert line == f"images are normalised with the mean and deviation of the checkpoint; those of {darker} differ"
 
 
 def test_a_checkpoint_that_does_not_say_its_mean_is_evaluated_with_the_data_sets(tmp_path: Path) -> None:
