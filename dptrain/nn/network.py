@@ -184,11 +184,7 @@ class Network:
         self, prepared: Prepared, workspace: Workspace, gradient: Array, statistics: Array, draws: Draws
     ) -> list[Pass]:
         """The context of each stage for one block."""
-
-        def by_stage(gradient: Array, statistics: Array) -> tuple[list[Views], list[Views]]:
-            return self._by_stage(self.layout, gradient), self._by_stage(self.buffer_layout, statistics)
-
-        gradients, averages = workspace.views("network", "tensors by stage", (gradient, statistics), by_stage)
+        gradients, averages = self._by_stage(self.layout, gradient), self._by_stage(self.buffer_layout, statistics)
         nodes, needs = self._graph.nodes, self._graph.need_dx
         tensors = zip(prepared.parameters, prepared.buffers, gradients, averages, needs, nodes, strict=True)
         return [
