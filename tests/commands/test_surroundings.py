@@ -146,7 +146,7 @@ def test_a_name_that_a_run_cannot_save_is_one_error(
     name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Happened: bytes that are not UTF-8 in a path ended with a traceback when config.toml was written."""
-    values = {"data": data, "run_dir": tmp_path / "run", name: f"{tmp_path}/odd\udcff:build"}
+    values: dict[str, Any] = {"data": data, "run_dir": tmp_path / "run", name: f"{tmp_path}/odd\udcff:build"}
     words = flags(**values)
     assert main(["train", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -27,8 +27,10 @@ GOOD = image_data(train=60, test=30, shape=(3, 8, 9))
 def of_shape(*shape: int, layout: Any = None) -> ImageData:
     """Random images whose axes after the first are `shape`."""
     random = np.random.default_rng(0)
-    parts = (LabelledImages(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, 5, n)) for n in (60, 30))
-    return ImageData("mine", GOOD.classes, *parts, layout=layout)
+    train, test = (
+        LabelledImages(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, 5, n)) for n in (60, 30)
+    )
+    return ImageData("mine", GOOD.classes, train, test, layout=layout)
 
 
 def refused(data: ImageData) -> str:

@@ -130,7 +130,8 @@ def test_pixels_that_do_not_have_the_stated_mean_are_found(folder: Path) -> None
 def test_edited_statistics_are_found(name: str, folder: Path) -> None:
     manifest = read_manifest(folder)
     values: tuple[float, ...] = getattr(manifest, name)
-    write_manifest(folder, replace(manifest, **{name: (values[0] + 1e-6, *values[1:])}))
+    edited: dict[str, Any] = {name: (values[0] + 1e-6, *values[1:])}
+    write_manifest(folder, replace(manifest, **edited))
     assert f"{name} of channel 0" in only_problem(verify(folder))
 
 
