@@ -263,8 +263,7 @@ class Weighted(Layer):
         return x * call.parameters[self.parameter], x
 
     def backward(self, dy: Array, saved: Array, call: Pass) -> Array:
-        # It works, but the annotation is a Mapping, because assigning another array is an error.
-        call.gradients[self.parameter] += (dy * saved).sum()  # type: ignore[index]
+        call.gradients[self.parameter] += (dy * saved).sum()
         dx: Array = dy * call.parameters[self.parameter]
         return dx
 
