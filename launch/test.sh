@@ -30,7 +30,7 @@ export DPTRAIN_TEST_OPENMPI_PYTHON=$PWD/.venv/bin/python
 export DPTRAIN_TEST_MPICH_PYTHON=$PWD/.venv-mpich/bin/python
 
 say "ruff and mypy"
-.venv/bin/python -m ruff check dptrain data_prep launch tests
+.venv/bin/python -m ruff check dptrain data_prep launch tests examples
 .venv/bin/python -m mypy
 
 if ((quick)); then

@@ -12,7 +12,12 @@ from functools import cache
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").glob("*.md")), CHECKOUT / "CONTRIBUTING.md"]
+PAGES = [
+    CHECKOUT / "README.md",
+    *sorted((CHECKOUT / "docs").glob("*.md")),
+    CHECKOUT / "examples" / "README.md",
+    CHECKOUT / "CONTRIBUTING.md",
+]
 RUN, APPLIED, SHOWN = {"bash", "python"}, {"toml", "diff"}, {"text"}
 
 FENCE = re.compile(r"^```(\w*)$")

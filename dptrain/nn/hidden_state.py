@@ -16,7 +16,7 @@ import random
 import types
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,6 @@ from dptrain.system.text import shown
 from dptrain.system.tracebacks import last_line, user_traceback
 
 Microbatch = tuple[Array, NDArray[np.int64]]  # images (H, W, N, C) and labels (N,)
-Result = TypeVar("Result")
 
 WHY = "shards are computed by several ranks, threads and workers, so results would depend on their number"
 DRAWS = "Draw random numbers by call.uniform(shape), or in __init__ from default_rng(SEED)"
@@ -57,22 +56,20 @@ def check_layers(
 
     Costs three microbatches. Without `train`, for an evaluation, only the logits are computed.
     """
-    workspace, shared = Workspace(), Workspace()
-    results: list[list[tuple[str, str]]] = []
+    checker = _Checker(network, vectors, train)
+    results = []
     for images, labels in (first, second, first):
         own = modules()  # each time: more may have been imported
         before = _state(network, own)
-        results.append(_computed(network, vectors, aligned_copy(images), labels, workspace, shared, train))
+        results.append(checker.compute(aligned_copy(images), labels))
         after = _state(network, own)
-        changed = [path for path in before | after if before.get(path) != after.get(path)]
-        if changed:
-            raise ModelError(
-                f"{_name(changed[0], network)} changes while the network computes: {WHY}. {STATE}. {DRAWS}"
-            )
-    for one, other in zip(results[0], results[2], strict=True):
+        for path in before | after:
+            if before.get(path) != after.get(path):
+                raise ModelError(f"{shown(path, 200)} changes while the network computes: {WHY}. {STATE}. {DRAWS}")
+    for (what, one), (_, other) in zip(results[0], results[2], strict=True):
         if one != other:
             raise ModelError(
-                f"{one[0]} is not the same when one microbatch is computed twice: {WHY}. Does the layer draw random "
+                f"{what} is not the same when one microbatch is computed twice: {WHY}. Does the layer draw random "
                 f"numbers, read the clock or the process id, or use memory that it has not filled? {DRAWS}"
             )
 
@@ -88,75 +85,62 @@ def output_sha256(network: Network, vectors: Mapping[str, Array]) -> str:
     return hashlib.sha256(np.ascontiguousarray(logits).data).hexdigest()
 
 
-def _computed(
-    network: Network,
-    vectors: Mapping[str, Array],
-    images: Array,
-    labels: NDArray[np.int64],
-    workspace: Workspace,
-    shared: Workspace,
-    train: bool,
-) -> list[tuple[str, str]]:
-    """All results in order, each with its digest; nothing for a microbatch without samples."""
-    checker = _Checker()
-    if len(labels):
-        prepared = network.prepare(vectors["parameters"], vectors["buffers"], shared, checker)
-        if train:
-            gradient, statistics = aligned_zeros(network.layout.size), aligned_zeros(network.buffer_layout.size)
-            outcome = network.loss_and_grad(
-                prepared, images, labels, gradient, workspace, statistics=statistics, runner=checker
-            )
-            checker.note("the loss", np.array([outcome.loss_sum, outcome.correct]))
-            for name, view in network.layout.views(gradient).items():
-                checker.note(f"the gradient of {name}", view)
-            checker.note("the statistics of the buffers", statistics)
-        block = images[..., : network.block, :]
-        checker.note("the prediction", network.predict(prepared, block, workspace, checker))
-    return checker.results
-
-
 class _Checker(Runner):
-    """Notes what a user's layers return. ModelError for one that fails, or draws from a global random generator."""
+    """Computes microbatches. ModelError for a user's layer that fails, or uses a global random generator."""
 
-    def __init__(self) -> None:
-        self.results: list[tuple[str, str]] = []
+    def __init__(self, network: Network, vectors: Mapping[str, Array], train: bool) -> None:
+        self.network, self.vectors, self.train = network, vectors, train
+        self.workspace, self.shared = Workspace(), Workspace()
+        self.results: list[tuple[str, bytes]] = []
 
-    def note(self, what: str, values: Any) -> None:
+    def compute(self, images: Array, labels: NDArray[np.int64]) -> list[tuple[str, bytes]]:
+        """All results in order, each with its digest; none for a microbatch without samples."""
+        network, self.results = self.network, []
+        if len(labels):
+            prepared = network.prepare(self.vectors["parameters"], self.vectors["buffers"], self.shared, self)
+            if self.train:
+                gradient, statistics = aligned_zeros(network.layout.size), aligned_zeros(network.buffer_layout.size)
+                outcome = network.loss_and_grad(
+                    prepared, images, labels, gradient, self.workspace, statistics=statistics, runner=self
+                )
+                self._note("the loss", np.array([outcome.loss_sum, outcome.correct]))
+                for name, view in network.layout.views(gradient).items():
+                    self._note(f"the gradient of {name}", view)
+                self._note("a statistic for the buffers", statistics)
+            block = images[..., : network.block, :]
+            self._note("the prediction", network.predict(prepared, block, self.workspace, self))
+        return self.results
+
+    def _note(self, what: str, values: object) -> None:
         if isinstance(values, np.ndarray):
-            self.results.append((what, hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()))
+            self.results.append((what, hashlib.sha256(np.ascontiguousarray(values).data).digest()))
 
     def prepare(self, layer: Layer, parameters: Parameters, workspace: Workspace) -> Parameters:
-        return self._checked(layer, "prepare", lambda: super(_Checker, self).prepare(layer, parameters, workspace))
+        return cast(Parameters, self._checked(layer, "prepare", super().prepare, parameters, workspace))
 
     def forward(self, layer: Layer, x: Array, call: Pass) -> tuple[Array, Any]:
-        result = self._checked(layer, "forward", lambda: super(_Checker, self).forward(layer, x, call), x)
-        if _is_users(layer) and isinstance(result, tuple):
-            self.note(f"the output of {where(layer)}", result[0])
-        return result
+        return cast(tuple[Array, Any], self._checked(layer, "forward", super().forward, x, call))
 
     def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
-        dx = self._checked(layer, "backward", lambda: super(_Checker, self).backward(layer, dy, saved, call), dy)
-        if _is_users(layer) and call.need_dx:
-            self.note(f"the gradient of the input of {where(layer)}", dx)
-        return dx
+        return cast("Array | None", self._checked(layer, "backward", super().backward, dy, saved, call))
 
-    def _checked(self, layer: Layer, method: str, run: Callable[[], Result], given: Array | None = None) -> Result:
+    def _checked(self, layer: Layer, method: str, run: Callable[..., Any], given: Any, *more: Any) -> Any:
         if not _is_users(layer):
-            return run()
+            return run(layer, given, *more)
         before = _global_generators()
         try:
-            result = run()
+            result = run(layer, given, *more)
         except (DptrainError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
-            text = f"{where(layer)} fails in {method}: {last_line(error)}"
-            text += f"; it was given {kind_of(given)}" if isinstance(given, np.ndarray) else ""
+            text = f"{where(layer)} fails in {method}: {last_line(error)}; it was given {kind_of(given)}"
             if "read-only" in str(error):
                 text += ". x, the parameters and the buffers are only read, as others use them too: compute with a copy"
             raise ModelError(text, user_traceback(error)) from error
         if _global_generators() != before:
             used = "a global random generator (np.random or random)"
             raise ModelError(f"{where(layer)} uses {used} in {method}: {WHY}. {DRAWS}")
+        self._note(f"the result of {method} of {where(layer)}", result[0] if isinstance(result, tuple) else result)
         return result
 
 
@@ -175,20 +159,19 @@ def _global_generators() -> bytes:
 
 
 def _state(network: Network, modules: Sequence[ModuleType]) -> dict[str, bytes]:
-    """A digest of every attribute of the user's layers, their classes and the modules, by path such as "mine1.mask"."""
+    """A digest of every attribute of the user's layers, their classes and the modules, by path."""
     layers = {layer.name: layer for layer in network.layers if _is_users(layer)}
     classes = {owner for layer in layers.values() for owner in type(layer).__mro__ if is_users_class(owner)}
-    roots: dict[str, object] = {module.__name__.removeprefix("dptrain_model_"): module for module in modules}
-    roots |= {owner.__qualname__: owner for owner in classes}
-    roots |= layers
+    names = {module.__name__.removeprefix("dptrain_model_"): module for module in modules}
+    roots: dict[str, object] = {f"module {name}": module for name, module in names.items()}
+    roots |= {f"class {owner.__qualname__}": owner for owner in classes}
+    roots |= {f"layer {name} ({type(layer).__name__})": layer for name, layer in layers.items()}
     own = {module.__name__ for module in modules} | {owner.__module__ for owner in classes}
-    return {f"{root}.{name}": _digest(part, own) for root, value in roots.items() for name, part in _parts(value)}
-
-
-def _name(path: str, network: Network) -> str:
-    owner, _, attribute = path.partition(".")
-    layer = next((layer for layer in network.layers if layer.name == owner), None)
-    return shown(path, 200) if layer is None else f"the attribute {shown(attribute, 200)!r} of {where(layer)}"
+    return {
+        f"the attribute {name!r} of {root}": _digest(part, own)
+        for root, value in roots.items()
+        for name, part in _parts(value)
+    }
 
 
 def _parts(value: object) -> list[tuple[str, object]]:
@@ -227,7 +210,7 @@ class _ContentPickler(pickle.Pickler):
             self._seen[id(value)] = value
             if isinstance(value, type):
                 return str, (name, _parts(value))
-            cells = [_cell(cell) for cell in value.__closure__ or ()]
+            cells = [cell.cell_contents for cell in value.__closure__ or ()]
             return str, (name, value.__defaults__, value.__kwdefaults__, cells, vars(value))
         module = type(value).__module__
         if module not in self._own_modules and module.partition(".")[0] not in LOOKED_INTO:
@@ -237,11 +220,3 @@ class _ContentPickler(pickle.Pickler):
         except Exception:
             return str, (type(value).__qualname__,)
         return (str, (reduced,)) if isinstance(reduced, str) else reduced
-
-
-def _cell(cell: Any) -> object:
-    """The content of a variable of an enclosing function; None before it is assigned."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None

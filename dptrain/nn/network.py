@@ -76,7 +76,7 @@ class Network:
         trained = {name.rsplit(".", 1)[0] for name, tensor in self.tensors.items() if tensor.trained}
         self._graph = Graph(fuse(self.nodes) if fused else self.nodes, trained)
         self.stages = [node.layer for node in self._graph.nodes]  # the layers as they are computed, fused
-        self._names = {layout: _names_by_stage(self.stages, layout) for layout in (self.layout, self.buffer_layout)}
+        self._places = {layout: _places_by_stage(self.stages, layout) for layout in (self.layout, self.buffer_layout)}
         self._constant = [name for name in self.layout.shapes if not self.tensors[name].trained]
         self._momentum = self.buffer_layout.expand(
             {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
@@ -170,7 +170,7 @@ class Network:
             self._graph.backward(dlogits, saved, passes, runner)
             if part is not gradient:
                 gradient += part
-            if statistics is not None:
+            if statistics is not None and statistics.size:
                 statistics += len(losses) * averages
         for name in self._constant:
             gradient[self.layout.slices[name]] = 0
@@ -184,11 +184,7 @@ class Network:
         self, prepared: Prepared, workspace: Workspace, gradient: Array, statistics: Array, draws: Draws
     ) -> list[Pass]:
         """The context of each stage for one block."""
-
-        def by_stage(gradient: Array, statistics: Array) -> tuple[list[Views], list[Views]]:
-            return self._by_stage(self.layout, gradient), self._by_stage(self.buffer_layout, statistics)
-
-        gradients, averages = workspace.views("network", "tensors by stage", (gradient, statistics), by_stage)
+        gradients, averages = self._by_stage(self.layout, gradient), self._by_stage(self.buffer_layout, statistics)
         nodes, needs = self._graph.nodes, self._graph.need_dx
         tensors = zip(prepared.parameters, prepared.buffers, gradients, averages, needs, nodes, strict=True)
         return [
@@ -212,8 +208,8 @@ class Network:
 
     def _by_stage(self, layout: Layout, flat: Array) -> list[Views]:
         """For each stage the views of its tensors in a flat vector."""
-        views = layout.views(flat)
-        return [Views({short: views[name] for short, name in names.items()}) for names in self._names[layout]]
+        by_stage = self._places[layout]
+        return [Views([(name, flat[part].reshape(shape)) for name, part, shape in places]) for places in by_stage]
 
 
 def _samples_of_a_block(values: int, parameters: int) -> int:
@@ -229,7 +225,9 @@ def _samples_of_a_block(values: int, parameters: int) -> int:
     return block
 
 
-def _names_by_stage(stages: Sequence[Layer], layout: Layout) -> list[dict[str, str]]:
-    """For each stage its tensors in a layout: the layer's name for it, and the full name."""
-    owners = [(*name.rsplit(".", 1), name) for name in layout.shapes]
-    return [{short: name for owner, short, name in owners if owner == stage.name} for stage in stages]
+def _places_by_stage(stages: Sequence[Layer], layout: Layout) -> list[list[tuple[str, slice, Shape]]]:
+    """For each stage its tensors in a layout: the layer's name for each, its slice and shape."""
+    tensors = [(name.rsplit(".", 1), layout.slices[name], shape) for name, shape in layout.shapes.items()]
+    return [
+        [(short, part, shape) for (owner, short), part, shape in tensors if owner == stage.name] for stage in stages
+    ]

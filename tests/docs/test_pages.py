@@ -21,7 +21,7 @@ from dptrain.config.files import read_toml
 PARTS = ("dptrain", "data_prep", "launch", "tests", "examples", "pyproject.toml", "README.md", "LICENSE")
 SECONDS = 120
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
 
 
 @pytest.fixture(scope="module")

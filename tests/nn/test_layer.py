@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dptrain.arrays.memory import Workspace
-from dptrain.nn.layer import Layer, pair, windows
+from dptrain.nn.layer import Layer, pair, plain, windows
 from dptrain.nn.passes import Pass
 
 
@@ -32,3 +32,7 @@ def test_windows_counts_the_places_a_window_fits(extent: int, kernel: int, strid
 def test_a_layer_that_defines_nothing_says_so() -> None:
     with pytest.raises(TypeError, match="does not define forward"):
         Layer().forward(np.zeros(1), Pass({}, {}, Workspace()))
+
+
+def test_an_argument_that_json_cannot_hold_is_text_in_the_spec() -> None:
+    assert plain({"limit": float("inf"), "rates": [np.float32("nan"), 0.5]}) == {"limit": "inf", "rates": ["nan", 0.5]}

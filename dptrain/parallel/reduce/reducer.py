@@ -58,6 +58,9 @@ class Reducer(ABC):
     def __init__(self, placement: Placement, communicator: Communicator, lengths: Lengths) -> None:
         self.placement, self.communicator, self.lengths = placement, communicator, lengths
         shards = placement.shards_of(communicator.rank)
+        self._subtrees = placement.subtrees_of(communicator.rank)
+        ends = np.cumsum(lengths).tolist()
+        self._slices_of_parts = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
         self.vectors = {shard: shared_zeros(sum(lengths)) for shard in shards}
         self.parts = {shard: self._parts(vector) for shard, vector in self.vectors.items()}
         self.waited = 0.0  # seconds of the last step in MPI's calls: for other ranks, and for data to arrive
@@ -80,8 +83,7 @@ class Reducer(ABC):
         It is valid until the next `begin`, and may be overwritten.
         """
         leaves = {(shard, shard + 1): vector for shard, vector in self.vectors.items()}
-        subtrees = self.placement.subtrees_of(self.communicator.rank)
-        total = self._exchange([sum_tree(node, leaves) for node in subtrees])
+        total = self._exchange([sum_tree(node, leaves) for node in self._subtrees])
         self._wait_for(self.communicator.confirm)
         return self._parts(total)
 
@@ -95,4 +97,4 @@ class Reducer(ABC):
         self.waited += time.perf_counter() - started
 
     def _parts(self, vector: Array) -> Parts:
-        return Parts(vector, *np.split(vector, np.cumsum(self.lengths)[:-1]))
+        return Parts(vector, *(vector[part] for part in self._slices_of_parts))
