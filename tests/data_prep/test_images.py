@@ -187,7 +187,7 @@ def test_suspicious_data_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[
 BAD_NAMES: list[tuple[list[Any], str]] = [
     (["cat", "dog", "cat"], "classes 0 and 2 have the same name, 'cat'"),
     (["caf\u00e9", "cafe\u0301"], "classes 0 and 1 have the same name"),
-    (["cat", ""], "the name of class 1 is '', expected text of 1 to 200 characters without spaces at its ends"),
+    (["cat", ""], "the name of class 1 is '', expected text of 1 to 200 characters without control characters"),
     (["cat", " dog"], "the name of class 1 is ' dog', expected"),
     (["cat", "\t"], "the name of class 1 is '\\t', expected"),
     (["cat", "d\0g"], "the name of class 1 is 'd\\x00g', expected"),

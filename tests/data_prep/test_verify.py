@@ -103,7 +103,7 @@ def test_negative_index_is_found(folder: Path) -> None:
 
 def test_classes_that_are_not_balanced_are_found(folder: Path) -> None:
     rewrite_shard(folder, "test", 2, lambda samples: replace(samples, labels=np.zeros_like(samples.labels)))
-    assert any("class class-0, expected +-1" in problem for problem in verify(folder).problems)
+    assert any("class class-0, expected a difference of at most 1" in problem for problem in verify(folder).problems)
 
 
 def test_shards_of_unequal_size_are_found(folder: Path) -> None:
