@@ -28,9 +28,8 @@ from dptrain.data.manifest import FORMAT, MANIFEST, SPLITS
 from dptrain.errors import DataError
 from dptrain.system.durable import sync_folder, write_durably
 from dptrain.system.paths import dangling
+from dptrain.system.signals import delayed_signals
 from dptrain.system.text import shown
-
-from .signals import signals_held
 
 SHARD_PATTERN = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{3,}}-of-\d{{3,}}\.h5")
 PARTIAL = ".partial"
@@ -93,7 +92,7 @@ def install(staging: Path, manifest: str) -> None:
     for path in sorted(staging.iterdir()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    with signals_held():
+    with delayed_signals():
         write_durably(staging / MANIFEST, manifest.encode())
         try:
             (out / MANIFEST).unlink(missing_ok=True)
@@ -123,7 +122,7 @@ def _finish_or_remove(out: Path) -> None:
     """Finish the installation that a killed process has left, or remove the set that it has not completed."""
     partial = out / PARTIAL
     if (partial / MANIFEST).exists() and not (out / MANIFEST).exists():
-        with signals_held():
+        with delayed_signals():
             _finish(out)
     elif partial.exists():
         with suppress(OSError):
