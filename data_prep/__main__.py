@@ -73,9 +73,11 @@ def _parser() -> Parser:
             "--limit",
             type=whole(),
             metavar="N",
-            help="pack only N training images and a fifth as many test images, equally many of each class",
+            help="pack only N training images and N / 5 test images, with balanced classes",
         )
-        command.add_argument("--seed", type=whole(0), default=0, metavar="N", help="of all random choices (default: 0)")
+        command.add_argument(
+            "--seed", type=whole(0), default=0, metavar="N", help="seed of all random choices (default: 0)"
+        )
         _add_packing_options(command)
         command.set_defaults(run=_pack, source=source)
     for name, function, text in (

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from dptrain.data.manifest import SPLITS, Manifest, Provenance, ShardEntry, shard_name
 from dptrain.data.shard import Samples, write_shard
 from dptrain.errors import UsageError
+from dptrain.system.signals import delayed_signals
 from dptrain.system.text import shown
 
 from .images import ImageData, LabelledImages, checked
 from .progress import Bar, say
-from .signals import signals_held
 from .staging import install, staged
 
 __all__ = ["ImageData", "LabelledImages", "Provenance", "pack"]
@@ -78,7 +78,7 @@ def pack(
                 # In the order of the axes, whichever the source has: the bytes of a shard depend on the images alone.
                 images = np.ascontiguousarray(parts[split].images[rows])
                 samples = Samples(images, parts[split].labels[rows], rows.astype(np.int64))
-                with signals_held():
+                with delayed_signals():
                     path = folder / shard_name(split, shard, shards)
                     entries.append(write_shard(path, samples, split, shard, shards))
                 bar.update(len(rows))

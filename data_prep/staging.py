@@ -28,9 +28,8 @@ from dptrain.data.manifest import FORMAT, MANIFEST, SPLITS
 from dptrain.errors import DataError
 from dptrain.system.durable import sync_folder, write_durably
 from dptrain.system.paths import dangling
+from dptrain.system.signals import delayed_signals
 from dptrain.system.text import shown
-
-from .signals import signals_held
 
 SHARD_PATTERN = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{3,}}-of-\d{{3,}}\.h5")
 PARTIAL = ".partial"
@@ -47,7 +46,7 @@ def check_target(out: Path, *, force: bool) -> None:
     """
     with _readable_errors(out):
         if why := dangling(out.absolute()):
-            raise DataError(f"{shown(out)}: {why}; name another folder or remove the link")
+            raise DataError(f"{shown(out)}: {why}; choose another folder or remove the link")
         out = out.resolve()
         nearest = next(path for path in (out, *out.parents) if path.exists())
         if not nearest.is_dir():
@@ -93,7 +92,7 @@ def install(staging: Path, manifest: str) -> None:
     for path in sorted(staging.iterdir()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    with signals_held():
+    with delayed_signals():
         write_durably(staging / MANIFEST, manifest.encode())
         try:
             (out / MANIFEST).unlink(missing_ok=True)
@@ -123,7 +122,7 @@ def _finish_or_remove(out: Path) -> None:
     """Finish the installation that a killed process has left, or remove the set that it has not completed."""
     partial = out / PARTIAL
     if (partial / MANIFEST).exists() and not (out / MANIFEST).exists():
-        with signals_held():
+        with delayed_signals():
             _finish(out)
     elif partial.exists():
         with suppress(OSError):
@@ -156,7 +155,7 @@ def _check_contents(out: Path, *, force: bool) -> None:
             "not changed, not even with --force: name a new or empty folder"
         )
     if (out / MANIFEST).exists() and not force:
-        raise DataError(f"{shown(out)}: is a data set already; replace it with --force, or name another folder")
+        raise DataError(f"{shown(out)}: is a data set already; replace it with --force, or choose another folder")
 
 
 def _foreign(folder: Path) -> list[str]:
@@ -195,7 +194,7 @@ def _lock(out: Path) -> int:
     except OSError:
         return descriptor  # Some network file systems cannot lock folders: there, two runs are not kept apart.
     os.close(descriptor)  # another process holds it, or has just removed it
-    raise DataError(f"{shown(out)}: another process is packing into this folder; wait for it or name another folder")
+    raise DataError(f"{shown(out)}: another process is packing into this folder; wait for it or choose another folder")
 
 
 @contextmanager

@@ -59,12 +59,18 @@ def make_parser() -> Parser:
     """The launcher's flags."""
     parser = LauncherParser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} -n R [--hosts HOST:RANKS,...] [--max-restarts K [--min-ranks M]] [--elastic] [...] "
+        usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [--max-restarts K [--min-ranks M]] [--elastic] [...] "
         "-- train DATA ...",
         description="Start dptrain on several ranks, on one host or several. After -- comes dptrain's command line.",
     )
     add = parser.add_argument
-    add("-n", "--ranks", type=whole(), metavar="R", help="number of ranks (default: all that the hosts have)")
+    add(
+        "-n",
+        "--ranks",
+        type=whole(),
+        metavar="R",
+        help="number of ranks (default: all ranks of --hosts or of the Slurm job)",
+    )
     hosts = parser.add_mutually_exclusive_group()
     hosts.add_argument(
         "--hosts",
@@ -72,7 +78,9 @@ def make_parser() -> Parser:
         help="hosts, reached by ssh, and the ranks of each (default: this host, or the allocation in a Slurm job); "
         "without :RANKS all hosts share -n equally, or have one rank each",
     )
-    hosts.add_argument("--hostfile", metavar="FILE", help="a file with a line HOST:RANKS or HOST slots=RANKS a host")
+    hosts.add_argument(
+        "--hostfile", metavar="FILE", help="a file with one host in each line: HOST:RANKS or HOST slots=RANKS"
+    )
     add("--mpirun", metavar="PATH", help="mpirun of Open MPI or MPICH (default: beside this Python, else on PATH)")
     add("--target", choices=TARGETS, help="how ranks are started (default: by the mpirun that is found)")
     add(

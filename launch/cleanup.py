@@ -145,7 +145,9 @@ def session_folder(environment: Mapping[str, str]) -> Iterator[tuple[dict[str, s
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise DptrainError(f"no folder for mpirun's session: {error}; TMPDIR can name another disk") from error
+        raise DptrainError(
+            f"no folder for mpirun's session: {error}; set TMPDIR to a folder on another disk"
+        ) from error
     made = {name: value for name, value in environment.items() if name != SESSION_BASE}
     if base is not None:
         made.setdefault(REMOTE_BASE, base)

@@ -26,7 +26,7 @@ find_python() {
     done
     [[ -z $bare ]] || fail "$bare cannot build virtual environments (no ensurepip): apt install python3-venv"
     [[ -z $old ]] || fail "Python 3.11 or later is needed, found $old; PYTHON=/path/to/python names another"
-    fail "no working ${candidates[*]} found; install Python 3.11 or later, or name it by PYTHON=/path/to/python"
+    fail "no working ${candidates[*]} found; install Python 3.11 or later, or set PYTHON=/path/to/python"
 }
 
 # make_environment FOLDER EXTRAS...: the project, editable, with these extras in a virtual environment.

@@ -62,7 +62,7 @@ class Trap(Layer):
 
     def backward(self, dy: Array, saved: Array, call: Pass) -> Array:
         call.gradients["slope"][0] = (dy * saved).sum()
-        dx = dy * (1 + call.parameters["slope"])
+        dx: Array = dy * (1 + call.parameters["slope"])
         if self.breaks("gradient", call.workspace):
             call.gradients["slope"][0] = np.inf
         if self.breaks("gradient", call.workspace) or self.breaks("input gradient", call.workspace):

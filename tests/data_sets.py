@@ -24,15 +24,15 @@ def image_data(
 ) -> ImageData:
     """Random images of random, so uneven, classes."""
     generator = np.random.default_rng(seed)
-    splits = [
+    train_split, test_split = (
         LabelledImages(
             generator.integers(0, 256, (count, *shape), dtype=np.uint8),
             generator.integers(0, classes, count, dtype=np.int64),
         )
         for count in (train, test)
-    ]
+    )
     names = tuple(f"class-{number}" for number in range(classes))
-    return ImageData("random", names, *splits, layout="channels_first")
+    return ImageData("random", names, train_split, test_split, layout="channels_first")
 
 
 def cifar10_records(samples: int = BATCH_SAMPLES, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from dptrain import nn
 from dptrain.nn.network import Network
 
 # Arguments of the layers that need some.
-ARGUMENTS = {
+ARGUMENTS: dict[str, Callable[[], list[Any]]] = {
     "Conv2d": lambda: [3, 3],
     "Dropout": lambda: [0.3],
     "Linear": lambda: [6],
     "MaxPool2d": lambda: [2],
-    "Residual": lambda: [nn.Sequential(nn.Conv2d(4, 3, padding=1), nn.ReLU())],
-    "Sequential": lambda: [nn.Conv2d(4, 3, padding=1), nn.ReLU()],
 }
 LISTED = {name: getattr(nn, name) for name in nn.__all__ if isinstance(getattr(nn, name), type)}
 LAYERS = sorted(name for name, kind in LISTED.items() if issubclass(kind, nn.Layer) and kind is not nn.Layer)

@@ -13,7 +13,7 @@ from dptrain.checkpoint.migrate import MAGIC_1, header_1
 from dptrain.data.manifest import MANIFEST, SPLITS
 
 NUMBERS = (0, 1, -1, 2, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63), 0.5, -0.0)
-OTHERS = (
+OTHERS: tuple[Any, ...] = (
     None,
     True,
     False,

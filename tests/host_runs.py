@@ -44,11 +44,12 @@ def kill_on(node: int, pattern: str) -> None:
     on(node, "pkill", "-9", "-f", pattern)
 
 
-def start_on(node: int, *command: str, **streams: int) -> subprocess.Popen[str]:
+def start_on(node: int, *command: str, stdout: int, stderr: int) -> subprocess.Popen[str]:
     """Start a command on a node, from the checkout."""
     return subprocess.Popen(
         [str(SCRIPTS / "hosts.sh"), "on", str(node), *command],
-        cwd=CHECKOUT, env=variables(), text=True, stdin=subprocess.DEVNULL, start_new_session=True, **streams,
+        cwd=CHECKOUT, env=variables(), text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ LAST_STEP = STEPS_PER_EPOCH * EPOCHS
 
 def packed(folder: Path, *, shards: int = SHARDS, **options: Any) -> Path:
     """A data set of random images in `folder`."""
-    defaults = {"train": TRAIN, "test": TEST, "classes": CLASSES, "shape": SHAPE}
+    defaults: dict[str, Any] = {"train": TRAIN, "test": TEST, "classes": CLASSES, "shape": SHAPE}
     pack(folder, image_data(**(defaults | options)), shards=shards)
     return folder
 

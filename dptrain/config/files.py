@@ -28,7 +28,7 @@ KEYS_OF_THE_FOLDER = {name for name, one in KEYS.items() if one.metadata["scope"
 def read_toml(path: Path) -> dict[str, Any]:
     """Values by key from a TOML file; UsageError when it cannot be read or has an unknown key.
 
-    Of the config.toml in a run folder, keys of the folder do not count: it is read to begin a new run.
+    The keys of Scope.FOLDER are ignored in the config.toml of a run folder: it is read to begin a new run.
     """
     try:
         text = files.read_text(path)

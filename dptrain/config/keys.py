@@ -1,6 +1,6 @@
 """Configuration keys: fields of dataclasses with a scope, a help text and rules for the value.
 
-Flags, TOML keys and checks are all made from these fields.
+They define flags, TOML keys and checks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true
 
 
 class Scope(Enum):
-    """What a key affects, and so what happens when a run is resumed with another value."""
+    """What a key affects, and what happens if a run is resumed with another value."""
 
     RUN = "the meaning of a step: a resumed run must keep the value"
     BITS = "the results: a resumed run may change the value, and the change is reported"
@@ -82,7 +82,7 @@ def kind(key: Field[Any]) -> type:
 
 
 def check(key: Field[Any], value: Any) -> None:
-    """UsageError unless the value has the key's type and obeys its rules."""
+    """UsageError unless the value has the key's type and satisfies its rules."""
     choices = key.metadata.get("choices")
     if type(value) is not kind(key):
         expected: str | None = KIND_NAMES[kind(key)]

@@ -1,7 +1,7 @@
 """The keys of a training run, in groups by subject. Each is a flag of `dptrain train` and a key in TOML files.
 
-A function that needs one subject takes that group; a TrainConfig is one, as it inherits all groups. So flags, TOML keys
-and attributes are all flat. A new key is one line in its group.
+A function that needs one subject takes that group. TrainConfig inherits all groups, so flags, TOML keys and attributes
+are flat. A new key is one line in its group.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from dptrain.system.paths import typed_path
 
 RUN, BITS, FOLDER, PROCESS = Scope
 BORDERS = ("none", "reflect", "zero")
-REDUCTIONS = {"tree": "dptrain.parallel.reduce.tree:TreeReducer", "mpi": "dptrain.parallel.reduce.mpi:MPIReducer"}
+REDUCTIONS = {
+    "tree": "dptrain.parallel.reduce.tree:TreeReducer",
+    "mpi": "dptrain.parallel.reduce.mpi:MPIReducer",
+}
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600}
-DEFAULT_WARMUP, WARMUP_SHARE = 200, 10  # steps, but at most one of so many of the run's
+DEFAULT_WARMUP, WARMUP_SHARE = 200, 10  # 200 steps, but at most a tenth of the run
 INTERVAL = Rule(re.compile(r"(\d+)([smh]?)", re.ASCII).fullmatch, "a number of steps, or a time such as 90s, 15m or 1h")
 FACTORS = Rule(
     lambda table: all(type(one) in (int, float) and 0 <= one < math.inf for one in table.values()),
@@ -93,7 +96,7 @@ class ScheduleConfig(Config):
     step_factor: float = key(0.1, BITS, "for --schedule step: factor of a drop", above(0.0))
 
     def warmup(self, total_steps: int) -> int:
-        """Steps of warm-up of a run whose schedule has that many steps."""
+        """Steps of warm-up in a schedule of `total_steps`."""
         return min(DEFAULT_WARMUP, total_steps // WARMUP_SHARE) if self.warmup_steps < 0 else self.warmup_steps
 
 
@@ -132,7 +135,7 @@ class CheckpointConfig(Config):
 
     @property
     def checkpoint_interval(self) -> tuple[int, int]:
-        """Steps and seconds between two checkpoints; 0 for no such rule."""
+        """Steps and seconds between two checkpoints; 0 where the interval is not given in that unit."""
         text, unit = self.checkpoint_every, self.checkpoint_every[-1]
         return (0, int(text[:-1]) * SECONDS_OF[unit]) if unit in SECONDS_OF else (int(text), 0)
 

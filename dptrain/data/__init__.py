@@ -1,1 +1,1 @@
-"""Data sets: their format on disk, the shards a rank holds, and the batches made of them."""
+"""Data sets: the format on disk, the shards of a rank, and their batches."""

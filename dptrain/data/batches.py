@@ -17,7 +17,7 @@ from dptrain.data.transforms import Transform
 
 
 class ShardBatches:
-    """Training microbatches of one shard. Any step of any epoch can be asked for, so a run can begin anywhere."""
+    """Training microbatches of one shard, for any step of any epoch, so that a run can resume at any step."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class ShardBatches:
     def batch(self, epoch: int, step: int, workspace: Workspace) -> tuple[Array, NDArray[np.int64]]:
         """Images (H, W, N, C) in the workspace's dtype and labels (N,) of a step of an epoch, both counted from 0.
 
-        Every sample comes once an epoch: N is `size`, or less (also 0) in the last steps. The images stay in the
+        Every sample occurs once per epoch: N is `size`, or less (possibly 0) in the last steps. The images stay in the
         workspace until the next call.
         """
         if epoch != self._epoch:
@@ -55,7 +55,7 @@ class ShardBatches:
         return Draws(self.seed, epoch, self.shard, step * self.size)
 
     def _draw(self, epoch: int) -> None:
-        """Draw the order and the words of a whole epoch. Words belong to the position in the epoch, not to a sample."""
+        """Draw the order and the words of an epoch. A word belongs to a position in the epoch, not to a sample."""
         key = EpochKey(self.seed, epoch, self.shard)
         self._order = self.source.order(key)
         purposes = {transform.purpose for transform in self.transforms}
@@ -77,7 +77,7 @@ class Normalisation:
     def __call__(self, images: NDArray[np.uint8], workspace: Workspace) -> Array:
         x = workspace.array("data", "images", array_shape(images.shape[1:], len(images)))
         np.copyto(x, images.transpose(2, 3, 0, 1))
-        # By whole rows of pixels: NumPy computes long runs faster than one run of C values for each pixel.
+        # Whole rows of pixels at a time: NumPy is slow on short runs of C values.
         row = x.shape[1] * len(images)
         rows = x.reshape(len(x), -1)
         rows *= np.tile(self.scale, row)

@@ -1,4 +1,4 @@
-"""The shards of a rank: read side by side, and checked together with those of all ranks."""
+"""Reads the shards of a rank in parallel, and checks the shards of all ranks together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load_shards(
 ) -> LocalShards:
     """Check and read the given shards of the given splits, except those in `loaded`; raises DataError.
 
-    Hashing releases the GIL, so `threads` files are checked side by side. `progress` is called, by any thread, after
+    Hashing releases the GIL, so `threads` files are checked at the same time. `progress` is called by any thread after
     each shard.
     """
     wanted = [(split, shard) for split in splits for shard in shards]
@@ -58,7 +58,7 @@ def load_shards(
 
 @dataclass(frozen=True)
 class Tally:
-    """Of one shard: the number of samples of each class, int64 (K,), and the index, int64 (n,)."""
+    """The number of samples of each class in a shard, int64 (K,), and the shard's index, int64 (n,)."""
 
     classes: NDArray[np.int64]
     index: NDArray[np.int64]
@@ -70,7 +70,7 @@ def tally(samples: Samples, manifest: Manifest) -> Tally:
 
 
 def split_problems(manifest: Manifest, split: str, shards: Sequence[Tally]) -> list[str]:
-    """What is wrong with these shards of a split together: unevenly dealt classes, samples that occur twice."""
+    """Problems across the shards of a split: uneven class counts, samples that occur more than once."""
     problems = []
     counts = np.array([shard.classes for shard in shards])
     uneven = np.flatnonzero(np.ptp(counts, axis=0) > 1).tolist()
@@ -78,7 +78,8 @@ def split_problems(manifest: Manifest, split: str, shards: Sequence[Tally]) -> l
         of_class, name = counts[:, uneven[0]], shown(manifest.classes[uneven[0]], 80)
         more = f", and {len(uneven) - 1} more classes are uneven" if len(uneven) > 1 else ""
         problems.append(
-            f"{split} shards have {of_class.min()} to {of_class.max()} samples of class {name}, expected +-1{more}"
+            f"{split} shards have {of_class.min()} to {of_class.max()} samples of class {name}, "
+            f"expected a difference of at most 1{more}"
         )
     index = np.sort(np.concatenate([shard.index for shard in shards]))
     twice = np.unique(index[1:][index[1:] == index[:-1]])

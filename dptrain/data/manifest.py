@@ -1,4 +1,4 @@
-"""The data set format, version 2: what manifest.json states.
+"""The data set format, version 2, and its manifest.json.
 
 A data set is a folder:
 
@@ -36,14 +36,14 @@ VERSION = 2
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
 LARGEST_IMAGE = 1 << 30  # bytes
-METADATA = 1 << 16  # bytes of a shard besides its arrays, at most
+METADATA = 1 << 16  # most bytes of a shard besides its arrays
 
 Extent = Annotated[int, Bounds(1, LARGEST_IMAGE)]
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """What the manifest states about one shard file. Version 1 has neither `offsets` nor `contents_sha256`."""
+    """The manifest's entry for one shard file. Version 1 has neither `offsets` nor `contents_sha256`."""
 
     file: str
     bytes: int
@@ -55,9 +55,9 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the images came from. `published` says whether `sha256`, of the archive, is a published one; None: none is.
+    """Where the images came from: the source `name`, such as cifar10, and the archive's file name and SHA-256.
 
-    `name` is that of the source, such as cifar10; `archive` and `sha256` are None if there was no archive.
+    `published` states whether that is the SHA-256 of a published archive. Without an archive, all but `name` are None.
     """
 
     name: str
@@ -70,9 +70,9 @@ class Provenance:
 class Manifest:
     """The contents of manifest.json.
 
-    `mean` and `std` are per channel, over all pixels of the training split, of pixel values scaled to 0..1. Shard s of
-    a split is `splits[split][s]`. `command` are the words after `dptrain data-prep` that packed the set, without the
-    folder, --shards and --force; empty if a program packed it.
+    `mean` and `std` of each channel are over all training pixels, scaled to 0..1. Shard s of a split is
+    `splits[split][s]`. `command` has the arguments of the `dptrain data-prep` that packed the set, without the folder,
+    --shards and --force; it is empty if a program packed it.
     """
 
     name: str
@@ -106,9 +106,9 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 that identifies the data set: of everything in it, but not of how it is stored or was packed.
+        """SHA-256 that identifies the data set: it does not depend on how the data set is stored or was packed.
 
-        For version 1, which has no hashes of the contents, it is that of the manifest's text.
+        Version 1 has no hashes of the contents; there it is the SHA-256 of the manifest's text.
         """
         if self.version == 1:
             return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -183,7 +183,7 @@ def _why_missing(folder: Path) -> str:
 
 
 def _check_manifest(manifest: Manifest) -> None:
-    """ValueError unless the parts of a manifest fit each other."""
+    """ValueError unless the parts of a manifest are consistent."""
     channels = manifest.image_shape[0]
     try:
         check_names(manifest.name, manifest.classes)
@@ -208,7 +208,9 @@ def _check_manifest(manifest: Manifest) -> None:
         if not sum(sizes):
             raise ValueError(f"the {split} split has no samples")
         if max(sizes) - min(sizes) > 1:
-            raise ValueError(f"{split} shards have {min(sizes):,} to {max(sizes):,} samples, expected +-1")
+            raise ValueError(
+                f"{split} shards have {min(sizes):,} to {max(sizes):,} samples, expected a difference of at most 1"
+            )
         for shard, entry in enumerate(entries):
             _check_entry(entry, f"splits.{split}[{shard}]", manifest)
 
@@ -228,6 +230,6 @@ def _check_entry(entry: ShardEntry, where: str, manifest: Manifest) -> None:
     spans = sorted((offsets[name], offsets[name] + size) for name, size in sizes.items())
     ends = [0, *(end for _, end in spans)]
     if any(begin < end for (begin, _), end in zip(spans, ends, strict=False)) or spans[-1][1] > entry.bytes:
-        raise ValueError(f"{where}: the arrays of {entry.samples:,} samples overlap, or end behind the file")
+        raise ValueError(f"{where}: the arrays of {entry.samples:,} samples overlap, or extend beyond the file")
     if entry.bytes > sum(sizes.values()) + METADATA:
         raise ValueError(f"{where}: {entry.bytes:,} bytes, {entry.samples:,} samples need {sum(sizes.values()):,}")

@@ -1,4 +1,4 @@
-"""Names of a data set and of its classes: a checkpoint can hold them, and a reader can tell them apart."""
+"""Rules for the names of a data set and of its classes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ REFUSED = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories; HDF5 cannot hold NUL o
 
 
 def check_names(name: object, classes: Sequence[object]) -> None:
-    """DataError unless these can be the names of a data set and of its classes.
+    """DataError unless these are valid names of a data set and of its classes.
 
-    Class names must differ after Unicode normalisation, as names that print alike are one name. Names that differ in
-    case are different: the letters a and A may be two classes.
+    Class names must differ after Unicode normalisation, because normalised names look the same. Names may differ in
+    case only: the letters a and A may be two classes.
     """
     if isinstance(classes, str) or not classes:
         raise DataError(f"classes are {shown(repr(classes), 60)}, expected a list of one or more names")
@@ -24,13 +24,13 @@ def check_names(name: object, classes: Sequence[object]) -> None:
         if not isinstance(text, str) or not _is_name(text):
             raise DataError(
                 f"the name of {what} is {shown(repr(text), 260)}, expected text of 1 to {LONGEST_NAME} characters "
-                "without spaces at its ends, control characters, line separators and lone surrogates"
+                "without control characters, line separators, lone surrogates, and spaces at the beginning or end"
             )
     first_with: dict[str, int] = {}
     for number, text in enumerate(classes):
         first = first_with.setdefault(unicodedata.normalize("NFC", str(text)), number)
         if first != number:
-            raise DataError(f"classes {first} and {number} have the same name, {shown(text)!r}; give each another one")
+            raise DataError(f"classes {first} and {number} have the same name, {shown(text)!r}; rename one")
 
 
 def _is_name(text: str) -> bool:

@@ -35,10 +35,9 @@ REPAIR = "restore it from a copy, or pack the data set again"
 
 @dataclass(frozen=True)
 class Samples:
-    """Images uint8 (n, C, H, W), labels int64 (n,) and index int64 (n,), row by row the same sample.
+    """Images uint8 (n, C, H, W), labels int64 (n,) and index int64 (n,); row i of each belongs to sample i.
 
-    A `Source` of batches (see dptrain.data.source) whose images are all in memory. Arrays read from a file are
-    read-only.
+    A `Source` (see dptrain.data.source) with all images in memory. Arrays read from a file are read-only.
     """
 
     images: NDArray[np.uint8]
@@ -58,7 +57,7 @@ class Samples:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of names, types, shapes and contents of the three arrays, however they are stored."""
+        """SHA-256 of names, types, shapes and contents of the three arrays."""
         digest = hashlib.sha256()
         for name in ARRAYS:
             array = np.ascontiguousarray(getattr(self, name))
@@ -68,10 +67,10 @@ class Samples:
 
 
 def write_shard(path: Path, samples: Samples, split: str, shard: int, shards: int) -> ShardEntry:
-    """Write one shard and describe it; OSError when the file cannot be written.
+    """Write one shard; returns its entry in the manifest. OSError when the file cannot be written.
 
-    The same samples give the same `contents_sha256`. The bytes of the file depend on the version of HDF5, and those
-    that h5py 3.11 writes also contain the time.
+    The same samples give the same `contents_sha256`. The bytes of the file depend on the version of HDF5, and with h5py
+    3.11 also on the time.
     """
     attributes: dict[str, str | int] = dict(zip(ATTRIBUTES, (FORMAT, VERSION, split, shard, shards), strict=True))
     content, offsets = plain_hdf5({name: getattr(samples, name) for name in ARRAYS}, attributes)
@@ -98,7 +97,7 @@ def read_shard(folder: Path, manifest: Manifest, split: str, shard: int) -> Samp
         raise DataError(f"{path}: not a readable shard: {error}; {REPAIR}") from error
     samples = Samples(**arrays)
     if entry.contents_sha256 not in (None, samples.sha256):
-        raise DataError(f"{path}: the images, labels and index do not have the hash that the manifest states; {REPAIR}")
+        raise DataError(f"{path}: the hash of images, labels and index is not that in the manifest; {REPAIR}")
     for name, array, end in (("labels", samples.labels, len(manifest.classes)), ("index", samples.index, math.inf)):
         if len(array) and not 0 <= array.min() <= array.max() < end:
             expected = f"0 to {end - 1} for {end} classes" if name == "labels" else "0 or more"
@@ -107,7 +106,7 @@ def read_shard(folder: Path, manifest: Manifest, split: str, shard: int) -> Samp
 
 
 def _read_checked(folder: Path, entry: ShardEntry) -> bytes:
-    """A shard file's bytes, if their number and SHA-256 are those of the manifest; else DataError."""
+    """The bytes of a shard file; DataError unless size and SHA-256 are those in the manifest."""
     path = shown(Path(folder) / entry.file)
     try:
         with files.open_regular(Path(folder) / entry.file) as file:

@@ -1,4 +1,4 @@
-"""Where the batches of a shard take their samples from: in memory (`Samples`), from a mapped file, or from a stream."""
+"""The interface to the samples of a shard. They may be in memory (`Samples`), in a mapped file, or in a stream."""
 
 from __future__ import annotations
 

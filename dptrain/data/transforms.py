@@ -49,7 +49,7 @@ def flipped(images: Images, words: Words) -> Images:
 
 
 def cropped(images: Images, words: Words, border: str) -> Images:
-    """Each image moved by up to 4 pixels in H and W; what comes in from outside is reflected, or black ("zero")."""
+    """Each image moved by up to 4 pixels in H and W; the border is filled by reflection, or with black ("zero")."""
     height, width = images.shape[2:]
     margins = ((0, 0), (0, 0), (BORDER, BORDER), (BORDER, BORDER))
     padded = np.pad(images, margins, mode="reflect") if border == "reflect" else np.pad(images, margins)
@@ -61,7 +61,7 @@ def cropped(images: Images, words: Words, border: str) -> Images:
 
 
 def check_crop(border: str, image_shape: tuple[int, int, int]) -> None:
-    """UsageError when images (C, H, W) are too small to be reflected at their border."""
+    """UsageError when images (C, H, W) are too small for a reflected border."""
     _, height, width = image_shape
     if border == "reflect" and min(height, width) <= BORDER:
         raise UsageError(

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -33,7 +33,7 @@ from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import Result, ShardPool, ShardWork
 from dptrain.parallel.threads import ShardThreads
-from dptrain.system.signals import handled
+from dptrain.system.signals import delayed_signals
 
 # Seconds to poll for a message before sleeping. Between two calls of a training step pass some 200 us, and waking a
 # process that sleeps takes 50 to 100 us more.
@@ -90,7 +90,7 @@ class ShardProcesses(ShardPool):
         self._workspace = Workspace()
         self._workers: list[Worker] = []
         try:
-            with _signals_held_back():
+            with delayed_signals():
                 for _ in range(1, size):
                     self._workers.append(self._fork())
         except BaseException as error:  # a signal's, too
@@ -146,31 +146,6 @@ class ShardProcesses(ShardPool):
             worker.process.kill()  # at once: it keeps nothing that could be lost
             worker.process.join()
         self._workers = []
-
-
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Delay signals that ask for the end, such as Ctrl-C, until after the block: within a fork Python discards them.
-
-    By handlers, not the signal mask, as a thread of a library may receive the signal.
-    """
-    if threading.current_thread() is not threading.main_thread():  # whose handlers these are
-        yield
-        return
-    before = {number: handler for number in handled() if (handler := signal.getsignal(number)) is not None}
-    came: list[int] = []
-    for number in before:
-        signal.signal(number, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for number, handler in before.items():
-            if number in came and callable(handler):
-                handler(number, None)  # not raised again: the wakeup descriptor has it already
-            elif number in came:
-                signal.raise_signal(number)
 
 
 class WorkerError(Exception):

@@ -16,7 +16,6 @@ that are repeated are logged again, with the same figures.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -25,6 +24,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
 
 import dptrain
 from dptrain.errors import DptrainError
@@ -99,14 +100,11 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def _versions(mpi: str) -> dict[str, str | None]:
-    """Of dptrain, Python and the libraries that compute, write files and communicate; None if not installed.
-
-    None of them is imported for that: h5py takes 0.1 s, and is first needed by a checkpoint.
-    """
-    found: dict[str, str | None] = {"dptrain": dptrain.__version__, "python": platform.python_version()}
-    for name in ("numpy", "h5py", "mpi4py"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return {**found, "mpi": mpi}
+    """What the bits of a run may depend on; mpi4py is None in a run of one process that does not load it."""
+    return {
+        "dptrain": dptrain.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "mpi4py": getattr(sys.modules.get("mpi4py"), "__version__", None),
+        "mpi": mpi,
+    }

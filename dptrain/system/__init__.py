@@ -1,1 +1,1 @@
-"""What the operating system gives: files, streams, signals. Imports only `dptrain.errors`."""
+"""Files, streams, signals and limits of the operating system. Imports only `dptrain.errors`."""

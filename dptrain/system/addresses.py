@@ -11,7 +11,7 @@ SIOCGIFADDR = 0x8915  # Linux's request for the address of an interface, netdevi
 
 
 def own_addresses() -> list[str]:
-    """The IPv4 addresses by which other hosts may reach this one: those of its interfaces. Asks no name server."""
+    """The IPv4 addresses of this host's interfaces, except loopback. Makes no DNS request."""
     found: set[str] = set()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():

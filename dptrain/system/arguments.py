@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from dptrain.errors import UsageError
 from dptrain.system.paths import typed_path
-from dptrain.system.suggestions import NOTHING_EXPLAINED, did_you_mean
+from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 
 Value = TypeVar("Value")
@@ -19,17 +19,15 @@ LIMIT = 2**63  # whole numbers are below it, as in TOML and HDF5
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser for programs and commands: no abbreviations, and a UsageError with advice for a wrong word."""
 
-    explanations: Mapping[str, str] = (
-        NOTHING_EXPLAINED  # of flags that it does not have, see dptrain.system.suggestions
-    )
-    advice_on_words = "quote it if it belongs to a flag"  # on a word that is no flag
+    explanations: Mapping[str, str] = {}  # advice for unknown flags, see dptrain.system.suggestions
+    advice_on_words = "quote it if it belongs to a flag"  # advice for an unknown word without dashes
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     @property
     def advice(self) -> str:
-        """What follows an error."""
+        """The advice at the end of an error."""
         return f"see {self.prog} --help"
 
     def error(self, message: str) -> NoReturn:
@@ -56,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def argument(read: Callable[[str], Value]) -> Callable[[str], Value]:
-    """The type of an argument from a function that reads text and raises UsageError."""
+    """The type of an argument: `read` converts its text, or raises UsageError."""
 
     def convert(text: str) -> Value:
         try:
@@ -68,7 +66,7 @@ def argument(read: Callable[[str], Value]) -> Callable[[str], Value]:
 
 
 def whole(least: int = 1) -> Callable[[str], int]:
-    """The type of an argument that is a whole number of at least `least`, which is not negative."""
+    """The type of an argument that is a whole number >= `least` >= 0."""
 
     def convert(text: str) -> int:
         if not text.isdecimal() or len(text) > 19 or not least <= int(text) < LIMIT:

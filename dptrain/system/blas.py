@@ -1,8 +1,8 @@
 """One BLAS thread for every shard.
 
-OpenBLAS adds up in another order with two threads than with one, so the arithmetic contract needs exactly
-one; the cores are used by running shards side by side. `request_one_thread` must run before NumPy is
-imported, so this module does not import it.
+The order of additions in OpenBLAS depends on the number of threads, so the arithmetic contract requires exactly one.
+The cores compute several shards at the same time instead. `request_one_thread` must run before NumPy is imported, so
+this module does not import it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ THREAD_VARIABLES = (
 
 
 def request_one_thread() -> None:
-    """Ask every BLAS for one thread through its environment variable, whatever the user's shell says."""
+    """Set the environment variables that limit every BLAS to one thread, also if the user has set them."""
     for variable in THREAD_VARIABLES:
         os.environ[variable] = "1"
 
 
 def ensure_one_thread() -> dict[str, str]:
-    """Hold every loaded BLAS to one thread, check that it obeys, and return what it is.
+    """Limit every loaded BLAS to one thread; DptrainError if it ignores the limit.
 
-    The result has keys "blas" (library and version) and "blas_core" (the kernels it chose).
+    Returns a description: "blas" (library and version) and "blas_core" (the kernels it chose).
     """
     import threadpoolctl
 
@@ -38,8 +38,8 @@ def ensure_one_thread() -> dict[str, str]:
     for pool in pools:
         if pool["num_threads"] != 1:
             raise DptrainError(
-                f"{pool['filepath']} runs {pool['num_threads']} threads and does not take the limit of 1 that equal "
-                f"bits need; set {' '.join(f'{variable}=1' for variable in THREAD_VARIABLES)} before starting"
+                f"{pool['filepath']} runs {pool['num_threads']} threads and ignores the limit of 1, which reproducible "
+                f"results need; set {' '.join(f'{variable}=1' for variable in THREAD_VARIABLES)} before starting"
             )
     names = sorted({f"{pool['internal_api']} {pool['version']}" for pool in pools})
     cores = sorted({str(pool.get("architecture", "unknown")) for pool in pools})

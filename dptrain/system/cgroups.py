@@ -24,7 +24,7 @@ def cpu_limits(root: Path = ROOT) -> dict[str, Fraction]:
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
-    """The most bytes of memory and swap that this process may have: by the machine and its groups."""
+    """Bytes of memory and swap that this process may use: the least of the machine's and those of its groups."""
     limits = []
     for folder in _groups("memory", root):
         words = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
@@ -36,17 +36,17 @@ def memory_limit(root: Path = ROOT) -> int | None:
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """The folders of the groups that may limit the controller for this process, from its own group upwards."""
-    own = {}  # path of this process's group by controller; "" is version 2
+    """Folders of the groups that may limit this process: the process's group first, then its parents."""
+    paths = {}  # of this process's group, by controller; "" is version 2
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
-        own.update(dict.fromkeys(controllers.split(","), path))
+        paths.update(dict.fromkeys(controllers.split(","), path))
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         kind, _, options = [*after.split(), "", "", ""][:3]
         if kind == "cgroup2" or (kind == "cgroup" and controller in options.split(",")):
-            top, mounted_at = before.split()[3:5]  # which group is mounted: in a container often not the topmost
-            path = own.get("" if kind == "cgroup2" else controller, top)
+            top, mounted_at = before.split()[3:5]  # the mounted group: in a container often not the root group
+            path = paths.get("" if kind == "cgroup2" else controller, top)
             below = Path(path).relative_to(top) if Path(path).is_relative_to(top) else Path()
             mount = root / mounted_at.lstrip("/")
             yield from (mount / part for part in (below, *below.parents))

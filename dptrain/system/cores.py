@@ -1,7 +1,7 @@
-"""Which cores of its host a rank computes on: the launcher asks each rank to take its share.
+"""Binds a rank to its share of the host's cores, if the launcher requests it.
 
-Each rank binds itself. So the shares follow from the ranks of each host, whatever the MPI, also inside a container's
-or batch system's set of cores, where mpirun numbers the cores of the whole machine and cannot bind.
+Each rank binds itself. This works with every MPI, and in a container or batch job that has only some of the cores:
+mpirun numbers the cores of the whole machine, and cannot bind there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-VARIABLE = "DPTRAIN_BIND"  # "cores": bind this rank; anything else: leave it as it is
+VARIABLE = "DPTRAIN_BIND"  # "cores": bind this rank
 LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")  # Open MPI, MPICH: this rank among those of its host
 LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS")  # and their number
 YIELD = "OMPI_MCA_mpi_yield_when_idle"
@@ -19,15 +19,15 @@ SYSFS_CPUS = Path("/sys/devices/system/cpu")
 
 
 def bind_to_cores() -> None:
-    """Confine this rank to its share of the physical cores of its host, where the launcher has asked for it.
+    """Bind this rank to its share of the physical cores of its host, if the launcher has requested it.
 
-    To be called before the process starts threads. A single rank stays as it is, and so do more ranks than cores;
-    these let each other run while they wait. Nothing happens where the system forbids binding.
+    Call it before the process starts threads. It binds neither a single rank, nor more ranks than cores (these yield
+    while they wait), nor where the system forbids it.
     """
     rank, ranks = (_number(names) for names in (LOCAL_RANK, LOCAL_RANKS))
     if rank is None or ranks is None or not hasattr(os, "sched_setaffinity"):
         return
-    if os.environ.pop(VARIABLE, "") != "cores" or ranks == 1:  # removed: programs that a rank starts are not ranks
+    if os.environ.pop(VARIABLE, "") != "cores" or ranks == 1:  # removed: child processes are not ranks
         return
     cores = physical_cores(os.sched_getaffinity(0))
     each = len(cores) // ranks

@@ -15,8 +15,8 @@ PIECE = 1 << 24  # bytes written at a time
 def write_durably(path: Path, content: bytes) -> None:
     """Write, sync, read back, rename, sync the folder: after a crash the file is the old one or the new one.
 
-    OSError when that fails. Then no temporary file is left, and the old file is untouched; only if nothing but the sync
-    of the folder has failed, the new file has already replaced it.
+    OSError when that fails: no temporary file is left and the old file is unchanged. Exception: if only the sync of the
+    folder fails, the new file has already replaced the old one.
     """
     with _replacing(path) as temporary:
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -28,13 +28,13 @@ def write_durably(path: Path, content: bytes) -> None:
         finally:
             os.close(file)
         if temporary.read_bytes() != content:
-            raise OSError(errno.EIO, "what was read back is not what was written")
+            raise OSError(errno.EIO, "the content read back differs from the content written")
 
 
 def link_durably(existing: Path, path: Path) -> None:
-    """Make `path` another name of the file `existing`, durably; whatever has that name is replaced.
+    """Make `path` a hard link to the file `existing`, durably; it replaces any file at `path`.
 
-    OSError when that fails, also on file systems without such links; then no temporary file is left.
+    OSError when that fails, also on file systems without hard links; then no temporary file is left.
     """
     with _replacing(path) as temporary:
         os.link(existing, temporary)
@@ -55,7 +55,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename durable: it is an entry of the folder that must reach the disk."""
+    """Make a rename durable: sync the folder that has the entry."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

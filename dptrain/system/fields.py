@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 from dptrain.system.text import shown
 
 LARGEST = 2**63 - 1
-MOST_ITEMS = 1 << 16  # of a list or object
+MOST_ITEMS = 1 << 16  # in a list or object
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Bounds(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Limits of a text: its characters, and a regular expression for all of it with the name of what it describes."""
+    """Limits of a text: its length, a regular expression that matches all of it, and a name for what it describes."""
 
     longest: int = 1000
     pattern: str = ""
@@ -89,7 +89,7 @@ def _value(kind: Any, raw: Any, where: str, limits: Any, unknown: list[str] | No
 
 def _dataclass(kind: Any, raw: Any, where: str, unknown: list[str] | None) -> Any:
     if not isinstance(raw, dict):
-        raise ValueError(f"{where or 'the whole'} is {_short(raw)}, expected a JSON object")
+        raise ValueError(f"{where or 'the file'} is {_short(raw)}, expected a JSON object")
     hints = get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     missing = [
@@ -100,7 +100,7 @@ def _dataclass(kind: Any, raw: Any, where: str, unknown: list[str] | None) -> An
     surplus = sorted(shown(key, 80) for key in set(raw) - set(fields))
     if missing or (surplus and unknown is None):
         found = [f"{what} {', '.join(keys[:9])}" for what, keys in (("missing", missing), ("unknown", surplus)) if keys]
-        raise ValueError(f"the keys of {where or 'the whole'}: {'; '.join(found)}; expected {', '.join(fields)}")
+        raise ValueError(f"the keys of {where or 'the file'}: {'; '.join(found)}; expected {', '.join(fields)}")
     if unknown is not None:
         unknown += [_join(where, key) for key in surplus]
     return kind(

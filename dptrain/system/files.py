@@ -1,4 +1,4 @@
-"""Files that anyone may have written: regular files of bounded size; JSON and TOML with errors of bounded length.
+"""Reading files that may be hostile: regular files of bounded size; JSON and TOML with errors of bounded length.
 
 Every function raises OSError with a `strerror` for people, or ValueError. The caller adds the path:
 `raise DataError(f"{path}: cannot be read: {error.strerror}") from error`.
@@ -48,7 +48,7 @@ def size_of(file: BufferedReader) -> int:
 
 
 def read_whole(file: BufferedReader, most: int | None = None) -> bytes:
-    """The content of an open file of at most `most` bytes (None: those of this machine's memory).
+    """The content of an open file of at most `most` bytes (default: the memory of this machine).
 
     The size is checked before the file is read: OSError with EFBIG if it is larger.
     """
@@ -61,7 +61,7 @@ def read_whole(file: BufferedReader, most: int | None = None) -> bytes:
     except MemoryError:
         raise OSError(errno.ENOMEM, f"out of memory reading {size:,} bytes") from None
     if len(content) > size:
-        raise OSError(errno.EBUSY, "it grows while it is read")
+        raise OSError(errno.EBUSY, "the file grew while it was read")
     return content
 
 

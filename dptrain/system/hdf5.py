@@ -27,7 +27,7 @@ def plain_hdf5(
     """
     import h5py  # takes 0.1 s, and only writing needs it
 
-    # In memory: after a write to a full disk libhdf5 crashes the process at its end, Python only raises an exception.
+    # In memory, because libhdf5 crashes when the process exits after a failed write to a full disk.
     content = io.BytesIO()
     with h5py.File(
         content,

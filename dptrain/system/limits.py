@@ -31,7 +31,7 @@ ADVICE = {
 }
 TOO_LARGE = f"too large for memory; {MEMORY}"
 NOT_LOADED = "out of memory while loading a library; raise the limit (ulimit -v)"
-# What NumPy, the dynamic loader and Python say of limits, and what to report.
+# Messages of NumPy, the dynamic loader and Python about limits, and what to report instead.
 REPORTS = {
     "Maximum allowed dimension exceeded": TOO_LARGE,
     "array is too big": TOO_LARGE,
@@ -48,7 +48,7 @@ REPORTS = {
 def check_memory(size: int, what: str) -> None:
     """LimitError if `size` bytes for `what` are more than this machine or this control group has.
 
-    The system would grant them and kill a process when they are used.
+    The system would grant the memory, and kill a process when it is used.
     """
     limit = memory_limit()
     if limit is not None and size > limit:

@@ -1,4 +1,4 @@
-"""HDF5 files that libhdf5 wrote (format version 1 of data sets and checkpoints), read in a process of its own.
+"""HDF5 files that libhdf5 wrote (format version 1 of data sets and checkpoints), read in a separate process.
 
 libhdf5 may crash, hang or take any amount of memory when a file is forged. The process has limits of memory and time,
 opens no file (it gets the content through a pipe), knows nothing of MPI, and ends after one file. This module is also
@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MEMORY = (1 << 30, 6)  # bytes of address space: of Python, NumPy and libhdf5, and so many times the file
-SECONDS = (10, 1e-7)  # of computing: at least, and for each byte more
-PATIENCE = 10  # times as long may pass on a machine that is busy
+MEMORY = (1 << 30, 6)  # bytes of address space for Python, NumPy and libhdf5, plus 6 times the size of the file
+SECONDS = (10, 1e-7)  # of CPU time, plus so many for each byte of the file
+PATIENCE = 10  # wall time may be 10 times as long, on a busy machine
 MOST_OBJECTS = 20_000
-# What a Python needs to find its libraries. MPI's variables would let an h5py that was built with MPI start it.
+# What Python needs to find its libraries. With MPI's variables, an h5py built with MPI would start MPI.
 KEPT_VARIABLES = ("PATH", "HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "VIRTUAL_ENV")
 ATTRIBUTES = "/"  # the name, among those of the arrays, of the attributes in JSON
 
@@ -43,14 +43,14 @@ def read_isolated(content: bytes | memoryview) -> Content:
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     try:
         done = subprocess.run(
-            # -P: no module of the working directory, or of this one, comes before an installed one.
+            # -P: no module in the working directory or beside this one shadows an installed one.
             [sys.executable, "-P", str(Path(__file__).resolve()), *limits],
             input=content,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=kept | {"OPENBLAS_NUM_THREADS": "1"},
             timeout=PATIENCE * seconds,
-            start_new_session=True,  # Ctrl-C is for the program that waits
+            start_new_session=True,  # Ctrl-C ends the program that waits, not this process
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -88,7 +88,7 @@ def _main() -> None:
     np.savez(packed, **contents)  # type: ignore[arg-type]
     sys.stdout.buffer.write(packed.getbuffer())
     sys.stdout.buffer.flush()
-    os._exit(0)  # what libhdf5 does at its end does not matter
+    os._exit(0)  # without the exit handlers of libhdf5, which may crash
 
 
 def _read(content: bytes) -> Content:
@@ -118,7 +118,7 @@ def _read(content: bytes) -> Content:
 
 
 def _datasets(file: Any) -> list[tuple[str, Any]]:
-    """The datasets of a file and of its groups, with their paths; ValueError for anything but hard links to such."""
+    """Path and dataset of all datasets in a file and its groups; ValueError for other links and deeper groups."""
     import h5py
 
     found, groups = [], [("", file)]
@@ -133,7 +133,7 @@ def _datasets(file: Any) -> list[tuple[str, Any]]:
             elif isinstance(member, h5py.Dataset):
                 found.append((path, member))
             else:
-                raise ValueError(f"{path} is a link, or in a group of a group; expected a dataset in the file itself")
+                raise ValueError(f"{path} is a link, or in nested groups; expected a dataset in the file itself")
     return found
 
 

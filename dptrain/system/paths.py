@@ -1,4 +1,4 @@
-"""Paths that people type: `~` is expanded, and what cannot be a path is refused in one line."""
+"""Paths typed by users: `~` is expanded, and an impossible path is a UsageError."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dptrain.system.text import shown
 def typed_path(text: str) -> str:
     """The path with a leading `~` or `~user` expanded.
 
-    UsageError for an empty path, a NUL, an unknown user, or a symbolic link to nothing on the way.
+    UsageError for an empty path, a NUL, an unknown user, or a dangling symbolic link in the path.
     """
     if not text.strip():
         raise UsageError("found an empty path; expected the path of a file or folder (is a shell variable unset?)")
     if "\0" in text:
-        raise UsageError(f"{shown(text)}: a path cannot hold the character NUL")
+        raise UsageError(f"{shown(text)}: a path cannot contain the character NUL")
     try:
         path = Path(text).expanduser()
     except RuntimeError:
@@ -30,7 +30,7 @@ def typed_path(text: str) -> str:
 
 
 def dangling(path: Path) -> str | None:
-    """Why the path leads nowhere, when it or a folder above it is a symbolic link to nothing; otherwise None."""
+    """An error text if the path, or a folder above it, is a dangling symbolic link; otherwise None."""
     try:
         for link in (path, *path.parents):
             if link.is_symlink() and not link.exists():

@@ -6,8 +6,8 @@
 
 mpirun's exit status is not enough: Open MPI's returns 0 when a host is lost, or when all ranks of an elastic job die.
 The launcher listens on a port of its host, as mpirun does for its daemons on other hosts. So a record arrives from
-every host on which mpirun can start ranks, without a shared file system and without a search through their output. A
-record carries the secret token of the attempt. The launcher confirms it, so it is not lost when the process ends.
+every host on which mpirun can start ranks, without a shared file system and without parsing their output. A record
+contains the secret token of the attempt. The launcher confirms it, so it is not lost when the process ends.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def launched() -> bool:
 def report_end(status: int, reason: str = "", *, retry: bool = False, more: Mapping[str, str] | None = None) -> bool:
     """Send the record, once for a process; False where there is no launcher or it does not confirm.
 
-    `retry`: whether the same command may succeed when it is started again. `more` is what else the launcher shows.
+    `retry`: whether the same command may succeed when it is started again. `more`: further facts for the launcher.
     """
     global _launcher
     if not launched():

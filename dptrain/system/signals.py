@@ -1,4 +1,4 @@
-"""Signals that announce the end of a process, and the state of signals that every program starts from.
+"""Signals that request the end of a process, and the initial signal state of every program.
 
 prepare_signals()           # first of all, in every program
 for number in handled(): signal.signal(number, handler)
@@ -43,7 +43,7 @@ class EndedBySignal(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_exception() -> Iterator[None]:
-    """Within the block, every signal that announces an end raises EndedBySignal; does nothing outside the main thread.
+    """Within the block, every signal of ENDING raises EndedBySignal; does nothing outside the main thread.
 
     An exception passes through the code that removes half-written files. Further signals of the same request do not
     disturb that code.
@@ -72,8 +72,34 @@ def ended_by_exception() -> Iterator[None]:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
+@contextmanager
+def delayed_signals() -> Iterator[None]:
+    """Delay the signals of ENDING until after the block; does nothing outside the main thread.
+
+    For a fork, and for calls of h5py: both lose an exception that a signal handler raises. This sets handlers, not the
+    signal mask, because a thread of a library may receive the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: handler for number in handled() if (handler := signal.getsignal(number)) is not None}
+    arrived: list[int] = []
+    for number in before:
+        signal.signal(number, lambda caught, _frame: arrived.append(caught))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number, handler in before.items():
+            if number in arrived and callable(handler):
+                handler(number, None)  # not raised again: the wakeup descriptor has received it already
+            elif number in arrived:
+                signal.raise_signal(number)
+
+
 def ignore_at_exit() -> None:
-    """For a program that ends because of a signal: more signals of the same request must not change its exit status.
+    """Ignore signals while the program ends: more signals of the same request must not change its exit status.
 
     Python resets all handlers before it ends, and before MPI is finalized; ignored signals stay ignored.
     """
@@ -88,7 +114,7 @@ def keep_dispositions() -> None:
     """
     if threading.current_thread() is threading.main_thread():
         for number in ENDING:
-            before = signal.getsignal(number)  # as Python has set it: changes by a library do not show here
+            before = signal.getsignal(number)  # the state that Python knows, without changes by C libraries
             if before is signal.SIG_IGN or (number == signal.SIGHUP and before is signal.SIG_DFL):
                 signal.signal(number, before)
 

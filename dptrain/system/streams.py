@@ -1,12 +1,12 @@
-"""Standard input, output and error that behave alike, whether they are a terminal, a pipe, a file or closed.
+"""Standard input, output and error behave in the same way for a terminal, a pipe, a file and a closed stream.
 
     prepare_streams()           # first of all, in every program
     drop_failed_writes()        # for a program whose work must not end when its output fails, such as training
 
-A write fails where the stream is closed (`>&-`), the disk is full, or the terminal or the reader is gone. It is an
-OutputError then, or a ReaderGoneError for a reader that is gone. After `drop_failed_writes` the text is lost and the
-program continues. Standard error always drops failed writes, as nobody could read the error. A non-blocking pipe is
-waited for. A character that the encoding does not have is written as an escape.
+A write fails if the stream is closed (`>&-`), the disk is full, or the terminal or reader is gone. It then raises
+OutputError, or ReaderGoneError if the reader is gone. After `drop_failed_writes` the text is lost and the program
+continues. Standard error always drops failed writes, as nobody could read the error. Writing to a non-blocking pipe
+waits for the reader. A character that the encoding does not have is written as an escape.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ _descriptors: dict[str, Descriptor] = {}  # of sys.stdout and sys.stderr, by the
 def prepare_streams() -> None:
     """Open descriptors 0, 1 and 2 where they are closed, and replace sys.stdout and sys.stderr.
 
-    Otherwise the next file to be opened would get the number, and a library that prints would write into it. Streams
-    that someone has replaced, such as a test or a notebook, stay. Calling it twice is fine.
+    Otherwise the next file to be opened would get such a number, and a library that prints would write into that file.
+    Streams that a test or a notebook has replaced are kept. May be called twice.
     """
     for number in (0, 1, 2):
         try:
@@ -118,7 +118,7 @@ def print_whole(text: str) -> bool:
 
 
 def finish_output() -> None:
-    """Flush standard output, before the exit status is decided. After an OutputError the text is not tried again."""
+    """Flush standard output, before the exit status is decided. After an OutputError the text is dropped."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

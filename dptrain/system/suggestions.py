@@ -1,7 +1,7 @@
 """Names that other programs use for flags and keys, and the nearest name to a misspelt one.
 
-Words are written without leading dashes, with - for _. `SYNONYMS` gives the names that a word may stand for;
-`EXPLANATIONS` are for words of `dptrain train` that no name stands for.
+Words have no leading dashes, and - instead of _. `SYNONYMS` maps a word to our names for it. `EXPLANATIONS` is advice
+for words that have no equivalent flag of `dptrain train`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
-NEAR = 0.7  # difflib's ratio from which a name is proposed
-FEW = 7  # names that are listed where none is near
-NOTHING_EXPLAINED: Mapping[str, str] = {}
+NEAR = 0.7  # the smallest ratio of difflib at which a name is proposed
+FEW = 7  # so few names are all listed if none is near
 
 _WORDS_OF = {
     "lr": "learning-rate base-lr max-lr",
@@ -68,18 +67,17 @@ EXPLANATIONS = {word: text for text, words in _WORDS_EXPLAINED.items() for word 
 
 
 def did_you_mean(
-    word: str, known: Iterable[str], otherwise: str = "see --help", explanations: Mapping[str, str] = NOTHING_EXPLAINED
+    word: str, known: Iterable[str], otherwise: str = "see --help", explanations: Mapping[str, str] | None = None
 ) -> str:
-    """A sentence that helps after `word`, which is none of the `known` names.
+    """Advice for `word`, which is not one of the `known` names.
 
-    It proposes the name of which the word is a synonym, or the nearest ones. Where there is none, it is the word's
-    explanation, or all names if they are few, or `otherwise`. Leading dashes, case and the difference between - and _
-    do not count.
+    It is the name that the word is a synonym of, else the word's explanation, else the nearest names, else all names if
+    they are few, else `otherwise`. Leading dashes, case and the difference between - and _ are ignored.
     """
     names = {_plain(name): name for name in sorted(known)}
     typed = _plain(word)
     near = [name for name in SYNONYMS.get(typed, ()) if name in names][:1]
-    if not near and typed in explanations:
+    if not near and explanations and typed in explanations:
         return explanations[typed]
     if not near and len(typed) >= 3:
         near = [name for name in names if name.startswith(typed)][:2]

@@ -6,7 +6,7 @@ LONGEST = 2000  # characters of one message
 
 
 def shown(text: object, longest: int = LONGEST) -> str:
-    """`str(text)` with control characters, and others that cannot be printed, written as escapes.
+    """`str(text)` with escapes for control characters and others that cannot be printed.
 
     Escape sequences, line breaks and marks that reverse the writing direction become \\x1b, \\n, \\u202e. Letters of
     all scripts, and \\ itself, stay. Text of more than `longest` characters loses its middle.

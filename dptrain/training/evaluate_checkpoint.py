@@ -113,4 +113,4 @@ def normalisation_note(origin: Origin, manifest: Manifest, path: Path, data: Pat
         )
     if (origin.mean, origin.std) == (manifest.mean, manifest.std):
         return ""
-    return f"images are normalised as in training, not with the other mean and deviation of {shown(data)}"
+    return f"images are normalised with the mean and deviation of the checkpoint; those of {shown(data)} differ"

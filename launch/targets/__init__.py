@@ -37,7 +37,7 @@ def choose(name: str | None, mpirun: str | None, environment: Mapping[str, str])
             return target(path, version)
     raise DptrainError(
         f"{path} is not the mpirun of {name or 'Open MPI or MPICH'}: its --version says "
-        f"{shown(first_line(version))!r}; {INSTALL}, or name another by --mpirun PATH"
+        f"{shown(first_line(version))!r}; {INSTALL}, or give another with --mpirun PATH"
     )
 
 
@@ -54,7 +54,7 @@ def find_mpirun(named: str | None) -> str:
     beside = str(Path(sys.executable).parent)  # not resolved: a virtual environment's python is a link
     found = shutil.which("mpirun", path=beside) or shutil.which("mpirun")
     if found is None:
-        raise DptrainError(f"no mpirun beside {sys.executable} nor on PATH; {INSTALL}, or name one by --mpirun PATH")
+        raise DptrainError(f"no mpirun beside {sys.executable} nor on PATH; {INSTALL}, or give one with --mpirun PATH")
     return found
 
 

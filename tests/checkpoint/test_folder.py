@@ -13,7 +13,6 @@ import pytest
 from checkpoints import layouts_of
 
 from dptrain.arrays.layout import Layout
-from dptrain.checkpoint import folder as run_folder
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import Origin, checkpoint_bytes, read_checkpoint
 from dptrain.checkpoint.state import Progress, TrainingState
@@ -337,7 +336,7 @@ def test_a_full_disk_is_no_wrong_command_line(tmp_path: Path, monkeypatch: pytes
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(run_folder.files, "append_text", full)
+    monkeypatch.setattr("dptrain.checkpoint.folder.files.append_text", full)
     with pytest.raises(CheckpointError, match=r"No space left on device; free some space.*same command") as caught:
         RunFolder(tmp_path / "run").claim()
     assert caught.value.status == 1
@@ -377,7 +376,7 @@ def test_a_new_folder_is_named_after_data_and_model(tmp_path: Path, monkeypatch:
 
 def test_runs_begun_in_one_second_get_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_folder.time, "strftime", lambda form: "20260101-000000")
+    monkeypatch.setattr("dptrain.checkpoint.folder.time.strftime", lambda form: "20260101-000000")
     paths = [RunFolder.new("cifar10", "convnet").path for _ in range(3)]
     assert len(set(paths)) == 3
     assert all(path.is_dir() for path in paths)

@@ -176,7 +176,7 @@ def removing(*path: str | int) -> Callable[[dict[str, Any]], None]:
 
 
 INDEX_EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no object": (lambda index: [index], "the whole is a list of 1 items"),
+    "no object": (lambda index: [index], "the file is a list of 1 items"),
     "other format": (setting("format", value="x"), "format is 'x'"),
     "negative step": (setting("state", "step", value=-1), "state.step is -1, expected a whole number"),
     "step with a point": (setting("state", "step", value=9.0), "state.step is 9.0"),

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,17 @@ MODELS = {"version-1": ["--model", "linear"], "version-2-early": ["--model-optio
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_an_old_run_is_resumed_on_its_old_data_and_evaluated(ranks: int, version: str, folder: Path) -> None:
-    mpi = {} if ranks == 1 else {"mpi": own_mpi(), "ranks": ranks}
-    evaluated = dptrain("eval", "run", "data-set", "--json", cwd=folder, **mpi)
+    mpi = None if ranks == 1 else own_mpi()
+    evaluated = dptrain("eval", "run", "data-set", "--json", cwd=folder, mpi=mpi, ranks=ranks)
     assert json.loads(evaluated.stdout)["accuracy"] == 0.4
-    done = dptrain("train", "data-set", *FLAGS.split(), *MODELS[version], cwd=folder, **mpi)
+    done = dptrain("train", "data-set", *FLAGS.split(), *MODELS[version], cwd=folder, mpi=mpi, ranks=ranks)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["step"] == LAST_STEP
     start = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert (start["event"], start["step"]) == ("start", SAVED_STEP[version])
     assert "algorithm" not in done.stderr  # no note: the same layers with the same algorithms
-    evaluated = dptrain("eval", "run", "data-set", "--json", cwd=folder, **mpi)
+    evaluated = dptrain("eval", "run", "data-set", "--json", cwd=folder, mpi=mpi, ranks=ranks)
     assert json.loads(evaluated.stdout)["accuracy"] == summary["test_accuracy"]
 
 
@@ -226,7 +227,7 @@ def test_no_file_beside_the_checkpoint_is_opened(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     for name in ("params", "params/linear1.bias", "momentum/linear1.bias"):
         link = h5py.ExternalLink(str(pipe), "/" + name)
-        content = edited(OLD.read_bytes(), lambda file, link=link, name=name: replace_dataset(file, name, link))
+        content = edited(OLD.read_bytes(), partial(replace_dataset, name=name, new=link))
         path = tmp_path / "linked.h5"
         path.write_bytes(content)
         program = "from pathlib import Path\nfrom dptrain.checkpoint.format import read_checkpoint\n"

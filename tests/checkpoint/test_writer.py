@@ -93,6 +93,7 @@ def test_a_second_checkpoint_waits_for_the_first(
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint of step 5 is held up until step 6 is made, which would never be if training waited."""
     gate = Gate(monkeypatch)
+    folder = RunFolder(tmp_path / "run")
 
     class Opening(Memory):
         def handle(self, event: Event) -> None:
@@ -100,7 +101,6 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
                 assert folder.numbered() == []
                 gate.opened.set()
 
-    folder = RunFolder(tmp_path / "run")
     config = configuration(packed(tmp_path / "set"), folder.path, checkpoint_every="5", max_steps=7)
     train(config, Communicator(), [Opening()])
     assert [path.name for path in folder.numbered()] == ["step-00000005.h5", "step-00000007.h5"]

@@ -221,7 +221,9 @@ def test_a_loss_that_is_not_finite_names_step_and_learning_rate(lr: str, data: P
         data, tmp_path / "run", lr=lr, warmup_steps=0, checkpoint_every="1", schedule="constant", epochs=20
     )
     assert_one_error(done, f"at learning rate {float(lr):.6g}", "Try a lower --lr")
-    step = int(re.search(r"step (\d+): the (loss|gradient) is", done.stderr)[1])
+    found = re.search(r"step (\d+): the (loss|gradient) is", done.stderr)
+    assert found is not None
+    step = int(found[1])
     assert_nothing_half_written(tmp_path / "run")
     assert sorted((tmp_path / "run" / "checkpoints").iterdir())[-1].name == f"step-{step - 1:08d}.h5"
 

@@ -146,7 +146,7 @@ def test_a_name_that_a_run_cannot_save_is_one_error(
     name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Happened: bytes that are not UTF-8 in a path ended with a traceback when config.toml was written."""
-    values = {"data": data, "run_dir": tmp_path / "run", name: f"{tmp_path}/odd\udcff:build"}
+    values: dict[str, Any] = {"data": data, "run_dir": tmp_path / "run", name: f"{tmp_path}/odd\udcff:build"}
     words = flags(**values)
     assert main(["train", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -199,7 +199,7 @@ def test_a_name_that_is_too_long_is_one_error(
 def test_a_name_with_a_nul_character_is_one_error(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "settings.toml").write_text(f'{key} = "a\\u0000b:build"\n')
     assert main(["train", "--config", str(tmp_path / "settings.toml")]) == 2
-    assert re.search(r"a\\x00b.*cannot hold the character NUL", capsys.readouterr().err)
+    assert re.search(r"a\\x00b.*cannot contain the character NUL", capsys.readouterr().err)
 
 
 # Limits of the machine

@@ -219,8 +219,8 @@ def test_a_run_folder_behind_a_link_to_nothing_is_not_made(data: Path, tmp_path:
     done = dptrain_here("train", *flags(data, tmp_path / "link"), cwd=tmp_path)
     assert_one_error(done, "--run-dir", "symbolic link", status=2)
     assert not (tmp_path / "gone").exists()
-    for words in (["eval", tmp_path / "x", tmp_path / "link"], ["data-prep", "verify", tmp_path / "link"]):
-        done = dptrain_here(*words, cwd=tmp_path)
+    for words in (["eval", str(tmp_path / "x")], ["data-prep", "verify"]):
+        done = dptrain_here(*words, tmp_path / "link", cwd=tmp_path)
         assert done.returncode != 0
         assert done.stderr.count("\n") == 1
     assert "is a symbolic link to" in done.stderr

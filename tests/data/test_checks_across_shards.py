@@ -53,7 +53,7 @@ PROBLEMS = {
     "twice": (twice, "index has 1 numbers more than once"),
     "uneven": (uneven, "samples of class class-"),
     "negative": (negative, "index from -"),
-    "short": (short, "samples, expected +-1"),
+    "short": (short, "samples, expected a difference of at most 1"),
 }
 
 

@@ -181,9 +181,9 @@ def with_entry(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("offsets", "words"),
     [
-        ({"images": "labels"}, "overlap, or end behind the file"),
-        ({"labels": "images"}, "overlap, or end behind the file"),
-        ({"index": 10**18}, "overlap, or end behind the file"),
+        ({"images": "labels"}, "overlap, or extend beyond the file"),
+        ({"labels": "images"}, "overlap, or extend beyond the file"),
+        ({"index": 10**18}, "overlap, or extend beyond the file"),
         ({"index": -8}, "is -8, expected a whole number"),
         ({"index": 2**64}, "expected a whole number"),
         ({"index": 4992.0}, "is 4992.0, expected a whole number"),
@@ -203,7 +203,7 @@ def test_impossible_offsets_are_refused(offsets: dict[str, Any], words: str, fol
 def test_wrong_offsets_are_found(folder: Path) -> None:
     there = json.loads((folder / MANIFEST).read_text())["splits"]["train"][0]["offsets"]
     with_entry(folder, offsets=there | {"images": there["images"] - 1})
-    assert "do not have the hash that the manifest states" in refused(folder)
+    assert "the hash of images, labels and index is not that in the manifest" in refused(folder)
 
 
 def test_a_shard_far_larger_than_its_samples_is_refused_before_it_is_read(folder: Path) -> None:

@@ -124,7 +124,7 @@ FILES_OF_64_KIB = (
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     # For a process, a limit of file size is like a full disk, and it needs no root.
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 16
-    command = [sys.executable, "-c", FILES_OF_64_KIB, "shapes", tmp_path / "set", "--train", "400", "--test", "40"]
+    command = [sys.executable, "-c", FILES_OF_64_KIB, "shapes", str(tmp_path / "set"), "--train", "400", "--test", "40"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert_one_line_error(done, "File too large", "free some space")
     assert list(tmp_path.iterdir()) == []
@@ -137,7 +137,7 @@ def test_signal_while_packing_removes_partial_files(number: signal.Signals, tmp_
     out = tmp_path / "set"
     # So many shards that writing them takes seconds.
     counts = ("--train", "2000", "--test", "2000", "--shards", "2000")
-    command = [sys.executable, "-m", "data_prep", "shapes", out, *counts]
+    command = [sys.executable, "-m", "data_prep", "shapes", str(out), *counts]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("set/.partial/*.h5")):
@@ -156,7 +156,7 @@ def test_signal_while_packing_removes_partial_files(number: signal.Signals, tmp_
 @pytest.mark.slow
 def test_a_signal_that_was_ignored_at_the_start_does_not_end_packing(tmp_path: Path) -> None:
     """Found in the field: every `&` in a script ignores SIGINT, nohup SIGHUP."""
-    command = [sys.executable, "-m", "data_prep", "shapes", tmp_path / "set", "--train", "200", "--shards", "200"]
+    command = [sys.executable, "-m", "data_prep", "shapes", str(tmp_path / "set"), "--train", "200", "--shards", "200"]
     process = subprocess.Popen(command, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     while not list(tmp_path.glob("set/.partial/*.h5")):
         assert process.poll() is None

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from data_sets import binary_members, write_archive
@@ -37,7 +38,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "www").mkdir()
     write_archive(tmp_path / "www" / "cifar-10-binary.tar.gz", binary_members())
 
-    def handler(*arguments: object) -> QuietHandler:
+    def handler(*arguments: Any) -> QuietHandler:
         return QuietHandler(*arguments, directory=str(tmp_path / "www"))
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as instance:
@@ -112,7 +113,7 @@ def test_without_a_network_there_is_one_short_line_soon(
 
 def test_silent_name_server_is_not_waited_for(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
-    monkeypatch.setattr(download.socket, "getaddrinfo", lambda *_arguments: released.wait(30))
+    monkeypatch.setattr("data_prep.download.socket.getaddrinfo", lambda *_arguments: released.wait(30))
     monkeypatch.setattr(download, "RESOLVE_SECONDS", 0.2)
     with pytest.raises(DataError, match="name server"):
         find_archive(None, VARIABLE, server, "0" * 64)

@@ -27,8 +27,10 @@ GOOD = image_data(train=60, test=30, shape=(3, 8, 9))
 def of_shape(*shape: int, layout: Any = None) -> ImageData:
     """Random images whose axes after the first are `shape`."""
     random = np.random.default_rng(0)
-    parts = (LabelledImages(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, 5, n)) for n in (60, 30))
-    return ImageData("mine", GOOD.classes, *parts, layout=layout)
+    train, test = (
+        LabelledImages(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, 5, n)) for n in (60, 30)
+    )
+    return ImageData("mine", GOOD.classes, train, test, layout=layout)
 
 
 def refused(data: ImageData) -> str:
@@ -185,7 +187,7 @@ def test_suspicious_data_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[
 BAD_NAMES: list[tuple[list[Any], str]] = [
     (["cat", "dog", "cat"], "classes 0 and 2 have the same name, 'cat'"),
     (["caf\u00e9", "cafe\u0301"], "classes 0 and 1 have the same name"),
-    (["cat", ""], "the name of class 1 is '', expected text of 1 to 200 characters without spaces at its ends"),
+    (["cat", ""], "the name of class 1 is '', expected text of 1 to 200 characters without control characters"),
     (["cat", " dog"], "the name of class 1 is ' dog', expected"),
     (["cat", "\t"], "the name of class 1 is '\\t', expected"),
     (["cat", "d\0g"], "the name of class 1 is 'd\\x00g', expected"),

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from data_prep import pack as pack_module
 from data_prep import staging
 from data_prep.pack import LabelledImages, channel_statistics, deal, pack, pixel_histogram, shuffled
-from data_prep.signals import signals_held
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
 from dptrain.data.shard import Samples, read_shard
 from dptrain.errors import DataError, UsageError
+from dptrain.system.signals import delayed_signals
 
 
 def shards_of(folder: Path, split: str) -> list[Samples]:
@@ -277,7 +277,7 @@ def test_signal_during_the_block_is_delayed_to_its_end(number: int) -> None:
     caught: list[str] = []
     before = signal.signal(number, lambda *_arguments: caught.append("handler"))
     try:
-        with signals_held():
+        with delayed_signals():
             signal.raise_signal(number)
             caught.append("end of block")
         assert caught == ["end of block", "handler"]

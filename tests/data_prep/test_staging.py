@@ -239,7 +239,7 @@ def test_a_folder_that_cannot_be_written_is_reported_before_packing(
     def refuse(*_arguments: object, **_options: object) -> str:
         raise OSError(30, "Read-only file system", str(tmp_path / ".dptrain-probe-x"))
 
-    monkeypatch.setattr(staging.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("data_prep.staging.tempfile.TemporaryFile", refuse)
     with pytest.raises(DataError, match=rf"{tmp_path}/set: cannot be written: Read-only file system; is it writable"):
         staging.check_target(tmp_path / "set", force=False)
 

@@ -103,7 +103,7 @@ def test_negative_index_is_found(folder: Path) -> None:
 
 def test_classes_that_are_not_balanced_are_found(folder: Path) -> None:
     rewrite_shard(folder, "test", 2, lambda samples: replace(samples, labels=np.zeros_like(samples.labels)))
-    assert any("class class-0, expected +-1" in problem for problem in verify(folder).problems)
+    assert any("class class-0, expected a difference of at most 1" in problem for problem in verify(folder).problems)
 
 
 def test_shards_of_unequal_size_are_found(folder: Path) -> None:
@@ -130,7 +130,8 @@ def test_pixels_that_do_not_have_the_stated_mean_are_found(folder: Path) -> None
 def test_edited_statistics_are_found(name: str, folder: Path) -> None:
     manifest = read_manifest(folder)
     values: tuple[float, ...] = getattr(manifest, name)
-    write_manifest(folder, replace(manifest, **{name: (values[0] + 1e-6, *values[1:])}))
+    edited: dict[str, Any] = {name: (values[0] + 1e-6, *values[1:])}
+    write_manifest(folder, replace(manifest, **edited))
     assert f"{name} of channel 0" in only_problem(verify(folder))
 
 

@@ -21,8 +21,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_a_phase_keeps_the_step_unless_it_names_one_and_tells_the_phase_before(clock: SimpleNamespace) -> None:
+    assert Activity().current == ("starting", None)
     activity = Activity()
-    assert activity.current == ("starting", None)
     assert activity.enter("computing", 3) == "starting"
     assert activity.enter("evaluating") == "computing"
     assert activity.current == ("evaluating", 3)

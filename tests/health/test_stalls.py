@@ -51,6 +51,12 @@ class Job:
     def running(self) -> Iterable[int]:
         return [rank for rank in self.ranks if rank not in self.stopped]
 
+    def assert_only_end(self, rank: int, at: float, within: float) -> None:
+        """One watcher has ended the job, that of `rank`, at a time that is right to `within` seconds."""
+        ((found, ended, status),) = self.ends
+        assert (found, status) == (rank, 76)
+        assert ended == pytest.approx(at, abs=within)
+
     @property
     def texts(self) -> list[str]:
         return [line for _, _, line in self.lines]
@@ -155,7 +161,7 @@ def test_ranks_that_all_wait_for_each_other_are_reported_in_one_line_and_the_job
     job.go_on(5 * LIMIT, lambda rank: waiting(rank, job.now - since))
     assert "all ranks have waited for each other in step 3 for 10 s" in job.texts[0]
     assert job.texts[1].startswith("dptrain: error: all ranks")
-    assert job.ends == [(0, pytest.approx(since + LIMIT + 20, abs=2), 76)]
+    job.assert_only_end(0, since + LIMIT + 20, within=2)
     job.go_on(1)
     assert job.texts[2:] == [f"dptrain: all ranks continue after {job.now - INTERVAL - since:.0f} s"]
 
@@ -187,7 +193,7 @@ def test_the_job_ends_once_after_abort_seconds_and_only_by_the_reporter() -> Non
     assert job.ends == []
     assert "the job ends in 20 s unless that changes (--stall-abort)" in job.texts[0]
     job.go_on(10)
-    assert job.ends == [(1, pytest.approx(since + LIMIT + 20, abs=2), 76)]
+    job.assert_only_end(1, since + LIMIT + 20, within=2)
     assert job.texts[-1].startswith("dptrain: error: rank 0 on node0 (process 100)")
 
 
@@ -237,7 +243,7 @@ def test_a_watcher_that_was_stopped_keeps_reported_stalls_and_does_not_end_the_j
     job.go_on(18)
     assert len(job.lines) == 1
     job.go_on(4)
-    assert job.ends == [(0, pytest.approx(since + 20, abs=1), 76)]
+    job.assert_only_end(0, since + 20, within=1)
 
 
 def test_a_rank_that_was_never_heard_is_not_called_silent_and_ends_nothing() -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launch_runs import LOOP, OPEN_MPI, first_output, is_alive, run_launch, start_launch, start_training, wait_until
@@ -109,7 +110,8 @@ def test_the_folder_of_a_killed_launcher_is_removed_when_its_mpirun_is_gone(
 ) -> None:
     """Found in the field: session folders stayed in TMPDIR."""
     mpirun = fake_mpirun(OPEN_MPI, f"trap '' TERM; echo $$; {LOOP}")
-    process = start_launch("-n", "1", "--mpirun", mpirun, "--", "train", "x", **{SESSION_BASE: str(tmp_path)})
+    base: dict[str, Any] = {SESSION_BASE: str(tmp_path)}
+    process = start_launch("-n", "1", "--mpirun", mpirun, "--", "train", "x", **base)
     orphan = int(first_output(process))
     process.kill()
     process.communicate(timeout=30)

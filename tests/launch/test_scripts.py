@@ -204,8 +204,8 @@ def test_any_other_failure_of_packing_ends_it_with_that_status(checkout: FakeChe
 @pytest.mark.parametrize("status", ["1", "69"])
 def test_a_bad_archive_that_was_asked_for_is_not_replaced(checkout: FakeCheckout, status: str, tmp_path: Path) -> None:
     (tmp_path / "bad.tar.gz").touch()
-    named = {"DPTRAIN_CIFAR10_ARCHIVE": str(tmp_path / "bad.tar.gz"), "CIFAR10_STATUS": status}
-    assert checkout.quickstart(**named).returncode == int(status)
+    done = checkout.quickstart(DPTRAIN_CIFAR10_ARCHIVE=str(tmp_path / "bad.tar.gz"), CIFAR10_STATUS=status)
+    assert done.returncode == int(status)
     assert len(checkout.asked()) == 1
 
 

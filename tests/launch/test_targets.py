@@ -125,8 +125,8 @@ def test_waiting_for_other_hosts_is_bounded_where_the_user_has_set_nothing(tmp_p
     assert variables({**home, "SLURM_JOB_ID": "7"}, [])["SLURM_OVERLAP"] == "1"
     for own in ("PRTE_MCA_plm_ssh_args", "OMPI_MCA_plm_rsh_agent"):
         assert "PRTE_MCA_plm_ssh_args" not in variables({**home, own: "-p 2222"}, [])
-    own = {**home, "PRTE_MCA_oob_tcp_keepalive_time": "9"}
-    assert "PRTE_MCA_oob_tcp_keepalive_time" not in variables(own, [])
+    patient = {**home, "PRTE_MCA_oob_tcp_keepalive_time": "9"}
+    assert "PRTE_MCA_oob_tcp_keepalive_time" not in variables(patient, [])
     (tmp_path / ".prte").mkdir()
     (tmp_path / ".prte" / "mca-params.conf").write_text("plm_ssh_args = -p 2222\n")
     assert "PRTE_MCA_plm_ssh_args" not in variables(home, [])

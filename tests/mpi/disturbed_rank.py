@@ -33,5 +33,5 @@ def disturbed(self: TrainingStep, state: Any, *others: Any) -> Any:
     return outcome
 
 
-TrainingStep.__call__ = disturbed  # type: ignore[method-assign]
+TrainingStep.__call__ = disturbed  # type: ignore[assignment, method-assign]
 sys.exit(cli.main(sys.argv[4:]))

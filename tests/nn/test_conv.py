@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import random_parameters, training_pass
 
-from dptrain.arrays.layout import array_shape
+from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
 from dptrain.nn.layers.conv import Conv2d
 
+Pair = tuple[int, int]
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
@@ -39,7 +41,9 @@ def by_definition(x: Array, weight: Array, bias: Array, stride: tuple[int, int],
     samples=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_forward_is_the_defining_sum(channels, out, kernel, stride, padding, more, samples, seed) -> None:
+def test_forward_is_the_defining_sum(
+    channels: int, out: int, kernel: Pair, stride: Pair, padding: Pair, more: Pair, samples: int, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     height, width = kernel[0] + more[0], kernel[1] + more[1]
     x = generator.normal(size=(height, width, samples, channels)).astype(np.float32)
@@ -64,7 +68,9 @@ def test_forward_is_the_defining_sum(channels, out, kernel, stride, padding, mor
     more=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     samples=st.integers(1, 2),
 )
-def test_backward_is_the_gradient(channels, out, kernel, stride, padding, more, samples) -> None:
+def test_backward_is_the_gradient(
+    channels: int, out: int, kernel: Pair, stride: Pair, padding: Pair, more: Pair, samples: int
+) -> None:
     layer = Conv2d(out, kernel, stride=stride, padding=padding)
     check_layer(layer, (channels, kernel[0] + more[0], kernel[1] + more[1]), samples)
 
@@ -105,7 +111,7 @@ def test_the_first_layer_is_spared_its_input_gradient() -> None:
         ((64, 16, 16), 64, {"stride": 2}, "im2col"),
     ],
 )
-def test_auto_is_settled_by_shape(shape, out, options, chosen) -> None:
+def test_auto_is_settled_by_shape(shape: Shape, out: int, options: dict[str, Any], chosen: str) -> None:
     layer = Conv2d(out, **options)
     layer.bind((32, 16, 16))  # what an earlier network has settled does not count
     layer.bind(shape)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from networks import ready
 
 from dptrain.arrays.layout import array_shape
-from dptrain.arrays.memory import Workspace
+from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
 from dptrain.nn.fusion import ConvPoolReLU
 from dptrain.nn.graph import Residual
@@ -15,6 +17,7 @@ from dptrain.nn.layers.conv import ALGORITHMS, Conv2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network
+from dptrain.nn.passes import Pass
 from dptrain.nn.tensor import Tensor
 
 
@@ -36,7 +39,9 @@ def layers(algorithm: str, kernel: int, stride: int, padding: int) -> list[Layer
     samples=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
-def test_the_fused_network_is_the_plain_one(algorithm, kernel, stride, padding, height, width, samples, seed) -> None:
+def test_the_fused_network_is_the_plain_one(
+    algorithm: str, kernel: int, stride: int, padding: int, height: int, width: int, samples: int, seed: int
+) -> None:
     arguments, shape = (algorithm, kernel, stride, padding), (2, height, width)
     plain = Network(layers(*arguments), shape, fused=False)
     fused = Network(layers(*arguments), shape)
@@ -67,11 +72,11 @@ class _AsOneLayer(Layer):
         self.joined = ConvPoolReLU(self.conv, self.pool)
         return output_shape
 
-    def forward(self, *arguments):
-        return self.joined.forward(*arguments)
+    def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
+        return self.joined.forward(x, call)
 
-    def backward(self, *arguments):
-        return self.joined.backward(*arguments)
+    def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
+        return self.joined.backward(dy, saved, call)
 
     def tensors(self) -> list[Tensor]:
         return self.conv.tensors()
@@ -107,8 +112,8 @@ def test_a_subclass_is_not_fused_as_its_base_is() -> None:
 
 
 def test_a_value_that_is_used_twice_is_not_fused_away() -> None:
-    block = [Conv2d(2, padding=1), Residual([ReLU(), MaxPool2d()], MaxPool2d())]
-    network = Network([*block, Flatten(), Linear(2)], (1, 8, 8))
+    block = Residual([ReLU(), MaxPool2d()], MaxPool2d())
+    network = Network([Conv2d(2, padding=1), block, Flatten(), Linear(2)], (1, 8, 8))
     assert [type(stage) for stage in network.stages[:2]] == [Conv2d, ReLU]
     inside = Network(
         [Residual([Conv2d(1), ReLU(), MaxPool2d()], MaxPool2d(4, stride=2)), Flatten(), Linear(2)], (1, 8, 8)

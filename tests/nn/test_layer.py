@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ def test_pair_takes_one_number_or_two() -> None:
 
 
 @pytest.mark.parametrize("value", [0, (1, 0), (1, 2, 3), 1.5, "2"])
-def test_pair_names_what_it_cannot_use(value: object) -> None:
+def test_pair_names_what_it_cannot_use(value: Any) -> None:
     with pytest.raises(ValueError, match=r"stride is .*expected a whole number of at least 1"):
         pair(value, "stride", 1)
 

@@ -1,5 +1,7 @@
 """The whole network: against PyTorch, against central differences, and its own promises."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from networks import ready
@@ -13,6 +15,7 @@ from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network
+from dptrain.nn.passes import Pass
 from dptrain.nn.tensor import Tensor, zeros
 from dptrain.nn.zoo import convnet
 
@@ -26,7 +29,7 @@ class Scale(Layer):
         self.factor = factor
 
 
-def torch_convnet(network: Network, parameters: Array):
+def torch_convnet(network: Network, parameters: Array) -> Any:
     """The same network in PyTorch (the extra "torch"), with the same parameters."""
     import torch
 
@@ -144,7 +147,7 @@ def test_more_parameters_make_larger_blocks(widths: list[int], block: int) -> No
 @pytest.mark.parametrize(
     "second", [{"kernel_size": 5, "padding": 2}, {"stride": 2}, {"algorithm": "winograd2"}, {"algorithm": "winograd4"}]
 )
-def test_what_a_workspace_was_used_for_before_does_not_count(second: dict, fused: bool) -> None:
+def test_what_a_workspace_was_used_for_before_does_not_count(second: dict[str, Any], fused: bool) -> None:
     """A larger evaluation between two steps moves arrays; what was remembered of their old place must not be used."""
     shape = (2, 12, 10)
     layers = [Conv2d(3, padding=1), ReLU(), MaxPool2d(), Conv2d(4, **second), ReLU(), MaxPool2d(), Flatten(), Linear(3)]
@@ -165,7 +168,7 @@ def test_what_a_workspace_was_used_for_before_does_not_count(second: dict, fused
 
 def test_nothing_is_computed_for_layers_without_parameters_before_the_first_that_has_some() -> None:
     class Untrained(Flatten):
-        def backward(self, *arguments, **options):
+        def backward(self, dy: Array, saved: Any, call: Pass) -> Array:
             raise AssertionError("nobody needs this gradient")
 
     network = Network([Untrained(), Linear(2)], (1, 2, 2))
@@ -233,7 +236,7 @@ def test_a_users_layer_is_described_by_what_it_was_made_of() -> None:
 class Careless(Scale):
     """Keeps on itself what belongs to one microbatch."""
 
-    def forward(self, x, call):
+    def forward(self, x: Array, call: Pass) -> tuple[Array, None]:
         self.x = x
         return x, None
 
@@ -253,15 +256,16 @@ class Weighted(Layer):
     def __init__(self, name: str, shape: tuple[int, ...], kind: str) -> None:
         self.parameter, self.shape, self.kind = name, shape, kind
 
-    def tensors(self):
+    def tensors(self) -> list[Tensor]:
         return [Tensor(self.parameter, self.shape, zeros)]
 
-    def forward(self, x, call):
+    def forward(self, x: Array, call: Pass) -> tuple[Array, Array]:
         return x * call.parameters[self.parameter], x
 
-    def backward(self, dy, saved, call):
+    def backward(self, dy: Array, saved: Array, call: Pass) -> Array:
         call.gradients[self.parameter] += (dy * saved).sum()
-        return dy * call.parameters[self.parameter]
+        dx: Array = dy * call.parameters[self.parameter]
+        return dx
 
 
 def test_a_layer_may_add_to_its_gradient() -> None:
@@ -300,6 +304,6 @@ def test_what_could_not_stand_in_a_checkpoint_is_refused_at_once(
         ([Flatten(), *[Linear(4)] * 2], "is in the network twice"),
     ],
 )
-def test_layers_that_do_not_make_a_network_are_refused(layers: list, message: str) -> None:
+def test_layers_that_do_not_make_a_network_are_refused(layers: list[Layer], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Network(layers, (1, 5, 5))

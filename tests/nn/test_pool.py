@@ -11,6 +11,7 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
 from dptrain.nn.layers.pool import MaxPool2d
 
+Pair = tuple[int, int]
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 
@@ -36,7 +37,9 @@ def by_definition(x: Array, dy: Array, kernel: tuple[int, int], stride: tuple[in
     values=st.sampled_from([2, 3, 1000]),
     seed=st.integers(0, 99),
 )
-def test_maxima_and_gradients_also_among_equals(channels, kernel, stride, more, samples, values, seed) -> None:
+def test_maxima_and_gradients_also_among_equals(
+    channels: int, kernel: Pair, stride: Pair, more: Pair, samples: int, values: int, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     shape = (channels, kernel[0] + more[0], kernel[1] + more[1])
     x = generator.integers(0, values, array_shape(shape, samples)).astype(np.float64)
@@ -53,7 +56,7 @@ def test_maxima_and_gradients_also_among_equals(channels, kernel, stride, more, 
 
 @settings(max_examples=15, deadline=None)
 @given(kernel=SIZES, stride=SIZES, more=st.tuples(st.integers(0, 4), st.integers(0, 4)), samples=st.integers(1, 2))
-def test_backward_is_the_gradient(kernel, stride, more, samples) -> None:
+def test_backward_is_the_gradient(kernel: Pair, stride: Pair, more: Pair, samples: int) -> None:
     check_layer(MaxPool2d(kernel, stride=stride), (2, kernel[0] + more[0], kernel[1] + more[1]), samples)
 
 

@@ -15,7 +15,7 @@ from dptrain.nn.convolution import products
     transposed=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_products_in_blocks_are_products(rows, inner, columns, transposed, seed) -> None:
+def test_products_in_blocks_are_products(rows: int, inner: int, columns: int, transposed: bool, seed: int) -> None:
     generator = np.random.default_rng(seed)
     a = generator.normal(size=(inner, rows)).T if transposed else generator.normal(size=(rows, inner))
     b = generator.normal(size=(inner, columns))

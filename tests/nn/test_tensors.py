@@ -40,7 +40,8 @@ class Centre(Layer):
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array:
         call.gradients["scale"][...] = 7
-        return dy * call.parameters["scale"]
+        dx: Array = dy * call.parameters["scale"]
+        return dx
 
 
 class Noise(Layer):

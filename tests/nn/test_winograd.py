@@ -40,7 +40,7 @@ def run(algorithm: str, x: Array, weight: Array, dy: Array, padding: int, dtype:
     layer.name = "conv1"
     height, width, _, channels = x.shape
     layer.bind((channels, height, width))
-    parameters = {"weight": weight.astype(dtype), "bias": np.zeros(len(weight), dtype)}
+    parameters: dict[str, Array] = {"weight": weight.astype(dtype), "bias": np.zeros(len(weight), dtype)}
     call = training_pass(parameters, Workspace(dtype))
     y, saved = layer.forward(x.astype(dtype), call)
     y = y.copy()
@@ -61,7 +61,7 @@ def run(algorithm: str, x: Array, weight: Array, dy: Array, padding: int, dtype:
     seed=st.integers(0, 99),
 )
 def test_it_is_the_convolution_that_im2col_computes(
-    algorithm, channels, out, padding, height, width, samples, seed
+    algorithm: str, channels: int, out: int, padding: int, height: int, width: int, samples: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
     x, weight = generator.normal(size=(height, width, samples, channels)), generator.normal(size=(out, channels, 3, 3))
@@ -79,9 +79,11 @@ def test_it_is_the_convolution_that_im2col_computes(
 def test_float32_is_as_accurate_as_stated(algorithm: str, most: float, channels: int) -> None:
     """Root-mean-square error over the root-mean-square value, against im2col in float64."""
     generator = np.random.default_rng(channels)
-    x, weight = generator.normal(size=(16, 16, 4, channels)), generator.normal(size=(64, channels, 3, 3))
-    dy = generator.normal(size=(16, 16, 4, 64))
-    x, weight, dy = (array.astype(np.float32) for array in (x, weight, dy))
+
+    def normal(*shape: int) -> Array:
+        return generator.normal(size=shape).astype(np.float32)
+
+    x, weight, dy = normal(16, 16, 4, channels), normal(64, channels, 3, 3), normal(16, 16, 4, 64)
     exact = run("im2col", x, weight, dy, 1, np.float64)
     for found, expected in zip(run(algorithm, x, weight, dy, 1, np.float32), exact, strict=True):
         error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from optimizers import DECAYS, LAYOUT, pytorch_groups, random_run
@@ -44,6 +46,6 @@ def test_a_parameter_without_gradient_and_decay_keeps_its_bits() -> None:
 
 
 @pytest.mark.parametrize("options", [{"beta1": 1.0}, {"beta2": -0.1}, {"epsilon": 0.0}])
-def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected 0 <= beta < 1 and epsilon > 0"):
         AdamW(DECAYS, **options)

@@ -20,7 +20,7 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.errors import DataError, DptrainError
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.pool import ShardWork
-from dptrain.parallel.processes import ShardProcesses, WorkerError, make_pool, shared_zeros
+from dptrain.parallel.processes import ShardProcesses, Worker, WorkerError, make_pool, shared_zeros
 from dptrain.parallel.threads import ShardThreads
 from dptrain.system.signals import ENDING
 
@@ -314,9 +314,10 @@ except DptrainError as error:
 
 
 def test_a_fork_that_fails_is_an_error_and_leaves_nothing(squares: Squares, monkeypatch: pytest.MonkeyPatch) -> None:
-    fork, started = ShardProcesses._fork, []
+    fork = ShardProcesses._fork
+    started: list[Worker] = []
 
-    def second_fails(self: ShardProcesses) -> Any:
+    def second_fails(self: ShardProcesses) -> Worker:
         if started:
             raise BlockingIOError(11, "Resource temporarily unavailable")
         started.append(fork(self))
@@ -325,7 +326,9 @@ def test_a_fork_that_fails_is_an_error_and_leaves_nothing(squares: Squares, monk
     monkeypatch.setattr(ShardProcesses, "_fork", second_fails)
     with pytest.raises(DptrainError, match=r"only 1 of 2 forked workers.*unavailable.*fewer --threads"):
         ShardProcesses(3, [squares])
-    assert not alive(started[0].process.pid)
+    (process,) = (worker.process for worker in started)
+    assert process.pid is not None
+    assert not alive(process.pid)
 
 
 def _kind_of_pool(_: int) -> str:

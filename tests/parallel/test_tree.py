@@ -135,7 +135,8 @@ def test_additions_follow_one_tree_however_the_shards_are_shared_out() -> None:
             for rank in range(ranks):
                 leaves: dict[Node, Any] = {(s, s + 1): Term(str(s)) for s in placement.shards_of(rank)}
                 partial |= {node: sum_tree(node, leaves) for node in placement.subtrees_of(rank)}
-            assert sum_tree((0, shards), partial).text == expected
+            total: Any = sum_tree((0, shards), partial)
+            assert total.text == expected
 
 
 def sums_on(mpi: str, ranks: int, folder: Path) -> Any:

@@ -40,7 +40,7 @@ def parser() -> Parser:
         (["--seed", str(2**63)], "argument --seed: found '9223372036854775808', expected a whole number"),
         (["--seed", "9" * 5000], "argument --seed: found '9999"),
         (["--folder", ""], "argument --folder: found an empty path"),
-        (["--name", "a\0b"], r"argument --name: a\x00b: a path cannot hold the character NUL"),
+        (["--name", "a\0b"], r"argument --name: a\x00b: a path cannot contain the character NUL"),
         (["pack", "--shards"], "argument --shards: expected one argument; see program pack --help"),
     ],
 )

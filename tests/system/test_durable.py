@@ -69,7 +69,7 @@ def test_what_is_read_back_otherwise_than_written_is_an_error(good: Path, monkey
     real = Path.read_bytes
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", lambda path: real(path)[:-1] + b"?")
-        with pytest.raises(OSError, match="not what was written"):
+        with pytest.raises(OSError, match="differs from the content written"):
             write_durably(good, checkpoint_bytes(state_of(seed=5), ORIGIN, LAYOUTS))
     assert [entry.name for entry in good.parent.iterdir()] == [good.name]
     assert read_checkpoint(good).state.step == 9

@@ -77,7 +77,7 @@ def test_another_value_is_an_error_with_its_place(change: dict[str, Any], messag
 
 
 def test_a_missing_key_is_an_error_unless_it_has_a_default_value() -> None:
-    with pytest.raises(ValueError, match="the keys of the whole: missing kind, flag; expected name"):
+    with pytest.raises(ValueError, match="the keys of the file: missing kind, flag; expected name"):
         from_json(Outer, {key: value for key, value in GOOD.items() if key not in ("kind", "flag")})
 
 

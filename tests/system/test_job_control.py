@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,13 @@ def test_a_stop_while_mpirun_starts_the_ranks_stops_mpirun(fake_mpirun: Callable
         *("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, f"echo $$; {LOOP}"), "--", "train", "data"), group=True
     )
     mpirun = int(first_output(process))
+
+    def both_are(states: set[str]) -> bool:
+        return {state_of(process.pid), state_of(mpirun)} <= states
+
     for number, states in ((signal.SIGTSTP, {"T"}), (signal.SIGCONT, {"S", "R"})):
         os.killpg(process.pid, number)
-        wait_until(lambda states=states: {state_of(process.pid), state_of(mpirun)} <= states)
+        wait_until(partial(both_are, states))
     process.terminate()
     process.communicate(timeout=30)
 

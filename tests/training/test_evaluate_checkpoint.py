@@ -42,7 +42,7 @@ def evaluation_of(data: Path, checkpoint: Path, model: str = "") -> Evaluation:
 
 @pytest.mark.parametrize(("change", "words"), [({"shape": (2, 6, 8)}, "(2, 6, 8)"), ({"classes": 4}, "'class-3')")])
 def test_data_of_another_shape_or_other_classes_is_refused(
-    change: dict[str, object], words: str, trained: tuple[Path, Path], tmp_path: Path
+    change: dict[str, Any], words: str, trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match="not the same task") as caught:
         evaluation_of(packed(tmp_path / "other", **change), trained[1])
@@ -91,13 +91,14 @@ def test_images_are_normalised_as_in_training_whatever_they_are_packed_with(
     assert found[0].accuracy == found[1].accuracy
     assert found[0].loss == pytest.approx(found[1].loss, rel=1e-5)  # the shards are others, and so is the sum's order
     (line,) = lines
-    assert line == f"images are normalised as in training, not with the other mean and deviation of {darker}"
+    assert line == f"images are normalised with the mean and deviation of the checkpoint; those of {darker} differ"
 
 
 def test_a_checkpoint_that_does_not_say_its_mean_is_evaluated_with_the_data_sets(tmp_path: Path) -> None:
     """One of format version 1."""
     folder = Path(__file__).parents[1] / "fixtures" / "version-1"
-    checkpoint, lines = read_checkpoint(folder / "checkpoint.h5"), []
+    checkpoint = read_checkpoint(folder / "checkpoint.h5")
+    lines: list[str] = []
     found = evaluate_checkpoint(
         checkpoint, folder / "checkpoint.h5", folder / "data-set", Communicator(), threads=1, say=lines.append
     )

@@ -124,7 +124,7 @@ def test_a_rank_that_drifts_is_named_at_the_next_checkpoint_which_is_not_written
     tensor: str, step: int, noticed: int, last: int, tmp_path: Path
 ) -> None:
     words = ["train", *flags(packed(tmp_path / "set"), tmp_path / "run", checkpoint_every="3")]
-    done = mpirun(own_mpi(), 3, PROGRAMS / "disturbed_rank.py", 1, step, tensor, *words, cwd=tmp_path)
+    done = mpirun(own_mpi(), 3, PROGRAMS / "disturbed_rank.py", "1", str(step), tensor, *words, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("dptrain: error:") == 1
     found = f"step {noticed}: rank 1 on {HOST} differs from the others (2 of 3 agree) from {tensor} on"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import every_layer
 import pytest
@@ -40,12 +41,13 @@ def params_sha256(
     data: Path, run: Path, *flags: str, mpi: str | None = None, ranks: int = 1, steps: int = STEPS
 ) -> str:
     """Train up to a step and return the hash that the run ends with."""
-    train = ("train", data, "--run-dir", run, "--max-steps", str(steps), "--json", *flags)
+    train: list[str | Path] = ["train", data, "--run-dir", run, "--max-steps", str(steps), "--json", *flags]
     done = dptrain(*train, cwd=run.parent, mpi=mpi, ranks=ranks)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.strip().splitlines()[-1])
     assert summary["step"] == steps
-    return summary["params_sha256"]
+    found: str = summary["params_sha256"]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed(tmp_path_factory.mktemp("small") / "set")
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     **{f"--optimizer {name}": {"optimizer": name} for name in OPTIMIZERS},
     **{name: {"model": name, "model_options": {}} for name in ARCHITECTURES},
     **{name: {"model": "every-layer", "model_options": {"layer": name}} for name in every_layer.LAYERS},
