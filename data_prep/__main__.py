@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = list(sys.argv[1:] if arguments is None else arguments)
         options = _parser().parse_args(words)
         options.words = words
-        if "shards" in options:  # The result is the data set, not what is printed.
+        if "shards" in options:  # the result is the data set, not the output
             drop_failed_writes()
         status: int = options.run(options)
         finish_output()
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """`main` in a process of its own: a signal removes what is half-written."""
+    """`main` as a program: after a signal, partial files are removed."""
     with ended_by_exception():
         return main(arguments)
 

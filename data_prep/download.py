@@ -21,9 +21,8 @@ CONNECT_AND_READ_SECONDS = (8.0, 30.0)
 def find_archive(given: Path | None, variable: str, url: str, sha256: str) -> Path:
     """The archive to read: `given`, else that of the environment variable, else the cached one, else downloaded.
 
-    A file in the cache is used whatever its hash is and never replaced: the user may have put it there. A download is
-    checked by SHA-256 before it gets its name. DownloadError if the server cannot be reached, DataError if the download
-    fails otherwise.
+    A file in the cache is used without a check and never replaced: the user may have put it there. A download gets its
+    name after its SHA-256 is checked. DownloadError if the server cannot be reached, DataError for another failure.
     """
     if given is not None:
         return given
@@ -38,7 +37,7 @@ def find_archive(given: Path | None, variable: str, url: str, sha256: str) -> Pa
 
 
 def _download(url: str, sha256: str, target: Path, variable: str) -> None:
-    """Download `url` to `target`. The file is there only if its SHA-256 is right."""
+    """Download `url` to `target`, which exists only if its SHA-256 is right."""
     import pooch
     import requests
 
@@ -58,13 +57,13 @@ def _download(url: str, sha256: str, target: Path, variable: str) -> None:
     except Exception as error:  # requests, urllib3, pooch and the disk have many exceptions
         unreachable = isinstance(error, requests.RequestException | TimeoutError)  # not: a wrong hash, a full disk
         raise (DownloadError if unreachable else DataError)(
-            f"{url} cannot be downloaded to {target.parent}: {_reason(error)}; download it in another way and give it "
-            f"by --archive FILE or {variable}"
+            f"{url} cannot be downloaded to {target.parent}: {_reason(error)}; download it in another way and pass "
+            f"--archive FILE, or set {variable}"
         ) from error
 
 
 def _wait_for_name_server(url: str) -> None:
-    """TimeoutError if the name server does not answer soon: without a network it may take half a minute.
+    """TimeoutError if the name server does not answer soon. Without a network, requests would wait half a minute.
 
     Behind a proxy, the proxy resolves names.
     """

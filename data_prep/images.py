@@ -1,4 +1,4 @@
-"""What a source is and gives: images with labels, checked and brought to one form before anything is written.
+"""Sources of images with labels, and the checks and conversions before anything is written.
 
 Shapes: n samples, C channels, H and W pixels, K classes.
 """
@@ -18,7 +18,7 @@ from dptrain.data.names import check_names
 from dptrain.errors import DataError
 from dptrain.system.text import shown
 
-MOST_CHANNELS = 4  # of images whose layout is recognised: grey, grey and alpha, RGB, RGBA
+MOST_CHANNELS = 4  # in images whose layout is recognised: grey, grey and alpha, RGB, RGBA
 LAYOUTS = ("channels_first", "channels_last")
 
 
@@ -32,10 +32,10 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class ImageData:
-    """What a source gives: both splits, in the order of the source, and what they are.
+    """The result of a source: both splits in the order of the source, and their description.
 
-    `source` says where the images come from (default: only the data set's name). `layout` says which axes the images
-    have. It can be left out if the shape leaves no doubt: 1 to 4 channels first, more than 4 pixels in H and W.
+    `source` states where the images come from (default: only the data set's name). `layout` states the order of the
+    axes. It may be omitted if the shape is (n, C, H, W) with C of at most 4, and H and W above 4.
     """
 
     name: str

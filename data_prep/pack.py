@@ -28,7 +28,7 @@ from .staging import install, staged
 
 __all__ = ["ImageData", "LabelledImages", "Provenance", "pack"]
 
-TEST_SHARE = 5  # a limited data set has one test sample for as many training samples, as CIFAR-10 has
+TEST_SHARE = 5  # training samples per test sample in a limited data set, as in CIFAR-10
 
 
 def pack(
@@ -49,7 +49,7 @@ def pack(
     split of the source. `command` is written to the manifest (see Manifest).
 
     Raises UsageError for counts that do not fit, DataError for arrays or names that cannot be packed and for a folder
-    that is in use or cannot be written; then nothing is left behind. Notes on suspicious data go to standard error.
+    that is in use or cannot be written; no files are left then. Notes on suspicious data go to standard error.
     """
     if not 0 <= seed < 2**63 or (limit is not None and limit < 1):
         raise UsageError(f"--seed {seed}, --limit {limit}: expected 0 to 2^63 - 1, and a limit of at least 1")
@@ -75,7 +75,7 @@ def pack(
             entries = []
             for shard, rows in enumerate(deal(chosen[split], parts[split].labels, shards)):
                 rows = rows[shuffled(len(rows), seed, number, shard + 1)]
-                # In the order of the axes, whichever the source has: the bytes of a shard depend on the images alone.
+                # Contiguous (n, C, H, W), also for a source with another layout: the bytes depend on the images alone.
                 images = np.ascontiguousarray(parts[split].images[rows])
                 samples = Samples(images, parts[split].labels[rows], rows.astype(np.int64))
                 with delayed_signals():
@@ -99,7 +99,7 @@ def pack(
 
 
 def _note_empty_classes(split: str, counts: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """A note on classes without samples; `counts` (K,) are those of each class."""
+    """Report classes without samples; `counts` (K,) are the samples of each class."""
     empty = [shown(classes[number], 60) for number in np.flatnonzero(counts == 0).tolist()]
     if empty:
         some = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
@@ -109,8 +109,8 @@ def _note_empty_classes(split: str, counts: NDArray[np.int64], classes: Sequence
 def shuffled(n: int, seed: int, *purpose: int) -> NDArray[np.intp]:
     """The numbers 0..n-1 in a random order that depends on (seed, purpose), (n,).
 
-    It is the order that sorts n words of Philox (Salmon et al. 2011). NumPy keeps these words the same in all versions,
-    but not the result of `Generator.permutation`.
+    The order sorts n words of Philox (Salmon et al. 2011), which are the same in all versions of NumPy. The result of
+    `Generator.permutation` is not.
     """
     key = np.array([seed, 0], np.uint64)
     for number in purpose:
@@ -132,7 +132,7 @@ def pixel_histogram(images: NDArray[np.uint8], rows: NDArray[np.intp] | None = N
     channels = images.shape[1]
     counts = np.zeros((channels, 256), np.int64)
     n = len(images) if rows is None else len(rows)
-    block = 2000  # images at a time: bincount makes eight bytes of every pixel
+    block = 2000  # images at a time: bincount converts pixels to int64
     for start in range(0, n, block):
         part = images[start : start + block] if rows is None else images[rows[start : start + block]]
         for channel in range(channels):
@@ -143,8 +143,8 @@ def pixel_histogram(images: NDArray[np.uint8], rows: NDArray[np.intp] | None = N
 def channel_statistics(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel of pixels scaled to 0..1, from a histogram (C, 256).
 
-    Sums are exact integers, so the result depends neither on an order nor on a machine. A channel with only one value
-    has no deviation; it gets 1.0, so that normalising makes it zero.
+    Sums are exact integers, so the result is the same on all machines. The deviation of a constant channel is replaced
+    by 1.0, so that normalised values are zero.
     """
     means, deviations = [], []
     for channel in counts.tolist():

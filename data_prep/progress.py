@@ -36,7 +36,7 @@ class Bar:
             self._progress.advance(self._task, units)
 
     def reset(self) -> None:
-        """Begin again; pooch does so to show a full bar at the end."""
+        """Set the bar to zero; pooch calls this at the end."""
         if self._progress is not None:
             self._progress.reset(self._task)
 

@@ -33,16 +33,16 @@ from dptrain.system.text import shown
 
 SHARD_PATTERN = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{3,}}-of-\d{{3,}}\.h5")
 PARTIAL = ".partial"
-PROBE = ".dptrain-probe-"  # a file that has no name on most file systems, so that a killed process leaves none
-NOT_OURS = "lost+found"  # in the top folder of a volume; hidden files are not ours either
+PROBE = ".dptrain-probe-"  # prefix of a temporary file, which has no name on most file systems
+IGNORED = "lost+found"  # in the top folder of a volume
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_target(out: Path, *, force: bool) -> None:
-    """DataError unless a data set can be written to `out`. To be called before the work of packing.
+    """DataError unless a data set can be written to `out`. Call it before the work of packing.
 
-    `out` may be new, an empty folder, what an interrupted run has left or, with `force`, a data set to be replaced. It
-    must be writable.
+    `out` may be new, empty, the remains of an interrupted run or, with `force`, a data set to replace. It must be
+    writable.
     """
     with _readable_errors(out):
         if why := dangling(out.absolute()):
@@ -58,7 +58,7 @@ def check_target(out: Path, *, force: bool) -> None:
 
 @contextmanager
 def staged(out: Path, *, force: bool) -> Iterator[Path]:
-    """Give a folder to write shards to. They become the data set at `out` if the block calls `install`.
+    """A folder to write shards to. They become the data set at `out` if the block calls `install`.
 
     Without it, `out` is as before. DataError when `out` cannot be used, when another process packs into it, or when a
     write fails; the next call finishes an installation that failed.
@@ -119,14 +119,14 @@ def _finish(out: Path) -> None:
 
 
 def _finish_or_remove(out: Path) -> None:
-    """Finish the installation that a killed process has left, or remove the set that it has not completed."""
+    """Finish the installation of a killed process, or remove its incomplete data set."""
     partial = out / PARTIAL
     if (partial / MANIFEST).exists() and not (out / MANIFEST).exists():
         with delayed_signals():
             _finish(out)
     elif partial.exists():
         with suppress(OSError):
-            for name in (MANIFEST, f".{MANIFEST}.partial"):  # the second is what a killed `write_durably` leaves
+            for name in (MANIFEST, f".{MANIFEST}.partial"):  # the second is left by a killed `write_durably`
                 (partial / name).unlink(missing_ok=True)
             _remove_shards(partial)
             partial.rmdir()
@@ -144,7 +144,7 @@ def _check_contents(out: Path, *, force: bool) -> None:
     if partial.is_symlink() or partial.exists():
         foreign = [] if partial.is_symlink() or not partial.is_dir() else _foreign(partial)
         if foreign or partial.is_symlink() or not partial.is_dir():
-            raise DataError(f"{shown(partial)}: needed for building the data set, but is in use; move it away")
+            raise DataError(f"{shown(partial)}: packing needs this name; rename or remove it")
     foreign = _foreign(out)
     has_shards = any(SHARD_PATTERN.fullmatch(entry.name) for entry in out.iterdir())
     if foreign or ((has_shards or (out / MANIFEST).exists()) and not _is_data_set(out, has_shards=has_shards)):
@@ -164,7 +164,7 @@ def _foreign(folder: Path) -> list[str]:
         entry.name
         for entry in folder.iterdir()
         if not (
-            entry.name in (NOT_OURS, MANIFEST)
+            entry.name in (IGNORED, MANIFEST)
             or entry.name.startswith(".")
             or (SHARD_PATTERN.fullmatch(entry.name) and (entry.is_symlink() or not entry.is_dir()))
         )
@@ -172,7 +172,7 @@ def _foreign(folder: Path) -> list[str]:
 
 
 def _is_data_set(folder: Path, *, has_shards: bool) -> bool:
-    """Whether the manifest is one of dptrain, or damaged but beside shards, or missing because packing was killed."""
+    """Whether the manifest is from dptrain, or damaged but beside shards, or missing because packing was killed."""
     try:
         contents = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -183,7 +183,7 @@ def _is_data_set(folder: Path, *, has_shards: bool) -> bool:
 
 
 def _lock(out: Path) -> int:
-    """Lock the folder against other processes as long as this one lives; gives the descriptor to close."""
+    """Lock the folder until this process ends or the returned descriptor is closed; DataError if another holds it."""
     descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -192,7 +192,7 @@ def _lock(out: Path) -> int:
     except BlockingIOError:
         pass
     except OSError:
-        return descriptor  # Some network file systems cannot lock folders: there, two runs are not kept apart.
+        return descriptor  # some network file systems cannot lock folders
     os.close(descriptor)  # another process holds it, or has just removed it
     raise DataError(f"{shown(out)}: another process is packing into this folder; wait for it or choose another folder")
 

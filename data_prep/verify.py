@@ -1,4 +1,4 @@
-"""Checking a packed data set against everything its manifest states, and describing it."""
+"""Checks a packed data set against its manifest, and describes it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Verification:
 def verify(folder: Path) -> Verification:
     """Check every hash and every record of a data set; the result lists all problems.
 
-    Mean and standard deviation are computed again; everything else is also checked by training and `dptrain eval`.
-    Numbers missing from `index` are no problem: a limited data set has such gaps.
+    Only this function recomputes mean and standard deviation; training and `dptrain eval` check everything else too.
+    `index` may have gaps, as in a limited data set.
     """
     result = Verification()
     try:
@@ -79,7 +79,7 @@ def _statistics_problems(manifest: Manifest, histogram: NDArray[np.int64]) -> li
 
 
 def info(folder: Path) -> dict[str, Any]:
-    """What the manifest states, as plain values for printing or JSON; reads no shard. Raises DataError."""
+    """The contents of the manifest as plain values for printing or JSON; reads no shard. Raises DataError."""
     manifest = read_manifest(folder)
     return {
         "folder": str(folder),

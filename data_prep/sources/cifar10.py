@@ -3,8 +3,8 @@
     https://www.cs.toronto.edu/~kriz/cifar.html
 
 Both archives are read: cifar-10-binary.tar.gz (records of a label byte and 3072 pixel bytes) and
-cifar-10-python.tar.gz (pickles). An archive may come from anywhere: nothing is extracted to the disk, only members with
-the exact names are read, not many more bytes than CIFAR-10 has, and pickles without importing anything.
+cifar-10-python.tar.gz (pickles). An archive may be hostile: nothing is extracted to the disk, only members with the
+exact names are read, the number of bytes is limited, and the pickles import nothing.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _read_members(path: Path, batch_samples: int) -> tuple[_Layout, dict[str, by
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that fails after `bound` bytes, as a small .gz can hold terabytes of zeros, and advances a bar."""
+    """A stream that advances a bar and fails after `bound` bytes, because a small .gz may unpack to terabytes."""
 
     def __init__(self, file: gzip.GzipFile, bar: Bar, bound: int) -> None:
         self._file, self._bar, self._left = file, bar, bound + (1 << 20)
@@ -228,7 +228,7 @@ def _unpickle(content: bytes, where: str) -> dict[bytes, Any]:
 
 
 class _Recorded:
-    """Stands for an array or a dtype of a pickle: the arguments and the state from which NumPy would make it."""
+    """An array or dtype in a pickle, as the arguments and the state from which NumPy would make it."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -242,7 +242,7 @@ class _Recorded:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, numbers, strings and arrays. The few names it knows are replaced: no import."""
+    """Reads dictionaries, lists, numbers, strings and arrays, and imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (
@@ -259,7 +259,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _encode(text: Any, encoding: Any = None) -> bytes:
-    """How Python 3 writes bytes in an old pickle."""
+    """Replaces _codecs.encode, with which Python 3 writes bytes to an old pickle."""
     if not isinstance(text, str) or encoding not in ("latin1", b"latin1"):
         raise _hostile(f"_codecs.encode to {encoding!r}")
     return text.encode("latin1")
@@ -267,7 +267,7 @@ def _encode(text: Any, encoding: Any = None) -> bytes:
 
 def _hostile(wanted: str) -> DataError:
     return DataError(
-        f"the pickle asks for {wanted}, which those of CIFAR-10 never do: it may be hostile; none of it was run"
+        f"the pickle imports {wanted}, which the pickles of CIFAR-10 do not: it may be hostile; no code was run"
     )
 
 

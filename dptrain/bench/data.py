@@ -1,4 +1,4 @@
-"""bench data: images/s of packing, reading and batches, each alone."""
+"""bench data: images/s of packing, reading and batches, each measured separately."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def measure_batches(
     threads: int,
     samples: int,
 ) -> dict[str, float]:
-    """Images/s of all ranks together, for each augmentation: drawn, gathered, cast and normalised, but not used."""
+    """Images/s of all ranks together in making batches, for each augmentation."""
     steps, rates = max(1, samples // batch_size), {}
     manifest, data = random_data(communicator, shape, classes, shards, batch_size // shards * steps)
     for border in BORDERS:

@@ -18,10 +18,7 @@ BYTES = 4  # of a float32
 def measure_reductions(
     communicator: Communicator, *, lengths: list[int], shards: int, runs: int
 ) -> list[dict[str, Any]]:
-    """For each length and reduction the median microseconds of additions and copies, and of MPI's calls.
-
-    Of the ranks, the slowest counts.
-    """
+    """Median microseconds of additions and copies, and of MPI calls, on the slowest rank, by length and reduction."""
     placement = Placement(shards, communicator.size)
     rows = []
     for length in lengths:

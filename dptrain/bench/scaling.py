@@ -1,7 +1,7 @@
 """bench scaling: the training step on more and more cores of this machine, as ranks and as one process.
 
-Strong scaling keeps the global batch, weak scaling the batch of each core. Every run is a new process (or mpirun); the
-settings take turns, so that a drift of the machine's speed affects all of them.
+Strong scaling keeps the global batch, weak scaling the batch of each core. Every run is a new process (or mpirun). The
+settings alternate, so that a drift of the machine's speed affects all of them.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def run_step(row: Setting, arguments: Sequence[str]) -> dict[str, Any]:
         [sys.executable, "-m", "dptrain", *launcher, *bench], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        lines = done.stderr.splitlines() or [f"it ended with status {done.returncode}"]
+        lines = done.stderr.splitlines() or [f"ended with status {done.returncode}"]
         reason = next((line.partition("error: ")[2] for line in lines if "error: " in line), lines[-1])
         raise DptrainError(f"bench step on {row.ranks} x {row.threads} cores: {reason}")
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

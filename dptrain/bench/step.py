@@ -22,7 +22,7 @@ from dptrain.nn.runner import Runner
 from dptrain.training.step import Seconds
 
 WARM_UP = 10  # steps
-MATRIX = 2048  # rows and columns of the products that the sgemm rate is taken from
+MATRIX = 2048  # rows and columns of the matrix products that measure the sgemm rate
 MATRIX_RUNS = 5
 LAYER_RUNS = 30
 
@@ -64,7 +64,7 @@ def measure_step(workload: Workload, *, batch_size: int, steps: int) -> dict[str
 
 
 def peak_memory() -> float:
-    """MiB of resident memory at most, of this process and its workers; a page that they share counts for each."""
+    """Peak resident MiB, summed over this process and its workers; shared pages count once per process."""
     this = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     statuses = (Path(f"/proc/{worker.pid}/status") for worker in multiprocessing.active_children())
     lines = (line for status in statuses for line in status.read_text(encoding="utf-8").splitlines())
@@ -85,10 +85,10 @@ def sgemm_rate() -> float:
 
 
 def training_flops(network: Network) -> int:
-    """Floating-point operations of a training image by the definition of its layers, whatever algorithm computes them.
+    """Floating-point operations per training image by the definition of the layers, independent of the algorithm.
 
-    A layer with weights has three products of the same size: forward, the weight's gradient, the input's gradient,
-    which the first layer does not need.
+    A layer with weights has three products of the same size: forward, gradient of the weight, and gradient of the
+    input, which the first layer does not need.
     """
     forward = [layer.forward_flops() for layer in network.layers]
     return sum(3 * flops for flops in forward) - forward[0]
@@ -114,7 +114,7 @@ class StageTimer(Runner):
 
 
 def layer_times(workload: Workload) -> list[dict[str, Any]]:
-    """For each stage of the network microseconds an image, forward and backward, of one shard on one thread."""
+    """Microseconds per image of each stage, forward and backward, for one shard on one thread."""
     work, network, timer = workload.engine.take_step.work, workload.engine.network, StageTimer()
     batches = next(iter(work.batches.values()))
     workspace, gradient = Workspace(), np.empty_like(workload.state.parameters)
@@ -124,7 +124,7 @@ def layer_times(workload: Workload) -> list[dict[str, Any]]:
         network.loss_and_grad(prepared, images, labels, gradient, workspace, draws=batches.draws(0, 0), runner=timer)
 
     def per_image(seconds: list[float]) -> float:
-        """Microseconds of the median run, which may call a stage for several blocks of the microbatch."""
+        """The median over runs. A run may call a stage several times, for blocks of the microbatch."""
         return 1e6 * float(np.median(np.sum(np.reshape(seconds, (LAYER_RUNS, -1)), axis=1))) / len(labels)
 
     tuning = network.tuning()

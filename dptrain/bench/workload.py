@@ -1,4 +1,4 @@
-"""A training run on random images in memory; everything else is as in `dptrain train`."""
+"""A training run on random images in memory, with the engine of `dptrain train`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEARNING_RATE, STEPS_PER_EPOCH = 0.001, 8
 
 @dataclass(frozen=True)
 class Workload:
-    """What a rank needs to make steps."""
+    """The engine and the state of a rank."""
 
     engine: Engine
     state: TrainingState

@@ -1,6 +1,6 @@
 """The folder of a run: config.toml, metrics.jsonl, model/ and checkpoints/. Only rank 0 writes to it.
 
-Besides the numbered checkpoints there is `checkpoints/best.h5`, a second name of the one with the best test accuracy.
+`checkpoints/best.h5` is a hard link to the checkpoint with the best test accuracy.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dptrain.system import files
 from dptrain.system.durable import TEMPORARY, link_durably, sync_folder, write_durably
 from dptrain.system.text import shown
 
-KEPT = "model"  # the folder, in a run folder, of a user's model files
+KEPT = "model"  # subfolder with a user's model files
 KEEP = 3
 BEST = "best.h5"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -47,7 +47,7 @@ class RunFolder:
 
     @classmethod
     def new(cls, data: str, model: str) -> RunFolder:
-        """Make runs/<data>-<model>-<time>: a new folder, however many runs start at once."""
+        """Make runs/<data>-<model>-<time>: a new folder, also if several runs start at the same time."""
         data_name = os.fsencode(Path(data).resolve().name).decode(errors="replace")[:80]  # any name, also not in UTF-8
         name = f"{data_name}-{model.rsplit(':', 1)[-1][:80]}-{time.strftime('%Y%m%d-%H%M%S')}"
         while True:
@@ -58,14 +58,13 @@ class RunFolder:
 
     @property
     def held(self) -> bool:
-        """Whether this object has claimed the folder and not closed it."""
+        """Whether this object holds the folder."""
         return self._held is not None
 
     def claim(self, patience: float = 0.0) -> None:
-        """Make the folder and hold it until `close` or the process's end; claiming twice is fine.
+        """Make the folder and hold it until `close` or the end of the process; may be called twice.
 
-        UsageError when it cannot be written, or another process trains in it and does not end within `patience`
-        seconds.
+        UsageError when it cannot be written, or when another process still holds it after `patience` seconds.
         """
         if self._held is not None:
             return
@@ -102,7 +101,7 @@ class RunFolder:
                 return None  # some network file systems cannot lock
 
     def close(self) -> None:
-        """Let other processes train in the folder."""
+        """Release the folder for other processes."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
@@ -152,18 +151,18 @@ class RunFolder:
         return [*([best] if best.is_file() else []), *self.numbered()]
 
     def newest(self, say: Callable[[str], None], *, set_aside: bool = False) -> tuple[Path, Checkpoint] | None:
-        """The newest checkpoint that can be read; others are skipped with a line.
+        """The newest checkpoint that can be read; newer ones are skipped and reported by `say`.
 
-        With `set_aside`, which is for a run that trains here, torn or altered ones are renamed, so that the run can
-        write them again. CheckpointError when there are checkpoints but none can be read: to start from scratch would
-        hide the loss. LaterVersionError when a later version of this program has written the newest.
+        With `set_aside`, for a run that trains here, broken ones are renamed, so that the run can write them again.
+        CheckpointError when there are checkpoints but none can be read: a start from scratch would hide the loss.
+        LaterVersionError when a later version of this program has written the newest.
         """
         paths, broken = self.candidates(), []
         for path in reversed(paths):
             try:
                 found = path, read_checkpoint(path)
             except LaterVersionError:
-                raise  # a resume from an earlier one would overwrite this one
+                raise  # a resume from an earlier checkpoint would overwrite this one
             except CheckpointError as error:
                 say(f"skipped: {error}")
                 if isinstance(error, BrokenCheckpointError):
@@ -182,7 +181,7 @@ class RunFolder:
         return None
 
     def checkpoint_of(self, step: int) -> Path:
-        """The path of a step's checkpoint, whether it exists or not."""
+        """The path of the checkpoint of a step. It need not exist."""
         return self.checkpoints / f"step-{step:08d}.h5"
 
     def save(self, step: int, content: bytes, test_accuracy: float | None) -> Path:
@@ -203,12 +202,12 @@ class RunFolder:
             ) from error
         for old in self.numbered()[:-KEEP]:
             if old != path and step_of(old) != self.best_step:
-                with contextlib.suppress(OSError):  # one checkpoint too many does no harm
+                with contextlib.suppress(OSError):  # an extra checkpoint does no harm
                     old.unlink()
         return path
 
     def _remember(self, step: int, test_accuracy: float | None) -> bool:
-        """Whether the checkpoint is better than all before; then it is the best from now on."""
+        """Remember the best checkpoint; returns whether it is this one."""
         if test_accuracy is None or (self.best_accuracy is not None and test_accuracy <= self.best_accuracy):
             return False
         self.best_accuracy, self.best_step = test_accuracy, step
@@ -240,7 +239,7 @@ class RunFolder:
 
 
 def _free(names: Iterator[Path]) -> Path:
-    """The first of the names that no file has."""
+    """The first of the names that does not exist."""
     return next(path for path in names if not os.path.lexists(path))
 
 

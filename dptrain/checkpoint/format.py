@@ -1,4 +1,4 @@
-"""Checkpoints, format version 2: one file with a checksum of its own and an index of everything in it.
+"""Checkpoints, format version 2: one file with a checksum and an index.
 
     bytes 0 to 511   user block: magic, bytes behind the block, bytes of the index, SHA-256 (see `_header`), zeros
     then             plain HDF5 (see dptrain.system.hdf5) for any HDF5 program: a group for each vector (parameters,
@@ -7,8 +7,8 @@
     at the end       the index, JSON in UTF-8: everything else, and for each vector its tensors in order: name,
                      shape, offset in the file
 
-A reader needs the index and the bytes at its offsets, not libhdf5. It trusts nothing: the hash shows that a file is
-whole, not who wrote it. Keys and vectors that a later program has added are ignored and reported. Files of earlier
+A reader needs the index and the bytes at its offsets, not libhdf5. It checks every value: the hash shows that a file is
+complete, not who wrote it. Keys and vectors that a later program has added are ignored and reported. Files of earlier
 formats are read by dptrain.checkpoint.migrate.
 """
 
@@ -51,11 +51,11 @@ Positive = Annotated[int, Bounds(1)]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a state comes from: enough to rebuild its network, to classify an image, and to refuse other data.
+    """Where a state comes from. It is enough to rebuild the network, to classify an image, and to refuse other data.
 
-    `spec` is the network's identity, `tuning` the algorithms it was computed with, `architecture` a line for people on
-    each layer. `mean` and `std` of each channel, of pixels scaled to 0..1, are what images were normalised with. All
-    but the lines are empty in files of earlier formats, which do not hold them.
+    `spec` is the network's identity, `tuning` its algorithms, `architecture` a line for people on each layer. `mean`
+    and `std` of each channel, of pixels scaled to 0..1, normalise images. Files of earlier formats have no `spec`,
+    `tuning`, `mean` and `std`.
     """
 
     config: LongText  # TOML
@@ -84,12 +84,12 @@ class Origin:
         else:
             ours, theirs = tuple(layer_lines(ours)), tuple(layer_lines(theirs))
         pairs = itertools.zip_longest(ours, theirs, fillvalue="nothing")
-        return next((f"it has {one}, where there is {new} here" for one, new in pairs if one != new), "")
+        return next((f"it has {one}, expected {new}" for one, new in pairs if one != new), "")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies in the file."""
+    """The place of a tensor in the file."""
 
     name: str
     shape: tuple[Positive, ...]
@@ -101,7 +101,7 @@ ENTRIES: Any = tuple[Entry, ...]
 
 @dataclass(frozen=True)
 class Index:
-    """The index. A vector is a list of entries, or what a later program writes."""
+    """The index. A vector is a list of entries, or an unknown value that a later program wrote."""
 
     format: Literal["dptrain-checkpoint"]
     version: Literal[2]
@@ -114,7 +114,7 @@ class Index:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state with its origin, the layouts of its vectors, and notes for people on what was not read."""
+    """A state with its origin, the layouts of its vectors, and notes for people on ignored contents."""
 
     state: TrainingState
     origin: Origin
@@ -133,18 +133,18 @@ class Checkpoint:
             if name not in self.layouts:
                 raise CheckpointError(
                     f"{shown(path)}: it has the vectors {shown(', '.join(self.layouts), 200)}, expected "
-                    f"{', '.join(layouts)}: it is of another optimizer or network"
+                    f"{', '.join(layouts)}: it belongs to another optimizer or network"
                 )
             pairs = itertools.zip_longest(self.layouts[name].shapes.items(), layout.shapes.items(), fillvalue="nothing")
             for there, here in pairs:
                 if there != here:
                     raise CheckpointError(
-                        f"{shown(path)}: its {name} are not those of its architecture: it has {shown(there, 200)}, "
+                        f"{shown(path)}: its {name} do not fit its architecture: it has {shown(there, 200)}, "
                         f"expected {shown(here, 200)}"
                     )
 
     def restricted(self, layouts: Layouts, path: Path) -> Checkpoint:
-        """With these vectors alone, after `check_vectors`; a note says which are dropped."""
+        """A copy with only these vectors, after `check_vectors`; a note lists the dropped ones."""
         self.check_vectors(layouts, path)
         dropped = [f"vectors.{name}" for name in self.layouts if name not in layouts]
         return replace(
@@ -188,26 +188,26 @@ def checkpoint_bytes(state: TrainingState, origin: Origin, layouts: Layouts) -> 
 
 def _header(parts: Sequence[bytes | memoryview], index_size: int) -> bytes:
     """The user block of a file whose other parts are these."""
-    unproven = HEADER.pack(MAGIC, sum(map(len, parts)), index_size, bytes(32))[:-32]
-    digest = hashlib.sha256(unproven)
+    unhashed = HEADER.pack(MAGIC, sum(map(len, parts)), index_size, bytes(32))[:-32]
+    digest = hashlib.sha256(unhashed)
     for part in parts:
         digest.update(part)
-    return (unproven + digest.digest()).ljust(USER_BLOCK, b"\0")
+    return (unhashed + digest.digest()).ljust(USER_BLOCK, b"\0")
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint whose checksum is right.
 
-    CheckpointError when it cannot be read, BrokenCheckpointError if torn, LaterVersionError if only too new.
+    CheckpointError when it cannot be read, BrokenCheckpointError if damaged, LaterVersionError if it is too new.
     """
-    version, content = _proven(Path(path))
+    version, content = _read_verified(Path(path))
     try:
         return _checkpoint(*(_read_index(content) if version == VERSION else read_version_1(content)))
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: not a readable checkpoint: {error}") from error
 
 
-def _proven(path: Path) -> tuple[int, bytes]:
+def _read_verified(path: Path) -> tuple[int, bytes]:
     """Version and content of a file whose length and SHA-256 are those in its header."""
     place = shown(path)
     try:
@@ -226,7 +226,7 @@ def _proven(path: Path) -> tuple[int, bytes]:
                 )
             _, stated, index_size, _ = HEADER.unpack_from(header)
             content = b""
-            if stated == size - USER_BLOCK:  # else it is torn, and need not be read
+            if stated == size - USER_BLOCK:  # else it is damaged
                 file.seek(0)
                 content = files.read_whole(file)
     except OSError as error:
@@ -261,7 +261,7 @@ def _read_index(content: bytes) -> tuple[dict[str, Any], Tensors]:
                 raise
             continue  # a later program wrote it
         if len({entry.name for entry in entries}) < len(entries):
-            raise ValueError(f"vectors.{shown(vector, 80)}: two tensors of one name")
+            raise ValueError(f"vectors.{shown(vector, 80)}: two tensors have the same name")
         spans += [(entry.offset, entry.offset + 4 * math.prod(entry.shape)) for entry in entries]
         if max((stop for _, stop in spans), default=end) <= end:
             tensors[vector] = {
@@ -275,7 +275,7 @@ def _read_index(content: bytes) -> tuple[dict[str, Any], Tensors]:
 
 
 def _checkpoint(raw: dict[str, Any], tensors: Tensors) -> Checkpoint:
-    """The checkpoint of an index and its tensors; ValueError when something does not fit."""
+    """The checkpoint from its index and tensors; ValueError if they are inconsistent."""
     unknown: list[str] = []
     index = from_json(Index, raw, unknown=unknown)
     if missing := vars(Progress()).keys() - raw["state"].keys():
@@ -290,7 +290,7 @@ def _checkpoint(raw: dict[str, Any], tensors: Tensors) -> Checkpoint:
     _check_progress(index.state)
     _check_origin(index.origin)
     if state.params_sha256 != index.params_sha256:
-        raise ValueError("the parameters do not have the hash that the file states")
+        raise ValueError("the hash of the parameters is not the one in the file")
     origin = index.origin
     if not origin.spec:
         origin = replace(origin, tuning=algorithms(origin.architecture))
@@ -302,20 +302,20 @@ def _not_read(writer: str, names: Sequence[str]) -> tuple[str, ...]:
     if not names:
         return ()
     parts = shown(", ".join(names), 300)
-    return (f"the checkpoint was written by {shown(writer)} and also holds {parts}, which is not read",)
+    return (f"the checkpoint was written by {shown(writer)} and also contains {parts}, which is ignored",)
 
 
 def _check_progress(progress: Progress) -> None:
     accuracy = 0.0 if progress.test_accuracy is None else progress.test_accuracy
     if not (progress.epoch_correct <= progress.epoch_samples <= progress.samples_seen and 0 <= accuracy <= 1):
-        raise ValueError(f"the figures of its state do not fit each other: {vars(progress)}")
+        raise ValueError(f"its state is inconsistent: {vars(progress)}")
 
 
 def _check_origin(origin: Origin) -> None:
     if math.prod(origin.input_shape) > LARGEST_IMAGE or not origin.input_shape or not origin.classes:
         raise ValueError(f"images {origin.input_shape[:9]} in {len(origin.classes)} classes")
     if len(set(origin.classes)) < len(origin.classes):
-        raise ValueError("two classes of one name")
+        raise ValueError("two classes have the same name")
     if not len(origin.mean) == len(origin.std) in (0, origin.input_shape[0]) or min(origin.std, default=1) <= 0:
-        raise ValueError(f"mean and std are {origin.mean[:9]} and {origin.std[:9]}, expected one of each a channel")
+        raise ValueError(f"mean and std are {origin.mean[:9]} and {origin.std[:9]}, expected one value per channel")
     files.parse_toml(origin.config)

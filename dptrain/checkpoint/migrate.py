@@ -1,8 +1,8 @@
-"""Checkpoints of earlier formats, turned into the index and tensors of the present one.
+"""Converts checkpoints of earlier formats to the index and tensors of the present one.
 
 Version 1 was written by libhdf5: a header, then HDF5 with the groups params and momentum, and attributes for the rest.
-It holds no mean and deviation. The first files of version 2 have the same two vectors, named so in the index.
-Both describe layers by lines such as "conv1: Conv2d(8, (3, 3), algorithm='im2col') -> (8, 32, 32)", without a `spec`.
+It has no mean and deviation. The index of the first files of version 2 has the same two vectors. Both describe layers
+by lines without a `spec`, such as "conv1: Conv2d(8, (3, 3), algorithm='im2col') -> (8, 32, 32)".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ORIGIN = ("config", "architecture", "input_shape", "classes", "data_name", "mani
 EARLIER_NAMES = {"params": "parameters"}  # of vectors
 LAYER = re.compile(r"(\w+): (\w+)\((.*)\) -> (\(.*\))")  # name, type, arguments, output shape
 ALGORITHM = re.compile(r"(?:, )?algorithm='(\w+)'$")
-TYPES = ("Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU")  # whose arguments are still written in the same way
+TYPES = ("Conv2d", "Flatten", "Linear", "MaxPool2d", "ReLU")  # their arguments are still written in the same way
 
 
 def header_1(body: bytes | memoryview) -> bytes:
@@ -67,9 +67,9 @@ def read_version_1(content: bytes) -> tuple[dict[str, Any], Tensors]:
 
 
 def layer_lines(lines: Sequence[str]) -> list[str]:
-    """Lines of layers without what may differ between checkpoints of one network.
+    """Lines of layers, without the parts that may differ between checkpoints of the same network.
 
-    The algorithm is tuning. The arguments of layers that dptrain does not have were written in another way.
+    These are the algorithm, and the arguments of user-defined layers, which were written in another way.
     """
     found = []
     for line in lines:

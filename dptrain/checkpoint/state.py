@@ -17,10 +17,10 @@ Layouts = Mapping[str, Layout]  # the layout of each vector of a state, by the v
 
 @dataclass
 class Progress:
-    """How far a run is: `step` counts updates, `samples_seen` the samples used for them.
+    """The progress of a run: `step` counts updates, `samples_seen` the samples used for them.
 
-    The `epoch_` sums are over the finished steps of the current epoch. `test_accuracy` is that of the present
-    parameters, None before their evaluation.
+    The `epoch_` sums are over the finished steps of the current epoch. `test_accuracy` belongs to the current
+    parameters; it is None before their evaluation.
     """
 
     step: int = 0
@@ -63,7 +63,7 @@ class TrainingState:
         return digest.hexdigest()
 
     def tensors(self, layouts: Layouts) -> Iterator[tuple[str, Array]]:
-        """What each tensor is called in messages, such as "momentum of conv1.weight", and its part of a vector."""
+        """The name of each tensor in messages, such as "momentum of conv1.weight", and its part of a vector."""
         words = {PARAMETERS: "parameter", BUFFERS: "buffer"}
         for name, layout in layouts.items():
             for tensor, part in layout.slices.items():

@@ -33,7 +33,7 @@ class CheckpointWriter:
         return self._steps > 0 and step % self._steps == 0
 
     def submit(self, state: TrainingState) -> None:
-        """Begin to write the present state. Training does not wait, but checkpoints are written one after the other."""
+        """Begin to write the current state, after any earlier one is written. Training does not wait."""
         if self._last is not None and self._last.exception() is not None:
             return
         self._last = self._thread.submit(self._write, state.copy())
@@ -45,17 +45,17 @@ class CheckpointWriter:
 
     @property
     def failed(self) -> bool:
-        """Whether the last one has ended with an error. Does not wait."""
+        """Whether the last write failed. Does not wait."""
         return self._last is not None and self._last.done() and self._last.exception() is not None
 
     def wait(self) -> None:
-        """Wait until the last one is on disk; raises its error, such as CheckpointError."""
+        """Wait until the last checkpoint is on disk; raises its error, such as CheckpointError."""
         self._raised = True
         if self._last is not None:
             self._last.result()
 
     def close(self, say: Callable[[str], None]) -> None:
-        """Finish the last one and end the thread. `say` gets an error that `wait` has not raised."""
+        """Finish the last write and end the thread. `say` reports an error that `wait` has not raised."""
         self._thread.shutdown()
         if self.failed and not self._raised and self._last is not None:
             say(f"not written: {self._last.exception()}")

@@ -1,4 +1,4 @@
-"""The commands of `dptrain`: one module each, and a line below for its name and purpose.
+"""The commands of `dptrain`: each is one module and one line below.
 
 A module has `add_arguments(parser)` and `run(parsed, communicator, connection)`, which returns the exit status; it
 imports NumPy only within `run`. A program with a command line of its own has `main(arguments)` instead.

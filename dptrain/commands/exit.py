@@ -1,4 +1,4 @@
-"""How a command ends: what an exception reports, its exit status, and what becomes of the other ranks.
+"""How a command ends: the report of an exception, the exit status, and the end of the other ranks.
 
 The statuses are in `dptrain.errors`; text and status of most exceptions come from `dptrain.system.failures`.
 """
@@ -30,7 +30,7 @@ from dptrain.system.text import shown
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
-LAST_WORDS = 5.0  # seconds that a rank waits for the others at its end, where MPI_Finalize must not be called
+FINAL_WAIT = 5.0  # seconds to wait for other ranks at the end, where MPI_Finalize must not be called
 
 
 def may_retry(status: int) -> bool:
@@ -39,7 +39,7 @@ def may_retry(status: int) -> bool:
 
 
 def end(error: BaseException, communicator: Communicator | None) -> int:
-    """Report an exception and end the ranks; returns the exit status. Without a communicator they are not connected."""
+    """Report an exception and end the ranks; returns the exit status. `communicator` is None before MPI has started."""
     agreed = isinstance(error, DptrainError) and error.agreed
     if isinstance(error, PeerError):
         status = error.status  # the other rank reports it
@@ -48,7 +48,7 @@ def end(error: BaseException, communicator: Communicator | None) -> int:
         _report_stop(str(error), by=error.by, checkpoint=error.checkpoint, run_dir=error.run_dir)
     elif isinstance(error, AskedToEndError):
         status = PREEMPTED
-        _report_stop(f"stopped by {error} before the first step: nothing is lost")
+        _report_stop(f"stopped by {error} before the first step; nothing was lost")
     else:
         text, status = failure(error)
         foreseen = not text.startswith("failed: ")
@@ -64,7 +64,7 @@ def end(error: BaseException, communicator: Communicator | None) -> int:
 
 
 def _report_stop(text: str, **more: str) -> None:
-    """Report the end by a signal. The launcher knows more about the signal and reports it itself."""
+    """Report the end by a signal: to the launcher, which prints it, or else on standard error."""
     if not record.report_end(PREEMPTED, text, more=more):
         write_to_stderr(f"dptrain: {shown(text)}")
 
@@ -76,13 +76,13 @@ def end_at_once(communicator: Communicator, status: int) -> None:
 
 
 def leave(communicator: Communicator, status: int) -> int:
-    """The exit status, when every rank ends by itself."""
+    """The exit status, where every rank ends by itself."""
     drop_failed_writes()  # from here on the status is decided
     if communicator.survives:
         # After a death MPI_Finalize hung in 4 of 28 runs (measured, Open MPI 5.0.11), and a rank may die just now. But
         # ranks must wait for each other: after a rank has left with an error, mpirun drops the output of the others.
         finish_output()
-        guard = threading.Timer(LAST_WORDS, os._exit, (status,))
+        guard = threading.Timer(FINAL_WAIT, os._exit, (status,))
         guard.daemon = True
         with contextlib.suppress(RuntimeError):  # no more threads can be started
             guard.start()

@@ -40,6 +40,6 @@ def build_parser(command: str = "") -> Parser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND ...", prog="dptrain")
     for name, purpose in COMMANDS.items():
         one = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
-        if name == command:
-            load(name).add_arguments(one)
+        if name == command and hasattr(module := load(name), "add_arguments"):
+            module.add_arguments(one)
     return parser

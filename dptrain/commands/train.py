@@ -55,7 +55,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     from dptrain.training.loop import train
     from dptrain.training.model_source import model_in_toml
 
-    drop_failed_writes()  # a run outlives its terminal, its log's disk and whoever reads its output
+    drop_failed_writes()  # a run continues if its terminal closes or the disk of its log is full
     with together(communicator):
         given = {name: value for name, value in vars(parsed).items() if name in KEYS or name == "augment"}
         saved = read_toml(parsed.config) if parsed.config else {}
@@ -71,9 +71,11 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         reporters = [stack.enter_context(closing(kind())) for kind in REPORTERS]
         end = train(config, communicator, reporters, interruption, connection)
     if end is None:
-        return 0  # another rank is rank 0; after deaths in an elastic run it may be any
+        return 0  # this is not rank 0
     if parsed.json and not print_whole(json.dumps({name: getattr(end, name) for name in SUMMARY})):
         # Not an error: the run is complete and saved, and a launcher or scheduler must not start it again.
-        write_to_stderr("dptrain: the line of --json could not be written; the same figures end metrics.jsonl")
+        write_to_stderr(
+            "dptrain: the line of --json could not be written; the last line of metrics.jsonl has the same figures"
+        )
     record.report_end(0)
     return 0

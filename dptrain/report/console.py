@@ -1,7 +1,7 @@
 """Progress for people: a bar on a terminal, plain lines elsewhere.
 
-A notebook saves every frame of a bar, so it gets one line an epoch. Under mpirun a rank does not know what shows its
-output: Open MPI gives it a pseudo-terminal even when its own output goes to a file. The launcher knows, and sets
+A notebook would save every frame of a bar, so there each epoch prints one line. Under mpirun a rank cannot detect a
+terminal: Open MPI gives it a pseudo-terminal even if mpirun's output goes to a file. The launcher can, and sets
 DPTRAIN_PROGRESS.
 """
 
@@ -23,7 +23,7 @@ PROGRESS_VARIABLE = "DPTRAIN_PROGRESS"  # "bar" or "lines"
 
 
 def on_terminal() -> bool:
-    """Does a person watch standard output?"""
+    """Whether to show a bar on standard output."""
     wanted = os.environ.get(PROGRESS_VARIABLE)
     return wanted == "bar" if wanted else sys.stdout.isatty() and launched_size() is None and not in_notebook()
 
@@ -139,7 +139,7 @@ def _make_bar() -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     class Bar(Progress):
-        """With an empty last line: Open MPI's mpirun passes on whole lines only, so the bar must end in one."""
+        """Adds an empty last line, because Open MPI's mpirun forwards only whole lines."""
 
         def get_renderables(self) -> Iterator[Any]:
             yield from super().get_renderables()

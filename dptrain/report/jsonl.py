@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, one line a logged step, an epoch, a start.
+"""metrics.jsonl: one JSON object per line, for each start, logged step, epoch and recovery.
 
     {"event": "start", "step", "ranks", "threads", "resumed_from", "time" (UTC), "host", "command", "versions": {...}}
     {"event": "step",  "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "seconds": {...}}
@@ -6,11 +6,11 @@
                        "images_per_second", "seconds": {...}, "evaluation_seconds", "params_sha256"}
     {"event": "recovery", "step", "lost", "ranks", "threads", "recovery_seconds"}
 
-Loss and accuracy of a step are of its global batch, of an epoch the mean over its samples: they are the same on any
-number of ranks. "seconds" and "images_per_second" are rank 0's, since the line before of the same event (for steps, or
-since the start of the epoch), without evaluation, but with the time to hand over a checkpoint. "images_per_second" is
-null in the epoch line of a run that was resumed at the end of the epoch: it made no step. A resumed run appends: steps
-that are repeated are logged again, with the same figures.
+Loss and accuracy of a step are those of its global batch, of an epoch the means over its samples. They are the same on
+any number of ranks. "seconds" and "images_per_second" are measured on rank 0: for a step since the previous logged step
+or the start of the epoch, for an epoch since its start. They exclude evaluation and include the copy of the state for a
+checkpoint. "images_per_second" is null for an epoch in which this process made no step, because it resumed at its end.
+A resumed run appends. Repeated steps are logged again, with the same values.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class JsonLines:
         try:
             self._file = append_text(self._path)
             if not _ends_a_line(self._path):
-                self._file.write("\n")  # a run before this one was cut off within a line
+                self._file.write("\n")  # an earlier run was killed while writing a line
         except OSError as error:
             raise self._failure(error) from error
 
     def _write(self, event: str, values: dict[str, Any]) -> None:
-        """Append one line and hand it to the operating system."""
+        """Append one line and flush it."""
         assert self._file is not None
         line = {"event": event, **{name: value for name, value in values.items() if name not in ("logged", "repeated")}}
         try:
@@ -85,7 +85,7 @@ class JsonLines:
         )
 
     def close(self) -> None:
-        """Close the file: all lines are with the operating system, except one that could not be written."""
+        """Close the file. All lines are flushed, except one that could not be written."""
         if self._file is not None:
             with contextlib.suppress(OSError):  # closing tries to write that one again
                 self._file.close()

@@ -1,1 +1,1 @@
-"""Training: the state, one step, evaluation, checkpoints, and the loop that joins them."""
+"""Training: one step, evaluation, resume and recovery, and the loop that calls them."""

@@ -1,4 +1,4 @@
-"""What all ranks must share before they train together, and what of their machines may differ with a note."""
+"""Checks that all ranks have the same configuration and files, and notes on different machines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dptrain.system.text import shown
 
 
 def numeric_environment(reduction: str) -> dict[str, str]:
-    """What the bits depend on in addition to the configuration."""
+    """Libraries, CPU and reduction: the results depend on them in addition to the configuration."""
     return {"numpy": np.__version__, **ensure_one_thread(), "cpu": _cpu_model(), "reduction": reduction}
 
 
@@ -37,9 +37,9 @@ def agree_on(
     communicator: Communicator,
     advice: str = "start all ranks with the same flags and files",
 ) -> None:
-    """DptrainError on all ranks if a value differs from rank 0's; it names the first, with rank and host.
+    """DptrainError on all ranks if a value differs from rank 0's. It reports the first difference, with rank and host.
 
-    A value that only one of the two ranks has is not compared.
+    Values that only one of the two ranks has are ignored.
     """
     everyone = communicator.allgather((socket.gethostname(), dict(values)))
     first = everyone[0][1]
@@ -54,14 +54,14 @@ def agree_on(
 
 
 def without_paths(config: TrainConfig) -> dict[str, object]:
-    """The values that all ranks must share. Paths may differ, as hosts have different disks."""
+    """The values that must be the same on all ranks. Paths may differ, as hosts have different disks."""
     resume = config.resume if config.resume in ("auto", "never") else "a path"
     given = {"data": bool(config.data), "run_dir": bool(config.run_dir)}
     return vars(config) | given | {"resume": resume, "model": config.model.rpartition("/")[2]}
 
 
 def machine_notes(environment: dict[str, str], communicator: Communicator) -> list[str]:
-    """A line for the user if the ranks compute on machines or libraries that differ, and one for another Python."""
+    """A note if machines or libraries of the ranks differ, and one for a different Python."""
     python = f"{sys.executable} {platform.python_version()}, dptrain {dptrain.__version__}"
     everyone = communicator.allgather((socket.gethostname(), python, environment))
     _, first_python, first = everyone[0]

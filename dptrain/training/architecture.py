@@ -1,4 +1,4 @@
-"""The network that --model names: one of the zoo, or one from a user's file."""
+"""The network of --model: one of the zoo, or one from a user's file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dptrain.training.model_source import ModelSource, failed, load_model_file
 
 @dataclass(frozen=True)
 class Architecture:
-    """What --model names: a function from input shape, classes and options to layers; `source` of a user's file."""
+    """The value of --model, and its function (input shape, classes, options) -> layers; `source` is a user's file."""
 
     model: str
     build: Callable[..., Any]
@@ -26,7 +26,7 @@ class Architecture:
 
 
 def find_architecture(model: str) -> Architecture:
-    """The architecture of a name of the zoo, or of FILE.py:FUNCTION, whose file is executed.
+    """The architecture of a zoo name, or of FILE.py:FUNCTION, whose file is executed.
 
     UsageError when there is none, ModelError when the file fails.
     """
@@ -54,7 +54,7 @@ def build_network(
 ) -> Network:
     """The network of an architecture for samples of `input_shape` (C, H, W).
 
-    UsageError when the options do not fit or it does not put out one logit a class; ModelError, with the traceback,
+    UsageError when the options do not fit or it does not output one logit per class; ModelError, with the traceback,
     when a user's function or layers fail.
     """
     architecture = find_architecture(model) if isinstance(model, str) else model
@@ -71,7 +71,7 @@ def build_network(
         raise
     if network.classes != classes:
         raise UsageError(
-            f"--model {architecture.model} puts out {network.classes} logits, but the data set has {classes} classes: "
+            f"--model {architecture.model} outputs {network.classes} logits, but the data set has {classes} classes: "
             "let its last layer be Linear(classes)"
         )
     return network
@@ -81,7 +81,7 @@ def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> No
     """UsageError for an option that the architecture's function has no argument for."""
     try:
         parameters = list(inspect.signature(architecture.build).parameters.values())
-    except (TypeError, ValueError):  # some callables do not say
+    except (TypeError, ValueError):  # some callables have no signature
         return
     known = [one.name for one in parameters[2:] if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
     unknown = [name for name in options if name not in known]

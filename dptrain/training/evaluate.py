@@ -22,7 +22,7 @@ from dptrain.training.network_work import NetworkWork
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of a whole split: the mean loss, and for each class its samples and how many were classified correctly."""
+    """The mean loss of a split, and for each class its samples and the number classified correctly."""
 
     loss: float
     class_samples: tuple[int, ...]
@@ -41,13 +41,13 @@ class Evaluation:
         return self.correct / self.samples
 
 
-BLOCKS = 16  # of a shard in a round; after each round the ranks agree to continue
+BLOCKS = 16  # blocks of a shard per round; after each round the ranks exchange signals
 
 Figures = tuple[list[float], NDArray[np.int64], NDArray[np.int64]]
 
 
 class EvaluationWork(NetworkWork[Figures]):
-    """For some rows of each shard: the losses of its blocks, its samples and its correct answers by class (K,).
+    """For some rows of each shard: the loss of each block, and by class (K,) the samples and the correct ones.
 
     `longest` is the number of samples in the largest shard of all ranks.
     """
@@ -86,8 +86,8 @@ def evaluate(
 ) -> Evaluation:
     """The evaluation of all ranks' shards, the same on every rank; `vectors` are those of a state.
 
-    The pool must know the work. AskedToEndError on all ranks after a signal at any. Counts are
-    integers and losses are summed with exact rounding (math.fsum), so the number of ranks does not matter.
+    The pool must have been made with this work. AskedToEndError on all ranks after a signal at any. Counts are integers
+    and losses are summed with exact rounding (math.fsum), so the result does not depend on the number of ranks.
     """
     communicator.activity.enter("evaluating")
     work.load(vectors)

@@ -1,4 +1,4 @@
-"""`dptrain eval`: a checkpoint on a data set, outside any run."""
+"""`dptrain eval`: evaluates a checkpoint on a data set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dptrain.training.session import make_evaluation, open_task
 
 @dataclass(frozen=True)
 class CheckpointEvaluation(Evaluation):
-    """And which files of a user's model differ from those of the checkpoint, None if it has no hashes; a warning."""
+    """Also the model files that differ from the checkpoint's (None if it has no hashes), and a warning or ""."""
 
     changed_model_files: list[str] | None
     warning: str
@@ -43,9 +43,9 @@ def evaluate_checkpoint(
 ) -> CheckpointEvaluation:
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
-    Images are normalised as in training: with the checkpoint's mean and deviation, whatever those of the data set are.
-    `model` replaces the architecture that the checkpoint names; `threads` 0 stands for this rank's share of the
-    cores; rank 0 gives `say` lines for the user. Every rank fails with a DptrainError or none does.
+    Images are normalised with the checkpoint's mean and deviation, not those of the data set. `model` replaces the
+    checkpoint's architecture; `threads` 0 is this rank's share of the cores; rank 0 passes lines for the user to `say`.
+    Either all ranks fail with a DptrainError, or none.
     """
     origin = checkpoint.origin
     with together(communicator):
@@ -68,7 +68,7 @@ def evaluate_checkpoint(
             change = model_change(path, origin, trained.model, source, "", task.environment)
             code = f" ({change})" if change and ":" in trained.model else ""
             raise CheckpointError(
-                f"{shown(path)} is of another architecture: {shown(difference, 500)}{code}; name the right one by "
+                f"{shown(path)} has another architecture: {shown(difference, 500)}{code}; give the right one with "
                 "--model"
             )
         checkpoint.check_vectors(vector_layouts(network, ()), path)
@@ -105,10 +105,10 @@ def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> No
 
 
 def normalisation_note(origin: Origin, manifest: Manifest, path: Path, data: Path) -> str:
-    """A line that says with which mean and deviation images are normalised, if the user may not expect it; else ""."""
+    """A note if images are normalised in a way that the user may not expect; else ""."""
     if not origin.mean:
         return (
-            f"{shown(path)} does not say its mean and deviation (an earlier dptrain wrote it): images are normalised "
+            f"{shown(path)} has no mean and deviation (an earlier dptrain wrote it): images are normalised "
             f"with those of {shown(data)}, which is right only if it was trained on the same images"
         )
     if (origin.mean, origin.std) == (manifest.mean, manifest.std):

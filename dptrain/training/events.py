@@ -1,4 +1,4 @@
-"""What training reports: events of plain values. A list of reporters on rank 0 receives them.
+"""The events of training, which the reporters on rank 0 receive.
 
 A new reporter is one file in dptrain/report and one line in the list of dptrain/report/__init__.py. Events are named
 tuples: immutable as frozen dataclasses are, but eight of those would take several milliseconds of every start.
@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 
 class RunFacts(NamedTuple):
-    """What stays the same until ranks are lost. `connection` describes MPI in words, `mpi` is the library."""
+    """Facts that are constant until ranks are lost. `connection` describes MPI in words, `mpi` is the library."""
 
     run_dir: str
     data: str
@@ -119,4 +119,4 @@ class Reporter(Protocol):
         """React to an event; events that do not matter are ignored."""
 
     def close(self) -> None:
-        """Release what was opened; also called after an error, and where no event came."""
+        """Close files and bars; also called after an error, and if there was no event."""

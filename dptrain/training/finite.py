@@ -1,4 +1,4 @@
-"""Where a step or a state is first not finite: the shard, its rank and the layer, or the tensor."""
+"""Finds the first value that is not finite: its shard, rank and layer, or its tensor."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from dptrain.nn.network import Network
 from dptrain.parallel.communicator import Communicator, known_to_all
 
 ADVICE = (
-    "Try a lower --lr or more --warmup-steps in another --run-dir, from the start or by --resume from a checkpoint of "
-    "before it went wrong"
+    "Try a lower --lr or more --warmup-steps in another --run-dir, from the start or with --resume from an earlier "
+    "checkpoint"
 )
 
 
 def examine_shards(
     network: Network, vectors: Mapping[str, Array], batches: Mapping[int, ShardBatches], epoch: int, step: int
 ) -> dict[int, str]:
-    """In words, for each of a rank's shards, what is first not finite in its microbatch of a step; "" if all is finite.
+    """For each of a rank's shards, a description of the first value of a step that is not finite; "" if all are.
 
-    This process computes the shards again: the step has overwritten their vectors by sums.
+    It recomputes the shards, because the step has overwritten their vectors by sums.
     """
     workspace = Workspace()
     return {
@@ -37,10 +37,10 @@ def examine_shards(
 
 
 def first_of_all_shards(found: Mapping[int, str], total: Array, layout: Layout, communicator: Communicator) -> str:
-    """A sentence, the same on every rank, on the lowest shard in which something is not finite, and its rank.
+    """A sentence on the first shard with a value that is not finite, and its rank; the same on every rank.
 
-    `found` is from `examine_shards` for this rank's shards; `total` (P,) is the summed gradient, for the case that
-    every shard alone is finite.
+    `found` is the result of `examine_shards` for this rank's shards; `total` (P,) is the summed gradient, which is
+    examined if all shards are finite.
     """
     everyone = communicator.allgather((socket.gethostname(), dict(found)))
     broken = [
@@ -53,13 +53,13 @@ def first_of_all_shards(found: Mapping[int, str], total: Array, layout: Layout, 
         return f"in {len(broken)} of {sum(len(shards) for _, shards in everyone)} shards, the first is {broken[0]}"
     summed = [f"the gradient of {part}" for part in not_finite_parts(layout, total)] or ["only the loss is not finite"]
     return (
-        "computed again, every shard alone is finite: either their sum overflowed or it did not happen again; "
-        f"in the sum {summed[0]}"
+        "recomputed, every shard is finite: either the sum overflowed, or the error was not reproducible; "
+        f"in the sum: {summed[0]}"
     )
 
 
 def not_finite_error(loss: float, where: str, step: int, lr: float) -> TrainingError:
-    """The error for a step (1, 2, ...) whose summed loss or gradient is not finite; `where` is a sentence on it."""
+    """The error for a step (1, 2, ...) whose summed loss or gradient is not finite; `where` says where."""
     what = "gradient is not finite" if np.isfinite(loss) else f"loss is {loss}"
     return TrainingError(
         f"step {step}: the {what}, at learning rate {lr:.6g}; {where}. The parameters were not changed and earlier "
@@ -68,9 +68,9 @@ def not_finite_error(loss: float, where: str, step: int, lr: float) -> TrainingE
 
 
 def check_finite(state: TrainingState, layouts: Layouts, communicator: Communicator) -> None:
-    """TrainingError naming the first tensor that is not finite, before a checkpoint; all ranks hold the same state.
+    """TrainingError, with the first tensor that is not finite, before a checkpoint. All ranks hold the same state.
 
-    An update can overflow from finite gradients, which otherwise only the next step's loss would show.
+    An update with finite gradients can overflow; without this check only the loss of the next step would show it.
     """
     for name, values in state.tensors(layouts):
         if values.size and (what := not_finite(values)):

@@ -82,10 +82,10 @@ def test_layers_make_the_identity_of_a_network_and_their_algorithms_do_not() -> 
     assert there.difference(replace(there, tuning={"conv1": {"algorithm": "winograd4"}}, config="lr = 1.0")) == ""
     changed = [{**layers[0], "channels": 4}, layers[1]]
     other = replace(there, spec={"layers": changed}, architecture=("conv1: 4", lines[1]))
-    assert there.difference(other) == "it has conv1: Conv2d(3) -> (3, 6, 6), where there is conv1: 4 here"
+    assert there.difference(other) == "it has conv1: Conv2d(3) -> (3, 6, 6), expected conv1: 4"
     hidden = replace(there, spec={"layers": [layers[0], {**layers[1], "rate": 0.2}]})
-    assert '"rate": 0.2} here' in there.difference(hidden)
-    assert "where there is nothing here" in there.difference(replace(other, spec={}, architecture=lines[:1]))
+    assert 'expected {"name": "drop1", "type": "Dropout", "rate": 0.2}' in there.difference(hidden)
+    assert "expected nothing" in there.difference(replace(other, spec={}, architecture=lines[:1]))
 
 
 def test_a_resume_takes_the_vectors_of_its_optimizer_and_reports_others(good: Path) -> None:
@@ -95,10 +95,10 @@ def test_a_resume_takes_the_vectors_of_its_optimizer_and_reports_others(good: Pa
     restricted = checkpoint.restricted(plain, good)
     assert list(restricted.state.vectors) == list(plain)
     (note,) = restricted.notes
-    assert f"written by dptrain {dptrain.__version__} and also holds vectors.momentum, which is not read" in note
+    assert f"written by dptrain {dptrain.__version__} and also contains vectors.momentum, which is ignored" in note
     with pytest.raises(CheckpointError, match=r"vectors parameters, buffers, momentum, expected .*first_moment"):
         checkpoint.check_vectors({**plain, "first_moment": LAYOUT}, good)
-    with pytest.raises(CheckpointError, match=r"its momentum are not those .* \('conv1.weight', .* expected nothing"):
+    with pytest.raises(CheckpointError, match=r"its momentum do not fit .* \('conv1.weight', .* expected nothing"):
         checkpoint.check_vectors({"momentum": Layout({})}, good)
 
 
@@ -185,21 +185,24 @@ INDEX_EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "missing sum": (removing("state", "epoch_loss"), "state.epoch_loss is missing"),
     "sum that is no number": (setting("state", "epoch_loss", value=float("nan")), "epoch_loss is nan"),
     "sum that is text": (setting("state", "epoch_loss", value="1"), "state.epoch_loss is '1'"),
-    "more correct than seen": (setting("state", "epoch_correct", value=33), "do not fit each other"),
-    "accuracy above 1": (setting("state", "test_accuracy", value=1.5), "do not fit each other"),
+    "more correct than seen": (setting("state", "epoch_correct", value=33), "its state is inconsistent"),
+    "accuracy above 1": (setting("state", "test_accuracy", value=1.5), "its state is inconsistent"),
     "no steps an epoch": (setting("origin", "steps_per_epoch", value=0), "steps_per_epoch is 0"),
-    "mean of one channel": (setting("origin", "mean", value=[0.5]), "expected one of each a channel"),
-    "deviation of 0": (setting("origin", "std", value=[0.0, 1.0]), "expected one of each a channel"),
+    "mean of one channel": (setting("origin", "mean", value=[0.5]), "expected one value per channel"),
+    "deviation of 0": (setting("origin", "std", value=[0.0, 1.0]), "expected one value per channel"),
     "a million classes": (setting("origin", "classes", value=["x"] * 10**6), "has 1,000,000 items, expected at most"),
-    "two classes of one name": (setting("origin", "classes", value=["x"] * 2), "two classes of one name"),
+    "two classes of one name": (setting("origin", "classes", value=["x"] * 2), "two classes have the same name"),
     "class of 5 MB": (setting("origin", "classes", value=["x" * 5 * 10**6]), "expected text of at most 1,000"),
     "endless image": (setting("origin", "input_shape", value=[2**30, 2**30, 2]), "images (1073741824,"),
     "hash of other letters": (setting("origin", "manifest_sha256", value="\x1b[31m"), "expected a SHA-256"),
     "configuration nested deeply": (setting("origin", "config", value="a = " + "[" * 10**5), "nested too deeply"),
     "number of 5,000 digits": (setting("origin", "config", value="a = " + "1" * 5000), "digits"),
     "environment of lists": (setting("origin", "environment", value={"a": []}), "environment.a is a list"),
-    "no vectors": (setting("vectors", value={}), "do not have the hash"),
-    "no tensors": (setting("vectors", value={"parameters": [], "momentum": []}), "do not have the hash"),
+    "no vectors": (setting("vectors", value={}), "the hash of the parameters is not the one in the file"),
+    "no tensors": (
+        setting("vectors", value={"parameters": [], "momentum": []}),
+        "the hash of the parameters is not the one in the file",
+    ),
     "tensor outside": (setting("vectors", "parameters", 0, "offset", value=10**9), "outside the data"),
     "tensor in the header": (setting("vectors", "parameters", 0, "offset", value=0), "offset is 0"),
     "tensor in the index": (setting("vectors", "momentum", 3, "shape", value=[400]), "outside the data"),
@@ -209,9 +212,12 @@ INDEX_EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "tensor of 100 axes": (setting("vectors", "parameters", 0, "shape", value=[1] * 100), "dimension"),
     "tensors of one name": (
         setting("vectors", "parameters", 1, "name", value="conv1.weight"),
-        "two tensors of one name",
+        "two tensors have the same name",
     ),
-    "other parameters": (setting("params_sha256", value="0" * 64), "do not have the hash"),
+    "other parameters": (
+        setting("params_sha256", value="0" * 64),
+        "the hash of the parameters is not the one in the file",
+    ),
 }
 
 
@@ -238,8 +244,8 @@ def test_what_a_later_program_adds_is_left_alone_and_reported(good: Path) -> Non
     found = read_checkpoint(good)
     assert (scalars(found.state), found.origin, before.notes) == (scalars(before.state), before.origin, ())
     assert found.notes == (
-        "the checkpoint was written by dptrain 7.1 and also holds later\\x1b, state.cosmic, origin.planet, "
-        "vectors.average, which is not read",
+        "the checkpoint was written by dptrain 7.1 and also contains later\\x1b, state.cosmic, origin.planet, "
+        "vectors.average, which is ignored",
     )
 
 

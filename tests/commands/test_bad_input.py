@@ -188,7 +188,7 @@ def test_a_model_for_another_number_of_classes_is_refused(data: Path, tmp_path: 
         "def build(input_shape, classes):\n    return [Flatten(), Linear(10)]\n"
     )
     done = train_here(data, tmp_path / "run", model="ten.py:build", model_options={})
-    assert_one_error(done, "puts out 10 logits, but the data set has 5 classes", status=2)
+    assert_one_error(done, "outputs 10 logits, but the data set has 5 classes", status=2)
     assert not (tmp_path / "run").exists()
 
 

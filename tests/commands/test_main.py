@@ -257,3 +257,10 @@ def test_numpy_is_imported_after_blas_is_limited_to_one_thread() -> None:
 def test_an_abbreviated_flag_is_an_error_with_the_flag_that_is_meant() -> None:
     with pytest.raises(UsageError, match="did you mean '--checkpoint-every'"):
         build_parser("train").parse_args(["train", "set", "--checkpoint", "3"])
+
+
+def test_an_option_before_a_command_with_its_own_command_line_is_handled(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version", "launch"]) == 0
+    assert capsys.readouterr().out == f"dptrain {__version__}\n"
+    assert main(["--unknown", "data-prep"]) == 2
+    assert "unknown argument '--unknown'" in capsys.readouterr().err

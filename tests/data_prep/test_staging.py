@@ -148,7 +148,7 @@ def test_something_else_named_like_the_staging_folder_is_not_changed(what: str, 
         (tmp_path / "mine" / "thesis.tex").write_text("mine")
         (tmp_path / "mine").rename(out / ".partial")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(DataError, match=r"\.partial: needed"):
+    with pytest.raises(DataError, match=r"\.partial: packing needs this name"):
         pack(out, NEW)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -1,4 +1,4 @@
-"""dptrain.training.finite: what is not finite is told by step, shard, rank and layer, and never saved."""
+"""dptrain.training.finite: what is not finite is reported by step, shard, rank and layer, and never saved."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_lowest_shard_that_breaks_is_named_with_its_layer(
 @pytest.mark.parametrize(
     "fills", [(2e38,) * 2 * SHARDS, (*(np.nan,) * SHARDS, *(1.0,) * SHARDS)], ids=["overflow of the sum", "not again"]
 )
-def test_what_no_shard_shows_alone_is_told_as_that(
+def test_a_sum_that_is_not_finite_although_every_shard_is_has_its_own_report(
     fills: tuple[float, ...], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gradients that the network computes, one after the other, are full of these numbers."""
@@ -104,8 +104,8 @@ def test_what_no_shard_shows_alone_is_told_as_that(
         session.take_step(state, 0, 0, 0.01)
     for words in (
         "step 1: the gradient is not finite",
-        "computed again, every shard alone is finite: either their sum overflowed or it did not happen again",
-        f"in the sum the gradient of conv1.weight holds {'inf' if fills[0] == 2e38 else 'nan'}.",
+        "recomputed, every shard is finite: either the sum overflowed, or the error was not reproducible",
+        f"in the sum: the gradient of conv1.weight holds {'inf' if fills[0] == 2e38 else 'nan'}.",
     ):
         assert words in str(caught.value)
 
@@ -116,14 +116,14 @@ def test_of_the_sum_the_first_parameter_that_is_not_finite_is_named(first: str) 
     total[LAYOUT.slices[first].stop - 1 :] = np.inf
     sentences = on_ranks(2, lambda own: first_of_all_shards({own.rank: ""}, total, LAYOUT, own))
     assert len(set(sentences)) == 1
-    assert sentences[0].endswith(f"in the sum the gradient of {first} holds inf")
+    assert sentences[0].endswith(f"in the sum: the gradient of {first} holds inf")
 
 
-def test_a_sum_of_which_only_the_loss_is_not_finite_is_told_as_that() -> None:
+def test_a_sum_with_only_the_loss_not_finite_is_reported() -> None:
     (sentence,) = on_ranks(
         1, lambda own: first_of_all_shards({0: "", 1: ""}, np.zeros(LAYOUT.size, np.float32), LAYOUT, own)
     )
-    assert sentence.endswith("in the sum only the loss is not finite")
+    assert sentence.endswith("in the sum: only the loss is not finite")
 
 
 @given(broken=st.sets(st.integers(0, 7), min_size=1), ranks=st.integers(1, 8))
@@ -156,7 +156,7 @@ def test_the_first_tensor_of_a_state_that_is_not_finite_is_named(bad: str, first
 
 
 @pytest.mark.mpi
-def test_a_shard_that_breaks_on_the_last_of_three_ranks_is_told_once_and_earlier_checkpoints_stay(
+def test_a_shard_that_breaks_on_the_last_of_three_ranks_is_reported_once_and_earlier_checkpoints_stay(
     data: Path, plain: tuple[Session, TrainingState], tmp_path: Path
 ) -> None:
     """Shards 2 and 3 are on rank 2; the step is the fifth."""

@@ -99,9 +99,7 @@ def test_an_architecture_file_edited_under_the_same_name_is_refused(data: Path, 
     session, state = session_and_state(config)
     edited = replace(session.origin, spec={"layers": []}, architecture=("input", "something else"))
     checkpoint = Checkpoint(state, edited, session.take_step.layouts)
-    with pytest.raises(
-        CheckpointError, match=r"another architecture: it has input, where there is input \(2, 6, 7\) here"
-    ):
+    with pytest.raises(CheckpointError, match=r"another architecture: it has input, expected input \(2, 6, 7\)"):
         check_resumable(Path("a.h5"), checkpoint, config, session.origin)
 
 

@@ -44,7 +44,7 @@ def test_a_model_for_another_number_of_classes_is_refused(data: Path, tmp_path: 
         "from dptrain.nn.layers.activation import Flatten\nfrom dptrain.nn.layers.linear import Linear\n"
         "def build(input_shape, classes):\n    return [Flatten(), Linear(10)]\n"
     )
-    with pytest.raises(UsageError, match="puts out 10 logits, but the data set has 5 classes"):
+    with pytest.raises(UsageError, match="outputs 10 logits, but the data set has 5 classes"):
         session_and_state(configuration(data, tmp_path / "run", model=f"{model}:build", model_options={}))
 
 
