@@ -9,7 +9,7 @@ Shapes: n samples, C channels, H and W pixels, K classes, S shards.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -54,35 +54,12 @@ def pack(
     if not 0 <= seed < 2**63 or (limit is not None and limit < 1):
         raise UsageError(f"--seed {seed}, --limit {limit}: expected 0 to 2^63 - 1, and a limit of at least 1")
     data = checked(data)
-    parts = {"train": data.train, "test": data.test}
-    limits = {"train": limit, "test": None if limit is None else max(limit // TEST_SHARE, shards)}
-    chosen = {split: _choose(parts[split].labels, limits[split], seed, number) for number, split in enumerate(SPLITS)}
-    for split, rows in chosen.items():
-        if not 1 <= shards <= len(rows):
-            raise UsageError(
-                f"--shards {shards}: the {split} split has {len(rows):,} samples and every shard needs at least one; "
-                f"choose from 1 to {len(rows):,}"
-            )
+    chosen = _choose_all(data, shards, limit, seed)
     histogram = pixel_histogram(data.train.images, chosen["train"])
     mean, std = channel_statistics(histogram)
-    for split, rows in chosen.items():
-        _note_empty_classes(split, np.bincount(parts[split].labels[rows], minlength=len(data.classes)), data.classes)
     if not histogram[:, 2:].any():
         say("note: all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
-    splits: dict[str, tuple[ShardEntry, ...]] = {}
     with staged(out, force=force) as folder, closing(Bar("packing", sum(map(len, chosen.values())))) as bar:
-        for number, split in enumerate(SPLITS):
-            entries = []
-            for shard, rows in enumerate(deal(chosen[split], parts[split].labels, shards)):
-                rows = rows[shuffled(len(rows), seed, number, shard + 1)]
-                # Contiguous (n, C, H, W), also for a source with another layout: the bytes depend on the images alone.
-                images = np.ascontiguousarray(parts[split].images[rows])
-                samples = Samples(images, parts[split].labels[rows], rows.astype(np.int64))
-                with delayed_signals():
-                    path = folder / shard_name(split, shard, shards)
-                    entries.append(write_shard(path, samples, split, shard, shards))
-                bar.update(len(rows))
-            splits[split] = tuple(entries)
         manifest = Manifest(
             name=data.name,
             classes=tuple(data.classes),
@@ -91,11 +68,44 @@ def pack(
             std=std,
             seed=seed,
             source=data.source or Provenance(data.name),
-            splits=splits,
+            splits={
+                split: tuple(_write_shards(folder, data, split, rows, shards, seed, bar))
+                for split, rows in chosen.items()
+            },
             command=tuple(command),
         )
         install(folder, manifest.to_json())
     return manifest
+
+
+def _choose_all(data: ImageData, shards: int, limit: int | None, seed: int) -> dict[str, NDArray[np.intp]]:
+    """The rows of each split that are packed; UsageError if they are fewer than the shards."""
+    limits = {"train": limit, "test": None if limit is None else max(limit // TEST_SHARE, shards)}
+    chosen = {}
+    for number, split in enumerate(SPLITS):
+        labels = getattr(data, split).labels
+        rows = chosen[split] = _choose(labels, limits[split], seed, number)
+        if not 1 <= shards <= len(rows):
+            raise UsageError(
+                f"--shards {shards}: the {split} split has {len(rows):,} samples and every shard needs at least one; "
+                f"choose from 1 to {len(rows):,}"
+            )
+        _note_empty_classes(split, np.bincount(labels[rows], minlength=len(data.classes)), data.classes)
+    return chosen
+
+
+def _write_shards(
+    folder: Path, data: ImageData, split: str, rows: NDArray[np.intp], shards: int, seed: int, bar: Bar
+) -> Iterator[ShardEntry]:
+    """Write the shards of a split from these rows, each in an order drawn by the seed."""
+    samples, number = getattr(data, split), SPLITS.index(split)
+    for shard, dealt in enumerate(deal(rows, samples.labels, shards)):
+        order = dealt[shuffled(len(dealt), seed, number, shard + 1)]
+        # Contiguous (n, C, H, W), also for a source with another layout: the bytes depend on the images alone.
+        part = Samples(np.ascontiguousarray(samples.images[order]), samples.labels[order], order.astype(np.int64))
+        with delayed_signals():
+            yield write_shard(folder / shard_name(split, shard, shards), part, split, shard, shards)
+        bar.update(len(order))
 
 
 def _note_empty_classes(split: str, counts: NDArray[np.int64], classes: Sequence[str]) -> None:

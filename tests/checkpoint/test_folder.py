@@ -1,56 +1,17 @@
-"""dptrain.checkpoint.folder: which checkpoints are kept, and which one a run goes on from."""
+"""dptrain.checkpoint.folder: which checkpoints are kept, and from which one a run resumes."""
 
 from __future__ import annotations
 
 import errno
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from checkpoints import layouts_of
+from run_folders import best_of, content, save, steps
 
-from dptrain.arrays.layout import Layout
 from dptrain.checkpoint.folder import RunFolder
-from dptrain.checkpoint.format import Origin, checkpoint_bytes, read_checkpoint
-from dptrain.checkpoint.state import Progress, TrainingState
 from dptrain.errors import CheckpointError, UsageError
-
-LAYOUTS = layouts_of(Layout({"linear1.weight": (2, 3)}))
-ORIGIN = Origin("", ("linear1",), (3, 1, 1), ("a", "b"), "random", "00" * 32, 7, {}, (0.5,) * 3, (0.25,) * 3)
-
-
-def content(step: int, accuracy: float | None = None) -> bytes:
-    vectors = {name: np.full(layout.size, step, np.float32) for name, layout in LAYOUTS.items()}
-    state = TrainingState(vectors, Progress(step=step, test_accuracy=accuracy))
-    return checkpoint_bytes(state, ORIGIN, LAYOUTS)
-
-
-def save(folder: RunFolder, step: int, accuracy: float | None = None) -> Path:
-    return folder.save(step, content(step, accuracy), accuracy)
-
-
-def best_of(folder: RunFolder) -> tuple[int, float | None]:
-    """Step and accuracy of best.h5, which are those that the folder tells."""
-    assert folder.best == folder.checkpoints / "best.h5"
-    state = read_checkpoint(folder.best).state
-    assert (state.step, state.progress.test_accuracy) == (folder.best_step, folder.best_accuracy)
-    return state.step, state.progress.test_accuracy
-
-
-def steps(folder: RunFolder) -> list[int]:
-    return [int(path.stem.removeprefix("step-")) for path in folder.numbered()]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[RunFolder]:
-    folder = RunFolder(tmp_path / "run")
-    folder.claim()
-    folder.write_config("lr = 0.1\n")
-    yield folder
-    folder.close()
 
 
 def test_the_last_three_and_the_best_are_kept(folder: RunFolder) -> None:
@@ -69,107 +30,6 @@ def test_the_last_three_and_the_best_are_kept(folder: RunFolder) -> None:
         [6, 8, 9, 10],
     ]
     assert best_of(folder) == (6, 0.9)
-
-
-def test_of_equal_accuracies_the_earlier_checkpoint_is_the_best(folder: RunFolder) -> None:
-    for step in (1, 2, 3, 4, 5, 6):
-        save(folder, step, 0.5)
-    assert steps(folder) == [1, 4, 5, 6]
-
-
-def test_checkpoints_without_accuracy_never_push_out_the_best(folder: RunFolder) -> None:
-    save(folder, 1, 0.0)
-    for step in range(2, 12):
-        save(folder, step)
-    assert steps(folder) == [1, 9, 10, 11]
-
-
-def test_after_a_resume_the_best_of_before_is_still_kept(folder: RunFolder) -> None:
-    for step, accuracy in ((1, 0.2), (2, 0.9), (3, 0.3), (4, None)):
-        save(folder, step, accuracy)
-    again = RunFolder(folder.path)
-    again.remember_all()
-    assert best_of(again) == (2, 0.9)
-    for step in (5, 6, 7, 8):
-        save(again, step, 0.5)
-    assert steps(again) == [2, 6, 7, 8]
-
-
-def test_a_broken_best_is_not_remembered_and_does_no_harm(folder: RunFolder) -> None:
-    save(folder, 1, 0.9).write_bytes(b"broken")  # best.h5 is the same file
-    save(folder, 2, 0.4)
-    again = RunFolder(folder.path)
-    again.remember_all()
-    assert best_of(again) == (2, 0.4)
-
-
-def test_the_best_is_a_file_of_its_own_name_and_no_numbered_checkpoint(folder: RunFolder) -> None:
-    best = folder.checkpoints / "best.h5"
-    save(folder, 1)
-    assert not best.exists()
-    for step, accuracy, expected in ((2, 0.3, 2), (3, 0.8, 3), (4, 0.5, 3), (5, 0.8, 3), (6, 0.9, 6)):
-        save(folder, step, accuracy)
-        assert read_checkpoint(best).state.step == expected
-    assert best not in folder.numbered()
-    found = folder.newest(pytest.fail)
-    assert found is not None
-    assert found[0].name == "step-00000006.h5"
-    assert not list(folder.checkpoints.glob(".*"))
-
-
-def test_a_folder_with_the_best_alone_is_resumed_from_that(folder: RunFolder) -> None:
-    """It counted as empty: a new run began in it without a word."""
-    save(folder, 3, 0.8).unlink()
-    found = folder.newest(lambda line: None)
-    assert found is not None
-    assert (found[0].name, found[1].state.step) == ("best.h5", 3)
-
-
-def test_the_best_is_resumed_from_where_all_numbered_checkpoints_are_broken(folder: RunFolder) -> None:
-    save(folder, 3, 0.8).unlink()
-    folder.checkpoint_of(4).write_bytes(b"torn")
-    found = folder.newest(lambda line: None, set_aside=True)
-    assert found is not None
-    assert found[1].state.step == 3
-    assert steps(folder) == []
-
-
-def test_a_best_whose_numbered_checkpoint_is_gone_stays_the_best(folder: RunFolder) -> None:
-    for step, accuracy in ((1, 0.9), (2, 0.3)):
-        save(folder, step, accuracy)
-    folder.checkpoint_of(1).unlink()
-    again = RunFolder(folder.path)
-    again.remember_all()
-    assert best_of(again) == (1, 0.9)
-    save(again, 3, 0.5)
-    assert best_of(again) == (1, 0.9)
-
-
-def test_a_run_that_was_killed_before_it_named_the_best_names_it_when_it_resumes(folder: RunFolder) -> None:
-    save(folder, 1, 0.2)
-    folder.checkpoint_of(2).write_bytes(content(2, 0.9))
-    again = RunFolder(folder.path)
-    again.remember_all()
-    assert best_of(again) == (2, 0.9)
-
-
-def test_without_hard_links_the_best_is_a_copy(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_arguments: object) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-    monkeypatch.setattr(os, "link", refuse)
-    path = save(folder, 1, 0.5)
-    assert best_of(folder) == (1, 0.5)
-    assert not path.samefile(folder.checkpoints / "best.h5")
-    assert not list(folder.checkpoints.glob(".*"))
-
-
-def test_a_link_in_the_place_of_the_best_is_replaced_not_followed(folder: RunFolder, tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("mine")
-    (folder.checkpoints / "best.h5").symlink_to(tmp_path / "mine")
-    save(folder, 1, 0.5)
-    assert best_of(folder) == (1, 0.5)
-    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_the_newest_is_that_of_the_highest_step(folder: RunFolder) -> None:

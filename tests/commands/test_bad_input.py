@@ -13,20 +13,7 @@ from pathlib import Path
 import pytest
 from command_runs import Done, assert_nothing_half_written, assert_one_error, dptrain_here, train, train_here
 from mpi_runs import dptrain, own_mpi
-from training_runs import LAST_STEP, configuration, flags, packed, run
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("cli") / "set")
-
-
-@pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a finished run."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    run(configuration(data, folder))
-    return folder
+from training_runs import LAST_STEP, flags, packed
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command_runs import Done, assert_nothing_half_written, assert_one_error, dptrain_here, train, train_here
 from mpi_runs import dptrain, mpirun, own_mpi
-from training_runs import LAST_STEP, TEST, configuration, flags, packed, run
+from training_runs import LAST_STEP, TEST, flags, packed
 
 from dptrain import __version__
 from dptrain.commands import COMMANDS
@@ -21,19 +21,6 @@ from dptrain.config.files import read_toml
 from dptrain.config.keys import flag
 from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("cli") / "set")
-
-
-@pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a finished run."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    run(configuration(data, folder))
-    return folder
 
 
 def test_flags_win_over_the_file_and_the_merged_configuration_is_saved(data: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from command_runs import assert_nothing_half_written
-from training_runs import LAST_STEP, configuration, flags, packed, run
+from training_runs import LAST_STEP, flags
 
 from dptrain.commands.main import main
 from dptrain.errors import LimitError
@@ -39,19 +39,6 @@ class Prints(Flatten):
 def build(input_shape, classes):
     return [Prints(), Linear(classes)]
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("surroundings") / "set")
-
-
-@pytest.fixture(scope="module")
-def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a finished run."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    run(configuration(data, folder))
-    return folder
 
 
 def dptrain(*arguments: str | Path, redirect: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
