@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import signal
 import statistics
@@ -10,19 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from data_sets import find_archive
 
 from dptrain.system.signals import ENDING, prepare_signals
 from launch.cleanup import SESSION_BASE
-
-
-def find_archive() -> Path | None:
-    """A real cifar-10-binary.tar.gz, or None where there is none; in CI that is a failure."""
-    named = os.environ.get("DPTRAIN_CIFAR10_ARCHIVE")
-    path = Path(named) if named else Path.home() / ".cache" / "dptrain" / "cifar-10-binary.tar.gz"
-    path = path.with_name("cifar-10-binary.tar.gz")
-    if not path.exists() and os.environ.get("CI"):
-        pytest.fail(f"no CIFAR-10 archive at {path}; name one with DPTRAIN_CIFAR10_ARCHIVE")
-    return path if path.exists() else None
 
 
 @pytest.fixture(scope="session")

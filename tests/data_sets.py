@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from data_prep.pack import ImageData, LabelledImages
 from data_prep.sources.cifar10 import BATCHES, CLASSES
@@ -95,3 +96,13 @@ def assert_one_line_error(done: subprocess.CompletedProcess[str], *words: str, s
     assert done.stderr.count("\n") == 1, done.stderr
     for word in words:
         assert word in done.stderr
+
+
+def find_archive() -> Path | None:
+    """A real cifar-10-binary.tar.gz, or None where there is none; in CI that is a failure."""
+    named = os.environ.get("DPTRAIN_CIFAR10_ARCHIVE")
+    path = Path(named) if named else Path.home() / ".cache" / "dptrain" / "cifar-10-binary.tar.gz"
+    path = path.with_name("cifar-10-binary.tar.gz")
+    if not path.exists() and os.environ.get("CI"):
+        pytest.fail(f"no CIFAR-10 archive at {path}; name one with DPTRAIN_CIFAR10_ARCHIVE")
+    return path if path.exists() else None

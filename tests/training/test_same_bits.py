@@ -12,7 +12,7 @@ from typing import Any
 
 import every_layer
 import pytest
-from conftest import find_archive
+from data_sets import find_archive
 from mpi_runs import dptrain
 from thread_ranks import on_ranks
 from training_runs import configuration, packed
