@@ -155,14 +155,16 @@ class Network:
         part, averages = gradient, workspace.array("network", "statistics of a block", (self.buffer_layout.size,))
         if samples > block:
             part = workspace.array("network", "gradient of a block", gradient.shape)
+        passes = self._passes(prepared, workspace, part, averages, draws)
         for start in range(0, samples, block or 1):
             rows = slice(start, start + block)
             if start:
                 draws = draws.after(block)
+                for call in passes:
+                    call.restart(draws)
             if part is not gradient:
                 part.fill(0)
             averages.fill(0)
-            passes = self._passes(prepared, workspace, part, averages, draws)
             logits, saved = self._graph.forward(images[..., rows, :], passes, runner)
             losses, dlogits = softmax_cross_entropy(logits, labels[rows], workspace)
             loss_sum += float(losses.sum(dtype=np.float64))
@@ -183,7 +185,7 @@ class Network:
     def _passes(
         self, prepared: Prepared, workspace: Workspace, gradient: Array, statistics: Array, draws: Draws
     ) -> list[Pass]:
-        """The context of each stage for one block."""
+        """The context of each stage, for all blocks of a microbatch."""
         gradients, averages = self._by_stage(self.layout, gradient), self._by_stage(self.buffer_layout, statistics)
         nodes, needs = self._graph.nodes, self._graph.need_dx
         tensors = zip(prepared.parameters, prepared.buffers, gradients, averages, needs, nodes, strict=True)

@@ -59,6 +59,10 @@ class Pass:
     layer_number: int = 0
     _drawn: int = 0
 
+    def restart(self, draws: Draws) -> None:
+        """Begin the pass of the next block, whose key of random draws is `draws`."""
+        self.draws, self._drawn = draws, 0
+
     def uniform(self, shape: Shape) -> Array:
         """New random numbers in [0, 1) for an array (..., N, C): 24 bits each, in the workspace's dtype.
 
