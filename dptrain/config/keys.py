@@ -59,8 +59,8 @@ def kind(key: Field[Any]) -> type:
 
 def check(key: Field[Any], value: Any) -> None:
     """UsageError unless the value has the key's type and keeps its bounds."""
-    found, more = f"{flag(key.name)} is {shown(repr(value), 200)}", key.metadata
-    if type(value) is not kind(key):
+    found, more, given = f"{flag(key.name)} is {shown(repr(value), 200)}", key.metadata, type(value)
+    if given is not kind(key):
         raise UsageError(f"{found}, expected {KIND_NAMES[kind(key)]}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{found}, expected a finite number")

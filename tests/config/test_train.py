@@ -268,7 +268,7 @@ def test_a_key_that_the_optimizer_does_not_take_is_an_error() -> None:
 
 
 def test_an_unknown_table_is_an_error() -> None:
-    with pytest.raises(UsageError, match="unknown key .train.; keys are at the top level, not in tables"):
+    with pytest.raises(UsageError, match=r"unknown key .train.; keys are at the top level, not in tables"):
         parse_toml("[train]\nlr = 1", "my.toml")
 
 
