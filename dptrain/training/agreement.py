@@ -37,10 +37,7 @@ def agree_on(
     communicator: Communicator,
     advice: str = "start all ranks with the same flags and files",
 ) -> None:
-    """DptrainError on all ranks if a value differs from rank 0's. It reports the first difference, with rank and host.
-
-    Values that only one of the two ranks has are ignored.
-    """
+    """DptrainError on all ranks if a value differs from rank 0's. Values that only one of the two has are ignored."""
     everyone = communicator.allgather((socket.gethostname(), dict(values)))
     first = everyone[0][1]
     for rank, (host, found) in zip(communicator.world_ranks, everyone, strict=True):
@@ -65,14 +62,15 @@ def machine_notes(environment: dict[str, str], communicator: Communicator) -> li
     python = f"{sys.executable} {platform.python_version()}, dptrain {dptrain.__version__}"
     everyone = communicator.allgather((socket.gethostname(), python, environment))
     _, first_python, first = everyone[0]
-    different = sorted({key for _, _, other in everyone for key in other if other[key] != first.get(key)})
+    different = sorted({key for *_, other in everyone for key in other if other[key] != first.get(key)})
     notes = []
     if different:
-        notes = [f"the ranks' machines differ ({', '.join(different)}): bits may depend on the number of ranks"]
-    others = [(rank, host, other) for rank, (host, other, _) in enumerate(everyone) if other != first_python]
-    for rank, host, other in others[:1]:
-        notes.append(
-            f"rank {rank} on {shown(host)} runs another Python: {shown(other)}; rank 0: {shown(first_python)}. "
-            "If that is not intended, start with dptrain launch, or with mpirun -x PATH"
-        )
+        notes.append(f"the ranks' machines differ ({', '.join(different)}): bits may depend on the number of ranks")
+    for rank, (host, other, _) in enumerate(everyone):
+        if other != first_python:
+            notes.append(
+                f"rank {rank} on {shown(host)} runs another Python: {shown(other)}; rank 0: {shown(first_python)}. "
+                "If that is not intended, start with dptrain launch, or with mpirun -x PATH"
+            )
+            break
     return notes

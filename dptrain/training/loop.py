@@ -18,9 +18,9 @@ from dptrain.config.train import TrainConfig
 from dptrain.errors import DptrainError, PreemptedError, RankLostError, TrainingError
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.parallel.communicator import Communicator, known_to_all
+from dptrain.training.checks import check_replicas
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.events import EvaluationStarted, Reporter, RunFinished
-from dptrain.training.replicas import check_replicas
 from dptrain.training.reporting import RunReport
 from dptrain.training.run import Run
 from dptrain.training.session import Session
@@ -48,7 +48,7 @@ def train(
             except RankLostError:
                 if not config.elastic:
                     raise
-                communicator = run.losses.survivors(communicator)
+                communicator = run.survivors(communicator)
         if run.report.rank != 0:
             return None
         finished = end_of(run, evaluation)
