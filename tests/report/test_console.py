@@ -160,7 +160,7 @@ def test_lost_ranks_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     console.handle(RanksLost(FACTS, 5, [0, 2], 0.25))
     console.handle(step(6, logged=True))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "ranks 0, 2 died: 1 rank of 2 threads continue from step 5 after 0.25 s"
+    assert lines[0] == "rank 0, 2 died: 1 rank of 2 threads continue from step 5 after 0.25 s"
     assert lines[1].startswith("step 6  epoch 1/2")
 
 
