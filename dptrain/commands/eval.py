@@ -40,7 +40,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         communicator,
         model=parsed.model,
         threads=parsed.threads,
-        say=lambda line: write_to_stderr(f"dptrain: {line}"),
+        note=lambda line: write_to_stderr(f"dptrain: {line}"),
     )
     classes = checkpoint.origin.classes
     by_class = {

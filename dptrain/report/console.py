@@ -58,10 +58,9 @@ class Console:
             case events.EvaluationStarted(_, epoch):
                 self._update_bar(description=f"epoch {epoch}/{self._epochs}  evaluating")
             case events.EvaluationFinished():
-                self._print(
-                    f"epoch {event.epoch}/{self._epochs} (step {event.step})  training loss {event.loss:.4f}, accuracy "
-                    f"{_percent(event.accuracy)}  test loss {event.test_loss:.4f}, accuracy {_percent(event.test_accuracy)}"
-                )
+                training = f"training loss {event.loss:.4f}, accuracy {_percent(event.accuracy)}"
+                test = f"test loss {event.test_loss:.4f}, accuracy {_percent(event.test_accuracy)}"
+                self._print(f"epoch {event.epoch}/{self._epochs} (step {event.step})  {training}  {test}")
             case events.RunFinished():
                 self._print_results(event)
 

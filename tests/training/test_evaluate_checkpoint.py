@@ -84,7 +84,7 @@ def test_images_are_normalised_as_in_training_whatever_they_are_packed_with(
     lines: list[str] = []
     found = [
         evaluate_checkpoint(
-            read_checkpoint(checkpoint), checkpoint, folder, Communicator(), threads=1, say=lines.append
+            read_checkpoint(checkpoint), checkpoint, folder, Communicator(), threads=1, note=lines.append
         )
         for folder in (data, darker)
     ]
@@ -100,7 +100,7 @@ def test_a_checkpoint_that_does_not_say_its_mean_is_evaluated_with_the_data_sets
     checkpoint = read_checkpoint(folder / "checkpoint.h5")
     lines: list[str] = []
     found = evaluate_checkpoint(
-        checkpoint, folder / "checkpoint.h5", folder / "data-set", Communicator(), threads=1, say=lines.append
+        checkpoint, folder / "checkpoint.h5", folder / "data-set", Communicator(), threads=1, note=lines.append
     )
     assert found.accuracy == checkpoint.state.progress.test_accuracy
     assert len(lines) == 1
@@ -161,7 +161,7 @@ def test_an_edited_checkpoint_that_does_not_fit_its_own_network_is_one_error(
 def test_classes_in_another_order_are_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
     classes = ("class-1", "class-0", "class-2", "class-3", "class-4")
     other = repacked_beside_darker_images(trained[0], tmp_path / "other", classes)
-    with pytest.raises(CheckpointError, match="the order counts: pack the data set again with it"):
+    with pytest.raises(CheckpointError, match="was trained for classes in this order"):
         evaluation_of(other, trained[1])
 
 
