@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dptrain.config.flags import add_flags
+from dptrain.config.files import add_flags
 from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 from dptrain.system.arguments import Parser, whole

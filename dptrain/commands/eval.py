@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from dptrain.commands import inspect
-from dptrain.config.flags import add_flags
+from dptrain.config.files import add_flags
 from dptrain.config.train import model_name
 from dptrain.system.arguments import Parser, argument, path_argument
 from dptrain.system.streams import write_to_stderr

@@ -10,8 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from dptrain.commands.exit import end_at_once
-from dptrain.config.files import merged, read_toml
-from dptrain.config.flags import add_flags
+from dptrain.config.files import add_flags, merged, read_toml
 from dptrain.config.train import BORDERS, KEYS, SUBJECTS, AugmentationConfig
 from dptrain.errors import UsageError
 from dptrain.system import record

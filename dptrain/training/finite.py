@@ -9,12 +9,17 @@ import numpy as np
 
 from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, Workspace
+from dptrain.checkpoint.state import Layouts, TrainingState
 from dptrain.data.batches import ShardBatches
 from dptrain.errors import TrainingError
-from dptrain.nn.finite import first_not_finite, not_finite_parts
+from dptrain.nn.finite import first_not_finite, not_finite, not_finite_parts
 from dptrain.nn.network import Network
-from dptrain.parallel.communicator import Communicator
-from dptrain.training.checks import LOWER_LR
+from dptrain.parallel.communicator import Communicator, known_to_all
+
+LOWER_LR = (
+    "Try a lower --lr or more --warmup-steps in another --run-dir, from the start or with --resume from an earlier "
+    "checkpoint"
+)
 
 
 def examine_shards(
@@ -60,3 +65,17 @@ def not_finite_error(loss: float, where: str, step: int, lr: float) -> TrainingE
         f"step {step}: the {what}, at learning rate {lr:.6g}; {where}. The parameters were not changed and earlier "
         f"checkpoints are kept. {LOWER_LR}"
     )
+
+
+def check_finite(state: TrainingState, layouts: Layouts, communicator: Communicator) -> None:
+    """TrainingError, with the first tensor that is not finite. All ranks hold the same state.
+
+    An update with finite gradients can overflow; without this check only the loss of the next step would show it.
+    """
+    for name, values in state.tensors(layouts):
+        if values.size and (what := not_finite(values)):
+            message = (
+                f"step {state.step}: after the update the {name} holds {what}. Nothing of this step is saved and "
+                f"earlier checkpoints are kept. {LOWER_LR}"
+            )
+            raise known_to_all(communicator, TrainingError(message))

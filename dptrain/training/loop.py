@@ -12,7 +12,7 @@ from dptrain.config.train import TrainConfig
 from dptrain.errors import PreemptedError, RankLostError, TrainingError
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.parallel.communicator import Communicator, known_to_all
-from dptrain.training.checks import check_replicas
+from dptrain.training.agreement import check_replicas
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.events import EvaluationStarted, Reporter, RunFinished
 from dptrain.training.reporting import RunReport

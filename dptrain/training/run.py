@@ -19,10 +19,10 @@ from dptrain.health.interruption import Interruption
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.watch import Watch
 from dptrain.system.text import shown
-from dptrain.training.agreement import agree_on, without_paths
+from dptrain.training.agreement import agree_on, check_replicas, without_paths
 from dptrain.training.architecture import Architecture
-from dptrain.training.checks import check_finite, check_replicas
 from dptrain.training.events import RanksLost, RunStarted
+from dptrain.training.finite import check_finite
 from dptrain.training.reporting import RunReport
 from dptrain.training.resume import Found, check_resumable, find_checkpoint
 from dptrain.training.session import Session, set_up

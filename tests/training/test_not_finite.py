@@ -27,8 +27,7 @@ from dptrain.checkpoint.state import Progress, TrainingState
 from dptrain.errors import TrainingError
 from dptrain.nn.network import Outcome
 from dptrain.parallel.communicator import Communicator
-from dptrain.training.checks import check_finite
-from dptrain.training.finite import first_of_all_shards
+from dptrain.training.finite import check_finite, first_of_all_shards
 from dptrain.training.session import Session
 
 HOST = socket.gethostname()

@@ -1,4 +1,4 @@
-"""dptrain.training.checks: a rank whose state differs in one bit is named, with the first tensor that differs."""
+"""dptrain.training.agreement: a rank whose state differs in one bit is named, with the first tensor that differs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dptrain.arrays.layout import Layout
 from dptrain.checkpoint.state import Progress, TrainingState
 from dptrain.errors import DptrainError, PeerError, TrainingError
 from dptrain.parallel.communicator import Communicator
-from dptrain.training.checks import check_replicas
+from dptrain.training.agreement import check_replicas
 
 LAYOUT = Layout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})
 LAYOUTS = {"parameters": LAYOUT, "momentum": LAYOUT}
