@@ -25,22 +25,18 @@ LOWER_LR = (
 def examine_shards(
     network: Network, vectors: Mapping[str, Array], batches: Mapping[int, ShardBatches], epoch: int, step: int
 ) -> dict[int, str]:
-    """For each of a rank's shards, a description of the first value of a step that is not finite; "" if all are.
-
-    It recomputes the shards, because the step has overwritten their vectors by sums.
-    """
+    """By shard of a rank, the first value of a step that is not finite, or "". The shards are computed again."""
     workspace = Workspace()
     return {
-        shard: first_not_finite(network, vectors, *own.batch(epoch, step, workspace), workspace, own.draws(epoch, step))
-        for shard, own in batches.items()
+        shard: first_not_finite(network, vectors, *one.batch(epoch, step, workspace), workspace, one.draws(epoch, step))
+        for shard, one in batches.items()
     }
 
 
 def first_of_all_shards(found: Mapping[int, str], total: Array, layout: Layout, communicator: Communicator) -> str:
-    """A sentence on the first shard with a value that is not finite, and its rank; the same on every rank.
+    """The first shard with a value that is not finite, and its rank, for a message; the same on every rank.
 
-    `found` is the result of `examine_shards` for this rank's shards; `total` (P,) is the summed gradient, which is
-    examined if all shards are finite.
+    `found` is the result of `examine_shards`; `total` (P,) is the summed gradient, examined if all shards are finite.
     """
     everyone = communicator.allgather((socket.gethostname(), dict(found)))
     broken = [
@@ -59,7 +55,6 @@ def first_of_all_shards(found: Mapping[int, str], total: Array, layout: Layout, 
 
 
 def not_finite_error(loss: float, where: str, step: int, lr: float) -> TrainingError:
-    """The error for a step (1, 2, ...) whose summed loss or gradient is not finite; `where` says where."""
     what = "gradient is not finite" if np.isfinite(loss) else f"loss is {loss}"
     return TrainingError(
         f"step {step}: the {what}, at learning rate {lr:.6g}; {where}. The parameters were not changed and earlier "

@@ -40,7 +40,7 @@ VECTORS = 5
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
-    """The samples of a rank and the network for them."""
+    """A rank's samples, and the network."""
 
     communicator: Communicator
     manifest: Manifest
@@ -54,7 +54,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Engine(Task):
-    """What makes steps and evaluations."""
+    """Makes steps and evaluations."""
 
     take_step: TrainingStep
     evaluation: EvaluationWork
@@ -165,7 +165,6 @@ def open_task(
 
 
 def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -> dict[int, ShardBatches]:
-    """The microbatches of the rank's training shards, by shard."""
     size, transforms = config.batch_size // manifest.shard_count, make_transforms(config.crop, config.flip)
     return {
         shard: ShardBatches(samples, shard, manifest, size=size, seed=config.seed, transforms=transforms)
@@ -210,8 +209,8 @@ def place(manifest: Manifest, folder: Path, communicator: Communicator) -> Place
     shards, ranks = manifest.shard_count, communicator.size
     if ranks > shards:
         raise UsageError(
-            f"{ranks} ranks, but {folder} has {shards} shards and a shard is never split: start at most {shards} "
-            f"ranks, or pack it again: {manifest.repack_command(folder, ranks)}"
+            f"{ranks} ranks, but {folder} has {shards} shards: start at most {shards} ranks, or pack it again: "
+            f"{manifest.repack_command(folder, ranks)}"
         )
     return Placement(shards, ranks)
 
@@ -222,8 +221,8 @@ def count_steps(manifest: Manifest, batch_size: int) -> int:
     if batch_size % shards:
         below = batch_size // shards * shards
         raise UsageError(
-            f"--batch-size {batch_size} is not a multiple of the {shards} shards of the data set, which share it "
-            f"equally; the nearest that are: {f'{below} and ' if below else ''}{below + shards}"
+            f"--batch-size {batch_size} is not a multiple of the {shards} shards of the data set; the nearest that "
+            f"are: {f'{below} and ' if below else ''}{below + shards}"
         )
     largest = max(entry.samples for entry in manifest.splits["train"])
     return -(-largest // (batch_size // shards))
