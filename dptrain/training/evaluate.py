@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, vector_layouts
 from dptrain.data.batches import Normalisation
+from dptrain.data.shard import Samples
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
