@@ -82,7 +82,7 @@ def read_archive(path: Path, *, batch_samples: int = BATCH_SAMPLES) -> ImageData
         content = contents.pop(meta)
         names = content.split() if binary else _unpickled(content, meta).get(b"label_names")
         if names != [name.encode() for name in CLASSES]:
-            raise DataError(f"{meta} has the classes {shown(names, 200)}, expected {', '.join(CLASSES)}")
+            raise DataError(f"{meta} has other classes than CIFAR-10: {shown(names, 200)}")
         for number, member in enumerate(batches):
             # Removed from the dictionary, so that the bytes of each batch are freed as soon as they are copied.
             content = contents.pop(member)
@@ -131,8 +131,8 @@ def _read_members(path: Path, most: int) -> dict[str, bytes]:
             pass
     missing = min(([name for name in names if name not in contents] for names in (BINARY, PICKLED)), key=len)
     if missing:
-        found = shown(", ".join(seen), 200) or "nothing"
-        raise DataError(f"not a CIFAR-10 archive: it lacks {', '.join(missing)}; it holds {found}")
+        held = shown(", ".join(seen), 200) or "nothing"
+        raise DataError(f"not a CIFAR-10 archive: it holds {held}, and lacks {', '.join(missing)}")
     return contents
 
 
@@ -163,7 +163,7 @@ def _pickled_batch(content: bytes, where: str, samples: int) -> tuple[NDArray[np
     batch = _unpickled(content, where)
     pixels = batch.get(b"data")
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (samples, PIXELS):
-        raise DataError(f"{where}: data is not a plain uint8 array ({samples}, {PIXELS})")
+        raise DataError(f"{where}: data is not an uint8 array ({samples}, {PIXELS})")
     return pixels.reshape(samples, *IMAGE_SHAPE), batch.get(b"labels")
 
 
