@@ -16,6 +16,7 @@ import tomli_w
 from dptrain.config.keys import Scope, check, flag, kind
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import UsageError
+from dptrain.optim import OPTIMIZERS, optimizer_class, options_of
 from dptrain.system import files
 from dptrain.system.suggestions import EXPLANATIONS, did_you_mean
 from dptrain.system.text import shown
@@ -83,10 +84,21 @@ def to_toml(config: TrainConfig, *, folder: bool = True) -> str:
 
 
 def merged(*sources: Mapping[str, Any]) -> TrainConfig:
-    """A configuration from several sources; later ones win."""
+    """A configuration from several sources; later ones win.
+
+    The optimizer decides the default learning rate. UsageError for a key that it does not take: if the last source, the
+    flags, has the key, or another source changes its default (a saved configuration has every key).
+    """
     values: dict[str, Any] = {}
     for source in sources:
         values |= _expand_augment(source)
+    optimizer = values.get("optimizer", KEYS["optimizer"].default)
+    if optimizer in OPTIMIZERS:
+        values.setdefault("lr", optimizer_class(optimizer).default_lr)
+        others = set().union(*map(options_of, OPTIMIZERS)) - options_of(optimizer)
+        for name in sorted(others & values.keys()):
+            if name in sources[-1] or values[name] != KEYS[name].default:
+                raise UsageError(f"{flag(name)} is not an option of --optimizer {optimizer}: leave it out")
     return TrainConfig(**values)
 
 

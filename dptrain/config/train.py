@@ -89,7 +89,7 @@ class ScheduleConfig(Config):
     max_steps: int = key(
         0, PROCESS, "stop after this step; the schedule still covers all epochs (0: never)", at_least(0)
     )
-    lr: float = key(0.05, BITS, "highest learning rate", above(0.0))
+    lr: float = key(0.05, BITS, "highest learning rate (default for adamw: 0.001)", above(0.0))
     schedule: str = key("cosine", BITS, "learning rate schedule", choices=SCHEDULES)
     warmup_steps: int = key(-1, BITS, "steps of linear warm-up (-1: 200, at most a tenth of the run)", at_least(-1))
     step_epochs: float = key(4.0, BITS, "for --schedule step: epochs between two drops", above(0.0))

@@ -16,7 +16,7 @@ from damaged_shards import SHARD, accept_bytes, refused
 from data_sets import image_data
 
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.data.manifest import MANIFEST, Manifest, read_manifest, shard_name
+from dptrain.data.manifest import MANIFEST, Manifest, Offsets, read_manifest, shard_name
 from dptrain.data.shard import read_shard
 from dptrain.errors import DataError
 from dptrain.system.files import file_sha256
@@ -41,7 +41,7 @@ def test_the_identity_of_a_data_set_depends_on_its_contents_only(folder: Path) -
         return replace(manifest, splits={**manifest.splits, "train": (replace(first, **changes), *others)})
 
     for stored_otherwise in (
-        with_first(bytes=9**9, sha256="0" * 64, offsets={"images": 0, "labels": 7, "index": 9}),
+        with_first(bytes=9**9, sha256="0" * 64, offsets=Offsets(0, 7, 9)),
         replace(manifest, version=3),
     ):
         assert stored_otherwise.sha256 == manifest.sha256
@@ -112,15 +112,15 @@ def add_dataset(file: h5py.File) -> None:
     [
         (change_of("images", external=True), "unable to open external raw data file"),
         (change_of("images", virtual=True), "not stored in full"),
-        (change_of("images", link=h5py.ExternalLink("/tmp/other.h5", "images")), "it holds ['index', 'labels']"),
-        (change_of("images", link=h5py.SoftLink("/labels")), "it holds ['index', 'labels']"),
-        (change_of("images", group=True), "it holds ['index', 'labels']"),
-        (change_of("images", cast=lambda array: array.astype(np.float32)), "float32"),
-        (change_of("images", cast=lambda array: array[:, :, :-1]), "expected uint8"),
+        (change_of("images", link=h5py.ExternalLink("/tmp/other.h5", "images")), "it holds {'index': "),
+        (change_of("images", link=h5py.SoftLink("/labels")), "it holds {'index': "),
+        (change_of("images", group=True), "it holds {'index': "),
+        (change_of("images", cast=lambda array: array.astype(np.float32)), "'<f4'"),
+        (change_of("images", cast=lambda array: array[:, :, :-1]), "expected {'images': ('|u1', (6, 2, 3, 4))"),
         (change_of("labels", cast=lambda array: array[:-1]), "labels"),
         (change_of("labels", cast=lambda array: array + 3), "labels from 3 to 5"),
         (unwritten, "not stored in full"),
-        (change_of("index", cast=lambda array: array.astype(np.int32)), "int32"),
+        (change_of("index", cast=lambda array: array.astype(np.int32)), "'<i4'"),
         (rename_split, "'split': 'test'"),
         (add_dataset, "more"),
     ],
@@ -137,7 +137,7 @@ def test_other_contents_in_version_1_are_refused_before_they_are_read(
 def test_file_of_version_1_that_is_not_hdf5_is_refused(old_folder: Path) -> None:
     (old_folder / SHARD).write_bytes(b"not HDF5" * 100)
     accept_bytes(old_folder)
-    assert "not a readable shard" in refused(old_folder)
+    assert "OSError" in refused(old_folder)
 
 
 def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -148,10 +148,10 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     ("edit", "words"),
     [
         (edited(version=3), "version 3, this program reads versions 1 to 2: use the later dptrain that packed it"),
-        (edited(version="2"), "version is '2'"),
+        (edited(version="2"), "version is '2', expected a whole number from 1 to 2"),
         (edited(version=0), "version is 0"),
         (edited(version=True), "version is True"),
-        (edited(version=1), "splits.train[0] has offsets or contents_sha256, which version 1 does not have"),
+        (edited(version=1), "offsets and contents_sha256 belong to version 2"),
         (edited(format="other"), "not a dptrain manifest"),
         (edited(surplus=1), "unknown surplus"),
         (edited(image_shape=[3, 32]), "damaged or edited"),
@@ -227,7 +227,7 @@ def test_a_split_without_samples_is_refused(split: str, folder: Path) -> None:
     for entry in raw["splits"][split]:
         entry["samples"] = 0
     path.write_text(json.dumps(raw))
-    with pytest.raises(DataError, match=f"the {split} split has no samples"):
+    with pytest.raises(DataError, match=f"{split} shards have 0 to 0 samples, expected .* a sample"):
         read_manifest(folder)
 
 

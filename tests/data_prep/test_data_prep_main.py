@@ -68,7 +68,7 @@ def test_verify_prints_every_bad_file_and_fails(tmp_path: Path) -> None:
     done = run_data_prep("verify", out)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("data_prep: error: ") == done.stderr.count("\n") == 2
-    assert "train-000-of-004.h5: missing" in done.stderr
+    assert "train-000-of-004.h5: cannot be read: No such file" in done.stderr
     assert "test-003-of-004.h5: 0 bytes" in done.stderr
     report = run_data_prep("verify", out, "--json")
     assert report.returncode == 1
