@@ -143,7 +143,7 @@ def test_links_in_place_of_temporary_files_are_not_followed(folder: RunFolder, t
     assert save(folder, 1).read_bytes() == content(1)
     folder.close()
     (folder.checkpoints / ".writable.partial").symlink_to(tmp_path / "mine")
-    with pytest.raises(UsageError, match="is a symbolic link"):
+    with pytest.raises(UsageError, match="symbolic links"):
         folder.claim()
     assert (tmp_path / "mine").read_text() == "mine"
 
@@ -181,7 +181,7 @@ def test_what_is_no_regular_file_is_passed_over_at_once_and_left_alone(kind: str
     assert found is not None
     assert found[1].state.step == 1
     assert [line[:7] for line in lines] == ["skipped"]
-    assert "expected a regular file" in lines[0]
+    assert "not a regular file" in lines[0]
     assert os.path.lexists(path)
 
 

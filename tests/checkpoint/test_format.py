@@ -192,7 +192,10 @@ INDEX_EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "no steps an epoch": (setting("origin", "steps_per_epoch", value=0), "steps_per_epoch is 0"),
     "mean of one channel": (setting("origin", "mean", value=[0.5]), "expected 2 values of each, std above 0"),
     "deviation of 0": (setting("origin", "std", value=[0.0, 1.0]), "expected 2 values of each, std above 0"),
-    "a million classes": (setting("origin", "classes", value=["x"] * 10**6), "has 1,000,000 items, expected at most"),
+    "a million classes": (
+        setting("origin", "classes", value=["x"] * 10**6),
+        "a list of 1,000,000 items, expected a list of at most",
+    ),
     "two classes of one name": (setting("origin", "classes", value=["x"] * 2), "classes 0 and 1 have the same name"),
     "class of 5 MB": (setting("origin", "classes", value=["x" * 5 * 10**6]), "expected text of at most 1,000"),
     "endless image": (setting("origin", "input_shape", value=[2**30, 2**30, 2]), "image_shape is (1073741824,"),

@@ -274,7 +274,7 @@ def test_a_model_that_draws_without_a_seed_is_not_resumed(data: Path, model: str
     (tmp_path / "code" / "net.py").write_text(NET + UNSEEDED)
     config = configuration(data, tmp_path / "run", model=model, model_options={}, max_steps=3)
     run(config)
-    with pytest.raises(CheckpointError, match="but computes something else: does the model draw"):
+    with pytest.raises(CheckpointError, match="but computes something else: does it use random numbers without a seed"):
         run(replace(config, max_steps=5))
     done = dptrain("eval", "run", data, "--model", model, cwd=tmp_path)
     assert done.returncode == 0
