@@ -193,8 +193,8 @@ def test_damaged_archive_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("make", "words", "status"),
     [
-        (os.mkfifo, "is a named pipe, expected a regular file", 1),
-        (os.mkdir, "is a folder, expected a regular file", 1),
+        (os.mkfifo, "not a regular file", 1),
+        (os.mkdir, "not a regular file", 1),
         (lambda path: path.symlink_to("gone"), "is a symbolic link to gone, which does not exist", 2),
     ],
     ids=["pipe", "folder", "dangling link"],
