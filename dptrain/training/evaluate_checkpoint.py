@@ -70,7 +70,7 @@ def evaluate_checkpoint(
             raise CheckpointError(
                 f"{shown(path)} has another architecture: {shown(difference, 500)}{code}; give its own with --model"
             )
-        checkpoint.check_vectors(vector_layouts(network, ()), path)
+        checkpoint = checkpoint.restricted(vector_layouts(network, ()), path)
         ends = (tests[shard] for shard in (min(tests), max(tests)))
         rows = slice(network.block)
         blocks = ((evaluation.normalise(one.images[rows], Workspace()), one.labels[rows]) for one in ends)

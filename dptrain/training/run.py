@@ -117,10 +117,10 @@ class Run:
             self.folder.close()  # it was opened, but some ranks died before they knew of it
             self.folder = RunFolder(path)
         with together(communicator):
-            if communicator.rank == 0 and not self.folder.held:
+            if communicator.rank == 0 and self.folder.held is None:
                 self.folder.claim(patience=CLAIM_PATIENCE)
                 self.folder.remember_all()
-                if not self.folder.has_config:  # the disk of the run folder was on a host that is lost
+                if not self.folder.config.exists():  # the disk of the run folder was on a host that is lost
                     self._write_config()
                     self.report.note(
                         f"the run continues in {shown(path.absolute())} on {socket.gethostname()}, a new folder: "

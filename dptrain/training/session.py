@@ -24,7 +24,7 @@ from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool
 from dptrain.parallel.processes import make_pool
 from dptrain.parallel.threads import fair_threads
-from dptrain.system.limits import check_memory
+from dptrain.system.cgroups import check_memory
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, machine_notes, numeric_environment
