@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -57,8 +56,7 @@ def evaluate_checkpoint(
                 f"checkpoint; pass --model {shown(name, 300)}"
             )
     config = replace(trained, data=str(data), model=model or trained.model, threads=threads)
-    check = functools.partial(check_task, origin, path=path, data=data)
-    task = open_task(config, communicator, check, splits=("test",))
+    task = open_task(config, communicator, lambda found: check_task(origin, found, path, data), splits=("test",))
     network, source, tests = task.network, task.architecture.source, task.shards.test
     as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
     evaluation = make_evaluation(task, as_trained)

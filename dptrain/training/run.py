@@ -72,9 +72,8 @@ class Run:
         agree_on("configuration", without_paths(self.config), communicator)  # the rest depends on it
         if self.config.elastic and not communicator.survives:
             error = UsageError(
-                f"--elastic needs ULFM, which {communicator.implementation} does not have here: start with mpirun "
-                "--with-ft ulfm of Open MPI 5 or later, or with dptrain launch --elastic. Elsewhere, dptrain launch "
-                "--max-restarts K restarts a job from its last checkpoint"
+                f"--elastic needs ULFM, which {communicator.implementation} does not have here: start with dptrain "
+                "launch --elastic or mpirun --with-ft ulfm (Open MPI 5), or use dptrain launch --max-restarts K"
             )
             raise known_to_all(communicator, error)
         limit, abort = self.config.stall_limit, self.config.stall_abort
@@ -157,7 +156,7 @@ class Run:
             self.saved_step = self.state.step
 
     def _open_folder(self) -> Found | None:
-        """On rank 0: claim the folder; the checkpoint to resume from, with notes on what has changed since."""
+        """On rank 0: claim the folder; returns the checkpoint to resume from."""
         config, session = self.config, self.session
         self.folder.close()  # it was opened before, but some ranks died before the run began
         self.folder = RunFolder(Path(config.run_dir))

@@ -146,7 +146,12 @@ def open_task(
     with together(communicator):
         environment = numeric_environment(config.reduction)
         manifest = read_manifest(folder)
-        placement = place(manifest, folder, communicator)
+        if (ranks := communicator.size) > manifest.shard_count:
+            raise UsageError(
+                f"{ranks} ranks, but {folder} has {manifest.shard_count} shards: start at most so many ranks, or pack "
+                f"it again: {manifest.repack_command(folder, ranks)}"
+            )
+        placement = Placement(manifest.shard_count, ranks)
         check(manifest)
         architecture = architecture or find_architecture(config.model)
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
@@ -202,17 +207,6 @@ def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
         return optimizer_class(config.optimizer)(network.decays(), expanded, **flags, **config.optimizer_options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--optimizer-options {shown(config.optimizer_options, 200)}: {error}") from error
-
-
-def place(manifest: Manifest, folder: Path, communicator: Communicator) -> Placement:
-    """The placement of the data set's shards; UsageError when there are more ranks than shards."""
-    shards, ranks = manifest.shard_count, communicator.size
-    if ranks > shards:
-        raise UsageError(
-            f"{ranks} ranks, but {folder} has {shards} shards: start at most {shards} ranks, or pack it again: "
-            f"{manifest.repack_command(folder, ranks)}"
-        )
-    return Placement(shards, ranks)
 
 
 def count_steps(manifest: Manifest, batch_size: int) -> int:

@@ -107,7 +107,7 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
         ("FOLDER/my_net.py:nothing_to_train", "expected one logit a class|no parameters|192 logits"),
     ],
 )
-def test_a_model_that_cannot_be_built_says_why(model: str, words: str, my_net: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_built_is_one_error(model: str, words: str, my_net: Path, tmp_path: Path) -> None:
     my_net.with_suffix(".txt").write_text(MY_NET)
     model = model.replace("FOLDER", str(tmp_path))
     with pytest.raises((UsageError, ModelError)) as caught:
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_built_says_why(model: str, words: str, my_net: P
     assert any(part in str(caught.value) for part in words.split("|"))
 
 
-def test_a_file_may_define_dataclasses_and_name_a_function_in_any_way(tmp_path: Path) -> None:
+def test_a_file_may_define_dataclasses_and_the_function_may_be_a_partial(tmp_path: Path) -> None:
     path = tmp_path / "modern.py"
     path.write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom functools import partial\n"
