@@ -1,4 +1,4 @@
-"""dptrain.parallel.reduce.tree: the same bits from any number of ranks, along a tree that depends only on the shards."""
+"""dptrain.parallel.reduce.tree: the same bits from any number of ranks, along one tree over shards."""
 
 from __future__ import annotations
 
