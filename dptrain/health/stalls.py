@@ -122,11 +122,14 @@ class Watcher:
     def _stalls(self, now: float) -> dict[int | None, Stall]:
         present = [status for _, status in sorted(self._statuses.items()) if not status.ended]
         stalls: dict[int | None, Stall] = {}
-        for rank, phase, _, age, _ in present:
+        steps = [step for rank, _, step, _, _ in present if step is not None and self._is_heard(rank, now)]
+        for rank, phase, step, age, _ in present:
             when = f"{phase} {self._statuses[rank].when}"
             if not self._is_heard(rank, now):
+                # It may have continued after its last status; the ranks that wait for it know the step.
+                others = f" (others are in step {max(steps)})" if steps and max(steps) != step else ""
                 cause = "it may be stopped, swapped out or stuck in I/O, or its host cut off"
-                what = f", last heard {when}, has been silent"
+                what = f", last heard {when}{others}, has been silent"
                 stalls[rank] = Stall(self.names[rank], what, self._heard[rank], cause)
             elif phase != WAITING and age > self.limit:
                 cause = "it may be stuck in I/O, swapped out or far behind, or a forked worker is stopped"

@@ -100,6 +100,16 @@ def test_a_rank_that_continues_is_reported_with_the_seconds() -> None:
     assert len(job.lines) == 3  # another episode
 
 
+def test_the_step_of_the_ranks_that_wait_is_reported_with_a_silent_rank() -> None:
+    job = Job()
+    job.run(5)
+    job.stopped = {1}  # it has made two more steps since its last datagram
+    since = job.now
+    job.run(LIMIT + 2, lambda rank: Status(rank, WAITING, 9, job.now - since))
+    [line] = job.texts
+    assert "last heard computing in step 7 (others are in step 9), has been silent" in line
+
+
 def stuck_in(phase: str, rank: int, job: Job) -> Callable[[int], Status]:
     since = job.now
 
