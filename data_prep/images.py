@@ -13,8 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import SPLITS, Provenance
-from dptrain.data.names import check_names
+from dptrain.data.manifest import SPLITS, Provenance, check_names
 from dptrain.errors import DataError
 from dptrain.system.text import shown
 

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -109,7 +108,7 @@ def fair_threads(communicator: Communicator, root: Path = ROOT) -> int:
     host, cores, quotas = socket.gethostname(), os.sched_getaffinity(0), cpu_limits(root)
     everyone = communicator.allgather((host, cores, quotas))
     neighbours = [(others, limited) for name, others, limited in everyone if name == host]
-    share = sum(Fraction(1, sum(core in others for others, _ in neighbours)) for core in cores)
+    share = sum(1 / sum(core in others for others, _ in neighbours) for core in cores)
     for group, quota in quotas.items():
         share = min(share, quota / sum(group in limited for _, limited in neighbours))
-    return max(1, int(share))
+    return max(1, int(share + 1e-9))  # three times a third of a core is one core

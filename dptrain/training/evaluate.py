@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.data.batches import Normalisation
-from dptrain.data.source import Source
+from dptrain.data.shard import Samples
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
@@ -52,7 +52,7 @@ class EvaluationWork(NetworkWork[Figures]):
     `longest` is the number of samples in the largest shard of all ranks.
     """
 
-    def __init__(self, network: Network, shards: Mapping[int, Source], normalise: Normalisation, longest: int) -> None:
+    def __init__(self, network: Network, shards: Mapping[int, Samples], normalise: Normalisation, longest: int) -> None:
         super().__init__(network)
         self.shards, self.normalise, self.longest = shards, normalise, longest
 
@@ -64,7 +64,7 @@ class EvaluationWork(NetworkWork[Figures]):
     @quiet
     def compute(self, shard: int, prepared: tuple[Prepared, slice], workspace: Workspace) -> Figures:
         network, rows = prepared
-        images, labels = self.shards[shard].rows(rows), self.shards[shard].labels[rows]
+        images, labels = self.shards[shard].images[rows], self.shards[shard].labels[rows]
         losses: list[float] = []
         right = np.zeros(len(labels), bool)
         for start in range(0, len(labels), self.network.block):

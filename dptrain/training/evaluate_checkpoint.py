@@ -71,10 +71,10 @@ def evaluate_checkpoint(
                 f"{shown(path)} has another architecture: {shown(difference, 500)}{code}; give the right one with "
                 "--model"
             )
-        checkpoint.check_vectors(vector_layouts(network, ()), path)
+        checkpoint = checkpoint.restricted(vector_layouts(network, ()), path)
         ends = (tests[shard] for shard in (min(tests), max(tests)))
         rows = slice(network.block)
-        blocks = ((evaluation.normalise(one.rows(rows), Workspace()), one.labels[rows]) for one in ends)
+        blocks = ((evaluation.normalise(one.images[rows], Workspace()), one.labels[rows]) for one in ends)
         output = try_model(task.architecture, network, blocks, config.seed, checkpoint.state.vectors)
     agree_on_model(source, output, task.environment, communicator)
     if communicator.rank == 0 and (note := normalisation_note(origin, task.manifest, path, data)):

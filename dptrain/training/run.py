@@ -98,7 +98,7 @@ class Run:
             self.folder.close()  # it was opened, but some ranks died before they knew of it
             self.folder = RunFolder(path)
         with together(communicator):
-            if communicator.rank == 0 and not self.folder.held:
+            if communicator.rank == 0 and self.folder.held is None:
                 self.folder.claim(patience=CLAIM_PATIENCE)
                 self.folder.remember_all()
                 self._complete_folder()
@@ -106,7 +106,7 @@ class Run:
 
     def _complete_folder(self) -> None:
         """On a new rank 0, whose host may not have the disk of the run folder: write the configuration, and a note."""
-        if not self.folder.has_config:
+        if not self.folder.config.exists():
             self._write_config()
             self.report.note(
                 f"the run continues in {shown(self.folder.path.absolute())} on {socket.gethostname()}, a new folder: "

@@ -27,7 +27,7 @@ from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool, fair_threads
 from dptrain.parallel.processes import make_pool
-from dptrain.system.limits import check_memory
+from dptrain.system.cgroups import check_memory
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, machine_notes, numeric_environment

@@ -11,10 +11,9 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.checkpoint.state import BUFFERS, TrainingState, vector_layouts
 from dptrain.data.batches import ShardBatches
 from dptrain.nn.finite import not_finite
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import PLAIN, Layer, Runner
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.nn.passes import Pass
-from dptrain.nn.runner import PLAIN, Runner
 from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.parallel.placement import Placement

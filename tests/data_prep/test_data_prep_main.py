@@ -68,7 +68,7 @@ def test_verify_prints_every_bad_file_and_fails(tmp_path: Path) -> None:
     done = run_data_prep("verify", out)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("data_prep: error: ") == done.stderr.count("\n") == 2
-    assert "train-000-of-004.h5: missing" in done.stderr
+    assert "train-000-of-004.h5: cannot be read: No such file" in done.stderr
     assert "test-003-of-004.h5: 0 bytes" in done.stderr
     report = run_data_prep("verify", out, "--json")
     assert report.returncode == 1
@@ -199,8 +199,8 @@ def test_damaged_archive_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words", "status"),
     [
-        (os.mkfifo, "is a named pipe, expected a regular file", 1),
-        (os.mkdir, "is a folder, expected a regular file", 1),
+        (os.mkfifo, "not a regular file", 1),
+        (os.mkdir, "not a regular file", 1),
         (lambda path: path.symlink_to("gone"), "is a symbolic link to gone, which does not exist", 2),
     ],
     ids=["pipe", "folder", "dangling link"],

@@ -16,8 +16,7 @@ from mpi_runs import dptrain
 
 from data_prep.images import ImageData, LabelledImages, checked
 from data_prep.pack import pack
-from dptrain.data.manifest import MANIFEST, read_manifest
-from dptrain.data.names import check_names
+from dptrain.data.manifest import MANIFEST, check_names, read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.errors import DataError, UsageError
 

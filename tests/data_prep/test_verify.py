@@ -67,7 +67,11 @@ def test_every_bad_shard_is_reported(folder: Path) -> None:
     assert len(problems) == 3
     for problem, words in zip(
         problems,
-        (("train-001-of-004.h5", "missing"), ("train-002-of-004.h5", "truncated"), ("test-003-of-004.h5", "altered")),
+        (
+            ("train-001-of-004.h5", "No such file"),
+            ("train-002-of-004.h5", "cut short"),
+            ("test-003-of-004.h5", "altered"),
+        ),
         strict=True,
     ):
         assert all(word in problem for word in words)
@@ -93,7 +97,7 @@ def test_sample_that_occurs_twice_is_found_across_shards(folder: Path) -> None:
         return replace(samples, index=np.concatenate([[taken], samples.index[1:]]))
 
     rewrite_shard(folder, "test", 0, copy_index)
-    assert f"1 numbers more than once: {taken}" in only_problem(verify(folder))
+    assert f"1 numbers more than once, the first is {taken}" in only_problem(verify(folder))
 
 
 def test_negative_index_is_found(folder: Path) -> None:

@@ -93,7 +93,9 @@ def test_a_neighbour_cannot_take_the_place_of_the_standard_library_or_of_dptrain
 @pytest.mark.parametrize("line", ["from random import Dropout", "import random\nrandom.Dropout"])
 def test_an_error_that_such_a_neighbour_explains_says_so(line: str, tmp_path: Path) -> None:
     model = net(tmp_path, line, "3", random="class Dropout: pass")
-    with pytest.raises(ModelError, match=r"Dropout.*; `import random` is not the random.py next to net.py, but the"):
+    with pytest.raises(
+        ModelError, match=r"Dropout.*; `import random` finds Python's or dptrain's random, not random.py"
+    ):
         find_architecture(model)
 
 
@@ -181,9 +183,9 @@ def test_a_model_of_a_toml_file_is_looked_for_next_to_it_first(tmp_path: Path) -
 
 
 def test_a_missing_file_is_an_error_of_the_command_line(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no file"):
+    with pytest.raises(UsageError, match="there is no Python file"):
         find_architecture(f"{tmp_path}/none.py:build")
-    with pytest.raises(UsageError, match="there is no file"):
+    with pytest.raises(UsageError, match="there is no Python file"):
         find_architecture(f"{tmp_path}:build")  # a folder
 
 

@@ -127,7 +127,7 @@ def test_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
 
 def test_missing_archive_and_folder_are_refused(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "missing.tar.gz")
-    assert "is a folder, expected a regular file" in refused(tmp_path)
+    assert "not a regular file" in refused(tmp_path)
 
 
 def test_cifar100_is_recognised(tmp_path: Path) -> None:
