@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dptrain.errors import LimitError
-from dptrain.system.limits import MEMORY
+from dptrain.system.failures import MEMORY
 
 Array = NDArray[Any]
 Views = TypeVar("Views")

