@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dptrain
-from dptrain.config.files import read_toml
-from dptrain.config.flags import add_flags
+from dptrain.config.files import add_flags, read_toml
 from dptrain.system.paths import typed_path
 
 from .hosts import Host

@@ -1,7 +1,7 @@
 """The commands of `dptrain`: each is one line below, and one module.
 
 A module here has `add_arguments(parser)` and `run(parsed, communicator, connection)`, which returns the exit status; it
-imports NumPy only within `run`. The modules of `PROGRAMS` have a function for all arguments instead.
+imports NumPy only within `run`. The modules of `PROGRAMS` have `main(arguments)` instead.
 """
 
 COMMANDS = {
@@ -12,4 +12,4 @@ COMMANDS = {
     "inspect": "print what a checkpoint contains",
     "bench": "measure how fast this machine trains",
 }
-PROGRAMS = {"data-prep": ("dptrain.data_prep.__main__", "run"), "launch": ("dptrain.launch.__main__", "main")}
+PROGRAMS = {"data-prep": "dptrain.data_prep.__main__", "launch": "dptrain.launch.__main__"}

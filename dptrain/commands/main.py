@@ -42,8 +42,7 @@ def _main(arguments: Sequence[str]) -> int:
         parsed, wrong = argparse.Namespace(), None
         try:
             if name in PROGRAMS and arguments[0] == name:
-                module, function = PROGRAMS[name]
-                return int(getattr(importlib.import_module(module), function)(arguments[1:]))
+                return int(importlib.import_module(PROGRAMS[name]).main(arguments[1:]))
             request_one_thread()
             parsed = build_parser(name).parse_args(arguments)
         except UsageError as error:

@@ -173,9 +173,9 @@ def _why_missing(folder: Path) -> str:
     """Why a folder has no manifest, and what to do."""
     if why := dangling(folder):
         return why
-    what = "no such folder"
-    if folder.exists():
-        what = f"not a data set: no {MANIFEST} (it is written last: was packing interrupted?)"
+    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        return f"not a data set: no {MANIFEST}; give the folder of a packed data set"
+    what = f"not a data set: no {MANIFEST} (was packing interrupted?)" if folder.exists() else "no such folder"
     return f"{what}; pack one first, for example: dptrain data-prep cifar10 {shown(shlex.quote(str(folder)))}"
 
 

@@ -81,7 +81,7 @@ def model_change(
 def kept_model(checkpoint: Path, model: str, files: Mapping[str, str]) -> str:
     """FILE.py:FUNCTION of the copy in the checkpoint's run folder whose `files` have these SHA-256; "" without one.
 
-    After changes that were allowed there are several, `model` and `model.1`, `model.2`, ...
+    After changes that were allowed there are several, `model` and `model-2`, `model-3`, ...
     """
     file, _, function = model.rpartition(":")
     run = checkpoint if checkpoint.is_dir() else checkpoint.parent.parent

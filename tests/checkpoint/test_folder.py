@@ -119,7 +119,7 @@ def test_preparing_writes_the_configuration_and_empty_metrics(folder: RunFolder)
     assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.toml", "metrics.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "config.toml", "checkpoints", "attempts.jsonl"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.toml", "checkpoints", "attempts.jsonl", "model"])
 @pytest.mark.parametrize("dangling", [False, True])
 def test_links_in_a_run_folder_are_not_followed(name: str, dangling: bool, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"

@@ -69,7 +69,7 @@ DAMAGES = {
     "swapped": (swap, ["train-001-of-004.h5", "SHA-256"]),
     "other version": (manifest_of_another_version, ["manifest.json", "version 3, this program reads versions 1 to 2"]),
     "manifest cut short": (manifest_cut_short, ["manifest.json", "cannot be read as JSON"]),
-    "no manifest": (no_manifest, ["not a data set", "dptrain data-prep"]),
+    "no manifest": (no_manifest, ["not a data set", "give the folder of a packed data set"]),
 }
 
 
