@@ -14,9 +14,9 @@ from dataclasses import replace
 from dptrain.errors import DptrainError
 from dptrain.system.record import OWNER, VARIABLE
 
-from .cleanup import RanksGone, no_leftovers, session_folder
+from .cleanup import no_leftovers, session_folder
 from .output import SCREEN, Relay
-from .signals import Signals, with_default_signals
+from .signals import Signals, set_default_signals
 from .status import Outcome, StatusServer, decide
 from .targets.target import Target
 
@@ -28,22 +28,23 @@ def run_attempt(
 ) -> Outcome:
     """Run `command`, which `target` has made, to its end; DptrainError when it cannot be started.
 
-    `verbose`: also show the notices that explain nothing new. The command has a session of its own, so that Ctrl-C,
-    which a terminal sends to every process of the foreground, reaches it through `signals` only.
+    `verbose`: show all notices of mpirun. The command has a session of its own, so that Ctrl-C, which a terminal sends
+    to every process of the foreground, reaches it through `signals` only.
     """
     started = time.monotonic()
-    with session_folder(environment) as (variables, lock):
+    with session_folder(environment) as variables:
         server = StatusServer()
         server.start()
-        with no_leftovers(server.token) as signals.processes:
-            variables.pop(OWNER, None)
-            process = start(command, {**variables, VARIABLE: server.address}, lock)
-            streams = ((process.stderr, SCREEN.error), (process.stdout, SCREEN.out))
+        variables.pop(OWNER, None)
+        with no_leftovers(server.token) as processes:
+            process = start(command, {**variables, VARIABLE: server.address})
             notices = None if verbose else target.notices
-            relays = [Relay(source, write, notices) for source, write in streams if source is not None]
+            assert process.stdout is not None
+            assert process.stderr is not None
+            relays = [Relay(process.stderr, SCREEN.error, notices), Relay(process.stdout, SCREEN.out, notices)]
             for relay in relays:
                 relay.start()
-            returncode = signals.wait_for(process, RanksGone(signals.processes))
+            returncode = signals.wait_for(process, processes)
         for relay in relays:  # only now: a rank that outlived mpirun had the streams open
             relay.finish()
         SCREEN.end_bar()
@@ -56,8 +57,8 @@ def run_attempt(
     return replace(ended, seconds=time.monotonic() - started)
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], lock: int) -> subprocess.Popen[bytes]:
-    """Start the command, which inherits the descriptor `lock`; DptrainError when it cannot be started."""
+def start(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start the command; DptrainError when it cannot be started."""
     try:
         return subprocess.Popen(
             command,
@@ -66,7 +67,6 @@ def start(command: Sequence[str], environment: Mapping[str, str], lock: int) -> 
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            pass_fds=[lock],
             preexec_fn=before_exec(),
         )
     except OSError as error:
@@ -74,20 +74,19 @@ def start(command: Sequence[str], environment: Mapping[str, str], lock: int) -> 
 
 
 def before_exec() -> Callable[[], None]:
-    """What a child calls before exec: default signals, and the end with this process (Linux only).
+    """What a child calls before exec: it sets default signals, and (on Linux) SIGTERM when this process dies.
 
-    The kernel sends it SIGTERM when this process dies. Otherwise a launcher that is killed (SIGKILL, out of memory)
-    would leave mpirun and its ranks behind.
+    Otherwise a launcher that is killed (SIGKILL, out of memory) would leave mpirun and its ranks behind.
     """
     if sys.platform != "linux":
-        return with_default_signals
+        return set_default_signals
     prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec as little as possible is done
     parent = os.getpid()
 
     def in_child() -> None:
-        with_default_signals()
+        set_default_signals()
         prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-        if os.getppid() != parent:  # it died before the request was in force
+        if os.getppid() != parent:  # it died before the call
             os.kill(os.getpid(), signal.SIGTERM)
 
     return in_child

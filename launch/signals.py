@@ -1,8 +1,8 @@
 """What signals to the launcher do to its job.
 
-A signal that announces an end (`dptrain.system.signals.ENDING`) asks the job to end, and nothing is started again.
-`dptrain train` then saves a checkpoint and ends with status 75. A second request ends the job at once. Ctrl-Z (SIGTSTP)
-stops the ranks and then the launcher; `fg` and `bg` (SIGCONT) continue all.
+A signal of `dptrain.system.signals.ENDING` asks the job to end, and nothing is restarted. `dptrain train` then saves a
+checkpoint and ends with status 75. A second request ends the job at once. Ctrl-Z (SIGTSTP) stops the ranks and then the
+launcher; `fg` and `bg` (SIGCONT) continue all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -22,7 +22,7 @@ from dptrain.errors import FAILED, PREEMPTED, UNFORESEEN
 from dptrain.system.signals import ENDING, SAME_REQUEST, handled
 
 from .cleanup import JobProcesses
-from .output import SCREEN, say
+from .output import SCREEN, report
 from .status import Outcome
 from .targets.target import signal_name
 
@@ -30,29 +30,27 @@ from .targets.target import signal_name
 STOPPING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 END_SECONDS = 1.0
 KEYS = {int(signal.SIGINT): "Ctrl-C", int(signal.SIGQUIT): "Ctrl-\\"}
-BEFORE_HANDLING = "asked to end before it handled signals"
 
 
 class Signals:
-    """The requests to end so far, and the mpirun that they go to.
+    """The requests to end so far, and the job that they go to.
 
     save_signal  asks the ranks to save a checkpoint and end; None for a command that saves none
     requests     the first signal of each request
     passed       the signal that mpirun received for the first one, None before that
-    processes    those of the job, None before there is one
     """
 
     def __init__(self, save_signal: int | None) -> None:
         self.save_signal = save_signal
         self.requests: list[int] = []
         self.passed: int | None = None
-        self.processes: JobProcesses | None = None
         self._last_request = -math.inf
         self._process: subprocess.Popen[bytes] | None = None
+        self._processes: JobProcesses | None = None
         self._kill_at = math.inf
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """The handler of signals that announce an end. Those within 2 s are one request."""
+        """The handler of signals that ask the job to end. Those within 2 s are one request."""
         now = time.monotonic()
         if now - self._last_request <= SAME_REQUEST:
             return
@@ -62,18 +60,19 @@ class Signals:
             self._pass_on(number, self._process)
 
     def _pass_on(self, number: int, process: subprocess.Popen[bytes]) -> None:
-        name = described(number)
+        name = signal_label(number)
         if self.passed is not None:
-            say(f"{name}: ending the job at once")
+            report(f"{name}: ending the job at once")
             self._kill_at = min(self._kill_at, time.monotonic() + END_SECONDS)
             process.send_signal(signal.SIGTERM)
             return
-        own = number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM  # mpirun ends by these
-        saves = self.save_signal is not None
-        self.passed = own if self.save_signal is None else self.save_signal
+        action = "saving a checkpoint, then ending the run"
+        self.passed = self.save_signal
+        if self.passed is None:
+            action = "ending the job"
+            self.passed = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM  # mpirun ends by these
         # Printed first: mpirun may end the ranks before they print anything.
-        again = f"{KEYS.get(number, 'a signal')} again, after {SAME_REQUEST:g} s, ends it at once"
-        say(f"{name}: {'saving a checkpoint, then ending the run' if saves else 'ending the job'}; {again}")
+        report(f"{name}: {action}; another {KEYS.get(number, 'signal')} after {SAME_REQUEST:g} s ends it at once")
         process.send_signal(self.passed)
 
     def stop(self, number: int, _frame: FrameType | None) -> None:
@@ -84,74 +83,70 @@ class Signals:
         """
         before = {each: signal.signal(each, signal.SIG_IGN) for each in STOPPING}
         stopped = time.monotonic()
-        self._stop_job()
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTSTP)
+        reached: set[int] = set()
+        processes = self._processes
+        while processes and (new := set(processes.ranks() or processes.all()) - reached):
+            send(new, signal.SIGSTOP)
+            reached |= new  # and look again, as a rank may just have forked a worker
         SCREEN.show_cursor()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)  # returns when this process is continued
         self._kill_at += time.monotonic() - stopped
-        self._continue_job()
+        if processes is not None:
+            send(processes.all(), signal.SIGCONT)  # the processes of this host; mpirun reaches the others
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    def _stop_job(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTSTP)
-        reached: set[int] = set()
-        processes = self.processes
-        while processes and (new := set(processes.ranks() or processes.all()) - reached):
-            send(new, signal.SIGSTOP)
-            reached |= new  # and look again, as a rank may just have forked a worker
+    def wait_for(self, process: subprocess.Popen[bytes], processes: JobProcesses) -> int:
+        """Popen's return code of mpirun, to which signals go meanwhile, also those that came just before.
 
-    def _continue_job(self) -> None:
-        if self.processes is not None:
-            send(self.processes.all(), signal.SIGCONT)  # the processes of this host; mpirun reaches the others
-
-    def wait_for(self, process: subprocess.Popen[bytes], abandoned: Callable[[], bool]) -> int:
-        """Popen's return code of mpirun, to which signals go meanwhile; those received just before go there too.
-
-        It is killed when it is found `abandoned`.
+        mpirun is killed after a second request, and when its ranks are gone.
         """
-        self._process = process
+        self._process, self._processes = process, processes
         if self.requests and self.passed is None:
             self._pass_on(self.requests[-1], process)
         while True:
             try:
                 returncode = process.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
-                if time.monotonic() > self._kill_at or abandoned():
+                if time.monotonic() > self._kill_at or processes.ranks_are_gone():
                     process.kill()
                 continue
-            self._process = self.processes = None
+            self._process = self._processes = None
             return returncode
 
     def pause(self, seconds: float) -> bool:
-        """Sleep, and return whether a request to end has come by the end of it; one ends the sleep."""
+        """Sleep until the time is over or a signal asks to end; returns whether one did."""
         deadline = time.monotonic() + seconds
         while not self.requests and time.monotonic() < deadline:
             time.sleep(0.02)
         return bool(self.requests)
 
     def explain(self, ended: Outcome) -> Outcome:
-        """The outcome of a job that was asked to end; where the job has no record of its own, by the signals."""
-        if not self.requests or self.passed is None:
+        """The outcome with the signal in its reason, and by the signal if the job has no record."""
+        by = signal_label(self.requests[0]) if self.passed else ended.more.get("by")
+        if ended.reported and ended.status == PREEMPTED and by:
+            saved = ended.more.get("checkpoint")
+            what = f": {saved} is saved" if saved else " before the first step: nothing was lost"
+            return replace(ended, reason=f"stopped by {by}{what}")
+        if ended.reported or self.passed is None:
             return ended
-        first, last = self.requests[0], self.requests[-1]
-        if ended.record is not None:
-            return replace(ended, reason=f"stopped by {described(first)}") if ended.status == PREEMPTED else ended
-        by_signal = ended.status in (FAILED, UNFORESEEN, 128 + self.passed, 128 + signal.SIGTERM)
-        status, reason = ended.status, ended.reason
-        if len(self.requests) > 1:
-            status, reason = (
-                (128 + last if by_signal else status),
-                f"ended at once by a second signal, {described(last)}",
-            )
-        elif by_signal and self.save_signal is None:
-            status, reason = 128 + first, f"ended by {described(first)}"
-        elif status in (128 + self.passed, UNFORESEEN):  # ranks that do not handle the signal yet die of it
-            status, reason = PREEMPTED, BEFORE_HANDLING
-        return replace(
-            ended, status=status, reason=reason, final=True, explained=ended.explained or reason != ended.reason
-        )
+        repeated, last = len(self.requests) > 1, self.requests[-1]
+        saves = self.save_signal is not None and not repeated
+        # Ranks that do not handle the signal yet die of it; mpirun may end with a status of its own after SIGTERM.
+        expected = {UNFORESEEN, 128 + self.passed} | (set() if saves else {FAILED, 128 + signal.SIGTERM})
+        if ended.status in expected:
+            status = PREEMPTED if saves else 128 + last
+            reason = f"ended by {by}"
+            if saves:
+                reason = f"stopped by {by} before the run handled signals; the checkpoints so far are kept"
+            ended = replace(ended, status=status, reason=reason, explained=True)
+        if repeated:
+            reason = f"ended at once by a second signal, {signal_label(last)}"
+            ended = replace(ended, reason=reason, explained=True)
+        return replace(ended, final=True)
 
 
 @contextmanager
@@ -169,19 +164,19 @@ def handled_signals(save_signal: int | None) -> Iterator[Signals]:
 
 
 def send(processes: Iterable[int], number: int) -> None:
-    """Send a signal to those of the processes that are still there."""
+    """Send a signal to those of the processes that still exist."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, number)
 
 
-def with_default_signals() -> None:
+def set_default_signals() -> None:
     """In mpirun before it starts: it gets no signal but the launcher's, so none may be ignored or blocked."""
     for number in (*ENDING, *STOPPING, signal.SIGCONT, signal.SIGCHLD, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def described(number: int) -> str:
-    """A signal as people know it: Ctrl-C (SIGINT)."""
+def signal_label(number: int) -> str:
+    """A signal with the key that sends it: Ctrl-C (SIGINT)."""
     return f"{KEYS[number]} ({signal_name(number)})" if number in KEYS else signal_name(number)

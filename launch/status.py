@@ -1,4 +1,4 @@
-"""How an attempt ended: the status records of its ranks, and else what the target knows."""
+"""How an attempt ended: the status records of its ranks, or else what the target knows."""
 
 from __future__ import annotations
 
@@ -8,30 +8,15 @@ import secrets
 import signal
 import socket
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from dptrain.errors import PREEMPTED
 from dptrain.system.addresses import own_addresses
 from dptrain.system.record import CONFIRMED, LONGEST_RECORD
 from dptrain.system.text import shown
 
-FINISHED = 0
-REASON_CHARACTERS = 200
 RECORD_SECONDS = 1.0  # for a connected rank to send its record
-
-
-@dataclass(frozen=True)
-class Record:
-    """The end of a command: its exit status, the reason in one line, and whether retrying may help.
-
-    `more` holds what else is known, by name: `by` (signals), `checkpoint` and `run_dir` (paths).
-    """
-
-    status: int
-    reason: str = ""
-    retry: bool = False
-    more: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,26 +24,27 @@ class Outcome:
     """The end of an attempt.
 
     status     exit status; 128 + the signal's number where a signal killed mpirun or a rank
-    printed    the job has printed the reason itself
-    final      another attempt would end no better
+    reason     one line; "" where a record gives none
+    final      a restart does not help
+    reported   the run itself has sent this as its record
     explained  the reason is known: mpirun's notices need not be shown
     rank_died  the target reports the death of a rank
-    record     what the run itself has reported, None if nothing
+    more       further facts of the record: `by` (signals), `checkpoint` and `run_dir` (paths)
     """
 
     status: int
-    reason: str
-    printed: bool = False
+    reason: str = ""
     final: bool = False
+    reported: bool = False
     explained: bool = True
     rank_died: bool = False
-    record: Record | None = None
+    more: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
-    def more(self) -> dict[str, str]:
-        """What else the record holds."""
-        return self.record.more if self.record is not None else {}
+    def printed(self) -> bool:
+        """Whether the run has printed the reason."""
+        return self.reported and self.status != PREEMPTED and bool(self.reason)
 
 
 class StatusServer(threading.Thread):
@@ -67,7 +53,7 @@ class StatusServer(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="status", daemon=True)
         self.token = secrets.token_hex(16)
-        self.records: list[Record] = []
+        self.records: list[Outcome] = []
         self._ending = False
         self._listener = socket.create_server(("", 0))
         self._port = self._listener.getsockname()[1]
@@ -80,18 +66,14 @@ class StatusServer(threading.Thread):
     def run(self) -> None:
         with self._listener:
             while not self._ending:
-                with contextlib.suppress(OSError):
-                    self._receive(self._listener.accept()[0])
+                with contextlib.suppress(OSError), self._listener.accept()[0] as connection:
+                    connection.settimeout(RECORD_SECONDS)
+                    record = parse_record(connection.makefile("rb").readline(LONGEST_RECORD), self.token)
+                    if record is not None:
+                        self.records.append(record)
+                        connection.sendall(CONFIRMED)
 
-    def _receive(self, connection: socket.socket) -> None:
-        with connection:
-            connection.settimeout(RECORD_SECONDS)
-            record = parse_record(connection.makefile("rb").readline(LONGEST_RECORD), self.token)
-            if record is not None:
-                self.records.append(record)
-                connection.sendall(CONFIRMED)
-
-    def finish(self) -> Record | None:
+    def finish(self) -> Outcome | None:
         """The record that counts, None without one: a failure before a success, one with a reason before others."""
         self._ending = True
         with contextlib.suppress(OSError):  # wakes the thread; earlier connections are accepted first
@@ -100,33 +82,26 @@ class StatusServer(threading.Thread):
         return min(self.records, key=lambda record: (record.status == 0, not record.reason), default=None)
 
 
-def parse_record(line: bytes, token: str) -> Record | None:
+def parse_record(line: bytes, token: str) -> Outcome | None:
     """The record that a line of JSON holds, None for anything else and without the token."""
     try:
-        found: dict[str, Any] = json.loads(line)
-        given, status, reason, retry = (found.pop(name) for name in ("token", "status", "reason", "retry"))
-        known = secrets.compare_digest(given, token)
+        found = json.loads(line)
+        known = secrets.compare_digest(found.pop("token"), token)
+        status, reason, retry = (found.pop(name) for name in ("status", "reason", "retry"))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
-    if not known or type(status) is not int or not 0 <= status <= 255:
+    if not known or status not in range(256):
         return None
-    if type(reason) is not str or type(retry) is not bool:
-        return None
-    return Record(status, reason, retry, {name: value for name, value in found.items() if isinstance(value, str)})
+    final = not retry or status == 128 + signal.SIGINT  # the user's code raised KeyboardInterrupt
+    more = {name: shown(value) for name, value in found.items()}
+    return Outcome(status, shown(reason), final, reported=True, more=more)
 
 
-def decide(by_target: Outcome, record: Record | None) -> Outcome:
-    """The outcome by the record, or by the target where there is none.
+def decide(by_target: Outcome, record: Outcome | None) -> Outcome:
+    """The record, or else what the target knows.
 
     A record of a stop by a signal does not count if a rank has died: mpirun then ends the others by a signal.
     """
-    if record is None:
+    if record is None or (record.status == PREEMPTED and "checkpoint" not in record.more and by_target.rank_died):
         return by_target
-    if record.status == PREEMPTED and "checkpoint" not in record.more and by_target.rank_died:
-        return by_target
-    reason = shown(record.reason or ("finished" if record.status == FINISHED else "failed"))
-    if len(reason) > REASON_CHARACTERS:
-        reason = reason[: REASON_CHARACTERS - 3] + "..."
-    printed = record.status not in (FINISHED, PREEMPTED) and bool(record.reason)
-    final = not record.retry or record.status == 128 + signal.SIGINT  # the user's code raised KeyboardInterrupt
-    return Outcome(record.status, reason, printed, final, record=record)
+    return record

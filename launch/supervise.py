@@ -5,20 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dptrain.errors import PREEMPTED
 from dptrain.system.files import append_text
-from dptrain.system.text import shown
 
 from .attempt import run_attempt
-from .hosts import first_places, places_of, reachable
-from .job import Job, Progress, is_train, newest_step, settings
-from .output import say
-from .signals import Signals, described, handled_signals
-from .status import FINISHED, Outcome
+from .hosts import reachable
+from .job import Job, is_train, progress, settings
+from .output import report
+from .signals import Signals, handled_signals
+from .status import Outcome
 
 FIRST_PAUSE = 1.0  # seconds; doubled after every attempt that made no step
 LONGEST_PAUSE = 60.0
@@ -29,9 +29,8 @@ MOST_IN_VAIN = 8  # attempts in a row, over 3 minutes of pauses
 class Restarts:
     """The restarts of a job; at most `most` of them count, and each of those has one rank fewer, but `min_ranks`.
 
-    A restart counts if the attempt before it made a step, or ended with a report of dptrain itself or the death of a
-    rank. It does not count if the run did not begin, because a host cannot be reached for example: that may pass, and
-    fewer ranks do not help.
+    A restart counts if the attempt before it made a step, or ended with a record or the death of a rank. Otherwise the
+    run did not begin, for example because a host cannot be reached: that may pass, and fewer ranks do not help.
     """
 
     most: int
@@ -39,12 +38,12 @@ class Restarts:
     min_ranks: int
     counted: int = 0
     in_vain: int = 0  # attempts in a row that made no step
-    counts: bool = True  # whether the restart to come is counted
+    counts: bool = True  # whether the next restart is counted
 
-    def pause(self, made_steps: bool, reported: bool) -> float | None:
+    def pause(self, made_steps: bool, begun: bool) -> float | None:
         """The seconds to wait after an attempt that failed; None if the job is not to be restarted."""
         self.in_vain = 0 if made_steps else self.in_vain + 1
-        self.counts = made_steps or reported
+        self.counts = made_steps or begun
         if self.counts:
             if self.counted >= self.most:
                 return None
@@ -60,22 +59,25 @@ def supervise(job: Job) -> int:
     restarts = Restarts(job.max_restarts, job.ranks, job.min_ranks)
     with handled_signals(job.target.save_signal if is_train(job.trainer) else None) as signals:
         for attempt in itertools.count(1):
-            before = Progress.of(job.run_dir)
-            ended, ranks = run_on_hosts(job, attempt, restarts.ranks, before.step, signals)
-            step = -1 if job.run_dir is None else newest_step(job.run_dir)
-            name = f"attempt {attempt}, {count(ranks)}"
-            report_end(ended, signals, name if job.max_restarts and (attempt > 1 or ended.status != 0) else "")
-            if job.max_restarts:
-                log_attempt(job, attempt, ranks, ended, step)
+            before = progress(job.run_dir)
+            ended, ranks = run_on_hosts(job, attempt, restarts.ranks, before[0], signals)
+            after = progress(job.run_dir)
+            report_end(job, attempt, ranks, ended)
+            log_attempt(job, attempt, ranks, ended, after[0])
             pause = None
             if signals.passed is None and not ended.final:
-                pause = restarts.pause(before.is_exceeded(job.run_dir), ended.record is not None or ended.rank_died)
+                made_steps = any(new > old for new, old in zip(after, before, strict=True))
+                pause = restarts.pause(made_steps, ended.reported or ended.rank_died)
             if pause is None:
-                report_resume(ended, job)
+                report_resume(job, ended)
                 return ended.status
-            say(restart_line(restarts, pause, step))
+            origin = "the beginning" if after[0] < 0 else f"step {after[0]:,}"
+            why = f"restart {restarts.counted} of {restarts.most}"
+            if not restarts.counts:
+                why = f"no step was made: {restarts.in_vain} of {MOST_IN_VAIN}"
+            report(f"restarting in {pause:g} s on {rank_count(restarts.ranks)} from {origin} ({why})")
             if signals.pause(pause):
-                say("a signal ended the job before it was started again")
+                report("a signal ended the job before the restart")
                 return PREEMPTED
     raise AssertionError("counting does not end")
 
@@ -90,70 +92,47 @@ def run_on_hosts(job: Job, attempt: int, ranks: int, step: int, signals: Signals
     hosts = job.hosts
     if attempt > 1 and job.min_ranks < job.ranks:
         there = reachable(hosts)
-        if len(there) < len(hosts) and places_of(there) >= job.min_ranks:
-            gone = ", ".join(host.name for host in hosts if host not in there)
-            say(f"cannot be reached and left out: {gone}")
-            hosts, ranks = there, min(ranks, places_of(there))
-    command = job.command(ranks, first_places(hosts, ranks), *resume)
+        room = sum(there.values())
+        if len(there) < len(hosts) and room >= job.min_ranks:
+            report(f"hosts that cannot be reached and are left out: {', '.join(hosts.keys() - there.keys())}")
+            hosts, ranks = there, min(ranks, room)
+    command = job.command(ranks, hosts, *resume)
     return run_attempt(command, job.environment, job.target, signals, verbose=job.verbose), ranks
 
 
-def restart_line(restarts: Restarts, pause: float, step: int) -> str:
-    """What to print about a restart before its pause, in seconds."""
-    origin = "the beginning" if step < 0 else f"step {step:,}"
-    why = f"restart {restarts.counted} of {restarts.most}"
-    if not restarts.counts:
-        why = f"no step was made: {restarts.in_vain} of {MOST_IN_VAIN}"
-    return f"starting again in {pause:g} s on {count(restarts.ranks)} from {origin} ({why})"
-
-
-def count(ranks: int) -> str:
+def rank_count(ranks: int) -> str:
     """Ranks in words."""
     return "1 rank" if ranks == 1 else f"{ranks} ranks"
 
 
-def report_end(ended: Outcome, signals: Signals, attempt: str) -> None:
-    """Report the end of the job, or of its `attempt`, such as "attempt 1, 2 ranks", if there may be more."""
+def report_end(job: Job, attempt: int, ranks: int, ended: Outcome) -> None:
+    """Report the end of an attempt, except a success without restarts, and an error that the run has printed."""
+    name = f"attempt {attempt} on {rank_count(ranks)}" if job.max_restarts else "the job"
     if ended.status == PREEMPTED:
-        say(f"{attempt}{': ' * bool(attempt)}{stopped(ended, signals)}")
-    elif attempt:
-        why = "" if ended.printed else f": {ended.reason}"
-        say(f"{attempt}: status {ended.status} after {ended.seconds:.1f} s{why}")
-    elif ended.status != FINISHED and not ended.printed:
-        say(f"the job ended with status {ended.status} after {ended.seconds:.1f} s: {ended.reason}")
+        report(ended.reason)
+    elif (ended.status and not ended.printed) or (job.max_restarts and (ended.status or attempt > 1)):
+        why = f": {ended.reason}" if ended.reason and not ended.printed else ""
+        report(f"{name} ended with status {ended.status} after {ended.seconds:.1f} s{why}")
 
 
-def stopped(ended: Outcome, signals: Signals) -> str:
-    """In words: by which signal a run was stopped, and what is saved."""
-    more = ended.more
-    by = described(signals.requests[0]) if signals.requests else ""
-    if "checkpoint" in more:
-        return f"stopped by {by or shown(more.get('by', 'a signal'))}: {shown(more['checkpoint'])} is saved"
-    if not by:
-        return ended.reason
-    if ended.record is None:
-        return f"stopped by {by} before the run handled signals; the checkpoints so far are kept"
-    return f"stopped by {by} before the first step: nothing is lost"
-
-
-def report_resume(ended: Outcome, job: Job) -> None:
+def report_resume(job: Job, ended: Outcome) -> None:
     """Print the command that resumes a run that was stopped or may be retried, if it has a checkpoint."""
-    if ended.status == FINISHED or not is_train(job.trainer) or (ended.final and ended.status != PREEMPTED):
+    if ended.status == 0 or not is_train(job.trainer) or (ended.final and ended.status != PREEMPTED):
         return
-    given, more = settings(job.trainer), ended.more
-    run_dir = given.get("run_dir") or more.get("run_dir")
-    if not run_dir or ("checkpoint" not in more and newest_step(Path(run_dir)) < 0):
+    given = settings(job.trainer)
+    run_dir = given.get("run_dir") or ended.more.get("run_dir")
+    if not run_dir or ("checkpoint" not in ended.more and progress(Path(run_dir))[0] < 0):
         return
-    words = [*job.launcher, "--", *job.trainer]
+    words = [*itertools.takewhile(lambda word: word != "--", sys.orig_argv), "--", *job.trainer]
     if not given.get("run_dir"):
         words += ["--run-dir", run_dir]
     if given.get("resume", "auto") != "auto":
         words += ["--resume", "auto"]
-    say(f"resume with:\n{shlex.join(words)}")
+    report(f"resume with:\n{shlex.join(words)}")
 
 
 def log_attempt(job: Job, attempt: int, ranks: int, ended: Outcome, step: int) -> None:
-    """Log how an attempt ended in the run folder's attempts.jsonl."""
+    """Log how an attempt of a job with restarts ended in the run folder's attempts.jsonl."""
     # The trainer refuses a folder with anything in it but a run.
     if job.run_dir is None or not (job.run_dir / "checkpoints").is_dir():
         return
@@ -170,4 +149,4 @@ def log_attempt(job: Job, attempt: int, ranks: int, ended: Outcome, step: int) -
         with append_text(job.run_dir / "attempts.jsonl") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
-        say(f"{job.run_dir / 'attempts.jsonl'}: cannot be written: {error.strerror}")
+        report(f"{job.run_dir / 'attempts.jsonl'}: cannot be written: {error.strerror}")

@@ -44,7 +44,7 @@ def test_a_killed_launcher_takes_mpirun_along(fake_mpirun: Callable[..., str], t
     process.communicate(timeout=30)
 
 
-HASTY = "import sys; from launch import __main__, cleanup; cleanup.GONE_FOR_GOOD = 1; sys.exit(__main__.main())"
+HASTY = "import sys; from launch import __main__, cleanup; cleanup.MPIRUN_SECONDS = 1; sys.exit(__main__.main())"
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ from launch.attempt import run_attempt
 from launch.signals import Signals
 from launch.targets import choose
 target = choose(None, None, os.environ)
-command = target.command(sys.argv[2:], int(sys.argv[1]), [], os.environ)
+command = target.command(sys.argv[2:], int(sys.argv[1]), {}, os.environ)
 sys.exit(run_attempt(command, os.environ, target, Signals(None)).status)
 """
 
@@ -168,6 +168,6 @@ def test_a_rank_killed_in_a_real_job_is_a_failure(tmp_path: Path) -> None:
         "MPI.COMM_WORLD.Barrier()\n"
     )
     environment = rank_environment(os.environ)
-    command = choose(None, None, environment).command([sys.executable, str(script)], 2, [], environment)
+    command = choose(None, None, environment).command([sys.executable, str(script)], 2, {}, environment)
     done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
     assert done.returncode != 0

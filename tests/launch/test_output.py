@@ -54,7 +54,7 @@ BAD_END += b"suggestions\n"
         (OpenMPI, RULE + b"MPI_ABORT was invoked on rank 0 in communicator MPI_COMM_WORLD\n\nNOTE: ...\n" + RULE),
         (OpenMPI, b"\0" + RULE + b"prterun has exited due to process rank 1 with PID 3 on node vm exiting\n" + RULE),
         (OpenMPI, b"[vm:12345] PMIX ERROR: PMIX_ERR_UNREACH in file x.c at line 5\n"),
-        (MPICH, b"\n" + BAD_END),
+        (MPICH, BAD_END),
         (MPICH, b"[proxy:0@vm] HYD_pmcd_pmip_control_cmd_cb (pm/pmiserv/pmip_cb.c:480): assert (!closed) failed\n"),
         (MPICH, b"Abort(75) on node 0 (rank 0 in comm 0): application called MPI_Abort(MPI_COMM_WORLD, 75)\n"),
     ],
@@ -138,7 +138,7 @@ FRAME = "\r\x1b[2K\x1b[1A\x1b[2K"
 
 def on_terminal(code: str, *, errors_elsewhere: bool = False) -> str:
     here, there = pty.openpty()
-    program = f"from launch.output import SCREEN, say\n{code}"
+    program = f"from launch.output import SCREEN, report\n{code}"
     errors = subprocess.DEVNULL if errors_elsewhere else there
     with subprocess.Popen([sys.executable, "-c", program], cwd=CHECKOUT, stdout=there, stderr=errors) as process:
         os.close(there)
@@ -180,7 +180,7 @@ NEXT = f"SCREEN.out({FRAME.encode()!r} + b'bar 2\\n')\n"
 
 def test_a_line_is_printed_above_the_bar() -> None:
     """Found in the field: the lines that name the run folder were cut or overwritten by the bar."""
-    assert shown(on_terminal(f"{BAR}say('a line')\n{NEXT}")) == ["launch: a line", "bar 2"]
+    assert shown(on_terminal(f"{BAR}report('a line')\n{NEXT}")) == ["launch: a line", "bar 2"]
     assert shown(on_terminal(f"{BAR}SCREEN.error(b'one\\ntwo\\n')\n{NEXT}")) == ["one", "two", "bar 2"]
 
 
@@ -191,10 +191,10 @@ def test_without_a_bar_bytes_are_written_as_they_are(code: str) -> None:
 
 
 def test_errors_that_go_elsewhere_do_not_move_the_bar() -> None:
-    assert on_terminal(f"{BAR}say('a line')", errors_elsewhere=True) == "\x1b[?25lbar 1\n"
+    assert on_terminal(f"{BAR}report('a line')", errors_elsewhere=True) == "\x1b[?25lbar 1\n"
 
 
 def test_a_bar_that_dead_ranks_have_left_is_removed_and_the_cursor_shown() -> None:
-    written = on_terminal(f"{BAR}SCREEN.end_bar()\nsay('the end')")
+    written = on_terminal(f"{BAR}SCREEN.end_bar()\nreport('the end')")
     assert shown(written) == ["launch: the end"]
     assert "\x1b[?25h" in written
