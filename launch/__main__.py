@@ -3,15 +3,9 @@
     python -m launch -n R -- train data/cifar10 ...
     python -m launch --hosts node1:2,node2:2 -- train data/cifar10 ...
     python -m launch -n R --max-restarts K [--min-ranks M] -- train data/cifar10 --run-dir runs/NAME ...
-    python -m launch -n R --elastic -- train data/cifar10 ...
 
-After `--` comes dptrain's command line. The ranks run under Open MPI or MPICH, by the mpirun that is found. Each rank
-computes on its share of its host's cores; DPTRAIN_BIND=none turns that off. Python, dptrain and the data must have the
-same paths on all hosts. A job has succeeded when the run itself reports success, whatever mpirun returns.
-
-After Ctrl-C (SIGINT), SIGTERM, SIGHUP or another signal that announces an end, `train` saves a checkpoint and ends with
-status 75; a second one, more than 2 seconds later, ends the job at once. Ctrl-Z stops the whole job; fg and bg continue
-it. Signals that are ignored when the launcher starts stay ignored. No process of the job is left on this host.
+After `--` comes dptrain's command line. The ranks run under Open MPI or MPICH, by the mpirun that is found. Python,
+dptrain and the data must have the same paths on all hosts. What signals do is in `launch.signals`.
 """
 
 from __future__ import annotations
@@ -36,33 +30,24 @@ from dptrain.system.start import start_program
 from dptrain.system.streams import write_to_stderr
 
 from .hosts import parse_hosts, read_hostfile, spread
-from .job import Job, is_train, settings
 from .output import SCREEN, report
 from .signals import signal_label
-from .supervise import supervise
+from .supervise import Job, settings, supervise
 from .targets import TARGETS, choose
 
 # In a checkout this package lies at the top; an installed one is dptrain.launch.
 PROGRAM = "python -m launch" if __package__ == "launch" else "dptrain launch"
 EXAMPLE = f"{PROGRAM} -n 2 -- train data/cifar10"
-RESTARTED = f"{PROGRAM} -n 2 --max-restarts 3 -- train data/cifar10 --run-dir runs/first"
-
-
-class LauncherParser(Parser):
-    """The parser of the launcher's flags, which come before `--`."""
-
-    advice = f"for example: {EXAMPLE}"
-    advice_on_words = f"write dptrain's command line after --, for example: {EXAMPLE}"
 
 
 def make_parser() -> Parser:
     """The launcher's flags."""
-    parser = LauncherParser(
+    parser = Parser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [--max-restarts K [--min-ranks M]] [--elastic] [...] "
-        "-- train DATA ...",
+        usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [--max-restarts K] [...] -- train DATA ...",
         description="Start dptrain on several ranks, on one host or several. After -- comes dptrain's command line.",
     )
+    parser.advice_on_words = f"write dptrain's command line after --, for example: {EXAMPLE}"
     add = parser.add_argument
     ranks_help = "number of ranks (default: all ranks of --hosts or of the Slurm job)"
     add("-n", "--ranks", type=whole(), metavar="R", help=ranks_help)
@@ -99,16 +84,6 @@ def make_parser() -> Parser:
     return parser
 
 
-def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The launcher's flags and the trainer's command line; raises UsageError."""
-    split = arguments.index("--") if "--" in arguments else len(arguments)
-    options = make_parser().parse_args(arguments[:split])
-    trainer = list(arguments[split + 1 :])
-    if not trainer:
-        raise UsageError(f"found nothing after --, expected dptrain's command line; for example: {EXAMPLE}")
-    return options, trainer
-
-
 def make_job(options: argparse.Namespace, trainer: list[str], columns: int | None) -> Job:
     """The job that the command line asks for; `columns` is the terminal's width. Raises DptrainError."""
     hosts = spread(options.hosts, options.ranks) if options.hosts else {}
@@ -135,15 +110,11 @@ def make_job(options: argparse.Namespace, trainer: list[str], columns: int | Non
 
 def check(options: argparse.Namespace, ranks: int, trainer: list[str], given: Mapping[str, Any]) -> None:
     """UsageError where flags contradict each other."""
-    if trainer[0] == "launch" or (trainer[0] == "data-prep" and ranks > 1):
-        raise UsageError(
-            f"{trainer[0]} runs as one process: start it as `dptrain {trainer[0]} ...`, without a launcher"
-        )
     for flag, used in (("--max-restarts", options.max_restarts), ("--elastic", options.elastic)):
-        if used and not is_train(trainer):
+        if used and trainer[0] != "train":
             raise UsageError(f"{flag} is for train, found the command {trainer[0]!r}; remove the flag")
     if options.max_restarts and not given.get("run_dir"):
-        raise UsageError(f"--max-restarts needs a run folder: add --run-dir, for example: {RESTARTED}")
+        raise UsageError(f"--max-restarts needs a run folder; for example: {EXAMPLE} --run-dir runs/first")
     if options.min_ranks is not None and not options.max_restarts:
         raise UsageError("--min-ranks applies to restarts only; add --max-restarts K")
     if options.min_ranks is not None and options.min_ranks > ranks:
@@ -161,8 +132,8 @@ def allocated(environment: Mapping[str, str]) -> int:
 def rank_environment(environment: Mapping[str, str], columns: int | None = None) -> dict[str, str]:
     """The environment of the ranks: one BLAS thread each, binding to cores, a home, and how to show progress.
 
-    `columns` is the width of the launcher's terminal, None without one. A rank cannot find it out: Open MPI gives it a
-    pseudo-terminal without a width, MPICH a pipe. The user's DPTRAIN_PROGRESS and DPTRAIN_BIND are kept.
+    `columns` is the width of the launcher's terminal, None without one: Open MPI gives ranks a terminal without a
+    width, MPICH a pipe. The user's DPTRAIN_PROGRESS and DPTRAIN_BIND are kept.
     """
     made = {"DPTRAIN_PROGRESS": "lines" if columns is None else "bar", BIND: "cores", **environment}
     made.update(dict.fromkeys(THREAD_VARIABLES, "1"))
@@ -182,13 +153,17 @@ def command_line(command: Sequence[str], environment: Mapping[str, str], inherit
 
 def launch(arguments: Sequence[str]) -> int:
     """Run the job that the command line asks for and return its status; raises DptrainError."""
-    options, trainer = parse(arguments)
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    options = make_parser().parse_args(arguments[:split])
+    trainer = list(arguments[split + 1 :])
+    if not trainer:
+        raise UsageError(f"found nothing after --, expected dptrain's command line; for example: {EXAMPLE}")
     try:
         with ended_by_exception():
             job = make_job(options, trainer, bar_columns())
     except EndedBySignal as ended:
         report(f"stopped by {signal_label(ended.status - 128)} before the job was started: nothing was lost")
-        return PREEMPTED if is_train(trainer) else ended.status
+        return PREEMPTED if trainer[0] == "train" else ended.status
     command = command_line(job.command(job.ranks, job.hosts), job.environment, os.environ)
     if options.dry_run:
         print(command, flush=True)
@@ -196,7 +171,7 @@ def launch(arguments: Sequence[str]) -> int:
     if options.verbose:
         write_to_stderr(command)
     status = supervise(job)
-    if status == 0 and SCREEN.lost is not None and not is_train(trainer):
+    if status == 0 and SCREEN.lost is not None and trainer[0] != "train":
         raise SCREEN.lost  # the output is the result; training continues without a terminal or a reader
     return status
 

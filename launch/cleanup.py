@@ -1,7 +1,4 @@
-"""Nothing of a job remains on this host: no process, no shared memory, no session folder of mpirun.
-
-Processes and shared memory are found in Linux's /proc; without it nothing is found.
-"""
+"""No process, shared memory (both found in Linux's /proc) or session folder of a job remains on this host."""
 
 from __future__ import annotations
 
@@ -12,11 +9,10 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from dptrain.errors import DptrainError
 from dptrain.system.record import VARIABLE
 
 from .output import report
@@ -33,55 +29,47 @@ LOCAL_BASE, REMOTE_BASE = "PRTE_MCA_prte_local_tmpdir_base", "PRTE_MCA_prte_remo
 
 
 class JobProcesses:
-    """The processes of the job with this token on this host, by their numbers.
-
-    They have `dptrain.system.record.VARIABLE` with the token in the environment that they were started with.
-    """
+    """The processes of a job on this host, by their numbers: those with its token in their initial environment."""
 
     def __init__(self, token: str) -> None:
         self._mark = f"{VARIABLE}={token}@".encode()
         self._next_look, self._last_seen = 0.0, math.inf
 
-    def _environments(self) -> dict[int, bytes]:
-        found = {}
+    def find(self, *, only_ranks: bool = False) -> list[int]:
+        """mpirun, the daemons that it has started, and the ranks with what they have started."""
+        found = []
         for path in PROC.glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):  # ended meanwhile, or another user's
                 environment = path.read_bytes()
-                if self._mark in environment:
-                    found[int(path.parent.name)] = environment
+                if self._mark in environment and (not only_ranks or RANK_VARIABLE.search(environment)):
+                    found.append(int(path.parent.name))
         return found
 
-    def all(self) -> list[int]:
-        """mpirun, the daemons that it has started, and the ranks."""
-        return [*self._environments()]
-
-    def ranks(self) -> list[int]:
-        """The ranks, and what they have started."""
-        return [process for process, environment in self._environments().items() if RANK_VARIABLE.search(environment)]
-
     def ranks_are_gone(self) -> bool:
-        """Whether there were ranks, but none for some seconds; to be called repeatedly.
-
-        Open MPI's mpirun sometimes does not end after several ranks of an elastic job have died at the same time.
-        """
+        """Whether there were ranks, but none for some seconds: mpirun may not end after several elastic ranks died."""
         now = time.monotonic()
         if now >= self._next_look:  # once a second, as /proc may be large
             self._next_look = now + 1
-            if self.ranks():
+            if self.find(only_ranks=True):
                 self._last_seen = now
         return now - self._last_seen > MPIRUN_SECONDS
 
     def end(self) -> None:
-        """Send SIGKILL, which also ends stopped processes, to all of them until none is left."""
+        """Kill all of them, until none is left."""
         deadline = time.monotonic() + KILL_SECONDS
-        while left := self.all():
+        while left := self.find():
             if time.monotonic() > deadline:
                 report(f"processes that SIGKILL does not end: {', '.join(map(str, left))}; check disk and network")
                 return
-            for process in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+            send(left, signal.SIGKILL)
             time.sleep(0.02)
+
+
+def send(processes: Iterable[int], number: int) -> None:
+    """Send a signal to those of the processes that still exist."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 @contextmanager
@@ -92,21 +80,17 @@ def no_leftovers(token: str) -> Iterator[JobProcesses]:
         yield processes
     finally:
         processes.end()
-        remove_unmapped(segments() - earlier)
+        left = segments() - earlier
+        maps = mapped() if left else ""
+        for path in left:
+            with contextlib.suppress(OSError):  # those that are mapped belong to jobs that still run
+                if path.stat().st_uid == os.geteuid() and str(path) not in maps:
+                    path.unlink()
 
 
 def segments() -> set[Path]:
     """The shared memory of MPI jobs on this host, as files."""
     return {path for pattern in SEGMENTS for path in SHARED_MEMORY.glob(pattern)}
-
-
-def remove_unmapped(paths: set[Path]) -> None:
-    """Remove those files that are ours and mapped by no process: the others belong to jobs that still run."""
-    maps = mapped() if paths else ""
-    for path in paths:
-        with contextlib.suppress(OSError):
-            if path.stat().st_uid == os.geteuid() and str(path) not in maps:
-                path.unlink()
 
 
 def mapped() -> str:
@@ -120,21 +104,13 @@ def mapped() -> str:
 
 @contextmanager
 def session_folder(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """A new folder for the session of Open MPI's mpirun, within the block; yields the variables for mpirun.
+    """The variables for mpirun, with a folder for Open MPI's session that exists within the block.
 
-    Open MPI names a session by mpirun's process number, and does not start if a killed job, or one of another
-    container, has left a session of the same number. Daemons on other hosts would not remove this folder, so they use
-    the user's. DptrainError where no folder can be made.
+    A session is named by mpirun's process number, and mpirun does not start if a killed job, or one of another
+    container, has left a session of this name. Daemons on other hosts would not remove this folder, and do not use it.
     """
     base = environment.get(SESSION_BASE)
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="mpirun-", dir=base, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise DptrainError(
-            f"no folder for mpirun's session: {error}; set TMPDIR to a folder on another disk"
-        ) from error
-    variables = {name: value for name, value in environment.items() if name != SESSION_BASE}
-    if base is not None:
-        variables.setdefault(REMOTE_BASE, base)
-    with folder as name:
+    variables = {REMOTE_BASE: base, **environment} if base else {**environment}
+    variables.pop(SESSION_BASE, None)
+    with tempfile.TemporaryDirectory(prefix="mpirun-", dir=base, ignore_cleanup_errors=True) as name:
         yield variables | {LOCAL_BASE: name}

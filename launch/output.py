@@ -1,12 +1,12 @@
 """The output of a job, passed on at once without mpirun's notices, and the launcher's own lines.
 
-Standard output and standard error of the launcher may be one terminal with a progress bar. A rank draws the bar on
-standard output: a line, and an empty one below it, where the cursor waits. Text on standard error is printed above the
-bar, as the bar's next frame would erase it.
+A rank may draw a progress bar on the terminal: a line, and an empty one below it, where the cursor waits. Text on
+standard error is printed above the bar, as the bar's next frame would erase it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -17,10 +17,9 @@ from typing import IO
 from dptrain.errors import OutputError
 from dptrain.system.streams import Descriptor
 
-HIDE_CURSOR, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[?25h"  # a bar begins and ends with these
-ERASE_BAR = b"\r\x1b[2K\x1b[1A\x1b[2K"  # from the empty line up to the bar's line
-RECENT_BYTES = 8192  # more than mpirun's notice of a failed rank
-MOST_HELD = 8192  # bytes that may become a notice
+HIDE_CURSOR, UP, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[1A", b"\x1b[?25h"  # at the start, in later frames, at the end
+ERASE_BAR = b"\r\x1b[2K" + UP + b"\x1b[2K"  # from the empty line up to the bar's line
+NOTICE_BYTES = 8192  # more than a notice has
 QUIET_SECONDS = 0.1
 PIPE_BYTES = 1 << 20  # a pipe holds no more
 RULE = re.compile(rb"(?m)^\0?[-=]{60,}\s*$")  # the first line of a long notice
@@ -37,28 +36,26 @@ class Screen:
     def out(self, content: bytes) -> None:
         """Write bytes of the job to standard output."""
         with self._lock:
-            self.lost = _write(1, "standard output", content) or self.lost
-            hidden, shown = content.rfind(HIDE_CURSOR), content.rfind(SHOW_CURSOR)
-            if hidden != shown:
-                self._bar = hidden > shown
+            try:
+                Descriptor(1, "standard output", drops=False).write(content)
+            except OutputError as error:
+                self.lost = error
+            drawn, ended = max(content.rfind(HIDE_CURSOR), content.rfind(UP)), content.rfind(SHOW_CURSOR)
+            if drawn != ended:
+                self._bar = drawn > ended
 
     def error(self, content: bytes) -> None:
         """Write bytes to standard error, above the bar if there is one on the same terminal."""
-        with self._lock:
-            above = self._bar and content.endswith(b"\n") and _one_terminal()
-            _write(2, "standard error", ERASE_BAR + content + b"\n" if above else content)
+        with self._lock, contextlib.suppress(OutputError):
+            one_terminal = os.isatty(1) and os.isatty(2) and os.fstat(1).st_rdev == os.fstat(2).st_rdev
+            if self._bar and one_terminal and content.endswith(b"\n"):
+                content = ERASE_BAR + content + b"\n"
+            Descriptor(2, "standard error", drops=False).write(content)
 
     def end_bar(self) -> None:
         """Remove a bar that the ranks have left, and show the cursor again."""
-        with self._lock:
-            if self._bar and os.isatty(1):
-                _write(1, "standard output", ERASE_BAR + SHOW_CURSOR)
-            self._bar = False
-
-    def show_cursor(self) -> None:
-        """Show the cursor while the job is stopped."""
         if self._bar and os.isatty(1):
-            _write(1, "standard output", SHOW_CURSOR)
+            self.out(ERASE_BAR + SHOW_CURSOR)
 
 
 SCREEN = Screen()
@@ -69,60 +66,19 @@ def report(line: str) -> None:
     SCREEN.error(os.fsencode(f"launch: {line}\n"))
 
 
-def _one_terminal() -> bool:
-    """Whether standard output and standard error are the same terminal."""
-    return os.isatty(1) and os.isatty(2) and os.fstat(1).st_rdev == os.fstat(2).st_rdev
-
-
-def _write(number: int, name: str, content: bytes) -> OutputError | None:
-    """Write all bytes to a file descriptor; returns the error where that fails."""
-    try:
-        Descriptor(number, name, drops=False).write(content)
-    except OutputError as error:
-        return error
-    return None
-
-
-class NoticeFilter:
-    """Takes a stream in chunks, cut anywhere, and returns it without notices, which are in `withheld`."""
-
-    def __init__(self, notices: re.Pattern[bytes] | None) -> None:
-        self.withheld = self._held = b""
-        self._notices = notices
-
-    def take(self, chunk: bytes) -> bytes:
-        """The bytes to pass on now: an incomplete line, and text after a rule, are held as they may become a notice."""
-        if self._notices is None:
-            return chunk
-        text = self._notices.sub(self._withhold, self._held + chunk)
-        rule = RULE.search(text)
-        end = rule.start() if rule else text.rfind(b"\n") + 1
-        if len(text) - end > MOST_HELD:
-            end = len(text)
-        self._held = text[end:]
-        return text[:end]
-
-    def release(self) -> bytes:
-        """The bytes that are held; to be called at the end, and when nothing follows for a while."""
-        held, self._held = self._held, b""
-        return held
-
-    def _withhold(self, notice: re.Match[bytes]) -> bytes:
-        self.withheld += notice[0]
-        return b""
-
-
 class Relay(threading.Thread):
     """Passes a job's stream on to `target`, which takes bytes, from `start` to `finish`.
 
-    `notices` are withheld; `recent` are the last 8 KiB of everything.
+    `notices` are left out; `recent` are the last 8 KiB of everything.
     """
 
-    def __init__(self, source: IO[bytes], target: Callable[[bytes], None], notices: re.Pattern[bytes] | None) -> None:
+    def __init__(
+        self, source: IO[bytes] | None, target: Callable[[bytes], None], notices: re.Pattern[bytes] | None
+    ) -> None:
         super().__init__(daemon=True)
-        self.source, self.target = source, target
-        self.recent = b""
-        self._filter = NoticeFilter(notices)
+        assert source is not None
+        self.source, self.target, self.notices = source, target, notices
+        self.recent = self._held = b""
         self._ending = False
 
     def run(self) -> None:
@@ -135,19 +91,31 @@ class Relay(threading.Thread):
                     if not chunk:
                         break
                     late += len(chunk) if ending else 0
-                    self.recent = (self.recent + chunk)[-RECENT_BYTES:]
-                    self.target(self._filter.take(chunk))
+                    self.take(chunk)
                 elif ending:
                     break
                 else:  # nothing follows for now: do not delay text until its line is complete
-                    self.target(self._filter.release())
-        self.target(self._filter.release())
+                    self.release()
+        self.release()
+
+    def take(self, chunk: bytes) -> None:
+        """Pass a chunk on, but hold an incomplete line, and text after a rule, as they may become a notice."""
+        self.recent = (self.recent + chunk)[-NOTICE_BYTES:]
+        text, held = self._held + chunk, 0
+        if self.notices is not None:
+            text = self.notices.sub(b"", text)
+            rule = RULE.search(text)
+            held = len(text) - (rule.start() if rule else text.rfind(b"\n") + 1)
+        end = len(text) if held > NOTICE_BYTES else len(text) - held
+        self._held = text[end:]
+        self.target(text[:end])
+
+    def release(self) -> None:
+        """Pass on what is held."""
+        held, self._held = self._held, b""
+        self.target(held)
 
     def finish(self) -> None:
         """Pass on what the pipe still holds, after the job has ended."""
         self._ending = True
         self.join()
-
-    def show_notices(self) -> None:
-        """Show the notices that were withheld; after `finish`."""
-        self.target(self._filter.withheld)

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
 from dptrain.errors import FAILED, PREEMPTED, UNFORESEEN
-from dptrain.system.signals import ENDING, SAME_REQUEST, handled
+from dptrain.system.signals import SAME_REQUEST, handled
 
-from .cleanup import JobProcesses
+from .cleanup import JobProcesses, send
 from .output import SCREEN, report
-from .status import Outcome
-from .targets.target import signal_name
+from .targets.target import Outcome, signal_name
 
 # A terminal sends these to stop a job: Ctrl-Z, and reading or writing in the background.
 STOPPING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -33,21 +29,24 @@ KEYS = {int(signal.SIGINT): "Ctrl-C", int(signal.SIGQUIT): "Ctrl-\\"}
 
 
 class Signals:
-    """The requests to end so far, and the job that they go to.
-
-    save_signal  asks the ranks to save a checkpoint and end; None for a command that saves none
-    requests     the first signal of each request
-    passed       the signal that mpirun received for the first one, None before that
-    """
+    """The requests to end so far, and the job that they go to."""
 
     def __init__(self, save_signal: int | None) -> None:
-        self.save_signal = save_signal
-        self.requests: list[int] = []
-        self.passed: int | None = None
+        self.save_signal = save_signal  # asks the ranks to save a checkpoint and end; None: the command saves none
+        self.requests: list[int] = []  # the first signal of each request
+        self.passed: int | None = None  # the signal that mpirun received for the first one
         self._last_request = -math.inf
         self._process: subprocess.Popen[bytes] | None = None
         self._processes: JobProcesses | None = None
         self._kill_at = math.inf
+
+    def install(self) -> None:
+        """Handle signals from now on; those that are ignored stay ignored."""
+        for number in handled():
+            signal.signal(number, self.handle)
+        for number in STOPPING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self.stop)
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """The handler of signals that ask the job to end. Those within 2 s are one request."""
@@ -87,15 +86,15 @@ class Signals:
             self._process.send_signal(signal.SIGTSTP)
         reached: set[int] = set()
         processes = self._processes
-        while processes and (new := set(processes.ranks() or processes.all()) - reached):
+        while processes and (new := set(processes.find(only_ranks=True) or processes.find()) - reached):
             send(new, signal.SIGSTOP)
             reached |= new  # and look again, as a rank may just have forked a worker
-        SCREEN.show_cursor()
+        SCREEN.end_bar()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)  # returns when this process is continued
         self._kill_at += time.monotonic() - stopped
         if processes is not None:
-            send(processes.all(), signal.SIGCONT)  # the processes of this host; mpirun reaches the others
+            send(processes.find(), signal.SIGCONT)  # the processes of this host; mpirun reaches the others
         for each, handler in before.items():
             signal.signal(each, handler)
 
@@ -107,15 +106,13 @@ class Signals:
         self._process, self._processes = process, processes
         if self.requests and self.passed is None:
             self._pass_on(self.requests[-1], process)
-        while True:
-            try:
-                returncode = process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                if time.monotonic() > self._kill_at or processes.ranks_are_gone():
-                    process.kill()
-                continue
-            self._process = self._processes = None
-            return returncode
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.2)
+            if time.monotonic() > self._kill_at or processes.ranks_are_gone():
+                process.kill()  # no effect on one that has ended
+        self._process = self._processes = None
+        return process.returncode
 
     def pause(self, seconds: float) -> bool:
         """Sleep until the time is over or a signal asks to end; returns whether one did."""
@@ -124,8 +121,13 @@ class Signals:
             time.sleep(0.02)
         return bool(self.requests)
 
-    def explain(self, ended: Outcome) -> Outcome:
-        """The outcome with the signal in its reason, and by the signal if the job has no record."""
+    def explain(self, ended: Outcome, record: Outcome | None) -> Outcome:
+        """How the job ended, by its record, or else by the signals and the target's `ended`."""
+        # A rank that mpirun has ended by a signal after the death of another one reports a stop.
+        if record is not None and not (
+            record.status == PREEMPTED and "checkpoint" not in record.more and ended.rank_died
+        ):
+            ended = record
         by = signal_label(self.requests[0]) if self.passed else ended.more.get("by")
         if ended.reported and ended.status == PREEMPTED and by:
             saved = ended.more.get("checkpoint")
@@ -133,48 +135,18 @@ class Signals:
             return replace(ended, reason=f"stopped by {by}{what}")
         if ended.reported or self.passed is None:
             return ended
+        status, reason = ended.status, ended.reason
         repeated, last = len(self.requests) > 1, self.requests[-1]
-        saves = self.save_signal is not None and not repeated
         # Ranks that do not handle the signal yet die of it; mpirun may end with a status of its own after SIGTERM.
-        expected = {UNFORESEEN, 128 + self.passed} | (set() if saves else {FAILED, 128 + signal.SIGTERM})
-        if ended.status in expected:
-            status = PREEMPTED if saves else 128 + last
-            reason = f"ended by {by}"
-            if saves:
+        if self.save_signal is not None and not repeated:
+            if status in (UNFORESEEN, 128 + self.passed):
+                status = PREEMPTED
                 reason = f"stopped by {by} before the run handled signals; the checkpoints so far are kept"
-            ended = replace(ended, status=status, reason=reason, explained=True)
+        elif status in (UNFORESEEN, FAILED, 128 + self.passed, 128 + signal.SIGTERM):
+            status, reason = 128 + last, f"ended by {by}"
         if repeated:
             reason = f"ended at once by a second signal, {signal_label(last)}"
-            ended = replace(ended, reason=reason, explained=True)
-        return replace(ended, final=True)
-
-
-@contextmanager
-def handled_signals(save_signal: int | None) -> Iterator[Signals]:
-    """Within the block, signals are handled by the yielded object; those that are ignored stay ignored."""
-    signals = Signals(save_signal)
-    stopping = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, signals.handle) for number in handled()}
-    previous |= {number: signal.signal(number, signals.stop) for number in stopping}
-    try:
-        yield signals
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def send(processes: Iterable[int], number: int) -> None:
-    """Send a signal to those of the processes that still exist."""
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
-
-
-def set_default_signals() -> None:
-    """In mpirun before it starts: it gets no signal but the launcher's, so none may be ignored or blocked."""
-    for number in (*ENDING, *STOPPING, signal.SIGCONT, signal.SIGCHLD, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        return replace(ended, status=status, reason=reason, final=True)
 
 
 def signal_label(number: int) -> str:

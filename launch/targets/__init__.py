@@ -31,13 +31,20 @@ def choose(name: str | None, mpirun: str | None, environment: Mapping[str, str])
     if name is not None and not TARGETS[name].banner:
         return TARGETS[name]()
     path = find_mpirun(mpirun)
-    version = version_of(path, environment)
+    command, environment = [path, "--version"], dict(environment)
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DptrainError(f"{path} --version failed: {error}; {INSTALL}") from error
+    version = (done.stdout + done.stderr).decode(errors="replace").strip()
     for known, target in TARGETS.items():
         if target.banner and target.banner in version and name in (None, known):
             return target(path, version)
     raise DptrainError(
-        f"{path} is not the mpirun of {name or 'Open MPI or MPICH'}: its --version prints "
-        f"{shown(repr(version.strip()), 200)}; {INSTALL}, or give another with --mpirun PATH"
+        f"{path} is not the mpirun of {name or 'Open MPI or MPICH'}: its --version prints {shown(repr(version), 200)}; "
+        f"{INSTALL}, or give another with --mpirun PATH"
     )
 
 
@@ -52,19 +59,3 @@ def find_mpirun(given: str | None) -> str:
         what = f"--mpirun {given}: no such program" if given else f"no mpirun beside {sys.executable} nor on PATH"
         raise DptrainError(f"{what}; {INSTALL}, or give the path of an Open MPI or MPICH mpirun with --mpirun PATH")
     return found
-
-
-def version_of(mpirun: str, environment: Mapping[str, str]) -> str:
-    """The answer to `mpirun --version`; raises DptrainError when it fails."""
-    command = [mpirun, "--version"]
-    try:
-        done = subprocess.run(
-            command, env=dict(environment), stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DptrainError(f"{mpirun} --version: {error}; {INSTALL}") from error
-    answer = (done.stdout + done.stderr).decode(errors="replace")
-    if done.returncode != 0:
-        found = shown(answer.strip(), 200)
-        raise DptrainError(f"{mpirun} --version ended with status {done.returncode}: {found}; {INSTALL}")
-    return answer

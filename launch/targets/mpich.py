@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..hosts import host_list
-from ..status import Outcome
-from .target import SSH_LIMITS, Target, signal_name
+from .target import SSH_LIMITS, Outcome, Target, signal_name
 
 # Where one of these is set, ranks on other hosts are not started by ssh, or the user has chosen its flags.
 OTHER_LAUNCHERS = {
@@ -48,7 +47,7 @@ class MPICH(Target):
             number = int(found[1])
             status = 128 + number if returncode == number else ended.status  # mpirun returns the signal's number
             reason = f"a rank was killed by {signal_name(number)}"
-            return replace(ended, status=status, reason=reason, explained=True, rank_died=True)
+            return replace(ended, status=status, reason=reason, rank_died=True)
         if LOST in output:
-            return replace(ended, reason="a rank on another host has died, or the host is lost", explained=True)
+            return replace(ended, reason="a rank on another host has died, or the host is lost")
         return ended

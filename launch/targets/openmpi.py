@@ -13,8 +13,7 @@ from dptrain.system.record import OWNER, VARIABLE
 from dptrain.system.text import shown
 
 from ..hosts import host_list
-from ..status import Outcome
-from .target import NOT_ELASTIC, SSH_LIMITS, Target, signal_name
+from .target import NOT_ELASTIC, SSH_LIMITS, Outcome, Target, signal_name
 
 # Variables that decide which program runs, how it computes and what it prints.
 FORWARDED = re.compile(
@@ -57,7 +56,8 @@ class OpenMPI(Target):
         if hosts:
             flags += ["--host", host_list(hosts)]
         flags += ["--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"]
-        for name in forwarded_variables(environment):
+        forwarded = {name for name in environment if FORWARDED.fullmatch(name)} - {OWNER} | {VARIABLE}
+        for name in sorted(forwarded):
             flags += ["-x", name]
         return [self.starter, *flags, "-n", str(ranks), *program]
 
@@ -89,9 +89,4 @@ class OpenMPI(Target):
             reason = f"rank {found[1]} ended with status {found[2]} without a report"
         else:
             return ended
-        return replace(ended, reason=shown(reason), explained=True, rank_died=True)
-
-
-def forwarded_variables(environment: Mapping[str, str]) -> list[str]:
-    """Names of the variables that ranks on other hosts need, and that of the launcher's address."""
-    return sorted({name for name in environment if FORWARDED.fullmatch(name)} - {OWNER} | {VARIABLE})
+        return replace(ended, reason=shown(reason), rank_died=True)

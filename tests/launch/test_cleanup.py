@@ -40,7 +40,7 @@ def test_processes_of_a_killed_mpirun_are_ended(fake_mpirun: Callable[..., str])
 
 def test_a_process_of_another_job_stays() -> None:
     with subprocess.Popen(["sleep", "20"], env={VARIABLE: "another@1@x"}) as other:
-        wait_until(lambda: JobProcesses("another").all() == [other.pid])
+        wait_until(lambda: JobProcesses("another").find() == [other.pid])
         with no_leftovers("mine"):
             pass
         assert other.poll() is None

@@ -1,4 +1,4 @@
-"""launch.job: what the launcher reads from the trainer's command line and run folder."""
+"""launch.supervise: what the launcher reads from the trainer's command line and run folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dptrain.errors import UsageError
-from launch.job import progress, settings
+from launch.supervise import progress, settings
 
 
 @pytest.mark.parametrize(

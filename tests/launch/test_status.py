@@ -1,4 +1,4 @@
-"""launch.status and the targets: statuses and reasons, from records and from what real mpiruns wrote."""
+"""launch.attempt and the targets: statuses and reasons, from records and from what real mpiruns wrote."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import socket
 import pytest
 
 from dptrain.system.record import CONFIRMED
+from launch.attempt import StatusServer, parse_record
 from launch.signals import Signals
-from launch.status import Outcome, StatusServer, decide, parse_record
 from launch.targets.mpich import MPICH
 from launch.targets.openmpi import OpenMPI
+from launch.targets.target import Outcome
 
 KILLED = """
 --------------------------------------------------------------------------
@@ -49,7 +50,7 @@ def recorded(status: int, reason: str = "", *, retry: bool = False, **more: str)
 
 def outcome(returncode: int, record: Outcome | None, output: str) -> Outcome:
     target = MPICH("mpirun") if "EXIT STRING" in output or "mpiexec@" in output else OpenMPI("mpirun")
-    return decide(target.outcome(returncode, output), record)
+    return Signals(None).explain(target.outcome(returncode, output), record)
 
 
 @pytest.mark.parametrize(
@@ -58,21 +59,20 @@ def outcome(returncode: int, record: Outcome | None, output: str) -> Outcome:
         (137, KILLED, 137, "rank 1 on vm was killed by SIGKILL"),
         (9, MPICH_KILLED, 137, "a rank was killed by SIGKILL"),
         (255, LOST, 255, "a rank on another host has died, or the host is lost"),
-        (9, "", 9, "mpirun ended with status 9"),  # a rank's own exit status
+        (9, "", 9, ""),  # a rank's own exit status
         (1, LEFT, 1, "rank 1 on vm ended without a report, as after os._exit"),
         (5, EXITED, 5, "rank 1 ended with status 5 without a report"),
         (139, "", 139, "a rank was killed by SIGSEGV"),
         (192, "", 192, "a rank was killed by SIGRTMAX"),
-        (193, "", 193, "mpirun ended with status 193"),  # there is no signal 65
-        (255, "", 255, "mpirun ended with status 255"),
+        (193, "", 193, ""),  # there is no signal 65
+        (255, "", 255, ""),
         (-9, "", 137, "mpirun was killed by SIGKILL"),
     ],
 )
 def test_without_a_record_mpirun_explains_the_failure(returncode: int, notices: str, status: int, reason: str) -> None:
     """Found in the field: 255 was reported as "killed by signal 127"."""
     ended = outcome(returncode, None, notices)
-    assert (ended.status, ended.reason) == (status, reason)
-    assert not ended.printed
+    assert (ended.status, ended.reason, ended.reported) == (status, reason, False)
 
 
 @pytest.mark.parametrize("returncode", [0, 1, 75, 137, -9])
@@ -87,8 +87,7 @@ def test_without_a_record_mpirun_explains_the_failure(returncode: int, notices: 
 )
 def test_a_record_decides_whatever_mpirun_returns(returncode: int, record: Outcome, final: bool) -> None:
     ended = outcome(returncode, record, KILLED)
-    assert (ended.status, ended.final) == (record.status, final)
-    assert ended.printed == (record.status in (1, 70))
+    assert (ended.status, ended.reason, ended.final, ended.reported) == (record.status, record.reason, final, True)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +203,6 @@ def test_a_job_that_was_asked_to_end_and_has_no_record_is_explained_by_the_signa
     signals = Signals(signal.SIGUSR1 if saves else None)
     signals.requests = requests
     signals.passed = (signal.SIGUSR1 if saves else signal.SIGTERM) if requests else None
-    ended = signals.explain(outcome(returncode, None, ""))
+    ended = signals.explain(OpenMPI("mpirun").outcome(returncode, ""), None)
     assert ended.status == status
     assert ended.final == bool(requests)

@@ -16,7 +16,8 @@ from training_runs import flags, packed
 
 from data_prep.pack import pack
 from dptrain.system.record import OWNER, VARIABLE
-from launch.status import Outcome, StatusServer
+from launch.attempt import StatusServer
+from launch.targets.target import Outcome
 
 
 def run(code: str, **variables: str) -> tuple[subprocess.CompletedProcess[bytes], list[Outcome]]:
