@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dptrain
-from dptrain.config.files import read_toml
-from dptrain.config.flags import add_flags
+from dptrain.config.files import add_flags, read_toml
 from dptrain.errors import PREEMPTED, DptrainError
 from dptrain.system.files import append_text
 from dptrain.system.paths import typed_path

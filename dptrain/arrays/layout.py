@@ -1,7 +1,4 @@
-"""Names and shapes of tensors, as views of one flat vector.
-
-Optimizer, reduction and checkpoint hash work on the flat vector; layers on the views.
-"""
+"""Names and shapes of tensors that are views of one flat vector."""
 
 from __future__ import annotations
 
@@ -39,6 +36,14 @@ class Layout:
     def views(self, flat: Array) -> dict[str, Array]:
         """Each tensor of `flat` (size,) in its natural shape; writing to a view writes to `flat`."""
         return {name: flat[part].reshape(self.shapes[name]) for name, part in self.slices.items()}
+
+    def views_by_layer(self, flat: Array) -> dict[str, dict[str, Array]]:
+        """The same by the first and last part of the name: views["conv1"]["weight"]."""
+        views: dict[str, dict[str, Array]] = {}
+        for name, view in self.views(flat).items():
+            layer, _, tensor = name.rpartition(".")
+            views.setdefault(layer, {})[tensor] = view
+        return views
 
     def expand(self, values: Mapping[str, float | bool], dtype: DTypeLike = np.float32) -> Array:
         """A new vector (size,) in which every element of a tensor has the tensor's value; other tensors have 0."""

@@ -6,13 +6,14 @@ import contextlib
 import math
 import mmap
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from operator import is_
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dptrain.errors import LimitError
-from dptrain.system.limits import MEMORY
+from dptrain.system.failures import MEMORY
 
 Array = NDArray[Any]
 Views = TypeVar("Views")
@@ -87,9 +88,10 @@ class Workspace:
         For views of `arrays` that take longer to make than to use.
         """
         known = self._views.get((owner, purpose))
-        if known is None or any(one is not other for one, other in zip(known[0], arrays, strict=True)):
+        if known is None or not all(map(is_, known[0], arrays)):
             known = self._views[owner, purpose] = (arrays, make(*arrays))
-        return cast(Views, known[1])
+        views: Views = known[1]
+        return views
 
 
 def huge_pages(size: int) -> NDArray[np.uint8]:

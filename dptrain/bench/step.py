@@ -15,10 +15,9 @@ import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.bench.workload import Workload
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import Layer, Runner
 from dptrain.nn.network import Network
 from dptrain.nn.passes import Pass
-from dptrain.nn.runner import Runner
 from dptrain.training.step import Seconds
 
 WARM_UP = 10  # steps

@@ -13,7 +13,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from itertools import count
 from pathlib import Path
 
 from dptrain.checkpoint.format import Checkpoint, read_checkpoint
@@ -26,7 +25,7 @@ KEPT = "model"  # subfolder with a user's model files
 KEEP = 3
 BEST = "best.h5"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-WRITTEN = ("checkpoints", "config.toml", "metrics.jsonl", "attempts.jsonl")  # never through links
+WRITTEN = ("checkpoints", "config.toml", "metrics.jsonl", "attempts.jsonl", KEPT)  # never through links
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
 
 
@@ -40,10 +39,12 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints, self.metrics = path / "checkpoints", path / "metrics.jsonl"
+        self.checkpoints, self.metrics, self.config = (
+            path / name for name in ("checkpoints", "metrics.jsonl", "config.toml")
+        )
         self.best_accuracy: float | None = None
         self.best_step = -1
-        self._held: int | None = None
+        self.held: int | None = None  # a descriptor with the lock, while this process holds the folder
 
     @classmethod
     def new(cls, data: str, model: str) -> RunFolder:
@@ -51,22 +52,17 @@ class RunFolder:
         data_name = os.fsencode(Path(data).resolve().name).decode(errors="replace")[:80]  # any name, also not in UTF-8
         name = f"{data_name}-{model.rsplit(':', 1)[-1][:80]}-{time.strftime('%Y%m%d-%H%M%S')}"
         while True:
-            path = _free(Path("runs") / f"{name}{f'-{number}' * (number > 1)}" for number in count(1))
+            path = _free(Path("runs") / name)
             with _usable(path), contextlib.suppress(FileExistsError):
                 path.mkdir(parents=True)
                 return cls(path)
-
-    @property
-    def held(self) -> bool:
-        """Whether this object holds the folder."""
-        return self._held is not None
 
     def claim(self, patience: float = 0.0) -> None:
         """Make the folder and hold it until `close` or the end of the process; may be called twice.
 
         UsageError when it cannot be written, or when another process still holds it after `patience` seconds.
         """
-        if self._held is not None:
+        if self.held is not None:
             return
         with _usable(self.path):
             there = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
@@ -79,8 +75,8 @@ class RunFolder:
                 )
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             files.append_text(self.metrics).close()
-            self._held = os.open(self.path, os.O_RDONLY)
-            self._lock(self._held, time.monotonic() + patience)
+            self.held = os.open(self.path, os.O_RDONLY)
+            self._lock(self.held, time.monotonic() + patience)
             files.append_text(self.checkpoints / ".writable.partial").close()  # fail now, not at the first checkpoint
             for folder in (self.path, self.checkpoints):
                 for leftover in folder.glob(TEMPORARY):  # of a run that was killed while writing
@@ -102,30 +98,23 @@ class RunFolder:
 
     def close(self) -> None:
         """Release the folder for other processes."""
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
-
-    @property
-    def has_config(self) -> bool:
-        """Whether the folder holds the configuration of a run."""
-        return (self.path / "config.toml").exists()
+        if self.held is not None:
+            os.close(self.held)
+            self.held = None
 
     def write_config(self, config: str) -> None:
         """Save the configuration; UsageError when it cannot be written."""
         with _usable(self.path):
-            write_durably(self.path / "config.toml", config.encode())
+            write_durably(self.config, config.encode())
 
     def keep_model(self, files: Mapping[str, bytes]) -> None:
         """Keep the files of a user's model in model/, by name; UsageError when they cannot be written.
 
-        The folder appears whole. An earlier one with other files is renamed to model.1, model.2 and so on.
+        The folder appears whole. An earlier one with other files is renamed to model-2, model-3 and so on.
         """
         kept, partial = self.path / KEPT, self.path / f"{KEPT}.partial"
         with _usable(self.path):
             shutil.rmtree(partial, ignore_errors=True)
-            if kept.is_symlink():
-                raise UsageError(f"--run-dir {self.path}: {KEPT} is a symbolic link, expected a folder; remove it")
             there = (path for path in kept.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
             if {path.relative_to(kept).as_posix(): path.read_bytes() for path in there} == files:
                 return
@@ -135,7 +124,7 @@ class RunFolder:
             for folder in (partial, *filter(Path.is_dir, partial.rglob("*"))):
                 sync_folder(folder)
             if kept.exists():
-                kept.rename(_free(self.path / f"{KEPT}.{number}" for number in count(1)))
+                kept.rename(_free(kept))
             partial.rename(kept)
             sync_folder(self.path)
 
@@ -169,9 +158,8 @@ class RunFolder:
                     broken.append(path)
                 continue
             for other in broken if set_aside else ():
-                names = (other.with_name(f"{other.name}.broken{f'-{number}' * (number > 1)}") for number in count(1))
                 with _usable(self.path):
-                    say(f"renamed to {other.rename(_free(names)).name}")
+                    say(f"renamed to {other.rename(_free(other.with_name(f'{other.name}.broken'))).name}")
             return found
         if paths:
             raise CheckpointError(
@@ -192,8 +180,7 @@ class RunFolder:
         path = self.checkpoint_of(step)
         try:
             write_durably(path, content)
-            if self._remember(step, test_accuracy):
-                self._link_best(path, content)
+            self._keep_best(path, step, test_accuracy)
         except OSError as error:
             raise CheckpointError(
                 f"{path}: cannot be written: {error.strerror}; no earlier checkpoint was touched. "
@@ -206,31 +193,26 @@ class RunFolder:
                     old.unlink()
         return path
 
-    def _remember(self, step: int, test_accuracy: float | None) -> bool:
-        """Remember the best checkpoint; returns whether it is this one."""
+    def _keep_best(self, path: Path, step: int, test_accuracy: float | None) -> None:
+        """If no checkpoint before is as accurate, make best.h5 this one: a link, or a copy on disks without links."""
         if test_accuracy is None or (self.best_accuracy is not None and test_accuracy <= self.best_accuracy):
-            return False
+            return
         self.best_accuracy, self.best_step = test_accuracy, step
-        return True
-
-    def _link_best(self, path: Path, content: bytes) -> None:
-        """Make best.h5 this checkpoint: a link, or a copy on file systems without links; OSError when it fails."""
+        best = self.checkpoints / BEST
         try:
-            link_durably(path, self.checkpoints / BEST)
+            link_durably(path, best)
         except OSError:
-            write_durably(self.checkpoints / BEST, content)
+            write_durably(best, path.read_bytes())
 
     def remember_all(self) -> None:
         """After a resume: find the best of the existing checkpoints, and make it best.h5."""
-        best: Path | None = None
         for path in (self.checkpoints / BEST, *self.numbered()):
-            with contextlib.suppress(CheckpointError):
+            try:
                 state = read_checkpoint(path).state
-                if self._remember(state.step, state.progress.test_accuracy):
-                    best = path
-        if best is not None and best.name != BEST:
+            except CheckpointError:
+                continue
             with _usable(self.path):
-                self._link_best(best, best.read_bytes())
+                self._keep_best(path, state.step, state.progress.test_accuracy)
 
     @property
     def best(self) -> Path | None:
@@ -238,9 +220,13 @@ class RunFolder:
         return None if self.best_accuracy is None else self.checkpoints / BEST
 
 
-def _free(names: Iterator[Path]) -> Path:
-    """The first of the names that does not exist."""
-    return next(path for path in names if not os.path.lexists(path))
+def _free(path: Path) -> Path:
+    """A path that does not exist: this one, or with -2, -3, ... at its end."""
+    number, free = 1, path
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from dptrain.config.train import CheckpointConfig
 class CheckpointWriter:
     """Writes one checkpoint at a time while training continues. Only rank 0 has one.
 
-    After an error nothing more is written: check `failed` at every step; `wait` raises the error.
+    After an error nothing more is written until `wait` has raised it: check `failed` at every step.
     """
 
     def __init__(self, folder: RunFolder, origin: Origin, layouts: Layouts, config: CheckpointConfig) -> None:
@@ -24,7 +24,6 @@ class CheckpointWriter:
         self._submitted = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._last: Future[None] | None = None
-        self._raised = False
 
     def due(self, step: int) -> bool:
         """Whether `--checkpoint-every` requires a checkpoint of this step."""
@@ -33,11 +32,10 @@ class CheckpointWriter:
         return self._steps > 0 and step % self._steps == 0
 
     def submit(self, state: TrainingState) -> None:
-        """Begin to write the current state, after any earlier one is written. Training does not wait."""
-        if self._last is not None and self._last.exception() is not None:
-            return
-        self._last = self._thread.submit(self._write, state.copy())
-        self._submitted = time.monotonic()
+        """Begin to write the current state, when any earlier one is written."""
+        if self._last is None or self._last.exception() is None:
+            self._last = self._thread.submit(self._write, state.copy())
+            self._submitted = time.monotonic()
 
     def _write(self, state: TrainingState) -> None:
         content = checkpoint_bytes(state, self.origin, self.layouts)
@@ -50,12 +48,12 @@ class CheckpointWriter:
 
     def wait(self) -> None:
         """Wait until the last checkpoint is on disk; raises its error, such as CheckpointError."""
-        self._raised = True
-        if self._last is not None:
-            self._last.result()
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
 
     def close(self, say: Callable[[str], None]) -> None:
         """Finish the last write and end the thread. `say` reports an error that `wait` has not raised."""
         self._thread.shutdown()
-        if self.failed and not self._raised and self._last is not None:
-            say(f"not written: {self._last.exception()}")
+        if self._last is not None and (error := self._last.exception()):
+            say(f"not written: {error}")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dptrain.config.flags import add_flags
+from dptrain.config.files import add_flags
 from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 from dptrain.system.arguments import Parser, whole
@@ -109,7 +109,7 @@ def _data(parsed: argparse.Namespace, communicator: Communicator) -> Results:
     from dptrain.bench.data import measure_batches, measure_files
     from dptrain.bench.workload import check_shards
     from dptrain.parallel.communicator import together
-    from dptrain.parallel.threads import fair_threads
+    from dptrain.parallel.pool import fair_threads
 
     with together(communicator):
         check_shards(communicator, parsed.shards, parsed.batch_size)

@@ -5,6 +5,6 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Run the program; returns the exit status."""
-    from dptrain.data_prep.__main__ import run
+    from dptrain.data_prep.__main__ import main as data_prep
 
-    return run(arguments)
+    return data_prep(arguments)

@@ -10,8 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from dptrain.commands.exit import end_at_once
-from dptrain.config.files import merged, read_toml
-from dptrain.config.flags import add_flags
+from dptrain.config.files import add_flags, merged, read_toml
 from dptrain.config.train import BORDERS, KEYS, SUBJECTS, AugmentationConfig
 from dptrain.errors import UsageError
 from dptrain.system import record
@@ -49,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
     """Train; returns the exit status."""
-    from dptrain.health.interruption import signals_taken
+    from dptrain.health.interruption import handled_signals
     from dptrain.parallel.communicator import together
     from dptrain.report import REPORTERS
     from dptrain.training.loop import train
@@ -67,7 +66,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
                 "no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 data/cifar10, or without "
                 "a download: dptrain data-prep shapes data/shapes"
             )
-    with signals_taken(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
+    with handled_signals(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
         reporters = [stack.enter_context(closing(kind())) for kind in REPORTERS]
         end = train(config, communicator, reporters, interruption, connection)
     if end is None:

@@ -1,12 +1,11 @@
-"""The configuration from TOML files and flags, and its saved form.
-
-Values come from the defaults, then a TOML file, then flags; the merged result is saved with the run.
-"""
+"""The configuration from defaults, then a TOML file, then flags; its flags, and its saved form."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ import tomli_w
 from dptrain.config.keys import Scope, check, flag, kind
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import UsageError
+from dptrain.optim import OPTIMIZERS, optimizer_class, options_of
 from dptrain.system import files
 from dptrain.system.suggestions import EXPLANATIONS, did_you_mean
 from dptrain.system.text import shown
 
 NAMES = {name.replace("_", "-"): name for name in KEYS}  # names in TOML
-TABLES = ", ".join(name for name in NAMES if kind(KEYS[NAMES[name]]) is dict)
+METAVARS = {int: "N", float: "X", str: "PATH", dict: "TOML"}
 KEYS_OF_THE_FOLDER = {name for name, one in KEYS.items() if one.metadata["scope"] is Scope.FOLDER}
 
 
@@ -32,10 +32,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         text = files.read_text(path)
-    except OSError as error:
-        raise UsageError(f"--config {shown(path)}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"--config {shown(path)}: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"--config {shown(path)}: cannot be read: {reason}") from error
     values = parse_toml(text, shown(path), by_user=True)
     saved = path.name == "config.toml" and (path.parent / "checkpoints").is_dir()
     return {name: value for name, value in values.items() if not (saved and name in KEYS_OF_THE_FOLDER)}
@@ -46,33 +45,31 @@ def parse_toml(text: str, origin: str, *, by_user: bool = False) -> dict[str, An
 
     A whole number is accepted where a number is expected. In text written by a user, `~` in paths is expanded.
     """
+    values: dict[str, Any] = {}
     try:
-        values: dict[str, Any] = {}
         for spelled, value in files.parse_toml(text).items():
             name = spelled.replace("-", "_")
             if name in values:
                 raise UsageError(f"{spelled!r} is given twice; keep one")
-            values[name] = value if name == "augment" else _value(spelled, value, by_user=by_user)
-        return _expand_augment(values)
+            values[name] = value if name == "augment" else _checked(spelled, value, by_user=by_user)
     except ValueError as error:
         raise UsageError(f"{origin}: not TOML: {error}") from error
     except UsageError as error:
         raise UsageError(f"{origin}: {error}") from None
+    return _expand_augment(values)
 
 
-def _value(spelled: str, value: Any, *, by_user: bool) -> Any:
-    """The checked value of one key."""
+def _checked(spelled: str, value: Any, *, by_user: bool) -> Any:
     name = spelled.replace("-", "_")
-    if name not in KEYS and isinstance(value, dict):
-        raise UsageError(f"table [{shown(spelled, 60)}]: write keys at the top level; the only tables are {TABLES}")
     if name not in KEYS:
         near = did_you_mean(spelled, [*NAMES, "augment"], "see dptrain train --help", EXPLANATIONS)
-        raise UsageError(f"unknown key {shown(repr(spelled), 60)}; {near}")
-    one = KEYS[name]
-    if type(value) is int and kind(one) in (float, str):
-        value = kind(one)(value)
-    check(one, value)
-    return one.metadata["read"](value) if by_user and "read" in one.metadata and value != one.default else value
+        tables = "; keys are at the top level, not in tables" * isinstance(value, dict)
+        raise UsageError(f"unknown key {shown(repr(spelled), 60)}{tables}; {near}")
+    key = KEYS[name]
+    if type(value) is int and kind(key) in (float, str):
+        value = kind(key)(value)
+    check(key, value)
+    return key.metadata["read"](value) if by_user and "read" in key.metadata and value != key.default else value
 
 
 def to_toml(config: TrainConfig, *, folder: bool = True) -> str:
@@ -83,10 +80,21 @@ def to_toml(config: TrainConfig, *, folder: bool = True) -> str:
 
 
 def merged(*sources: Mapping[str, Any]) -> TrainConfig:
-    """A configuration from several sources; later ones win."""
+    """A configuration from several sources; later ones win. The optimizer decides the default learning rate.
+
+    UsageError for a key that the optimizer does not take, if the last source, the flags, has it, or if its value is not
+    the default (a saved configuration has every key).
+    """
     values: dict[str, Any] = {}
     for source in sources:
         values |= _expand_augment(source)
+    optimizer = values.get("optimizer", KEYS["optimizer"].default)
+    if optimizer in OPTIMIZERS:
+        values.setdefault("lr", optimizer_class(optimizer).default_lr)
+        others = set().union(*map(options_of, OPTIMIZERS)) - options_of(optimizer)
+        for name in sorted(others & values.keys()):
+            if name in sources[-1] or values[name] != KEYS[name].default:
+                raise UsageError(f"{flag(name)} is not an option of --optimizer {optimizer}: leave it out")
     return TrainConfig(**values)
 
 
@@ -110,10 +118,7 @@ def from_text(key: Field[Any], text: str) -> Any:
             with contextlib.suppress(ValueError):
                 value = kind(key)(text)
     except UnicodeEncodeError:
-        raise UsageError(
-            f"{name} is {shown(text)}, expected a name in UTF-8, as the run saves it; rename the file or folder, or "
-            "give a symbolic link to it"
-        ) from None
+        raise UsageError(f"{name} is {shown(text)}, expected a name in UTF-8: rename the file or folder") from None
     except ValueError as error:
         example = f"{name} '{key.metadata['example']}'"
         raise UsageError(f"{name} {shown(repr(text), 200)}: not TOML ({error}); write for example {example}") from error
@@ -121,3 +126,28 @@ def from_text(key: Field[Any], text: str) -> Any:
         raise UsageError(f"{name}: {error}") from None
     check(key, value)
     return value
+
+
+def add_flags(parser: argparse._ActionsContainer, names: Iterable[str], *, defaults: bool = False) -> None:
+    """Add the flags of keys. A flag that is not given sets no attribute, or with `defaults` the key's default."""
+    for name in names:
+        key = KEYS[name]
+        default = argparse.SUPPRESS if not defaults else {} if kind(key) is dict else key.default
+        if name == "data":
+            parser.add_argument(name, nargs="?", default=default, **_options(key))
+        else:
+            parser.add_argument(flag(name), default=default, **_options(key))
+
+
+def _options(key: Field[Any]) -> dict[str, Any]:
+    """The arguments of argparse's `add_argument`."""
+    more, type_ = key.metadata, kind(key)
+    text = more["help"] + (f", as TOML: '{more['example']}'" if "example" in more else "")
+    if type_ is not dict and key.default is not False and key.default != "":
+        default = "on" if key.default is True else key.default
+        text = f"{text[:-1]}; default: {default})" if text.endswith(")") else f"{text} (default: {default})"
+    help = {"help": text.replace("%", "%%")}
+    if type_ is bool:
+        return help | {"action": argparse.BooleanOptionalAction}
+    metavar = "|".join(more["choices"]) if "choices" in more else more.get("metavar", METAVARS[type_])
+    return help | {"type": functools.partial(from_text, key), "metavar": metavar}

@@ -1,15 +1,12 @@
-"""Configuration keys: fields of dataclasses with a scope, a help text and rules for the value.
-
-They define flags, TOML keys and checks.
-"""
+"""Configuration keys: fields of dataclasses with a scope, a help text and bounds. They define flags and TOML keys."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import operator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from dptrain.errors import UsageError
 from dptrain.system.suggestions import did_you_mean
@@ -17,6 +14,7 @@ from dptrain.system.text import shown
 
 LIMIT = 2**63  # whole numbers are below it, as in TOML and HDF5
 KIND_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a table"}
+BOUNDS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt}
 
 
 class Scope(Enum):
@@ -28,35 +26,13 @@ class Scope(Enum):
     PROCESS = "how the process works: no effect on the results"
 
 
-class Rule(NamedTuple):
-    """A condition for a value, and what an error says was expected."""
-
-    holds: Callable[[Any], object]
-    expected: str
-
-
-def at_least(bound: float) -> Rule:
-    """The rule of a number that is at least `bound`."""
-    return Rule(lambda value: value >= bound, f"at least {bound}")
-
-
-def above(bound: float) -> Rule:
-    """The rule of a number that is above `bound`."""
-    return Rule(lambda value: value > bound, f"above {bound}")
-
-
-def below(bound: float) -> Rule:
-    """The rule of a number that is below `bound`."""
-    return Rule(lambda value: value < bound, f"below {bound}")
-
-
-def key(default: Any, scope: Scope, help: str, *rules: Rule, **more: Any) -> Any:
+def key(default: Any, scope: Scope, help: str, **more: Any) -> Any:
     """A field of a `Config`.
 
-    More: `choices` (names), `read` (a function for text from a user, such as one that expands `~`), `metavar`,
-    `example` (of a table).
+    More: a bound (`at_least`, `above`, `below`), a `rule` (condition and what an error says was expected), `choices`,
+    `read` (a function for text from a user, such as one that expands `~`), `metavar`, `example` (of a table).
     """
-    metadata = {"scope": scope, "help": help, "rules": rules, **more}
+    metadata = {"scope": scope, "help": help, **more}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -82,18 +58,18 @@ def kind(key: Field[Any]) -> type:
 
 
 def check(key: Field[Any], value: Any) -> None:
-    """UsageError unless the value has the key's type and satisfies its rules."""
-    choices = key.metadata.get("choices")
-    if type(value) is not kind(key):
-        expected: str | None = KIND_NAMES[kind(key)]
-    elif isinstance(value, float) and not math.isfinite(value):
-        expected = "a finite number"
-    elif isinstance(value, int) and abs(value) >= LIMIT:
-        expected = "a number below 2^63"
-    else:
-        expected = next((rule.expected for rule in key.metadata["rules"] if not rule.holds(value)), None)
-    found = f"{flag(key.name)} is {shown(repr(value), 200)}"
-    if expected is not None:
-        raise UsageError(f"{found}, expected {expected}")
-    if choices is not None and value not in choices:
-        raise UsageError(f"{found}; {did_you_mean(value, choices)}")
+    """UsageError unless the value has the key's type and keeps its bounds."""
+    found, more, given = f"{flag(key.name)} is {shown(repr(value), 200)}", key.metadata, type(value)
+    if given is not kind(key):
+        raise UsageError(f"{found}, expected {KIND_NAMES[kind(key)]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{found}, expected a finite number")
+    if isinstance(value, int) and abs(value) >= LIMIT:
+        raise UsageError(f"{found}, expected a number below 2^63")
+    for name in BOUNDS.keys() & more.keys():
+        if not BOUNDS[name](value, more[name]):
+            raise UsageError(f"{found}, expected {name.replace('_', ' ')} {more[name]}")
+    if "rule" in more and not more["rule"][0](value):
+        raise UsageError(f"{found}, expected {more['rule'][1]}")
+    if "choices" in more and value not in more["choices"]:
+        raise UsageError(f"{found}; {did_you_mean(value, more['choices'])}")

@@ -1,7 +1,6 @@
 """The keys of a training run, in groups by subject. Each is a flag of `dptrain train` and a key in TOML files.
 
-A function that needs one subject takes that group. TrainConfig inherits all groups, so flags, TOML keys and attributes
-are flat. A new key is one line in its group.
+TrainConfig inherits all groups, so flags, TOML keys and attributes are flat. A new key is one line in its group.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dptrain.config.keys import Config, Rule, Scope, above, at_least, below, key
+from dptrain.config.keys import Config, Scope, key
 from dptrain.optim import NAMES as OPTIMIZERS
 from dptrain.optim.schedule import NAMES as SCHEDULES
 from dptrain.system.paths import typed_path
@@ -25,11 +24,11 @@ REDUCTIONS = {
 }
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600}
 DEFAULT_WARMUP, WARMUP_SHARE = 200, 10  # 200 steps, but at most a tenth of the run
-INTERVAL = Rule(re.compile(r"(\d+)([smh]?)", re.ASCII).fullmatch, "a number of steps, or a time such as 90s, 15m or 1h")
-FACTORS = Rule(
-    lambda table: all(type(one) in (int, float) and 0 <= one < math.inf for one in table.values()),
-    "factors of at least 0",
-)
+INTERVAL = re.compile(r"(\d+)([smh]?)", re.ASCII).fullmatch, "a number of steps, or a time such as 90s, 15m or 1h"
+
+
+def are_factors(table: Mapping[str, Any]) -> bool:
+    return all(type(one) in (int, float) and 0 <= one < math.inf for one in table.values())
 
 
 def model_name(text: str) -> str:
@@ -42,20 +41,16 @@ class DataConfig(Config):
     """data"""
 
     data: str = key("", PROCESS, "folder of the packed data set", read=typed_path, metavar="DATA")
-    batch_size: int = key(128, RUN, "global batch size: a multiple of the number of shards", at_least(1))
-    seed: int = key(0, RUN, "seed of initial parameters, sample order and all random draws", at_least(0))
+    batch_size: int = key(128, RUN, "global batch size: a multiple of the number of shards", at_least=1)
+    seed: int = key(0, RUN, "seed of initial parameters, sample order and all random draws", at_least=0)
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
 class ModelConfig(Config):
     """network"""
 
-    model: str = key(
-        "convnet", BITS, "architecture: convnet, linear, or FILE.py:FUNCTION", read=model_name, metavar="NAME"
-    )
-    model_options: Mapping[str, Any] = key(
-        {}, BITS, "arguments of the architecture", example="widths = [32, 64], kernel_size = 5"
-    )
+    model: str = key("convnet", BITS, "convnet, linear, or FILE.py:FUNCTION", read=model_name, metavar="NAME")
+    model_options: Mapping[str, Any] = key({}, BITS, "arguments of the model", example="widths = [32, 64]")
     allow_changed_model: bool = key(False, PROCESS, "resume although model files have changed since the checkpoint")
 
 
@@ -72,12 +67,16 @@ class OptimizerConfig(Config):
     """optimizer"""
 
     optimizer: str = key("sgd", RUN, "update rule", choices=OPTIMIZERS)
-    momentum: float = key(0.9, BITS, "momentum of sgd; 0 for none", at_least(0.0), below(1.0))
+    momentum: float = key(0.9, BITS, "momentum of sgd; 0 for none", at_least=0.0, below=1.0)
     nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd")
-    weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least(0.0))
+    weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
     group_lr: Mapping[str, Any] = key(
-        {}, BITS, "factors of the learning rate for groups of parameters", FACTORS, example="head = 10"
+        {},
+        BITS,
+        "factors of the learning rate for groups of parameters",
+        rule=(are_factors, "factors of at least 0"),
+        example="head = 10",
     )
 
 
@@ -85,15 +84,13 @@ class OptimizerConfig(Config):
 class ScheduleConfig(Config):
     """length and learning rate"""
 
-    epochs: int = key(10, BITS, "passes over the training split", at_least(1))
-    max_steps: int = key(
-        0, PROCESS, "stop after this step; the schedule still covers all epochs (0: never)", at_least(0)
-    )
-    lr: float = key(0.05, BITS, "highest learning rate", above(0.0))
+    epochs: int = key(10, BITS, "passes over the training split", at_least=1)
+    max_steps: int = key(0, PROCESS, "stop after this step; the schedule still covers all epochs (0: off)", at_least=0)
+    lr: float = key(0.05, BITS, "highest learning rate (default for adamw: 0.001)", above=0.0)
     schedule: str = key("cosine", BITS, "learning rate schedule", choices=SCHEDULES)
-    warmup_steps: int = key(-1, BITS, "steps of linear warm-up (-1: 200, at most a tenth of the run)", at_least(-1))
-    step_epochs: float = key(4.0, BITS, "for --schedule step: epochs between two drops", above(0.0))
-    step_factor: float = key(0.1, BITS, "for --schedule step: factor of a drop", above(0.0))
+    warmup_steps: int = key(-1, BITS, "steps of linear warm-up (-1: 200, at most a tenth of the run)", at_least=-1)
+    step_epochs: float = key(4.0, BITS, "for --schedule step: epochs between two drops", above=0.0)
+    step_factor: float = key(0.1, BITS, "for --schedule step: factor of a drop", above=0.0)
 
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up in a schedule of `total_steps`."""
@@ -104,13 +101,8 @@ class ScheduleConfig(Config):
 class ParallelConfig(Config):
     """parallel computing"""
 
-    threads: int = key(0, PROCESS, "shards that a rank computes at a time (0: its share of the cores)", at_least(0))
-    reduction: str = key(
-        "tree",
-        BITS,
-        "sum of gradients; with tree, the bits do not depend on the number of ranks",
-        choices=tuple(REDUCTIONS),
-    )
+    threads: int = key(0, PROCESS, "shards that a rank computes at a time (0: its share of the cores)", at_least=0)
+    reduction: str = key("tree", BITS, "sum of gradients (mpi: bits depend on the ranks)", choices=(*REDUCTIONS,))
     elastic: bool = key(False, PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
 
 
@@ -123,7 +115,7 @@ class CheckpointConfig(Config):
         "0",
         PROCESS,
         "steps or time between checkpoints, besides those after each epoch: 500, 90s, 15m, 1h (0: none)",
-        INTERVAL,
+        rule=INTERVAL,
         metavar="STEPS|TIME",
     )
     resume: str = key(
@@ -144,13 +136,9 @@ class CheckpointConfig(Config):
 class ReportingConfig(Config):
     """log and stalled ranks"""
 
-    log_every: int = key(50, PROCESS, "steps between two lines of metrics.jsonl", at_least(1))
-    stall_limit: float = key(
-        60.0, PROCESS, "seconds without progress after which a rank is reported (0: never)", at_least(0.0)
-    )
-    stall_abort: float = key(
-        600.0, PROCESS, "seconds after that report until a job of several ranks is ended (0: never)", at_least(0.0)
-    )
+    log_every: int = key(50, PROCESS, "steps between two lines of metrics.jsonl", at_least=1)
+    stall_limit: float = key(60.0, PROCESS, "report a rank without progress for so many seconds (0: off)", at_least=0.0)
+    stall_abort: float = key(600.0, PROCESS, "end a job so many seconds after such a report (0: off)", at_least=0.0)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Microbatches of one shard: samples in the order of the epoch, augmented and normalised."""
+"""Microbatches of one shard: samples in the order of the epoch, augmented and normalised.
+
+Order and augmentation depend on (seed, epoch, shard) and on nothing else.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,9 @@ from numpy.typing import NDArray
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.arrays.random import Draws
+from dptrain.arrays.random import Draws, Purpose, random_words
 from dptrain.data.manifest import Manifest
-from dptrain.data.order import EpochKey
-from dptrain.data.source import Source
+from dptrain.data.shard import Samples
 from dptrain.data.transforms import Transform
 
 
@@ -21,7 +23,7 @@ class ShardBatches:
 
     def __init__(
         self,
-        source: Source,
+        samples: Samples,
         shard: int,
         manifest: Manifest,
         *,
@@ -29,7 +31,7 @@ class ShardBatches:
         seed: int,
         transforms: Sequence[Transform] = (),
     ) -> None:
-        self.source, self.shard, self.size, self.seed = source, shard, size, seed
+        self.samples, self.shard, self.size, self.seed = samples, shard, size, seed
         self.transforms = transforms
         self.normalise = Normalisation(manifest)
         self._epoch = -1
@@ -41,26 +43,22 @@ class ShardBatches:
         workspace until the next call.
         """
         if epoch != self._epoch:
-            self._draw(epoch)
+            self._epoch, self._order = epoch, np.argsort(self._words(Purpose.SAMPLE_ORDER, epoch), kind="stable")
+            self._augmentation = self._words(Purpose.AUGMENTATION, epoch)  # by position in the epoch, not by sample
         rows = slice(step * self.size, (step + 1) * self.size)
         chosen = self._order[rows]
-        images = self.source.rows(chosen)
-        if len(images):
-            for transform in self.transforms:
-                images = transform.apply(images, self._words[transform.purpose][rows])
-        return self.normalise(images, workspace), self.source.labels[chosen]
+        images = self.samples.images[chosen]
+        for transform in self.transforms:
+            images = transform(images, self._augmentation[rows])
+        return self.normalise(images, workspace), self.samples.labels[chosen]
 
     def draws(self, epoch: int, step: int) -> Draws:
         """The key of the random draws that layers make for a microbatch."""
         return Draws(self.seed, epoch, self.shard, step * self.size)
 
-    def _draw(self, epoch: int) -> None:
-        """Draw the order and the words of an epoch. A word belongs to a position in the epoch, not to a sample."""
-        key = EpochKey(self.seed, epoch, self.shard)
-        self._order = self.source.order(key)
-        purposes = {transform.purpose for transform in self.transforms}
-        self._words = {purpose: key.words(purpose, len(self._order)) for purpose in purposes}
-        self._epoch = epoch
+    def _words(self, purpose: Purpose, epoch: int) -> NDArray[np.uint64]:
+        """A random word for each position in the epoch, (n,)."""
+        return random_words(self.seed, purpose, self.shard, len(self.samples), epoch=epoch)
 
 
 class Normalisation:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,7 @@ from dptrain.data.shard import Samples, read_shard
 from dptrain.system.text import shown
 
 
-@dataclass(frozen=True)
-class LocalShards:
+class LocalShards(NamedTuple):
     """Samples of this rank's shards, by shard number, for each split."""
 
     train: dict[int, Samples]
@@ -40,20 +40,19 @@ def load_shards(
     Hashing releases the GIL, so `threads` files are checked at the same time. `progress` is called by any thread after
     each shard.
     """
+
     wanted = [(split, shard) for split in splits for shard in shards]
 
-    def read_one(part: tuple[str, int]) -> Samples:
+    def load(part: tuple[str, int]) -> Samples:
         split, shard = part
-        known: Samples | None = getattr(loaded, split).get(shard)
-        samples = read_shard(folder, manifest, split, shard) if known is None else known
+        known: dict[int, Samples] = getattr(loaded, split)
+        samples = known[shard] if shard in known else read_shard(folder, manifest, split, shard)
         progress()
         return samples
 
-    by_split: dict[str, dict[int, Samples]] = {split: {} for split in SPLITS}
     with ThreadPoolExecutor(threads) as pool:
-        for (split, shard), samples in zip(wanted, pool.map(read_one, wanted), strict=True):
-            by_split[split][shard] = samples
-    return LocalShards(**by_split)
+        found = dict(zip(wanted, pool.map(load, wanted), strict=True))
+    return LocalShards(*({shard: one for (name, shard), one in found.items() if name == split} for split in SPLITS))
 
 
 @dataclass(frozen=True)
@@ -73,17 +72,15 @@ def split_problems(manifest: Manifest, split: str, shards: Sequence[Tally]) -> l
     """Problems across the shards of a split: uneven class counts, samples that occur more than once."""
     problems = []
     counts = np.array([shard.classes for shard in shards])
-    uneven = np.flatnonzero(np.ptp(counts, axis=0) > 1).tolist()
-    if uneven:
-        of_class, name = counts[:, uneven[0]], shown(manifest.classes[uneven[0]], 80)
-        more = f", and {len(uneven) - 1} more classes are uneven" if len(uneven) > 1 else ""
+    uneven = np.flatnonzero(np.ptp(counts, axis=0) > 1)
+    if len(uneven):
+        samples = counts[:, uneven[0]]
         problems.append(
-            f"{split} shards have {of_class.min()} to {of_class.max()} samples of class {name}, "
-            f"expected a difference of at most 1{more}"
+            f"{split} shards have {samples.min()} to {samples.max()} samples of class "
+            f"{shown(manifest.classes[uneven[0]], 80)}, expected a difference of at most 1"
         )
-    index = np.sort(np.concatenate([shard.index for shard in shards]))
-    twice = np.unique(index[1:][index[1:] == index[:-1]])
+    numbers, times = np.unique(np.concatenate([shard.index for shard in shards]), return_counts=True)
+    twice = numbers[times > 1]
     if len(twice):
-        some = ", ".join(map(str, twice[:5].tolist())) + (", ..." if len(twice) > 5 else "")
-        problems.append(f"{split} index has {len(twice)} numbers more than once: {some}")
+        problems.append(f"{split} index has {len(twice)} numbers more than once, the first is {twice[0]}")
     return problems

@@ -17,14 +17,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shlex
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
-
-from dptrain.data.names import check_names
 from dptrain.errors import DataError
 from dptrain.system import files
 from dptrain.system.fields import Bounds, Sha256, from_json
@@ -37,8 +37,20 @@ MANIFEST = "manifest.json"
 SPLITS = ("train", "test")
 LARGEST_IMAGE = 1 << 30  # bytes
 METADATA = 1 << 16  # most bytes of a shard besides its arrays
+LONGEST_NAME = 200  # characters
+REFUSED = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # HDF5 cannot hold NUL or a lone surrogate
 
 Extent = Annotated[int, Bounds(1, LARGEST_IMAGE)]
+ImageShape = tuple[Extent, Extent, Extent]
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """Where the arrays of a shard begin in its file."""
+
+    images: int
+    labels: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,7 @@ class ShardEntry:
     samples: int
     sha256: Sha256
     contents_sha256: Sha256 | None = None
-    offsets: dict[str, int] | None = None
+    offsets: Offsets | None = None
 
 
 @dataclass(frozen=True)
@@ -77,13 +89,13 @@ class Manifest:
 
     name: str
     classes: tuple[str, ...]
-    image_shape: tuple[Extent, Extent, Extent]
+    image_shape: ImageShape
     mean: tuple[float, ...]
     std: tuple[float, ...]
     seed: Annotated[int, Bounds(0, 2**64 - 1)]
     source: Provenance
     splits: dict[str, tuple[ShardEntry, ...]]
-    version: int = VERSION
+    version: Annotated[int, Bounds(1, VERSION)] = VERSION
     command: tuple[str, ...] = ()
 
     @property
@@ -99,9 +111,8 @@ class Manifest:
         raw = {"format": FORMAT, "version": self.version, **asdict(self)}
         if not self.command:
             del raw["command"]
-        if self.version == 1:
-            for entry in (entry for entries in raw["splits"].values() for entry in entries):
-                del entry["contents_sha256"], entry["offsets"]
+        for entry in (entry for entries in raw["splits"].values() for entry in entries if self.version == 1):
+            del entry["contents_sha256"], entry["offsets"]
         return json.dumps(raw, indent=1) + "\n"
 
     @property
@@ -112,12 +123,10 @@ class Manifest:
         """
         if self.version == 1:
             return hashlib.sha256(self.to_json().encode()).hexdigest()
-        contents = {
-            split: [(entry.samples, entry.contents_sha256) for entry in entries]
-            for split, entries in self.splits.items()
-        }
-        facts = {**asdict(self), "splits": contents}
+        facts = asdict(self)
         del facts["version"], facts["command"]
+        for split, entries in self.splits.items():
+            facts["splits"][split] = [(entry.samples, entry.contents_sha256) for entry in entries]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def repack_command(self, folder: Path, shards: int) -> str:
@@ -134,15 +143,6 @@ def shard_name(split: str, shard: int, shards: int) -> str:
     return f"{split}-{shard:03d}-of-{shards:03d}.h5"
 
 
-def array_forms(samples: int, image_shape: tuple[int, ...]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """Type and shape of each array of a shard."""
-    return {
-        "images": (np.dtype(np.uint8), (samples, *image_shape)),
-        "labels": (np.dtype("<i8"), (samples,)),
-        "index": (np.dtype("<i8"), (samples,)),
-    }
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Read and check manifest.json of a data set folder; raises DataError."""
     path = Path(folder) / MANIFEST
@@ -156,80 +156,80 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"{shown(path)}: cannot be read as JSON: {error}; pack the data set again") from error
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise DataError(f'{shown(path)}: not a dptrain manifest: expected "format": "{FORMAT}"')
-    version = raw.get("version")
-    if type(version) is int and version > VERSION:
+    if isinstance(version := raw.get("version"), int) and version > VERSION:
         raise DataError(
             f"{shown(path)}: data set format version {version}, this program reads versions 1 to {VERSION}: use the "
             "later dptrain that packed it, or pack the data set again with this one"
         )
     try:
-        if type(version) is not int or version < 1:
-            raise ValueError(f"version is {shown(repr(version), 80)}, expected 1 or {VERSION}")
         manifest = from_json(Manifest, raw)
-        _check_manifest(manifest)
-    except ValueError as error:
+        _check(manifest)
+    except (ValueError, DataError) as error:
         raise DataError(f"{shown(path)}: damaged or edited: {error}; pack the data set again") from error
     return manifest
 
 
 def _why_missing(folder: Path) -> str:
     """Why a folder has no manifest, and what to do."""
-    advice = f"pack one first, for example: dptrain data-prep cifar10 {shown(shlex.quote(str(folder)))}"
     if why := dangling(folder):
         return why
-    if folder.is_dir():
-        return f"not a data set: no {MANIFEST} (it is written last: was packing interrupted?); {advice}"
-    return "is a file, expected the folder of a packed data set" if folder.exists() else f"no such folder; {advice}"
+    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        return f"not a data set: no {MANIFEST}; give the folder of a packed data set"
+    what = f"not a data set: no {MANIFEST} (was packing interrupted?)" if folder.exists() else "no such folder"
+    return f"{what}; pack one first, for example: dptrain data-prep cifar10 {shown(shlex.quote(str(folder)))}"
 
 
-def _check_manifest(manifest: Manifest) -> None:
-    """ValueError unless the parts of a manifest are consistent."""
-    channels = manifest.image_shape[0]
-    try:
-        check_names(manifest.name, manifest.classes)
-    except DataError as error:
-        raise ValueError(str(error)) from None
-    if math.prod(manifest.image_shape) > LARGEST_IMAGE:
-        raise ValueError(f"image_shape is {manifest.image_shape}, expected at most {LARGEST_IMAGE:,} bytes")
-    if not len(manifest.mean) == len(manifest.std) == channels or min(manifest.std) <= 0:
-        raise ValueError(
-            f"{len(manifest.mean)} values of mean, {len(manifest.std)} of std, the smallest "
-            f"{min(manifest.std, default=0)}; expected {channels} of each, std above 0"
-        )
+def _check(manifest: Manifest) -> None:
+    """ValueError or DataError unless the parts of a manifest are consistent."""
+    check_names(manifest.name, manifest.classes)
+    check_images(manifest.image_shape, manifest.mean, manifest.std)
     if set(manifest.splits) != set(SPLITS):
         raise ValueError(f"the keys of splits are {shown(', '.join(manifest.splits), 80)}; expected train, test")
-    for split in SPLITS:
-        entries, shards = manifest.splits[split], manifest.shard_count
-        wrong = [entry.file for shard, entry in enumerate(entries) if entry.file != shard_name(split, shard, shards)]
-        if wrong or not 0 < len(entries) == shards:
-            what = f"a shard {shown(repr(wrong[0]), 80)}" if wrong else f"{len(entries)} shards"
-            raise ValueError(f"the {split} split has {what}, expected {shard_name(split, 0, shards)} and so on")
+    shards = manifest.shard_count
+    for split, entries in manifest.splits.items():
+        names = [shard_name(split, shard, shards) for shard in range(shards)]
+        if [entry.file for entry in entries] != names or not names:
+            raise ValueError(f"the {split} split: expected the shards {shard_name(split, 0, shards or 1)} and so on")
         sizes = [entry.samples for entry in entries]
-        if not sum(sizes):
-            raise ValueError(f"the {split} split has no samples")
-        if max(sizes) - min(sizes) > 1:
+        if max(sizes) - min(sizes) > 1 or not max(sizes):
             raise ValueError(
-                f"{split} shards have {min(sizes):,} to {max(sizes):,} samples, expected a difference of at most 1"
+                f"{split} shards have {min(sizes):,} to {max(sizes):,} samples, expected a difference of at most 1, "
+                "and a sample"
             )
-        for shard, entry in enumerate(entries):
-            _check_entry(entry, f"splits.{split}[{shard}]", manifest)
+        for entry in entries:
+            old = manifest.version == 1
+            if (entry.offsets is None) != old or (entry.contents_sha256 is None) != old:
+                raise ValueError(f"{entry.file}: offsets and contents_sha256 belong to version 2, and to it only")
+            needed = entry.samples * (math.prod(manifest.image_shape) + 16)
+            if not old and entry.bytes > needed + METADATA:
+                raise ValueError(f"{entry.file}: {entry.bytes:,} bytes, {entry.samples:,} samples need {needed:,}")
 
 
-def _check_entry(entry: ShardEntry, where: str, manifest: Manifest) -> None:
-    """ValueError unless the arrays of a shard fit into its file at their offsets."""
-    if manifest.version == 1:
-        if (entry.offsets, entry.contents_sha256) != (None, None):
-            raise ValueError(f"{where} has offsets or contents_sha256, which version 1 does not have")
-        return
-    forms = array_forms(entry.samples, manifest.image_shape)
-    if entry.contents_sha256 is None or set(entry.offsets or ()) != set(forms):
-        raise ValueError(f"{where}: expected contents_sha256, and offsets of {', '.join(forms)}")
-    offsets = entry.offsets or {}
-    # In Python's integers, which do not overflow.
-    sizes = {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in forms.items()}
-    spans = sorted((offsets[name], offsets[name] + size) for name, size in sizes.items())
-    ends = [0, *(end for _, end in spans)]
-    if any(begin < end for (begin, _), end in zip(spans, ends, strict=False)) or spans[-1][1] > entry.bytes:
-        raise ValueError(f"{where}: the arrays of {entry.samples:,} samples overlap, or extend beyond the file")
-    if entry.bytes > sum(sizes.values()) + METADATA:
-        raise ValueError(f"{where}: {entry.bytes:,} bytes, {entry.samples:,} samples need {sum(sizes.values()):,}")
+def check_images(shape: ImageShape, mean: Sequence[float], std: Sequence[float]) -> None:
+    """ValueError unless images (C, H, W) are not too large, with a mean and a positive deviation for each channel."""
+    if math.prod(shape) > LARGEST_IMAGE:
+        raise ValueError(f"image_shape is {shape}, expected at most {LARGEST_IMAGE:,} bytes")
+    if not len(mean) == len(std) == shape[0] or min(std) <= 0:
+        raise ValueError(f"mean and std are {mean[:9]} and {std[:9]}, expected {shape[0]} values of each, std above 0")
+
+
+def check_names(name: object, classes: Sequence[object]) -> None:
+    """DataError unless these are valid names of a data set and of its classes.
+
+    Class names must differ after Unicode normalisation, because normalised names look the same. Names may differ in
+    case only: the letters a and A may be two classes.
+    """
+    if isinstance(classes, str) or not classes:
+        raise DataError(f"classes are {shown(repr(classes), 60)}, expected a list of one or more names")
+    for what, text in (("the data set", name), *((f"class {number}", text) for number, text in enumerate(classes))):
+        valid = isinstance(text, str) and 0 < len(text) <= LONGEST_NAME and text == text.strip()
+        if not valid or REFUSED.search(str(text)):
+            raise DataError(
+                f"the name of {what} is {shown(repr(text), 260)}, expected text of 1 to {LONGEST_NAME} characters "
+                "without control characters, line separators, lone surrogates, and spaces at the beginning or end"
+            )
+    first_with: dict[str, int] = {}
+    for number, text in enumerate(classes):
+        first = first_with.setdefault(unicodedata.normalize("NFC", str(text)), number)
+        if first != number:
+            raise DataError(f"classes {first} and {number} have the same name, {shown(text)!r}; rename one")

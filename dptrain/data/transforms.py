@@ -1,46 +1,32 @@
 """Random augmentation of a microbatch of uint8 images, without a loop over images.
 
-`make_transforms` lists the transforms in the order in which they are applied. Each gets one random word for each image.
-
-Flip and crop are the usual augmentation for CIFAR (He et al. 2016, section 4.2) and share one word: bit 0 decides the
-flip, bits 1 to 31 the vertical and bits 32 to 63 the horizontal offset of the crop.
+Flip and crop are the usual augmentation for CIFAR (He et al. 2016, section 4.2). They share one random word for each
+image: bit 0 decides the flip, bits 1 to 31 the vertical and bits 32 to 63 the horizontal offset of the crop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from dptrain.arrays.random import Purpose
 from dptrain.errors import UsageError
 
 BORDER = 4  # pixels that a crop can move in each direction
-OFFSETS = 2 * BORDER + 1
+OFFSETS = np.uint64(2 * BORDER + 1)
 
 Images = NDArray[np.uint8]
 Words = NDArray[np.uint64]
-
-
-class Transform(NamedTuple):
-    """`apply` returns changed images (N, C, H, W) for images (N, C, H, W) and random words (N,) of `purpose`."""
-
-    apply: Callable[[Images, Words], Images]
-    purpose: Purpose = Purpose.AUGMENTATION
+Transform = Callable[[Images, Words], Images]  # new images (N, C, H, W) from images (N, C, H, W) and words (N,)
 
 
 def make_transforms(crop: str, flip: bool) -> list[Transform]:
-    """The transforms that a configuration asks for: a flip, and a crop with a border ("reflect", "zero" or "none")."""
-    transforms = []
-    if flip:
-        transforms.append(Transform(flipped))
-    if crop != "none":
-        transforms.append(Transform(partial(cropped, border=crop)))
-    return transforms
+    """The transforms of a configuration, in order: a flip, and a crop with a border ("reflect", "zero" or "none")."""
+    transforms: list[Transform] = [flipped] if flip else []
+    return transforms if crop == "none" else [*transforms, partial(cropped, border=crop)]
 
 
 def flipped(images: Images, words: Words) -> Images:
@@ -50,12 +36,11 @@ def flipped(images: Images, words: Words) -> Images:
 
 def cropped(images: Images, words: Words, border: str) -> Images:
     """Each image moved by up to 4 pixels in H and W; the border is filled by reflection, or with black ("zero")."""
-    height, width = images.shape[2:]
     margins = ((0, 0), (0, 0), (BORDER, BORDER), (BORDER, BORDER))
     padded = np.pad(images, margins, mode="reflect") if border == "reflect" else np.pad(images, margins)
-    down = ((words & np.uint64(0xFFFFFFFF)) >> np.uint64(1)) % np.uint64(OFFSETS)
-    right = (words >> np.uint64(32)) % np.uint64(OFFSETS)
-    crops = sliding_window_view(padded, (height, width), axis=(2, 3))
+    down = ((words & np.uint64(0xFFFFFFFF)) >> np.uint64(1)) % OFFSETS
+    right = (words >> np.uint64(32)) % OFFSETS
+    crops = sliding_window_view(padded, images.shape[2:], axis=(2, 3))
     chosen: Images = crops[np.arange(len(images)), :, down.astype(np.intp), right.astype(np.intp)]
     return chosen
 

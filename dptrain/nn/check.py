@@ -1,4 +1,4 @@
-"""The gradient checker for all layers: backward passes against differences of forward passes, in float64."""
+"""Checks of layers: the rules for what they return, and their gradients against differences of forward passes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,86 @@ import numpy as np
 from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import Draws
-from dptrain.nn.graph import Builder, Graph, Node, Part
-from dptrain.nn.passes import Pass, Views
-from dptrain.nn.runner import PLAIN
+from dptrain.errors import ModelError
+from dptrain.nn.graph import Part
+from dptrain.nn.layer import Layer, Runner, where
+from dptrain.nn.layers.activation import Flatten
+from dptrain.nn.network import Network
+from dptrain.nn.passes import Pass, read_only
+from dptrain.nn.tensor import Tensor, zeros
 
 STEP = 1e-5  # of the central differences; values of `distinct` are further apart than that
 RTOL, ATOL = 1e-6, 1e-7
+
+
+class CheckedRunner(Runner):
+    """ModelError for a layer whose passes return something else than they must; inputs cannot be written to."""
+
+    def __init__(self, network: Network) -> None:
+        self._output_shapes = {node.layer.name: node.shape for node in network.graph.nodes}  # of a sample
+        self._input_shapes: dict[str, list[Shape]] = {}
+
+    def forward(self, layer: Layer, x: Any, call: Pass) -> tuple[Array, Any]:
+        inputs = [read_only(one) for one in (x if isinstance(x, tuple) else [x])]
+        self._input_shapes[layer.name] = [one.shape for one in inputs]
+        given: Any = tuple(inputs) if isinstance(x, tuple) else inputs[0]
+        result: Any = super().forward(layer, given, call)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ModelError(
+                f"{where(layer)}: forward returned {kind_of(result)}, expected two values: the output, and what "
+                "backward needs (or None)"
+            )
+        shape = array_shape(self._output_shapes[layer.name], inputs[0].shape[-2])
+        if not _has_shape(result[0], shape):
+            raise ModelError(
+                f"{where(layer)}: the output of forward is {kind_of(result[0])}, expected an array of shape {shape}, "
+                "which follows from the shape that bind returned"
+            )
+        return result
+
+    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
+        result: Any = super().backward(layer, dy, saved, call)
+        shapes = self._input_shapes[layer.name]
+        parts = result if len(shapes) > 1 else (result,)
+        if call.need_dx and (
+            not isinstance(parts, tuple) or len(parts) != len(shapes) or not all(map(_has_shape, parts, shapes))
+        ):
+            raise ModelError(
+                f"{where(layer)}: backward returned {kind_of(result)}, expected the gradient of its input, an array of "
+                f"shape {', '.join(map(str, shapes))}"
+            )
+        return result  # type: ignore[no-any-return]
+
+
+def kind_of(value: object) -> str:
+    """A value's type, and an array's shape, for error messages."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return "None" if value is None else f"an object of type {type(value).__name__}"
+
+
+def _has_shape(value: object, shape: Shape) -> bool:
+    return isinstance(value, np.ndarray) and value.shape == shape and value.dtype.kind in "fiub"
+
+
+class _Input(Layer):
+    """Its output is a parameter, so that the network gives the gradient of the input like that of a parameter."""
+
+    kind = "input"
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape  # (..., N, C)
+
+    def tensors(self) -> list[Tensor]:
+        return [Tensor("x", self.shape, zeros)]
+
+    def forward(self, x: Array, call: Pass) -> tuple[Array, None]:
+        return call.parameters["x"], None
+
+    def backward(self, dy: Array, saved: None, call: Pass) -> None:
+        call.gradients["x"][...] = dy
 
 
 def check_layer(layer: Part, input_shape: Shape, samples: int = 3, seed: int = 0) -> None:
@@ -29,57 +103,40 @@ def check_layer(layer: Part, input_shape: Shape, samples: int = 3, seed: int = 0
     Also checked: the shapes that are returned, that a second pass in used memory gives equal bits, and that an
     evaluation runs.
     """
-    builder, generator = Builder(input_shape), np.random.default_rng(seed)
-    builder.add(layer, 0)
-    owners = {name: name.rsplit(".", 1) for name in builder.tensors}
-    graph = Graph(builder.nodes, {owner for owner, _ in owners.values()}, of_input=True)
-    tensors = {name: generator.normal(size=tensor.shape) for name, tensor in builder.tensors.items()}
-    buffers = {name for name, tensor in builder.tensors.items() if tensor.kind == "buffer"}
-    for name in buffers:
-        tensors[name] = np.abs(tensors[name]) + 0.5  # a variance, for example, is positive
-    x = distinct(array_shape(input_shape, samples), seed)
-    dy = generator.normal(size=array_shape(builder.shapes[-1], samples))
-    workspace = Workspace(np.float64)
+    generator = np.random.default_rng(seed)
+    shape = array_shape(input_shape, samples)
+    network = Network([_Input(shape), layer, Flatten()], input_shape, fused=False)
+    parameters = generator.normal(size=network.layout.size)
+    views = network.layout.views(parameters)
+    views["input1.x"][...] = distinct(shape, seed)
+    buffers = np.abs(generator.normal(size=network.buffer_layout.size)) + 0.5  # a variance, for example, is positive
+    dy = generator.normal(size=(samples, network.classes))
+    workspace, runner = Workspace(np.float64), CheckedRunner(network)
 
-    def forward(training: bool) -> tuple[Array, list[Any], list[Pass], dict[str, Array]]:
-        """The output, what the layers saved, the contexts, and gradients and statistics by full name."""
-        written = {name: np.zeros_like(values) for name, values in tensors.items()}
-
-        def views(node: Node, arrays: dict[str, Array], of_buffers: bool) -> Views:
-            mine = {name: short for name, (owner, short) in owners.items() if owner == node.layer.name}
-            return Views({short: arrays[name] for name, short in mine.items() if (name in buffers) == of_buffers})
-
-        passes = [
-            Pass(
-                parameters=views(node, tensors, of_buffers=False),
-                buffers=views(node, tensors, of_buffers=True),
-                workspace=workspace,
-                training=training,
-                gradients=views(node, written, of_buffers=False),
-                statistics=views(node, written, of_buffers=True),
-                draws=Draws(seed),
-                layer_number=node.number,
-            )
-            for node in graph.nodes
-        ]
-        return *graph.forward(x, passes, PLAIN), passes, written
+    def forward() -> tuple[Array, list[Any], list[Pass], dict[str, Array]]:
+        """Output, what the layers saved, the contexts, and gradients and statistics by name."""
+        prepared = network.prepare(parameters, buffers, workspace, runner)
+        gradient, statistics = np.zeros_like(parameters), np.zeros_like(buffers)
+        passes = network.passes(prepared, workspace, gradient, statistics, Draws(seed))
+        written = network.layout.views(gradient) | network.buffer_layout.views(statistics)
+        return *network.graph.forward(views["input1.x"], passes, runner), passes, written
 
     def computed() -> dict[str, Array]:
-        y, saved, passes, written = forward(training=True)
-        output = y.copy()
-        dx = graph.backward(dy.copy(), saved, passes, PLAIN)
-        assert dx is not None
-        return {**written, "output": output, "input": dx.copy()}
+        y, saved, passes, written = forward()
+        written["the output"] = y.copy()
+        network.graph.backward(dy.copy(), saved, passes, runner)
+        return written
 
     first, second = computed(), computed()
     for name, values in first.items():
         if not np.array_equal(values, second[name], equal_nan=True):
             raise AssertionError(f"{layer!r}: the result for {name} is not the same when computed twice")
-    forward(training=False)
-    trained = {name: values for name, values in tensors.items() if builder.tensors[name].trained}
-    for name, values in {**trained, "input": x}.items():
-        expected = central_difference(lambda: float((forward(training=True)[0] * dy).sum()), values)
-        _compare(f"{layer!r}: the gradient of {name}", first[name], expected)
+    network.predict(network.prepare(parameters, buffers, workspace), views["input1.x"], workspace, runner)
+    for name, values in views.items():
+        if network.tensors[name].trained:
+            expected = central_difference(lambda: float((forward()[0] * dy).sum()), values)
+            what = "its input" if name == "input1.x" else name
+            _compare(f"{layer!r}: the gradient of {what}", first[name], expected)
 
 
 def _compare(what: str, found: Array, expected: Array) -> None:

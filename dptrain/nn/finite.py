@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import NO_KEY, Draws
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import Layer, Runner
 from dptrain.nn.network import Network, quiet
 from dptrain.nn.passes import Pass
-from dptrain.nn.runner import Runner
 
 
 def not_finite(values: Array) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
@@ -23,18 +22,19 @@ from dptrain.nn.passes import Parameters, Pass
 class ConvPoolReLU(Layer):
     """Conv2d, ReLU, MaxPool2d(2) computed as convolution, pooling, bias and ReLU.
 
-    Adding a bias and clipping at 0 are monotonic, and floating-point addition rounds monotonically, so both
-    commute with the maximum to the last bit; done after pooling they touch a quarter of the values. Gradients
-    are the same too, unless rounding makes two values of a window equal that were not before the bias.
+    Adding a bias and clipping at 0 are monotonic, also when rounded, so both commute with the maximum to the last bit;
+    after pooling they touch a quarter of the values. Gradients are the same too, unless the bias rounds two values of a
+    window to the same one.
 
-    The convolution orders its sums by pooling window, (2, 2, ...), so that pooling compares whole blocks. Only the
-    pooled values are put in the order of an image.
+    The convolution orders its sums by pooling window, (2, 2, ...), so that pooling compares whole blocks.
     """
 
     def __init__(self, conv: Conv2d, pool: MaxPool2d) -> None:
         self.conv, self.pool = conv, pool
         self.name = conv.name
         self.correlation = conv.correlation_for(2)
+        height, width = self.correlation.extent
+        self.pooled_extent = (height // 2, width // 2)
 
     def __repr__(self) -> str:
         return f"ConvPoolReLU({self.conv!r}, {self.pool!r})"
@@ -50,23 +50,19 @@ class ConvPoolReLU(Layer):
         pooled += parameters["bias"]
         active = np.greater(pooled, 0, out=workspace.array(self.name, "active", pooled.shape, bool))
         channels, height, width = self.pool.output_shape
-        y = workspace.array(self.name, "y", (*self._pooled_extent(), x.shape[2], channels))
+        y = workspace.array(self.name, "y", (*self.pooled_extent, x.shape[2], channels))
         np.maximum(pooled, 0, out=self.correlation.in_own_order(y))
         return y[:height, :width], (sums, saved, parameters[KERNELS], masks, active)
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
         sums, saved, kernels, masks, active = saved
         workspace, gradients = call.workspace, call.gradients
-        dy = zeros_beyond(dy, self._pooled_extent(), self.name, workspace)
+        dy = zeros_beyond(dy, self.pooled_extent, self.name, workspace)
         dpooled = workspace.scratch(self.name, "pooled", active.shape)
         np.multiply(self.correlation.in_own_order(dy), active, out=dpooled)
         add_up(dpooled, gradients["bias"])
         self._pool_backward(dpooled, masks, sums, workspace)
         return self.correlation.backward(sums, saved, kernels, gradients["weight"], workspace, call.need_dx)
-
-    def _pooled_extent(self) -> tuple[int, int]:
-        height, width = self.correlation.extent
-        return height // 2, width // 2
 
     def _pool(self, sums: Array, workspace: Workspace) -> tuple[Array, tuple[Array, Array]]:
         """The maximum over the first two axes, of two each, and masks of where the first of two wins.
@@ -97,25 +93,20 @@ def fuse(nodes: Sequence[Node]) -> list[Node]:
     """The nodes as they are computed: Conv2d, ReLU, MaxPool2d(2) in a row become one ConvPoolReLU."""
     uses = Counter(value for node in nodes for value in node.inputs)
     fused: list[Node] = []
-    position = 0
-    while position < len(nodes):
-        three = nodes[position : position + 3]
-        in_a_row = all(one.output in other.inputs and uses[one.output] == 1 for one, other in pairwise(three))
-        if in_a_row and can_be_fused([node.layer for node in three]):
-            conv, _, pool = three
+    for node in nodes:
+        fused.append(node)
+        if can_be_fused(fused[-3:], uses):
+            conv, _, pool = fused[-3:]
             layer = ConvPoolReLU(cast(Conv2d, conv.layer), cast(MaxPool2d, pool.layer))
-            fused.append(replace(conv, layer=layer, output=pool.output, shape=pool.shape))
-            position += 3
-        else:
-            fused.append(nodes[position])
-            position += 1
+            fused[-3:] = [Node(layer, conv.inputs, pool.output, pool.shape)]
     return fused
 
 
-def can_be_fused(layers: Sequence[Layer]) -> bool:
-    """Whether they are a convolution, ReLU and pooling of 2 x 2 windows side by side."""
-    # Exactly these: a user's subclass computes something else.
-    if [type(layer) for layer in layers] != [Conv2d, ReLU, MaxPool2d]:
+def can_be_fused(nodes: Sequence[Node], uses: Mapping[int, int]) -> bool:
+    """Whether they are a convolution, ReLU and pooling of 2 x 2 windows in a row, and only each other's input."""
+    # Exactly these types: a user's subclass computes something else.
+    if [type(node.layer) for node in nodes] != [Conv2d, ReLU, MaxPool2d]:
         return False
-    pool = cast(MaxPool2d, layers[2])
-    return pool.kernel_size == pool.stride == (2, 2)
+    pool = cast(MaxPool2d, nodes[2].layer)
+    in_a_row = all(one.output in other.inputs and uses[one.output] == 1 for one, other in pairwise(nodes))
+    return in_a_row and pool.kernel_size == pool.stride == (2, 2)

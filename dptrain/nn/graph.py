@@ -1,6 +1,6 @@
-"""Networks as graphs: parts that are composed of layers, compiled to nodes in the order of computation.
+"""Networks as graphs of layers, in the order of computation.
 
-Values are numbered: 0 is the network's input, and each node's output has a number of its own.
+Values are numbered: 0 is the network's input, and the output of the k-th layer has the number k.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from typing import Any, Union
 
 import numpy as np
 
-from dptrain.arrays.layout import Shape, array_shape
+from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
 from dptrain.errors import ModelError
-from dptrain.nn.layer import Layer
-from dptrain.nn.layers.add import Add
-from dptrain.nn.passes import Pass, read_only
-from dptrain.nn.runner import Runner
+from dptrain.nn.layer import Layer, Runner, where
+from dptrain.nn.passes import Pass
 from dptrain.nn.tensor import Tensor
 
 Part = Union[Layer, "Composite", Sequence["Part"]]  # a sequence of parts is applied one after the other
@@ -29,14 +27,16 @@ Part = Union[Layer, "Composite", Sequence["Part"]]  # a sequence of parts is app
 
 @dataclass(frozen=True)
 class Node:
-    """A layer at its place: the numbers and the sample shapes of the values it reads and of the one it makes."""
+    """A layer, the numbers of the values that it reads, and number and sample shape of its output."""
 
     layer: Layer
-    number: int  # of the layer in the network
     inputs: tuple[int, ...]
     output: int
-    input_shapes: tuple[Shape, ...]
     shape: Shape
+
+
+class Sequential(list["Part"]):
+    """Parts applied one after the other, as one part."""
 
 
 class Composite(ABC):
@@ -47,16 +47,6 @@ class Composite(ABC):
         """Add the parts to the graph, reading `value`; returns the number of the output."""
 
 
-class Sequential(Composite):
-    """Parts applied one after the other."""
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self.parts = parts
-
-    def connect(self, builder: Builder, value: int) -> int:
-        return builder.add(self.parts, value)
-
-
 class Residual(Composite):
     """body(x) + shortcut(x); without a shortcut body(x) + x (He et al. 2016)."""
 
@@ -65,6 +55,33 @@ class Residual(Composite):
 
     def connect(self, builder: Builder, value: int) -> int:
         return builder.add(Add(), builder.add(self.body, value), builder.add(self.shortcut, value))
+
+
+class Add(Layer):
+    """The sum of inputs of one shape; x and dx are tuples of arrays, one for each input."""
+
+    kind = "add"
+
+    def bind(self, input_shape: Any) -> Shape:
+        first: Shape = input_shape[0]
+        if any(shape != first for shape in input_shape):
+            raise ValueError(
+                f"{self!r} has inputs of the shapes {' and '.join(map(str, input_shape))}, expected equal shapes: give "
+                "Residual a shortcut that makes them equal, such as Conv2d(CHANNELS, 1, stride=2)"
+            )
+        return first
+
+    def forward(self, x: Any, call: Pass) -> tuple[Array, int]:
+        y = np.add(x[0], x[1], out=call.workspace.array(self.name, "y", x[0].shape))
+        for more in x[2:]:
+            y += more
+        return y, len(x)
+
+    def backward(self, dy: Array, saved: int, call: Pass) -> Any:
+        copies = [call.workspace.array(self.name, f"dx{number}", dy.shape) for number in range(1, saved)]
+        for copy in copies:  # each layer before may overwrite its dy
+            np.copyto(copy, dy)
+        return (dy, *copies)
 
 
 class Builder:
@@ -92,125 +109,63 @@ class Builder:
     def _add_layer(self, layer: Layer, inputs: tuple[int, ...]) -> int:
         if any(node.layer is layer for node in self.nodes):
             raise ValueError(f"the layer object {layer!r} is in the network twice; make a new one for each place")
-        if not re.fullmatch(r"[A-Za-z_]*[A-Za-z_]", layer.kind):
-            raise ValueError(
-                f"{layer!r} has the kind {layer.kind!r}, expected letters: layers are named by kind and number"
-            )
-        layer._frozen = False
+        if not re.fullmatch(r"[A-Za-z_]+", layer.kind):
+            raise ValueError(f"{layer!r} has the kind {layer.kind!r}, expected letters: layers are named by it")
         self._numbers[layer.kind] += 1
         layer.name = f"{layer.kind}{self._numbers[layer.kind]}"
-        shapes = tuple(self.shapes[value] for value in inputs)
-        bind: Any = layer.bind
-        shape = bind(shapes[0] if len(shapes) == 1 else shapes)
+        shapes: Any = [self.shapes[value] for value in inputs]
+        shape = layer.bind(shapes[0] if len(shapes) == 1 else tuple(shapes))
         if not isinstance(shape, tuple) or not shape or not all(isinstance(one, int) and one > 0 for one in shape):
             raise ModelError(f"{where(layer)}: bind returned {shape!r}, expected the shape of an output sample")
-        self.tensors |= _tensors_of(layer)
-        layer._frozen = True
-        self.nodes.append(Node(layer, len(self.nodes), inputs, len(self.shapes), shapes, shape))
+        for tensor in layer.tensors():
+            name = f"{layer.name}.{tensor.name}"
+            if not re.fullmatch(r"[A-Za-z_]\w*", tensor.name) or name in self.tensors:
+                raise ValueError(f"{layer!r} has a tensor named {tensor.name!r}, expected a new name, without dots")
+            if not tensor.shape or min(tensor.shape) < 1:
+                raise ValueError(f"{layer!r}: {name} has the shape {tensor.shape}, expected extents of at least 1")
+            self.tensors[name] = tensor
+        self.nodes.append(Node(layer, inputs, len(self.shapes), shape))
         self.shapes.append(shape)
         return self.nodes[-1].output
 
 
-def _tensors_of(layer: Layer) -> dict[str, Tensor]:
-    """A layer's tensors by full name; ValueError unless they can be stored in a checkpoint."""
-    tensors: dict[str, Tensor] = {}
-    for tensor in layer.tensors():
-        if not re.fullmatch(r"[A-Za-z_]\w*", tensor.name):
-            raise ValueError(f"{layer!r} has a tensor named {tensor.name!r}, expected letters, digits and underscores")
-        if not tensor.shape or min(tensor.shape) < 1:
-            raise ValueError(
-                f"{layer!r} has a tensor {tensor.name!r} of shape {tensor.shape}, expected extents of at least 1"
-            )
-        name = f"{layer.name}.{tensor.name}"
-        if name in tensors:
-            raise ValueError(f"{layer!r} has two tensors named {tensor.name!r}")
-        tensors[name] = tensor
-    return tensors
-
-
 class Graph:
-    """Computes the nodes forward and backward.
+    """Computes the nodes forward and backward. `trained` has the names of the layers with parameters to train."""
 
-    `trained` has the names of the layers with parameters to train; `of_input` asks for the gradient of the input too.
-    """
-
-    def __init__(self, nodes: Sequence[Node], trained: Collection[str], *, of_input: bool = False) -> None:
+    def __init__(self, nodes: Sequence[Node], trained: Collection[str]) -> None:
         self.nodes = list(nodes)
-        self._wanted = [of_input] + [False] * max(node.output for node in nodes)  # by value: is its gradient needed?
+        self._values = nodes[-1].output + 1
+        self._wanted = [False] * self._values  # by value: is its gradient needed?
         self.need_dx = []  # by node: whether its backward pass must return a gradient
         for node in nodes:
             self.need_dx.append(any(self._wanted[value] for value in node.inputs))
             self._wanted[node.output] = node.layer.name in trained or self.need_dx[-1]
 
     def forward(self, x: Array, passes: Sequence[Pass], runner: Runner) -> tuple[Array, list[Any]]:
-        """The output of the last node, and what each layer has saved. ModelError for a layer that breaks a rule."""
-        samples, saved = x.shape[-2], []
-        y, values = x, [read_only(x)] * len(self._wanted)
+        """The output of the last node, and what each layer has saved."""
+        values: list[Any] = [x] * self._values
+        saved = []
         for node, call in zip(self.nodes, passes, strict=True):
-            first, *more = node.inputs
-            given: Any = (values[first], *(values[value] for value in more)) if more else values[first]
-            result: Any = runner.forward(node.layer, given, call)
-            if not isinstance(result, tuple) or len(result) != 2:
-                raise ModelError(
-                    f"{where(node.layer)}: forward returned {kind_of(result)}, expected two values: the output, and "
-                    "what backward needs (or None)"
-                )
-            y, kept = result
-            if not _is_array(y, node.shape, samples):
-                raise ModelError(
-                    f"{where(node.layer)}: the output of forward is {kind_of(y)}, expected an array of shape "
-                    f"{array_shape(node.shape, samples)}, which follows from the shape {node.shape} that bind returned"
-                )
-            values[node.output] = read_only(y)
+            inputs = node.inputs
+            given: Any = values[inputs[0]] if len(inputs) == 1 else tuple(values[value] for value in inputs)
+            values[node.output], kept = runner.forward(node.layer, given, call)
             saved.append(kept)
-        return y, saved
+        return values[-1], saved
 
-    def backward(self, dy: Array, saved: Sequence[Any], passes: Sequence[Pass], runner: Runner) -> Array | None:
-        """Fill the gradients of all passes; returns the gradient of the input, if asked for.
+    def backward(self, dy: Array, saved: Sequence[Any], passes: Sequence[Pass], runner: Runner) -> None:
+        """Fill the gradients of all passes.
 
         The gradients of a value that is used several times are added in the reverse order of its uses.
         """
-        samples = dy.shape[-2]
         gradients = {self.nodes[-1].output: dy}
-        for position in range(len(self.nodes) - 1, -1, -1):
-            node = self.nodes[position]
+        for node, kept, call in zip(reversed(self.nodes), reversed(saved), reversed(passes), strict=True):
             if not self._wanted[node.output]:
                 continue
-            dy = gradients.pop(node.output)
-            result: Any = runner.backward(node.layer, dy, saved[position], passes[position])
-            if not self.need_dx[position]:
+            result: Any = runner.backward(node.layer, gradients.pop(node.output), kept, call)
+            if not call.need_dx:
                 continue
-            parts = result if len(node.inputs) > 1 else (result,)
-            if not isinstance(parts, tuple) or not all(
-                _is_array(part, shape, samples) for part, shape in zip(parts, node.input_shapes, strict=True)
-            ):
-                expected = ", ".join(str(array_shape(shape, samples)) for shape in node.input_shapes)
-                raise ModelError(
-                    f"{where(node.layer)}: backward returned {kind_of(result)}, expected the gradient of its input, an "
-                    f"array of shape {expected}"
-                )
-            for value, part in zip(node.inputs, parts, strict=True):
+            for value, dx in zip(node.inputs, result if len(node.inputs) > 1 else (result,), strict=True):
                 if value in gradients:
-                    gradients[value] += part
+                    gradients[value] += dx
                 elif self._wanted[value]:
-                    gradients[value] = part
-        return gradients.get(0)
-
-
-def where(layer: Layer) -> str:
-    """A layer as error messages call it."""
-    return f"layer {layer.name} ({type(layer).__name__})"
-
-
-def kind_of(value: object) -> str:
-    """A value's type, and an array's shape, for error messages."""
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} {value.shape}"
-    if isinstance(value, tuple):
-        return f"a tuple of {len(value)}"
-    return "None" if value is None else f"an object of type {type(value).__name__}"
-
-
-def _is_array(value: object, sample: Shape, samples: int) -> bool:
-    """Whether a value is an array of that many samples."""
-    return isinstance(value, np.ndarray) and value.shape == array_shape(sample, samples) and value.dtype.kind in "fiub"
+                    gradients[value] = dx

@@ -1,14 +1,14 @@
 """Checks of a user's layers before they train: equal inputs must give equal bits, whatever was computed before.
 
-Shards are computed by several ranks, threads and forked workers, each in its own order. A layer that draws random
-numbers of its own, counts its calls, or changes what others read gives bits that depend on their number, and no error.
-So one microbatch is computed, then another, then the first again: both results of the first must be equal, and nothing
-that a layer can reach may have changed. Not found is what does not show in three microbatches, such as a file that
-changes later, or state within another package.
+Ranks, threads and forked workers compute shards in any order. A layer that draws random numbers by itself, counts its
+calls, or changes what others read would give bits that depend on the number of ranks, without an error. So one
+microbatch is computed, then another, then the first again: both results of the first must be equal, and nothing that a
+layer can reach may have changed. State in files or in other packages is not found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import pickle
@@ -23,23 +23,19 @@ from numpy.typing import NDArray
 
 from dptrain.arrays.memory import Array, Workspace, aligned_copy, aligned_zeros
 from dptrain.errors import DptrainError, ModelError
-from dptrain.nn.graph import kind_of, where
-from dptrain.nn.layer import Layer
+from dptrain.nn.check import CheckedRunner, kind_of
+from dptrain.nn.layer import Layer, where
 from dptrain.nn.network import Network, quiet
 from dptrain.nn.passes import Parameters, Pass
-from dptrain.nn.runner import Runner
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import last_line, user_traceback
 
 Microbatch = tuple[Array, NDArray[np.int64]]  # images (H, W, N, C) and labels (N,)
 
-WHY = "shards are computed by several ranks, threads and workers, so results would depend on their number"
+WHY = "ranks, threads and workers compute in any order, so results would depend on their number"
 DRAWS = "Draw random numbers by call.uniform(shape), or in __init__ from default_rng(SEED)"
-STATE = (
-    "Return from forward what backward needs, keep buffers in the workspace, make constants in __init__ or bind "
-    "or by a function with functools.lru_cache"
-)
-LOOKED_INTO = ("array", "builtins", "collections", "dptrain", "functools", "itertools", "numpy", "random", "types")
+STATE = "Return from forward what backward needs, keep arrays in the workspace, make constants in __init__ or bind"
+COMPARED = ("array", "builtins", "collections", "dptrain", "functools", "itertools", "numpy", "random", "types")
 
 
 @quiet
@@ -52,17 +48,17 @@ def check_layers(
     *,
     train: bool = True,
 ) -> None:
-    """ModelError naming the layer that fails or breaks a rule. `modules` gives the user's modules, to look into.
+    """ModelError naming the layer that fails or breaks a rule. `modules` gives the user's modules.
 
     Costs three microbatches. Without `train`, for an evaluation, only the logits are computed.
     """
     checker = _Checker(network, vectors, train)
     results = []
     for images, labels in (first, second, first):
-        own = modules()  # each time: more may have been imported
-        before = _state(network, own)
+        loaded = modules()  # each time: a pass may import more
+        before = _state(network, loaded)
         results.append(checker.compute(aligned_copy(images), labels))
-        after = _state(network, own)
+        after = _state(network, loaded)
         for path in before | after:
             if before.get(path) != after.get(path):
                 raise ModelError(f"{shown(path, 200)} changes while the network computes: {WHY}. {STATE}. {DRAWS}")
@@ -81,14 +77,14 @@ def output_sha256(network: Network, vectors: Mapping[str, Array]) -> str:
     count = channels * height * width * min(8, network.block)
     images = (np.arange(count) * 37 % 101 / 50 - 1).astype(np.float32).reshape(height, width, -1, channels)
     prepared = network.prepare(aligned_copy(vectors["parameters"]), vectors["buffers"], Workspace())
-    logits = network.predict(prepared, aligned_copy(images), Workspace())
-    return hashlib.sha256(np.ascontiguousarray(logits).data).hexdigest()
+    return _sha256(network.predict(prepared, aligned_copy(images), Workspace())).hex()
 
 
-class _Checker(Runner):
+class _Checker(CheckedRunner):
     """Computes microbatches. ModelError for a user's layer that fails, or uses a global random generator."""
 
     def __init__(self, network: Network, vectors: Mapping[str, Array], train: bool) -> None:
+        super().__init__(network)
         self.network, self.vectors, self.train = network, vectors, train
         self.workspace, self.shared = Workspace(), Workspace()
         self.results: list[tuple[str, bytes]] = []
@@ -100,10 +96,9 @@ class _Checker(Runner):
             prepared = network.prepare(self.vectors["parameters"], self.vectors["buffers"], self.shared, self)
             if self.train:
                 gradient, statistics = aligned_zeros(network.layout.size), aligned_zeros(network.buffer_layout.size)
-                outcome = network.loss_and_grad(
+                network.loss_and_grad(
                     prepared, images, labels, gradient, self.workspace, statistics=statistics, runner=self
                 )
-                self._note("the loss", np.array([outcome.loss_sum, outcome.correct]))
                 for name, view in network.layout.views(gradient).items():
                     self._note(f"the gradient of {name}", view)
                 self._note("a statistic for the buffers", statistics)
@@ -113,7 +108,7 @@ class _Checker(Runner):
 
     def _note(self, what: str, values: object) -> None:
         if isinstance(values, np.ndarray):
-            self.results.append((what, hashlib.sha256(np.ascontiguousarray(values).data).digest()))
+            self.results.append((what, _sha256(values)))
 
     def prepare(self, layer: Layer, parameters: Parameters, workspace: Workspace) -> Parameters:
         return cast(Parameters, self._checked(layer, "prepare", super().prepare, parameters, workspace))
@@ -125,7 +120,7 @@ class _Checker(Runner):
         return cast("Array | None", self._checked(layer, "backward", super().backward, dy, saved, call))
 
     def _checked(self, layer: Layer, method: str, run: Callable[..., Any], given: Any, *more: Any) -> Any:
-        if not _is_users(layer):
+        if not any(map(is_users_class, type(layer).__mro__)):
             return run(layer, given, *more)
         before = _global_generators()
         try:
@@ -133,7 +128,7 @@ class _Checker(Runner):
         except (DptrainError, MemoryError):
             raise
         except (Exception, SystemExit) as error:
-            text = f"{where(layer)} fails in {method}: {last_line(error)}; it was given {kind_of(given)}"
+            text = f"{where(layer)} fails in {method}: {last_line(error)}; its input was {kind_of(given)}"
             if "read-only" in str(error):
                 text += ". x, the parameters and the buffers are only read, as others use them too: compute with a copy"
             raise ModelError(text, user_traceback(error)) from error
@@ -144,79 +139,77 @@ class _Checker(Runner):
         return result
 
 
-def is_users_class(owner: type) -> bool:
-    """Whether a layer's class, or a base of it, is neither this program's nor Python's own."""
-    return owner.__module__.partition(".")[0] not in ("dptrain", "builtins", "abc", "typing")
+def is_users_class(kind: type) -> bool:
+    """Whether a base class of a layer is neither dptrain's nor Python's."""
+    return kind.__module__.partition(".")[0] not in ("dptrain", "builtins", "abc", "typing")
 
 
-def _is_users(layer: Layer) -> bool:
-    return any(map(is_users_class, type(layer).__mro__)) or not vars(layer).keys().isdisjoint(("forward", "backward"))
+def _sha256(values: Array) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(values).data).digest()
 
 
 def _global_generators() -> bytes:
-    """Their states."""
     return pickle.dumps((np.random.get_state(), random.getstate()))  # noqa: NPY002 - the global generator is meant
 
 
 def _state(network: Network, modules: Sequence[ModuleType]) -> dict[str, bytes]:
-    """A digest of every attribute of the user's layers, their classes and the modules, by path."""
-    layers = {layer.name: layer for layer in network.layers if _is_users(layer)}
-    classes = {owner for layer in layers.values() for owner in type(layer).__mro__ if is_users_class(owner)}
-    names = {module.__name__.removeprefix("dptrain_model_"): module for module in modules}
-    roots: dict[str, object] = {f"module {name}": module for name, module in names.items()}
-    roots |= {f"class {owner.__qualname__}": owner for owner in classes}
-    roots |= {f"layer {name} ({type(layer).__name__})": layer for name, layer in layers.items()}
-    own = {module.__name__ for module in modules} | {owner.__module__ for owner in classes}
+    """A digest of every attribute of the user's layers, their classes and the modules, by a description."""
+    layers = [layer for layer in network.layers if any(map(is_users_class, type(layer).__mro__))]
+    classes = {kind for layer in layers for kind in type(layer).__mro__ if is_users_class(kind)}
+    roots: list[tuple[str, object]] = [
+        *((f"module {module.__name__.removeprefix('dptrain_model_')}", module) for module in modules),
+        *((f"class {kind.__qualname__}", kind) for kind in classes),
+        *((where(layer), layer) for layer in layers),
+    ]
+    own = {module.__name__ for module in modules} | {kind.__module__ for kind in classes}
     return {
         f"the attribute {name!r} of {root}": _digest(part, own)
-        for root, value in roots.items()
-        for name, part in _parts(value)
+        for root, value in roots
+        for name, part in _attributes(value)
     }
 
 
-def _parts(value: object) -> list[tuple[str, object]]:
-    """Attributes, without Python's and the network's own."""
-    skipped = ("_frozen", "_arguments", "_abc_impl")
-    return [(name, one) for name, one in list(vars(value).items()) if name[:2] != "__" and name not in skipped]
+def _attributes(value: object) -> list[tuple[str, object]]:
+    """Those that the user has defined."""
+    return [
+        (name, one) for name, one in list(vars(value).items()) if not name.startswith(("__", "_abc_", "_arguments"))
+    ]
 
 
-def _digest(value: object, own_modules: set[str]) -> bytes:
-    """Of everything that a value holds."""
+def _digest(value: object, users_modules: set[str]) -> bytes:
     content = io.BytesIO()
     try:
-        _ContentPickler(content, own_modules).dump(value)
+        _ContentPickler(content, users_modules).dump(value)
     except Exception:  # of a user's __reduce__, or nested too deep
         return b""
     return hashlib.sha256(content.getbuffer()).digest()
 
 
 class _ContentPickler(pickle.Pickler):
-    """Pickles content for comparison. It looks into values of the user's modules, of Python and NumPy.
+    """Pickles the content of values of the user's modules, of Python and NumPy, for comparison.
 
-    What else there is, such as a logger, a lock or the cache of functools.lru_cache, may change: only its type counts.
+    Other values may change, such as a logger, a lock or the cache of functools.lru_cache: only their type is compared.
     """
 
-    def __init__(self, file: io.BytesIO, own_modules: set[str]) -> None:
+    def __init__(self, file: io.BytesIO, users_modules: set[str]) -> None:
         super().__init__(file, 4)
-        self._own_modules, self._seen = own_modules, dict[int, object]()
+        self._users_modules, self._seen = users_modules, set[object]()
 
     def reducer_override(self, value: Any) -> Any:
         if value is str:
             return NotImplemented  # pickled as Python does
         if isinstance(value, types.FunctionType | type):
             name = value.__qualname__
-            if value.__module__ not in self._own_modules or id(value) in self._seen:
+            if value.__module__ not in self._users_modules or value in self._seen:
                 return str, (name,)
-            self._seen[id(value)] = value
+            self._seen.add(value)
             if isinstance(value, type):
-                return str, (name, _parts(value))
+                return str, (name, _attributes(value))
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
             return str, (name, value.__defaults__, value.__kwdefaults__, cells, vars(value))
         module = type(value).__module__
-        if module not in self._own_modules and module.partition(".")[0] not in LOOKED_INTO:
-            return str, (type(value).__qualname__,)
-        try:
-            reduced = value.__reduce_ex__(4)
-        except Exception:
-            return str, (type(value).__qualname__,)
-        return (str, (reduced,)) if isinstance(reduced, str) else reduced
+        if module in self._users_modules or module.partition(".")[0] in COMPARED:
+            with contextlib.suppress(Exception):  # it cannot be pickled
+                reduced = value.__reduce_ex__(4)
+                return (str, (reduced,)) if isinstance(reduced, str) else reduced
+        return str, (type(value).__qualname__,)

@@ -1,4 +1,4 @@
-"""What every layer offers."""
+"""The interface of all layers, and how a network calls them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,12 @@ from dptrain.nn.tensor import Tensor
 
 
 class Layer:
-    """One step of a network. Layers hold no activations: those live in the caller's workspace.
-
-    So several threads can run one layer at the same time, each with its own workspace.
+    """One step of a network. Threads share the layer; each thread has its own workspace for arrays.
 
     Rules, which `dptrain.nn.hidden_state` checks for a user's layers before they train:
-    - Equal inputs, parameters and draws give equal bits, whatever was computed before. Random numbers come from
-      `call.uniform`.
-    - A pass changes nothing that another pass can read: no attribute, also not within a list, dict or array, and no
-      variable of a module. Keep arrays in the workspace, or return them from forward as `saved`. Make constants in
-      __init__ or bind, or by a function with functools.lru_cache.
+    - Equal inputs, parameters and draws give equal bits. Random numbers come from `call.uniform`.
+    - A pass changes no attribute of the layer and no variable of a module. Keep arrays in the workspace, or return
+      them from forward as `saved`.
     - A pass only reads x, the parameters and the buffers.
     """
 
@@ -35,57 +31,45 @@ class Layer:
     name = ""  # set by the network
 
     _arguments: dict[str, Any]  # of the constructor
-    _frozen = False  # set by the network, once the layer is bound
 
     def __new__(cls, *arguments: Any, **options: Any) -> Self:
         layer = super().__new__(cls)
         try:
             bound = inspect.signature(cls.__init__).bind(layer, *arguments, **options)
-        except (TypeError, ValueError):  # __init__ will report it; a copy is made without arguments
+        except (TypeError, ValueError):  # __init__ reports it; copy.copy passes no arguments
             return layer
         bound.apply_defaults()
-        object.__setattr__(layer, "_arguments", dict(list(bound.arguments.items())[1:]))
+        layer._arguments = dict(list(bound.arguments.items())[1:])
         return layer
 
     def __init__(self) -> None:
         """A layer without arguments."""
 
-    def __setattr__(self, attribute: str, value: object) -> None:
-        if self._frozen and attribute != "_frozen":
-            raise AttributeError(
-                f"{self.name} sets its attribute {attribute!r} while computing, but shards share the layer: return the "
-                "value from forward as `saved`, or keep it in the workspace"
-            )
-        super().__setattr__(attribute, value)
-
     def __repr__(self) -> str:
-        """How to construct the layer: the values of `spec`."""
-        kinds = inspect.signature(type(self).__init__).parameters
-        values = {name: value for name, value in self.spec().items() if name != "type"}
-        words = [
-            f"{'' if name in kinds and kinds[name].kind is kinds[name].POSITIONAL_OR_KEYWORD else f'{name}='}"
-            f"{tuple(value) if isinstance(value, list) else value!r}"
-            for name, value in values.items()
-        ]
-        return f"{type(self).__name__}({', '.join(words)})"
+        """The call that constructs the layer."""
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        positional = {one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD}
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in self.spec().items()}
+        name = values.pop("type")
+        words = [("" if key in positional else f"{key}=") + repr(value) for key, value in values.items()]
+        return f"{name}({', '.join(words)})"
 
     def spec(self) -> dict[str, Any]:
-        """The layer's identity in plain JSON values: its type and the arguments it was constructed with.
+        """The layer's identity in JSON values, which checkpoints hold: its type and the arguments of its constructor.
 
-        A checkpoint holds it, and is not resumed by a layer with another one. An argument is read from the attribute
-        of the same name, if there is one. Extend it for a layer whose arguments do not say what it computes.
+        An argument is read from the attribute of the same name, if there is one.
         """
         arguments = {name: getattr(self, name, value) for name, value in self._arguments.items()}
         return {"type": type(self).__name__, **{name: plain(value) for name, value in arguments.items()}}
 
     def tuning(self) -> dict[str, Any]:
-        """Choices that change speed and last bits, but not what is computed: no part of the identity."""
+        """Choices that change speed and last bits, but not what is computed."""
         return {}
 
     def bind(self, input_shape: Shape) -> Shape:
-        """Take the shape of one sample, (C, H, W) or (F,), and return that of the output; ValueError if it cannot be.
+        """The shape of an output sample for that of an input sample, (C, H, W) or (F,); ValueError if it does not fit.
 
-        Called once, before everything below.
+        Called once, before the methods below.
         """
         return input_shape
 
@@ -94,27 +78,44 @@ class Layer:
         return ()
 
     def forward_flops(self) -> int:
-        """Floating-point operations of one sample's forward pass by definition; 0 without a product."""
+        """Floating-point operations of one sample's forward pass by definition; only products count."""
         return 0
 
     def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
-        """The parameters, and what can be computed from them alone, once for all shards of a step.
-
-        The passes get what this returns. A pass that is called without it takes the plain parameters too.
-        """
+        """The parameters as the passes get them, with anything that all shards of a step can share."""
         return parameters
 
     def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
-        """Output (..., N, O) for x (..., N, C), and whatever the backward pass needs. x must not be overwritten."""
+        """The output (..., N, O) for x (..., N, C), and whatever the backward pass needs."""
         raise TypeError(f"{type(self).__name__} does not define forward")
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
         """Write `call.gradients` and return dx, the gradient of x; None if `call.need_dx` is False.
 
-        dy is the gradient of the output. It may be overwritten, and so may the layer's own arrays in `saved`, as each
-        forward pass has one backward pass. x must not be overwritten: the layer before may still need it.
+        dy, the gradient of the output, may be overwritten, and so may the layer's arrays in `saved`, but not x.
         """
         raise TypeError(f"{type(self).__name__} does not define backward")
+
+
+class Runner:
+    """How a network calls its layers. A subclass can observe or check every call."""
+
+    def prepare(self, layer: Layer, parameters: Parameters, workspace: Workspace) -> Parameters:
+        return layer.prepare(parameters, workspace)
+
+    def forward(self, layer: Layer, x: Array, call: Pass) -> tuple[Array, Any]:
+        return layer.forward(x, call)
+
+    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
+        return layer.backward(dy, saved, call)
+
+
+PLAIN = Runner()
+
+
+def where(layer: Layer) -> str:
+    """A layer's name and type, for error messages."""
+    return f"layer {layer.name} ({type(layer).__name__})"
 
 
 def plain(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,10 +15,9 @@ from dptrain.arrays.memory import Array, Workspace, aligned_zeros
 from dptrain.arrays.random import NO_KEY, Draws, Purpose, random_words
 from dptrain.nn.fusion import fuse
 from dptrain.nn.graph import Builder, Graph, Part
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import PLAIN, Runner
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.passes import Parameters, Pass, Views, read_only
-from dptrain.nn.runner import PLAIN, Runner
 
 # For code that checks its result for NaN and infinity once, instead of at every warning.
 quiet = np.errstate(over="ignore", invalid="ignore")
@@ -27,13 +25,7 @@ quiet = np.errstate(over="ignore", invalid="ignore")
 # A block has 8 to 32 samples: doubled until its layers' outputs have 8 times as many values as there are parameters.
 LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 32, 8
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """What all shards of a step read, by stage: parameters with what `Layer.prepare` made of them, and buffers."""
-
-    parameters: list[Parameters]
-    buffers: list[Views]
+Prepared = list[tuple[Parameters, Views]]  # by stage: what `Layer.prepare` returned, and the buffers
 
 
 @dataclass(frozen=True)
@@ -50,40 +42,37 @@ class Network:
     `parts` is a list of layers, applied one after the other, in which `Sequential` and `Residual` can stand for a
     layer. The last one gives K logits a sample. ValueError when layers do not fit together.
 
-    Parameters and buffers are flat vectors (P,) and (B,): `layout` and `buffer_layout` say where each tensor lies, and
-    `tensors` what its layer declares about it, by full name such as "conv1.weight". B may be 0.
+    Parameters and buffers are flat vectors (P,) and (B,). `layout` and `buffer_layout` have the place of each tensor,
+    and `tensors` its layer's declaration, by full name such as "conv1.weight". B may be 0.
     """
 
     def __init__(self, parts: Part, input_shape: Shape, *, fused: bool = True) -> None:
         builder = Builder(input_shape)
         builder.add(parts, 0)
-        self.input_shape = builder.shapes[0]
+        self.input_shape, *shapes = builder.shapes
         self.nodes = builder.nodes  # one for each layer
         self.layers = [node.layer for node in self.nodes]
         self.tensors = builder.tensors
-        if len(builder.shapes[-1]) != 1:
+        if not shapes or len(shapes[-1]) != 1:
             raise ValueError(
                 f"the network's output has the shape {builder.shapes[-1]}, expected one logit a class: end it with "
                 "Flatten(), Linear(K)"
             )
-        (self.classes,) = builder.shapes[-1]
-        self.layout = self._layout_of("parameter")
-        self.buffer_layout = self._layout_of("buffer")
-        if not any(tensor.trained for tensor in self.tensors.values()):
+        (self.classes,) = shapes[-1]
+        self.layout, self.buffer_layout = (
+            Layout({name: tensor.shape for name, tensor in self.tensors.items() if tensor.kind == kind})
+            for kind in ("parameter", "buffer")
+        )
+        trained = {name.rpartition(".")[0] for name, tensor in self.tensors.items() if tensor.trained}
+        if not trained:
             raise ValueError("the network has no parameters, there is nothing to train")
         self.couples_samples = any(layer.couples_samples for layer in self.layers)
-        self.block = _samples_of_a_block(sum(map(math.prod, builder.shapes[1:])), self.layout.size)
-        trained = {name.rsplit(".", 1)[0] for name, tensor in self.tensors.items() if tensor.trained}
-        self._graph = Graph(fuse(self.nodes) if fused else self.nodes, trained)
-        self.stages = [node.layer for node in self._graph.nodes]  # the layers as they are computed, fused
-        self._places = {layout: _places_by_stage(self.stages, layout) for layout in (self.layout, self.buffer_layout)}
+        self.block = _samples_of_a_block(sum(map(math.prod, shapes)), self.layout.size)
+        self.graph = Graph(fuse(self.nodes) if fused else self.nodes, trained)
+        self.stages = [node.layer for node in self.graph.nodes]  # the layers as they are computed, fused
         self._constant = [name for name in self.layout.shapes if not self.tensors[name].trained]
-        self._momentum = self.buffer_layout.expand(
-            {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
-        )
-
-    def _layout_of(self, kind: str) -> Layout:
-        return Layout({name: tensor.shape for name, tensor in self.tensors.items() if tensor.kind == kind})
+        momentum = {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
+        self._momentum = self.buffer_layout.expand(momentum)
 
     def spec(self) -> dict[str, Any]:
         """What the network computes, in plain JSON values: networks with equal specs are the same."""
@@ -124,10 +113,8 @@ class Network:
         Valid until one of the vectors changes or the workspace is used again.
         """
         views = self._by_stage(self.layout, read_only(parameters))
-        return Prepared(
-            [runner.prepare(stage, own, workspace) for stage, own in zip(self.stages, views, strict=True)],
-            self._by_stage(self.buffer_layout, read_only(buffers)),
-        )
+        made = [runner.prepare(stage, own, workspace) for stage, own in zip(self.stages, views, strict=True)]
+        return list(zip(made, self._by_stage(self.buffer_layout, read_only(buffers)), strict=True))
 
     def loss_and_grad(
         self,
@@ -143,9 +130,9 @@ class Network:
     ) -> Outcome:
         """Write the gradient of the summed loss to `gradient` (P,), for images (H, W, N, C) and labels (N,).
 
-        `statistics` (B,) become N times what this microbatch gives for the buffers. Both are sums, not means: see
-        `softmax_cross_entropy`. An empty microbatch gives zeros. One of more than `block` samples is computed in
-        blocks, whose sums are added in order, unless a layer couples samples. `draws` is the key of random draws.
+        `statistics` (B,) become N times the layers' statistics of the microbatch. Both are sums, not means: see
+        `softmax_cross_entropy`. An empty microbatch gives zeros. More than `block` samples are computed in blocks,
+        whose sums are added in order, unless a layer couples samples. `draws` is the key of random draws.
         """
         gradient.fill(0)  # a layer may add to it
         if statistics is not None:
@@ -155,7 +142,7 @@ class Network:
         part, averages = gradient, workspace.array("network", "statistics of a block", (self.buffer_layout.size,))
         if samples > block:
             part = workspace.array("network", "gradient of a block", gradient.shape)
-        passes = self._passes(prepared, workspace, part, averages, draws)
+        passes = self.passes(prepared, workspace, part, averages, draws)
         for start in range(0, samples, block or 1):
             rows = slice(start, start + block)
             if start:
@@ -165,11 +152,11 @@ class Network:
             if part is not gradient:
                 part.fill(0)
             averages.fill(0)
-            logits, saved = self._graph.forward(images[..., rows, :], passes, runner)
+            logits, saved = self.graph.forward(images[..., rows, :], passes, runner)
             losses, dlogits = softmax_cross_entropy(logits, labels[rows], workspace)
             loss_sum += float(losses.sum(dtype=np.float64))
             correct += int(np.count_nonzero(logits.argmax(axis=1) == labels[rows]))
-            self._graph.backward(dlogits, saved, passes, runner)
+            self.graph.backward(dlogits, saved, passes, runner)
             if part is not gradient:
                 gradient += part
             if statistics is not None and statistics.size:
@@ -182,23 +169,21 @@ class Network:
         """How many samples of a microbatch of `samples` are computed together, at most."""
         return samples if self.couples_samples else self.block
 
-    def _passes(
-        self, prepared: Prepared, workspace: Workspace, gradient: Array, statistics: Array, draws: Draws
+    def passes(
+        self, prepared: Prepared, workspace: Workspace, gradient: Array, statistics: Array, draws: Draws = NO_KEY
     ) -> list[Pass]:
-        """The context of each stage, for all blocks of a microbatch."""
+        """The context of each stage for training, which writes to `gradient` (P,) and `statistics` (B,)."""
         gradients, averages = self._by_stage(self.layout, gradient), self._by_stage(self.buffer_layout, statistics)
-        nodes, needs = self._graph.nodes, self._graph.need_dx
-        tensors = zip(prepared.parameters, prepared.buffers, gradients, averages, needs, nodes, strict=True)
+        tensors = zip(self.graph.nodes, self.graph.need_dx, prepared, gradients, averages, strict=True)
         return [
-            Pass(parameters, buffers, workspace, True, own, average, need_dx, draws, node.number)
-            for parameters, buffers, own, average, need_dx, node in tensors
+            Pass(parameters, buffers, workspace, True, own, average, need_dx, draws, node.output - 1)
+            for node, need_dx, (parameters, buffers), own, average in tensors
         ]
 
     def predict(self, prepared: Prepared, images: Array, workspace: Workspace, runner: Runner = PLAIN) -> Array:
         """Logits (N, K) for images (H, W, N, C), all computed together; valid until the workspace is used again."""
-        tensors = zip(prepared.parameters, prepared.buffers, strict=True)
-        passes = [Pass(parameters, buffers, workspace) for parameters, buffers in tensors]
-        return self._graph.forward(images, passes, runner)[0]
+        passes = [Pass(parameters, buffers, workspace) for parameters, buffers in prepared]
+        return self.graph.forward(images, passes, runner)[0]
 
     def decays(self) -> Array:
         """bool (P,): whether weight decay applies."""
@@ -209,27 +194,18 @@ class Network:
         buffers += self._momentum * (mean_statistics - buffers)
 
     def _by_stage(self, layout: Layout, flat: Array) -> list[Views]:
-        """For each stage the views of its tensors in a flat vector."""
-        by_stage = self._places[layout]
-        return [Views([(name, flat[part].reshape(shape)) for name, part, shape in places]) for places in by_stage]
+        by_layer = layout.views_by_layer(flat)
+        return [Views(by_layer.get(stage.name, {})) for stage in self.stages]
 
 
 def _samples_of_a_block(values: int, parameters: int) -> int:
-    """How many samples to compute together, from the number of output values of all layers for one, and of parameters.
+    """How many samples to compute together, from the layers' output values for one sample and the parameters.
 
-    Few, so that they stay in a core's cache: 64 samples take a third longer than 16 (measured). But the work of a block
-    for each parameter must stay small beside that for each sample: with widths 64, 128 and 256, 16 samples ran 6 %
-    faster than 8, with the default network on two cores 4 % slower.
+    Few, so that they stay in a core's cache: 64 samples take a third longer than 16 (measured). But a block's work for
+    each parameter must stay small: with widths 64, 128 and 256, 16 samples ran 6 % faster than 8, with the default
+    network on two cores 4 % slower.
     """
     block = LEAST_BLOCK
     while block < LARGEST_BLOCK and block * values < TIMES_PARAMETERS * parameters:
         block *= 2
     return block
-
-
-def _places_by_stage(stages: Sequence[Layer], layout: Layout) -> list[list[tuple[str, slice, Shape]]]:
-    """For each stage its tensors in a layout: the layer's name for each, its slice and shape."""
-    tensors = [(name.rsplit(".", 1), layout.slices[name], shape) for name, shape in layout.shapes.items()]
-    return [
-        [(short, part, shape) for (owner, short), part, shape in tensors if owner == stage.name] for stage in stages
-    ]

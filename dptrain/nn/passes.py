@@ -1,4 +1,4 @@
-"""What a layer gets for a forward and backward pass, beside its input."""
+"""The context of a layer's forward and backward pass."""
 
 from __future__ import annotations
 
@@ -18,14 +18,11 @@ Arrays = Mapping[str, Array]
 
 
 class Views(dict[str, Array]):
-    """Arrays by name, to be filled in place: assigning another array would have no effect, and is an error."""
+    """Arrays by name, to be filled in place."""
 
     def __setitem__(self, name: str, value: Array) -> None:
-        if value is not self.get(name):  # views[name] += value assigns the array that is there
-            raise TypeError(
-                f"assigning another array to {name!r} has no effect: write into the array that is there, by "
-                f"[{name!r}][...] = value"
-            )
+        if value is not self.get(name):  # views[name] += value assigns the same array
+            raise TypeError(f"assigning to {name!r} has no effect: write into the array, by [{name!r}][...] = value")
 
 
 def read_only(array: Array) -> Array:
@@ -37,12 +34,12 @@ def read_only(array: Array) -> Array:
 
 @dataclass(slots=True)
 class Pass:
-    """The context of one forward pass of a layer, and of the backward pass that belongs to it.
+    """The context of one forward pass of a layer and its backward pass.
 
     parameters    by name, as `prepare` returned them; read only
     buffers       by name; read only
     gradients     of the parameters, zero before the backward pass, which writes them: gradients["weight"][...] = value
-    statistics    zero before a forward pass in training, which writes what this batch gives for the buffers
+    statistics    of this microbatch, for the buffers; a forward pass in training writes them
     training      False for an evaluation: then nothing is drawn, and no statistics are written
     need_dx       whether the backward pass must return the gradient of the layer's input
     workspace     memory for arrays, for this thread alone
@@ -60,14 +57,14 @@ class Pass:
     _drawn: int = 0
 
     def restart(self, draws: Draws) -> None:
-        """Begin the pass of the next block, whose key of random draws is `draws`."""
+        """Begin the next block of the microbatch."""
         self.draws, self._drawn = draws, 0
 
     def uniform(self, shape: Shape) -> Array:
         """New random numbers in [0, 1) for an array (..., N, C): 24 bits each, in the workspace's dtype.
 
-        Each sample's numbers depend on (seed, epoch, shard, position of the sample), on the layer, and on how many
-        times it has drawn in this pass.
+        A sample's numbers depend on seed, epoch, shard, its position, the layer, and the layer's earlier draws in this
+        pass.
         """
         *extents, samples, channels = shape
         per_sample = math.prod(extents) * channels

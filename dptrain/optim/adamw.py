@@ -20,6 +20,7 @@ class AdamW(Optimizer):
     """
 
     slots = ("first_moment", "second_moment")
+    default_lr = 0.001
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ class Optimizer(ABC):
     """
 
     slots: ClassVar[tuple[str, ...]]
+    default_lr: ClassVar[float] = 0.05
 
     def __init__(self, decays: Array, factors: Array | None = None, *, weight_decay: float = 5e-4) -> None:
         """Weight decay applies where `decays`, bool (P,), is True; `factors` (P,) multiply the learning rate.

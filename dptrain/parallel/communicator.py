@@ -12,7 +12,7 @@ from typing import Any
 from dptrain.arrays.memory import Array
 from dptrain.errors import DptrainError, PeerError
 from dptrain.health.activity import Activity
-from dptrain.system.limits import refused
+from dptrain.system.failures import refused
 
 
 class Communicator:

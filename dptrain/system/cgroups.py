@@ -1,25 +1,27 @@
-"""Limits of CPU time and memory that a container or a batch system sets through control groups (cgroups, Linux).
+"""Limits of CPU time and memory: those of this machine, and those that a container or batch system sets by cgroups.
 
-A process is in one group of each hierarchy, and the limits of all groups above it hold too. Version 2 has one hierarchy
+A process is in one group of each hierarchy; the limits of the groups above hold too. Version 2 has one hierarchy
 (cpu.max, memory.max), version 1 one for each controller (cpu.cfs_quota_us, memory.limit_in_bytes).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
+
+from dptrain.errors import LimitError
 
 ROOT = Path("/")  # tests use another folder
 
 
-def cpu_limits(root: Path = ROOT) -> dict[str, Fraction]:
+def cpu_limits(root: Path = ROOT) -> dict[str, float]:
     """The CPU quota in cores of each group of this process that has one, by the group's folder."""
     found = {}
     for folder in _groups("cpu", root):
         words = _words(folder / "cpu.max") or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
         if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]) > 0:  # not max, not -1
-            found[str(folder)] = Fraction(int(words[0]), int(words[1]))
+            found[str(folder)] = int(words[0]) / int(words[1])
     return found
 
 
@@ -29,36 +31,47 @@ def memory_limit(root: Path = ROOT) -> int | None:
     for folder in _groups("memory", root):
         words = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
         limits += [int(word) for word in words if word.isdecimal()]
-    machine = dict(line.split()[:2] for line in _lines(root / "proc/meminfo"))
+    words = _words(root / "proc/meminfo")
+    machine = dict(pairwise(words))
     if "MemTotal:" in machine:
         limits.append(1024 * (int(machine["MemTotal:"]) + int(machine.get("SwapTotal:", 0))))
     return min(limits, default=None)
 
 
+def check_memory(size: int, what: str) -> None:
+    """LimitError if `size` bytes for `what` are more than `memory_limit`.
+
+    The system would grant the memory, and kill a process when it is used.
+    """
+    limit = memory_limit()
+    if limit is not None and size > limit:
+        raise LimitError(
+            f"{what} need at least {size / (1 << 30):,.1f} GiB of memory, found {limit / (1 << 30):,.1f} GiB; use a "
+            "smaller network (--model-options), or ranks on more machines"
+        )
+
+
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """Folders of the groups that may limit this process: the process's group first, then its parents."""
-    paths = {}  # of this process's group, by controller; "" is version 2
-    for line in _lines(root / "proc/self/cgroup"):
+    """Folders of the groups that may limit this process: the process's group first, then its parents.
+
+    In a container /proc/self/cgroup may have a path on the host, which does not exist. Then the container's group is
+    the topmost.
+    """
+    for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        paths.update(dict.fromkeys(controllers.split(","), path))
-    for line in _lines(root / "proc/self/mountinfo"):
-        before, _, after = line.partition(" - ")
-        kind, _, options = [*after.split(), "", "", ""][:3]
-        if kind == "cgroup2" or (kind == "cgroup" and controller in options.split(",")):
-            top, mounted_at = before.split()[3:5]  # the mounted group: in a container often not the root group
-            path = paths.get("" if kind == "cgroup2" else controller, top)
-            below = Path(path).relative_to(top) if Path(path).is_relative_to(top) else Path()
-            mount = root / mounted_at.lstrip("/")
-            yield from (mount / part for part in (below, *below.parents))
+        if controllers == "" or controller in controllers.split(","):
+            top = root / "sys/fs/cgroup" / (controller if controllers else "")
+            group = Path(path.lstrip("/"))
+            yield from (top / part for part in (group, *group.parents))
 
 
 def _words(path: Path) -> list[str]:
-    return " ".join(_lines(path)).split()
+    return _read(path).split()
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a file; none where it does not exist."""
+def _read(path: Path) -> str:
+    """The text of a file, "" if it does not exist."""
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
-        return []
+        return ""

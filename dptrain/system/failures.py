@@ -2,13 +2,41 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
-import traceback
 
-from dptrain.errors import UNFORESEEN, DptrainError, ReaderGoneError
-from dptrain.system.limits import refused
+from dptrain.errors import UNFORESEEN, DptrainError, LimitError, ReaderGoneError
 from dptrain.system.signals import EndedBySignal
 from dptrain.system.text import shown, shown_lines
+
+MEMORY = "use a smaller --batch-size or network, fewer --threads, or fewer ranks on this machine"
+PROCESSES = "the limit of processes is reached (ulimit -u): raise it, or use fewer --threads"
+# Errors of the operating system that are no mistakes of this program, and what to do.
+ADVICE = {
+    errno.ENOMEM: MEMORY,
+    errno.EAGAIN: PROCESSES,
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, then start the same command again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check the permissions"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENFILE), "check this machine and its file systems"),
+    **dict.fromkeys((errno.ENOTDIR, errno.ELOOP), "check the folders and links of the path"),
+}
+TOO_LARGE = f"too large for memory; {MEMORY}"
+NOT_LOADED = "out of memory while loading a library; raise the limit (ulimit -v)"
+# Messages of NumPy, the dynamic loader and Python about limits, and what to report instead.
+REPORTS = {
+    "Maximum allowed dimension exceeded": TOO_LARGE,
+    "array is too big": TOO_LARGE,
+    "too large to convert": TOO_LARGE,
+    "cannot fit 'int'": TOO_LARGE,
+    "failed to map segment": NOT_LOADED,
+    "annot allocate memory": NOT_LOADED,
+    "can't start new thread": f"no more threads can be started; {PROCESSES}",
+    "home directory": "this user has no home directory; set HOME to a folder that can be written",
+    "embedded null": "a path contains a NUL character; choose another name",
+}
 
 
 def failure(error: BaseException) -> tuple[str, int]:
@@ -24,5 +52,26 @@ def failure(error: BaseException) -> tuple[str, int]:
     known = error if isinstance(error, DptrainError) else refused(error)
     if known is not None:
         return shown(known) + shown_lines(known.details), known.status
+    import traceback
+
     what = traceback.format_exception_only(error)[-1].strip()
     return f"failed: {shown(what)}\n{shown_lines(''.join(traceback.format_exception(error)))}", UNFORESEEN
+
+
+def refused(error: BaseException) -> DptrainError | None:
+    """A LimitError that explains an exception caused by the operating system; None for any other exception."""
+    text = shown(error)
+    if isinstance(error, MemoryError):
+        return LimitError(f"out of memory{': ' * bool(text)}{text}; {MEMORY}")
+    if isinstance(error, RecursionError):
+        return LimitError(f"nested too deeply: {text}")
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOENT and error.filename is None:
+            return LimitError("the working directory no longer exists; change to another one")
+        if error.errno not in ADVICE:
+            return None
+        where = f"{shown(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
+        return LimitError(f"{where}{error.strerror}; {ADVICE[error.errno]}")
+    if isinstance(error, ValueError | OverflowError | ImportError | RuntimeError):
+        return next((LimitError(report) for words, report in REPORTS.items() if words in text), None)
+    return None

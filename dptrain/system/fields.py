@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 
 from dptrain.system.text import shown
 
-LARGEST = 2**63 - 1
 MOST_ITEMS = 1 << 16  # in a list or object
 
 T = TypeVar("T")
@@ -30,14 +29,14 @@ class Bounds(NamedTuple):
     """Limits of a whole number, both included."""
 
     least: int = 0
-    most: int = LARGEST
+    most: int = 2**63 - 1
 
 
 class Text(NamedTuple):
     """Limits of a text: its length, a regular expression that matches all of it, and a name for what it describes."""
 
     longest: int = 1000
-    pattern: str = ""
+    pattern: str = ".*"
     name: str = ""
 
 
@@ -64,71 +63,63 @@ def _value(kind: Any, raw: Any, where: str, limits: Any, unknown: list[str] | No
         return None if raw is None else _value(members[0], raw, where, limits, unknown)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, raw, where, unknown)
-    if origin is Literal:
-        fits, expected = any(type(raw) is type(one) and raw == one for one in members), f"one of {members}"
-    elif origin is tuple:
-        fits, expected = isinstance(raw, list), "a list"
-    elif origin is dict:
-        fits, expected = isinstance(raw, dict), "a JSON object"
-    else:
-        fits, expected = _scalar(kind, raw, limits)
-    if not fits:
-        raise ValueError(f"{where} is {_short(raw)}, expected {expected}")
-    if origin in (tuple, dict) and len(raw) > MOST_ITEMS:
-        raise ValueError(f"{where} has {len(raw):,} items, expected at most {MOST_ITEMS:,}")
     if origin is dict:
+        _expect(
+            isinstance(raw, dict) and len(raw) <= MOST_ITEMS, raw, where, f"an object of at most {MOST_ITEMS:,} items"
+        )
         return {key: _value(members[1], one, _join(where, key), None, unknown) for key, one in raw.items()}
     if origin is tuple:
+        _expect(isinstance(raw, list) and len(raw) <= MOST_ITEMS, raw, where, f"a list of at most {MOST_ITEMS:,} items")
         kinds = [members[0]] * len(raw) if members[-1] is Ellipsis else members
         if len(kinds) != len(raw):
             raise ValueError(f"{where} has {len(raw):,} items, expected {len(kinds)}")
         pairs = enumerate(zip(kinds, raw, strict=True))
         return tuple(_value(member, one, f"{where}[{number}]", None, unknown) for number, (member, one) in pairs)
-    return float(raw) if kind is float else raw
+    if origin is Literal:
+        _expect(any(type(raw) is type(one) and raw == one for one in members), raw, where, f"one of {members}")
+    elif kind is int:
+        least, most = limits or Bounds()
+        _expect(type(raw) is int and least <= raw <= most, raw, where, f"a whole number from {least} to {most}")
+    elif kind is float:
+        _expect(type(raw) in (int, float) and math.isfinite(raw), raw, where, "a finite number")
+        return float(raw)
+    elif kind is str:
+        longest, pattern, name = limits or Text()
+        fits = isinstance(raw, str) and len(raw) <= longest and re.fullmatch(pattern, raw, re.DOTALL)
+        _expect(fits, raw, where, name or f"text of at most {longest:,} characters")
+    else:
+        _expect(type(raw) is kind, raw, where, "true or false")
+    return raw
 
 
 def _dataclass(kind: Any, raw: Any, where: str, unknown: list[str] | None) -> Any:
-    if not isinstance(raw, dict):
-        raise ValueError(f"{where or 'the file'} is {_short(raw)}, expected a JSON object")
+    _expect(isinstance(raw, dict), raw, where or "the file", "a JSON object")
     hints = get_type_hints(kind, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in raw and field.default is field.default_factory is dataclasses.MISSING
-    ]
-    surplus = sorted(shown(key, 80) for key in set(raw) - set(fields))
+    fields = dataclasses.fields(kind)
+    needed = [one.name for one in fields if one.default is one.default_factory is dataclasses.MISSING]
+    missing = [name for name in needed if name not in raw]
+    surplus = sorted(shown(key, 80) for key in set(raw) - set(hints))
     if missing or (surplus and unknown is None):
         found = [f"{what} {', '.join(keys[:9])}" for what, keys in (("missing", missing), ("unknown", surplus)) if keys]
-        raise ValueError(f"the keys of {where or 'the file'}: {'; '.join(found)}; expected {', '.join(fields)}")
+        raise ValueError(f"the keys of {where or 'the file'}: {'; '.join(found)}; expected {', '.join(hints)}")
     if unknown is not None:
         unknown += [_join(where, key) for key in surplus]
     return kind(
-        **{name: _value(hints[name], raw[name], _join(where, name), None, unknown) for name in fields if name in raw}
+        **{
+            name: _value(hint, raw[name], _join(where, name), None, unknown)
+            for name, hint in hints.items()
+            if name in raw
+        }
     )
 
 
-def _scalar(kind: Any, raw: Any, limits: Any) -> tuple[bool, str]:
-    """Whether `raw` is a value of this type, and what is expected in words."""
-    if kind is int:
-        least, most = limits or Bounds()
-        return type(raw) is int and least <= raw <= most, f"a whole number from {least} to {most}"
-    if kind is float:
-        return type(raw) in (int, float) and math.isfinite(raw), "a finite number"
-    if kind is str:
-        longest, pattern, name = limits or Text()
-        fits = isinstance(raw, str) and len(raw) <= longest and (not pattern or bool(re.fullmatch(pattern, raw)))
-        return fits, name or f"text of at most {longest:,} characters"
-    assert kind is bool, kind
-    return type(raw) is bool, "true or false"
+def _expect(fits: object, raw: object, where: str, expected: str) -> None:
+    if not fits:
+        found = (
+            f"a {type(raw).__name__} of {len(raw):,} items" if isinstance(raw, dict | list) else shown(repr(raw), 80)
+        )
+        raise ValueError(f"{where} is {found}, expected {expected}")
 
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{shown(key, 80)}" if where else shown(key, 80)
-
-
-def _short(value: object) -> str:
-    """A value in a few characters, however large it is."""
-    if isinstance(value, dict | list):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,} items"
-    return shown(repr(value[:100] if isinstance(value, str) else value), 80)

@@ -20,20 +20,25 @@ from dptrain.system.text import shown
 
 MIB = 1 << 20
 LONGEST_TEXT_FILE = 8 * MIB  # bytes of a manifest or a configuration
-KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading, also through symbolic links; OSError for a pipe, device, socket or folder.
+    """Open a regular file for reading, also through symbolic links; OSError for a pipe, device, socket or folder."""
+    return open(path, "rb", opener=_regular)
 
-    Never waits: opening a named pipe would wait for a writer.
-    """
-    return open(_regular(path, os.O_RDONLY), "rb")
+
+def append_text(path: Path) -> TextIO:
+    """Open a text file in UTF-8 for appending, or create it; OSError if it is a symbolic link or not a regular file."""
+    return open(path, "a", encoding="utf-8", opener=lambda path, flags: _regular(path, flags | os.O_NOFOLLOW))
+
+
+def _regular(path: str, flags: int) -> int:
+    """A descriptor of a regular file. Never waits: opening a named pipe would wait for its other end."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return descriptor
 
 
 def file_sha256(path: Path) -> str:
@@ -56,13 +61,7 @@ def read_whole(file: BufferedReader, most: int | None = None) -> bytes:
     most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if most is None else most
     if size > most:
         raise OSError(errno.EFBIG, f"{size:,} bytes, expected at most {most:,}")
-    try:
-        content = file.read(size + 1)
-    except MemoryError:
-        raise OSError(errno.ENOMEM, f"out of memory reading {size:,} bytes") from None
-    if len(content) > size:
-        raise OSError(errno.EBUSY, "the file grew while it was read")
-    return content
+    return file.read(size)
 
 
 def read_text(path: Path) -> str:
@@ -75,37 +74,13 @@ def read_text(path: Path) -> str:
         raise ValueError(f"not text in UTF-8: {error.reason} at byte {error.start:,}") from None
 
 
-def append_text(path: Path) -> TextIO:
-    """Open a text file in UTF-8 for appending, or create it; OSError if it is a symbolic link or not a regular file."""
-    return open(path, "a", encoding="utf-8", opener=_not_a_link)
-
-
-def _not_a_link(path: str, flags: int) -> int:
-    if os.path.islink(path):  # noqa: PTH114 - `open` gives the path as text
-        raise OSError(errno.ELOOP, "is a symbolic link, which is not followed for writing", path)
-    return _regular(path, flags | os.O_NOFOLLOW)
-
-
-def _regular(path: str | Path, flags: int) -> int:
-    """A descriptor of a regular file. Never waits."""
-    try:
-        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket, or a named pipe without a reader
-            raise OSError(errno.EINVAL, "is a socket or a pipe, expected a regular file", str(path)) from None
-        raise
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return descriptor
-    os.close(descriptor)
-    kind = next((name for test, name in KINDS if test(mode)), "of another kind")
-    raise OSError(errno.EINVAL, f"is {kind}, expected a regular file", str(path))
-
-
 def parse_json(text: str | bytes) -> Any:
-    """The value of JSON text; ValueError of bounded length. See dptrain.system.fields for checking the value."""
+    """The value of JSON text; ValueError of bounded length, also for a key that occurs twice in an object.
+
+    See dptrain.system.fields for checking the value.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except UnicodeDecodeError:
@@ -114,22 +89,20 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"not JSON: {error.msg} in line {error.lineno:,}, column {error.colno:,}") from None
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object: programs disagree on which value of a repeated key counts."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {shown(repr(next(key for key in keys if keys.count(key) > 1)), 80)} occurs twice")
+    return values
+
+
 def parse_toml(text: str) -> dict[str, Any]:
-    """The values of TOML text; ValueError of bounded length, also for deep nesting and integers of over 64 bits."""
+    """The values of TOML text; ValueError of bounded length, also for deep nesting."""
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except ValueError as error:  # of tomllib, or of a number with thousands of digits
         raise ValueError(shown(error, 300)) from None
-    _check_numbers(values)
-    return values
-
-
-def _check_numbers(value: Any) -> None:
-    """ValueError for an integer of over 64 bits."""
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            _check_numbers(item)
-    elif isinstance(value, int) and value.bit_length() > 64:
-        raise ValueError("a whole number of more than 64 bits")

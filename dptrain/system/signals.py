@@ -25,12 +25,18 @@ ENDING = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals
 SAME_REQUEST = 2.0
 
 
+def _in_main_thread() -> bool:
+    """Python can set signal handlers only there."""
+    return threading.current_thread() is threading.main_thread()
+
+
 def handled() -> list[signal.Signals]:
     """The signals of ENDING that this process handles: one that was ignored when the program started stays ignored.
 
-    A shell starts `command &` in a script with SIGINT ignored, `nohup command` with SIGHUP ignored.
+    A shell starts `command &` in a script with SIGINT ignored, `nohup command` with SIGHUP ignored. None outside the
+    main thread.
     """
-    return [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    return [number for number in ENDING if _in_main_thread() and signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class EndedBySignal(KeyboardInterrupt):
@@ -43,14 +49,11 @@ class EndedBySignal(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_exception() -> Iterator[None]:
-    """Within the block, every signal of ENDING raises EndedBySignal; does nothing outside the main thread.
+    """Within the block, every signal of ENDING raises EndedBySignal.
 
     An exception passes through the code that removes half-written files. Further signals of the same request do not
     disturb that code.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     first: float | None = None
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -74,14 +77,11 @@ def ended_by_exception() -> Iterator[None]:
 
 @contextmanager
 def delayed_signals() -> Iterator[None]:
-    """Delay the signals of ENDING until after the block; does nothing outside the main thread.
+    """Delay the signals of ENDING until after the block.
 
     For a fork, and for calls of h5py: both lose an exception that a signal handler raises. This sets handlers, not the
     signal mask, because a thread of a library may receive the signal.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = {number: handler for number in handled() if (handler := signal.getsignal(number)) is not None}
     arrived: list[int] = []
     for number in before:
@@ -107,26 +107,24 @@ def ignore_at_exit() -> None:
 
 
 def keep_dispositions() -> None:
-    """Undo what loading MPI has changed: signals that were ignored are ignored again, and SIGHUP ends the process.
+    """Undo what loading MPI has changed: ignored signals are ignored again, and SIGHUP ends the process.
 
     UCX, a library below MPI, handles SIGHUP by writing all its debug messages to the terminal. Other libraries may
     handle other signals.
     """
-    if threading.current_thread() is threading.main_thread():
-        for number in ENDING:
-            before = signal.getsignal(number)  # the state that Python knows, without changes by C libraries
-            if before is signal.SIG_IGN or (number == signal.SIGHUP and before is signal.SIG_DFL):
-                signal.signal(number, before)
+    for number in ENDING if _in_main_thread() else ():
+        before = signal.getsignal(number)  # the state that Python knows, without changes by C libraries
+        if before is signal.SIG_IGN or (number == signal.SIGHUP and before is signal.SIG_DFL):
+            signal.signal(number, before)
 
 
 def prepare_signals() -> None:
-    """Undo settings that a parent process may pass on by accident; does nothing outside the main thread.
+    """Undo settings that a parent process may pass on by accident.
 
     If SIGCHLD is ignored, the kernel forgets how a child ended, and every child seems to have returned 0. A blocked
     signal would never arrive; a parent that does not want a signal to arrive ignores it instead.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*ENDING, signal.SIGCHLD, signal.SIGTSTP, signal.SIGCONT})
+    if _in_main_thread():
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*ENDING, signal.SIGCHLD, signal.SIGTSTP, signal.SIGCONT})

@@ -17,11 +17,9 @@ import io
 import os
 import select
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 from dptrain.errors import OutputError, ReaderGoneError
-
-PATIENCE = 1.0  # seconds to wait for a reader before text that may be lost is dropped
 
 
 class Descriptor(io.FileIO):
@@ -30,7 +28,6 @@ class Descriptor(io.FileIO):
     def __init__(self, number: int, name: str, *, drops: bool) -> None:
         super().__init__(number, "w", closefd=False)
         self.what, self.drops, self.lost = name, drops, False
-        self._slow = False  # the reader did not read within PATIENCE, so the next write does not wait
 
     def write(self, content: Any, /) -> int:
         """Write all of `content`, which is bytes or a buffer; returns its length."""
@@ -40,24 +37,15 @@ class Descriptor(io.FileIO):
             while left:
                 written = super().write(left)  # typeshed: an int; None where the descriptor would block
                 if written is None:
-                    self._wait_for_reader()
+                    select.select([], [self], [])
                 else:
-                    left, self._slow = left[written:], False
+                    left = left[written:]
         except OSError as error:
             self.lost = True
             if not self.drops:
                 kind = ReaderGoneError if error.errno == errno.EPIPE else OutputError
                 raise kind(f"{self.what} cannot be written: {error.strerror}") from None
         return length
-
-    def _wait_for_reader(self) -> None:
-        """Wait until a non-blocking descriptor can be written; without limit where nothing may be lost."""
-        ready = select.poll()
-        ready.register(self.fileno(), select.POLLOUT)
-        milliseconds = (0 if self._slow else 1000 * PATIENCE) if self.drops else None
-        if not ready.poll(milliseconds):
-            self._slow = True
-            raise BlockingIOError(errno.EAGAIN, "the reader does not read")
 
 
 _descriptors: dict[str, Descriptor] = {}  # of sys.stdout and sys.stderr, by these names
@@ -79,27 +67,27 @@ def prepare_streams() -> None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
     for number, name, what in ((1, "stdout", "standard output"), (2, "stderr", "standard error")):
         if name not in _descriptors and getattr(sys, name) is getattr(sys, f"__{name}__"):
-            descriptor = Descriptor(number, what, drops=name == "stderr")
-            stream = _text_stream(descriptor, getattr(sys, name), lines=name == "stderr" or descriptor.isatty())
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
-            _descriptors[name] = descriptor
+            _descriptors[name] = Descriptor(number, what, drops=name == "stderr")
+            _replace(name, _descriptors[name])
 
 
-def _text_stream(descriptor: Descriptor, before: TextIO | None, *, lines: bool) -> TextIO:
-    """A text stream with the encoding and buffering of `before`."""
-    unbuffered = False
-    if isinstance(before, io.TextIOWrapper):
-        unbuffered, lines = before.write_through, before.line_buffering
+def _replace(name: str, descriptor: Descriptor) -> None:
+    """Replace a stream by one with the same encoding and buffering that writes to `descriptor`."""
+    before = getattr(sys, name)
+    unbuffered, lines, encoding = False, name == "stderr", "utf-8"
+    if isinstance(before, io.TextIOWrapper):  # not closed
+        unbuffered, lines, encoding = before.write_through, before.line_buffering, before.encoding
         with contextlib.suppress(OSError):
             before.flush()
-    return io.TextIOWrapper(
+    stream = io.TextIOWrapper(
         descriptor if unbuffered else io.BufferedWriter(descriptor),
-        encoding=before.encoding if before is not None else "utf-8",
+        encoding=encoding,
         errors="backslashreplace",
         line_buffering=lines,
         write_through=unbuffered,
     )
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
 
 
 def drop_failed_writes() -> None:
@@ -120,8 +108,7 @@ def print_whole(text: str) -> bool:
 def finish_output() -> None:
     """Flush standard output, before the exit status is decided. After an OutputError the text is dropped."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OutputError:
         drop_failed_writes()
         raise

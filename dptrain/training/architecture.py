@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from dptrain.nn.zoo import ARCHITECTURES
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import user_traceback
-from dptrain.training.model_source import ModelSource, failed, load_model_file
+from dptrain.training.model_source import ModelSource, describe_error, load_model_file
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ def find_architecture(model: str) -> Architecture:
     """
     if ":" not in model:
         if model.endswith(".py"):
-            raise UsageError(f"--model {model}: name its function too, for example {model}:build")
+            raise UsageError(f"--model {model}: add the function, for example {model}:build")
         if model not in ARCHITECTURES:
             raise UsageError(f"--model {model!r}: {did_you_mean(model, ARCHITECTURES)}; or give FILE.py:FUNCTION")
         return Architecture(model, ARCHITECTURES[model])
@@ -40,12 +39,8 @@ def find_architecture(model: str) -> Architecture:
     function = model.rsplit(":", 1)[1]
     build: Callable[..., Any] | None = getattr(module, function, None)
     if build is None or not callable(build):
-        defined = [
-            name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
-        ]
-        raise UsageError(
-            f"--model {model}: {source.main} has no function {function!r}; {did_you_mean(function, defined)}"
-        )
+        hint = did_you_mean(function, (name for name, value in vars(module).items() if callable(value)))
+        raise UsageError(f"--model {model}: {source.main} has no function {function!r}; {hint}")
     return Architecture(model, build, source)
 
 
@@ -58,14 +53,13 @@ def build_network(
     when a user's function or layers fail.
     """
     architecture = find_architecture(model) if isinstance(model, str) else model
-    _check_options(architecture, options)
-    what = f"--model {architecture.model} with {options or 'no options'}, input {input_shape}"
+    what = f"--model {architecture.model} with {shown(options or 'no options', 200)}, input {input_shape}"
     try:
         network = Network(architecture.build(input_shape, classes, **options), input_shape)
         network.spec(), network.description()  # a user's methods may fail
     except (Exception, SystemExit) as error:
         if architecture.source is not None and not isinstance(error, ModelError | MemoryError):
-            raise ModelError(f"{what}: {failed(error, architecture.source)}", user_traceback(error)) from error
+            raise ModelError(f"{what}: {describe_error(error, architecture.source)}", user_traceback(error)) from error
         if isinstance(error, ValueError | TypeError):
             raise UsageError(f"{what}: {error}") from error
         raise
@@ -75,17 +69,3 @@ def build_network(
             "let its last layer be Linear(classes)"
         )
     return network
-
-
-def _check_options(architecture: Architecture, options: Mapping[str, Any]) -> None:
-    """UsageError for an option that the architecture's function has no argument for."""
-    try:
-        parameters = list(inspect.signature(architecture.build).parameters.values())
-    except (TypeError, ValueError):  # some callables have no signature
-        return
-    known = [one.name for one in parameters[2:] if one.kind in (one.KEYWORD_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    unknown = [name for name in options if name not in known]
-    if unknown and not any(one.kind is one.VAR_KEYWORD for one in parameters):
-        hint = did_you_mean(unknown[0], known) if known else "it has none"
-        what = f"--model-options: {shown(architecture.model)} has no argument {shown(repr(unknown[0]), 60)}"
-        raise UsageError(f"{what}; {hint}")

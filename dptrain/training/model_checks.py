@@ -16,12 +16,9 @@ from dptrain.system.text import shown
 from dptrain.system.tracebacks import user_traceback
 from dptrain.training.agreement import agree_on
 from dptrain.training.architecture import Architecture
-from dptrain.training.model_source import ModelSource, failed
+from dptrain.training.model_source import ModelSource, describe_error
 
-UNSEEDED = (
-    "does the model draw without a seed while it is imported or built, depend on the process, or use packages or data "
-    "files that differ?"
-)
+UNSEEDED = "does it use random numbers without a seed, the process id, or other packages or data files?"
 
 
 def try_model(
@@ -42,7 +39,7 @@ def try_model(
     try:
         initial = network.initial(seed)
     except Exception as error:  # of a user's initialisation
-        what = f"--model {architecture.model}: its initial parameters: {failed(error, source)}"
+        what = f"--model {architecture.model}: its initial parameters: {describe_error(error, source)}"
         raise ModelError(what, user_traceback(error)) from error
     first, second = microbatches
     check_layers(network, vectors or initial, first, second, source.loaded, train=vectors is None)
@@ -52,10 +49,7 @@ def try_model(
 def agree_on_model(
     source: ModelSource | None, output: str, environment: dict[str, str], communicator: Communicator
 ) -> None:
-    """DptrainError on all ranks if they have loaded different files, or compute different outputs on like machines.
-
-    `output` is the model's `output_sha256`. A file that only some ranks import is not compared.
-    """
+    """DptrainError on all ranks if they have other files, or other outputs (`output_sha256`) on equal machines."""
     if source is not None:
         machine = " ".join(environment.values())
         advice = f"copy the model's files to all hosts; if only the output differs: {UNSEEDED}"
@@ -66,17 +60,15 @@ def changed_files(earlier: Origin, model: str, source: ModelSource | None) -> li
     """Files that differ between a checkpoint's `model` and the present one; None if an old checkpoint has no hashes."""
     if ":" not in model:
         return [] if source is None else sorted(source.files)
-    if not earlier.model_files:
-        return None
-    if source is None:
-        return sorted(earlier.model_files)
+    if not earlier.model_files or source is None:
+        return sorted(earlier.model_files) or None
     return source.changed_files(earlier.model_files, Path(model.rpartition(":")[0]).name)
 
 
 def model_change(
     path: Path, earlier: Origin, model: str, source: ModelSource | None, output: str, environment: dict[str, str]
 ) -> str:
-    """In words, how the present model differs from `model`, which a checkpoint was trained with; "" if it does not."""
+    """How the present model differs from the checkpoint's `model`, for a message; "" if it does not."""
     if files := changed_files(earlier, model, source):
         kept = kept_model(path, model, earlier.model_files)
         advice = f"; its code was kept: --model {shown(kept, 300)}" if kept else ""
@@ -89,7 +81,7 @@ def model_change(
 def kept_model(checkpoint: Path, model: str, files: Mapping[str, str]) -> str:
     """FILE.py:FUNCTION of the copy in the checkpoint's run folder whose `files` have these SHA-256; "" without one.
 
-    After changes that were allowed there are several, `model` and `model.1`, `model.2`, ...
+    After changes that were allowed there are several, `model` and `model-2`, `model-3`, ...
     """
     file, _, function = model.rpartition(":")
     run = checkpoint if checkpoint.is_dir() else checkpoint.parent.parent

@@ -1,8 +1,8 @@
 """A user's model file: it is loaded with the modules next to it, and every file that was loaded is recorded.
 
-The file is loaded as Python runs a script, in every way of starting: the modules in its folder come before installed
-ones. But they do not come before the standard library, dptrain and what dptrain needs: otherwise a `random.py` in the
-folder would break the program. No .pyc is read or written: the bytes that are recorded are executed.
+The modules in the file's folder come before installed ones, as for a script, but not before the standard library,
+dptrain and what dptrain needs: a `random.py` in the folder would break the program. The bytes that are recorded are
+executed: no .pyc is read or written.
 """
 
 from __future__ import annotations
@@ -14,14 +14,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.machinery import (
-    EXTENSION_SUFFIXES,
-    SOURCE_SUFFIXES,
-    ExtensionFileLoader,
-    FileFinder,
-    ModuleSpec,
-    SourceFileLoader,
-)
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -38,12 +31,12 @@ INSTALLED = {"site-packages", "dist-packages"}  # below the folder, if that is a
 class ModelSource:
     """The files of a model as they were loaded, `files`: name relative to the model file's folder, to content.
 
-    `files` grows when the model imports more while it computes. `main` is the name of the model file.
+    It is one of Python's finders of modules. `files` grows when the model imports more while it computes. `main` is the
+    name of the model file.
     """
 
     def __init__(self, path: Path) -> None:
-        self.main = path.name
-        self.path = path.resolve()
+        self.main, self.path = path.name, path.resolve()
         self.folder = self.path.parent  # as Python does for a script that is a symbolic link
         self.files: dict[str, bytes] = {}
         self.modules: list[str] = []
@@ -56,25 +49,19 @@ class ModelSource:
             self.modules.append(module)
         return self.files[name]
 
-    def holds(self, folder: Path) -> bool:
-        """Whether modules in this folder are part of the model."""
-        return folder.is_relative_to(self.folder) and not INSTALLED & set(folder.relative_to(self.folder).parts)
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """What Python's import system asks of a finder; `path` is the folder of a package."""
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: object = None) -> Any:
+        """The spec of a module in the folder, else None; `path` is the folder of its package."""
         if fullname.partition(".")[0] in NOT_FROM_THE_FOLDER:
             return None
-        for folder in map(Path, path if path is not None else [*sys.path, str(self.folder)]):
-            if not self.holds(folder.resolve()):
-                continue
-            source: Any = functools.partial(_RecordedLoader, source=self)  # called like the loader's class
-            loaders = (source, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES)
-            spec = FileFinder(str(folder.resolve()), *loaders).find_spec(fullname)
-            if spec is not None and spec.loader is not None and spec.origin is not None:
-                self.record(Path(spec.origin), fullname)
-                return spec
+        loader: Any = functools.partial(_RecordedLoader, source=self)  # called like the loader's class
+        for entry in path if path is not None else [*sys.path, str(self.folder)]:
+            folder = Path(entry).resolve()
+            if folder.is_relative_to(self.folder) and not INSTALLED & set(folder.relative_to(self.folder).parts):
+                finder = FileFinder(str(folder), (loader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
+                spec = finder.find_spec(fullname)
+                if spec is not None and spec.loader is not None and spec.origin is not None:
+                    self.record(Path(spec.origin), fullname)
+                    return spec
         return None
 
     def hashes(self) -> dict[str, str]:
@@ -92,24 +79,18 @@ class ModelSource:
     def changed_files(self, before: Mapping[str, str], main: str) -> list[str]:
         """Names of files that differ from earlier `hashes` of a model whose file was called `main`.
 
-        A file that is not loaded yet is looked for: it may be imported later. The model file itself may have another
-        name.
+        A file that is not loaded yet is read: it may be imported later. The model file may have another name.
         """
         before = {self.main if name == main else name: digest for name, digest in before.items()}
-        now = self.hashes()
-        return [
-            name
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != (now.get(name) or self._hash_of_a_neighbour(name))
-        ]
+        now = {name: self._hash_on_disk(name) for name in before} | self.hashes()
+        return sorted(name for name in now if before.get(name) != now[name])
 
-    def _hash_of_a_neighbour(self, name: str) -> str | None:
-        try:
+    def _hash_on_disk(self, name: str) -> str | None:
+        with contextlib.suppress(OSError, ValueError):
             path = (self.folder / name).resolve()
-            content = path.read_bytes() if path.is_relative_to(self.folder) and path.is_file() else None
-        except (OSError, ValueError):
-            content = None
-        return None if content is None else hashlib.sha256(content).hexdigest()
+            if path.is_relative_to(self.folder) and path.is_file():
+                return hashlib.sha256(path.read_bytes()).hexdigest()
+        return None
 
 
 class _RecordedLoader(SourceFileLoader):
@@ -124,71 +105,67 @@ class _RecordedLoader(SourceFileLoader):
         return code
 
 
-_finders: list[ModelSource] = []  # the model that was loaded last
+_last: list[ModelSource] = []  # the model that was loaded last
 
 
 def load_model_file(model: str) -> tuple[ModuleType, ModelSource]:
     """Execute the file of FILE.py:FUNCTION as a module.
 
-    UsageError if there is no such file, ModelError with the user's traceback if it fails. Modules that an earlier
-    model has loaded from its folder are forgotten: two models may have neighbours of one name, and edited ones are
-    read again.
+    UsageError if there is no such file, ModelError with the user's traceback if it fails. Modules of the model that was
+    loaded before are removed: two models may have neighbours of the same name, and edited ones are read again.
     """
     written = model.rsplit(":", 1)[0]
     try:
         file = Path(written).expanduser()
-        if not file.is_file():
-            raise UsageError(f"--model {model}: there is no file {file}")
-        if file.suffix not in SOURCE_SUFFIXES:
-            raise UsageError(f"--model {model}: {file} is not a Python file")
-        source = ModelSource(file)
-        # A name that no other module has, registered because dataclasses and pickles in the file need it.
-        name = f"dptrain_model_{file.stem}"
+        if not file.is_file() or file.suffix not in SOURCE_SUFFIXES:
+            raise UsageError(f"--model {model}: there is no Python file {file}")
+        source, name = ModelSource(file), f"dptrain_model_{file.stem}"  # a name that no other module has
         source.record(source.path, name)
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"--model {model}: {written} cannot be read: {reason}") from None
-    _forget()
+    while _last:
+        _unload(_last.pop())
     importlib.invalidate_caches()
-    _finders.append(source)
+    _last.append(source)
     sys.meta_path.insert(0, source)
     sys.path.append(str(source.folder))  # for folders without __init__.py, which are packages if nothing else is found
     loader = _RecordedLoader(name, str(source.path), source=source)
     spec = importlib.util.spec_from_file_location(name, source.path, loader=loader)
     assert spec is not None
+    # Dataclasses and pickles in the file need the module to be registered.
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         loader.exec_module(module)
     except ModelError:
         raise
     except (Exception, SystemExit) as error:
-        raise ModelError(f"--model {model}: {failed(error, source)}", user_traceback(error)) from error
+        raise ModelError(f"--model {model}: {describe_error(error, source)}", user_traceback(error)) from error
     return module, source
 
 
-def _forget() -> None:
-    for source in _finders:
-        with contextlib.suppress(ValueError):  # the user's code may have removed it
-            sys.meta_path.remove(source)
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(source.folder))
-        tops = {name.partition(".")[0] for name in source.modules}
-        for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
-            del sys.modules[name]
-    _finders.clear()
+def _unload(source: ModelSource) -> None:
+    with contextlib.suppress(ValueError):  # the user's code may have removed it
+        sys.meta_path.remove(source)
+    with contextlib.suppress(ValueError):
+        sys.path.remove(str(source.folder))
+    packages = {name.partition(".")[0] for name in source.modules}
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
 
 
-def failed(error: BaseException, source: ModelSource) -> str:
-    """What went wrong in a user's code, in a line, with advice where there is any."""
+def describe_error(error: BaseException, source: ModelSource) -> str:
+    """An error in a user's code as one line, with advice if an import did not find a neighbour of the model file."""
     if isinstance(error, SystemExit):
         return f"ended the program with status {error.code}{place(error)}"
     name = error.name if isinstance(error, ImportError) else getattr(getattr(error, "obj", None), "__name__", None)
-    advice = ""
     if isinstance(error, ImportError) and "relative import" in str(error):
-        advice = f"; {source.main} is loaded as a script is, not as part of a package: write `import NAME` for NAME.py"
-    elif name in NOT_FROM_THE_FOLDER and (source.folder / f"{name}.py").is_file():
-        advice = f"; `import {name}` is not the {name}.py next to {source.main}, but the {name} of Python or dptrain"
-    return last_line(error) + advice
+        return f"{last_line(error)}; {source.main} is not part of a package: write `import NAME` for NAME.py"
+    if name in NOT_FROM_THE_FOLDER and (source.folder / f"{name}.py").is_file():
+        return (
+            f"{last_line(error)}; `import {name}` finds Python's or dptrain's {name}, not {name}.py next to the model"
+        )
+    return last_line(error)
 
 
 def model_in_toml(toml: Path, model: str) -> str:

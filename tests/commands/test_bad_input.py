@@ -63,13 +63,13 @@ def no_manifest(folder: Path) -> None:
 
 
 DAMAGES = {
-    "missing": (remove, ["train-001-of-004.h5: missing", "pack the data set again"]),
-    "altered": (alter, ["train-001-of-004.h5: SHA-256", "altered"]),
-    "truncated": (truncate, ["train-001-of-004.h5", "truncated or replaced"]),
+    "missing": (remove, ["train-001-of-004.h5: cannot be read: No such file", "pack the data set again"]),
+    "altered": (alter, ["train-001-of-004.h5: ", "SHA-256", "altered"]),
+    "truncated": (truncate, ["train-001-of-004.h5", "SHA-256", "cut short"]),
     "swapped": (swap, ["train-001-of-004.h5", "SHA-256"]),
     "other version": (manifest_of_another_version, ["manifest.json", "version 3, this program reads versions 1 to 2"]),
     "manifest cut short": (manifest_cut_short, ["manifest.json", "cannot be read as JSON"]),
-    "no manifest": (no_manifest, ["not a data set", "dptrain data-prep"]),
+    "no manifest": (no_manifest, ["not a data set", "give the folder of a packed data set"]),
 }
 
 

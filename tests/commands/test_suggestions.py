@@ -57,9 +57,9 @@ def test_a_word_without_a_flag_is_explained(word: str, explanation: str) -> None
     assert explanation in did_you_mean(word, FLAGS, explanations=EXPLANATIONS)
 
 
-def test_every_synonym_stands_for_a_name_that_some_command_has() -> None:
-    """A renamed flag would otherwise leave advice that names nothing."""
-    elsewhere = {"shards", "force", "archive", "limit", "ranks", "max-restarts"}
-    proposed = {name for names in SYNONYMS.values() for name in names}
-    assert {f"--{name}" for name in proposed - elsewhere} <= set(FLAGS)
-    assert not any(f"--{word}" in FLAGS for word in {*SYNONYMS, *EXPLANATIONS})
+def test_every_synonym_is_for_a_name_that_some_command_has() -> None:
+    """A renamed flag would otherwise leave advice with a name that does not exist."""
+    elsewhere = {"shards", "force", "limit", "ranks"}
+    assert {f"--{name}" for name in SYNONYMS.keys() - elsewhere} <= set(FLAGS)
+    words = {word for names in SYNONYMS.values() for word in names.split()}
+    assert not any(f"--{word}" in FLAGS for word in {*words, *EXPLANATIONS})

@@ -23,7 +23,7 @@ from training_runs import LAST_STEP, flags
 
 from dptrain.commands.main import main
 from dptrain.errors import LimitError
-from dptrain.system.limits import refused
+from dptrain.system.failures import refused
 
 pytestmark = pytest.mark.slow  # starts many processes
 

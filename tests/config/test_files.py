@@ -130,9 +130,9 @@ def test_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
 def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     started = time.monotonic()
-    assert "is a named pipe, expected a regular file" in refusal(tmp_path / "pipe")
+    assert "not a regular file" in refusal(tmp_path / "pipe")
     done = dptrain("train", "x", "--resume", tmp_path / "pipe", "--config", tmp_path / "pipe", cwd=tmp_path, timeout=20)
-    assert_one_error(done, "is a named pipe", status=2)
+    assert_one_error(done, "not a regular file", status=2)
     assert time.monotonic() - started < 20
 
 
@@ -141,9 +141,8 @@ def test_a_named_pipe_is_refused_at_once(tmp_path: Path) -> None:
     [
         ("[model-options]\na = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
         ("epochs = " + "9" * 5000, "not TOML: "),
-        ("epochs = " + "9" * 30, "64 bits"),
+        ("epochs = " + "9" * 30, "expected a number below 2^63"),
         ("epochs = 9223372036854775808", "--epochs is 9223372036854775808, expected a number below 2^63"),
-        ("lr = " + "9" * 25, "64 bits"),
         ("x\x1b[31m = 1", "not TOML"),
         ('"x\\u001b[31m" = 1', "unknown key 'x\\x1b[31m'"),
         ('"' + "x" * 5000 + '" = 1', "unknown key"),

@@ -208,7 +208,7 @@ def test_model_options_are_the_inside_of_an_inline_table(text: str, options: dic
 def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match=r"bad\.toml: not text in UTF-8"):
+    with pytest.raises(UsageError, match=r"bad\.toml: cannot be read: not text in UTF-8"):
         read_toml(path)
 
 
@@ -247,12 +247,32 @@ def test_factors_are_checked_and_read_from_a_flag() -> None:
         from_text(KEYS["group_lr"], "head: 3")
 
 
+def test_each_optimizer_has_its_default_learning_rate(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('optimizer = "adamw"\n')
+    assert [merged({"optimizer": name}).lr for name in ("sgd", "adamw")] == [0.05, 0.001]
+    assert merged({}).lr == 0.05
+    assert merged(read_toml(path)).lr == 0.001
+    assert merged(read_toml(path), {"lr": 0.05}).lr == 0.05
+
+
+def test_a_key_that_the_optimizer_does_not_take_is_an_error() -> None:
+    for flags in ({"momentum": 0.9}, {"nesterov": False}):
+        with pytest.raises(UsageError, match=f"--{next(iter(flags))} is not an option of --optimizer adamw"):
+            merged({"optimizer": "adamw"}, flags)
+    with pytest.raises(UsageError, match="--momentum"):
+        merged({"optimizer": "adamw", "momentum": 0.8}, {})
+    assert merged({"optimizer": "sgd"}, {"momentum": 0.8}).momentum == 0.8
+    saved = parse_toml(to_toml(merged({"optimizer": "adamw"})), "config.toml")
+    assert merged(saved, {"weight_decay": 0.1}).weight_decay == 0.1  # a saved configuration has every key
+
+
 def test_an_unknown_table_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"table \[train\]: write keys at the top level"):
+    with pytest.raises(UsageError, match=r"unknown key .train.; keys are at the top level, not in tables"):
         parse_toml("[train]\nlr = 1", "my.toml")
 
 
 def test_the_configuration_is_read_without_numpy() -> None:
     """The launcher reads it, and starts faster without."""
-    program = "import sys, dptrain.config.flags, dptrain.config.files; sys.exit('numpy' in sys.modules)"
+    program = "import sys, dptrain.config.files; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Workspace
 from dptrain.arrays.random import Purpose, random_words
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.manifest import Manifest, Provenance
-from dptrain.data.order import EpochKey
 from dptrain.data.shard import Samples
-from dptrain.data.transforms import Transform, cropped, flipped, make_transforms
+from dptrain.data.transforms import cropped, flipped, make_transforms
 
 SHAPE = (2, 6, 7)
 MEAN, STD = (0.4734, 0.1), (0.2516, 0.003)
@@ -47,7 +44,7 @@ def batches(count: int = 23, *, shard: int = 0, size: int = 4, seed: int = 0, au
 
 def order(source: ShardBatches, epoch: int) -> list[int]:
     """The rows of an epoch in the order of its batches."""
-    steps = -(-len(source.source.labels) // source.size)
+    steps = -(-len(source.samples) // source.size)
     return [int(row) for step in range(steps) for row in source.batch(epoch, step, Workspace())[1]]
 
 
@@ -126,7 +123,7 @@ def test_batch_does_not_depend_on_earlier_batches(visits: list[tuple[int, int]],
 def test_batches_do_not_change_the_samples() -> None:
     source = batches(augment="zero")
     order(source, 0)
-    np.testing.assert_array_equal(source.source.rows(slice(None)), shard_samples(23).images)
+    np.testing.assert_array_equal(source.samples.images, shard_samples(23).images)
 
 
 def test_normalisation_is_exact_to_single_precision_for_every_pixel_value() -> None:
@@ -141,47 +138,3 @@ def test_normalisation_is_exact_to_single_precision_for_every_pixel_value() -> N
     # Two roundings of each of the two terms, whose size is at most the larger of them at the ends of the range.
     bound = 4 * np.finfo(np.float32).eps * np.abs(expected).max(axis=(0, 1, 2))
     assert (np.abs(found - expected) <= bound).all()
-
-
-class MappedSource:
-    """A source whose images are read from a file when a batch asks for them, and whose order is sequential."""
-
-    def __init__(self, path: Path, samples: Samples) -> None:
-        np.save(path, samples.images)
-        self.path, self.labels = path, samples.labels
-        self.most_rows = 0
-
-    def order(self, key: EpochKey) -> NDArray[np.intp]:
-        return np.arange(len(self.labels)) if key.epoch else np.arange(len(self.labels))[::-1]
-
-    def rows(self, indices: NDArray[np.intp] | slice) -> NDArray[np.uint8]:
-        images: NDArray[np.uint8] = np.load(self.path, mmap_mode="r")[indices]
-        self.most_rows = max(self.most_rows, len(images))
-        return images
-
-
-def test_batches_need_only_labels_an_order_and_rows_of_a_source(tmp_path: Path) -> None:
-    samples = shard_samples(23)
-    mapped = MappedSource(tmp_path / "images.npy", samples)
-    source = ShardBatches(mapped, 0, MANIFEST, size=4, seed=0)
-    for epoch, expected in ((0, list(range(23))[::-1]), (1, list(range(23)))):
-        found = [source.batch(epoch, step, Workspace())[1] for step in range(6)]
-        assert np.concatenate(found).tolist() == expected
-    images, _ = source.batch(1, 2, Workspace())
-    np.testing.assert_array_equal(images, source.normalise(samples.images[8:12], Workspace()))
-    assert mapped.most_rows == 4
-
-
-def test_a_further_transform_gets_random_words_of_its_purpose() -> None:
-    def inverted(images: NDArray[np.uint8], words: NDArray[np.uint64]) -> NDArray[np.uint8]:
-        return np.where((words % np.uint64(2)).astype(bool)[:, None, None, None], 255 - images, images)
-
-    transforms = [*make_transforms("none", True), Transform(inverted, Purpose.INITIAL_PARAMETERS)]
-    samples = shard_samples(23)
-    source = ShardBatches(samples, 1, MANIFEST, size=23, seed=5, transforms=transforms)
-    images, labels = source.batch(2, 0, Workspace())
-    flips, inversions = (
-        random_words(5, purpose, 1, 23, epoch=2) for purpose in (Purpose.AUGMENTATION, Purpose.INITIAL_PARAMETERS)
-    )
-    expected = inverted(flipped(samples.images[labels], flips), inversions)
-    np.testing.assert_array_equal(images, source.normalise(expected, Workspace()))

@@ -72,7 +72,7 @@ def test_shard_with_one_flipped_bit_is_reported(data_set: tuple[Path, Manifest],
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"{path.name}: SHA-256 .*altered"):
+    with pytest.raises(DataError, match=rf"{path.name}: .*SHA-256 .*altered"):
         load_shards(folder, manifest, range(SHARDS), threads)
     load_shards(folder, manifest, range(2), threads)  # a rank does not check the shards of other ranks
 
@@ -81,5 +81,5 @@ def test_missing_shard_is_reported(data_set: tuple[Path, Manifest]) -> None:
     folder, manifest = data_set
     path = folder / manifest.splits["train"][3].file
     path.unlink()
-    with pytest.raises(DataError, match=rf"{path.name}: missing"):
+    with pytest.raises(DataError, match=rf"{path.name}: .*No such file"):
         load_shards(folder, manifest, range(SHARDS), 2)

@@ -233,23 +233,6 @@ def test_a_users_layer_is_described_by_what_it_was_made_of() -> None:
     assert lines[2] != lines[0]
 
 
-class Careless(Scale):
-    """Keeps on itself what belongs to one microbatch."""
-
-    def forward(self, x: Array, call: Pass) -> tuple[Array, None]:
-        self.x = x
-        return x, None
-
-
-def test_a_layer_that_keeps_something_on_itself_is_refused_by_name() -> None:
-    """Threads share layers: its gradients would depend on which thread came last."""
-    network = Network([Careless(1.0), Flatten(), Linear(2)], (1, 2, 2))
-    with pytest.raises(AttributeError, match=r"layer1 sets its attribute 'x' while computing.*shards share"):
-        network.predict(
-            ready(network, network.initial(0)["parameters"]), np.zeros((2, 2, 3, 1), np.float32), Workspace()
-        )
-
-
 class Weighted(Layer):
     """A parameter of the given name and shape, which adds to its gradient instead of setting it."""
 

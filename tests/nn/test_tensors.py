@@ -210,5 +210,5 @@ def test_two_tensors_of_one_name_are_refused() -> None:
         def tensors(self) -> list[Tensor]:
             return [Tensor("weight", (2, 2), he_uniform(1))] * 2
 
-    with pytest.raises(ValueError, match="two tensors named 'weight'"):
+    with pytest.raises(ValueError, match="a tensor named 'weight', expected a new name"):
         Network([Twice(), Linear(2)], SHAPE)

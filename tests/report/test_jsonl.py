@@ -227,6 +227,6 @@ def test_a_full_disk_is_reported_by_one_error(tmp_path: Path) -> None:
 
 def test_a_link_in_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(DptrainError, match="is a symbolic link, which is not followed for writing"):
+    with pytest.raises(DptrainError, match="Too many levels of symbolic links"):
         started_in(tmp_path)
     assert not (tmp_path / "elsewhere").exists()

@@ -36,7 +36,7 @@ def program(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
 
 def test_a_crash_of_the_reading_process_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(monkeypatch, tmp_path, "import os\nos.kill(os.getpid(), 11)")
-    with pytest.raises(ValueError, match=f"the process that reads HDF5 crashed .signal {int(signal.SIGSEGV)}"):
+    with pytest.raises(ValueError, match=f"the process that reads HDF5 ended with -{int(signal.SIGSEGV)}"):
         read_isolated(b"x" * 10**6)
 
 
@@ -44,7 +44,6 @@ def test_a_crash_of_the_reading_process_is_one_line(tmp_path: Path, monkeypatch:
 def test_a_reading_process_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(old_hdf5, "SECONDS", (1, 0.0))
     program(monkeypatch, tmp_path, "import time\ntime.sleep(60)")
-    monkeypatch.setattr(old_hdf5, "PATIENCE", 1)
     started = time.monotonic()
     with pytest.raises(ValueError, match="not read within 1 s"):
         read_isolated(b"")
@@ -69,10 +68,9 @@ def test_what_would_take_memory_or_open_files_is_refused(tmp_path: Path) -> None
         read_isolated(path.read_bytes())
     with h5py.File(path, "w") as file:
         file.create_dataset("a", data=np.zeros(1 << 24, np.uint8), chunks=(1 << 24,), compression="gzip")
-    with pytest.raises(ValueError, match="without compression"):
+    with pytest.raises(ValueError, match="not stored in full"):
         read_isolated(path.read_bytes())
     os.mkfifo(tmp_path / "pipe.h5")
     with h5py.File(path, "w") as file:
         file["a"] = h5py.ExternalLink(str(tmp_path / "pipe.h5"), "/a")
-    with pytest.raises(ValueError, match="a is a link"):
-        read_isolated(path.read_bytes())
+    assert read_isolated(path.read_bytes()) == ({}, {})

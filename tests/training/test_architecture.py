@@ -88,14 +88,14 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("FOLDER/my_net.py", "name its function too"),
+        ("FOLDER/my_net.py", "add the function"),
         ("convnit", "did you mean 'convnet'?"),
-        ("FOLDER/missing.py:build", "there is no file"),
+        ("FOLDER/missing.py:build", "there is no Python file"),
         ("FOLDER/my_net.py:biuld", "did you mean 'build'?"),
         ("FOLDER/my_net.py:Linear", "positional argument"),
         ("FOLDER/" + 300 * "x" + ".py:build", "cannot be read: File name too long"),
         ("FOLDER/my_net.py:MY", "has no function 'MY'"),
-        ("FOLDER/my_net.txt:build", "is not a Python file"),
+        ("FOLDER/my_net.txt:build", "there is no Python file"),
         ("FOLDER/my_net.py:refuses", "refused (3, 8, 8), 5, {}"),
         ("FOLDER/my_net.py:no_list", "the network has 7 in it, expected layers"),
         ("FOLDER/my_net.py:quits", "ended the program with status 17 (my_net.py, line "),
@@ -107,7 +107,7 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
         ("FOLDER/my_net.py:nothing_to_train", "expected one logit a class|no parameters|192 logits"),
     ],
 )
-def test_a_model_that_cannot_be_built_says_why(model: str, words: str, my_net: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_built_is_one_error(model: str, words: str, my_net: Path, tmp_path: Path) -> None:
     my_net.with_suffix(".txt").write_text(MY_NET)
     model = model.replace("FOLDER", str(tmp_path))
     with pytest.raises((UsageError, ModelError)) as caught:
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_built_says_why(model: str, words: str, my_net: P
     assert any(part in str(caught.value) for part in words.split("|"))
 
 
-def test_a_file_may_define_dataclasses_and_name_a_function_in_any_way(tmp_path: Path) -> None:
+def test_a_file_may_define_dataclasses_and_the_function_may_be_a_partial(tmp_path: Path) -> None:
     path = tmp_path / "modern.py"
     path.write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom functools import partial\n"
@@ -136,7 +136,7 @@ def test_a_file_may_define_dataclasses_and_name_a_function_in_any_way(tmp_path: 
         ("x = 'caf\xe9'\n", "SyntaxError: (unicode error) 'utf-8' codec|Non-UTF-8"),
         ("x = 1\0\n", "SyntaxError: source code cannot contain null bytes|source code string"),
         ("import no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module' (net.py, line 1)"),
-        ("from . import layers\n", "write `import NAME` for NAME.py"),
+        ("from . import layers\n", "net.py is not part of a package: write `import NAME` for NAME.py"),
         ("\n\n1 / 0\n", "ZeroDivisionError: division by zero (net.py, line 3)"),
         ("class Odd(Exception):\n    pass\nraise Odd('\x1b[31m')\n", "Odd: \\x1b[31m"),
         ("open('/nonexistent/file')\n", "No such file or directory: '/nonexistent/file' (net.py, line 1)"),
@@ -173,20 +173,7 @@ def test_an_error_of_a_users_layer_while_the_network_is_built_is_permanent(metho
     assert f"in {method}\n" in caught.value.details
 
 
-def test_an_option_that_the_function_has_no_argument_for_proposes_one(my_net: Path) -> None:
-    """In the field: the text of Python's TypeError."""
-    for model, option, words in (
-        ("convnet", "width", "convnet has no argument 'width'; did you mean 'widths'?"),
-        ("convnet", "kernel", "did you mean 'kernel_size'?"),
-        ("linear", "bias", "it has none"),
-        (f"{my_net}:build", "widths", "did you mean 'width'?"),
-    ):
-        with pytest.raises(UsageError) as caught:
-            build_network(model, {option: 3}, (3, 8, 8), 5)
-        assert words in str(caught.value)
-
-
 @pytest.mark.parametrize("options", [{"width": [3]}, {"widths": 3}, {"widths": [0]}, {"kernel_size": 2}])
-def test_an_error_names_the_option_that_does_not_fit(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=next(iter(options))):
+def test_an_unsuitable_option_is_reported_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"--model convnet with .*{next(iter(options))}.*, input"):
         build_network("convnet", options, (3, 8, 8), 5)

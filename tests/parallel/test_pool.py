@@ -1,4 +1,4 @@
-"""dptrain.parallel.threads: shards side by side on threads, and a fair share of the cores for every rank of a host."""
+"""dptrain.parallel.pool: shards side by side on threads, and a fair share of the cores for every rank of a host."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from hypothesis import strategies as st
 from dptrain.arrays.memory import Workspace
 from dptrain.errors import DataError
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.pool import ShardWork
-from dptrain.parallel.threads import ShardThreads, fair_threads
+from dptrain.parallel.pool import ShardThreads, ShardWork, fair_threads
 
 
 class Task(ShardWork[Any]):
@@ -117,9 +115,9 @@ Place = tuple[str, frozenset[int]]  # a rank's host and the cores it may run on
 
 
 class OneRank(Communicator):
-    """A rank among ranks that stand at known places, in control groups with quotas."""
+    """A rank among ranks on known hosts and cores, in control groups with quotas."""
 
-    def __init__(self, rank: int, places: list[Place], quotas: list[dict[str, Fraction]]) -> None:
+    def __init__(self, rank: int, places: list[Place], quotas: list[dict[str, float]]) -> None:
         self.rank, self.size = rank, len(places)
         self.everyone = [(*place, own) for place, own in zip(places, quotas, strict=True)]
 
@@ -128,14 +126,14 @@ class OneRank(Communicator):
         return list(self.everyone)
 
 
-def shares(places: list[Place], quotas: list[dict[str, Fraction]] | None = None) -> list[int]:
+def shares(places: list[Place], quotas: list[dict[str, float]] | None = None) -> list[int]:
     """`fair_threads` of every rank."""
     found, quotas = [], quotas or [{}] * len(places)
     with pytest.MonkeyPatch.context() as patch:
         for rank, (host, cores) in enumerate(places):
             patch.setattr(socket, "gethostname", lambda host=host: host)
             patch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
-            patch.setattr("dptrain.parallel.threads.cpu_limits", lambda _, own=quotas[rank]: own)
+            patch.setattr("dptrain.parallel.pool.cpu_limits", lambda _, own=quotas[rank]: own)
             found.append(fair_threads(OneRank(rank, places, quotas)))
     return found
 
@@ -179,16 +177,16 @@ def test_no_host_gets_more_threads_than_cores_beyond_the_one_each_rank_needs(pla
             assert len({own for own, allowed in here if allowed == cores_of_rank}) == 1
 
 
-HALF, TWO, FIVE = Fraction(1, 2), Fraction(2), Fraction(5)
+HALF, TWO, FIVE = 0.5, 2.0, 5.0
 
 
 @pytest.mark.parametrize(
     ("ranks", "quotas", "expected"),
     [
         (1, [{"job": TWO}], [2]),
-        (1, [{"job": Fraction(3, 2)}], [1]),
+        (1, [{"job": 1.5}], [1]),
         (1, [{"job": HALF}], [1]),  # one thread all the same
-        (1, [{"job": Fraction(100)}], [8]),
+        (1, [{"job": 100.0}], [8]),
         (2, [{"job": FIVE}] * 2, [2, 2]),  # all ranks of the host together
         (2, [{"job": FIVE, "rank 0": TWO}, {"job": FIVE, "rank 1": FIVE}], [2, 2]),  # nested: the smallest counts
         (2, [{"rank 0": TWO}, {"rank 1": TWO}], [2, 2]),  # each in a group of its own
@@ -196,7 +194,7 @@ HALF, TWO, FIVE = Fraction(1, 2), Fraction(2), Fraction(5)
     ],
 )
 def test_a_quota_is_shared_among_the_ranks_in_its_group(
-    ranks: int, quotas: list[dict[str, Fraction]], expected: list[int]
+    ranks: int, quotas: list[dict[str, float]], expected: list[int]
 ) -> None:
     """Found in the field: in a container with 1.5 cores of a machine with 64, 64 threads were started."""
     assert shares([("a", cores(0, 7))] * ranks, quotas) == expected
