@@ -102,7 +102,7 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
         ("FOLDER/my_net.py:refuses", "(my_net.py, line "),
         ("FOLDER/my_net.py:no_arguments", "no_arguments() takes 0 positional arguments but 2 were given"),
         ("FOLDER/my_net.py:unfinished", "end it with Flatten(), Linear(K)"),
-        ("FOLDER/my_net.py:too_large", "smaller than the kernel of 99"),
+        ("FOLDER/my_net.py:too_large", "smaller than the kernel of (99, 99)"),
         ("FOLDER/my_net.py:two_more", "outputs 7 logits, but the data set has 5 classes"),
         ("FOLDER/my_net.py:nothing_to_train", "expected one logit a class|no parameters|192 logits"),
     ],
