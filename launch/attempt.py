@@ -47,6 +47,7 @@ def run_attempt(
                 start_new_session=True,  # so that Ctrl-C in a terminal reaches it through `signals` only
                 preexec_fn=prepare_signals,
             )
+            signals.process, signals.processes = process, processes  # before the job's first output can be seen
             notices = None if verbose else target.notices
             relays = [Relay(process.stderr, SCREEN.error, notices), Relay(process.stdout, SCREEN.out, notices)]
             for relay in relays:
