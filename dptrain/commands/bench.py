@@ -80,7 +80,7 @@ def _step(parsed: argparse.Namespace, communicator: Communicator) -> Results:
 
     config = TrainConfig(**{name: getattr(parsed, name) for name in STEP_KEYS})
     workload = make_workload(config, communicator, tuple(parsed.image), parsed.classes, parsed.shards)
-    figures = measure_step(workload, batch_size=parsed.batch_size, steps=parsed.steps)
+    figures = measure_step(*workload, batch_size=parsed.batch_size, steps=parsed.steps)
     lists = {"layers", "seconds", "peak_memory_mib", "slowest_rank", "environment", "milliseconds_per_step"}
     facts = {name: value for name, value in figures.items() if name not in lists}
     facts |= {f"milliseconds per step, {which}": value for which, value in figures["milliseconds_per_step"].items()}

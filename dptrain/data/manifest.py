@@ -7,9 +7,7 @@ A data set is a folder:
     test-000-of-008.h5 ...    the test split in S shards
 
 For each shard (see dptrain.data.shard) the manifest has its size and SHA-256, the offsets of its arrays in the file,
-and a SHA-256 of their contents alone. A reader checks these and reads the arrays without libhdf5.
-
-Version 1 is still read. Its shards were written by libhdf5: chunked, without offsets or a hash of the contents.
+and a SHA-256 of their contents alone. Version 1, without offsets and that second hash, is still read.
 """
 
 from __future__ import annotations
@@ -149,7 +147,12 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = files.parse_json(files.read_text(path))
     except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{shown(folder)}: {_why_missing(Path(folder))}") from None
+        what = "no such folder"
+        if path.parent.exists():
+            what = f"not a data set: no {MANIFEST} (it is written last: was packing interrupted?)"
+        example = shown(f"dptrain data-prep cifar10 {shlex.quote(str(folder))}")
+        what = dangling(path.parent) or f"{what}; pack one first, for example: {example}"
+        raise DataError(f"{shown(folder)}: {what}") from None
     except OSError as error:
         raise DataError(f"{shown(path)}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -167,16 +170,6 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, DataError) as error:
         raise DataError(f"{shown(path)}: damaged or edited: {error}; pack the data set again") from error
     return manifest
-
-
-def _why_missing(folder: Path) -> str:
-    """Why a folder has no manifest, and what to do."""
-    if why := dangling(folder):
-        return why
-    what = "no such folder"
-    if folder.exists():
-        what = f"not a data set: no {MANIFEST} (it is written last: was packing interrupted?)"
-    return f"{what}; pack one first, for example: dptrain data-prep cifar10 {shown(shlex.quote(str(folder)))}"
 
 
 def _check(manifest: Manifest) -> None:

@@ -20,7 +20,6 @@ from data_sets import image_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dptrain
 from data_prep.pack import pack
 from dptrain.arrays.layout import Layout
 from dptrain.checkpoint.format import USER_BLOCK, checkpoint_bytes, read_checkpoint
@@ -95,7 +94,7 @@ def test_a_resume_takes_the_vectors_of_its_optimizer_and_reports_others(good: Pa
     restricted = checkpoint.restricted(plain, good)
     assert list(restricted.state.vectors) == list(plain)
     (note,) = restricted.notes
-    assert f"written by dptrain {dptrain.__version__} and also contains vectors.momentum, which is ignored" in note
+    assert note == "the momentum of the checkpoint is ignored"
     with pytest.raises(
         CheckpointError, match=r"of another optimizer .* has first_moment None, expected \[\('conv1.weight"
     ):
@@ -258,8 +257,7 @@ def test_what_a_later_program_adds_is_left_alone_and_reported(good: Path) -> Non
     found = read_checkpoint(good)
     assert (scalars(found.state), found.origin, before.notes) == (scalars(before.state), before.origin, ())
     assert found.notes == (
-        "the checkpoint was written by dptrain 7.1 and also contains later\\x1b, state.cosmic, origin.planet, "
-        "which is ignored",
+        "dptrain 7.1 wrote the checkpoint, with later\\x1b, state.cosmic, origin.planet, which is ignored",
     )
 
 
