@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from os.path import expanduser
@@ -25,16 +24,19 @@ from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output
 from dptrain.system.text import shown
 
-from . import PROGRAM
+from . import PROGRAM, report
 from .pack import pack
-from .progress import say
 from .sources import SOURCES
 from .staging import check_target
 from .verify import info, verify
 
 
+@ended_by_exception()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, 1 for an error in the data, 2 for usage, 128 + n after signal n."""
+    """Run one command. Returns the exit status: 0, 1 for an error in the data, 2 for usage, 128 + n after signal n.
+
+    After a signal, partial files are removed.
+    """
     start_program()
     try:
         words = list(sys.argv[1:] if arguments is None else arguments)
@@ -51,14 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text, status = failure(error)
         drop_failed_writes()
         if text:
-            say(f"error: {text}" + "; no partial files are left" * isinstance(error, KeyboardInterrupt))
+            report(f"error: {text}" + "; no partial files are left" * isinstance(error, KeyboardInterrupt))
     return status
-
-
-def run(arguments: Sequence[str] | None = None) -> int:
-    """`main` as a program: after a signal, partial files are removed."""
-    with ended_by_exception():
-        return main(arguments)
 
 
 def _parser() -> Parser:
@@ -66,8 +62,8 @@ def _parser() -> Parser:
     parser = Parser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for source in SOURCES:
-        command = commands.add_parser(source.name, help=source.help, description=source.help)
-        command.add_argument("folder", metavar="OUT", type=path_argument, help="folder for the data set")
+        command = _add_command(commands, source.name, source.help, _pack)
+        command.set_defaults(source=source)
         source.add_arguments(command)
         command.add_argument(
             "--limit",
@@ -79,57 +75,47 @@ def _parser() -> Parser:
             "--seed", type=whole(0), default=0, metavar="N", help="seed of all random choices (default: 0)"
         )
         _add_packing_options(command)
-        command.set_defaults(run=_pack, source=source)
     for name, function, text in (
         ("verify", _verify, "check every hash and every record of a packed data set"),
         ("info", _info, "describe a packed data set"),
     ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("folder", metavar="OUT", type=path_argument, help="folder of the data set")
-        command.add_argument("--json", action="store_true", help="print the result as JSON")
-        command.set_defaults(run=function)
+        _add_command(commands, name, text, function)
     return parser
+
+
+def _add_command(commands: Any, name: str, text: str, function: Any) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.add_argument("folder", metavar="OUT", type=path_argument, help="folder of the data set")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.set_defaults(run=function)
+    return command
 
 
 def _add_packing_options(command: argparse.ArgumentParser) -> None:
     """Options that do not change which images are packed."""
     command.add_argument("--shards", type=whole(), default=8, metavar="S", help="shards of each split (default: 8)")
     command.add_argument("--force", action="store_true", help="replace an existing data set")
-    command.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _pack(options: argparse.Namespace) -> int:
-    started = time.monotonic()
     check_target(options.folder, force=options.force)  # before a long download, not after it
     try:
         data = options.source.read(options)
     except DownloadError as error:
         if not getattr(options, "optional", False):
             raise
-        say(f"note: {shown(error)}")
+        report(f"note: {shown(error)}")
         return error.status
-    pack(
-        options.folder,
-        data,
-        shards=options.shards,
-        seed=options.seed,
-        limit=options.limit,
-        force=options.force,
-        command=_command(options),
-    )
-    facts = info(options.folder)
-    if options.json:
-        _print_json(facts)
-    else:
-        print(_origin(facts["source"]))
-        print(f"{_summary(facts)}, {time.monotonic() - started:.1f} s")
-    return 0
+    counts = {"shards": options.shards, "seed": options.seed, "limit": options.limit}
+    pack(options.folder, data, **counts, force=options.force, command=_command(options))
+    return _info(options)
 
 
 def _command(options: argparse.Namespace) -> list[str]:
     """The words of the command line that decide which images are packed."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_packing_options(parser)
+    parser.add_argument("--json", action="store_true")
     words = parser.parse_known_args(options.words)[1]
     return [word for number, word in enumerate(words) if not number or Path(expanduser(word)) != options.folder]  # noqa: PTH111 - does not raise
 
@@ -137,9 +123,9 @@ def _command(options: argparse.Namespace) -> list[str]:
 def _verify(options: argparse.Namespace) -> int:
     result = verify(options.folder)
     if options.json:
-        _print_json({"ok": not result.problems, **asdict(result)})
+        print(json.dumps({"ok": not result.problems, **asdict(result)}, indent=1))
     for problem in result.problems:
-        say(f"error: {shown(problem)}")
+        report(f"error: {shown(problem)}")
     if not result.problems and not options.json:
         print(f"{_summary(info(options.folder))}: no problems found")
         for split, counts in result.class_counts.items():
@@ -150,22 +136,18 @@ def _verify(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     facts = info(options.folder)
     if options.json:
-        _print_json(facts)
+        print(json.dumps(facts, indent=1))
         return 0
     print(_summary(facts))
-    print(f"  {_origin(facts.pop('source'))}")
-    for name in ("classes", "image_shape", "mean", "std", "seed", "command", "manifest_sha256"):
-        value = facts[name]
-        print(f"  {name.replace('_', ' '):<16}{shown(' '.join(map(str, value)) if isinstance(value, list) else value)}")
+    source = facts["source"]
+    if source["archive"] is not None:
+        verdict = "a published archive" if source["published"] else "NOT a published archive: results may differ"
+        facts["archive"] = f"{source['archive']}, {verdict} (SHA-256 {source['sha256']})"
+    for name in ("archive", "classes", "image_shape", "mean", "std", "seed", "command", "manifest_sha256"):
+        if name in facts:
+            value = " ".join(map(str, facts[name])) if isinstance(facts[name], list) else facts[name]
+            print(f"  {name.replace('_', ' '):<16}{shown(value)}")
     return 0
-
-
-def _origin(source: dict[str, Any]) -> str:
-    """Where the images come from, in one line."""
-    if source["archive"] is None:
-        return f"source          {shown(source['name'])}"
-    verdict = "a published archive" if source["published"] else "NOT a published archive: results may differ"
-    return f"archive         {shown(source['archive'])}, {verdict} (SHA-256 {shown(source['sha256'])})"
 
 
 def _summary(facts: dict[str, Any]) -> str:
@@ -177,9 +159,5 @@ def _summary(facts: dict[str, Any]) -> str:
     )
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=1))
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(main())

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
-import threading
-from contextlib import closing, suppress
 from pathlib import Path
 
 from dptrain.errors import DataError, DownloadError
 from dptrain.system.paths import typed_path
 
-from .progress import Bar
-
-RESOLVE_SECONDS = 6.0
 CONNECT_AND_READ_SECONDS = (8.0, 30.0)
 
 
@@ -43,53 +37,50 @@ def _download(url: str, sha256: str, target: Path, variable: str) -> None:
 
     pooch.get_logger().setLevel("ERROR")
     try:
-        _wait_for_name_server(url)
-        with closing(Bar("downloading")) as bar:
-            pooch.retrieve(
-                url,
-                known_hash=f"sha256:{sha256}",
-                fname=target.name,
-                path=target.parent,
-                downloader=pooch.HTTPDownloader(
-                    progressbar=bar if sys.stderr.isatty() else False, timeout=CONNECT_AND_READ_SECONDS
-                ),
-            )
+        pooch.retrieve(
+            url,
+            known_hash=f"sha256:{sha256}",
+            fname=target.name,
+            path=target.parent,
+            downloader=pooch.HTTPDownloader(
+                progressbar=_Bar() if sys.stderr.isatty() else False, timeout=CONNECT_AND_READ_SECONDS
+            ),
+        )
     except Exception as error:  # requests, urllib3, pooch and the disk have many exceptions
-        unreachable = isinstance(error, requests.RequestException | TimeoutError)  # not: a wrong hash, a full disk
+        unreachable = isinstance(error, requests.RequestException)  # not: a wrong hash, a full disk
         raise (DownloadError if unreachable else DataError)(
             f"{url} cannot be downloaded to {target.parent}: {_reason(error)}; download it in another way and pass "
             f"--archive FILE, or set {variable}"
         ) from error
 
 
-def _wait_for_name_server(url: str) -> None:
-    """TimeoutError if the name server does not answer soon. Without a network, requests would wait half a minute.
+class _Bar:
+    """A progress bar, with the methods that pooch calls."""
 
-    Behind a proxy, the proxy resolves names.
-    """
-    from urllib.request import getproxies  # takes 30 ms
+    def __init__(self) -> None:
+        from rich.console import Console  # takes 0.1 s
+        from rich.progress import Progress
 
-    if getproxies():
-        return
+        self.total = 0  # pooch sets it
+        self._progress = Progress(console=Console(stderr=True), transient=True)
+        self._task = self._progress.add_task("downloading")
+        self._progress.start()
 
-    def resolve() -> None:
-        with suppress(OSError):  # requests reports it
-            socket.getaddrinfo(url.split("/")[2].partition(":")[0], None)
+    def update(self, units: int) -> None:
+        """Advance by a number of bytes."""
+        self._progress.update(self._task, total=self.total, advance=units)
 
-    thread = threading.Thread(target=resolve, daemon=True)
-    thread.start()
-    thread.join(RESOLVE_SECONDS)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer from the name server in {RESOLVE_SECONDS:.0f} s")
+    def reset(self) -> None:
+        """Called at the end, before an update by the total."""
+        self._progress.reset(self._task)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._progress.stop()
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause of an error in a few words; requests wraps it three times."""
-    while True:
-        candidates = (getattr(error, "reason", None), error.__cause__, *error.args)
-        cause = next((one for one in candidates if isinstance(one, BaseException)), None)
-        if cause is None:
-            break
-        error = cause
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"{type(error).__name__}: {' '.join(text.split())}"[:200]
+    """The innermost cause in a few words; requests wraps it three times."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]

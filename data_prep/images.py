@@ -65,11 +65,9 @@ def checked(data: ImageData) -> ImageData:
         if data.layout not in (None, *LAYOUTS):
             raise DataError(f"layout is {shown(repr(data.layout), 60)}, expected {' or '.join(map(repr, LAYOUTS))}")
         train, test = (_checked_split(split, getattr(data, split), data) for split in SPLITS)
-        if train.images.shape[1:] != test.images.shape[1:]:
-            raise DataError(
-                f"train images (n, C, H, W) are {_shape(train.images)}, test images {_shape(test.images)}; expected "
-                "the same C, H and W"
-            )
+        shapes = train.images.shape[1:], test.images.shape[1:]
+        if shapes[0] != shapes[1]:
+            raise DataError(f"train images (C, H, W) are {shapes[0]}, test images {shapes[1]}; expected the same")
     except DataError as error:
         raise DataError(f"data set {shown(repr(data.name), 60)}: {error}") from None
     return replace(data, classes=tuple(data.classes), train=train, test=test, layout="channels_first")
@@ -82,56 +80,34 @@ def _checked_split(split: str, part: LabelledImages, data: ImageData) -> Labelle
 
 def _checked_images(split: str, images: NDArray[Any], layout: str | None) -> NDArray[np.uint8]:
     """The images as (n, C, H, W), without a copy."""
+    found = f"{split} images are {images.dtype} of the shape {shown(images.shape, 100)}"
     if images.ndim != 4:
-        advice = {
-            3: "grey images (n, H, W) get their channel by images[:, None]",
-            2: "rows of pixels become images by images.reshape(n, C, H, W)",
-        }.get(images.ndim, "images of different sizes must first be scaled to one size")
-        raise DataError(f"{split} images have the shape {_shape(images)}, expected (n, C, H, W); {advice}")
+        raise DataError(
+            f"{found}, expected (n, C, H, W) or (n, H, W, C); add the axis of grey images by images[:, None]"
+        )
     if images.dtype != np.uint8:
-        advice = {
-            "f": "convert values of 0 to 1 by (255 * images).round().astype(np.uint8), of 0 to 255 without the 255 *",
-            "b": "convert them by 255 * images.astype(np.uint8)",
-        }.get(images.dtype.kind, "convert values of 0 to 255 by images.astype(np.uint8)")
-        raise DataError(f"{split} images are {images.dtype}, expected uint8; {advice}")
-    if 0 in images.shape:
-        what = "has images without pixels" if len(images) else "has no images"
-        raise DataError(f"the {split} split {what}: {_shape(images)}; expected at least one image")
-    if layout is None:
-        second, third, last = images.shape[1:]
-        if not second <= MOST_CHANNELS < min(third, last):
-            likely = "(n, H, W, C)" if last <= MOST_CHANNELS < min(second, third) else "(n, C, H, W) or (n, H, W, C)"
-            raise DataError(
-                f"{split} images have the shape {_shape(images)}, probably {likely}; state it: ImageData(..., "
-                'layout="channels_last") for (n, H, W, C), layout="channels_first" for (n, C, H, W)'
-            )
+        raise DataError(
+            f"{found}, expected uint8; convert values of 0 to 255 by images.astype(np.uint8), of 0 to 1 by "
+            "(255 * images).round().astype(np.uint8)"
+        )
+    if not images.size:
+        raise DataError(f"{found}, expected at least one image and one pixel")
+    if layout is None and not images.shape[1] <= MOST_CHANNELS < min(images.shape[2:]):
+        raise DataError(
+            f'{found}; state what that is: ImageData(..., layout="channels_last") for (n, H, W, C), '
+            'layout="channels_first" for (n, C, H, W)'
+        )
     return images.transpose(0, 3, 1, 2) if layout == "channels_last" else images
 
 
 def _checked_labels(split: str, labels: NDArray[Any], samples: int, classes: int) -> NDArray[np.int64]:
     """The labels as int64 (n,)."""
-    if labels.shape != (samples,):
-        advice = ""
-        if labels.shape == (samples, 1):
-            advice = "; remove the second axis by labels[:, 0]"
-        elif labels.ndim == 2 and labels.shape[0] == samples:
-            advice = "; one-hot rows become labels by labels.argmax(axis=1)"
+    if labels.shape != (samples,) or labels.dtype.kind not in "iu":
         raise DataError(
-            f"{split} labels have the shape {_shape(labels)}, expected ({samples},), one for each image{advice}"
+            f"{split} labels are {labels.dtype} of the shape {shown(labels.shape, 100)}, expected integers of the "
+            f"shape ({samples},), one for each image; convert one-hot rows by labels.argmax(axis=1)"
         )
-    if labels.dtype.kind not in "iu":
-        advice = "convert them by labels.astype(np.int64)" if labels.dtype.kind in "fb" else "number the classes from 0"
-        raise DataError(f"{split} labels are {labels.dtype}, expected an integer type; {advice}")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        row = int(labels.argmin() if low < 0 else labels.argmax())
-        advice = "; subtract 1" if (low, high) == (1, classes) else ""
-        raise DataError(
-            f"{split} label {low if low < 0 else high} of image {row}: labels run from {low} to {high}, expected 0 to "
-            f"{classes - 1} for {classes} classes{advice}"
-        )
+        raise DataError(f"{split} labels run from {low} to {high}, expected 0 to {classes - 1} for {classes} classes")
     return labels.astype(np.int64)
-
-
-def _shape(array: NDArray[Any]) -> str:
-    return shown(array.shape, 100)

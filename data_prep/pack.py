@@ -9,8 +9,7 @@ Shapes: n samples, C channels, H and W pixels, K classes, S shards.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,8 @@ from dptrain.errors import UsageError
 from dptrain.system.signals import delayed_signals
 from dptrain.system.text import shown
 
+from . import report
 from .images import ImageData, LabelledImages, checked
-from .progress import Bar, say
 from .staging import install, staged
 
 __all__ = ["ImageData", "LabelledImages", "Provenance", "pack"]
@@ -55,11 +54,21 @@ def pack(
         raise UsageError(f"--seed {seed}, --limit {limit}: expected 0 to 2^63 - 1, and a limit of at least 1")
     data = checked(data)
     chosen = _choose_all(data, shards, limit, seed)
-    histogram = pixel_histogram(data.train.images, chosen["train"])
-    mean, std = channel_statistics(histogram)
-    if not histogram[:, 2:].any():
-        say("note: all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
-    with staged(out, force=force) as folder, closing(Bar("packing", sum(map(len, chosen.values())))) as bar:
+    histogram = np.zeros((data.train.images.shape[1], 256), np.int64)
+    splits: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
+    with staged(out, force=force) as folder:
+        for number, split in enumerate(SPLITS):
+            samples: LabelledImages = getattr(data, split)
+            for shard, dealt in enumerate(deal(chosen[split], samples.labels, shards)):
+                rows = dealt[shuffled(len(dealt), seed, number, shard + 1)]
+                # Contiguous (n, C, H, W) for every layout of the source: the bytes depend on the images alone.
+                part = Samples(np.ascontiguousarray(samples.images[rows]), samples.labels[rows], rows.astype(np.int64))
+                if split == "train":
+                    histogram += pixel_histogram(part.images)
+                with delayed_signals():
+                    path = folder / shard_name(split, shard, shards)
+                    splits[split].append(write_shard(path, part, split, shard, shards))
+        mean, std = channel_statistics(histogram)
         manifest = Manifest(
             name=data.name,
             classes=tuple(data.classes),
@@ -68,63 +77,40 @@ def pack(
             std=std,
             seed=seed,
             source=data.source or Provenance(data.name),
-            splits={
-                split: tuple(_write_shards(folder, data, split, rows, shards, seed, bar))
-                for split, rows in chosen.items()
-            },
+            splits={split: tuple(entries) for split, entries in splits.items()},
             command=tuple(command),
         )
         install(folder, manifest.to_json())
+    if not histogram[:, 2:].any():
+        report("note: all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
     return manifest
 
 
 def _choose_all(data: ImageData, shards: int, limit: int | None, seed: int) -> dict[str, NDArray[np.intp]]:
     """The rows of each split that are packed; UsageError if they are fewer than the shards."""
-    limits = {"train": limit, "test": None if limit is None else max(limit // TEST_SHARE, shards)}
+    limits = (limit, None if limit is None else max(limit // TEST_SHARE, shards))
     chosen = {}
     for number, split in enumerate(SPLITS):
         labels = getattr(data, split).labels
-        rows = chosen[split] = _choose(labels, limits[split], seed, number)
+        rows = chosen[split] = _choose(labels, limits[number], seed, number)
         if not 1 <= shards <= len(rows):
             raise UsageError(
                 f"--shards {shards}: the {split} split has {len(rows):,} samples and every shard needs at least one; "
                 f"choose from 1 to {len(rows):,}"
             )
-        _note_empty_classes(split, np.bincount(labels[rows], minlength=len(data.classes)), data.classes)
+        if empty := [name for label, name in enumerate(data.classes) if label not in labels[rows]]:
+            names = shown(", ".join(empty), 200)
+            report(f"note: the {split} split has no images of {len(empty)} of {len(data.classes)} classes: {names}")
     return chosen
 
 
-def _write_shards(
-    folder: Path, data: ImageData, split: str, rows: NDArray[np.intp], shards: int, seed: int, bar: Bar
-) -> Iterator[ShardEntry]:
-    """Write the shards of a split from these rows, each in an order drawn by the seed."""
-    samples, number = getattr(data, split), SPLITS.index(split)
-    for shard, dealt in enumerate(deal(rows, samples.labels, shards)):
-        order = dealt[shuffled(len(dealt), seed, number, shard + 1)]
-        # Contiguous (n, C, H, W), also for a source with another layout: the bytes depend on the images alone.
-        part = Samples(np.ascontiguousarray(samples.images[order]), samples.labels[order], order.astype(np.int64))
-        with delayed_signals():
-            yield write_shard(folder / shard_name(split, shard, shards), part, split, shard, shards)
-        bar.update(len(order))
-
-
-def _note_empty_classes(split: str, counts: NDArray[np.int64], classes: Sequence[str]) -> None:
-    """Report classes without samples; `counts` (K,) are the samples of each class."""
-    empty = [shown(classes[number], 60) for number in np.flatnonzero(counts == 0).tolist()]
-    if empty:
-        some = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
-        say(f"note: the {split} split has no images of {len(empty)} of {len(counts)} classes: {some}")
-
-
-def shuffled(n: int, seed: int, *purpose: int) -> NDArray[np.intp]:
-    """The numbers 0..n-1 in a random order that depends on (seed, purpose), (n,).
+def shuffled(n: int, seed: int, split: int, number: int) -> NDArray[np.intp]:
+    """The numbers 0..n-1 in a random order that depends on the other arguments, (n,).
 
     The order sorts n words of Philox (Salmon et al. 2011), which are the same in all versions of NumPy. The result of
     `Generator.permutation` is not.
     """
-    key = np.array([seed, 0], np.uint64)
-    for number in purpose:
-        key[1] = (int(key[1]) << 32) | number
+    key = np.array([seed, split << 32 | number], np.uint64)
     return np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
 
 
@@ -137,16 +123,12 @@ def deal(rows: NDArray[np.intp], labels: NDArray[np.int64], shards: int) -> list
     return [by_class[shard::shards] for shard in range(shards)]
 
 
-def pixel_histogram(images: NDArray[np.uint8], rows: NDArray[np.intp] | None = None) -> NDArray[np.int64]:
-    """How often each channel has each value, int64 (C, 256), in images[rows] (all images if None)."""
-    channels = images.shape[1]
-    counts = np.zeros((channels, 256), np.int64)
-    n = len(images) if rows is None else len(rows)
-    block = 2000  # images at a time: bincount converts pixels to int64
-    for start in range(0, n, block):
-        part = images[start : start + block] if rows is None else images[rows[start : start + block]]
-        for channel in range(channels):
-            counts[channel] += np.bincount(part[:, channel].ravel(), minlength=256)
+def pixel_histogram(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each channel of images (n, C, H, W) has each value, int64 (C, 256)."""
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    for start in range(0, len(images), 2000):  # images at a time: bincount converts pixels to int64
+        for channel, pixels in enumerate(images[start : start + 2000].swapaxes(0, 1)):
+            counts[channel] += np.bincount(pixels.ravel(), minlength=256)
     return counts
 
 

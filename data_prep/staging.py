@@ -14,12 +14,10 @@ data sets are ever deleted.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import re
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,15 +25,12 @@ from pathlib import Path
 from dptrain.data.manifest import FORMAT, MANIFEST, SPLITS
 from dptrain.errors import DataError
 from dptrain.system.durable import sync_folder, write_durably
-from dptrain.system.paths import dangling
 from dptrain.system.signals import delayed_signals
 from dptrain.system.text import shown
 
 SHARD_PATTERN = re.compile(rf"(?:{'|'.join(SPLITS)})-\d{{3,}}-of-\d{{3,}}\.h5")
 PARTIAL = ".partial"
-PROBE = ".dptrain-probe-"  # prefix of a temporary file, which has no name on most file systems
 IGNORED = "lost+found"  # in the top folder of a volume
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_target(out: Path, *, force: bool) -> None:
@@ -44,16 +39,14 @@ def check_target(out: Path, *, force: bool) -> None:
     `out` may be new, empty, the remains of an interrupted run or, with `force`, a data set to replace. It must be
     writable.
     """
-    with _readable_errors(out):
-        if why := dangling(out.absolute()):
-            raise DataError(f"{shown(out)}: {why}; choose another folder or remove the link")
-        out = out.resolve()
-        nearest = next(path for path in (out, *out.parents) if path.exists())
-        if not nearest.is_dir():
-            raise DataError(f"{shown(nearest)}: is not a folder; name a new or empty folder for the data set")
-        if nearest == out:
-            _check_contents(out, force=force)
-        tempfile.TemporaryFile(prefix=PROBE, dir=nearest).close()
+    out = out.resolve()
+    nearest = next(path for path in (out, *out.parents) if path.exists())
+    if not nearest.is_dir():
+        raise DataError(f"{shown(nearest)}: is not a folder; name a new or empty folder for the data set")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise DataError(f"{shown(nearest)}: cannot be written; choose another folder")
+    if nearest == out:
+        _check_contents(out, force=force)
 
 
 @contextmanager
@@ -64,13 +57,12 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
     write fails; the next call finishes an installation that failed.
     """
     check_target(out, force=force)
-    with _readable_errors(out):
-        out = out.resolve()
-        made = [path for path in (out, *out.parents) if not path.exists()]
+    out = out.resolve()
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    try:
         out.mkdir(parents=True, exist_ok=True)
         lock = _lock(out)
         try:
-            _check_contents(out, force=force)
             _finish_or_remove(out)
             _check_contents(out, force=force)  # again: an interrupted installation may just have been finished
             (out / PARTIAL).mkdir()
@@ -84,6 +76,9 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
                 for path in made:
                     path.rmdir()
             os.close(lock)
+    except OSError as error:
+        where, why = shown(error.filename or out), error.strerror or error
+        raise DataError(f"{where}: cannot be written: {why}; free some space or choose another folder") from error
 
 
 def install(staging: Path, manifest: str) -> None:
@@ -141,15 +136,11 @@ def _remove_shards(folder: Path, keep: Collection[str] = ()) -> None:
 def _check_contents(out: Path, *, force: bool) -> None:
     """DataError unless a data set may be written to this folder."""
     partial = out / PARTIAL
-    if partial.is_symlink() or partial.exists():
-        foreign = [] if partial.is_symlink() or not partial.is_dir() else _foreign(partial)
-        if foreign or partial.is_symlink() or not partial.is_dir():
-            raise DataError(f"{shown(partial)}: packing needs this name; rename or remove it")
+    if partial.is_symlink() or (partial.exists() and (not partial.is_dir() or _foreign(partial))):
+        raise DataError(f"{shown(partial)}: packing needs this name; rename or remove it")
     foreign = _foreign(out)
-    has_shards = any(SHARD_PATTERN.fullmatch(entry.name) for entry in out.iterdir())
-    if foreign or ((has_shards or (out / MANIFEST).exists()) and not _is_data_set(out, has_shards=has_shards)):
-        more = f" and {len(foreign) - 3} more" * (len(foreign) > 3)
-        what = f"holds {', '.join(map(shown, foreign[:3]))}{more}" if foreign else f"no valid {MANIFEST}"
+    if foreign or not _is_data_set_or_empty(out):
+        what = f"holds {shown(', '.join(foreign), 200)}" if foreign else f"no valid {MANIFEST}"
         raise DataError(
             f"{shown(out)}: exists and is not a data set ({what}); it is "
             "not changed, not even with --force: name a new or empty folder"
@@ -163,22 +154,21 @@ def _foreign(folder: Path) -> list[str]:
     return sorted(
         entry.name
         for entry in folder.iterdir()
-        if not (
-            entry.name in (IGNORED, MANIFEST)
-            or entry.name.startswith(".")
-            or (SHARD_PATTERN.fullmatch(entry.name) and (entry.is_symlink() or not entry.is_dir()))
-        )
+        if entry.name not in (IGNORED, MANIFEST)
+        and not entry.name.startswith(".")
+        and (entry.is_dir() or not SHARD_PATTERN.fullmatch(entry.name))
     )
 
 
-def _is_data_set(folder: Path, *, has_shards: bool) -> bool:
+def _is_data_set_or_empty(folder: Path) -> bool:
     """Whether the manifest is from dptrain, or damaged but beside shards, or missing because packing was killed."""
+    shards = any(SHARD_PATTERN.fullmatch(entry.name) for entry in folder.iterdir())
     try:
         contents = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return (folder / PARTIAL).exists()
+        return not shards or (folder / PARTIAL).exists()
     except (OSError, ValueError, RecursionError):
-        return has_shards
+        return shards
     return isinstance(contents, dict) and contents.get("format") == FORMAT
 
 
@@ -195,14 +185,3 @@ def _lock(out: Path) -> int:
         return descriptor  # some network file systems cannot lock folders
     os.close(descriptor)  # another process holds it, or has just removed it
     raise DataError(f"{shown(out)}: another process is packing into this folder; wait for it or choose another folder")
-
-
-@contextmanager
-def _readable_errors(out: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a DataError with the file's name."""
-    try:
-        yield
-    except OSError as error:
-        hint = "free some space" if error.errno in FULL else "is it writable? Name a folder that is"
-        where = out if error.filename is None or PROBE in str(error.filename) else error.filename
-        raise DataError(f"{shown(where)}: cannot be written: {error.strerror or error}; {hint}") from error

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from contextlib import closing
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from dptrain.errors import DataError
 from dptrain.system.text import shown
 
 from .pack import channel_statistics, pixel_histogram
-from .progress import Bar
 
 STATISTICS_TOLERANCE = 1e-9  # of mean and std; the sums are exact, so this only allows for another formula
 
@@ -45,54 +43,41 @@ def verify(folder: Path) -> Verification:
         result.problems.append(str(error))
         return result
     result.manifest_sha256 = manifest.sha256
-    with closing(Bar("verifying", sum(manifest.samples(split) for split in SPLITS))) as bar:
-        for split in SPLITS:
-            histogram = np.zeros((manifest.image_shape[0], 256), np.int64)
-            tallies: list[Tally] = []  # without the images: those of one shard are in memory at a time
-            for shard, entry in enumerate(manifest.splits[split]):
-                try:
-                    samples = read_shard(folder, manifest, split, shard)
-                except DataError as error:
-                    result.problems.append(str(error))
-                else:
-                    histogram += pixel_histogram(samples.images)
-                    tallies.append(tally(samples, manifest))
-                bar.update(entry.samples)
-            problems = split_problems(manifest, split, tallies) if tallies else []
+    for split in SPLITS:
+        histogram = np.zeros((manifest.image_shape[0], 256), np.int64)
+        tallies: list[Tally] = []  # without the images: those of one shard are in memory at a time
+        for shard in range(manifest.shard_count):
+            try:
+                samples = read_shard(folder, manifest, split, shard)
+            except DataError as error:
+                result.problems.append(str(error))
+            else:
+                histogram += pixel_histogram(samples.images)
+                tallies.append(tally(samples, manifest))
+        if tallies:
+            result.class_counts[split] = np.sum([one.classes for one in tallies], axis=0).tolist()
+            problems = split_problems(manifest, split, tallies)
             if split == "train" and len(tallies) == manifest.shard_count:
                 problems += _statistics_problems(manifest, histogram)
             result.problems += [f"{shown(folder)}: {problem}" for problem in problems]
-            if tallies:
-                result.class_counts[split] = np.sum([one.classes for one in tallies], axis=0).tolist()
     return result
 
 
 def _statistics_problems(manifest: Manifest, histogram: NDArray[np.int64]) -> list[str]:
-    """Means and standard deviations in the manifest that are not those of the training pixels."""
-    mean, std = channel_statistics(histogram)
-    return [
-        f"{name} of channel {channel} is {expected} in the manifest, {value} in the training images"
-        for name, stated, found in (("mean", manifest.mean, mean), ("std", manifest.std, std))
-        for channel, (expected, value) in enumerate(zip(stated, found, strict=True))
-        if not math.isclose(expected, value, rel_tol=0, abs_tol=STATISTICS_TOLERANCE)
-    ]
+    stated, found = (manifest.mean, manifest.std), channel_statistics(histogram)
+    if np.allclose(stated, found, rtol=0, atol=STATISTICS_TOLERANCE):
+        return []
+    return [f"mean and std of the channels are {stated} in the manifest, {found} in the training images"]
 
 
 def info(folder: Path) -> dict[str, Any]:
     """The contents of the manifest as plain values for printing or JSON; reads no shard. Raises DataError."""
     manifest = read_manifest(folder)
-    return {
-        "folder": str(folder),
-        "name": manifest.name,
-        "classes": list(manifest.classes),
-        "image_shape": list(manifest.image_shape),
-        "shards": manifest.shard_count,
-        "samples": {split: manifest.samples(split) for split in SPLITS},
-        "bytes": sum(entry.bytes for split in SPLITS for entry in manifest.splits[split]),
-        "mean": list(manifest.mean),
-        "std": list(manifest.std),
-        "seed": manifest.seed,
-        "source": vars(manifest.source).copy(),
-        "command": list(manifest.command),
-        "manifest_sha256": manifest.sha256,
-    }
+    facts: dict[str, Any] = {"folder": str(folder), **json.loads(manifest.to_json())}
+    del facts["splits"], facts["format"], facts["version"]
+    facts["command"] = list(manifest.command)
+    facts["shards"] = manifest.shard_count
+    facts["samples"] = {split: manifest.samples(split) for split in SPLITS}
+    facts["bytes"] = sum(entry.bytes for split in SPLITS for entry in manifest.splits[split])
+    facts["manifest_sha256"] = manifest.sha256
+    return facts

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 from dptrain.system.arguments import whole
 
 from ..images import ImageData, ImageSource, LabelledImages
-from ..progress import Bar
 
 Array = NDArray[np.float64]
 
@@ -46,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_shapes(train: int = 10_000, test: int = 2_000, seed: int = 0) -> ImageData:
     """Draw both splits. Image i of a split depends on (seed, split, i) alone; its class is i mod 10."""
-    with closing(Bar("drawing", train + test)) as bar:
-        training, testing = (_draw_split(count, seed, split, bar) for split, count in enumerate((train, test)))
-    return ImageData("shapes", CLASSES, training, testing)
+    return ImageData("shapes", CLASSES, _draw_split(train, seed, 0), _draw_split(test, seed, 1))
 
 
 SOURCE = ImageSource(
@@ -59,7 +55,7 @@ SOURCE = ImageSource(
 )
 
 
-def _draw_split(count: int, seed: int, split: int, bar: Bar) -> LabelledImages:
+def _draw_split(count: int, seed: int, split: int) -> LabelledImages:
     """`count` images of a split and their labels."""
     generator = np.random.Philox(key=np.array([seed, DRAWING | split], np.uint64))
     images = np.empty((count, 3, SIZE, SIZE), np.uint8)
@@ -69,7 +65,6 @@ def _draw_split(count: int, seed: int, split: int, bar: Bar) -> LabelledImages:
         n = rows.stop - start
         words = generator.random_raw(n * (PARAMETERS + NOISE_WORDS)).reshape(n, PARAMETERS + NOISE_WORDS)
         images[rows] = _draw(words, labels[rows]).transpose(0, 3, 1, 2)
-        bar.update(n)
     return LabelledImages(images, labels)
 
 

@@ -1,4 +1,4 @@
-"""Arrays that are kept from step to step: new large arrays would cost page faults at every step."""
+"""Arrays that are kept from step to step, as new ones would cost page faults at every step."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ APART = 5 * ALIGNMENT  # between arrays, so that those of 2^k bytes do not all s
 
 
 class Workspace:
-    """The memory in which one thread computes; threads never share a workspace.
+    """The memory in which one thread computes.
 
-    An array is requested by its owner (a layer's name) and purpose. The same request always gives the same memory, so
-    what a layer keeps for its backward pass stays valid until its next forward pass.
+    An array is requested by its owner (a layer's name) and purpose. The same request gives the same memory, so what a
+    layer keeps for its backward pass stays valid until its next forward pass.
 
-    Arrays are parts of a few chunks, for which the system is asked for huge pages: a step of convnet uses about 3,000
-    pages of 4 KiB, more than a core's TLB holds. The old memory of an array that grows is not used again.
+    Arrays are parts of a few chunks of huge pages: a step of convnet uses about 3,000 pages of 4 KiB, more than a
+    core's TLB holds. The old memory of an array that grows is not used again.
     """
 
     def __init__(self, dtype: DTypeLike = np.float32) -> None:
@@ -45,15 +45,12 @@ class Workspace:
     def array(
         self, owner: str, purpose: str, shape: tuple[int, ...], dtype: DTypeLike | None = None, *, zeroed: bool = False
     ) -> Array:
-        """An uninitialised array; if `zeroed`, filled with zeros whenever its shape changes.
-
-        A smaller last microbatch uses the front of the same memory. An owner uses one dtype for each purpose.
-        """
+        """An uninitialised array; if `zeroed`, filled with zeros whenever its shape changes. One dtype a purpose."""
         key = (owner, purpose)
         array = self._arrays.get(key)
         if array is not None and array.shape == shape:
             return array
-        dtype = self.dtype if dtype is None else np.dtype(dtype)
+        dtype = np.dtype(dtype or self.dtype)
         size = math.prod(shape) * dtype.itemsize
         memory = self._memory.get(key)
         if memory is None or len(memory) < size:
@@ -64,7 +61,7 @@ class Workspace:
         return array
 
     def _take(self, size: int) -> NDArray[np.uint8]:
-        """`size` bytes that no array uses."""
+        """New bytes."""
         if self._used + size > len(self._chunk):
             self._chunk, self._used = huge_pages(max(size, CHUNK)), 0
         start = self._used
@@ -74,8 +71,7 @@ class Workspace:
     def scratch(self, owner: str, purpose: str, shape: tuple[int, ...]) -> Array:
         """An uninitialised array for use within one forward or backward pass of a layer.
 
-        All owners share one memory for a purpose, so that it stays in the cache from layer to layer. An owner gets the
-        same memory in its next pass, but its content is lost.
+        All owners share one memory for a purpose, so that it stays in the cache from layer to layer.
         """
         array = self._arrays.get((owner, purpose))
         if array is None or array.shape != shape:
@@ -83,10 +79,7 @@ class Workspace:
         return array
 
     def views(self, owner: str, purpose: str, arrays: tuple[Array, ...], make: Callable[..., Views]) -> Views:
-        """make(*arrays), remembered until the same request comes with other arrays.
-
-        For views of `arrays` that take longer to make than to use.
-        """
+        """make(*arrays), kept until a request with other arrays: for views that take longer to make than to use."""
         known = self._views.get((owner, purpose))
         if known is None or not all(map(is_, known[0], arrays)):
             known = self._views[owner, purpose] = (arrays, make(*arrays))
@@ -95,7 +88,7 @@ class Workspace:
 
 
 def huge_pages(size: int) -> NDArray[np.uint8]:
-    """`size` bytes in huge pages, if the system has them (Linux's transparent ones); LimitError without memory."""
+    """`size` bytes, in transparent huge pages where Linux has them; LimitError without memory."""
     try:
         memory = mmap.mmap(-1, size + HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
@@ -107,18 +100,7 @@ def huge_pages(size: int) -> NDArray[np.uint8]:
     return everything[start : start + size]
 
 
-def aligned_bytes(size: int) -> NDArray[np.uint8]:
-    """`size` bytes that start on a cache line; LimitError if there is no memory."""
-    try:
-        memory = np.empty(size + ALIGNMENT, np.uint8)
-    except (MemoryError, OverflowError, ValueError) as error:  # ValueError: NumPy has no arrays of this size
-        raise out_of_memory(size, "parameters or gradients", error) from None
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size]
-
-
 def out_of_memory(size: int, purpose: str, error: BaseException) -> LimitError:
-    """The error of an allocation of `size` bytes."""
     why = f" ({error.strerror})" if isinstance(error, OSError) else ""
     return LimitError(f"out of memory allocating {size / (1 << 20):,.0f} MiB for {purpose}{why}; {MEMORY}")
 
@@ -131,7 +113,11 @@ def aligned_copy(array: Array) -> Array:
 
 
 def aligned_zeros(length: int, dtype: DTypeLike = np.float32) -> Array:
-    """A vector of zeros that starts on a cache line."""
-    array = aligned_bytes(length * np.dtype(dtype).itemsize).view(dtype)
-    array.fill(0)
-    return array
+    """A vector of zeros that starts on a cache line; LimitError without memory."""
+    size = length * np.dtype(dtype).itemsize
+    try:
+        memory = np.zeros(size + ALIGNMENT, np.uint8)
+    except (MemoryError, OverflowError, ValueError) as error:  # ValueError: NumPy has no arrays of this size
+        raise out_of_memory(size, "parameters or gradients", error) from None
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype)

@@ -1,7 +1,7 @@
-"""Random words, keyed by their use: the one place that lists every use of randomness in training.
+"""Random words, keyed by their purpose.
 
-Words are the raw output of Philox4x64-10 (Salmon et al. 2011), a counter-based generator. The algorithm fixes their
-values, not NumPy's version, and a word can be computed without those before it.
+Words are the raw output of Philox4x64-10 (Salmon et al. 2011), a counter-based generator: every version of NumPy gives
+the same, and a word can be computed without those before it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WORDS_PER_COUNT = 4  # words that Philox makes from one value of its counter
 
 
 class Purpose(IntEnum):
-    """What words are drawn for; no two purposes share a word. 0 is reserved for data_prep."""
+    """Every use of randomness in training. 0 is reserved for data_prep."""
 
     INITIAL_PARAMETERS = 1
     SAMPLE_ORDER = 2
@@ -26,10 +26,7 @@ class Purpose(IntEnum):
 
 @dataclass(frozen=True)
 class Draws:
-    """The key of a microbatch's random draws. `position` is that of its first sample in the shard's epoch.
-
-    Nothing else takes part, so the draws do not depend on blocks, ranks, threads, or whether a run was resumed.
-    """
+    """The whole key of a microbatch's random draws. `position` is that of its first sample in the shard's epoch."""
 
     seed: int = 0
     epoch: int = 0
@@ -37,7 +34,6 @@ class Draws:
     position: int = 0
 
     def after(self, samples: int) -> Draws:
-        """The key from a later sample on."""
         return replace(self, position=self.position + samples)
 
 

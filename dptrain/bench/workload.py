@@ -12,7 +12,7 @@ from dptrain.data.shard import Samples
 from dptrain.errors import UsageError
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.threads import fair_threads
+from dptrain.parallel.pool import fair_threads
 from dptrain.training.agreement import numeric_environment
 from dptrain.training.architecture import build_network, find_architecture
 from dptrain.training.session import Engine, Task, assemble, make_batches, make_optimizer

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from dptrain.commands import inspect
-from dptrain.config.flags import add_flags
+from dptrain.config.files import add_flags
 from dptrain.config.train import model_name
 from dptrain.system.arguments import Parser, argument, path_argument
 from dptrain.system.streams import write_to_stderr
@@ -40,7 +40,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         communicator,
         model=parsed.model,
         threads=parsed.threads,
-        say=lambda line: write_to_stderr(f"dptrain: {line}"),
+        note=lambda line: write_to_stderr(f"dptrain: {line}"),
     )
     classes = checkpoint.origin.classes
     by_class = {

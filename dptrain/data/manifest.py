@@ -147,12 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = files.parse_json(files.read_text(path))
     except (FileNotFoundError, NotADirectoryError):
-        what = "no such folder"
-        if path.parent.exists():
-            what = f"not a data set: no {MANIFEST} (it is written last: was packing interrupted?)"
-        example = shown(f"dptrain data-prep cifar10 {shlex.quote(str(folder))}")
-        what = dangling(path.parent) or f"{what}; pack one first, for example: {example}"
-        raise DataError(f"{shown(folder)}: {what}") from None
+        raise DataError(f"{shown(folder)}: {_why_missing(Path(folder))}") from None
     except OSError as error:
         raise DataError(f"{shown(path)}: cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -170,6 +165,16 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, DataError) as error:
         raise DataError(f"{shown(path)}: damaged or edited: {error}; pack the data set again") from error
     return manifest
+
+
+def _why_missing(folder: Path) -> str:
+    """Why a folder has no manifest, and what to do."""
+    if why := dangling(folder):
+        return why
+    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        return f"not a data set: no {MANIFEST}; give the folder of a packed data set"
+    what = f"not a data set: no {MANIFEST} (was packing interrupted?)" if folder.exists() else "no such folder"
+    return f"{what}; pack one first, for example: dptrain data-prep cifar10 {shown(shlex.quote(str(folder)))}"
 
 
 def _check(manifest: Manifest) -> None:

@@ -10,16 +10,16 @@ WAITING = "waiting for other ranks"  # in this phase a rank is not to blame for 
 class Activity:
     """The phase and step of the main thread, and the time of its last progress, by time.monotonic().
 
-    Entering a phase takes 0.1 us, so it can be done several times a step: nobody is notified, a watch looks here.
+    Entering a phase takes 0.1 us, so it can be done several times a step.
     """
 
     def __init__(self) -> None:
         self.current: tuple[str, int | None] = ("starting", None)
-        self.progressed = time.monotonic()
+        self.progress()
 
     def enter(self, phase: str, step: int | None = None) -> str:
         """Enter a phase, of this step or (None) of the same step as before. Returns the phase before."""
-        self.progressed = time.monotonic()
+        self.progress()
         before, step_before = self.current
         self.current = (phase, step_before if step is None else step)
         return before

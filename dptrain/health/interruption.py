@@ -23,7 +23,7 @@ END = b"\0"  # no signal has this number: the thread ends
 
 
 class AskedToEndError(KeyboardInterrupt):
-    """A signal has asked for the end before the first step; the text is the signal's name.
+    """A signal arrived before the first step; the text is the signal's name.
 
     It is not an Exception, so that code that handles errors does not catch it.
     """
@@ -42,48 +42,42 @@ NEVER = Interruption()
 
 
 class SignalInterruption(Interruption):
-    """Handles the signals of the process until `close`; to be made in the main thread.
+    """Handles the signals of this process until `close`; to be made in the main thread.
 
-    Signals that are ignored before stay ignored: see `dptrain.system.signals.handled`.
+    A signal that was ignored before stays ignored (`dptrain.system.signals.handled`). A second request calls `end` in
+    a thread.
     """
 
     def __init__(self, end: Callable[[int], None]) -> None:
         self._end = end
-        self._deferring = self._raised = False
+        self._raises = True
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._writing, False)
-        self._numbers = handled()
         self._thread = threading.Thread(target=self._read, name="signals", daemon=True)
         self._thread.start()  # first: the system may refuse a thread
         self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        self._handlers_before: dict[int, Any] = {
-            number: signal.signal(number, self._handle) for number in self._numbers
-        }
+        self._handlers_before: dict[int, Any] = {number: signal.signal(number, self._handle) for number in handled()}
 
     def begin_deferring(self) -> None:
-        self._deferring = True
+        self._raises = False
         if self.signal_name is not None:  # the user's code has caught the exception
             raise AskedToEndError(self.signal_name)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if not (self._deferring or self._raised):  # once: another one would interrupt the cleanup
-            self._raised = True
-            raise AskedToEndError(signal.Signals(number).name)
+        if self._raises:
+            self._raises = False  # once: another exception would interrupt the cleanup
+            self.signal_name = signal.Signals(number).name
+            raise AskedToEndError(self.signal_name)
 
     def _read(self) -> None:
         first: float | None = None
         while END not in (numbers := os.read(self._reading, 64)):
             now = time.monotonic()
-            for number in filter(self._numbers.__contains__, numbers):
+            for number in filter(ENDING.__contains__, numbers):
                 if first is None:
                     first, self.signal_name = now, signal.Signals(number).name
                 elif now - first > SAME_REQUEST:
                     self._end(128 + number)
-
-    @property
-    def asked(self) -> bool:
-        """Whether a signal has arrived."""
-        return self._raised or self.signal_name is not None
 
     def close(self) -> None:
         """Restore the earlier handlers."""
@@ -97,21 +91,20 @@ class SignalInterruption(Interruption):
 
 
 @contextlib.contextmanager
-def signals_taken(end: Callable[[int], None]) -> Iterator[Interruption]:
-    """An interruption by this process's signals within the block; a second request calls `end` in a thread.
+def handled_signals(end: Callable[[int], None]) -> Iterator[Interruption]:
+    """A SignalInterruption within the block.
 
-    If a signal, to this rank or to another, has ended the block, the handlers stay until the program ends: more
-    signals of the same request may follow, and must not kill a process that has saved its state and is about to report
-    its status.
+    If a signal to this rank or to another has ended the block, the handlers stay until the program ends: more signals
+    of the same request may follow, and must not kill a process that has saved its state and will report its status.
     """
-    interruption, ended = SignalInterruption(end), False
+    interruption, preempted = SignalInterruption(end), False
     try:
         yield interruption
     except DptrainError as error:
-        ended = error.status == PREEMPTED
+        preempted = error.status == PREEMPTED
         raise
     finally:
-        if ended or interruption.asked:
+        if preempted or interruption.signal_name is not None:
             ignore_at_exit()
         else:
             interruption.close()
@@ -119,8 +112,6 @@ def signals_taken(end: Callable[[int], None]) -> Iterator[Interruption]:
 
 def leave_signals_to_parent() -> None:
     """For a forked worker: a terminal or a scheduler signals all processes of a job; the parent handles the signal."""
-    inherited = signal.set_wakeup_fd(-1)
-    if inherited != -1:
-        os.close(inherited)
+    signal.set_wakeup_fd(-1)
     for number in ENDING:
         signal.signal(number, signal.SIG_IGN)

@@ -15,14 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dptrain.errors import STALLED
 from dptrain.health.activity import WAITING
 from dptrain.system.record import report_end
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """What a rank reports about itself; `age` is the seconds without progress by its own clock."""
 
     rank: int
@@ -31,32 +31,23 @@ class Status:
     age: float
     ended: bool = False
 
-    def __str__(self) -> str:
-        return f"{self.phase} {self.when}"
-
     @property
     def when(self) -> str:
         return "before the first step" if self.step is None else f"in step {self.step}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Stall:
-    """A rank, or all ranks, without progress: who and what, for how many seconds, and what may be the cause."""
+    """A rank, or all ranks, without progress: since when, the likely cause, and when the job ends because of it."""
 
     who: str
-    seconds: float
-    cause: str
-
-    def __str__(self) -> str:
-        return f"{self.who} for {self.seconds:.0f} s"
-
-
-@dataclass
-class Episode:
-    """A reported stall: when it began, and when the job is to end because of it."""
-
+    what: str
     began: float
-    due: float
+    cause: str
+    due: float = math.inf
+
+    def text(self, now: float) -> str:
+        return f"{self.who}{self.what} for {now - self.began:.0f} s"
 
 
 class Watcher:
@@ -64,7 +55,7 @@ class Watcher:
 
     names       of all ranks, for people
     watchers    the ranks that watch
-    limit, abort, say, end      as `dptrain.parallel.watch.Watch` explains them
+    limit, abort, report, end   as `dptrain.parallel.watch.Watch` explains them
     """
 
     def __init__(
@@ -74,17 +65,17 @@ class Watcher:
         watchers: Sequence[int],
         limit: float,
         abort: float,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
         end: Callable[[int], None],
         now: float,
     ) -> None:
         self.rank, self.names, self.limit, self.abort = rank, names, limit, abort or math.inf
-        self._say, self._end = say, end
-        self._before = [other for other in watchers if other < rank]
+        self._report, self._end = report, end
+        self._lower_watchers = [other for other in watchers if other < rank]
         self._statuses: dict[int, Status] = {}
         self._heard = dict.fromkeys(range(len(names)), now)  # when the last status arrived, or the watch began
         self._never_heard: set[int] = set()  # reported as such
-        self._episodes: dict[int | None, Episode] = {}  # by rank; None: all ranks wait for each other
+        self._reported: dict[int | None, Stall] = {}  # by rank; None: all ranks wait for each other
         self._judges_from = now
 
     def hear(self, status: Status, now: float) -> None:
@@ -95,14 +86,12 @@ class Watcher:
             self._heard[status.rank] = now
 
     def restart(self, now: float, pause: float) -> None:
-        """Forget the silence so far: this process, and perhaps every other, did not run for a while.
+        """Forget silence and stalls: this process, and perhaps every other, did not run for a while.
 
-        For `pause` seconds nothing is judged: the statuses that have arrived meanwhile are old.
+        For `pause` seconds nothing is judged, because the statuses that have arrived meanwhile are old.
         """
-        for rank in self._heard.keys() - self._episodes.keys():
-            self._heard[rank] = now
-        for episode in self._episodes.values():
-            episode.due = now + self.abort
+        self._heard = dict.fromkeys(self._heard, now)
+        self._reported.clear()
         self._judges_from = now + pause
 
     def judge(self, now: float) -> None:
@@ -110,48 +99,46 @@ class Watcher:
         if now < self._judges_from:
             return
         stalls = self._stalls(now)
-        if not any(self._is_heard(rank, now) for rank in self._before):
+        if not any(self._is_heard(rank, now) for rank in self._lower_watchers):
             self._report_never_heard(now)
             for rank, stall in stalls.items():
-                if rank not in self._episodes:
-                    self._episodes[rank] = Episode(now - stall.seconds, now + self.abort)
-                    ends = f"the job ends in {self.abort:g} s unless that changes (--stall-abort)"
-                    consequence = "nothing is done about it" if self.abort == math.inf else ends
-                    self._say(f"dptrain: {stall}: {stall.cause}; {consequence}")
-        for rank in self._episodes.keys() - stalls.keys():
-            seconds = now - self._episodes.pop(rank).began
+                if rank in self._reported:
+                    continue
+                self._reported[rank], stall.due = stall, now + self.abort
+                ends = f"; the job ends in {self.abort:g} s if that does not change (--stall-abort)"
+                self._report(f"dptrain: {stall.text(now)}: {stall.cause}{ends if self.abort < math.inf else ''}")
+        for rank in self._reported.keys() - stalls.keys():
+            stall = self._reported.pop(rank)
             if rank is not None or not stalls:
-                who = "all ranks continue" if rank is None else f"{self.names[rank]} continues"
-                self._say(f"dptrain: {who} after {seconds:.0f} s")
-        for rank, episode in self._episodes.items():
-            if now >= episode.due:
-                episode.due = math.inf
-                reason = f"{stalls[rank]}: the job ends (--stall-abort)"
-                self._say(f"dptrain: error: {reason}")
+                self._report(f"dptrain: {stall.who} continued after {now - stall.began:.0f} s")
+        for stall in self._reported.values():
+            if now >= stall.due:
+                stall.due = math.inf
+                reason = f"{stall.text(now)}: the job ends (--stall-abort)"
+                self._report(f"dptrain: error: {reason}")
                 report_end(STALLED, reason, retry=True)
                 self._end(STALLED)
 
     def _stalls(self, now: float) -> dict[int | None, Stall]:
-        present = [self._statuses[rank] for rank in sorted(self._statuses) if not self._statuses[rank].ended]
+        present = [status for _, status in sorted(self._statuses.items()) if not status.ended]
         stalls: dict[int | None, Stall] = {}
-        heard = [status.step for status in present if self._is_heard(status.rank, now) and status.step is not None]
-        for status in present:
-            name = self.names[status.rank]
-            if not self._is_heard(status.rank, now):
+        steps = [step for rank, _, step, _, _ in present if step is not None and self._is_heard(rank, now)]
+        for rank, phase, step, age, _ in present:
+            when = f"{phase} {self._statuses[rank].when}"
+            if not self._is_heard(rank, now):
                 # It may have continued after its last status; the ranks that wait for it know the step.
-                others = f" (others are in step {max(heard)})" if heard and max(heard) != status.step else ""
+                others = f" (others are in step {max(steps)})" if steps and max(steps) != step else ""
                 cause = "it may be stopped, swapped out or stuck in I/O, or its host cut off"
-                who = f"{name}, last heard {status}{others}, has been silent"
-                stalls[status.rank] = Stall(who, now - self._heard[status.rank], cause)
-            elif status.phase != WAITING and status.age > self.limit:
-                alone = ", or a forked worker is stopped" if len(self.names) == 1 else ""
-                cause = f"it may be stuck in I/O, swapped out or far behind{alone}"
-                stalls[status.rank] = Stall(f"{name}, {status}, has made no progress", status.age, cause)
+                what = f", last heard {when}{others}, has been silent"
+                stalls[rank] = Stall(self.names[rank], what, self._heard[rank], cause)
+            elif phase != WAITING and age > self.limit:
+                cause = "it may be stuck in I/O, swapped out or far behind, or a forked worker is stopped"
+                stalls[rank] = Stall(self.names[rank], f", {when}, has made no progress", now - age, cause)
         if not stalls and present and len(self._statuses) == len(self.names):
             last = min(present, key=lambda status: status.age)
             if last.age > self.limit:  # so every rank is in a collective
-                who = f"all ranks have waited for each other {last.when}"
-                stalls[None] = Stall(who, last.age, "suspect the network or MPI")
+                what = f" have waited for each other {last.when}"
+                stalls[None] = Stall("all ranks", what, now - last.age, "suspect the network or MPI")
         return stalls
 
     def _report_never_heard(self, now: float) -> None:
@@ -159,9 +146,9 @@ class Watcher:
         for rank in sorted(self._heard.keys() - self._statuses.keys() - self._never_heard):
             if now - self._heard[rank] > self.limit:
                 self._never_heard.add(rank)
-                self._say(
-                    f"dptrain: rank {self.rank} receives nothing from {self.names[rank]} (is UDP blocked between their "
-                    "hosts?): a stop or stall of that rank would not be reported"
+                self._report(
+                    f"dptrain: rank {self.rank} receives nothing from {self.names[rank]}, so its stalls would not be "
+                    "reported; is UDP blocked between their hosts?"
                 )
 
     def _is_heard(self, rank: int, now: float) -> bool:

@@ -17,44 +17,23 @@ Shapes, everywhere in this package:
     m, n      height and width of Winograd's tiles, of the output and of the input
     R         everything after an axis
 
-A sample's shape is given as (C, H, W), as in data sets; arrays of N samples are (H, W, N, C), features (N, F). So the
-N * C values of one pixel are contiguous: padding, pooling and Winograd's tiles move such long runs even if a microbatch
-has few samples, and the matrix product of a convolution is already the next layer's input.
+A sample's shape is (C, H, W), as in data sets; arrays of N samples are (H, W, N, C), features (N, F). So the N * C
+values of one pixel are contiguous: padding, pooling and Winograd's tiles copy long runs even for few samples, and the
+matrix product of a convolution is the next layer's input.
 """
 
 from dptrain.nn.check import check_layer
 from dptrain.nn.graph import Residual, Sequential
 from dptrain.nn.layer import Layer
-from dptrain.nn.layers.activation import Flatten, ReLU
+from dptrain.nn.layers.activation import Dropout, Flatten, ReLU
 from dptrain.nn.layers.conv import Conv2d
-from dptrain.nn.layers.dropout import Dropout
-from dptrain.nn.layers.global_pool import GlobalAvgPool2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.norm import BatchNorm2d
-from dptrain.nn.layers.pool import MaxPool2d
+from dptrain.nn.layers.pool import GlobalAvgPool2d, MaxPool2d
 from dptrain.nn.network import Network
 from dptrain.nn.passes import Pass
 from dptrain.nn.tensor import Tensor, constant, he_uniform, ones, uniform, zeros
 
-__all__ = [
-    "BatchNorm2d",
-    "Conv2d",
-    "Dropout",
-    "Flatten",
-    "GlobalAvgPool2d",
-    "Layer",
-    "Linear",
-    "MaxPool2d",
-    "Network",
-    "Pass",
-    "ReLU",
-    "Residual",
-    "Sequential",
-    "Tensor",
-    "check_layer",
-    "constant",
-    "he_uniform",
-    "ones",
-    "uniform",
-    "zeros",
-]
+__all__ = ["BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Layer", "Linear", "MaxPool2d", "ReLU"]
+__all__ += ["Network", "Pass", "Residual", "Sequential", "check_layer"]
+__all__ += ["Tensor", "constant", "he_uniform", "ones", "uniform", "zeros"]

@@ -1,4 +1,4 @@
-"""Where numbers stop being finite: computes a microbatch again and looks at every intermediate result."""
+"""Finds the first intermediate result of a microbatch that is not finite."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ from dptrain.nn.passes import Pass
 
 
 def not_finite(values: Array) -> str:
-    """The first kind of value that is not finite, "nan", "-inf" or "inf"; "" when all are finite.
-
-    By one minimum and one maximum, without a mask as large as the values. There must be at least one value.
-    """
+    """A value that is not finite, "nan", "-inf" or "inf"; "" when all are finite. There must be at least one value."""
     for extreme in (values.min(), values.max()):  # a NaN is both
         if not np.isfinite(extreme):
             return str(extreme)
@@ -28,13 +25,13 @@ def not_finite(values: Array) -> str:
 
 
 def not_finite_parts(layout: Layout, flat: Array) -> list[str]:
-    """The tensors of a flat vector that are not finite, with what they hold: "conv1.weight holds nan"."""
+    """The tensors of a flat vector that are not finite, such as "conv1.weight holds nan"."""
     held = {name: not_finite(flat[part]) for name, part in layout.slices.items()}
     return [f"{name} holds {what}" for name, what in held.items() if what]
 
 
 class Examiner(Runner):
-    """Notes everything that is not finite among what the layers return."""
+    """Lists the outputs and gradients that are not finite."""
 
     def __init__(self) -> None:
         self.outputs: list[str] = []
@@ -65,11 +62,10 @@ def first_not_finite(
     workspace: Workspace,
     draws: Draws = NO_KEY,
 ) -> str:
-    """In words the first thing that is not finite in `loss_and_grad` of a microbatch; "" when all is finite.
+    """The first thing that is not finite in `loss_and_grad` of a microbatch, in words; "" when all is finite.
 
-    `vectors` holds "parameters" (P,) and "buffers" (B,). First is, in this order: a parameter, a buffer, an output of a
-    layer in the forward pass, the loss, a gradient in the backward pass; of a layer's gradients those of its parameters
-    before that of its input. Fused layers have the first one's name.
+    In this order: parameters, buffers, outputs of the forward pass, the loss, gradients of the backward pass. `vectors`
+    holds "parameters" (P,) and "buffers" (B,). Fused layers have the first one's name.
     """
     examiner = Examiner()
     prepared = network.prepare(vectors["parameters"], vectors["buffers"], workspace)

@@ -56,13 +56,13 @@ class ConvPoolReLU(Layer):
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
         sums, saved, kernels, masks, active = saved
-        workspace, gradients = call.workspace, call.gradients
+        workspace = call.workspace
         dy = zeros_beyond(dy, self.pooled_extent, self.name, workspace)
         dpooled = workspace.scratch(self.name, "pooled", active.shape)
         np.multiply(self.correlation.in_own_order(dy), active, out=dpooled)
-        add_up(dpooled, gradients["bias"])
+        add_up(dpooled, call.gradients["bias"])
         self._pool_backward(dpooled, masks, sums, workspace)
-        return self.correlation.backward(sums, saved, kernels, gradients["weight"], workspace, call.need_dx)
+        return self.correlation.backward(sums, saved, kernels, call)
 
     def _pool(self, sums: Array, workspace: Workspace) -> tuple[Array, tuple[Array, Array]]:
         """The maximum over the first two axes, of two each, and masks of where the first of two wins.

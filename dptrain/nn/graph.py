@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import re
 import reprlib
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Union, cast
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from dptrain.nn.layer import Layer, Runner, where
 from dptrain.nn.passes import Pass
 from dptrain.nn.tensor import Tensor
 
-Part = Union[Layer, "Composite", Sequence["Part"]]  # a sequence of parts is applied one after the other
+Part = Union[Layer, "Residual", Sequence["Part"]]  # a sequence of parts is applied one after the other
 
 
 @dataclass(frozen=True)
@@ -39,49 +38,34 @@ class Sequential(list["Part"]):
     """Parts applied one after the other, as one part."""
 
 
-class Composite(ABC):
-    """A part of a network that consists of other parts."""
-
-    @abstractmethod
-    def connect(self, builder: Builder, value: int) -> int:
-        """Add the parts to the graph, reading `value`; returns the number of the output."""
-
-
-class Residual(Composite):
+class Residual:
     """body(x) + shortcut(x); without a shortcut body(x) + x (He et al. 2016)."""
 
     def __init__(self, body: Part, shortcut: Part = ()) -> None:
         self.body, self.shortcut = body, shortcut
 
-    def connect(self, builder: Builder, value: int) -> int:
-        return builder.add(Add(), builder.add(self.body, value), builder.add(self.shortcut, value))
-
 
 class Add(Layer):
-    """The sum of inputs of one shape; x and dx are tuples of arrays, one for each input."""
+    """The sum of two inputs of one shape; x and dx are pairs of arrays."""
 
     kind = "add"
 
     def bind(self, input_shape: Any) -> Shape:
-        first: Shape = input_shape[0]
-        if any(shape != first for shape in input_shape):
+        first, second = input_shape
+        if first != second:
             raise ValueError(
-                f"{self!r} has inputs of the shapes {' and '.join(map(str, input_shape))}, expected equal shapes: give "
-                "Residual a shortcut that makes them equal, such as Conv2d(CHANNELS, 1, stride=2)"
+                f"Residual adds the shapes {first} and {second}, expected equal shapes: give it a shortcut that makes "
+                "them equal, such as Conv2d(CHANNELS, 1, stride=2)"
             )
-        return first
+        return cast(Shape, first)
 
-    def forward(self, x: Any, call: Pass) -> tuple[Array, int]:
-        y = np.add(x[0], x[1], out=call.workspace.array(self.name, "y", x[0].shape))
-        for more in x[2:]:
-            y += more
-        return y, len(x)
+    def forward(self, x: Any, call: Pass) -> tuple[Array, None]:
+        return np.add(x[0], x[1], out=call.workspace.array(self.name, "y", x[0].shape)), None
 
-    def backward(self, dy: Array, saved: int, call: Pass) -> Any:
-        copies = [call.workspace.array(self.name, f"dx{number}", dy.shape) for number in range(1, saved)]
-        for copy in copies:  # each layer before may overwrite its dy
-            np.copyto(copy, dy)
-        return (dy, *copies)
+    def backward(self, dy: Array, saved: None, call: Pass) -> Any:
+        copy = call.workspace.array(self.name, "dx", dy.shape)
+        np.copyto(copy, dy)  # as each layer before may overwrite its dy
+        return dy, copy
 
 
 class Builder:
@@ -98,8 +82,8 @@ class Builder:
         if isinstance(part, Layer):
             return self._add_layer(part, inputs)
         (value,) = inputs
-        if isinstance(part, Composite):
-            return part.connect(self, value)
+        if isinstance(part, Residual):
+            return self.add(Add(), self.add(part.body, value), self.add(part.shortcut, value))
         if not isinstance(part, list | tuple):
             raise TypeError(f"the network has {reprlib.repr(part)} in it, expected layers, Sequential or Residual")
         for one in part:

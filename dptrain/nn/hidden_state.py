@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import pickle
 import random
-import types
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, cast
@@ -35,7 +33,6 @@ Microbatch = tuple[Array, NDArray[np.int64]]  # images (H, W, N, C) and labels (
 WHY = "ranks, threads and workers compute in any order, so results would depend on their number"
 DRAWS = "Draw random numbers by call.uniform(shape), or in __init__ from default_rng(SEED)"
 STATE = "Return from forward what backward needs, keep arrays in the workspace, make constants in __init__ or bind"
-COMPARED = ("array", "builtins", "collections", "dptrain", "functools", "itertools", "numpy", "random", "types")
 
 
 @quiet
@@ -120,7 +117,7 @@ class _Checker(CheckedRunner):
         return cast("Array | None", self._checked(layer, "backward", super().backward, dy, saved, call))
 
     def _checked(self, layer: Layer, method: str, run: Callable[..., Any], given: Any, *more: Any) -> Any:
-        if not any(map(is_users_class, type(layer).__mro__)):
+        if not _is_users(layer):
             return run(layer, given, *more)
         before = _global_generators()
         try:
@@ -140,8 +137,12 @@ class _Checker(CheckedRunner):
 
 
 def is_users_class(kind: type) -> bool:
-    """Whether a base class of a layer is neither dptrain's nor Python's."""
+    """Whether a class is neither dptrain's nor Python's."""
     return kind.__module__.partition(".")[0] not in ("dptrain", "builtins", "abc", "typing")
+
+
+def _is_users(layer: Layer) -> bool:
+    return any(map(is_users_class, type(layer).__mro__))
 
 
 def _sha256(values: Array) -> bytes:
@@ -153,63 +154,21 @@ def _global_generators() -> bytes:
 
 
 def _state(network: Network, modules: Sequence[ModuleType]) -> dict[str, bytes]:
-    """A digest of every attribute of the user's layers, their classes and the modules, by a description."""
-    layers = [layer for layer in network.layers if any(map(is_users_class, type(layer).__mro__))]
+    """Every attribute of the user's layers, their classes and the modules, pickled, by a description.
+
+    What cannot be pickled, such as a lock or a function within a function, is not compared.
+    """
+    layers = [layer for layer in network.layers if _is_users(layer)]
     classes = {kind for layer in layers for kind in type(layer).__mro__ if is_users_class(kind)}
     roots: list[tuple[str, object]] = [
         *((f"module {module.__name__.removeprefix('dptrain_model_')}", module) for module in modules),
         *((f"class {kind.__qualname__}", kind) for kind in classes),
         *((where(layer), layer) for layer in layers),
     ]
-    own = {module.__name__ for module in modules} | {kind.__module__ for kind in classes}
-    return {
-        f"the attribute {name!r} of {root}": _digest(part, own)
-        for root, value in roots
-        for name, part in _attributes(value)
-    }
-
-
-def _attributes(value: object) -> list[tuple[str, object]]:
-    """Those that the user has defined."""
-    return [
-        (name, one) for name, one in list(vars(value).items()) if not name.startswith(("__", "_abc_", "_arguments"))
-    ]
-
-
-def _digest(value: object, users_modules: set[str]) -> bytes:
-    content = io.BytesIO()
-    try:
-        _ContentPickler(content, users_modules).dump(value)
-    except Exception:  # of a user's __reduce__, or nested too deep
-        return b""
-    return hashlib.sha256(content.getbuffer()).digest()
-
-
-class _ContentPickler(pickle.Pickler):
-    """Pickles the content of values of the user's modules, of Python and NumPy, for comparison.
-
-    Other values may change, such as a logger, a lock or the cache of functools.lru_cache: only their type is compared.
-    """
-
-    def __init__(self, file: io.BytesIO, users_modules: set[str]) -> None:
-        super().__init__(file, 4)
-        self._users_modules, self._seen = users_modules, set[object]()
-
-    def reducer_override(self, value: Any) -> Any:
-        if value is str:
-            return NotImplemented  # pickled as Python does
-        if isinstance(value, types.FunctionType | type):
-            name = value.__qualname__
-            if value.__module__ not in self._users_modules or value in self._seen:
-                return str, (name,)
-            self._seen.add(value)
-            if isinstance(value, type):
-                return str, (name, _attributes(value))
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            return str, (name, value.__defaults__, value.__kwdefaults__, cells, vars(value))
-        module = type(value).__module__
-        if module in self._users_modules or module.partition(".")[0] in COMPARED:
-            with contextlib.suppress(Exception):  # it cannot be pickled
-                reduced = value.__reduce_ex__(4)
-                return (str, (reduced,)) if isinstance(reduced, str) else reduced
-        return str, (type(value).__qualname__,)
+    state = {}
+    for root, value in roots:
+        for name, part in list(vars(value).items()):
+            if not name.startswith(("__", "_abc_", "_arguments")):
+                with contextlib.suppress(Exception):
+                    state[f"the attribute {name!r} of {root}"] = hashlib.sha256(pickle.dumps(part)).digest()
+    return state

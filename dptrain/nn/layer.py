@@ -145,8 +145,15 @@ def pair(value: int | tuple[int, int], what: str, least: int) -> tuple[int, int]
     return both[0], both[1]
 
 
-def windows(extent: int, kernel: int, stride: int, what: str) -> int:
-    """How many windows of `kernel`, each `stride` further, fit into `extent`; ValueError when none does."""
-    if extent < kernel:
-        raise ValueError(f"{what}: an input of {extent} is smaller than the kernel of {kernel}")
-    return (extent - kernel) // stride + 1
+def windows(extents: Sequence[int], kernel: Sequence[int], stride: Sequence[int], what: str) -> tuple[int, ...]:
+    """How many windows of `kernel`, each `stride` further, fit along each axis; ValueError when none does."""
+    if any(extent < size for extent, size in zip(extents, kernel, strict=True)):
+        raise ValueError(f"{what}: an input of {tuple(extents)} is smaller than the kernel of {tuple(kernel)}")
+    return tuple((extent - size) // step + 1 for extent, size, step in zip(extents, kernel, stride, strict=True))
+
+
+def feature_maps(layer: Layer, input_shape: Shape) -> tuple[int, int, int]:
+    """input_shape, if it is (C, H, W); ValueError otherwise."""
+    if len(input_shape) != 3:
+        raise ValueError(f"{layer!r} needs feature maps (C, H, W), it gets {input_shape}")
+    return input_shape[0], input_shape[1], input_shape[2]

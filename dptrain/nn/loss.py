@@ -14,9 +14,8 @@ def softmax_cross_entropy(logits: Array, labels: NDArray[np.int64], workspace: W
         loss = log(sum over k of exp(z_k)) - z_label,    z = logits - max(logits)
         gradient = softmax(logits) - one_hot(label)
 
-    The largest z is 0, so the sum is at least 1: its logarithm is finite, and no exponential overflows, for any finite
-    logits. The gradient is that of the sum of the losses, not of their mean: the one division by the sample count
-    comes after all shards are added. It stays in the workspace until the next call.
+    The largest z is 0, so nothing overflows for finite logits. The one division by the number of samples comes after
+    all shards are added. The gradient stays in the workspace until the next call.
     """
     shifted = workspace.array("loss", "shifted", logits.shape)
     exponentials = workspace.array("loss", "exponentials", logits.shape)

@@ -54,10 +54,8 @@ class Network:
         self.layers = [node.layer for node in self.nodes]
         self.tensors = builder.tensors
         if not shapes or len(shapes[-1]) != 1:
-            raise ValueError(
-                f"the network's output has the shape {builder.shapes[-1]}, expected one logit a class: end it with "
-                "Flatten(), Linear(K)"
-            )
+            found = f"the network's output has the shape {builder.shapes[-1]}"
+            raise ValueError(f"{found}, expected one logit a class: end it with Flatten(), Linear(K)")
         (self.classes,) = shapes[-1]
         self.layout, self.buffer_layout = (
             Layout({name: tensor.shape for name, tensor in self.tensors.items() if tensor.kind == kind})
@@ -75,7 +73,7 @@ class Network:
         self._momentum = self.buffer_layout.expand(momentum)
 
     def spec(self) -> dict[str, Any]:
-        """What the network computes, in plain JSON values: networks with equal specs are the same."""
+        """What the network computes, in JSON values."""
         names = ["input", *(layer.name for layer in self.layers)]
         return {
             "input_shape": list(self.input_shape),
@@ -86,11 +84,11 @@ class Network:
         }
 
     def tuning(self) -> dict[str, Any]:
-        """By layer the choices that change speed and last bits, but not what is computed."""
+        """`Layer.tuning` by layer."""
         return {layer.name: tuning for layer in self.layers if (tuning := layer.tuning())}
 
     def description(self) -> list[str]:
-        """One line a layer, for people: how it was constructed, its inputs if not the line before, its output shape."""
+        """One line a layer: how it was constructed, its inputs if not the line before, and its output shape."""
         names, lines = ["input", *(layer.name for layer in self.layers)], [f"input {self.input_shape}"]
         for node in self.nodes:
             chained = node.inputs == (node.output - 1,)
@@ -99,7 +97,7 @@ class Network:
         return lines
 
     def initial(self, seed: int) -> dict[str, Array]:
-        """New vectors "parameters" (P,) and "buffers" (B,), as each tensor's `init` gives them for the seed."""
+        """New vectors "parameters" (P,) and "buffers" (B,)."""
         vectors = {"parameters": aligned_zeros(self.layout.size), "buffers": aligned_zeros(self.buffer_layout.size)}
         views = self.layout.views(vectors["parameters"]) | self.buffer_layout.views(vectors["buffers"])
         for number, (name, view) in enumerate(views.items()):
@@ -148,7 +146,7 @@ class Network:
             if start:
                 draws = draws.after(block)
                 for call in passes:
-                    call.restart(draws)
+                    call.draws, call.drawn = draws, 0
             if part is not gradient:
                 part.fill(0)
             averages.fill(0)

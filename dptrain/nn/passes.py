@@ -54,11 +54,7 @@ class Pass:
     need_dx: bool = True
     draws: Draws = NO_KEY
     layer_number: int = 0
-    _drawn: int = 0
-
-    def restart(self, draws: Draws) -> None:
-        """Begin the next block of the microbatch."""
-        self.draws, self._drawn = draws, 0
+    drawn: int = 0  # how often the layer has drawn
 
     def uniform(self, shape: Shape) -> Array:
         """New random numbers in [0, 1) for an array (..., N, C): 24 bits each, in the workspace's dtype.
@@ -75,10 +71,10 @@ class Pass:
             self.draws.shard,
             samples * counts * WORDS_PER_COUNT,
             epoch=self.draws.epoch,
-            stream=self.layer_number << 32 | self._drawn,
+            stream=self.layer_number << 32 | self.drawn,
             start=self.draws.position * counts,
         )
-        self._drawn += 1
+        self.drawn += 1
         halves = words.astype("<u8", copy=False).view("<u4").reshape(samples, -1)[:, :per_sample]
         numbers = (halves >> np.uint32(8)).astype(self.workspace.dtype)
         numbers *= 2.0**-24

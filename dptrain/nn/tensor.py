@@ -21,10 +21,10 @@ Init = Callable[[Shape, Words], "Array | float"]  # initial values of a tensor
 class Tensor:
     """A parameter, which the optimizer trains, or a buffer, such as the running mean of a batch normalisation.
 
-    name         unique within the layer; in files it follows the layer's name: "conv1.weight"
+    name         unique within the layer; the full name is "conv1.weight"
     init         initial values, such as `he_uniform(fan_in)` or `zeros`
     decay        whether weight decay applies; unless given, to parameters of two or more axes
-    group        parameters of a group can have a learning rate of their own
+    group        parameters of a group can have another learning rate
     trainable    False keeps a parameter as it is
     momentum     of a buffer: each step sets it to (1 - momentum) * buffer + momentum * mean statistic of the batch
     """
@@ -65,11 +65,7 @@ def constant(value: float) -> Init:
 
 
 def uniform(bound: float) -> Init:
-    """Uniform from -bound to bound.
-
-    24 bits of a random word, a product and a difference are exact arithmetic, so a seed gives the same values on any
-    machine and NumPy. The logarithms that normal draws need are not exact.
-    """
+    """Uniform from -bound to bound: exact arithmetic, unlike normal draws, so a seed gives the same on any machine."""
 
     def init(shape: Shape, words: Words) -> Array:
         fractions = (words(math.prod(shape)) >> np.uint64(40)).astype(np.float64) * 2.0**-24  # in [0, 1)

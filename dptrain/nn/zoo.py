@@ -15,10 +15,7 @@ Architecture = Callable[..., list[Layer]]
 
 
 def convnet(input_shape: Shape, classes: int, *, widths: Sequence[int] = (32, 64), kernel_size: int = 3) -> list[Layer]:
-    """(Conv, ReLU, MaxPool 2) for each width, then Flatten and Linear: the default network.
-
-    Kernels are odd, and padded so that only pooling shrinks the maps.
-    """
+    """(Conv, ReLU, MaxPool 2) for each width, then Flatten and Linear; only pooling shrinks the maps."""
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size is {kernel_size}, expected an odd number")
     layers: list[Layer] = []

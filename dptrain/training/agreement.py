@@ -1,7 +1,8 @@
-"""Checks that all ranks have the same configuration and files, and notes on different machines."""
+"""Checks that all ranks have the same configuration, files and state, and notes on different machines."""
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import socket
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 import numpy as np
 
 import dptrain
+from dptrain.checkpoint.state import Layouts, TrainingState
 from dptrain.config.train import TrainConfig
-from dptrain.errors import DptrainError
+from dptrain.errors import DptrainError, TrainingError
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.system.blas import ensure_one_thread
 from dptrain.system.text import shown
+
+NOT_FOUND = "a tensor that was not found again"  # failing memory may read differently the next time
 
 
 def numeric_environment(reduction: str) -> dict[str, str]:
@@ -37,10 +41,7 @@ def agree_on(
     communicator: Communicator,
     advice: str = "start all ranks with the same flags and files",
 ) -> None:
-    """DptrainError on all ranks if a value differs from rank 0's. It reports the first difference, with rank and host.
-
-    Values that only one of the two ranks has are ignored.
-    """
+    """DptrainError on all ranks if a value differs from rank 0's. Values that only one of the two has are ignored."""
     everyone = communicator.allgather((socket.gethostname(), dict(values)))
     first = everyone[0][1]
     for rank, (host, found) in zip(communicator.world_ranks, everyone, strict=True):
@@ -65,14 +66,50 @@ def machine_notes(environment: dict[str, str], communicator: Communicator) -> li
     python = f"{sys.executable} {platform.python_version()}, dptrain {dptrain.__version__}"
     everyone = communicator.allgather((socket.gethostname(), python, environment))
     _, first_python, first = everyone[0]
-    different = sorted({key for _, _, other in everyone for key in other if other[key] != first.get(key)})
+    different = sorted({key for *_, other in everyone for key in other if other[key] != first.get(key)})
     notes = []
     if different:
-        notes = [f"the ranks' machines differ ({', '.join(different)}): bits may depend on the number of ranks"]
-    others = [(rank, host, other) for rank, (host, other, _) in enumerate(everyone) if other != first_python]
-    for rank, host, other in others[:1]:
-        notes.append(
-            f"rank {rank} on {shown(host)} runs another Python: {shown(other)}; rank 0: {shown(first_python)}. "
-            "If that is not intended, start with dptrain launch, or with mpirun -x PATH"
-        )
+        notes.append(f"the ranks' machines differ ({', '.join(different)}): bits may depend on the number of ranks")
+    for rank, (host, other, _) in enumerate(everyone):
+        if other != first_python:
+            notes.append(
+                f"rank {rank} on {shown(host)} runs another Python: {shown(other)}; rank 0: {shown(first_python)}. "
+                "If that is not intended, start with dptrain launch, or with mpirun -x PATH"
+            )
+            break
     return notes
+
+
+def check_replicas(state: TrainingState, layouts: Layouts, communicator: Communicator) -> None:
+    """TrainingError unless all ranks hold the same vectors to the bit.
+
+    It names each rank that differs from the majority, and the first tensor that does.
+    """
+    hashes = communicator.allgather(state.digest())
+    if len(set(hashes)) == 1:
+        return
+    common = max(set(hashes), key=hashes.count)
+    agreeing = f"{hashes.count(common)} of {len(hashes)} agree"
+    digests = {name: hashlib.sha256(values.tobytes()).digest() for name, values in state.tensors(layouts)}
+    everyone = communicator.allgather((socket.gethostname(), digests))
+    ranks = [f"rank {rank} on {host}" for rank, (host, _) in zip(communicator.world_ranks, everyone, strict=True)]
+    tensors = [digests for _, digests in everyone]
+    if 2 * hashes.count(common) > len(hashes):
+        right = tensors[hashes.index(common)]
+        found = ", ".join(
+            f"{rank} differs from the others ({agreeing}) from {first_difference([right, digests])} on"
+            for rank, digests, digest in zip(ranks, tensors, hashes, strict=True)
+            if digest != common
+        )
+    else:
+        found = f"{', '.join(ranks)} differ from {first_difference(tensors)} on, and no majority says which are right"
+    message = (
+        f"step {state.step}: {found}; suspect memory or library versions. Ranks are compared before each checkpoint, "
+        "so the last one is sound: start again from it with --resume auto"
+    )
+    raise known_to_all(communicator, TrainingError(message))
+
+
+def first_difference(replicas: list[dict[str, bytes]]) -> str:
+    """The first tensor that is not the same in all of them."""
+    return next((name for name in replicas[0] if len({one[name] for one in replicas}) > 1), NOT_FOUND)

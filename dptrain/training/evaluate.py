@@ -1,23 +1,25 @@
-"""Loss and accuracy on the test split. Each rank computes the shards it holds, every sample once."""
+"""Loss and accuracy on the test split. Each rank computes its shards."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.arrays.memory import Array, Workspace
+from dptrain.checkpoint.state import BUFFERS, PARAMETERS, vector_layouts
 from dptrain.data.batches import Normalisation
 from dptrain.data.shard import Samples
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.pool import ShardPool
-from dptrain.training.network_work import NetworkWork
+from dptrain.parallel.pool import Result, ShardPool, ShardWork
+from dptrain.parallel.processes import shared_zeros
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,26 @@ class Evaluation:
 BLOCKS = 16  # blocks of a shard per round; after each round the ranks exchange signals
 
 Figures = tuple[list[float], NDArray[np.int64], NDArray[np.int64]]
+
+
+class NetworkWork(ShardWork[Result]):
+    """A task that needs the network's parameters (P,) and buffers (B,); forked workers share the memory of both."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        layouts = vector_layouts(network, ())
+        self.vectors = {name: shared_zeros(layout.size) for name, layout in layouts.items()}
+        self._workspace = Workspace()  # all shards only read it
+
+    def load(self, vectors: Mapping[str, Array]) -> None:
+        """Compute with these parameters and buffers from now on."""
+        for name, shared in self.vectors.items():
+            np.copyto(shared, vectors[name])
+
+    @quiet
+    def prepare(self, *arguments: Any) -> Any:
+        """The prepared network, then the arguments."""
+        return self.network.prepare(self.vectors[PARAMETERS], self.vectors[BUFFERS], self._workspace), *arguments
 
 
 class EvaluationWork(NetworkWork[Figures]):
@@ -84,20 +106,20 @@ def evaluate(
     communicator: Communicator,
     interruption: Interruption = NEVER,
 ) -> Evaluation:
-    """The evaluation of all ranks' shards, the same on every rank; `vectors` are those of a state.
+    """The evaluation of all ranks' shards, the same on every rank; AskedToEndError on all after a signal at any.
 
-    The pool must have been made with this work. AskedToEndError on all ranks after a signal at any. Counts are integers
-    and losses are summed with exact rounding (math.fsum), so the result does not depend on the number of ranks.
+    `vectors` are those of a state; the pool must have been made with this work. Losses are summed with exact rounding
+    (math.fsum), so the result does not depend on the number of ranks.
     """
     communicator.activity.enter("evaluating")
     work.load(vectors)
-    own: list[Figures] = []
+    figures: list[Figures] = []
     for rows in work.rounds():
-        own += pool.map(work, work.shards, rows)
+        figures += pool.map(work, work.shards, rows)
         for signal_name in communicator.allgather(interruption.signal_name):
             if signal_name is not None:
                 raise AskedToEndError(signal_name)
-    everyone = [part for parts in communicator.allgather(own) for part in parts]
+    everyone = [part for parts in communicator.allgather(figures) for part in parts]
     samples = np.sum([part[1] for part in everyone], axis=0)
     correct = np.sum([part[2] for part in everyone], axis=0)
     loss = math.fsum(loss for part in everyone for loss in part[0]) / samples.sum()

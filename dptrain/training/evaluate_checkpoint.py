@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -39,13 +38,13 @@ def evaluate_checkpoint(
     *,
     model: str = "",
     threads: int = 0,
-    say: Callable[[str], None] = lambda line: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> CheckpointEvaluation:
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
-    Images are normalised with the checkpoint's mean and deviation, not those of the data set. `model` replaces the
-    checkpoint's architecture; `threads` 0 is this rank's share of the cores; rank 0 passes lines for the user to `say`.
-    Either all ranks fail with a DptrainError, or none.
+    Images are normalised with the checkpoint's mean and deviation. `model` replaces the checkpoint's architecture;
+    `threads` 0 is this rank's share of the cores; rank 0 passes lines for the user to `note`. Either all ranks fail
+    with a DptrainError, or none.
     """
     origin = checkpoint.origin
     with together(communicator):
@@ -57,8 +56,7 @@ def evaluate_checkpoint(
                 f"checkpoint; pass --model {shown(name, 300)}"
             )
     config = replace(trained, data=str(data), model=model or trained.model, threads=threads)
-    check = functools.partial(check_task, origin, path=path, data=data)
-    task = open_task(config, communicator, check, splits=("test",))
+    task = open_task(config, communicator, lambda found: check_task(origin, found, path, data), splits=("test",))
     network, source, tests = task.network, task.architecture.source, task.shards.test
     as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
     evaluation = make_evaluation(task, as_trained)
@@ -68,8 +66,7 @@ def evaluate_checkpoint(
             change = model_change(path, origin, trained.model, source, "", task.environment)
             code = f" ({change})" if change and ":" in trained.model else ""
             raise CheckpointError(
-                f"{shown(path)} has another architecture: {shown(difference, 500)}{code}; give the right one with "
-                "--model"
+                f"{shown(path)} has another architecture: {shown(difference, 500)}{code}; give its own with --model"
             )
         checkpoint = checkpoint.restricted(vector_layouts(network, ()), path)
         ends = (tests[shard] for shard in (min(tests), max(tests)))
@@ -77,8 +74,8 @@ def evaluate_checkpoint(
         blocks = ((evaluation.normalise(one.images[rows], Workspace()), one.labels[rows]) for one in ends)
         output = try_model(task.architecture, network, blocks, config.seed, checkpoint.state.vectors)
     agree_on_model(source, output, task.environment, communicator)
-    if communicator.rank == 0 and (note := normalisation_note(origin, task.manifest, path, data)):
-        say(note)
+    if communicator.rank == 0 and (line := normalisation_note(origin, task.manifest, path, data)):
+        note(line)
     change = model_change(path, origin, trained.model, source, output, task.environment)
     with closing(make_pool(min(task.threads, len(tests)), [evaluation], communicator)) as pool:
         found = evaluate(evaluation, checkpoint.state.vectors, pool, communicator)
@@ -93,24 +90,19 @@ def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> No
     """CheckpointError unless the data set has the image shape and the classes, in order, of the checkpoint."""
     for what, theirs, ours in (
         ("images", manifest.image_shape, origin.input_shape),
-        ("classes", manifest.classes, origin.classes),
+        ("classes in this order", manifest.classes, origin.classes),
     ):
         if theirs != ours:
-            same = what == "classes" and set(theirs) == set(ours)
-            order = " (the order counts: pack the data set again with it)" * same
             raise CheckpointError(
-                f"{shown(path)} was trained for {what} {shown(ours, 300)}, {shown(data)} has {shown(theirs, 300)}: not "
-                f"the same task{order}"
+                f"not the same task: {shown(path)} was trained for {what}: {shown(ours, 300)}; {shown(data)} has "
+                f"{shown(theirs, 300)}"
             )
 
 
 def normalisation_note(origin: Origin, manifest: Manifest, path: Path, data: Path) -> str:
     """A note if images are normalised in a way that the user may not expect; else ""."""
     if not origin.mean:
-        return (
-            f"{shown(path)} has no mean and deviation (an earlier dptrain wrote it): images are normalised "
-            f"with those of {shown(data)}, which is right only if it was trained on the same images"
-        )
+        return f"{shown(path)} has no mean and deviation: images are normalised with those of {shown(data)}"
     if (origin.mean, origin.std) == (manifest.mean, manifest.std):
         return ""
     return f"images are normalised with the mean and deviation of the checkpoint; those of {shown(data)} differ"

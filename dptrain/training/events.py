@@ -1,7 +1,6 @@
 """The events of training, which the reporters on rank 0 receive.
 
-A new reporter is one file in dptrain/report and one line in the list of dptrain/report/__init__.py. Events are named
-tuples: immutable as frozen dataclasses are, but eight of those would take several milliseconds of every start.
+Events are named tuples: the definition of eight frozen dataclasses would take several milliseconds of every start.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class RanksLost(NamedTuple):
 
 
 class StepFinished(NamedTuple):
-    """Loss and accuracy are of the global batch; rate and seconds by kind of rank 0, since the last `logged` step."""
+    """Loss and accuracy are of the global batch; rate and seconds are of rank 0, since the last `logged` step."""
 
     step: int
     epoch: int
@@ -67,8 +66,6 @@ class StepFinished(NamedTuple):
 
 
 class EvaluationStarted(NamedTuple):
-    """After the last step of an epoch or of the run."""
-
     step: int
     epoch: int
 
@@ -116,7 +113,7 @@ class Reporter(Protocol):
     """Handles the events of a run, on rank 0. An exception ends the run: nothing is lost without a message."""
 
     def handle(self, event: Event) -> None:
-        """React to an event; events that do not matter are ignored."""
+        """Handle an event."""
 
     def close(self) -> None:
         """Close files and bars; also called after an error, and if there was no event."""

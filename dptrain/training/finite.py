@@ -16,7 +16,7 @@ from dptrain.nn.finite import first_not_finite, not_finite, not_finite_parts
 from dptrain.nn.network import Network
 from dptrain.parallel.communicator import Communicator, known_to_all
 
-ADVICE = (
+LOWER_LR = (
     "Try a lower --lr or more --warmup-steps in another --run-dir, from the start or with --resume from an earlier "
     "checkpoint"
 )
@@ -25,22 +25,18 @@ ADVICE = (
 def examine_shards(
     network: Network, vectors: Mapping[str, Array], batches: Mapping[int, ShardBatches], epoch: int, step: int
 ) -> dict[int, str]:
-    """For each of a rank's shards, a description of the first value of a step that is not finite; "" if all are.
-
-    It recomputes the shards, because the step has overwritten their vectors by sums.
-    """
+    """By shard of a rank, the first value of a step that is not finite, or "". The shards are computed again."""
     workspace = Workspace()
     return {
-        shard: first_not_finite(network, vectors, *own.batch(epoch, step, workspace), workspace, own.draws(epoch, step))
-        for shard, own in batches.items()
+        shard: first_not_finite(network, vectors, *one.batch(epoch, step, workspace), workspace, one.draws(epoch, step))
+        for shard, one in batches.items()
     }
 
 
 def first_of_all_shards(found: Mapping[int, str], total: Array, layout: Layout, communicator: Communicator) -> str:
-    """A sentence on the first shard with a value that is not finite, and its rank; the same on every rank.
+    """The first shard with a value that is not finite, and its rank, for a message; the same on every rank.
 
-    `found` is the result of `examine_shards` for this rank's shards; `total` (P,) is the summed gradient, which is
-    examined if all shards are finite.
+    `found` is the result of `examine_shards`; `total` (P,) is the summed gradient, examined if all shards are finite.
     """
     everyone = communicator.allgather((socket.gethostname(), dict(found)))
     broken = [
@@ -59,23 +55,22 @@ def first_of_all_shards(found: Mapping[int, str], total: Array, layout: Layout, 
 
 
 def not_finite_error(loss: float, where: str, step: int, lr: float) -> TrainingError:
-    """The error for a step (1, 2, ...) whose summed loss or gradient is not finite; `where` says where."""
     what = "gradient is not finite" if np.isfinite(loss) else f"loss is {loss}"
     return TrainingError(
         f"step {step}: the {what}, at learning rate {lr:.6g}; {where}. The parameters were not changed and earlier "
-        f"checkpoints are kept. {ADVICE}"
+        f"checkpoints are kept. {LOWER_LR}"
     )
 
 
 def check_finite(state: TrainingState, layouts: Layouts, communicator: Communicator) -> None:
-    """TrainingError, with the first tensor that is not finite, before a checkpoint. All ranks hold the same state.
+    """TrainingError, with the first tensor that is not finite. All ranks hold the same state.
 
     An update with finite gradients can overflow; without this check only the loss of the next step would show it.
     """
     for name, values in state.tensors(layouts):
         if values.size and (what := not_finite(values)):
-            error = TrainingError(
+            message = (
                 f"step {state.step}: after the update the {name} holds {what}. Nothing of this step is saved and "
-                f"earlier checkpoints are kept. {ADVICE}"
+                f"earlier checkpoints are kept. {LOWER_LR}"
             )
-            raise known_to_all(communicator, error)
+            raise known_to_all(communicator, TrainingError(message))

@@ -1,4 +1,4 @@
-"""From the course of a run on this rank to the events that the reporters of rank 0 receive."""
+"""Measures a run and makes the events that the reporters of rank 0 receive."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Meter:
 
 
 class RunReport:
-    """Makes the events of a run. Only rank 0 hands them on; another rank may become rank 0 later."""
+    """Makes the events of a run. Only rank 0 sends them to reporters; another rank may become rank 0 later."""
 
     def __init__(self, config: TrainConfig, reporters: Sequence[Reporter], connection: str) -> None:
         self.config, self.reporters, self.connection = config, reporters, connection
@@ -46,7 +46,7 @@ class RunReport:
         self._evaluated_before = -1  # the step of an evaluation that the checkpoint held already
 
     def emit(self, event: Event) -> None:
-        """Hand an event to every reporter if this is rank 0."""
+        """Send an event to every reporter if this is rank 0."""
         for reporter in self.reporters if self.rank == 0 else ():
             reporter.handle(event)
 
@@ -54,7 +54,7 @@ class RunReport:
         self.emit(events.Note(text))
 
     def begin(self, session: Session, state: TrainingState, folder: RunFolder) -> RunFacts:
-        """Begin to measure, at the start or after a recovery; what reporters must know of the run."""
+        """Begin to measure, at the start or after a recovery; returns the facts of the run."""
         self._since_logged = self._since_epoch = Meter()
         self._evaluated_before = -1 if state.progress.test_accuracy is None else state.step
         manifest, communicator = session.manifest, session.communicator
@@ -78,10 +78,7 @@ class RunReport:
         )
 
     def step_finished(self, state: TrainingState, outcome: StepOutcome, lr: float, epoch: int) -> None:
-        """After a step of an epoch, which is counted from 1."""
-        if self.rank != 0:
-            return
-        for meter in {self._since_logged, self._since_epoch}:  # at first they are one
+        for meter in {self._since_logged, self._since_epoch}:  # a single meter at first
             meter.add(outcome)
         figures, logged = self._since_logged.figures(), state.step % self.config.log_every == 0
         if logged:
@@ -92,8 +89,6 @@ class RunReport:
     def evaluation_finished(
         self, state: TrainingState, evaluation: Evaluation, lr: float, epoch: int, seconds: float
     ) -> None:
-        if self.rank != 0:
-            return
         progress = state.progress
         event = events.EvaluationFinished(
             step=state.step,

@@ -25,31 +25,22 @@ def find_checkpoint(config: TrainConfig, folder: RunFolder, note: Callable[[str]
     if config.resume == "never":
         if config.run_dir and (there := folder.candidates()):
             raise UsageError(
-                f"--resume never, but {folder.path} already holds a run ({there[-1].name}), and nothing is "
-                "overwritten: choose another --run-dir, or resume with --resume auto"
+                f"--resume never, but {folder.path} already holds a run ({there[-1].name}): choose another --run-dir, "
+                "or resume with --resume auto"
             )
         return None
-    path, checkpoint = _named_checkpoint(Path(config.resume), note)
+    path = Path(config.resume)
+    found = (path, read_checkpoint(path)) if path.is_file() else RunFolder(path).newest(note) if path.is_dir() else None
+    if found is None:
+        raise CheckpointError(f"--resume {path}: no checkpoint there; expected auto, never, a checkpoint or run folder")
+    path, checkpoint = found
     there = folder.numbered() if config.run_dir else []
     if there and step_of(there[-1]) > checkpoint.state.step:
         raise UsageError(
             f"--resume {path} is at step {checkpoint.state.step}, but {folder.path} holds later checkpoints "
-            f"({there[-1].name}), and nothing is overwritten: resume from those with --resume auto, or choose another "
-            "--run-dir"
+            f"({there[-1].name}): resume from those with --resume auto, or choose another --run-dir"
         )
     return path, checkpoint
-
-
-def _named_checkpoint(path: Path, note: Callable[[str], None]) -> Found:
-    """The checkpoint of --resume PATH, or the newest of a run folder."""
-    if path.is_file():
-        return path, read_checkpoint(path)
-    found = RunFolder(path).newest(note) if path.is_dir() else None
-    if found is None:
-        raise CheckpointError(
-            f"--resume {path}: no checkpoint there; expected auto, never, a checkpoint's path or a run folder"
-        )
-    return found
 
 
 def check_resumable(
@@ -60,16 +51,13 @@ def check_resumable(
     if earlier.manifest_sha256 != origin.manifest_sha256:
         raise CheckpointError(
             f"{path}: made with another data set ({shown(earlier.data_name, 80)}, manifest "
-            f"{earlier.manifest_sha256[:12]}...; {config.data} has {origin.manifest_sha256[:12]}...). Name that one, "
-            "or start a new run in another --run-dir"
+            f"{earlier.manifest_sha256[:12]}...). Give that one, or start a new run in another --run-dir"
         )
     before = TrainConfig(**parse_toml(earlier.config, str(path)))
     changed = _changed_keys(before, config, earlier.steps_per_epoch, origin.steps_per_epoch)
-    breaking = [text for name, text in changed.items() if KEYS[name].metadata["scope"] is Scope.RUN]
+    breaking = "; ".join(text for name, text in changed.items() if KEYS[name].metadata["scope"] is Scope.RUN)
     if breaking:
-        raise CheckpointError(
-            f"{path}: of another run: {shown('; '.join(breaking), 500)}. Use its values, or another --run-dir"
-        )
+        raise CheckpointError(f"{path}: of another run: {shown(breaking, 500)}. Use its values, or another --run-dir")
     output = origin.model_output_sha256 if before.model_options == config.model_options else ""
     change = model_change(path, earlier, before.model, source, output, origin.environment)
     if difference := earlier.difference(origin):
@@ -79,15 +67,9 @@ def check_resumable(
             "or another --run-dir"
         )
     if change and not config.allow_changed_model:
-        raise CheckpointError(
-            f"{change}. Accept the change with --allow-changed-model, or start a new run in another --run-dir"
-        )
+        raise CheckpointError(f"{change}. Pass --allow-changed-model to accept this, or another --run-dir")
     if earlier.steps_per_epoch != origin.steps_per_epoch or (state.step and not state.progress.epoch_samples):
-        raise CheckpointError(
-            f"{shown(path)}: step {state.step} with {state.progress.epoch_samples} samples of its epoch and "
-            f"{earlier.steps_per_epoch} steps an epoch cannot be of this run, which has {origin.steps_per_epoch}; the "
-            "file was edited"
-        )
+        raise CheckpointError(f"{path}: its step and its samples do not fit this run; the file was edited")
     notes = [change] if change else []
     if source is not None and before.model.rpartition(":")[2] == config.model.rpartition(":")[2]:
         changed.pop("model", None)  # the same function; whether its code is the same is checked above

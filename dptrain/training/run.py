@@ -1,4 +1,4 @@
-"""A run on one rank: started, resumed from a checkpoint, or taken over from ranks that have died."""
+"""A run on one rank: started, resumed from a checkpoint, or continued without ranks that have died."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from dptrain.checkpoint.writer import CheckpointWriter
 from dptrain.config.files import to_toml
 from dptrain.config.train import TrainConfig
 from dptrain.data.loading import NOTHING_LOADED
+from dptrain.errors import UsageError
 from dptrain.health.interruption import Interruption
-from dptrain.parallel.communicator import Communicator, together
+from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.watch import Watch
 from dptrain.system.text import shown
-from dptrain.training.agreement import agree_on, without_paths
+from dptrain.training.agreement import agree_on, check_replicas, without_paths
 from dptrain.training.architecture import Architecture
 from dptrain.training.events import RanksLost, RunStarted
 from dptrain.training.finite import check_finite
-from dptrain.training.recovery import Common, Losses, check_elastic, common_run
-from dptrain.training.replicas import check_replicas
 from dptrain.training.reporting import RunReport
 from dptrain.training.resume import Found, check_resumable, find_checkpoint
 from dptrain.training.session import Session, set_up
@@ -36,7 +35,7 @@ class Run:
     """What a rank keeps of a run; after the death of other ranks, `begin` is called again with the survivors.
 
     Only rank 0 holds the folder and has a writer. `saved_step`, the same on all ranks, is the step of the newest
-    checkpoint that is known to be in the folder or on its way there.
+    checkpoint that is written or being written. `lost` are the ranks that have died since the last step.
     """
 
     session: Session
@@ -49,20 +48,34 @@ class Run:
         self.writer: CheckpointWriter | None = None
         self.saved_step = -1
         self.began = False
-        self.losses = Losses()
+        self.lost: list[int] = []
+        self._noticed = 0.0
         self._loaded = NOTHING_LOADED
-        self._architecture: Architecture | None = None  # kept: the model file may change while the run lives
+        self._architecture: Architecture | None = None  # kept: the model file may change during the run
         self._until_ranks_change = ExitStack()
 
+    def survivors(self, communicator: Communicator) -> Communicator:
+        """After a RankLostError, on all ranks that are alive: their communicator."""
+        if not self.lost:
+            self._noticed = time.perf_counter()
+        fewer = communicator.survivors()
+        self.lost += sorted(set(communicator.world_ranks) - set(fewer.world_ranks))
+        return fewer
+
     def begin(self, communicator: Communicator, interruption: Interruption) -> None:
-        """Get ready for the next step, together with all ranks of the communicator; from now on signals wait for it.
+        """Prepare the next step, together with all ranks of the communicator; from now on signals wait for the step.
 
         DptrainError on all ranks if that is not possible. After a RankLostError it is called again with the survivors.
         """
         self._until_ranks_change.close()
         self.report.rank = communicator.rank
-        agree_on("configuration", without_paths(self.config), communicator)  # what follows depends on it
-        check_elastic(self.config, communicator)
+        agree_on("configuration", without_paths(self.config), communicator)  # the rest depends on it
+        if self.config.elastic and not communicator.survives:
+            error = UsageError(
+                f"--elastic needs ULFM, which {communicator.implementation} does not have here: start with dptrain "
+                "launch --elastic or mpirun --with-ft ulfm (Open MPI 5), or use dptrain launch --max-restarts K"
+            )
+            raise known_to_all(communicator, error)
         limit, abort = self.config.stall_limit, self.config.stall_abort
         watch = Watch(communicator, limit=limit, abort=abort, end=communicator.end_job)
         self._until_ranks_change.callback(watch.close)
@@ -70,29 +83,34 @@ class Run:
         self.session = set_up(self.config, communicator, self._loaded, self._architecture)
         self._until_ranks_change.callback(self.session.pool.close)
         self._loaded, self._architecture = self.session.shards, self.session.architecture
-        if not self._take_over(communicator):
+        if not self._continue_after_deaths(communicator):
             self._open(communicator)
         if communicator.rank == 0 and self.writer is None:
             layouts = self.session.take_step.layouts
             self.writer = CheckpointWriter(self.folder, self.session.origin, layouts, self.config)
+        facts = self.report.begin(self.session, self.state, self.folder)
         if not self.began:
             interruption.begin_deferring()
-            facts = self.report.begin(self.session, self.state, self.folder)
             self.report.emit(RunStarted(facts, self.state.step, str(self.resumed) if self.resumed else None))
-        self.began = True
-        if self.losses.ranks:
-            facts = self.report.begin(self.session, self.state, self.folder)
-            seconds = round(time.perf_counter() - self.losses.noticed, 4)
-            self.report.emit(RanksLost(facts, self.state.step, self.losses.ranks, seconds))
-            self.losses = Losses()
+        if self.lost:
+            seconds = round(time.perf_counter() - self._noticed, 4)
+            self.report.emit(RanksLost(facts, self.state.step, self.lost, seconds))
+        self.began, self.lost = True, []
 
-    def _take_over(self, communicator: Communicator) -> bool:
-        """Continue with the state of those ranks that have begun the run; False if it has not begun yet."""
-        begun = Common(self.state, self.folder.path, self.resumed) if self.began else None
-        found = common_run(communicator, begun)
-        if found is None:
+    def _continue_after_deaths(self, communicator: Communicator) -> bool:
+        """Continue with the state of those ranks that have begun the run; False if no rank has.
+
+        A step is made on all ranks or on none (`Communicator.confirm`), so their states are the same to the bit. Other
+        ranks may have lost the run before it began for them, and receive it here.
+        """
+        begun = communicator.allgather(self.began)
+        if not any(begun):
             return False
-        self.state, path, self.resumed = found
+        root = begun.index(True)
+        mine = (self.state, self.folder.path, self.resumed) if communicator.rank == root else None
+        state, path, self.resumed = communicator.broadcast(mine, root)
+        self.state = state.copy()  # what MPI received is not aligned
+        self.state.progress.test_accuracy = None  # the only rank that knew it may have died before it was saved
         self.saved_step = -1  # some ranks may have learned of the death before a `save`, others after it
         if not self.began:
             self.folder.close()  # it was opened, but some ranks died before they knew of it
@@ -101,17 +119,13 @@ class Run:
             if communicator.rank == 0 and self.folder.held is None:
                 self.folder.claim(patience=CLAIM_PATIENCE)
                 self.folder.remember_all()
-                self._complete_folder()
+                if not self.folder.config.exists():  # the disk of the run folder was on a host that is lost
+                    self._write_config()
+                    self.report.note(
+                        f"the run continues in {shown(path.absolute())} on {socket.gethostname()}, a new folder: "
+                        "the earlier checkpoints are on the host that was lost"
+                    )
         return True
-
-    def _complete_folder(self) -> None:
-        """On a new rank 0, whose host may not have the disk of the run folder: write the configuration, and a note."""
-        if not self.folder.config.exists():
-            self._write_config()
-            self.report.note(
-                f"the run continues in {shown(self.folder.path.absolute())} on {socket.gethostname()}, a new folder: "
-                "the earlier checkpoints are on the host that was lost"
-            )
 
     def _write_config(self) -> None:
         """Save the configuration, and the source of a user's model that it then names."""
@@ -142,7 +156,7 @@ class Run:
             self.saved_step = self.state.step
 
     def _open_folder(self) -> Found | None:
-        """On rank 0: claim the folder; the checkpoint to resume from, with notes on what has changed since."""
+        """On rank 0: claim the folder; returns the checkpoint to resume from."""
         config, session = self.config, self.session
         self.folder.close()  # it was opened before, but some ranks died before the run began
         self.folder = RunFolder(Path(config.run_dir))
@@ -152,8 +166,7 @@ class Run:
         if found is not None:
             path, checkpoint = found
             notes = check_resumable(path, checkpoint, config, session.origin, session.architecture.source)
-            checkpoint = checkpoint.restricted(session.take_step.layouts, path)
-            found = path, checkpoint
+            found = path, (checkpoint := checkpoint.restricted(session.take_step.layouts, path))
             for note in [*checkpoint.notes, *notes]:
                 self.report.note(note)
         if not config.run_dir:
@@ -164,7 +177,7 @@ class Run:
         return found
 
     def requests(self, interruption: Interruption) -> Requests:
-        """What this rank asks of all ranks with the next step."""
+        """What this rank requests of all ranks with the next step."""
         writer = self.writer
         return Requests(
             end=interruption.signal_name is not None,
@@ -173,10 +186,7 @@ class Run:
         )
 
     def save(self) -> None:
-        """Begin to write a checkpoint of the state; called by all ranks.
-
-        TrainingError if it must not be kept: the ranks do not agree on it, or it is not finite.
-        """
+        """On all ranks: begin to write a checkpoint. TrainingError if the states differ or are not finite."""
         layouts, communicator = self.session.take_step.layouts, self.session.communicator
         check_replicas(self.state, layouts, communicator)
         check_finite(self.state, layouts, communicator)
@@ -186,14 +196,14 @@ class Run:
             self.writer.submit(self.state)
 
     def wait_until_saved(self) -> None:
-        """On all ranks: until the last checkpoint is on disk; CheckpointError if it cannot be written."""
+        """On all ranks: wait for the last checkpoint; CheckpointError if it cannot be written."""
         self.session.communicator.activity.enter("writing a checkpoint")
         with together(self.session.communicator):
             if self.writer is not None:
                 self.writer.wait()
 
     def close(self) -> None:
-        """End workers and threads and release the folder; a checkpoint that was begun is written first."""
+        """Finish writing the last checkpoint, end workers and threads, release the folder."""
         if self.writer is not None:
             self.writer.close(self.report.note)
         self._until_ranks_change.close()

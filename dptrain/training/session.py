@@ -1,7 +1,4 @@
-"""From a configuration and a communicator to the data, the network and the workers of a rank.
-
-`open_task` serves training and `dptrain eval`, `assemble` training and `dptrain bench`.
-"""
+"""From a configuration and a communicator to the data, the network and the workers of a rank."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ from pathlib import Path
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import Origin
 from dptrain.config.files import to_toml
-from dptrain.config.keys import flag
-from dptrain.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
+from dptrain.config.train import OptimizerConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
@@ -25,9 +21,8 @@ from dptrain.optim.optimizer import Optimizer
 from dptrain.optim.schedule import Schedule, make_schedule
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.pool import ShardPool
+from dptrain.parallel.pool import ShardPool, fair_threads
 from dptrain.parallel.processes import make_pool
-from dptrain.parallel.threads import fair_threads
 from dptrain.system.cgroups import check_memory
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
@@ -44,7 +39,7 @@ VECTORS = 5
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
-    """The samples of a rank and the network for them."""
+    """A rank's samples, and the network."""
 
     communicator: Communicator
     manifest: Manifest
@@ -58,7 +53,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Engine(Task):
-    """What makes steps and evaluations."""
+    """Makes steps and evaluations."""
 
     take_step: TrainingStep
     evaluation: EvaluationWork
@@ -83,7 +78,7 @@ def set_up(
 ) -> Session:
     """Everything that training needs; every rank fails with a DptrainError or none does.
 
-    Of the rank's shards, those in `loaded` are not read again, nor is the model file if its architecture is given.
+    Shards in `loaded` are not read again, nor is the model file if its architecture is given.
     """
 
     def check(manifest: Manifest) -> None:
@@ -121,17 +116,17 @@ def set_up(
     )
     notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
     if config.warmup_steps >= last_step:
-        notes.append(
-            f"note   --warmup-steps {config.warmup_steps} is as long as the run, {last_step} steps, or longer: the "
-            f"learning rate only rises; without the flag, the warm-up takes {TrainConfig().warmup(total_steps)} steps"
-        )
-    return Session(
-        **vars(assemble(config, task, batches, optimizer)),
-        origin=origin,
-        schedule=_schedule(config, steps_per_epoch),
-        last_step=last_step,
-        notes=notes,
+        notes.append(f"the warm-up never ends: --warmup-steps {config.warmup_steps} in a run of {last_step} steps")
+    schedule = make_schedule(
+        config.schedule,
+        config.lr,
+        total_steps,
+        warmup_steps=config.warmup(total_steps),
+        every=max(1, round(config.step_epochs * steps_per_epoch)),
+        factor=config.step_factor,
     )
+    engine = assemble(config, task, batches, optimizer)
+    return Session(**vars(engine), origin=origin, schedule=schedule, last_step=last_step, notes=notes)
 
 
 def open_task(
@@ -142,7 +137,7 @@ def open_task(
     loaded: LocalShards = NOTHING_LOADED,
     architecture: Architecture | None = None,
 ) -> Task:
-    """Open the data set, build the network, load the rank's shards of some splits; `check` refuses a manifest.
+    """Open the data set, build the network, load the rank's shards of some splits; `check` may refuse the manifest.
 
     Every rank fails with a DptrainError or none does.
     """
@@ -150,23 +145,30 @@ def open_task(
     with together(communicator):
         environment = numeric_environment(config.reduction)
         manifest = read_manifest(folder)
-        placement = place(manifest, folder, communicator)
+        if (ranks := communicator.size) > manifest.shard_count:
+            raise UsageError(
+                f"{ranks} ranks, but {folder} has {manifest.shard_count} shards: start at most so many ranks, or pack "
+                f"it again: {manifest.repack_command(folder, ranks)}"
+            )
+        placement = Placement(manifest.shard_count, ranks)
         check(manifest)
         architecture = architecture or find_architecture(config.model)
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
         numbers, size = placement.shards_of(communicator.rank), network.layout.size
         vectors = VECTORS + len(numbers) * ("train" in splits)
         check_memory(4 * size * vectors, f"{size:,} parameters and {len(numbers)} shards")
-        progress = communicator.activity.progress
-        shards = load_shards(folder, manifest, numbers, threads, splits, loaded, progress)
+        shards = load_shards(folder, manifest, numbers, threads, splits, loaded, communicator.activity.progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description(), "algorithms": network.tuning()}
     agree_on("data set or network", agreed, communicator)
-    _check_splits(manifest, shards, folder, communicator, splits)
+    tallies = {split: [tally(samples, manifest) for samples in getattr(shards, split).values()] for split in splits}
+    everyone = communicator.allgather(tallies)
+    for split in splits:
+        if problems := split_problems(manifest, split, [one for rank in everyone for one in rank[split]]):
+            raise known_to_all(communicator, DataError(f"{shown(folder)}: {problems[0]}; pack the data set again"))
     return Task(communicator, manifest, placement, shards, architecture, network, threads, environment)
 
 
 def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -> dict[int, ShardBatches]:
-    """The microbatches of the rank's training shards, by shard."""
     size, transforms = config.batch_size // manifest.shard_count, make_transforms(config.crop, config.flip)
     return {
         shard: ShardBatches(samples, shard, manifest, size=size, seed=config.seed, transforms=transforms)
@@ -192,51 +194,18 @@ def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
 
 def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
     """The optimizer of a run; UsageError for options, or groups of parameters, that do not exist."""
+    groups = {name: network.tensors[name].group for name in network.layout.shapes}
+    for group in config.group_lr.keys() - groups.values():
+        hint = did_you_mean(group, set(groups.values()))
+        raise UsageError(f"--group-lr: the network has no group {shown(repr(group), 60)}; {hint}")
+    factors = {name: config.group_lr.get(group, 1.0) for name, group in groups.items()}
+    expanded = network.layout.expand(factors) if config.group_lr else None
     known = options_of(config.optimizer)
     flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
-    for name in config.optimizer_options:
-        if name not in known or name in flags:
-            options = sorted(known - flags.keys())
-            hint = f"use {flag(name)}" if name in flags else did_you_mean(name, options) if options else "it has none"
-            raise UsageError(f"--optimizer-options: {config.optimizer} has no option {shown(repr(name), 60)}; {hint}")
-    groups = {name: network.tensors[name].group for name in network.layout.shapes}
-    for group in config.group_lr:
-        if group not in groups.values():
-            hint = did_you_mean(group, set(groups.values()))
-            raise UsageError(f"--group-lr: the network has no group {shown(repr(group), 60)}; {hint}")
-    factors = {name: config.group_lr.get(group, 1.0) for name, group in groups.items()}
     try:
-        return optimizer_class(config.optimizer)(
-            network.decays(),
-            network.layout.expand(factors) if config.group_lr else None,
-            **flags,
-            **config.optimizer_options,
-        )
+        return optimizer_class(config.optimizer)(network.decays(), expanded, **flags, **config.optimizer_options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--optimizer-options {shown(config.optimizer_options, 200)}: {error}") from error
-
-
-def _schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
-    total_steps = config.epochs * steps_per_epoch
-    return make_schedule(
-        config.schedule,
-        config.lr,
-        total_steps,
-        warmup_steps=config.warmup(total_steps),
-        every=max(1, round(config.step_epochs * steps_per_epoch)),
-        factor=config.step_factor,
-    )
-
-
-def place(manifest: Manifest, folder: Path, communicator: Communicator) -> Placement:
-    """The placement of the data set's shards; UsageError when there are more ranks than shards."""
-    shards, ranks = manifest.shard_count, communicator.size
-    if ranks > shards:
-        raise UsageError(
-            f"{ranks} ranks, but {folder} has {shards} shards and a shard is never split: start at most {shards} "
-            f"ranks, or pack it again: {manifest.repack_command(folder, ranks)}"
-        )
-    return Placement(shards, ranks)
 
 
 def count_steps(manifest: Manifest, batch_size: int) -> int:
@@ -245,20 +214,8 @@ def count_steps(manifest: Manifest, batch_size: int) -> int:
     if batch_size % shards:
         below = batch_size // shards * shards
         raise UsageError(
-            f"--batch-size {batch_size} is not a multiple of the {shards} shards of the data set, which share it "
-            f"equally; the nearest that are: {f'{below} and ' if below else ''}{below + shards}"
+            f"--batch-size {batch_size} is not a multiple of the {shards} shards of the data set; the nearest that "
+            f"are: {f'{below} and ' if below else ''}{below + shards}"
         )
     largest = max(entry.samples for entry in manifest.splits["train"])
     return -(-largest // (batch_size // shards))
-
-
-def _check_splits(
-    manifest: Manifest, shards: LocalShards, folder: Path, communicator: Communicator, splits: Sequence[str]
-) -> None:
-    """DataError on all ranks when the splits, over the shards of all ranks, have what `data_prep verify` refuses."""
-    tallies = {split: [tally(samples, manifest) for samples in getattr(shards, split).values()] for split in splits}
-    everyone = communicator.allgather(tallies)
-    for split in splits:
-        problems = split_problems(manifest, split, [one for rank in everyone for one in rank[split]])
-        if problems:
-            raise known_to_all(communicator, DataError(f"{shown(folder)}: {problems[0]}; pack the data set again"))

@@ -20,17 +20,14 @@ from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool
 from dptrain.parallel.reduce import reducer_class
 from dptrain.parallel.reduce.reducer import Lengths, Reducer
+from dptrain.training.evaluate import NetworkWork
 from dptrain.training.finite import examine_shards, first_of_all_shards, not_finite_error
-from dptrain.training.network_work import NetworkWork
 
 LOSS, CORRECT, SAMPLES = range(3)  # the sums that a step needs besides the gradient
 
 
 class Requests(NamedTuple):
-    """What one rank requests of all: to end after a signal, to report a failed save, to save a checkpoint.
-
-    They are summed with the gradients, so all ranks learn of them after the same step.
-    """
+    """What one rank requests of all. They are summed with the gradients, so all ranks learn of them."""
 
     end: bool = False
     save_failed: bool = False
@@ -42,10 +39,9 @@ NO_REQUESTS = Requests()
 
 @dataclass
 class Seconds:
-    """Where this rank's time went.
+    """The time of this rank. `waiting` is spent in MPI's calls, `reduction` in additions and copies.
 
-    `waiting` is spent in MPI's calls: for other ranks to finish their shards, and for data to arrive. `reduction` is
-    this rank's additions and copies. Shards compute at the same time: `data` is the mean of their shares of it.
+    Shards compute at the same time: `data` is the mean of the times that they took to load their batches.
     """
 
     compute: float = 0.0
@@ -54,10 +50,8 @@ class Seconds:
     reduction: float = 0.0
 
     def __iadd__(self, other: Seconds) -> Seconds:
-        self.compute += other.compute
-        self.data += other.data
-        self.waiting += other.waiting
-        self.reduction += other.reduction
+        for name, seconds in vars(other).items():
+            setattr(self, name, getattr(self, name) + seconds)
         return self
 
 
@@ -78,8 +72,8 @@ def make_reducer(name: str, network: Network, placement: Placement, communicator
     return reducer_class(name)(placement, communicator, lengths)
 
 
-class Announcer(Runner):
-    """Reports the gradient of each stage after its backward pass. All from `start` on is reported."""
+class GradientReporter(Runner):
+    """Reports the gradient of each stage after its backward pass; everything from `start` on is reported."""
 
     def __init__(self, ready: Callable[[slice], None], starts: Mapping[str, int], end: int) -> None:
         self.ready, self.starts, self.start = ready, starts, end
@@ -99,12 +93,11 @@ class GradientWork(NetworkWork[float]):
         super().__init__(network)
         self.batches, self.reducer = batches, reducer
         frozen = any(tensor.kind == "parameter" and not tensor.trained for tensor in network.tensors.values())
-        starts = [(name, part.start) for name, part in network.layout.slices.items()]
-        self._starts = {  # where the gradient of each stage begins; that of frozen parameters is cleared at the end
-            stage.name: min(start for name, start in starts if name.startswith(f"{stage.name}."))
-            for stage in network.stages
-            if not frozen and any(name.startswith(f"{stage.name}.") for name, _ in starts)
-        }
+        self._starts: dict[str, int] = {}  # where the gradient of each stage begins
+        for stage in network.stages if not frozen else ():  # the gradient of frozen parameters is cleared at the end
+            parts = [part for name, part in network.layout.slices.items() if name.startswith(f"{stage.name}.")]
+            if parts:
+                self._starts[stage.name] = min(part.start for part in parts)
 
     @quiet
     def compute(self, shard: int, prepared: tuple[Prepared, int, int], workspace: Workspace) -> float:
@@ -113,7 +106,7 @@ class GradientWork(NetworkWork[float]):
         batches, parts = self.batches[shard], self.reducer.parts[shard]
         images, labels = batches.batch(epoch, step, workspace)
         loaded = time.perf_counter()
-        announcer = Announcer(lambda part: self.reducer.ready(shard, part), self._starts, parts.gradient.size)
+        reporter = GradientReporter(lambda part: self.reducer.ready(shard, part), self._starts, parts.gradient.size)
         outcome = self.network.loss_and_grad(
             network,
             images,
@@ -122,10 +115,10 @@ class GradientWork(NetworkWork[float]):
             workspace,
             statistics=parts.statistics,
             draws=batches.draws(epoch, step),
-            runner=announcer if self.network.block_of(len(labels)) >= len(labels) else PLAIN,
+            runner=reporter if self.network.block_of(len(labels)) >= len(labels) else PLAIN,
         )
         parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels)
-        for start, end in ((0, announcer.start), (parts.gradient.size, parts.vector.size)):
+        for start, end in ((0, reporter.start), (parts.gradient.size, parts.vector.size)):
             if start < end:
                 self.reducer.ready(shard, slice(start, end))
         return (loaded - started) / (time.perf_counter() - started)
@@ -142,7 +135,7 @@ class TrainingStep:
     def __call__(
         self, state: TrainingState, epoch: int, step: int, lr: float, requests: Requests = NO_REQUESTS
     ) -> StepOutcome:
-        """Make step `step` of an epoch: `state` becomes the next one. All ranks learn of the requests of each.
+        """Make step `step` of an epoch: `state` becomes the next one.
 
         TrainingError, with the state unchanged, when the loss or the gradient is not finite: it names shard and layer.
         """
@@ -155,7 +148,7 @@ class TrainingStep:
         computed = clock()
         reduced = work.reducer.finish()
         finished, waiting = clock(), work.reducer.waited
-        if not_finite(reduced.vector):  # judged once, after the reduction, by all ranks alike
+        if not_finite(reduced.vector):  # on all ranks alike
             found = examine_shards(work.network, work.vectors, work.batches, epoch, step)
             where = first_of_all_shards(found, reduced.gradient, work.network.layout, self.communicator)
             loss = float(reduced.sums[LOSS])
@@ -171,5 +164,5 @@ class TrainingStep:
         data = (computed - started) * sum(shares) / len(shares)
         compute = computed - started - data + clock() - finished
         seconds = Seconds(compute, data, waiting, finished - computed - waiting)
-        asked = Requests(*(bool(number) for number in reduced.requests))
-        return StepOutcome(float(reduced.sums[LOSS]) / samples, int(reduced.sums[CORRECT]), samples, seconds, asked)
+        requested = Requests(*map(bool, reduced.requests))
+        return StepOutcome(float(reduced.sums[LOSS]) / samples, int(reduced.sums[CORRECT]), samples, seconds, requested)

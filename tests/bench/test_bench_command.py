@@ -63,9 +63,9 @@ def test_data_measures_packing_reading_and_batches(ranks: int, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "cells"),
     [
-        (("step", *SMALL, "--steps", "3", "--threads", "1"), ["share of sgemm", "peak MiB", "  im2col  "]),
+        (("step", *SMALL, "--steps", "3", "--threads", "1"), ["share of sgemm", "peak memory mib", "  im2col  "]),
         (("reduce", "--lengths", "10", "--runs", "3"), ["local sums us"]),
-        (("data", *SMALL, "--samples", "300"), ["augmentation reflect"]),
+        (("data", *SMALL, "--samples", "300"), ["batches: none "]),
     ],
     ids=str,
 )

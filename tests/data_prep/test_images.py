@@ -53,14 +53,13 @@ def test_up_to_four_channels_first_need_no_layout(shape: tuple[int, int, int]) -
 def test_images_that_look_like_channels_last_are_refused_with_both_layouts(shape: tuple[int, int, int]) -> None:
     """Found in the field: (n, H, W, C), the layout of Pillow and Keras, was packed as 32 channels of 32 x 3 pixels."""
     message = refused(of_shape(*shape))
-    assert "probably (n, H, W, C); state it" in message
-    assert 'layout="channels_last"' in message
-    assert 'layout="channels_first"' in message
+    assert 'layout="channels_last") for (n, H, W, C)' in message
+    assert 'layout="channels_first" for (n, C, H, W)' in message
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 4), (16, 8, 8), (4, 4, 4), (5, 3, 9), (64, 1, 1), (3, 3, 3), (1, 28, 1)])
 def test_any_other_shape_needs_a_layout(shape: tuple[int, int, int]) -> None:
-    assert "probably (n, C, H, W) or (n, H, W, C)" in refused(of_shape(*shape))
+    assert "state what that is" in refused(of_shape(*shape))
     assert checked(of_shape(*shape, layout="channels_first")).train.images.shape[1:] == shape
     height, width, channels = shape
     last = checked(of_shape(*shape, layout="channels_last")).train.images
@@ -105,26 +104,18 @@ def test_images_in_any_order_of_memory_give_the_same_bytes(order: Callable[[Any]
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda images: images / 255.0, "float64, expected uint8; convert values of 0 to 1 by (255 * images).round()"),
-        (lambda images: images.astype(np.float32), "float32, expected uint8"),
-        (lambda images: images.astype(np.int64), "int64, expected uint8; convert values of 0 to 255 by images.astype"),
-        (lambda images: images > 3, "bool, expected uint8; convert them by 255 * images.astype(np.uint8)"),
-        (lambda images: images.astype(object), "object, expected uint8"),
-        (lambda images: images[:, 0], "the shape (60, 8, 9), expected (n, C, H, W); grey images (n, H, W)"),
-        (lambda images: images.reshape(60, -1), "images.reshape(n, C, H, W)"),
-        (lambda images: images[:0], "the train split has no images"),
-        (lambda images: images[:, :, :0], "has images without pixels"),
-        (lambda images: images[:-1], "train labels have the shape (60,), expected (59,)"),
-        (lambda images: images[:, :, :-1], "test images (30, 3, 8, 9); expected the same C, H and W"),
+        (lambda images: images / 255.0, "float64 of the shape (60, 3, 8, 9), expected uint8; convert values of"),
+        (lambda images: images > 3, "bool of the shape (60, 3, 8, 9), expected uint8"),
+        (lambda images: images.astype(object), "object of the shape"),
+        (lambda images: images[:, 0], "the shape (60, 8, 9), expected (n, C, H, W) or (n, H, W, C); add the axis"),
+        (lambda images: images[:0], "expected at least one image and one pixel"),
+        (lambda images: images[:, :, :0], "expected at least one image and one pixel"),
+        (lambda images: images[:-1], "train labels are int64 of the shape (60,), expected integers of the shape (59,)"),
+        (lambda images: images[:, :, :-1], "train images (C, H, W) are (3, 7, 9), test images (3, 8, 9)"),
     ],
 )
 def test_wrong_images_are_refused_with_advice(change: Callable[[Any], Any], words: str) -> None:
     assert words in refused(replace(GOOD, train=replace(GOOD.train, images=change(GOOD.train.images))))
-
-
-def test_an_empty_test_split_is_refused() -> None:
-    empty = LabelledImages(GOOD.test.images[:0], GOOD.test.labels[:0])
-    assert "the test split has no images: (0, 3, 8, 9); expected at least one" in refused(replace(GOOD, test=empty))
 
 
 @pytest.mark.parametrize(
@@ -145,13 +136,13 @@ def test_labels_of_any_integer_type_give_the_same_data_set(change: Callable[[Any
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda labels: labels.astype(float), "float64, expected an integer type; convert them by labels.astype"),
-        (lambda labels: labels > 2, "bool, expected an integer type"),
-        (lambda labels: labels.astype(str), "expected an integer type; number the classes from 0"),
+        (lambda labels: labels.astype(float), "float64 of the shape (60,), expected integers"),
+        (lambda labels: labels > 2, "bool of the shape (60,), expected integers"),
+        (lambda labels: labels.astype(str), "expected integers"),
         (lambda labels: labels - 1, "labels run from -1 to 3, expected 0 to 4 for 5 classes"),
-        (lambda labels: labels + 1, "labels run from 1 to 5, expected 0 to 4 for 5 classes; subtract 1"),
-        (lambda labels: labels.astype("u8") + 2**63, f"expected 0 to {4}"),
-        (lambda labels: labels[:, None], "remove the second axis by labels[:, 0]"),
+        (lambda labels: labels + 1, "labels run from 1 to 5, expected 0 to 4 for 5 classes"),
+        (lambda labels: labels.astype("u8") + 2**63, "expected 0 to 4"),
+        (lambda labels: labels[:, None], "int64 of the shape (60, 1), expected integers of the shape (60,)"),
         (lambda labels: np.eye(5, dtype=int)[labels], "labels.argmax(axis=1)"),
     ],
 )

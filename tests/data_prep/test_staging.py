@@ -236,21 +236,9 @@ def test_packing_needs_no_access_to_the_folder_above(tmp_path: Path, monkeypatch
 def test_a_folder_that_cannot_be_written_is_reported_before_packing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_arguments: object, **_options: object) -> str:
-        raise OSError(30, "Read-only file system", str(tmp_path / ".dptrain-probe-x"))
-
-    monkeypatch.setattr("data_prep.staging.tempfile.TemporaryFile", refuse)
-    with pytest.raises(DataError, match=rf"{tmp_path}/set: cannot be written: Read-only file system; is it writable"):
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)
+    with pytest.raises(DataError, match=rf"{tmp_path}: cannot be written; choose another folder"):
         staging.check_target(tmp_path / "set", force=False)
-
-
-def test_dangling_links_are_reported(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "gone")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for out in ("link", "link/set", "loop"):
-        with pytest.raises(DataError, match=r"is a symbolic link to .*, which does not exist"):
-            pack(tmp_path / out, NEW)
-    assert not (tmp_path / "gone").exists()
 
 
 def test_typed_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""dptrain.health.activity: a phase, a step, and when the main thread last got on."""
+"""dptrain.health.activity: a phase, a step, and the time of the last progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return clock
 
 
-def test_a_phase_keeps_the_step_unless_it_names_one_and_tells_the_phase_before(clock: SimpleNamespace) -> None:
+def test_a_phase_keeps_the_step_unless_given_one_and_returns_the_phase_before(clock: SimpleNamespace) -> None:
     assert Activity().current == ("starting", None)
     activity = Activity()
     assert activity.enter("computing", 3) == "starting"
@@ -28,7 +28,7 @@ def test_a_phase_keeps_the_step_unless_it_names_one_and_tells_the_phase_before(c
     assert activity.current == ("evaluating", 3)
 
 
-def test_entering_a_phase_and_progress_in_it_count_as_getting_on(clock: SimpleNamespace) -> None:
+def test_entering_a_phase_and_progress_in_it_are_both_progress(clock: SimpleNamespace) -> None:
     activity = Activity()
     clock.now = 105.0
     assert activity.progressed == 100
@@ -40,7 +40,7 @@ def test_entering_a_phase_and_progress_in_it_count_as_getting_on(clock: SimpleNa
     assert activity.current == ("evaluating", None)
 
 
-def test_every_communicator_has_its_own() -> None:
+def test_every_communicator_has_its_own_activity() -> None:
     one, other = Communicator(), Communicator()
     one.activity.enter("computing", 1)
     assert one.activity.current == ("computing", 1)

@@ -1,4 +1,4 @@
-"""dptrain.health.interruption: one signal asks for the end, a second one is the end."""
+"""dptrain.health.interruption: a first signal asks for the end, a second one ends the process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dptrain.health.interruption import AskedToEndError, SignalInterruption
 from dptrain.system.signals import ENDING
 
 
-class Taken:
-    """An interruption of this process, whose end is only noted."""
+class Handled:
+    """An interruption of this process that records the statuses it would end with."""
 
     def __init__(self) -> None:
         self.ended_with: list[int] = []
@@ -25,10 +25,10 @@ class Taken:
 
 
 @pytest.fixture
-def taken() -> Iterator[Taken]:
-    taken = Taken()
-    yield taken
-    taken.interruption.close()
+def handled() -> Iterator[Handled]:
+    handled = Handled()
+    yield handled
+    handled.interruption.close()
 
 
 def wait_for(holds: Callable[[], object]) -> None:
@@ -44,47 +44,47 @@ def kill_and_sleep(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_while_deferring_a_signal_is_noted_and_nothing_else(number: signal.Signals, taken: Taken) -> None:
-    taken.interruption.begin_deferring()
-    assert taken.interruption.signal_name is None
+def test_while_deferring_a_signal_is_only_recorded(number: signal.Signals, handled: Handled) -> None:
+    handled.interruption.begin_deferring()
+    assert handled.interruption.signal_name is None
     os.kill(os.getpid(), number)
-    wait_for(lambda: taken.interruption.signal_name == number.name)
-    assert taken.ended_with == []
+    wait_for(lambda: handled.interruption.signal_name == number.name)
+    assert handled.ended_with == []
 
 
 @pytest.mark.parametrize("number", ENDING)
-def test_before_that_a_signal_is_an_exception(number: signal.Signals, taken: Taken) -> None:
+def test_before_deferring_a_signal_is_an_exception(number: signal.Signals, handled: Handled) -> None:
     with pytest.raises(AskedToEndError, match=number.name):
         kill_and_sleep(number)
 
 
-def test_an_exception_that_somebody_has_swallowed_is_raised_again(taken: Taken) -> None:
+def test_an_exception_that_the_users_code_has_caught_is_raised_again(handled: Handled) -> None:
     with pytest.raises(AskedToEndError):
         kill_and_sleep(signal.SIGTERM)
-    wait_for(lambda: taken.interruption.signal_name is not None)
+    wait_for(lambda: handled.interruption.signal_name is not None)
     with pytest.raises(AskedToEndError, match="SIGTERM"):
-        taken.interruption.begin_deferring()
+        handled.interruption.begin_deferring()
 
 
 def test_the_same_request_may_arrive_twice_but_a_later_signal_ends(
-    taken: Taken, monkeypatch: pytest.MonkeyPatch
+    handled: Handled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As from `timeout`, which signals its child and then its whole group."""
-    taken.interruption.begin_deferring()
+    handled.interruption.begin_deferring()
     os.kill(os.getpid(), signal.SIGTERM)
-    wait_for(lambda: taken.interruption.signal_name is not None)
+    wait_for(lambda: handled.interruption.signal_name is not None)
     monkeypatch.setattr(interruption_module, "SAME_REQUEST", 60)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.1)
-    assert taken.ended_with == []
+    assert handled.ended_with == []
     monkeypatch.setattr(interruption_module, "SAME_REQUEST", 0)
     os.kill(os.getpid(), signal.SIGINT)
-    wait_for(lambda: taken.ended_with)
-    assert taken.ended_with == [128 + signal.SIGINT]
+    wait_for(lambda: handled.ended_with)
+    assert handled.ended_with == [128 + signal.SIGINT]
 
 
-def test_a_second_signal_ends_even_a_process_that_never_comes_back_to_python() -> None:
-    """As one that waits within MPI for a rank that has stopped: here within a lock of the C library."""
+def test_a_second_signal_ends_even_a_process_that_does_not_return_to_python() -> None:
+    """Such as one that waits within MPI for a stopped rank; here it waits for a lock of the C library."""
     program = """
 import ctypes, os, signal, sys
 from dptrain.health import interruption
@@ -95,7 +95,7 @@ libc = ctypes.CDLL(None)
 mutex = ctypes.create_string_buffer(64)
 libc.pthread_mutex_lock(mutex)
 print("ready", flush=True)
-libc.pthread_mutex_lock(mutex)  # its own: for ever, and no signal interrupts it
+libc.pthread_mutex_lock(mutex)  # it holds the lock: waits without end, and no signal interrupts it
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -107,7 +107,7 @@ libc.pthread_mutex_lock(mutex)  # its own: for ever, and no signal interrupts it
         assert process.wait(timeout=10) == 128 + signal.SIGUSR1
 
 
-def test_closing_gives_the_signals_back() -> None:
+def test_closing_restores_the_handlers() -> None:
     before = [signal.getsignal(number) for number in ENDING]
     SignalInterruption(os._exit).close()
     assert [signal.getsignal(number) for number in ENDING] == before

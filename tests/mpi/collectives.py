@@ -1,4 +1,4 @@
-"""Every collective of the communicator against what each rank can work out alone. Exits non-zero when one is wrong."""
+"""Every collective of the communicator against what each rank computes alone. Exits non-zero when one is wrong."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_alltoall(communicator: Communicator) -> None:
 
 def check_vectors(communicator: Communicator) -> None:
     rank, size = communicator.rank, communicator.size
-    counts = list(range(size))  # rank 0 has nothing to give
+    counts = list(range(size))  # rank 0 sends nothing
     whole = np.full(sum(counts), -1, np.float32)
     communicator.allgather_slices(np.full(rank, rank, np.float32), whole, counts)
     check(np.array_equal(whole, np.repeat(np.arange(size), counts)), "allgather_slices")
@@ -45,9 +45,9 @@ def check_vectors(communicator: Communicator) -> None:
 
 
 def main() -> None:
-    told_size, told_rank = launched_size(), launched_rank()
+    size, rank = launched_size(), launched_rank()
     communicator, line = connect()
-    check((told_size, told_rank) == (communicator.size, communicator.rank), "what the launcher tells")
+    check((size, rank) == (communicator.size, communicator.rank), "the size or rank of the launcher")
     check_objects(communicator)
     check_alltoall(communicator)
     check_vectors(communicator)

@@ -1,11 +1,11 @@
 """A command of dptrain that fails on some ranks: failing_command.py HOW RANK,RANK...
 
-together    a DownloadError inside `together`: all ranks are told
+together    a DownloadError inside `together`: all ranks fail
 alone       a DownloadError while the other ranks wait for this one
-exception   an exception that nobody foresaw, while the other ranks wait
-usage       a flag that does not exist, which every rank sees
+exception   an unforeseen exception while the other ranks wait
+usage       a flag that does not exist, on every rank
 
-Every rank that comes to an end by itself leaves a file ended-RANK with its status.
+Every rank that ends by itself writes a file ended-RANK with its status.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def command(parsed: Namespace, communicator: Communicator, connection: str) -> i
     if HOW == "together":
         with together(communicator):
             if fails:
-                raise DownloadError(f"disk {communicator.rank} is on fire")
+                raise DownloadError(f"disk {communicator.rank} is full")
     elif fails and HOW == "alone":
-        raise DownloadError(f"disk {communicator.rank} is on fire")
+        raise DownloadError(f"disk {communicator.rank} is full")
     elif fails:
-        raise ZeroDivisionError("nobody foresaw this")
+        raise ZeroDivisionError("unforeseen")
     communicator.barrier()
     return 0
 
@@ -45,7 +45,7 @@ def main() -> int:
 
     Path(f"ended-{MPI.COMM_WORLD.Get_rank()}").write_text(str(status))
     if HOW in ("together", "usage"):
-        MPI.COMM_WORLD.Barrier()  # mpirun may kill the others as soon as one has ended with an error
+        MPI.COMM_WORLD.Barrier()  # mpirun may kill the others when one has ended with an error
     return status
 
 

@@ -1,11 +1,11 @@
-"""Ranks under a Watch with a limit of 1 s, of which one does not move. Each rank leaves a file pid-RANK.
+"""Ranks under a Watch with a limit of 1 s, of which one stalls. Each rank writes a file pid-RANK.
 
-watched_ranks.py                steps 0, 1, 2: the rank of that number is stopped for a while, loading data;
-                                step 3: rank 1 sleeps as long, loading data;
-                                step 4: rank 0 evaluates for more than a limit, with progress
-watched_ranks.py RANK           this rank is stopped for good; the job is to end 0.5 s after it was told
+watched_ranks.py                steps 0, 1: the rank of that number is stopped for a while, loading data;
+                                step 2: rank 1 sleeps as long, loading data;
+                                step 3: rank 0 evaluates for more than a limit, with progress
+watched_ranks.py RANK           this rank is stopped for good; the job must end 0.5 s after the report
 
-Lines "trouble TIME STEP" tell when one stops or sleeps, "said TIME LINE" what the watch says.
+Lines "stalls TIME STEP" state when a rank stops or sleeps, "reported TIME LINE" what the watch reports.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def sleep_for_a_while() -> None:
     time.sleep(WHILE)
 
 
-def trouble(watch: Watch, step: int, disturb: Callable[[], None]) -> None:
+def stall(watch: Watch, step: int, disturb: Callable[[], None]) -> None:
     watch.activity.enter("loading data", step)
-    time.sleep(LIMIT / 3)  # so that this phase is heard of
-    out("trouble", str(step))
+    time.sleep(LIMIT / 3)  # so that this phase is sent
+    out("stalls", str(step))
     disturb()
 
 
@@ -60,14 +60,15 @@ def main() -> None:
     communicator, _ = connect()
     rank = communicator.rank
     Path(f"pid-{rank}").write_text(str(os.getpid()))
-    watch = Watch(communicator, limit=LIMIT, abort=0.5 if len(sys.argv) > 1 else 0, say=lambda line: out("said", line))
-    disturbances = [(0, stop_for_a_while), (1, stop_for_a_while), (2, stop_for_a_while), (1, sleep_for_a_while)]
+    abort = 0.5 if len(sys.argv) > 1 else 0
+    watch = Watch(communicator, limit=LIMIT, abort=abort, report=lambda line: out("reported", line))
+    disturbances = [(0, stop_for_a_while), (1, stop_for_a_while), (1, sleep_for_a_while)]
     if len(sys.argv) > 1:
         disturbances = [(int(sys.argv[1]), stop)]
     for step, (disturbed, disturb) in enumerate(disturbances):
         if rank == disturbed:
-            trouble(watch, step, disturb)
-        watch.activity.enter("going on", step)
+            stall(watch, step, disturb)
+        watch.activity.enter("computing", step)
         communicator.barrier()
     if rank == 0:
         evaluate(watch)

@@ -69,5 +69,5 @@ def test_the_stride_is_the_kernel_unless_given() -> None:
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match="needs feature maps"):
         MaxPool2d(2).bind((12,))
-    with pytest.raises(ValueError, match="an input of 1 is smaller than the kernel of 2"):
+    with pytest.raises(ValueError, match=r"an input of \(4, 1\) is smaller than the kernel of \(2, 2\)"):
         MaxPool2d(2).bind((3, 4, 1))

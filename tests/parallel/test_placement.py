@@ -1,4 +1,4 @@
-"""dptrain.parallel.placement: blocks that partition the shards, and one tree that knows nothing of ranks."""
+"""dptrain.parallel.placement: blocks that partition the shards, and one tree that does not depend on the ranks."""
 
 from __future__ import annotations
 

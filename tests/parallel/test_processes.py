@@ -19,9 +19,9 @@ import pytest
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.errors import DataError, DptrainError
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.pool import ShardWork
-from dptrain.parallel.processes import ShardProcesses, Worker, WorkerError, make_pool, shared_zeros
-from dptrain.parallel.threads import ShardThreads
+from dptrain.parallel.pool import ShardThreads, ShardWork
+from dptrain.parallel.processes import ShardProcesses, Worker, make_pool, shared_zeros
+from dptrain.system.failures import failure
 from dptrain.system.signals import ENDING
 
 
@@ -122,17 +122,17 @@ def test_each_process_keeps_its_own_workspace() -> None:
 def test_the_error_of_the_first_failed_shard_is_raised_and_the_pool_stays_usable(failing: list[int]) -> None:
     work = Fails({shard: DataError(f"shard {shard} is broken") for shard in failing})
     with closing(ShardProcesses(2, [work])) as pool:
-        with pytest.raises(DataError, match=f"^shard {failing[0]} is broken$"):
+        with pytest.raises(DataError) as caught:
             pool.map(work, range(4))
+        assert str(caught.value) == f"shard {failing[0]} is broken"
         assert pool.map(work, [0, 0, 0]) == [0, 0, 0]
 
 
-def test_an_unexpected_error_tells_where_it_was_raised() -> None:
+def test_an_unexpected_error_has_the_traceback_of_the_worker() -> None:
     work = Fails({3: ZeroDivisionError("by zero")})
     with closing(ShardProcesses(2, [work])) as pool, pytest.raises(ZeroDivisionError) as caught:
         pool.map(work, range(4))
-    assert isinstance(caught.value.__cause__, WorkerError)
-    assert "in compute" in str(caught.value.__cause__)
+    assert "in compute" in caught.value.__notes__[0]
 
 
 def test_an_error_of_the_callers_own_shard_is_raised_as_it_is() -> None:
@@ -141,21 +141,21 @@ def test_an_error_of_the_callers_own_shard_is_raised_as_it_is() -> None:
     with closing(ShardProcesses(2, [work])) as pool, pytest.raises(ZeroDivisionError) as caught:
         pool.map(work, range(4))
     assert caught.value is error
-    assert error.__cause__ is None
+    assert not hasattr(error, "__notes__")
 
 
 def test_a_layer_that_exits_in_a_worker_raises_system_exit() -> None:
     work = Fails({3: SystemExit(3)})
     with closing(ShardProcesses(2, [work])) as pool, pytest.raises(SystemExit, match="3") as caught:
         pool.map(work, range(4))
-    assert "in compute" in str(caught.value.__cause__)
+    assert "in compute" in caught.value.__notes__[0]
 
 
 def test_an_error_that_cannot_be_pickled_is_reported_by_its_last_line_and_its_traceback() -> None:
     work = Fails({3: UnpicklableError("left", "right")})
     with closing(ShardProcesses(2, [work])) as pool, pytest.raises(RuntimeError, match=r"Error: leftright$") as caught:
         pool.map(work, range(4))
-    assert "in compute" in str(caught.value.__cause__)
+    assert "in compute" in caught.value.__notes__[0]
 
 
 def test_an_error_of_preparing_is_raised() -> None:
@@ -169,11 +169,11 @@ def test_an_error_of_preparing_is_raised() -> None:
 
 
 def test_a_work_made_after_the_fork_is_refused(pool: ShardProcesses) -> None:
-    with pytest.raises(ValueError, match="did not exist when the workers were forked"):
+    with pytest.raises(ValueError, match="is not in list"):
         pool.map(Squares(), range(3), 2)
 
 
-def test_a_killed_worker_is_named_with_its_shards() -> None:
+def test_a_killed_worker_is_reported_with_its_shards() -> None:
     class Dies(ShardWork[int]):
         def compute(self, shard: int, prepared: Any, workspace: Workspace) -> int:
             if shard == 3:
@@ -185,10 +185,10 @@ def test_a_killed_worker_is_named_with_its_shards() -> None:
         first, second = pool.map(work, [0, 1])
         assert first != second
         with pytest.raises(
-            DptrainError, match=rf"forked worker {second}, which computed shards 2 to 3, was ended by SIGKILL"
+            DptrainError, match=rf"forked worker {second}, which computed shards 2 to 3, died \(Killed\)"
         ):
             pool.map(work, range(4))
-        with pytest.raises(DptrainError, match=rf"forked worker {second}.*SIGKILL"):  # and again, when it is long gone
+        with pytest.raises(DptrainError, match=rf"forked worker {second}.*Killed"):  # the same again
             pool.map(work, range(4))
 
 
@@ -230,7 +230,7 @@ def parent(folder: Path, compute: str, then: str, **options: Any) -> subprocess.
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_end_with_their_parent_whatever_ended_it(number: signal.Signals, tmp_path: Path) -> None:
+def test_workers_end_with_their_parent(number: signal.Signals, tmp_path: Path) -> None:
     with parent(tmp_path, "pass", WAITS) as started:
         assert started.stdout is not None
         own, *workers = map(int, started.stdout.readline().split())
@@ -239,7 +239,7 @@ def test_workers_end_with_their_parent_whatever_ended_it(number: signal.Signals,
     assert eventually(lambda: not any(alive(worker) for worker in workers))
 
 
-def test_a_stopped_worker_ends_with_its_parent_all_the_same(tmp_path: Path) -> None:
+def test_a_stopped_worker_ends_with_its_parent(tmp_path: Path) -> None:
     with parent(tmp_path, "pass", WAITS) as started:
         assert started.stdout is not None
         own, *workers = map(int, started.stdout.readline().split())
@@ -248,7 +248,7 @@ def test_a_stopped_worker_ends_with_its_parent_all_the_same(tmp_path: Path) -> N
     assert eventually(lambda: not any(alive(worker) for worker in workers))
 
 
-def test_a_worker_whose_parent_died_makes_no_further_shard(tmp_path: Path) -> None:
+def test_a_worker_whose_parent_died_computes_no_further_shard(tmp_path: Path) -> None:
     """Its block takes 40 s, a shard 0.2 s."""
     then = """pool = ShardProcesses(2, [work])
 print(pool._workers[0].process.pid, flush=True)
@@ -261,7 +261,7 @@ pool.map(work, range(400))"""
     assert eventually(lambda: not alive(worker), seconds=5)
 
 
-def test_what_a_shard_prints_in_a_worker_is_not_lost(tmp_path: Path) -> None:
+def test_text_that_a_shard_prints_in_a_worker_is_not_lost(tmp_path: Path) -> None:
     then = """pool = ShardProcesses(3, [work])
 pool.map(work, range(6))
 pool.close()"""
@@ -271,7 +271,7 @@ pool.close()"""
 
 
 def test_ctrl_c_while_workers_are_forked_is_not_lost(tmp_path: Path) -> None:
-    """It comes within each fork, where Python would discard it; the workers must not hear it."""
+    """It arrives within each fork, where Python would discard it; the workers must ignore it."""
     then = """signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may ignore it
 os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
 os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -288,10 +288,10 @@ except KeyboardInterrupt:
 def test_a_signal_while_workers_are_forked_ends_the_run_and_leaves_no_worker(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    then = f"""from dptrain.health.interruption import AskedToEndError, signals_taken
+    then = f"""from dptrain.health.interruption import AskedToEndError, handled_signals
 os.register_at_fork(before=lambda: os.kill(os.getpid(), {int(number)}))
 try:
-    with signals_taken(os._exit):
+    with handled_signals(os._exit):
         ShardProcesses(3, [work])
 except AskedToEndError as asked:
     print(asked)
@@ -310,7 +310,7 @@ except DptrainError as error:
     print(error)"""
     with parent(tmp_path, "shard == 1 and os.abort()", then) as started:
         output, _ = started.communicate(timeout=60)
-    assert "which computed shards 1 to 1, is gone" in output
+    assert "which computed shards 1 to 1, died (exit status None)" in output
 
 
 def test_a_fork_that_fails_is_an_error_and_leaves_nothing(squares: Squares, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,8 +324,9 @@ def test_a_fork_that_fails_is_an_error_and_leaves_nothing(squares: Squares, monk
         return started[0]
 
     monkeypatch.setattr(ShardProcesses, "_fork", second_fails)
-    with pytest.raises(DptrainError, match=r"only 1 of 2 forked workers.*unavailable.*fewer --threads"):
+    with pytest.raises(BlockingIOError) as caught:
         ShardProcesses(3, [squares])
+    assert "fewer --threads" in failure(caught.value)[0]
     (process,) = (worker.process for worker in started)
     assert process.pid is not None
     assert not alive(process.pid)

@@ -77,7 +77,7 @@ def test_a_terminal_gets_a_bar_that_reaches_the_last_step(data: Path, tmp_path: 
     assert "\nstep 1  epoch" not in output
 
 
-def test_the_bar_says_when_it_evaluates(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_shows_an_evaluation(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Found in the field: a bar that stood still for the minutes of an evaluation."""
     for name, value in {"COLUMNS": "140", "TTY_COMPATIBLE": "1", "DPTRAIN_PROGRESS": "bar"}.items():
         monkeypatch.setenv(name, value)
@@ -160,7 +160,7 @@ def test_lost_ranks_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     console.handle(RanksLost(FACTS, 5, [0, 2], 0.25))
     console.handle(step(6, logged=True))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "ranks 0, 2 died: 1 rank of 2 threads continue from step 5 after 0.25 s"
+    assert lines[0] == "rank 0, 2 died: 1 rank of 2 threads continue from step 5 after 0.25 s"
     assert lines[1].startswith("step 6  epoch 1/2")
 
 

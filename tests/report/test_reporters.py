@@ -87,7 +87,7 @@ def test_only_the_reporters_of_rank_0_receive_events(data: Path, tmp_path: Path)
     assert reporters[1].events == []
 
 
-def test_events_hold_plain_values_alone(data: Path, tmp_path: Path) -> None:
+def test_events_hold_only_plain_values(data: Path, tmp_path: Path) -> None:
     """No array, path, network or state: a reporter cannot change a run, and may keep or send what it receives."""
     plain = (str, int, float, bool, type(None))
     reporter = Keeping()
@@ -105,7 +105,7 @@ def test_events_hold_plain_values_alone(data: Path, tmp_path: Path) -> None:
                 assert type(value) in plain
 
 
-def test_a_reporter_that_fails_ends_the_run_and_its_error_is_the_runs(data: Path, tmp_path: Path) -> None:
+def test_an_error_of_a_reporter_ends_the_run(data: Path, tmp_path: Path) -> None:
     class Full(Keeping):
         def handle(self, event: Event) -> None:
             super().handle(event)

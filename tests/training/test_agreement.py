@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Ranks(Communicator):
-    """Rank 0 of several, whose others say what they are given to say."""
+    """Rank 0 of several; the first allgather returns these values of the others."""
 
     def __init__(self, *others: Any) -> None:
         self.others, self.size = others, 1 + len(others)
@@ -39,7 +39,7 @@ class Ranks(Communicator):
         return [value] * self.size
 
 
-def test_ranks_on_unlike_machines_are_noted() -> None:
+def test_different_machines_are_reported() -> None:
     python = f"{sys.executable} {platform.python_version()}, dptrain {package.__version__}"
     one, other = {"cpu": "x", "numpy": "2"}, {"cpu": "y", "numpy": "2"}
     assert machine_notes(one, Ranks(("host2", python, one))) == []
@@ -52,7 +52,7 @@ def test_ranks_on_unlike_machines_are_noted() -> None:
     assert "mpirun -x PATH" in note
 
 
-def test_paths_may_differ_between_hosts_and_all_else_may_not() -> None:
+def test_only_paths_may_differ_between_hosts() -> None:
     here = TrainConfig(data="/scratch/a/set", run_dir="runs/one", model="/home/a/net.py:tiny")
     there = replace(here, data="/data/set", run_dir="/data/runs/one", model="/home/b/net.py:tiny")
     assert without_paths(here) == without_paths(there)
@@ -60,7 +60,7 @@ def test_paths_may_differ_between_hosts_and_all_else_may_not() -> None:
         assert without_paths(here) != without_paths(other)
 
 
-def test_a_rank_with_something_else_is_named_with_both_values() -> None:
+def test_a_rank_with_another_value_is_reported() -> None:
     same, other = ("host1", {"lr": 0.1, "seed": 0}), ("host2", {"lr": 0.2, "seed": 0})
     agree_on("configuration", same[1], Ranks(same, same))
     with pytest.raises(
@@ -69,7 +69,7 @@ def test_a_rank_with_something_else_is_named_with_both_values() -> None:
         agree_on("configuration", same[1], Ranks(same, other))
 
 
-def test_the_cpu_is_told_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_has_a_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*arguments: Any, **options: Any) -> str:
         raise FileNotFoundError
 
@@ -87,7 +87,7 @@ def test_the_cpu_is_told_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch)
         ("--no-elastic", "--elastic"),
     ],
 )
-def test_ranks_started_with_unlike_flags_end_with_one_error(one: str, other: str, data: Path, tmp_path: Path) -> None:
+def test_ranks_with_different_flags_end_with_one_error(one: str, other: str, data: Path, tmp_path: Path) -> None:
     """A program that gives rank 1 another flag, as a wrong wrapper script would."""
     program = tmp_path / "wrapper.py"
     program.write_text(

@@ -102,12 +102,12 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
         ("FOLDER/my_net.py:refuses", "(my_net.py, line "),
         ("FOLDER/my_net.py:no_arguments", "no_arguments() takes 0 positional arguments but 2 were given"),
         ("FOLDER/my_net.py:unfinished", "end it with Flatten(), Linear(K)"),
-        ("FOLDER/my_net.py:too_large", "smaller than the kernel of 99"),
+        ("FOLDER/my_net.py:too_large", "smaller than the kernel of (99, 99)"),
         ("FOLDER/my_net.py:two_more", "outputs 7 logits, but the data set has 5 classes"),
         ("FOLDER/my_net.py:nothing_to_train", "expected one logit a class|no parameters|192 logits"),
     ],
 )
-def test_a_model_that_cannot_be_built_says_why(model: str, words: str, my_net: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_built_is_one_error(model: str, words: str, my_net: Path, tmp_path: Path) -> None:
     my_net.with_suffix(".txt").write_text(MY_NET)
     model = model.replace("FOLDER", str(tmp_path))
     with pytest.raises((UsageError, ModelError)) as caught:
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_built_says_why(model: str, words: str, my_net: P
     assert any(part in str(caught.value) for part in words.split("|"))
 
 
-def test_a_file_may_define_dataclasses_and_name_a_function_in_any_way(tmp_path: Path) -> None:
+def test_a_file_may_define_dataclasses_and_the_function_may_be_a_partial(tmp_path: Path) -> None:
     path = tmp_path / "modern.py"
     path.write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom functools import partial\n"

@@ -21,7 +21,7 @@ from dptrain.data.manifest import read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.nn import Conv2d, Flatten, Linear, Network
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.threads import ShardThreads
+from dptrain.parallel.pool import ShardThreads
 from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
 from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
 

@@ -75,16 +75,14 @@ def repacked_beside_darker_images(data: Path, out: Path, classes: tuple[str, ...
     return out
 
 
-def test_images_are_normalised_as_in_training_whatever_they_are_packed_with(
-    trained: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_images_are_normalised_with_the_values_of_the_checkpoint(trained: tuple[Path, Path], tmp_path: Path) -> None:
     """Evaluation with the data set's own mean and deviation: the same test images with darker training images."""
     data, checkpoint = trained
     darker = repacked_beside_darker_images(data, tmp_path / "darker")
     lines: list[str] = []
     found = [
         evaluate_checkpoint(
-            read_checkpoint(checkpoint), checkpoint, folder, Communicator(), threads=1, say=lines.append
+            read_checkpoint(checkpoint), checkpoint, folder, Communicator(), threads=1, note=lines.append
         )
         for folder in (data, darker)
     ]
@@ -94,13 +92,13 @@ def test_images_are_normalised_as_in_training_whatever_they_are_packed_with(
     assert line == f"images are normalised with the mean and deviation of the checkpoint; those of {darker} differ"
 
 
-def test_a_checkpoint_that_does_not_say_its_mean_is_evaluated_with_the_data_sets(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_mean_is_evaluated_with_that_of_the_data_set(tmp_path: Path) -> None:
     """One of format version 1."""
     folder = Path(__file__).parents[1] / "fixtures" / "version-1"
     checkpoint = read_checkpoint(folder / "checkpoint.h5")
     lines: list[str] = []
     found = evaluate_checkpoint(
-        checkpoint, folder / "checkpoint.h5", folder / "data-set", Communicator(), threads=1, say=lines.append
+        checkpoint, folder / "checkpoint.h5", folder / "data-set", Communicator(), threads=1, note=lines.append
     )
     assert found.accuracy == checkpoint.state.progress.test_accuracy
     assert len(lines) == 1
@@ -161,7 +159,7 @@ def test_an_edited_checkpoint_that_does_not_fit_its_own_network_is_one_error(
 def test_classes_in_another_order_are_refused(trained: tuple[Path, Path], tmp_path: Path) -> None:
     classes = ("class-1", "class-0", "class-2", "class-3", "class-4")
     other = repacked_beside_darker_images(trained[0], tmp_path / "other", classes)
-    with pytest.raises(CheckpointError, match="the order counts: pack the data set again with it"):
+    with pytest.raises(CheckpointError, match="was trained for classes in this order"):
         evaluation_of(other, trained[1])
 
 
@@ -176,7 +174,7 @@ def my_model(tmp_path: Path) -> tuple[Path, str]:
     return path, f"{path}:build"
 
 
-def test_code_that_a_checkpoint_names_is_run_only_with_model(my_model: tuple[Path, str], tmp_path: Path) -> None:
+def test_code_named_by_a_checkpoint_runs_only_with_model(my_model: tuple[Path, str], tmp_path: Path) -> None:
     path, model = my_model
     data = packed(tmp_path / "set")
     run(configuration(data, tmp_path / "run", model=model, model_options={}))
@@ -201,7 +199,7 @@ def test_an_architecture_file_may_move_but_its_layers_may_not_change(
 
 
 @pytest.mark.mpi
-def test_data_that_one_rank_does_not_find_ends_both(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_data_missing_on_one_rank_ends_both(trained: tuple[Path, Path], tmp_path: Path) -> None:
     data, checkpoint = trained
     program = tmp_path / "wrapper.py"
     program.write_text(

@@ -214,9 +214,7 @@ def test_resume_never_refuses_a_used_folder_and_changes_nothing(data: Path, tmp_
 
 
 def test_a_missing_checkpoint_to_resume_from_is_an_error_and_makes_no_folder(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match="no checkpoint there; expected auto, never, a checkpoint's path or a run folder"
-    ):
+    with pytest.raises(CheckpointError, match="no checkpoint there; expected auto, never, a checkpoint or run folder"):
         run(configuration(data, tmp_path / "run", resume="atuo"))
     assert not (tmp_path / "run").exists()
 

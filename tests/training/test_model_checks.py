@@ -90,7 +90,7 @@ def test_a_resume_with_other_code_is_an_error_that_names_the_files(begun: TrainC
     run(replace(begun, model=f"{tmp_path / 'run' / 'model' / 'net.py'}:build"))  # as advised
 
 
-def test_changed_code_is_named_also_when_it_makes_other_layers(begun: TrainConfig, data: Path, tmp_path: Path) -> None:
+def test_changed_code_is_reported_if_the_layers_differ_too(begun: TrainConfig, data: Path, tmp_path: Path) -> None:
     """The resume blamed --model, which was the right one."""
     net = tmp_path / "code" / "net.py"
     net.write_text(NET.replace("width=4", "width=5"))
@@ -108,7 +108,7 @@ def test_a_resume_with_the_same_code_in_another_folder_has_no_note(begun: TrainC
     assert memory.lines == []
 
 
-def test_changed_code_is_allowed_by_a_flag_and_then_kept_beside_the_earlier(begun: TrainConfig, tmp_path: Path) -> None:
+def test_changed_code_is_allowed_by_a_flag_and_both_versions_are_kept(begun: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "code" / "squash.py").write_text(RECTIFY)
     _, memory = run(replace(begun, allow_changed_model=True))
     (line,) = memory.lines
@@ -120,7 +120,7 @@ def test_changed_code_is_allowed_by_a_flag_and_then_kept_beside_the_earlier(begu
     assert memory.lines == []
 
 
-def test_after_an_allowed_change_the_advice_names_the_copy_of_the_checkpoint(
+def test_the_advice_names_the_copy_of_the_code_of_the_checkpoint(
     begun: TrainConfig, data: Path, tmp_path: Path
 ) -> None:
     """It named the copy of the new code, which had just been refused."""
@@ -187,7 +187,7 @@ def test_eval_warns_of_other_code(
     assert "dptrain: WARNING: " in capfd.readouterr().err
 
 
-def test_code_of_the_run_folder_is_named_but_not_run_unasked(model: str, data: Path, tmp_path: Path) -> None:
+def test_eval_runs_code_of_the_run_folder_only_with_model(model: str, data: Path, tmp_path: Path) -> None:
     trace = tmp_path / "executed"
     net = tmp_path / "code" / "net.py"
     net.write_text(f"import pathlib\npathlib.Path({str(trace)!r}).touch()\n{NET}")
@@ -199,7 +199,7 @@ def test_code_of_the_run_folder_is_named_but_not_run_unasked(model: str, data: P
     assert not trace.exists()
 
 
-def test_code_that_changes_while_the_run_lives_is_not_read_again(data: Path, model: str, tmp_path: Path) -> None:
+def test_code_that_changes_during_the_run_is_not_read_again(data: Path, model: str, tmp_path: Path) -> None:
     """What is kept is what was executed."""
     net = tmp_path / "code" / "net.py"
     net.write_text(NET + "\nimport pathlib\npathlib.Path(__file__).write_text('raise SystemError')\n")
@@ -208,7 +208,7 @@ def test_code_that_changes_while_the_run_lives_is_not_read_again(data: Path, mod
     assert kept(tmp_path)["net.py"] == before
 
 
-def test_a_kill_while_the_code_is_written_leaves_no_half_of_it(
+def test_a_kill_while_the_code_is_written_leaves_no_partial_copy(
     begun: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(tmp_path / "new")

@@ -80,7 +80,7 @@ def test_a_model_file_imports_its_neighbours_and_all_of_them_are_recorded(case: 
     assert not list(tmp_path.rglob("__pycache__"))
 
 
-def test_a_neighbour_cannot_take_the_place_of_the_standard_library_or_of_dptrain(tmp_path: Path) -> None:
+def test_a_neighbour_does_not_replace_a_module_of_python_or_dptrain(tmp_path: Path) -> None:
     """A `random.py` in the folder must not break NumPy, nor a folder `dptrain` (of a clone) the program."""
     wrong = "raise SystemError('the wrong one')"
     files = {"random": wrong, "numpy": wrong, "dptrain__nn__hidden": wrong, "dptrain____init__": wrong, "queue": wrong}
@@ -91,7 +91,7 @@ def test_a_neighbour_cannot_take_the_place_of_the_standard_library_or_of_dptrain
 
 
 @pytest.mark.parametrize("line", ["from random import Dropout", "import random\nrandom.Dropout"])
-def test_an_error_that_such_a_neighbour_explains_says_so(line: str, tmp_path: Path) -> None:
+def test_an_import_error_mentions_the_neighbour_of_the_same_name(line: str, tmp_path: Path) -> None:
     model = net(tmp_path, line, "3", random="class Dropout: pass")
     with pytest.raises(
         ModelError, match=r"Dropout.*; `import random` finds Python's or dptrain's random, not random.py"
@@ -105,7 +105,7 @@ def test_two_model_files_have_neighbours_of_one_name(tmp_path: Path) -> None:
     assert [width_of(model) for model in (one, other, one)] == [3, 5, 3]
 
 
-def test_edited_neighbours_are_read_anew_whatever_was_compiled(tmp_path: Path) -> None:
+def test_edited_neighbours_are_read_again_despite_a_pyc(tmp_path: Path) -> None:
     """Of the same size and time, so that a .pyc would be taken for fresh."""
     model = net(tmp_path, "from layers import W", "W", layers="W = 3")
     subprocess.run([sys.executable, "-m", "compileall", "-q", tmp_path], check=True)
@@ -134,7 +134,7 @@ def test_only_what_is_loaded_is_recorded(tmp_path: Path) -> None:
         assert sorted(source_of(model).files) == ["net.py"]
 
 
-def test_what_is_executed_is_what_is_kept(tmp_path: Path) -> None:
+def test_the_executed_code_is_the_recorded_code(tmp_path: Path) -> None:
     """Though the file changes while it is loaded."""
     model = net(tmp_path, "import pathlib\npathlib.Path(__file__).write_text('')", "3")
     content = (tmp_path / "net.py").read_bytes()
@@ -174,7 +174,7 @@ def test_a_forged_checkpoint_names_no_file_outside_the_folder(tmp_path: Path) ->
     assert source.changed_files(before, "net.py") == ["../secret.py", "/etc/passwd", "a\0b"]
 
 
-def test_a_model_of_a_toml_file_is_looked_for_next_to_it_first(tmp_path: Path) -> None:
+def test_a_model_of_a_toml_file_is_first_searched_next_to_it(tmp_path: Path) -> None:
     (tmp_path / "net.py").touch()
     assert model_in_toml(tmp_path / "run.toml", "net.py:build") == f"{tmp_path / 'net.py'}:build"
     assert model_in_toml(tmp_path / "run.toml", "missing.py:build") == "missing.py:build"
@@ -235,7 +235,7 @@ def test_every_way_to_start_finds_the_same_neighbours(way: str, data: Path, tmp_
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("way", ["dptrain", "python -m dptrain", "python -m launch"])
-def test_no_way_to_start_finds_modules_of_the_working_directory_and_none_tries_again(
+def test_modules_of_the_working_directory_are_not_found_and_the_launcher_does_not_retry(
     way: str, data: Path, tmp_path: Path
 ) -> None:
     """Found in the field: `python -m dptrain` did find them, and --max-restarts started again in vain."""
@@ -249,7 +249,7 @@ def test_no_way_to_start_finds_modules_of_the_working_directory_and_none_tries_a
     assert "attempt 2" not in done.stdout + done.stderr
 
 
-def test_what_a_layer_imports_while_it_computes_is_found_too(tmp_path: Path) -> None:
+def test_a_layer_may_import_a_neighbour_while_it_computes(tmp_path: Path) -> None:
     model = net(
         tmp_path,
         "class Late(Linear):\n    def prepare(self, *a):\n        import late\n        return late.x",

@@ -65,7 +65,7 @@ def broken_model(session: Session, place: str, how: str, shards: set[int], step:
     threads=st.sampled_from([1, 2, 4]),
 )
 @settings(deadline=None, max_examples=30)
-def test_the_lowest_shard_that_breaks_is_named_with_its_layer(
+def test_the_lowest_broken_shard_is_reported_with_its_layer(
     place: str, how: str, shards: set[int], threads: int, data: Path, plain: tuple[Session, TrainingState]
 ) -> None:
     """On several threads most shards are computed by helper processes, and examined by this one."""
@@ -88,7 +88,7 @@ def test_the_lowest_shard_that_breaks_is_named_with_its_layer(
 @pytest.mark.parametrize(
     "fills", [(2e38,) * 2 * SHARDS, (*(np.nan,) * SHARDS, *(1.0,) * SHARDS)], ids=["overflow of the sum", "not again"]
 )
-def test_a_sum_that_is_not_finite_although_every_shard_is_has_its_own_report(
+def test_a_sum_of_finite_shards_that_is_not_finite_is_reported(
     fills: tuple[float, ...], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The gradients that the network computes, one after the other, are full of these numbers."""
@@ -111,7 +111,7 @@ def test_a_sum_that_is_not_finite_although_every_shard_is_has_its_own_report(
 
 
 @pytest.mark.parametrize("first", LAYOUT.shapes)
-def test_of_the_sum_the_first_parameter_that_is_not_finite_is_named(first: str) -> None:
+def test_the_first_parameter_that_is_not_finite_in_the_sum_is_reported(first: str) -> None:
     total = np.zeros(LAYOUT.size, np.float32)
     total[LAYOUT.slices[first].stop - 1 :] = np.inf
     sentences = on_ranks(2, lambda own: first_of_all_shards({own.rank: ""}, total, LAYOUT, own))
@@ -128,7 +128,7 @@ def test_a_sum_with_only_the_loss_not_finite_is_reported() -> None:
 
 @given(broken=st.sets(st.integers(0, 7), min_size=1), ranks=st.integers(1, 8))
 @settings(deadline=None, max_examples=20)
-def test_all_ranks_name_the_lowest_shard_and_who_holds_it(broken: set[int], ranks: int) -> None:
+def test_all_ranks_report_the_lowest_broken_shard_and_its_rank(broken: set[int], ranks: int) -> None:
     blocks = np.array_split(np.arange(8), ranks)
     found = [{int(shard): f"it is {shard}" if shard in broken else "" for shard in block} for block in blocks]
     sentences = on_ranks(ranks, lambda own: first_of_all_shards(found[own.rank], np.zeros(13), LAYOUT, own))
@@ -142,7 +142,7 @@ TENSORS = list(itertools.product(("parameters", "momentum"), LAYOUT.shapes))
 
 @pytest.mark.parametrize("first", range(len(TENSORS)))
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
-def test_the_first_tensor_of_a_state_that_is_not_finite_is_named(bad: str, first: int) -> None:
+def test_the_first_tensor_of_a_state_that_is_not_finite_is_reported(bad: str, first: int) -> None:
     layouts = {"parameters": LAYOUT, "buffers": Layout({}), "momentum": LAYOUT}
     vectors = {name: np.ones(layout.size, np.float32) for name, layout in layouts.items()}
     state = TrainingState(vectors, Progress(step=9))
@@ -150,8 +150,8 @@ def test_the_first_tensor_of_a_state_that_is_not_finite_is_named(bad: str, first
     for vector, name in TENSORS[first:]:
         vectors[vector][LAYOUT.slices[name].start] = np.float32(bad)
     vector, name = TENSORS[first]
-    told = f"the parameter {name}" if vector == "parameters" else f"the momentum of {name}"
-    with pytest.raises(TrainingError, match=rf"^step 9: after the update {told} holds {bad}\. Nothing of this step"):
+    words = f"the parameter {name}" if vector == "parameters" else f"the momentum of {name}"
+    with pytest.raises(TrainingError, match=rf"^step 9: after the update {words} holds {bad}\. Nothing of this step"):
         check_finite(state, layouts, Communicator())
 
 

@@ -1,4 +1,4 @@
-"""dptrain.training.replicas: a rank whose state differs in one bit is named, with the first tensor that differs."""
+"""dptrain.training.agreement: a rank whose state differs in one bit is named, with the first tensor that differs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dptrain.arrays.layout import Layout
 from dptrain.checkpoint.state import Progress, TrainingState
 from dptrain.errors import DptrainError, PeerError, TrainingError
 from dptrain.parallel.communicator import Communicator
-from dptrain.training.replicas import check_replicas
+from dptrain.training.agreement import check_replicas
 
 LAYOUT = Layout({"conv1.weight": (2, 3), "conv1.bias": (2,), "linear1.weight": (5,)})
 LAYOUTS = {"parameters": LAYOUT, "momentum": LAYOUT}
@@ -38,8 +38,8 @@ def disturb(state: TrainingState, tensor: str, position: int = 0) -> None:
     values[position % len(values) :].view(np.uint32)[0] ^= 1
 
 
-def told(states: list[TrainingState]) -> str:
-    """What rank 0 tells of them, "" when nothing; the others must end with the same."""
+def error_message(states: list[TrainingState]) -> str:
+    """The error of rank 0, or ""; all ranks must raise the same text."""
 
     def program(communicator: Communicator) -> DptrainError | None:
         try:
@@ -59,28 +59,30 @@ def told(states: list[TrainingState]) -> str:
 
 @pytest.mark.parametrize("ranks", [1, 2, 5])
 def test_replicas_that_are_the_same_pass(ranks: int) -> None:
-    assert told(same_states(ranks)) == ""
+    assert error_message(same_states(ranks)) == ""
 
 
 @given(st.integers(3, 6), st.data(), st.sampled_from(TENSORS), st.integers(0, 10))
 @settings(deadline=None, max_examples=40)
-def test_one_wrong_bit_names_rank_host_and_tensor(ranks: int, data: st.DataObject, tensor: str, position: int) -> None:
+def test_one_wrong_bit_is_reported_with_rank_host_and_tensor(
+    ranks: int, data: st.DataObject, tensor: str, position: int
+) -> None:
     states, odd = same_states(ranks), data.draw(st.integers(0, ranks - 1))
     disturb(states[odd], tensor, position)
-    assert told(states).startswith(
+    assert error_message(states).startswith(
         f"step 7: rank {odd} on {HOST} differs from the others ({ranks - 1} of {ranks} agree) from {tensor} on; suspect"
     )
 
 
 @pytest.mark.parametrize("first", range(len(TENSORS)))
-def test_of_several_tensors_the_first_of_the_layout_is_named_and_momentum_last(first: int) -> None:
+def test_the_first_tensor_that_differs_is_reported(first: int) -> None:
     states = same_states(3)
     for tensor in TENSORS[first:]:
         disturb(states[2], tensor)
-    assert f"from {TENSORS[first]} on" in told(states)
+    assert f"from {TENSORS[first]} on" in error_message(states)
 
 
-def test_each_rank_that_differs_is_named_with_its_own_tensor() -> None:
+def test_each_rank_that_differs_is_reported_with_its_first_tensor() -> None:
     states = same_states(5)
     disturb(states[1], "parameter linear1.weight")
     disturb(states[4], "momentum of conv1.bias")
@@ -90,37 +92,39 @@ def test_each_rank_that_differs_is_named_with_its_own_tensor() -> None:
         "rank 4 on",
         "from momentum of conv1.bias on",
     ):
-        assert words in told(states)
-    assert "rank 0" not in told(states)
+        assert words in error_message(states)
+    assert "rank 0" not in error_message(states)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_without_a_majority_nobody_is_taken_for_the_right_one(ranks: int) -> None:
+def test_without_a_majority_no_rank_is_assumed_right(ranks: int) -> None:
     """All different, or two against two."""
     states = same_states(ranks)
     for state, position in zip(states, [0, 0, 1, 1] if ranks == 4 else [0, 1, 2], strict=False):
         disturb(state, "parameter conv1.bias", 0)
         disturb(state, "parameter linear1.weight", position)
     everyone = ", ".join(f"rank {rank} on {HOST}" for rank in range(ranks))
-    assert f"{everyone} differ from parameter linear1.weight on, and no majority says which are right" in told(states)
+    assert f"{everyone} differ from parameter linear1.weight on, and no majority says which are right" in error_message(
+        states
+    )
 
 
-def test_a_difference_that_is_gone_when_looked_at_again_is_told_all_the_same() -> None:
+def test_a_difference_that_disappears_is_reported_anyway() -> None:
     class Flickering(TrainingState):
         def digest(self) -> str:
             return "not what it is"
 
     states = same_states(3)
     states[1] = Flickering(**vars(states[1]))
-    assert "rank 1 on" in told(states)
-    assert "from a tensor that was not found again on" in told(states)
+    assert "rank 1 on" in error_message(states)
+    assert "from a tensor that was not found again on" in error_message(states)
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize(
     ("tensor", "step", "noticed", "last"), [("parameter conv1.bias", 5, 6, 3), ("momentum of linear1.weight", 7, 7, 6)]
 )
-def test_a_rank_that_drifts_is_named_at_the_next_checkpoint_which_is_not_written(
+def test_a_rank_that_differs_is_reported_before_the_next_checkpoint_is_written(
     tensor: str, step: int, noticed: int, last: int, tmp_path: Path
 ) -> None:
     words = ["train", *flags(packed(tmp_path / "set"), tmp_path / "run", checkpoint_every="3")]

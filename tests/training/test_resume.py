@@ -28,7 +28,7 @@ def resumable(config: Any, **changes: Any) -> list[str]:
     return check_resumable(Path("a.h5"), checkpoint, after, session.origin)
 
 
-def test_a_warm_up_that_was_not_given_is_no_change_of_its_own(data: Path, tmp_path: Path) -> None:
+def test_a_default_warm_up_that_changes_with_epochs_is_not_reported(data: Path, tmp_path: Path) -> None:
     """It follows --epochs: 14 steps have a warm-up of 1, 63 steps one of 6."""
     config = configuration(data, tmp_path / "run", warmup_steps=-1)
     assert resumable(config, epochs=9) == ["changed since the checkpoint: --epochs 2 there, 9 here"]
@@ -40,7 +40,7 @@ def test_nothing_is_noted_when_nothing_has_changed(data: Path, tmp_path: Path) -
     assert resumable(configuration(data, tmp_path / "run")) == []
 
 
-def test_what_only_concerns_the_process_may_change_silently(data: Path, tmp_path: Path) -> None:
+def test_keys_of_the_process_may_change_without_a_note(data: Path, tmp_path: Path) -> None:
     config = configuration(data, tmp_path / "run")
     changes = {"threads": 2, "max_steps": 5, "checkpoint_every": "3", "log_every": 9, "run_dir": "x", "resume": "a.h5"}
     assert resumable(config, **changes) == []
@@ -59,7 +59,9 @@ def test_what_only_concerns_the_process_may_change_silently(data: Path, tmp_path
         ("weight_decay", 0.0, "--weight-decay 0.0005 there, 0.0 here"),
     ],
 )
-def test_what_changes_the_arithmetic_is_noted(key: str, value: object, note: str, data: Path, tmp_path: Path) -> None:
+def test_a_changed_key_that_affects_the_bits_is_reported(
+    key: str, value: object, note: str, data: Path, tmp_path: Path
+) -> None:
     assert resumable(configuration(data, tmp_path / "run"), **{key: value}) == [f"changed since the checkpoint: {note}"]
 
 

@@ -119,7 +119,7 @@ def test_elastic_is_not_saved_with_the_run(data: Path, undisturbed: str, tmp_pat
     assert read_toml(tmp_path / "run" / "config.toml").get("elastic", False) is False
 
 
-def test_without_elastic_a_death_is_an_error_though_the_mpi_could_do_more(data: Path, tmp_path: Path) -> None:
+def test_without_elastic_a_death_is_an_error(data: Path, tmp_path: Path) -> None:
     with pytest.raises(RankLostError):
         train_with_deaths(elastic(data, tmp_path / "run", elastic=False), [Death(1, 20)])
 
@@ -160,7 +160,7 @@ def test_a_signal_that_came_before_a_death_ends_the_run_after_the_recovery(
     assert again["params_sha256"] == undisturbed
 
 
-def test_a_run_whose_new_rank_0_has_another_disk_makes_its_folder_complete_and_says_where(
+def test_a_new_rank_0_with_another_disk_makes_a_complete_folder_and_reports_it(
     data: Path, undisturbed: str, tmp_path: Path
 ) -> None:
     config = elastic(data, tmp_path / "run")

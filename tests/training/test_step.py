@@ -82,7 +82,7 @@ def test_an_uneven_last_microbatch_has_its_exact_weight(prepared: tuple[Session,
     assert assert_step_is_the_joined_pass(session, state, 0, STEPS_PER_EPOCH - 1) == TRAIN % BATCH_SIZE
 
 
-def test_shards_that_have_run_out_of_samples_add_nothing(tmp_path: Path) -> None:
+def test_shards_without_more_samples_add_nothing(tmp_path: Path) -> None:
     config = configuration(packed(tmp_path / "set", train=9), tmp_path / "run", batch_size=4, **PLAIN)
     session, state = session_and_state(config)
     for step in (0, 1):
@@ -146,7 +146,7 @@ def overflow_the_gradient(session: Session, state: TrainingState) -> None:
 @pytest.mark.parametrize(
     ("spoil", "what"), [(overflow_the_loss, "the loss is"), (overflow_the_gradient, "the gradient is not finite")]
 )
-def test_a_step_that_is_not_finite_names_itself_and_leaves_the_state_alone(
+def test_a_step_that_is_not_finite_is_reported_and_does_not_change_the_state(
     spoil: Callable[[Session, TrainingState], None], what: str, prepared: tuple[Session, TrainingState]
 ) -> None:
     session, state = prepared
@@ -209,7 +209,7 @@ def slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("part", ["compute", "data", "waiting", "reduction"])
-def test_time_is_booked_where_it_was_spent(
+def test_seconds_are_counted_by_kind(
     part: str, prepared: tuple[Session, TrainingState], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, state = prepared

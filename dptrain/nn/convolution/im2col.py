@@ -14,31 +14,42 @@ columns are contiguous in memory:
 
 from __future__ import annotations
 
-import math
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.convolution.correlation import Correlation, Geometry
+from dptrain.nn.convolution.correlation import Correlation
 from dptrain.nn.convolution.products import matmul, matmul_of_long
+from dptrain.nn.passes import Pass
+
+if TYPE_CHECKING:
+    from dptrain.nn.layers.conv import Conv2d
 
 
 class Im2col(Correlation):
     """Any kernel, stride and padding."""
 
-    def __init__(self, geometry: Geometry, name: str, q: int) -> None:
-        super().__init__(geometry, name, q)
-        _, height, width = geometry.output_shape
+    def __init__(self, conv: Conv2d, q: int) -> None:
+        super().__init__(conv, q)
+        _, height, width = conv.output_shape
         self.extent = (height // q * q, width // q * q)  # pixels in no pooling window are not computed
         # In phases, the same place of the next pooling window is the next value in memory.
-        self._m = q if geometry.stride == (1, 1) else 1
+        self._m = m = q if conv.stride == (1, 1) else 1
+        rows, columns = (
+            [_phase(r, m, padding, extent) for r in range(m)]
+            for padding, extent in zip(conv.padding, conv.input_shape[1:], strict=True)
+        )
+        self._places: list[tuple[Any, Any]] = [  # for each phase: its pixels in (C, H, W, N), and its part of `phases`
+            ((slice(None), row, column), (r, s, slice(None), down, across))
+            for r, (row, down) in enumerate(rows)
+            for s, (column, across) in enumerate(columns)
+        ]
 
     def prepare(self, weight: Array, workspace: Workspace) -> Array:
         """The weight as a matrix (C * KH * KW, O)."""
-        kernels = workspace.array(self.name, "kernels", (self.geometry.fan_in, len(weight)))
+        kernels = workspace.array(self.name, "kernels", (self.conv.fan_in, len(weight)))
         np.copyto(kernels, weight.reshape(len(weight), -1).T)
         return kernels
 
@@ -46,36 +57,34 @@ class Im2col(Correlation):
         (height, width), samples, q = self.extent, x.shape[-2], self.q
         phases = workspace.array(self.name, "phases", self._phases_shape(samples), zeroed=True)  # the border stays zero
         planes = x.transpose(3, 0, 1, 2)
-        for source, place in _places(self.geometry, self._m):
+        for source, place in self._places:
             phases[place] = planes[source]
         pixels = (q, q, height // q, width // q, samples)
-        cols = workspace.array(self.name, "cols", (x.shape[-1], *self.geometry.kernel_size, *pixels))
+        cols = workspace.array(self.name, "cols", (x.shape[-1], *self.conv.kernel_size, *pixels))
         for part, seen in workspace.views(self.name, "windows", (cols, phases), self._parts):
             part[...] = seen
-        sums = workspace.scratch(self.name, "sums", (*pixels, self.geometry.out_channels))
+        sums = workspace.scratch(self.name, "sums", (*pixels, self.conv.out_channels))
         matmul(self._as_matrix(cols).T, kernels, out=sums.reshape(-1, sums.shape[-1]))
         return sums, cols
 
-    def backward(
-        self, dsums: Array, cols: Array, kernels: Array, dweight: Array, workspace: Workspace, need_dx: bool
-    ) -> Array | None:
+    def backward(self, dsums: Array, cols: Array, kernels: Array, call: Pass) -> Array | None:
+        workspace, dweight = call.workspace, call.gradients["weight"]
         dy = dsums.reshape(-1, len(dweight))
         dkernels = workspace.array(self.name, "dkernels", kernels.shape)
         matmul_of_long(self._as_matrix(cols), dy, dkernels, self.name, workspace)
         np.copyto(dweight.reshape(len(dweight), -1), dkernels.T)
-        if not need_dx:
+        if not call.need_dx:
             return None
-        # The columns are not needed any more: their gradient is written over them.
-        dcols = cols
+        dcols = cols  # their gradient is written over them
         matmul(kernels, dy.T, out=self._as_matrix(dcols))
-        samples, (channels, *extents) = dsums.shape[-2], self.geometry.input_shape
+        samples, (channels, *extents) = dsums.shape[-2], self.conv.input_shape
         dphases = workspace.array(self.name, "dphases", self._phases_shape(samples))
         dphases.fill(0)
         for part, seen in workspace.views(self.name, "dwindows", (dcols, dphases), self._single_parts):
             seen += part
         dx = workspace.array(self.name, "dx", (*extents, samples, channels))
         planes = dx.transpose(3, 0, 1, 2)
-        for source, place in _places(self.geometry, self._m):
+        for source, place in self._places:
             planes[source] = dphases[place]
         return dx
 
@@ -84,19 +93,19 @@ class Im2col(Correlation):
 
     def _as_matrix(self, cols: Array) -> Array:
         """A view (C * KH * KW, columns)."""
-        return cols.reshape(self.geometry.fan_in, math.prod(cols.shape[3:]))
+        return cols.reshape(self.conv.fan_in, -1)
 
     def _phases_shape(self, samples: int) -> tuple[int, ...]:
-        (ph, pw), (channels, height, width), m = self.geometry.padding, self.geometry.input_shape, self._m
+        (ph, pw), (channels, height, width), m = self.conv.padding, self.conv.input_shape, self._m
         return (m, m, channels, -(-(height + 2 * ph) // m), -(-(width + 2 * pw) // m), samples)
 
     def _parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:
-        """For each phase the places (kh, kw) of the kernel that begin in it: their columns, and the pixels they read.
+        """For each phase, the columns of the kernel's places in it, and the pixels that they read.
 
         Pairs of views (C, ., ., q, q, OH / q, OW / q, N).
         """
         q, m = self.q, self._m
-        (sh, sw), (kernel_height, kernel_width) = self.geometry.stride, self.geometry.kernel_size
+        (sh, sw), (kernel_height, kernel_width) = self.conv.stride, self.conv.kernel_size
         in_row_phase, in_column_phase, of_channel, down, across, of_sample = phases.strides
 
         def row(index: int) -> int:
@@ -105,8 +114,8 @@ class Im2col(Correlation):
         def column(index: int) -> int:
             return index % m * in_column_phase + index // m * across
 
-        # With q = m = 2 and stride 1, for example, a step within the window leads to the other phase, and one to the
-        # next window to the next row or column of the same phase.
+        # With q = m = 2 and stride 1, the next pixel of a window is in the other phase, and the same pixel of the next
+        # window is the next one of the same phase.
         parts: list[tuple[Array, Array]] = []
         for r in range(min(m, kernel_height)):
             for s in range(min(m, kernel_width)):
@@ -118,7 +127,7 @@ class Im2col(Correlation):
         return parts
 
     def _single_parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:
-        """The same for one place at a time: no pixel is in a view twice, so that it can be added to."""
+        """The same for one place at a time: no pixel is in a view twice, so values can be added to it."""
         return [
             (part[:, kh, kw], seen[:, kh, kw])
             for part, seen in self._parts(cols, phases)
@@ -126,22 +135,8 @@ class Im2col(Correlation):
         ]
 
 
-@cache
-def _places(geometry: Geometry, m: int) -> list[tuple[tuple[slice, ...], tuple[Any, ...]]]:
-    """For each phase: its pixels in the planes (C, H, W, N), and their places in the phases."""
-    _, height, width = geometry.input_shape
-    rows = [_phase(r, m, geometry.padding[0], height) for r in range(m)]
-    columns = [_phase(s, m, geometry.padding[1], width) for s in range(m)]
-    return [
-        ((slice(None), row, column), (r, s, slice(None), down, across))
-        for r, (row, down) in enumerate(rows)
-        for s, (column, across) in enumerate(columns)
-    ]
-
-
 def _phase(r: int, m: int, padding: int, extent: int) -> tuple[slice, slice]:
     """Phase r along one axis: which pixels of x, and their indices within the phase."""
     first = (r - padding) % m
-    count = max(0, -(-(extent - first) // m))
     start = (first + padding) // m
-    return slice(first, None, m), slice(start, start + count)
+    return slice(first, None, m), slice(start, start + len(range(first, extent, m)))

@@ -1,10 +1,8 @@
 """Matrix products, cut into blocks of the size that OpenBLAS multiplies fastest.
 
 For products of at most SMALL multiplications OpenBLAS has kernels that read the factors in place. For larger ones it
-first copies both into its own order, which for a short axis costs as much as the product. With AVX-512 the blocks run
-up to twice as fast; with AVX2, which has no such kernels, up to 5 % slower.
-
-The blocks depend on shapes alone, so the bits do too.
+first copies both, which for a short axis costs as much as the product. With AVX-512 the blocks run up to twice as fast;
+with AVX2, which has no such kernels, up to 5 % slower. The blocks depend on shapes alone, so the bits do too.
 """
 
 from __future__ import annotations

@@ -18,14 +18,19 @@ of the pixels read the padded input in place, although its tiles overlap.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import DTypeLike
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.convolution.correlation import Correlation, Geometry
+from dptrain.nn.convolution.correlation import Correlation
 from dptrain.nn.convolution.products import matmul
+from dptrain.nn.passes import Pass
+
+if TYPE_CHECKING:
+    from dptrain.nn.layers.conv import Conv2d
 
 KERNEL = 3
 POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 2, -2)}  # and infinity; small, for small rounding errors
@@ -34,11 +39,10 @@ POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 2, -2)}  # and infinity; small, for small
 def transforms(m: int) -> tuple[Array, Array, Array]:
     """A' (m, n), G (n, 3) and B' (n, n) in float64, from n - 1 interpolation points and the point at infinity.
 
-    The product of two polynomials with coefficients g (3) and y (m) is found by evaluating both at n points,
-    multiplying the values, and interpolating (Toom and Cook). With E_k the evaluation of k coefficients and L the
-    interpolation, s = L [(E_3 g) * (E_m y)]. Filtering is the transpose of that product (Winograd 1980):
-    y = E_m' [(E_3 g) * (L' d)]. A point's factor is moved from L to E_3, so that A' and B' hold integers, which
-    float32 represents exactly.
+    Toom and Cook multiply two polynomials with coefficients g (3) and y (m) by evaluating both at n points, multiplying
+    the values, and interpolating. With E_k the evaluation of k coefficients and L the interpolation, the product is
+    s = L [(E_3 g) * (E_m y)]. Filtering is its transpose (Winograd 1980): y = E_m' [(E_3 g) * (L' d)]. A point's factor
+    is moved from L to E_3, so that A' and B' hold integers, which are exact in float32.
     """
     points = POINTS[m]
     n = m + KERNEL - 1
@@ -57,24 +61,20 @@ def transforms(m: int) -> tuple[Array, Array, Array]:
 
 
 class Winograd(Correlation):
-    """Kernels 3x3 with stride 1, any padding and size; tiles of m x m outputs, m even.
+    """Kernels 3x3 with stride 1, any padding; tiles of m x m outputs, m even, up to the next multiple of m."""
 
-    An output whose size is no multiple of m is computed up to the next one.
-    """
-
-    def __init__(self, geometry: Geometry, name: str, q: int, m: int) -> None:
-        super().__init__(geometry, name, q)
+    def __init__(self, conv: Conv2d, q: int, m: int) -> None:
+        super().__init__(conv, q)
         self.m, self.n = m, m + KERNEL - 1
-        _, height, width = geometry.output_shape
+        _, height, width = conv.output_shape
         self.tiles = (-(-height // m), -(-width // m))
         self.extent = (m * self.tiles[0], m * self.tiles[1])
-        to_outputs, of_kernels, of_pixels = transforms(m)
-        self._matrices = [to_outputs, of_kernels, of_pixels]
-        self._float32 = [matrix.astype(np.float32) for matrix in self._matrices]
+        matrices = transforms(m)
+        self._transforms = {kind: [one.astype(kind) for one in matrices] for kind in ("float32", "float64")}
 
     def prepare(self, weight: Array, workspace: Workspace) -> tuple[Array, Array]:
         """The transformed kernels: (n * n, C, O) for the forward pass and (n * n, O, C) for the backward pass."""
-        _, of_kernels, _ = self._transforms(workspace.dtype)
+        _, of_kernels, _ = self._transforms[workspace.dtype.name]
         prepared = []
         for axes in ((2, 3, 1, 0), (2, 3, 0, 1)):
             source = weight.transpose(axes)
@@ -87,8 +87,8 @@ class Winograd(Correlation):
         return prepared[0], prepared[1]
 
     def forward(self, x: Array, kernels: tuple[Array, Array], workspace: Workspace) -> tuple[Array, Array]:
-        m, n, out_channels = self.m, self.n, self.geometry.out_channels
-        to_outputs, _, of_pixels = self._transforms(workspace.dtype)
+        m, n, out_channels = self.m, self.n, self.conv.out_channels
+        to_outputs, _, of_pixels = self._transforms[workspace.dtype.name]
         v = workspace.array(self.name, "pixels transformed", (n, n, *self.tiles, *x.shape[2:]))
         padded = workspace.array(self.name, "padded", self._padded_shape(v), zeroed=True)  # the border stays zero
         self._inside(padded)[...] = x
@@ -102,17 +102,10 @@ class Winograd(Correlation):
         along_both(to_outputs, products, half, sums)
         return self._in_windows(sums), v
 
-    def backward(
-        self,
-        dsums: Array,
-        v: Array,
-        kernels: tuple[Array, Array],
-        dweight: Array,
-        workspace: Workspace,
-        need_dx: bool,
-    ) -> Array | None:
+    def backward(self, dsums: Array, v: Array, kernels: tuple[Array, Array], call: Pass) -> Array | None:
+        workspace, dweight = call.workspace, call.gradients["weight"]
         m, n, (out_channels, channels) = self.m, self.n, dweight.shape[:2]
-        to_outputs, of_kernels, of_pixels = self._transforms(workspace.dtype)
+        to_outputs, of_kernels, of_pixels = self._transforms[workspace.dtype.name]
         shape = dsums.shape[4:]
         dy = workspace.scratch(self.name, "sums", (m, m, *shape))  # the memory that dsums views
         half = workspace.scratch(self.name, "half of dproducts", (n, m, *shape))
@@ -124,7 +117,7 @@ class Winograd(Correlation):
         dkernels = workspace.scratch(self.name, "dkernels", (KERNEL, KERNEL, out_channels, channels))
         along_both(of_kernels.T, du, half, dkernels)
         np.copyto(dweight, dkernels.transpose(2, 3, 0, 1))
-        if not need_dx:
+        if not call.need_dx:
             return None
         # The transformed pixels are not needed any more: their gradient is written over them.
         matmul(_by_place(dproducts), kernels[1], out=_by_place(v))
@@ -148,7 +141,7 @@ class Winograd(Correlation):
 
     def _inside(self, padded: Array) -> Array:
         """A view (H, W, N, C) without the padding."""
-        (ph, pw), (_, height, width) = self.geometry.padding, self.geometry.input_shape
+        (ph, pw), (_, height, width) = self.conv.padding, self.conv.input_shape
         return padded[ph : ph + height, pw : pw + width]
 
     def _between_axes(self, padded: Array, workspace: Workspace) -> Array:
@@ -188,10 +181,6 @@ class Winograd(Correlation):
         pixels[..., m * count :, :] = shared[..., -1, :, :]
         following = pixels[..., m : m * count, :].reshape(*others, count - 1, m, run)
         following[..., : KERNEL - 1, :] += shared[..., :-1, :, :]
-
-    def _transforms(self, dtype: DTypeLike) -> list[Array]:
-        """A', G and B'."""
-        return self._float32 if dtype == np.float32 else self._matrices
 
 
 def _by_place(transformed: Array) -> Array:

@@ -15,20 +15,19 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.convolution.correlation import Correlation, Geometry, zeros_beyond
+from dptrain.nn.convolution.correlation import Correlation, zeros_beyond
 from dptrain.nn.convolution.im2col import Im2col
 from dptrain.nn.convolution.winograd import KERNEL, Winograd
-from dptrain.nn.layer import Layer, pair
+from dptrain.nn.layer import Layer, feature_maps, pair, windows
 from dptrain.nn.passes import Parameters, Pass
 from dptrain.nn.tensor import Tensor, he_uniform, zeros
 
 KERNELS = "kernels"  # in prepared parameters: the weight in the form that the algorithm needs
 ALGORITHMS = ("im2col", "winograd2", "winograd4")
 
-# Of the cost model, fitted to timings (see `cost`): to write one float32 takes as long as this many floating-point
-# operations of a matrix product, and the work on the kernels is divided by this many samples.
-FLOPS_PER_MOVE = 30
-SAMPLES = 128
+# The cost model, fitted to timings (see `cost`).
+FLOPS_PER_MOVE = 30  # floating-point operations of a matrix product in the time that it takes to write one float32
+SAMPLES = 128  # that share the work on the kernels
 
 
 class Conv2d(Layer):
@@ -58,12 +57,9 @@ class Conv2d(Layer):
         self.padding = pair(padding, "padding", 0)
         if algorithm not in ("auto", *ALGORITHMS):
             raise ValueError(f"algorithm is {algorithm!r}, expected auto, {', '.join(ALGORITHMS)}")
-        if algorithm.startswith("winograd") and not has_winograd(self.kernel_size, self.stride):
-            raise ValueError(
-                f"algorithm {algorithm} is for kernel_size 3 and stride 1, not {self.kernel_size} and {self.stride}"
-            )
-        self.algorithm = algorithm
-        self.chosen = algorithm  # bind replaces "auto"
+        self.algorithm = self.chosen = algorithm  # bind chooses for "auto"
+        if algorithm not in self.possible_algorithms() and algorithm != "auto":
+            raise ValueError(f"algorithm {algorithm} is for kernel_size 3 and stride 1, it gets {self!r}")
 
     def spec(self) -> dict[str, Any]:
         spec = super().spec()
@@ -75,31 +71,33 @@ class Conv2d(Layer):
 
     def bind(self, input_shape: Shape) -> Shape:
         """Also chooses the algorithm if it is "auto"."""
-        if len(input_shape) != 3:
-            raise ValueError(f"{self!r} needs feature maps (C, H, W), it gets {input_shape}")
-        self.geometry = Geometry(
-            repr(self), input_shape, self.out_channels, self.kernel_size, self.stride, self.padding
-        )
-        output_shape = self.geometry.output_shape
-        self.chosen = cheapest(self.geometry) if self.algorithm == "auto" else self.algorithm
+        self.input_shape = channels, *extents = feature_maps(self, input_shape)
+        self.fan_in = channels * math.prod(self.kernel_size)
+        padded = [extent + 2 * padding for extent, padding in zip(extents, self.padding, strict=True)]
+        self.output_shape = (self.out_channels, *windows(padded, self.kernel_size, self.stride, repr(self)))
+        self.chosen = cheapest(self) if self.algorithm == "auto" else self.algorithm
         self.correlation = self.correlation_for(1)
-        return output_shape
+        return self.output_shape
+
+    def possible_algorithms(self) -> tuple[str, ...]:
+        winograd = self.kernel_size == (KERNEL, KERNEL) and self.stride == (1, 1)
+        return ALGORITHMS if winograd else ALGORITHMS[:1]
 
     def correlation_for(self, q: int) -> Correlation:
         """The algorithm, with sums ordered by q x q windows; q is 1 or 2."""
         if self.chosen == "im2col":
-            return Im2col(self.geometry, self.name, q)
-        return Winograd(self.geometry, self.name, q, int(self.chosen.removeprefix("winograd")))
+            return Im2col(self, q)
+        return Winograd(self, q, int(self.chosen.removeprefix("winograd")))
 
     def tensors(self) -> list[Tensor]:
-        weight = (self.out_channels, self.geometry.input_shape[0], *self.kernel_size)
+        weight = (self.out_channels, self.input_shape[0], *self.kernel_size)
         return [
-            Tensor("weight", weight, he_uniform(self.geometry.fan_in)),
+            Tensor("weight", weight, he_uniform(self.fan_in)),
             Tensor("bias", (self.out_channels,), zeros),
         ]
 
     def forward_flops(self) -> int:
-        return 2 * self.geometry.fan_in * math.prod(self.geometry.output_shape)
+        return 2 * self.fan_in * math.prod(self.output_shape)
 
     def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
         return with_kernels(self.correlation, parameters, workspace)
@@ -107,7 +105,7 @@ class Conv2d(Layer):
     def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
         parameters = with_kernels(self.correlation, call.parameters, call.workspace)
         sums, saved = self.correlation.forward(x, parameters[KERNELS], call.workspace)
-        out_channels, height, width = self.geometry.output_shape
+        out_channels, height, width = self.output_shape
         y = call.workspace.array(self.name, "y", (*self.correlation.extent, x.shape[2], out_channels))
         np.add(sums[0, 0], parameters["bias"], out=self.correlation.in_own_order(y))
         return y[:height, :width], (sums, saved, parameters[KERNELS])
@@ -117,11 +115,11 @@ class Conv2d(Layer):
         add_up(dy, call.gradients["bias"])
         dy = zeros_beyond(dy, self.correlation.extent, self.name, call.workspace)
         sums[0, 0] = self.correlation.in_own_order(dy)
-        return self.correlation.backward(sums, saved, kernels, call.gradients["weight"], call.workspace, call.need_dx)
+        return self.correlation.backward(sums, saved, kernels, call)
 
 
 def add_up(dy: Array, dbias: Array) -> None:
-    """dbias (O,): the sum of dy (..., N, O), all pixels first, as NumPy adds long rows faster."""
+    """dbias (O,): the sum of dy (..., N, O), pixels first, as NumPy adds long rows faster."""
     by_sample = dy.reshape(-1, dy.shape[-2] * dy.shape[-1]).sum(axis=0)
     by_sample.reshape(dy.shape[-2:]).sum(axis=0, out=dbias)
 
@@ -133,29 +131,20 @@ def with_kernels(correlation: Correlation, parameters: Parameters, workspace: Wo
     return {**parameters, KERNELS: correlation.prepare(parameters["weight"], workspace)}
 
 
-def has_winograd(kernel_size: tuple[int, int], stride: tuple[int, int]) -> bool:
-    """Whether Winograd's algorithm can compute a convolution with these."""
-    return kernel_size == (KERNEL, KERNEL) and stride == (1, 1)
-
-
-def cheapest(geometry: Geometry) -> str:
+def cheapest(conv: Conv2d) -> str:
     """The algorithm of least cost, the first of equals. It depends on shapes alone, never on a timing."""
-    possible = ALGORITHMS if has_winograd(geometry.kernel_size, geometry.stride) else ALGORITHMS[:1]
-    return min(possible, key=lambda algorithm: cost(algorithm, geometry))
+    return min(conv.possible_algorithms(), key=lambda algorithm: cost(algorithm, conv))
 
 
-def cost(algorithm: str, geometry: Geometry) -> float:
+def cost(algorithm: str, conv: Conv2d) -> float:
     """Floating-point operations of a sample's forward pass, where each number written counts as FLOPS_PER_MOVE.
 
-    The backward pass has the same products and moves, once for each gradient. On 82 shapes of 2 x 2 to 32 x 32 pixels
-    and 1 to 512 channels the chosen algorithm took at most 14 % longer than the best, with 4 input channels 51 %
-    (measured, forward and backward pass of 8 samples on one core of Zen 4).
+    On 82 shapes of 2 x 2 to 32 x 32 pixels and 1 to 512 channels the chosen algorithm took at most 14 % longer than the
+    best, with 4 input channels 51 % (measured, both passes of 8 samples on one core of Zen 4).
     """
-    channels, (out_channels, height, width) = geometry.input_shape[0], geometry.output_shape
+    channels, (out_channels, height, width) = conv.input_shape[0], conv.output_shape
     if algorithm == "im2col":
-        products = 2 * geometry.fan_in * out_channels * height * width
-        moves = (geometry.fan_in + out_channels) * height * width
-        return products + FLOPS_PER_MOVE * moves
+        return (2 * conv.fan_in * out_channels + FLOPS_PER_MOVE * (conv.fan_in + out_channels)) * height * width
     m = int(algorithm.removeprefix("winograd"))
     n = m + KERNEL - 1
     tiles = -(-height // m) * -(-width // m)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import Layer, feature_maps
 from dptrain.nn.passes import Pass
 from dptrain.nn.tensor import Tensor, ones, zeros
 
 
 class BatchNorm2d(Layer):
-    """Each channel of x (H, W, N, C) less its mean, over its deviation; times weight (C,), plus bias (C,).
+    """(x - mean) / deviation * weight + bias for each channel of x (H, W, N, C); weight (C,) and bias (C,).
 
-    While training, mean and variance are those of the shard's whole microbatch (Ioffe and Szegedy 2015), and the
-    running averages move towards their mean over all shards, weighted by samples. An evaluation uses the running
-    averages. As in PyTorch, the running variance is the unbiased one.
+    In training, mean and variance are those of the shard's whole microbatch (Ioffe and Szegedy 2015). The running
+    averages, which an evaluation uses, move towards their mean over all shards, weighted by samples. As in PyTorch, the
+    running variance is the unbiased one.
     """
 
     kind = "norm"
@@ -30,9 +30,7 @@ class BatchNorm2d(Layer):
         self.eps, self.momentum = eps, momentum
 
     def bind(self, input_shape: Shape) -> Shape:
-        if len(input_shape) != 3:
-            raise ValueError(f"{self!r} needs feature maps (C, H, W), it gets {input_shape}")
-        self.channels = input_shape[0]
+        self.channels = feature_maps(self, input_shape)[0]
         return input_shape
 
     def tensors(self) -> list[Tensor]:
@@ -45,27 +43,21 @@ class BatchNorm2d(Layer):
         ]
 
     def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
-        # Computed by rows (H, W, N * C): NumPy takes long rows faster than one of C values for each pixel and sample.
+        # By rows (H, W, N * C): NumPy computes long rows faster than rows of C values.
         samples, count = x.shape[2], x.size // x.shape[3]
         rows = x.reshape(*x.shape[:2], -1)
-        normalised = call.workspace.array(self.name, "normalised", rows.shape)
+        normalised, y = (call.workspace.array(self.name, purpose, rows.shape) for purpose in ("normalised", "y"))
+        mean = _sums(rows, samples) / count if call.training else call.buffers["running_mean"]
+        np.subtract(rows, np.tile(mean, samples), out=normalised)
         if call.training:
-            mean = _sums(rows, samples) / count
-            np.subtract(rows, np.tile(mean, samples), out=normalised)
-            y = call.workspace.array(self.name, "y", rows.shape)
             variance = _sums(np.multiply(normalised, normalised, out=y), samples) / count
             call.statistics["running_mean"][...] = mean
             call.statistics["running_var"][...] = variance * (count / max(1, count - 1))
         else:
-            mean, variance = call.buffers["running_mean"], call.buffers["running_var"]
-            np.subtract(rows, np.tile(mean, samples), out=normalised)
+            variance = call.buffers["running_var"]
         scale = 1 / np.sqrt(variance + np.asarray(self.eps, variance.dtype))
         normalised *= np.tile(scale, samples)
-        y = np.multiply(
-            normalised,
-            np.tile(call.parameters["weight"], samples),
-            out=call.workspace.array(self.name, "y", rows.shape),
-        )
+        np.multiply(normalised, np.tile(call.parameters["weight"], samples), out=y)
         y += np.tile(call.parameters["bias"], samples)
         return y.reshape(x.shape), (normalised, scale)
 
@@ -89,6 +81,4 @@ class BatchNorm2d(Layer):
 
 def _sums(rows: Array, samples: int) -> Array:
     """By channel (C,), of rows (H, W, N * C): first over pixels, then over samples."""
-    by_sample: Array = rows.sum(axis=(0, 1)).reshape(samples, -1)
-    sums: Array = by_sample.sum(axis=0)
-    return sums
+    return cast(Array, rows.sum(axis=(0, 1)).reshape(samples, -1).sum(axis=0))

@@ -1,4 +1,4 @@
-"""Max-pooling, one axis after the other."""
+"""Pooling."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Layer, pair, windows
+from dptrain.nn.layer import Layer, feature_maps, pair, windows
 from dptrain.nn.passes import Pass
 
 Masks = list[Array]
@@ -15,8 +15,8 @@ Masks = list[Array]
 class MaxPool2d(Layer):
     """Maximum over windows of x (H, W, N, C): (OH, OW, N, C) with OH = (H - KH) // stride + 1.
 
-    `stride` is the kernel size unless given. Of equal values in a window the first in row-major order gets
-    the gradient, as in PyTorch: the width is pooled first, so that a tie between rows is decided last.
+    `stride` is the kernel size unless given. The axes are pooled one after the other, the width first: so the first
+    of equal values, in row-major order, gets the gradient, as in PyTorch.
     """
 
     kind = "pool"
@@ -26,15 +26,8 @@ class MaxPool2d(Layer):
         self.stride = self.kernel_size if stride is None else pair(stride, "stride", 1)
 
     def bind(self, input_shape: Shape) -> Shape:
-        if len(input_shape) != 3:
-            raise ValueError(f"{self!r} needs feature maps (C, H, W), it gets {input_shape}")
-        self.input_shape = input_shape
-        channels, height, width = input_shape
-        self.output_shape = (
-            channels,
-            windows(height, self.kernel_size[0], self.stride[0], f"{self!r}, height"),
-            windows(width, self.kernel_size[1], self.stride[1], f"{self!r}, width"),
-        )
+        self.input_shape = channels, *extents = feature_maps(self, input_shape)
+        self.output_shape = (channels, *windows(extents, self.kernel_size, self.stride, repr(self)))
         return self.output_shape
 
     def forward(self, x: Array, call: Pass) -> tuple[Array, tuple[Masks, Masks]]:
@@ -47,27 +40,22 @@ class MaxPool2d(Layer):
         drows = self._max_along_backward(0, dy, column_masks, call.workspace)
         return self._max_along_backward(1, drows, row_masks, call.workspace)
 
-    def _window(self, axis: int, offset: int) -> tuple[slice, ...]:
-        """The entries number `offset` of all windows along an axis (0: height, 1: width)."""
-        stride = self.stride[axis]
-        entries = slice(offset, offset + stride * (self.output_shape[1 + axis] - 1) + 1, stride)
-        return (slice(None),) * axis + (entries,)
+    def _entries(self, axis: int, x: Array) -> list[Array]:
+        """Views: the first value of every window along an axis (0: height, 1: width), the second, ..."""
+        stride, span = self.stride[axis], self.stride[axis] * (self.output_shape[1 + axis] - 1) + 1
+        offsets = range(self.kernel_size[axis])
+        return [x[(slice(None),) * axis + (slice(offset, offset + span, stride),)] for offset in offsets]
 
     def _max_along(self, axis: int, x: Array, workspace: Workspace) -> tuple[Array, Masks]:
-        """Maximum along one axis, and for all but the last entry of a window a mask: does it win?"""
-        kernel = self.kernel_size[axis]
-        shape = (*x.shape[:axis], self.output_shape[1 + axis], *x.shape[axis + 1 :])
-        entries = [x[self._window(axis, offset)] for offset in range(kernel)]
-        y = workspace.array(self.name, f"max{axis}", shape)
-        if kernel == 2:
-            np.maximum(entries[0], entries[1], out=y)
-        else:
-            np.copyto(y, entries[0])
-            for entry in entries[1:]:
-                np.maximum(y, entry, out=y)
+        """Maximum along one axis, and for all but the last entry of a window a mask: is it the maximum?"""
+        entries = self._entries(axis, x)
+        y = workspace.array(self.name, f"max{axis}", entries[0].shape)
+        np.maximum(entries[0], entries[-1], out=y)
+        for entry in entries[1:-1]:
+            np.maximum(y, entry, out=y)
         masks: Masks = []
         for offset, entry in enumerate(entries[:-1]):
-            mask = workspace.array(self.name, f"mask{axis}.{offset}", shape, bool)
+            mask = workspace.array(self.name, f"mask{axis}.{offset}", y.shape, bool)
             np.equal(entry, y, out=mask)
             for earlier in masks:
                 np.greater(mask, earlier, out=mask)  # mask and not earlier: the first of equals wins
@@ -75,24 +63,41 @@ class MaxPool2d(Layer):
         return y, masks
 
     def _max_along_backward(self, axis: int, dy: Array, masks: Masks, workspace: Workspace) -> Array:
-        """dx of `_max_along`: each output's gradient goes to the entry that won."""
-        kernel, stride = self.kernel_size[axis], self.stride[axis]
+        """dx of `_max_along`: each output's gradient goes to the first maximum."""
         shape = (*dy.shape[:axis], self.input_shape[1 + axis], *dy.shape[axis + 1 :])
         dx = workspace.array(self.name, f"dmax{axis}", shape)
+        kernel, stride = self.kernel_size[axis], self.stride[axis]
         if kernel != stride or shape[axis] != kernel * dy.shape[axis]:
-            dx.fill(0)  # some entries are in no window, or in several
-        rest = workspace.array(self.name, f"rest{axis}", dy.shape)
-        part = workspace.array(self.name, f"part{axis}", dy.shape)
-        for offset in range(kernel):
-            source = dy if offset == 0 else rest
-            entry = dx[self._window(axis, offset)]
-            if offset == kernel - 1:
-                won = source  # the gradient that no earlier entry got
-            else:
+            dx.fill(0)  # some values are in no window, or in several
+        rest, part = (workspace.array(self.name, f"{purpose}{axis}", dy.shape) for purpose in ("rest", "part"))
+        source = dy  # the gradient that no earlier entry got
+        for offset, entry in enumerate(self._entries(axis, dx)):
+            won = source
+            if offset < len(masks):
                 won = np.multiply(source, masks[offset], out=part)
-                np.subtract(source, won, out=rest)
+                source = np.subtract(source, won, out=rest)
             if kernel <= stride:
                 entry[...] = won
             else:
                 entry += won
+        return dx
+
+
+class GlobalAvgPool2d(Layer):
+    """The mean of each map: x (H, W, N, C) becomes (N, C), ready for Linear."""
+
+    kind = "avgpool"
+
+    def bind(self, input_shape: Shape) -> Shape:
+        return feature_maps(self, input_shape)[:1]
+
+    def forward(self, x: Array, call: Pass) -> tuple[Array, Shape]:
+        y = call.workspace.array(self.name, "y", x.shape[2:])
+        np.sum(x, axis=(0, 1), out=y)
+        y /= x.shape[0] * x.shape[1]
+        return y, x.shape
+
+    def backward(self, dy: Array, saved: Shape, call: Pass) -> Array:
+        dx = call.workspace.array(self.name, "dx", saved)
+        dx[...] = dy / (saved[0] * saved[1])
         return dx

@@ -1,4 +1,4 @@
-"""dptrain.parallel.threads: shards side by side on threads, and a fair share of the cores for every rank of a host."""
+"""dptrain.parallel.pool: shards side by side on threads, and a fair share of the cores for every rank of a host."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from dptrain.arrays.memory import Workspace
 from dptrain.errors import DataError
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.pool import ShardWork
-from dptrain.parallel.threads import ShardThreads, fair_threads
+from dptrain.parallel.pool import ShardThreads, ShardWork, fair_threads
 
 
 class Task(ShardWork[Any]):
@@ -116,7 +115,7 @@ Place = tuple[str, frozenset[int]]  # a rank's host and the cores it may run on
 
 
 class OneRank(Communicator):
-    """A rank among ranks that stand at known places, in control groups with quotas."""
+    """A rank among ranks on known hosts and cores, in control groups with quotas."""
 
     def __init__(self, rank: int, places: list[Place], quotas: list[dict[str, float]]) -> None:
         self.rank, self.size = rank, len(places)
@@ -134,7 +133,7 @@ def shares(places: list[Place], quotas: list[dict[str, float]] | None = None) ->
         for rank, (host, cores) in enumerate(places):
             patch.setattr(socket, "gethostname", lambda host=host: host)
             patch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
-            patch.setattr("dptrain.parallel.threads.cpu_limits", lambda _, own=quotas[rank]: own)
+            patch.setattr("dptrain.parallel.pool.cpu_limits", lambda _, own=quotas[rank]: own)
             found.append(fair_threads(OneRank(rank, places, quotas)))
     return found
 
