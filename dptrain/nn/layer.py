@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
+import json
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -59,8 +59,8 @@ class Layer:
 
         An argument is read from the attribute of the same name, if there is one.
         """
-        arguments = {name: getattr(self, name, value) for name, value in self._arguments.items()}
-        return {"type": type(self).__name__, **{name: plain(value) for name, value in arguments.items()}}
+        arguments = {name: plain(getattr(self, name, value)) for name, value in self._arguments.items()}
+        return {"type": type(self).__name__, **arguments}
 
     def tuning(self) -> dict[str, Any]:
         """Choices that change speed and last bits, but not what is computed."""
@@ -119,21 +119,17 @@ def where(layer: Layer) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it, the same in every process: arrays by a hash, objects by their type."""
+    """A value as JSON can hold it, the same in every process: arrays by a hash, other objects by their type."""
+    return json.loads(json.dumps(value, default=_plain, skipkeys=True), parse_constant=str)
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{value.shape} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
     if isinstance(value, np.generic):
-        return plain(value.item())
+        return value.item()
     if isinstance(value, Layer):
         return value.spec()
-    if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
     return getattr(value, "__qualname__", None) or type(value).__qualname__
 
 
