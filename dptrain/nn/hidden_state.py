@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from dptrain.arrays.memory import Array, Workspace, aligned_copy, aligned_zeros
 from dptrain.errors import DptrainError, ModelError
 from dptrain.nn.check import CheckedRunner, kind_of
-from dptrain.nn.layer import Layer, where
+from dptrain.nn.layer import Layer, Parameters, Pass, where
 from dptrain.nn.network import Network, quiet
-from dptrain.nn.passes import Parameters, Pass
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import last_line, user_traceback
 

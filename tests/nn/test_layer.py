@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from dptrain.arrays.memory import Workspace
-from dptrain.nn.layer import Layer, pair, plain, windows
-from dptrain.nn.passes import Pass
+from dptrain.nn.layer import Layer, Pass, pair, plain, windows
 
 
 def test_pair_takes_one_number_or_two() -> None:

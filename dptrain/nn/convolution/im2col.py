@@ -22,7 +22,7 @@ from numpy.lib.stride_tricks import as_strided
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation
 from dptrain.nn.convolution.products import matmul, matmul_of_long
-from dptrain.nn.passes import Pass
+from dptrain.nn.layer import Pass
 
 if TYPE_CHECKING:
     from dptrain.nn.layers.conv import Conv2d

@@ -26,7 +26,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation
 from dptrain.nn.convolution.products import matmul
-from dptrain.nn.passes import Pass
+from dptrain.nn.layer import Pass
 
 if TYPE_CHECKING:
     from dptrain.nn.layers.conv import Conv2d
