@@ -18,9 +18,8 @@ import numpy as np
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.bench.workload import STEPS_PER_EPOCH
 from dptrain.checkpoint.state import TrainingState
-from dptrain.nn.layer import Layer, Runner
+from dptrain.nn.layer import Layer, Pass, Runner
 from dptrain.nn.network import Network
-from dptrain.nn.passes import Pass
 from dptrain.training.session import Engine
 from dptrain.training.step import Seconds
 
