@@ -30,10 +30,9 @@ from dptrain.system.arguments import Parser, whole
 from dptrain.system.blas import THREAD_VARIABLES
 from dptrain.system.cores import VARIABLE as BIND
 from dptrain.system.failures import failure
-from dptrain.system.notebook import in_notebook
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
-from dptrain.system.streams import drop_failed_writes, write_to_stderr
+from dptrain.system.streams import drop_failed_writes, in_notebook, write_to_stderr
 
 from .hosts import first_places, parse_hosts, places_of, read_hostfile, spread
 from .job import Job, is_train, settings

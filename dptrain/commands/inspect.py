@@ -72,8 +72,6 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         return 0
     for name, value in facts.items():
         lines = [f"{key} = {item}" for key, item in value.items()] if isinstance(value, dict) else value
-        if isinstance(lines, list):
-            print(f"{name}:", *(f"  {shown(line)}" for line in lines), sep="\n")
-        else:
-            print(f"{name}: {shown(lines)}")
+        text = "".join(f"\n  {shown(line)}" for line in lines) if isinstance(lines, list) else f" {shown(lines)}"
+        print(f"{name}:{text}")
     return 0

@@ -41,7 +41,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A free name in the same folder. The file that gets it replaces `path`, or is removed after an error."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        temporary.unlink(missing_ok=True)  # what a killed writer left, or a link
+        temporary.unlink(missing_ok=True)  # of a killed writer
         yield temporary
         os.replace(temporary, path)  # noqa: PTH105 - os, so that tests can make each call fail in one place
         sync_folder(path.parent)

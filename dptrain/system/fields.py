@@ -99,11 +99,12 @@ def _dataclass(kind: Any, raw: Any, where: str, unknown: list[str] | None) -> An
     needed = [one.name for one in fields if one.default is one.default_factory is dataclasses.MISSING]
     missing = [name for name in needed if name not in raw]
     surplus = sorted(shown(key, 80) for key in set(raw) - set(hints))
-    if missing or (surplus and unknown is None):
-        found = [f"{what} {', '.join(keys[:9])}" for what, keys in (("missing", missing), ("unknown", surplus)) if keys]
-        raise ValueError(f"the keys of {where or 'the file'}: {'; '.join(found)}; expected {', '.join(hints)}")
     if unknown is not None:
         unknown += [_join(where, key) for key in surplus]
+        surplus = []
+    if missing or surplus:
+        found = [f"{what} {', '.join(keys[:9])}" for what, keys in (("missing", missing), ("unknown", surplus)) if keys]
+        raise ValueError(f"the keys of {where or 'the file'}: {'; '.join(found)}; expected {', '.join(hints)}")
     return kind(
         **{
             name: _value(hint, raw[name], _join(where, name), None, unknown)
