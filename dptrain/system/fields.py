@@ -63,13 +63,13 @@ def _value(kind: Any, raw: Any, where: str, limits: Any, unknown: list[str] | No
         return None if raw is None else _value(members[0], raw, where, limits, unknown)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, raw, where, unknown)
+    if origin in (dict, tuple):
+        container, name = (dict, "an object") if origin is dict else (list, "a list")
+        fits = isinstance(raw, container) and len(raw) <= MOST_ITEMS
+        _expect(fits, raw, where, f"{name} of at most {MOST_ITEMS:,} items")
     if origin is dict:
-        _expect(
-            isinstance(raw, dict) and len(raw) <= MOST_ITEMS, raw, where, f"an object of at most {MOST_ITEMS:,} items"
-        )
         return {key: _value(members[1], one, _join(where, key), None, unknown) for key, one in raw.items()}
     if origin is tuple:
-        _expect(isinstance(raw, list) and len(raw) <= MOST_ITEMS, raw, where, f"a list of at most {MOST_ITEMS:,} items")
         kinds = [members[0]] * len(raw) if members[-1] is Ellipsis else members
         if len(kinds) != len(raw):
             raise ValueError(f"{where} has {len(raw):,} items, expected {len(kinds)}")
