@@ -65,8 +65,8 @@ def _value(kind: Any, raw: Any, where: str, limits: Any, unknown: list[str] | No
         return _dataclass(kind, raw, where, unknown)
     if origin in (dict, tuple):
         container, name = (dict, "an object") if origin is dict else (list, "a list")
-        fits = isinstance(raw, container) and len(raw) <= MOST_ITEMS
-        _expect(fits, raw, where, f"{name} of at most {MOST_ITEMS:,} items")
+        sized = isinstance(raw, container) and len(raw) <= MOST_ITEMS
+        _expect(sized, raw, where, f"{name} of at most {MOST_ITEMS:,} items")
     if origin is dict:
         return {key: _value(members[1], one, _join(where, key), None, unknown) for key, one in raw.items()}
     if origin is tuple:
@@ -105,21 +105,15 @@ def _dataclass(kind: Any, raw: Any, where: str, unknown: list[str] | None) -> An
     if missing or surplus:
         found = [f"{what} {', '.join(keys[:9])}" for what, keys in (("missing", missing), ("unknown", surplus)) if keys]
         raise ValueError(f"the keys of {where or 'the file'}: {'; '.join(found)}; expected {', '.join(hints)}")
-    return kind(
-        **{
-            name: _value(hint, raw[name], _join(where, name), None, unknown)
-            for name, hint in hints.items()
-            if name in raw
-        }
-    )
+    given = {name: hint for name, hint in hints.items() if name in raw}
+    return kind(**{name: _value(hint, raw[name], _join(where, name), None, unknown) for name, hint in given.items()})
 
 
 def _expect(fits: object, raw: object, where: str, expected: str) -> None:
     if not fits:
-        found = (
-            f"a {type(raw).__name__} of {len(raw):,} items" if isinstance(raw, dict | list) else shown(repr(raw), 80)
-        )
-        raise ValueError(f"{where} is {found}, expected {expected}")
+        if isinstance(raw, dict | list):
+            raise ValueError(f"{where} is a {type(raw).__name__} of {len(raw):,} items, expected {expected}")
+        raise ValueError(f"{where} is {shown(repr(raw), 80)}, expected {expected}")
 
 
 def _join(where: str, key: str) -> str:
