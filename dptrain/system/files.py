@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import stat
-import tomllib
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -88,6 +87,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def parse_toml(text: str) -> dict[str, Any]:
     """The values of TOML text; ValueError of bounded length, also for deep nesting."""
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except RecursionError:
