@@ -48,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
     """Train; returns the exit status."""
-    from dptrain.health.interruption import handled_signals
+    from dptrain.health.interruption import SignalInterruption
     from dptrain.parallel.communicator import together
     from dptrain.report import REPORTERS
     from dptrain.training.loop import train
@@ -66,7 +66,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
                 "no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 data/cifar10, or without "
                 "a download: dptrain data-prep shapes data/shapes"
             )
-    with handled_signals(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
+    with SignalInterruption(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
         reporters = [stack.enter_context(closing(kind())) for kind in REPORTERS]
         end = train(config, communicator, reporters, interruption, connection)
     if end is None:
