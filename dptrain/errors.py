@@ -35,13 +35,13 @@ class DataError(DptrainError):
 
 
 class DownloadError(DataError):
-    """A download that failed: no network access, or no answer from the server."""
+    """A download that failed."""
 
     status = UNAVAILABLE
 
 
 class ModelError(DptrainError):
-    """A user's model file that cannot be loaded or built, or whose layers break a rule; `details` is a traceback."""
+    """A user's model that cannot be built, or whose layers break a rule; `details` is a traceback."""
 
     def __init__(self, text: str, details: str = "") -> None:
         super().__init__(text)

@@ -3,83 +3,68 @@
     python -m launch -n R -- train data/cifar10 ...
     python -m launch --hosts node1:2,node2:2 -- train data/cifar10 ...
     python -m launch -n R --max-restarts K [--min-ranks M] -- train data/cifar10 --run-dir runs/NAME ...
-    python -m launch -n R --elastic -- train data/cifar10 ...
 
-After `--` comes dptrain's command line. The ranks run under Open MPI or MPICH, by the mpirun that is found. Each rank
-computes on its share of its host's cores; DPTRAIN_BIND=none turns that off. Python, dptrain and the data must have the
-same paths on all hosts. A job has succeeded when the run itself reports success, whatever mpirun returns.
-
-After Ctrl-C (SIGINT), SIGTERM, SIGHUP or another signal that announces an end, `train` saves a checkpoint and ends with
-status 75; a second one, more than 2 seconds later, ends the job at once. Ctrl-Z stops the whole job; fg and bg continue
-it. Signals that are ignored when the launcher starts stay ignored. No process of the job is left on this host.
+After `--` comes dptrain's command line. The ranks run under Open MPI or MPICH, by the mpirun that is found. Python,
+dptrain and the data must have the same paths on all hosts. What signals do is in `launch.signals`.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from dptrain.errors import PREEMPTED, OutputError, ReaderGoneError, UsageError
-from dptrain.system.arguments import Parser, whole
+from dptrain.errors import PREEMPTED, UsageError
+from dptrain.system.arguments import Parser, argument, whole
 from dptrain.system.blas import THREAD_VARIABLES
 from dptrain.system.cores import VARIABLE as BIND
 from dptrain.system.failures import failure
 from dptrain.system.notebook import in_notebook
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
-from dptrain.system.streams import drop_failed_writes, write_to_stderr
+from dptrain.system.streams import write_to_stderr
 
-from .hosts import first_places, parse_hosts, places_of, read_hostfile, spread
-from .job import Job, is_train, settings
-from .output import SCREEN, say
-from .signals import described
-from .supervise import supervise
+from .hosts import parse_hosts, read_hostfile, spread
+from .output import SCREEN, report
+from .signals import signal_label
+from .supervise import Job, settings, supervise
 from .targets import TARGETS, choose
 
 # In a checkout this package lies at the top; an installed one is dptrain.launch.
 PROGRAM = "python -m launch" if __package__ == "launch" else "dptrain launch"
 EXAMPLE = f"{PROGRAM} -n 2 -- train data/cifar10"
-RESTARTED = f"{PROGRAM} -n 2 --max-restarts 3 -- train data/cifar10 --run-dir runs/first"
-
-
-class LauncherParser(Parser):
-    """The parser of the launcher's flags, which come before `--`."""
-
-    advice = f"for example: {EXAMPLE}"
-    advice_on_words = f"write dptrain's command line after --, for example: {EXAMPLE}"
 
 
 def make_parser() -> Parser:
     """The launcher's flags."""
-    parser = LauncherParser(
+    parser = Parser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [--max-restarts K [--min-ranks M]] [--elastic] [...] "
-        "-- train DATA ...",
+        usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [--max-restarts K] [...] -- train DATA ...",
         description="Start dptrain on several ranks, on one host or several. After -- comes dptrain's command line.",
     )
+    parser.advice_on_words = f"write dptrain's command line after --, for example: {EXAMPLE}"
     add = parser.add_argument
-    add(
-        "-n",
-        "--ranks",
-        type=whole(),
-        metavar="R",
-        help="number of ranks (default: all ranks of --hosts or of the Slurm job)",
-    )
+    ranks_help = "number of ranks (default: all ranks of --hosts or of the Slurm job)"
+    add("-n", "--ranks", type=whole(), metavar="R", help=ranks_help)
     hosts = parser.add_mutually_exclusive_group()
     hosts.add_argument(
         "--hosts",
+        type=argument(lambda text: parse_hosts(text.split(","))),
         metavar="HOST:RANKS,...",
         help="hosts, reached by ssh, and the ranks of each (default: this host, or the allocation in a Slurm job); "
         "without :RANKS all hosts share -n equally, or have one rank each",
     )
     hosts.add_argument(
-        "--hostfile", metavar="FILE", help="a file with one host in each line: HOST:RANKS or HOST slots=RANKS"
+        "--hostfile",
+        dest="hosts",
+        type=argument(read_hostfile),
+        metavar="FILE",
+        help="a file with one host in each line: HOST:RANKS or HOST slots=RANKS",
     )
     add("--mpirun", metavar="PATH", help="mpirun of Open MPI or MPICH (default: beside this Python, else on PATH)")
     add("--target", choices=TARGETS, help="how ranks are started (default: by the mpirun that is found)")
@@ -91,61 +76,49 @@ def make_parser() -> Parser:
         help="restart a run that fails from its newest checkpoint, up to K times (default: 0); an attempt whose "
         "ranks do not begin does not count and is repeated up to 8 times in a row, after pauses of 1 to 60 s",
     )
-    add(
-        "--min-ranks",
-        type=whole(),
-        metavar="M",
-        help="each restart has one rank fewer, but at least M (default: R, always the same number)",
-    )
+    least_help = "each restart has one rank fewer, but at least M (default: R, always the same number)"
+    add("--min-ranks", type=whole(), metavar="M", help=least_help)
     add("--elastic", action="store_true", help="continue without ranks that fail (Open MPI 5 or later)")
     add("--dry-run", action="store_true", help="print mpirun's command line and run nothing")
     add("--verbose", action="store_true", help="show mpirun's command line and all of its notices")
     return parser
 
 
-def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The launcher's own options and the trainer's command line; raises UsageError."""
-    split = arguments.index("--") if "--" in arguments else len(arguments)
-    options = make_parser().parse_args(arguments[:split])
-    trainer = list(arguments[split + 1 :])
-    if not trainer:
-        raise UsageError(f"found nothing after --, expected dptrain's command line; for example: {EXAMPLE}")
-    return options, trainer
-
-
-def make_job(options: argparse.Namespace, trainer: list[str], launcher: Sequence[str], columns: int | None) -> Job:
+def make_job(options: argparse.Namespace, trainer: list[str], columns: int | None) -> Job:
     """The job that the command line asks for; `columns` is the terminal's width. Raises DptrainError."""
-    hosts = []
-    if options.hosts is not None:
-        hosts = spread(parse_hosts(options.hosts.split(","), "--hosts"), options.ranks)
-    elif options.hostfile is not None:
-        hosts = spread(read_hostfile(options.hostfile), options.ranks)
-    ranks = options.ranks or places_of(hosts) or allocated(os.environ)
-    check(options, ranks, trainer)
+    hosts = spread(options.hosts, options.ranks) if options.hosts else {}
+    ranks = options.ranks or sum(hosts.values()) or allocated(os.environ)
     given = settings(trainer)
-    run_dir = Path(given["run_dir"]) if options.max_restarts and given.get("run_dir") else None
-    if options.max_restarts and run_dir is None:
-        raise UsageError(
-            "--max-restarts: restarts need a run folder with checkpoints, and no --run-dir is given; "
-            f"for example: {RESTARTED}"
-        )
+    check(options, ranks, trainer, given)
     environment = rank_environment(os.environ, columns)
     target = choose(options.target, options.mpirun, environment)
     if options.elastic or given.get("elastic"):
         target.make_elastic()
         trainer = trainer if given.get("elastic") else [*trainer, "--elastic"]
     return Job(
-        trainer,
-        ranks,
-        target,
-        environment | target.variables(environment, hosts),
-        hosts,
-        options.max_restarts,
-        options.min_ranks or ranks,
-        run_dir,
-        options.verbose,
-        launcher,
+        trainer=trainer,
+        ranks=ranks,
+        target=target,
+        environment=environment | target.variables(environment, hosts),
+        hosts=hosts,
+        max_restarts=options.max_restarts,
+        min_ranks=options.min_ranks or ranks,
+        run_dir=Path(given["run_dir"]) if options.max_restarts else None,
+        verbose=options.verbose,
     )
+
+
+def check(options: argparse.Namespace, ranks: int, trainer: list[str], given: Mapping[str, Any]) -> None:
+    """UsageError where flags contradict each other."""
+    for flag, used in (("--max-restarts", options.max_restarts), ("--elastic", options.elastic)):
+        if used and trainer[0] != "train":
+            raise UsageError(f"{flag} is for train, found the command {trainer[0]!r}; remove the flag")
+    if options.max_restarts and not given.get("run_dir"):
+        raise UsageError(f"--max-restarts needs a run folder; for example: {EXAMPLE} --run-dir runs/first")
+    if options.min_ranks is not None and not options.max_restarts:
+        raise UsageError("--min-ranks applies to restarts only; add --max-restarts K")
+    if options.min_ranks is not None and options.min_ranks > ranks:
+        raise UsageError(f"--min-ranks is {options.min_ranks}, expected at most the number of ranks, {ranks}")
 
 
 def allocated(environment: Mapping[str, str]) -> int:
@@ -157,20 +130,17 @@ def allocated(environment: Mapping[str, str]) -> int:
 
 
 def rank_environment(environment: Mapping[str, str], columns: int | None = None) -> dict[str, str]:
-    """The environment the ranks inherit: one BLAS thread each, cores of their own, a home, how to show progress.
+    """The environment of the ranks: one BLAS thread each, binding to cores, a home, and how to show progress.
 
-    `columns` is the width of the terminal that watches the job, None without one. A rank cannot find out, as mpirun
-    stands in between: Open MPI gives it a pseudo-terminal of no width, MPICH a pipe. Open MPI does not start
-    without HOME. A DPTRAIN_PROGRESS or DPTRAIN_BIND that the user has set stays.
+    `columns` is the width of the launcher's terminal, None without one: Open MPI gives ranks a terminal without a
+    width, MPICH a pipe. The user's DPTRAIN_PROGRESS and DPTRAIN_BIND are kept.
     """
     made = {"DPTRAIN_PROGRESS": "lines" if columns is None else "bar", BIND: "cores", **environment}
     made.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     if made["DPTRAIN_PROGRESS"] == "bar" and columns is not None:
         made.update({"COLUMNS": str(columns), "TTY_COMPATIBLE": "1"})  # rich asks for these before it asks the stream
-    if not made.get("HOME"):
-        # Without HOME expanduser asks the user database, where a container's user may be missing.
-        made.pop("HOME", None)
-        home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for such a user
+    if not made.get("HOME"):  # Open MPI does not start without it
+        home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for a user who is not in the database
         made["HOME"] = home if home != "~" else tempfile.gettempdir()
     return made
 
@@ -181,44 +151,28 @@ def command_line(command: Sequence[str], environment: Mapping[str, str], inherit
     return " ".join([*changed, shlex.join(command)])
 
 
-def check(options: argparse.Namespace, ranks: int, trainer: list[str]) -> None:
-    """UsageError where flags contradict each other."""
-    if options.min_ranks is not None and not options.max_restarts:
-        raise UsageError("--min-ranks applies to restarts only; add --max-restarts K")
-    if options.min_ranks is not None and options.min_ranks > ranks:
-        raise UsageError(f"--min-ranks is {options.min_ranks}, expected at most the number of ranks, {ranks}")
-    if trainer[0] == "launch" or (trainer[0] == "data-prep" and ranks > 1):
-        raise UsageError(
-            f"{trainer[0]} runs as one process: start it as `dptrain {trainer[0]} ...`, without a launcher"
-        )
-    for flag, given in (("--max-restarts", options.max_restarts), ("--elastic", options.elastic)):
-        if given and not is_train(trainer):
-            raise UsageError(f"{flag} is for train, found the command {trainer[0]!r}; remove the flag")
-
-
 def launch(arguments: Sequence[str]) -> int:
     """Run the job that the command line asks for and return its status; raises DptrainError."""
-    options, trainer = parse(arguments)
-    launcher = sys.orig_argv[: sys.orig_argv.index("--")] if "--" in sys.orig_argv else []
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    options = make_parser().parse_args(arguments[:split])
+    trainer = list(arguments[split + 1 :])
+    if not trainer:
+        raise UsageError(f"found nothing after --, expected dptrain's command line; for example: {EXAMPLE}")
     try:
         with ended_by_exception():
-            job = make_job(options, trainer, launcher, bar_columns())
+            job = make_job(options, trainer, bar_columns())
     except EndedBySignal as ended:
-        say(f"stopped by {described(ended.status - 128)} before the job was started: nothing is lost")
-        return PREEMPTED if is_train(trainer) else ended.status
-    command = command_line(job.command(job.ranks, first_places(job.hosts, job.ranks)), job.environment, os.environ)
+        report(f"stopped by {signal_label(ended.status - 128)} before the job was started: nothing was lost")
+        return PREEMPTED if trainer[0] == "train" else ended.status
+    command = command_line(job.command(job.ranks, job.hosts), job.environment, os.environ)
     if options.dry_run:
         print(command, flush=True)
         return 0
     if options.verbose:
         write_to_stderr(command)
-    drop_failed_writes()  # a job outlives its terminal and the reader of its output
     status = supervise(job)
-    if status == 0 and SCREEN.lost is not None and not is_train(trainer):
-        reader_gone = SCREEN.lost.errno == errno.EPIPE
-        raise (ReaderGoneError if reader_gone else OutputError)(
-            f"standard output cannot be written: {SCREEN.lost.strerror}; what {trainer[0]} has printed is lost"
-        )
+    if status == 0 and SCREEN.lost is not None and trainer[0] != "train":
+        raise SCREEN.lost  # the output is the result; training continues without a terminal or a reader
     return status
 
 

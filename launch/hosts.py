@@ -1,4 +1,4 @@
-"""The hosts of a job: named by --hosts or --hostfile, and how many ranks each has."""
+"""The hosts of a job: given by --hosts or --hostfile, and how many ranks each has."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import contextlib
 import re
 import socket
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from dptrain.errors import UsageError
 from dptrain.system.paths import typed_path
 from dptrain.system.text import shown
 
-# "node1" or "node1:4"; in a file also Open MPI's "node1 slots=4", with other words around
+# "node1" or "node1:4"; in a file also Open MPI's "node1 slots=4", possibly with other words
 ENTRY = re.compile(r"([^\s:#=,]+)(?::(\d+))?(?:\s(?:.*\s)?slots\s*=\s*(\d+)(?:\s.*)?)?")
 EXPECTED = "expected HOST or HOST:RANKS with at least 1 rank"
 SSH = ("ssh", "-x", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
@@ -23,19 +22,8 @@ PROBE_SECONDS = 15.0
 SSH_FAILED = 255
 
 
-@dataclass(frozen=True)
-class Host:
-    """A host, and how many ranks it has."""
-
-    name: str
-    ranks: int
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.ranks}"
-
-
-def parse_hosts(entries: Iterable[str], source: str) -> dict[str, int | None]:
-    """The number of ranks of each host, None where none is given; UsageError for anything else. `source` is for errors.
+def parse_hosts(entries: Iterable[str]) -> dict[str, int | None]:
+    """The number of ranks of each host, None where none is given; UsageError for anything else.
 
     A host that is entered several times has the sum.
     """
@@ -43,52 +31,51 @@ def parse_hosts(entries: Iterable[str], source: str) -> dict[str, int | None]:
     for entry in entries:
         parts = ENTRY.fullmatch(entry)
         if parts is None or "0" in (parts[2], parts[3]):
-            raise UsageError(f"{source}: found {shown(repr(entry), 100)}, {EXPECTED}")
+            raise UsageError(f"found {shown(repr(entry), 100)}, {EXPECTED}")
         number, before = parts[2] or parts[3], found.get(parts[1])
         found[parts[1]] = before if number is None else int(number) + (before or 0)
     if not found:
-        raise UsageError(f"{source}: found no host, {EXPECTED}")
+        raise UsageError(f"found no host, {EXPECTED}")
     return found
 
 
 def read_hostfile(path: str) -> dict[str, int | None]:
-    """As `parse_hosts`, of a file with a host a line and comments after #; UsageError where it cannot be read."""
+    """As `parse_hosts`, of a file with one host in each line, and comments after #."""
     try:
         lines = Path(typed_path(path)).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--hostfile {shown(path)}: cannot be read: {error}") from None
-    entries = (line.partition("#")[0].strip() for line in lines)
-    return parse_hosts(filter(None, entries), f"--hostfile {shown(path)}")
+        raise UsageError(f"{shown(path)} cannot be read: {error}") from None
+    return parse_hosts(filter(None, (line.partition("#")[0].strip() for line in lines)))
 
 
-def spread(hosts: dict[str, int | None], ranks: int | None) -> list[Host]:
+def spread(hosts: Mapping[str, int | None], ranks: int | None) -> dict[str, int]:
     """The hosts with their ranks; UsageError where they have room for fewer than `ranks`.
 
     A host without a number has one rank, or an equal share of `ranks` if no host has a number.
     """
     if ranks is not None and not any(hosts.values()):
-        each, more = divmod(ranks, len(hosts))
-        return [Host(name, each + (place < more)) for place, name in enumerate(hosts) if each + (place < more)]
-    whole = [Host(name, number or 1) for name, number in hosts.items()]
-    places = places_of(whole)
-    if ranks is not None and ranks > places:
-        raise UsageError(f"-n {ranks}: the hosts have room for {places} ranks; give more, as in HOST:RANKS")
-    return first_places(whole, places if ranks is None else ranks)
+        share, more = divmod(ranks, len(hosts))
+        return first_places({name: share + (place < more) for place, name in enumerate(hosts)}, ranks)
+    places = {name: number or 1 for name, number in hosts.items()}
+    room = sum(places.values())
+    if ranks is not None and ranks > room:
+        raise UsageError(f"-n {ranks}: the hosts have room for {room} ranks; give more, as in HOST:RANKS")
+    return first_places(places, room if ranks is None else ranks)
 
 
-def places_of(hosts: Iterable[Host]) -> int:
-    """The ranks of all hosts together."""
-    return sum(host.ranks for host in hosts)
-
-
-def first_places(hosts: Iterable[Host], ranks: int) -> list[Host]:
+def first_places(hosts: Mapping[str, int], ranks: int) -> dict[str, int]:
     """The first hosts, with this many ranks together."""
-    found = []
-    for host in hosts:
+    found = {}
+    for name, places in hosts.items():
         if ranks > 0:
-            found.append(Host(host.name, min(host.ranks, ranks)))
-        ranks -= host.ranks
+            found[name] = min(places, ranks)
+        ranks -= places
     return found
+
+
+def host_list(hosts: Mapping[str, int]) -> str:
+    """node1:2,node2:2."""
+    return ",".join(f"{name}:{ranks}" for name, ranks in hosts.items())
 
 
 def is_local(host: str) -> bool:
@@ -100,12 +87,12 @@ def is_local(host: str) -> bool:
 
 
 def answers(host: str) -> bool:
-    """Whether a host can be reached by ssh; whatever else fails there is not judged here."""
+    """Whether a host can be reached by ssh; other failures of the command do not count."""
     if is_local(host):
         return True
     try:
         done = subprocess.run(
-            [*SSH, host, "true"], capture_output=True, timeout=PROBE_SECONDS, check=False, stdin=subprocess.DEVNULL
+            [*SSH, host, "true"], stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return False
@@ -114,8 +101,7 @@ def answers(host: str) -> bool:
     return done.returncode != SSH_FAILED
 
 
-def reachable(hosts: Sequence[Host], probe: Callable[[str], bool] = answers) -> list[Host]:
+def reachable(hosts: Mapping[str, int]) -> dict[str, int]:
     """Those of the hosts that can be reached."""
     with ThreadPoolExecutor(max(1, min(len(hosts), 32))) as pool:
-        there = pool.map(probe, [host.name for host in hosts])
-        return [host for host, reached in zip(hosts, there, strict=True) if reached]
+        return {name: hosts[name] for name, reached in zip(hosts, pool.map(answers, hosts), strict=True) if reached}

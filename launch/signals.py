@@ -1,58 +1,55 @@
 """What signals to the launcher do to its job.
 
-A signal that announces an end (`dptrain.system.signals.ENDING`) asks the job to end, and nothing is started again.
-`dptrain train` then saves a checkpoint and ends with status 75. A second request ends the job at once. Ctrl-Z (SIGTSTP)
-stops the ranks and then the launcher; `fg` and `bg` (SIGCONT) continue all.
+A signal of `dptrain.system.signals.ENDING` asks the job to end, and nothing is restarted. `dptrain train` then saves a
+checkpoint and ends with status 75. A second request ends the job at once. Ctrl-Z (SIGTSTP) stops the ranks and then the
+launcher; `fg` and `bg` (SIGCONT) continue all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
 from dptrain.errors import FAILED, PREEMPTED, UNFORESEEN
-from dptrain.system.signals import ENDING, SAME_REQUEST, handled
+from dptrain.system.signals import SAME_REQUEST, handled
 
-from .cleanup import JobProcesses
-from .output import SCREEN, say
-from .status import Outcome
-from .targets.target import signal_name
+from .cleanup import JobProcesses, send
+from .output import SCREEN, report
+from .targets.target import Outcome, signal_name
 
 # A terminal sends these to stop a job: Ctrl-Z, and reading or writing in the background.
 STOPPING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 END_SECONDS = 1.0
 KEYS = {int(signal.SIGINT): "Ctrl-C", int(signal.SIGQUIT): "Ctrl-\\"}
-BEFORE_HANDLING = "asked to end before it handled signals"
 
 
 class Signals:
-    """The requests to end so far, and the mpirun that they go to.
-
-    save_signal  asks the ranks to save a checkpoint and end; None for a command that saves none
-    requests     the first signal of each request
-    passed       the signal that mpirun received for the first one, None before that
-    processes    those of the job, None before there is one
-    """
+    """The requests to end so far, and the job that they go to."""
 
     def __init__(self, save_signal: int | None) -> None:
-        self.save_signal = save_signal
-        self.requests: list[int] = []
-        self.passed: int | None = None
-        self.processes: JobProcesses | None = None
+        self.save_signal = save_signal  # asks the ranks to save a checkpoint and end; None: the command saves none
+        self.requests: list[int] = []  # the first signal of each request
+        self.passed: int | None = None  # the signal that mpirun received for the first one
         self._last_request = -math.inf
         self._process: subprocess.Popen[bytes] | None = None
+        self._processes: JobProcesses | None = None
         self._kill_at = math.inf
 
+    def install(self) -> None:
+        """Handle signals from now on; those that are ignored stay ignored."""
+        for number in handled():
+            signal.signal(number, self.handle)
+        for number in STOPPING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self.stop)
+
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """The handler of signals that announce an end. Those within 2 s are one request."""
+        """The handler of signals that ask the job to end. Those within 2 s are one request."""
         now = time.monotonic()
         if now - self._last_request <= SAME_REQUEST:
             return
@@ -62,18 +59,19 @@ class Signals:
             self._pass_on(number, self._process)
 
     def _pass_on(self, number: int, process: subprocess.Popen[bytes]) -> None:
-        name = described(number)
+        name = signal_label(number)
         if self.passed is not None:
-            say(f"{name}: ending the job at once")
+            report(f"{name}: ending the job at once")
             self._kill_at = min(self._kill_at, time.monotonic() + END_SECONDS)
             process.send_signal(signal.SIGTERM)
             return
-        own = number if number in (signal.SIGINT, signal.SIGTERM) else signal.SIGTERM  # mpirun ends by these
-        saves = self.save_signal is not None
-        self.passed = own if self.save_signal is None else self.save_signal
+        action = "saving a checkpoint, then ending the run"
+        self.passed = self.save_signal
+        if self.passed is None:
+            action = "ending the job"
+            self.passed = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM  # mpirun ends by these
         # Printed first: mpirun may end the ranks before they print anything.
-        again = f"{KEYS.get(number, 'a signal')} again, after {SAME_REQUEST:g} s, ends it at once"
-        say(f"{name}: {'saving a checkpoint, then ending the run' if saves else 'ending the job'}; {again}")
+        report(f"{name}: {action}; another {KEYS.get(number, 'signal')} after {SAME_REQUEST:g} s ends it at once")
         process.send_signal(self.passed)
 
     def stop(self, number: int, _frame: FrameType | None) -> None:
@@ -84,104 +82,73 @@ class Signals:
         """
         before = {each: signal.signal(each, signal.SIG_IGN) for each in STOPPING}
         stopped = time.monotonic()
-        self._stop_job()
-        SCREEN.show_cursor()
-        signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)  # returns when this process is continued
-        self._kill_at += time.monotonic() - stopped
-        self._continue_job()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    def _stop_job(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGTSTP)
         reached: set[int] = set()
-        processes = self.processes
-        while processes and (new := set(processes.ranks() or processes.all()) - reached):
+        processes = self._processes
+        while processes and (new := set(processes.find(only_ranks=True) or processes.find()) - reached):
             send(new, signal.SIGSTOP)
             reached |= new  # and look again, as a rank may just have forked a worker
+        SCREEN.end_bar()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)  # returns when this process is continued
+        self._kill_at += time.monotonic() - stopped
+        if processes is not None:
+            send(processes.find(), signal.SIGCONT)  # the processes of this host; mpirun reaches the others
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
-    def _continue_job(self) -> None:
-        if self.processes is not None:
-            send(self.processes.all(), signal.SIGCONT)  # the processes of this host; mpirun reaches the others
+    def wait_for(self, process: subprocess.Popen[bytes], processes: JobProcesses) -> int:
+        """Popen's return code of mpirun, to which signals go meanwhile, also those that came just before.
 
-    def wait_for(self, process: subprocess.Popen[bytes], abandoned: Callable[[], bool]) -> int:
-        """Popen's return code of mpirun, to which signals go meanwhile; those received just before go there too.
-
-        It is killed when it is found `abandoned`.
+        mpirun is killed after a second request, and when its ranks are gone.
         """
-        self._process = process
+        self._process, self._processes = process, processes
         if self.requests and self.passed is None:
             self._pass_on(self.requests[-1], process)
-        while True:
-            try:
-                returncode = process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                if time.monotonic() > self._kill_at or abandoned():
-                    process.kill()
-                continue
-            self._process = self.processes = None
-            return returncode
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.2)
+            if time.monotonic() > self._kill_at or processes.ranks_are_gone():
+                process.kill()  # no effect on one that has ended
+        self._process = self._processes = None
+        return process.returncode
 
     def pause(self, seconds: float) -> bool:
-        """Sleep, and return whether a request to end has come by the end of it; one ends the sleep."""
+        """Sleep until the time is over or a signal asks to end; returns whether one did."""
         deadline = time.monotonic() + seconds
         while not self.requests and time.monotonic() < deadline:
             time.sleep(0.02)
         return bool(self.requests)
 
-    def explain(self, ended: Outcome) -> Outcome:
-        """The outcome of a job that was asked to end; where the job has no record of its own, by the signals."""
-        if not self.requests or self.passed is None:
+    def explain(self, ended: Outcome, record: Outcome | None) -> Outcome:
+        """How the job ended, by its record, or else by the signals and the target's `ended`."""
+        # A rank that mpirun has ended by a signal after the death of another one reports a stop.
+        if record is not None and not (
+            record.status == PREEMPTED and "checkpoint" not in record.more and ended.rank_died
+        ):
+            ended = record
+        by = signal_label(self.requests[0]) if self.passed else ended.more.get("by")
+        if ended.reported and ended.status == PREEMPTED and by:
+            saved = ended.more.get("checkpoint")
+            what = f": {saved} is saved" if saved else " before the first step: nothing was lost"
+            return replace(ended, reason=f"stopped by {by}{what}")
+        if ended.reported or self.passed is None:
             return ended
-        first, last = self.requests[0], self.requests[-1]
-        if ended.record is not None:
-            return replace(ended, reason=f"stopped by {described(first)}") if ended.status == PREEMPTED else ended
-        by_signal = ended.status in (FAILED, UNFORESEEN, 128 + self.passed, 128 + signal.SIGTERM)
         status, reason = ended.status, ended.reason
-        if len(self.requests) > 1:
-            status, reason = (
-                (128 + last if by_signal else status),
-                f"ended at once by a second signal, {described(last)}",
-            )
-        elif by_signal and self.save_signal is None:
-            status, reason = 128 + first, f"ended by {described(first)}"
-        elif status in (128 + self.passed, UNFORESEEN):  # ranks that do not handle the signal yet die of it
-            status, reason = PREEMPTED, BEFORE_HANDLING
-        return replace(
-            ended, status=status, reason=reason, final=True, explained=ended.explained or reason != ended.reason
-        )
+        repeated, last = len(self.requests) > 1, self.requests[-1]
+        # Ranks that do not handle the signal yet die of it; mpirun may end with a status of its own after SIGTERM.
+        if self.save_signal is not None and not repeated:
+            if status in (UNFORESEEN, 128 + self.passed):
+                status = PREEMPTED
+                reason = f"stopped by {by} before the run handled signals; the checkpoints so far are kept"
+        elif status in (UNFORESEEN, FAILED, 128 + self.passed, 128 + signal.SIGTERM):
+            status, reason = 128 + last, f"ended by {by}"
+        if repeated:
+            reason = f"ended at once by a second signal, {signal_label(last)}"
+        return replace(ended, status=status, reason=reason, final=True)
 
 
-@contextmanager
-def handled_signals(save_signal: int | None) -> Iterator[Signals]:
-    """Within the block, signals are handled by the yielded object; those that are ignored stay ignored."""
-    signals = Signals(save_signal)
-    stopping = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, signals.handle) for number in handled()}
-    previous |= {number: signal.signal(number, signals.stop) for number in stopping}
-    try:
-        yield signals
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def send(processes: Iterable[int], number: int) -> None:
-    """Send a signal to those of the processes that are still there."""
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
-
-
-def with_default_signals() -> None:
-    """In mpirun before it starts: it gets no signal but the launcher's, so none may be ignored or blocked."""
-    for number in (*ENDING, *STOPPING, signal.SIGCONT, signal.SIGCHLD, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-
-
-def described(number: int) -> str:
-    """A signal as people know it: Ctrl-C (SIGINT)."""
+def signal_label(number: int) -> str:
+    """A signal with the key that sends it: Ctrl-C (SIGINT)."""
     return f"{KEYS[number]} ({signal_name(number)})" if number in KEYS else signal_name(number)

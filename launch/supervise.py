@@ -2,36 +2,96 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
+import re
 import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from dptrain.errors import PREEMPTED
+import dptrain
+from dptrain.config.files import add_flags, read_toml
+from dptrain.errors import PREEMPTED, DptrainError
 from dptrain.system.files import append_text
-from dptrain.system.text import shown
+from dptrain.system.paths import typed_path
 
 from .attempt import run_attempt
-from .hosts import first_places, places_of, reachable
-from .job import Job, Progress, is_train, newest_step, settings
-from .output import say
-from .signals import Signals, described, handled_signals
-from .status import FINISHED, Outcome
+from .hosts import first_places, reachable
+from .output import report
+from .signals import Signals
+from .targets.target import Outcome, Target
 
 FIRST_PAUSE = 1.0  # seconds; doubled after every attempt that made no step
 LONGEST_PAUSE = 60.0
 MOST_IN_VAIN = 8  # attempts in a row, over 3 minutes of pauses
+STEP_LINE = re.compile(rb'"event": "(step|epoch)"')
+CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be run. `run_dir` is required if `max_restarts` is above 0; without hosts the target chooses them."""
+
+    trainer: Sequence[str]
+    ranks: int
+    target: Target
+    environment: Mapping[str, str]
+    hosts: Mapping[str, int]
+    max_restarts: int
+    min_ranks: int
+    run_dir: Path | None
+    verbose: bool
+
+    def command(self, ranks: int, hosts: Mapping[str, int], *more: str) -> list[str]:
+        """The command that runs the trainer with `more` arguments."""
+        program = [sys.executable, *safe_path(), "-m", "dptrain", *self.trainer, *more]
+        return self.target.command(program, ranks, first_places(hosts, ranks), self.environment)
+
+
+def safe_path() -> list[str]:
+    """-P, so that a folder named dptrain in the working directory is not imported; [] if only it has the package."""
+    home = Path(dptrain.__file__).parent.parent.resolve()
+    others = sys.path if sys.flags.safe_path else sys.path[1:]
+    return ["-P"] if any(Path(entry).resolve() == home for entry in others if entry) else []
+
+
+def settings(trainer: Sequence[str]) -> dict[str, Any]:
+    """`run_dir`, `elastic` and `resume` where flags or the file of --config set them; UsageError for the file."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    parser.add_argument("--config", default="")
+    add_flags(parser, ("run_dir", "elastic", "resume"))
+    try:
+        found = vars(parser.parse_known_args(trainer[1:] if trainer[0] == "train" else [])[0])
+    except argparse.ArgumentError:  # the trainer reports it
+        return {}
+    config = found.pop("config")
+    return (read_toml(Path(typed_path(config))) if config else {}) | found
+
+
+def progress(run_dir: Path | None) -> tuple[int, int]:
+    """The step of a run's newest checkpoint, by name, -1 without one; and the number of steps that it has logged."""
+    if run_dir is None:
+        return -1, 0
+    names = (CHECKPOINT_NAME.fullmatch(path.name) for path in (run_dir / "checkpoints").glob("*.h5"))
+    newest = max((int(name[1]) for name in names if name), default=-1)
+    try:
+        with (run_dir / "metrics.jsonl").open("rb") as lines:
+            return newest, sum(STEP_LINE.search(line) is not None for line in lines)
+    except OSError:
+        return newest, 0
 
 
 @dataclass
 class Restarts:
     """The restarts of a job; at most `most` of them count, and each of those has one rank fewer, but `min_ranks`.
 
-    A restart counts if the attempt before it made a step, or ended with a report of dptrain itself or the death of a
-    rank. It does not count if the run did not begin, because a host cannot be reached for example: that may pass, and
-    fewer ranks do not help.
+    A restart counts if the attempt before it made a step, or ended with a record or the death of a rank. Otherwise the
+    run did not begin, for example because a host cannot be reached: that may pass, and fewer ranks do not help.
     """
 
     most: int
@@ -39,121 +99,100 @@ class Restarts:
     min_ranks: int
     counted: int = 0
     in_vain: int = 0  # attempts in a row that made no step
-    counts: bool = True  # whether the restart to come is counted
 
-    def pause(self, made_steps: bool, reported: bool) -> float | None:
-        """The seconds to wait after an attempt that failed; None if the job is not to be restarted."""
+    def pause(self, made_steps: bool, begun: bool) -> tuple[float, str] | None:
+        """The seconds to wait after an attempt that failed, and the reason; None if the job is not to be restarted."""
         self.in_vain = 0 if made_steps else self.in_vain + 1
-        self.counts = made_steps or reported
-        if self.counts:
+        if made_steps or begun:
             if self.counted >= self.most:
                 return None
             self.counted += 1
             self.ranks = max(self.ranks - 1, self.min_ranks)
-        elif self.most == 0 or self.in_vain > MOST_IN_VAIN:
-            return None
-        return min(FIRST_PAUSE * 2.0 ** max(self.in_vain - 1, 0), LONGEST_PAUSE)
+            reason = f"restart {self.counted} of {self.most}"
+        else:
+            if self.most == 0 or self.in_vain > MOST_IN_VAIN:
+                return None
+            reason = f"no step was made: {self.in_vain} of {MOST_IN_VAIN}"
+        return min(FIRST_PAUSE * 2.0 ** max(self.in_vain - 1, 0), LONGEST_PAUSE), reason
 
 
 def supervise(job: Job) -> int:
-    """Run the job, restart it when it fails, and return the last attempt's status; DptrainError as `run_attempt`."""
+    """Run the job, restart it when it fails, and return the last attempt's status."""
     restarts = Restarts(job.max_restarts, job.ranks, job.min_ranks)
-    with handled_signals(job.target.save_signal if is_train(job.trainer) else None) as signals:
-        for attempt in itertools.count(1):
-            before = Progress.of(job.run_dir)
-            ended, ranks = run_on_hosts(job, attempt, restarts.ranks, before.step, signals)
-            step = -1 if job.run_dir is None else newest_step(job.run_dir)
-            name = f"attempt {attempt}, {count(ranks)}"
-            report_end(ended, signals, name if job.max_restarts and (attempt > 1 or ended.status != 0) else "")
-            if job.max_restarts:
-                log_attempt(job, attempt, ranks, ended, step)
-            pause = None
-            if signals.passed is None and not ended.final:
-                pause = restarts.pause(before.is_exceeded(job.run_dir), ended.record is not None or ended.rank_died)
-            if pause is None:
-                report_resume(ended, job)
-                return ended.status
-            say(restart_line(restarts, pause, step))
-            if signals.pause(pause):
-                say("a signal ended the job before it was started again")
-                return PREEMPTED
-    raise AssertionError("counting does not end")
+    signals = Signals(job.target.save_signal if job.trainer[0] == "train" else None)
+    signals.install()
+    attempt = 0
+    while True:
+        attempt += 1
+        before = progress(job.run_dir)
+        ended, ranks = run_on_hosts(job, attempt, restarts.ranks, before[0], signals)
+        after = progress(job.run_dir)
+        report_end(job, attempt, ranks, ended)
+        log_attempt(job, attempt, ranks, ended, after[0])
+        pause = None
+        if signals.passed is None and not ended.final:
+            made_steps = any(new > old for new, old in zip(after, before, strict=True))
+            pause = restarts.pause(made_steps, ended.reported or ended.rank_died)
+        if pause is None:
+            report_resume(job, ended)
+            return ended.status
+        origin = "the beginning" if after[0] < 0 else f"step {after[0]:,}"
+        seconds, why = pause
+        on = f"{restarts.ranks} rank{'s' * (restarts.ranks > 1)}"
+        report(f"restarting in {seconds:g} s on {on} from {origin} ({why})")
+        if signals.pause(seconds):
+            report("a signal ended the job before the restart")
+            return PREEMPTED
 
 
 def run_on_hosts(job: Job, attempt: int, ranks: int, step: int, signals: Signals) -> tuple[Outcome, int]:
-    """One attempt, from the checkpoint of `step`, -1 for the beginning; its outcome and its number of ranks.
+    """One attempt, from the checkpoint of `step`, if it is not -1; its outcome and its number of ranks.
 
     With --min-ranks, hosts that cannot be reached are left out from the second attempt on, if enough ranks remain.
     """
-    # The last --resume counts, whatever the user has given for the first attempt.
     resume = () if attempt == 1 or step < 0 else ("--resume", "auto")
     hosts = job.hosts
     if attempt > 1 and job.min_ranks < job.ranks:
         there = reachable(hosts)
-        if len(there) < len(hosts) and places_of(there) >= job.min_ranks:
-            gone = ", ".join(host.name for host in hosts if host not in there)
-            say(f"cannot be reached and left out: {gone}")
-            hosts, ranks = there, min(ranks, places_of(there))
-    command = job.command(ranks, first_places(hosts, ranks), *resume)
-    return run_attempt(command, job.environment, job.target, signals, verbose=job.verbose), ranks
+        left_out, room = [name for name in hosts if name not in there], sum(there.values())
+        if left_out and room >= job.min_ranks:
+            report(f"hosts that cannot be reached and are left out: {', '.join(left_out)}")
+            hosts, ranks = there, min(ranks, room)
+    command = job.command(ranks, hosts, *resume)
+    try:
+        return run_attempt(command, job.environment, job.target, signals, verbose=job.verbose), ranks
+    except OSError as error:
+        raise DptrainError(f"cannot start {command[0]}: {error}") from error
 
 
-def restart_line(restarts: Restarts, pause: float, step: int) -> str:
-    """What to print about a restart before its pause, in seconds."""
-    origin = "the beginning" if step < 0 else f"step {step:,}"
-    why = f"restart {restarts.counted} of {restarts.most}"
-    if not restarts.counts:
-        why = f"no step was made: {restarts.in_vain} of {MOST_IN_VAIN}"
-    return f"starting again in {pause:g} s on {count(restarts.ranks)} from {origin} ({why})"
-
-
-def count(ranks: int) -> str:
-    """Ranks in words."""
-    return "1 rank" if ranks == 1 else f"{ranks} ranks"
-
-
-def report_end(ended: Outcome, signals: Signals, attempt: str) -> None:
-    """Report the end of the job, or of its `attempt`, such as "attempt 1, 2 ranks", if there may be more."""
+def report_end(job: Job, attempt: int, ranks: int, ended: Outcome) -> None:
+    """Report the end of an attempt, except a success without restarts, and an error that the run has printed."""
+    name = f"attempt {attempt} on {ranks} rank{'s' * (ranks > 1)}" if job.max_restarts else "the job"
     if ended.status == PREEMPTED:
-        say(f"{attempt}{': ' * bool(attempt)}{stopped(ended, signals)}")
-    elif attempt:
-        why = "" if ended.printed else f": {ended.reason}"
-        say(f"{attempt}: status {ended.status} after {ended.seconds:.1f} s{why}")
-    elif ended.status != FINISHED and not ended.printed:
-        say(f"the job ended with status {ended.status} after {ended.seconds:.1f} s: {ended.reason}")
+        report(ended.reason)
+    elif (ended.status and not ended.reported) or (job.max_restarts and (ended.status or attempt > 1)):
+        why = f": {ended.reason}" if ended.reason and not ended.reported else ""
+        report(f"{name} ended with status {ended.status} after {ended.seconds:.1f} s{why}")
 
 
-def stopped(ended: Outcome, signals: Signals) -> str:
-    """In words: by which signal a run was stopped, and what is saved."""
-    more = ended.more
-    by = described(signals.requests[0]) if signals.requests else ""
-    if "checkpoint" in more:
-        return f"stopped by {by or shown(more.get('by', 'a signal'))}: {shown(more['checkpoint'])} is saved"
-    if not by:
-        return ended.reason
-    if ended.record is None:
-        return f"stopped by {by} before the run handled signals; the checkpoints so far are kept"
-    return f"stopped by {by} before the first step: nothing is lost"
-
-
-def report_resume(ended: Outcome, job: Job) -> None:
+def report_resume(job: Job, ended: Outcome) -> None:
     """Print the command that resumes a run that was stopped or may be retried, if it has a checkpoint."""
-    if ended.status == FINISHED or not is_train(job.trainer) or (ended.final and ended.status != PREEMPTED):
+    if ended.status == 0 or job.trainer[0] != "train" or (ended.final and ended.status != PREEMPTED):
         return
-    given, more = settings(job.trainer), ended.more
-    run_dir = given.get("run_dir") or more.get("run_dir")
-    if not run_dir or ("checkpoint" not in more and newest_step(Path(run_dir)) < 0):
+    given = settings(job.trainer)
+    run_dir = given.get("run_dir") or ended.more.get("run_dir")
+    if not run_dir or ("checkpoint" not in ended.more and progress(Path(run_dir))[0] < 0):
         return
-    words = [*job.launcher, "--", *job.trainer]
+    words = [*itertools.takewhile(lambda word: word != "--", sys.orig_argv), "--", *job.trainer]
     if not given.get("run_dir"):
         words += ["--run-dir", run_dir]
     if given.get("resume", "auto") != "auto":
         words += ["--resume", "auto"]
-    say(f"resume with:\n{shlex.join(words)}")
+    report(f"resume with:\n{shlex.join(words)}")
 
 
 def log_attempt(job: Job, attempt: int, ranks: int, ended: Outcome, step: int) -> None:
-    """Log how an attempt ended in the run folder's attempts.jsonl."""
+    """Log how an attempt of a job with restarts ended in the run folder's attempts.jsonl."""
     # The trainer refuses a folder with anything in it but a run.
     if job.run_dir is None or not (job.run_dir / "checkpoints").is_dir():
         return
@@ -170,4 +209,4 @@ def log_attempt(job: Job, attempt: int, ranks: int, ended: Outcome, step: int) -
         with append_text(job.run_dir / "attempts.jsonl") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
-        say(f"{job.run_dir / 'attempts.jsonl'}: cannot be written: {error.strerror}")
+        report(f"{job.run_dir / 'attempts.jsonl'}: cannot be written: {error.strerror}")

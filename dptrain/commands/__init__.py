@@ -1,7 +1,7 @@
-"""The commands of `dptrain`: each is one module and one line below.
+"""The commands of `dptrain`: each is one line below, and one module.
 
-A module has `add_arguments(parser)` and `run(parsed, communicator, connection)`, which returns the exit status; it
-imports NumPy only within `run`. A program with a command line of its own has `main(arguments)` instead.
+A module here has `add_arguments(parser)` and `run(parsed, communicator, connection)`, which returns the exit status; it
+imports NumPy only within `run`. The modules of `PROGRAMS` have `main(arguments)` instead.
 """
 
 COMMANDS = {
@@ -12,3 +12,4 @@ COMMANDS = {
     "inspect": "print what a checkpoint contains",
     "bench": "measure how fast this machine trains",
 }
+PROGRAMS = {"data-prep": "dptrain.data_prep.__main__", "launch": "dptrain.launch.__main__"}

@@ -6,20 +6,20 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dptrain.config.files import add_flags
 from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 from dptrain.system.arguments import Parser, whole
+from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
-Results = tuple[Any, dict[str, list[dict[str, Any]]]]  # figures for JSON, and tables by title
 STEP_KEYS = ("batch_size", "threads", "model", "model_options", "reduction")
+TITLES = {"layers": "us an image of one shard on one thread", "seconds": "seconds of each rank"}  # of tables
 BENCHMARKS = {
     "step": "the training step: images/s, each layer, share of the sgemm rate",
     "reduce": "both reductions, for several lengths of the gradient",
@@ -64,48 +64,37 @@ def _add_numbers(parser: Parser, flag: str, default: Any, help: str, **more: Any
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
     """Run the chosen benchmark; returns the exit status."""
-    figures, tables = parsed.benchmark(parsed, communicator)
+    figures = parsed.benchmark(parsed, communicator)
     if communicator.rank == 0 and parsed.json:
         print(json.dumps(figures))
     elif communicator.rank == 0:
         print(connection)
-        for title, rows in tables.items():
-            _print_table(title, rows)
+        for name, value in (figures if isinstance(figures, dict) else {parsed.benchmark.__doc__: figures}).items():
+            _print_figures(TITLES.get(name, name.replace("_", " ")), value)
     return 0
 
 
-def _step(parsed: argparse.Namespace, communicator: Communicator) -> Results:
+def _step(parsed: argparse.Namespace, communicator: Communicator) -> dict[str, Any]:
     from dptrain.bench.step import measure_step
     from dptrain.bench.workload import make_workload
 
     config = TrainConfig(**{name: getattr(parsed, name) for name in STEP_KEYS})
     workload = make_workload(config, communicator, tuple(parsed.image), parsed.classes, parsed.shards)
-    figures = measure_step(workload, batch_size=parsed.batch_size, steps=parsed.steps)
-    lists = {"layers", "seconds", "peak_memory_mib", "slowest_rank", "environment", "milliseconds_per_step"}
-    facts = {name: value for name, value in figures.items() if name not in lists}
-    facts |= {f"milliseconds per step, {which}": value for which, value in figures["milliseconds_per_step"].items()}
-    facts |= figures["environment"]
-    ranks = zip(figures["seconds"], figures["peak_memory_mib"], strict=True)
-    by_rank = [{"rank": rank, **seconds, "peak MiB": memory} for rank, (seconds, memory) in enumerate(ranks)]
-    return figures, {
-        "the training step": [{"what": name.replace("_", " "), "figure": value} for name, value in facts.items()],
-        "one shard on one thread, us an image": figures["layers"],
-        f"seconds of {parsed.steps} steps; slowest: rank {figures['slowest_rank']}": by_rank,
-    }
+    return measure_step(workload, batch_size=parsed.batch_size, steps=parsed.steps)
 
 
-def _reduce(parsed: argparse.Namespace, communicator: Communicator) -> Results:
+def _reduce(parsed: argparse.Namespace, communicator: Communicator) -> list[dict[str, Any]]:
+    """Medians on the slowest rank."""
     from dptrain.bench.reduce import measure_reductions
     from dptrain.bench.workload import check_shards
     from dptrain.parallel.communicator import together
 
     with together(communicator):
         check_shards(communicator, parsed.shards, batch_size=parsed.shards)
-    rows = measure_reductions(communicator, lengths=parsed.lengths, shards=parsed.shards, runs=parsed.runs)
-    return rows, {f"{parsed.shards} shards; median of {parsed.runs} on the slowest rank": rows}
+    return measure_reductions(communicator, lengths=parsed.lengths, shards=parsed.shards, runs=parsed.runs)
 
 
-def _data(parsed: argparse.Namespace, communicator: Communicator) -> Results:
+def _data(parsed: argparse.Namespace, communicator: Communicator) -> dict[str, Any]:
     from dptrain.bench.data import measure_batches, measure_files
     from dptrain.bench.workload import check_shards
     from dptrain.parallel.communicator import together
@@ -116,54 +105,51 @@ def _data(parsed: argparse.Namespace, communicator: Communicator) -> Results:
     threads, shape = parsed.threads or fair_threads(communicator), tuple(parsed.image)
     sizes = {"shards": parsed.shards, "threads": threads, "samples": parsed.samples}
     rates = measure_batches(communicator, shape, parsed.classes, batch_size=parsed.batch_size, **sizes)
-    if communicator.rank != 0:
-        return {}, {}
-    files = measure_files(shape, parsed.classes, **sizes)
-    rows = [{"what": f"{name}, rank 0 alone", "images/s": rate} for name, rate in files.items()]
-    rows += [{"what": f"batches, augmentation {border}", "images/s": rate} for border, rate in rates.items()]
-    title = f"{threads} threads each; {parsed.samples:,} images of {'x'.join(map(str, shape))}"
-    return {**files, "batches": rates, "ranks": communicator.size, "threads": threads}, {title: rows}
+    files = measure_files(shape, parsed.classes, **sizes) if communicator.rank == 0 else {}
+    return {**files, "batches": rates, "ranks": communicator.size, "threads": threads, "unit": "images/s"}
 
 
-def _scaling(parsed: argparse.Namespace, communicator: Communicator) -> Results:
+def _scaling(parsed: argparse.Namespace, communicator: Communicator) -> list[dict[str, Any]]:
+    """Medians of runs in turn; shares of the time."""
     from dptrain.bench.scaling import measure_scaling, powers_of_two, settings
     from dptrain.parallel.communicator import together
 
     with together(communicator):
         if communicator.size > 1:
             raise UsageError("bench scaling starts mpirun by itself: start it without mpirun")
-    available = len(os.sched_getaffinity(0))
-    cores = sorted({1, *parsed.cores}) if parsed.cores else powers_of_two(available)
+    cores = sorted({1, *parsed.cores}) if parsed.cores else powers_of_two(len(os.sched_getaffinity(0)))
     words = ["--image", *map(str, parsed.image)]
     for name in ("shards", "classes", "steps", "model", "reduction"):
         words += [f"--{name}", str(getattr(parsed, name))]
     if parsed.model_options:
         options = ", ".join(f"{name} = {json.dumps(value)}" for name, value in parsed.model_options.items())
         words += ["--model-options", options]
-    say = (lambda line: print(line, file=sys.stderr)) if sys.stderr.isatty() else (lambda line: None)
-    rows = measure_scaling(settings(cores, parsed.batch_size, parsed.batch_size_per_core), words, parsed.runs, say)
-    flat = [{**row, **row["shares"], "slowest_ranks": " ".join(map(str, row["slowest_ranks"]))} for row in rows]
-    columns = [name for name in flat[0] if name != "shares"]
-    title = f"{available} cores; medians of {parsed.runs} runs in turn; shares of the time"
-    return rows, {title: [{name: row[name] for name in columns} for row in flat]}
+    report = write_to_stderr if sys.stderr.isatty() else (lambda line: None)
+    return measure_scaling(settings(cores, parsed.batch_size, parsed.batch_size_per_core), words, parsed.runs, report)
 
 
-def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Print aligned columns, text to the left and figures to the right, whatever the width of the terminal."""
-    cells = [[name.replace("_", " ") for name in rows[0]], *([_cell(one) for one in row.values()] for row in rows)]
+def _print_figures(name: str, value: Any) -> None:
+    """Print figures on one line, or a table: text to the left and figures to the right."""
+    if not isinstance(value, list) or not isinstance(value[0], dict):
+        print(f"{name}: {_cell(value)}")
+        return
+    rows = [{**row, **row.pop("shares", {})} for row in map(dict, value)]
+    cells = [[key.replace("_", " ") for key in rows[0]], *([_cell(one) for one in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [not isinstance(one, str) for one in rows[0].values()]
-    print(f"\n{title}")
+    print(f"\n{name}")
     for row in cells:
         aligned = zip(row, widths, right, strict=True)
-        print(
-            "  "
-            + "  ".join(one.rjust(width) if figure else one.ljust(width) for one, width, figure in aligned).rstrip()
-        )
+        words = [one.rjust(width) if figure else one.ljust(width) for one, width, figure in aligned]
+        print(f"  {'  '.join(words)}".rstrip())
 
 
 def _cell(value: Any) -> str:
     """A value for people: a figure with three digits, or all before the point; names may come from a user's file."""
+    if isinstance(value, list):
+        return " ".join(map(_cell, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{shown(key)} {_cell(one)}" for key, one in value.items())
     if isinstance(value, float):
         return f"{value:,.0f}" if value >= 100 else f"{round(value, 4):.3g}"
     return shown(f"{value:,}" if isinstance(value, int) else value)

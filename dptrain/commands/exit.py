@@ -7,20 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import threading
 from typing import TYPE_CHECKING
 
-from dptrain.errors import (
-    FAILED,
-    PREEMPTED,
-    READER_GONE,
-    USAGE,
-    DptrainError,
-    PeerError,
-    PreemptedError,
-    RankLostError,
-)
+from dptrain.errors import FAILED, PREEMPTED, READER_GONE, USAGE, DptrainError, PeerError, PreemptedError, RankLostError
 from dptrain.health.interruption import AskedToEndError
 from dptrain.system import record
 from dptrain.system.failures import failure
@@ -53,7 +43,7 @@ def end(error: BaseException, communicator: Communicator | None) -> int:
         text, status = failure(error)
         foreseen = not text.startswith("failed: ")
         if text and communicator is not None and not agreed and (communicator.size > 1 or not foreseen):
-            text = f"rank {communicator.rank} on {socket.gethostname()}{':' * foreseen} {text}"
+            text = f"rank {communicator.rank} on {os.uname().nodename}{':' * foreseen} {text}"
         if text:
             write_to_stderr(f"dptrain: error: {text}")
         record.report_end(status, text.split("\n")[0], retry=may_retry(status))

@@ -30,13 +30,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     from dptrain.checkpoint.folder import RunFolder
     from dptrain.checkpoint.format import read_checkpoint
 
-    if path.is_dir():
-        newest = RunFolder(path).newest(lambda line: write_to_stderr(shown(line)))
-        if newest is None:
-            raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; give a run folder or a checkpoint file")
-        checkpoint = newest[1]
-    else:
-        checkpoint = read_checkpoint(path)
+    newest = RunFolder(path).newest(lambda line: write_to_stderr(shown(line))) if path.is_dir() else None
+    if newest is None and path.is_dir():
+        raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; give a run folder or a checkpoint file")
+    checkpoint = newest[1] if newest else read_checkpoint(path)
     for note in checkpoint.notes:
         write_to_stderr(f"dptrain: {shown(note)}")
     return checkpoint

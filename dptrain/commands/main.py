@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from dptrain.commands import COMMANDS
+from dptrain.commands import PROGRAMS
 from dptrain.commands.exit import end, leave, may_retry
-from dptrain.commands.parser import build_parser, load
+from dptrain.commands.parser import build_parser
 from dptrain.errors import UsageError
 from dptrain.system import record
 from dptrain.system.blas import request_one_thread
@@ -39,13 +39,12 @@ def _main(arguments: Sequence[str]) -> int:
     communicator = None
     try:
         name = next((word for word in arguments if not word.startswith("-")), "")
-        command: Any = load(name) if name in COMMANDS else None
         parsed, wrong = argparse.Namespace(), None
         try:
-            if hasattr(command, "main") and arguments[0] == name:
-                return int(command.main(arguments[1:]))
+            if name in PROGRAMS and arguments[0] == name:
+                return int(importlib.import_module(PROGRAMS[name]).main(arguments[1:]))
             request_one_thread()
-            parsed = build_parser(name if command else "").parse_args(arguments)
+            parsed = build_parser(name).parse_args(arguments)
         except UsageError as error:
             wrong = error  # reported when the ranks are connected, by one of them
         except SystemExit:  # --help or --version
@@ -60,9 +59,9 @@ def _main(arguments: Sequence[str]) -> int:
             if wrong is not None:
                 raise wrong
         # MPI libraries use some signals themselves, and `train` handles them itself.
-        by_exception = not communicator.uses_mpi and not getattr(command, "HANDLES_SIGNALS", False)
+        by_exception = not communicator.uses_mpi and not hasattr(parsed.command, "HANDLES_SIGNALS")
         with ended_by_exception() if by_exception else contextlib.nullcontext():
-            status: int = command.run(parsed, communicator, connection)
+            status: int = parsed.command.run(parsed, communicator, connection)
             finish_output()
         if communicator.rank == 0:
             record.report_end(status, retry=may_retry(status))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from typing import Any
 
 import dptrain
-from dptrain.commands import COMMANDS
+from dptrain.commands import COMMANDS, PROGRAMS
 from dptrain.system.arguments import Parser
 
 DESCRIPTION = "Distributed data-parallel training of convolutional networks on CPUs."
@@ -22,13 +21,11 @@ examples:
 """
 
 
-def load(command: str) -> Any:
-    """The module of a command."""
-    return importlib.import_module(f"dptrain.commands.{command.replace('-', '_')}")
-
-
 def build_parser(command: str = "") -> Parser:
-    """The parser of all commands, with the flags of one of them; the modules of the others are not imported."""
+    """The parser of all commands, with the flags of one of them; the modules of the others are not imported.
+
+    Its result has the module of the command as `command`.
+    """
     parser = Parser(
         prog="dptrain",
         description=DESCRIPTION,
@@ -40,6 +37,8 @@ def build_parser(command: str = "") -> Parser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND ...", prog="dptrain")
     for name, purpose in COMMANDS.items():
         one = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
-        if name == command and hasattr(module := load(name), "add_arguments"):
+        if name == command and name not in PROGRAMS:
+            module = importlib.import_module(f"dptrain.commands.{name}")
             module.add_arguments(one)
+            one.set_defaults(command=module)
     return parser

@@ -30,19 +30,15 @@ def add_arguments(parser: Parser) -> None:
     parser.usage = "dptrain train DATA [--flag value ...]"
     parser.explanations = EXPLANATIONS
     add_flags(parser, ["data"])
-    parser.add_argument(
-        "--config", type=path_argument, metavar="FILE", help="TOML file with keys named like the flags; flags win"
-    )
+    help = "TOML file with keys named like the flags; flags win"
+    parser.add_argument("--config", type=path_argument, metavar="FILE", help=help)
     parser.add_argument("--json", action="store_true", help="print a last line of JSON: accuracy, step, params_sha256")
     groups = {subject: parser.add_argument_group(subject.__doc__) for subject in SUBJECTS}
     for subject, group in groups.items():
         add_flags(group, [one.name for one in fields(subject) if one.name != "data"])
+    help = "short for --crop BORDER --flip (none: neither)"
     groups[AugmentationConfig].add_argument(
-        "--augment",
-        choices=BORDERS,
-        metavar="|".join(BORDERS),
-        default=argparse.SUPPRESS,
-        help="short for --crop BORDER --flip (none: neither)",
+        "--augment", choices=BORDERS, metavar="|".join(BORDERS), default=argparse.SUPPRESS, help=help
     )
 
 
@@ -62,10 +58,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
             saved["model"] = model_in_toml(parsed.config, saved["model"])
         config = merged(saved, given)
         if not config.data:
-            raise UsageError(
-                "no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 data/cifar10, or without "
-                "a download: dptrain data-prep shapes data/shapes"
-            )
+            raise UsageError("no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 FOLDER")
     with SignalInterruption(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
         reporters = [stack.enter_context(closing(kind())) for kind in REPORTERS]
         end = train(config, communicator, reporters, interruption, connection)
@@ -73,8 +66,6 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         return 0  # this is not rank 0
     if parsed.json and not print_whole(json.dumps({name: getattr(end, name) for name in SUMMARY})):
         # Not an error: the run is complete and saved, and a launcher or scheduler must not start it again.
-        write_to_stderr(
-            "dptrain: the line of --json could not be written; the last line of metrics.jsonl has the same figures"
-        )
+        write_to_stderr("dptrain: the line of --json could not be written; metrics.jsonl has the same figures")
     record.report_end(0)
     return 0

@@ -27,8 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def advice(self) -> str:
-        """The advice at the end of an error."""
-        return f"see {self.prog} --help"
+        return f"see {self.prog} --help"  # the end of every error
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; {self.advice}")
@@ -36,13 +35,12 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # no argument is left over
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """The arguments; UsageError for an unknown one. argparse calls it for each command's parser."""
+        """argparse calls it for each command's parser."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             word = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
-            advice = self.advice_on_words
-            if word.startswith("-"):
-                advice = did_you_mean(word, self._option_string_actions, self.advice, self.explanations)
+            near = did_you_mean(word, self._option_string_actions, self.advice, self.explanations)
+            advice = near if word.startswith("-") else self.advice_on_words
             raise UsageError(f"unknown argument {shown(repr(word), 100)}; {advice}")
         return found, []
 

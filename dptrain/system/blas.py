@@ -22,8 +22,7 @@ THREAD_VARIABLES = (
 
 def request_one_thread() -> None:
     """Set the environment variables that limit every BLAS to one thread, also if the user has set them."""
-    for variable in THREAD_VARIABLES:
-        os.environ[variable] = "1"
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
 
 
 def ensure_one_thread() -> dict[str, str]:
@@ -39,8 +38,8 @@ def ensure_one_thread() -> dict[str, str]:
         if pool["num_threads"] != 1:
             raise DptrainError(
                 f"{pool['filepath']} runs {pool['num_threads']} threads and ignores the limit of 1, which reproducible "
-                f"results need; set {' '.join(f'{variable}=1' for variable in THREAD_VARIABLES)} before starting"
+                f"results need; set {'=1 '.join(THREAD_VARIABLES)}=1 before starting"
             )
-    names = sorted({f"{pool['internal_api']} {pool['version']}" for pool in pools})
-    cores = sorted({str(pool.get("architecture", "unknown")) for pool in pools})
-    return {"blas": ", ".join(names) or "unknown", "blas_core": ", ".join(cores) or "unknown"}
+    names = {f"{pool['internal_api']} {pool['version']}" for pool in pools}
+    cores = {str(pool.get("architecture", "unknown")) for pool in pools}
+    return {"blas": ", ".join(sorted(names)) or "unknown", "blas_core": ", ".join(sorted(cores)) or "unknown"}

@@ -24,10 +24,8 @@ def bind_to_cores() -> None:
     Call it before the process starts threads. It binds neither a single rank, nor more ranks than cores (these yield
     while they wait), nor where the system forbids it.
     """
-    rank, ranks = (_number(names) for names in (LOCAL_RANK, LOCAL_RANKS))
-    if rank is None or ranks is None or not hasattr(os, "sched_setaffinity"):
-        return
-    if os.environ.pop(VARIABLE, "") != "cores" or ranks == 1:  # removed: child processes are not ranks
+    rank, ranks = (int(next(filter(None, map(os.environ.get, names)), "0")) for names in (LOCAL_RANK, LOCAL_RANKS))
+    if not ranks or os.environ.pop(VARIABLE, "") != "cores" or ranks == 1:  # removed: child processes are not ranks
         return
     cores = physical_cores(os.sched_getaffinity(0))
     each = len(cores) // ranks
@@ -38,22 +36,15 @@ def bind_to_cores() -> None:
         os.sched_setaffinity(0, set().union(*cores[rank * each : (rank + 1) * each]))
 
 
-def physical_cores(cpus: Iterable[int], sysfs: Path | None = None) -> list[set[int]]:
+def physical_cores(cpus: Iterable[int]) -> list[set[int]]:
     """The logical CPUs among `cpus` of each physical core, package by package; without Linux's files, one CPU each."""
     cores: dict[tuple[int, str], set[int]] = {}
     for cpu in sorted(cpus):
-        folder = (sysfs or SYSFS_CPUS) / f"cpu{cpu}" / "topology"
+        folder = SYSFS_CPUS / f"cpu{cpu}" / "topology"
         try:
-            package, siblings = (
-                (folder / name).read_text().strip() for name in ("physical_package_id", "thread_siblings_list")
-            )
+            package = int((folder / "physical_package_id").read_text())
+            siblings = (folder / "thread_siblings_list").read_text()
         except OSError:
-            package, siblings = "0", str(cpu)
-        cores.setdefault((int(package), siblings), set()).add(cpu)
+            package, siblings = 0, str(cpu)
+        cores.setdefault((package, siblings), set()).add(cpu)
     return [cores[key] for key in sorted(cores, key=lambda key: (key[0], min(cores[key])))]
-
-
-def _number(names: Iterable[str]) -> int | None:
-    """The number in the first of these variables that is set."""
-    found = (os.environ[name] for name in names if name in os.environ)
-    return next((int(text) for text in found if text.isdecimal()), None)

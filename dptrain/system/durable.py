@@ -15,8 +15,7 @@ PIECE = 1 << 24  # bytes written at a time
 def write_durably(path: Path, content: bytes) -> None:
     """Write, sync, read back, rename, sync the folder: after a crash the file is the old one or the new one.
 
-    OSError when that fails: no temporary file is left and the old file is unchanged. Exception: if only the sync of the
-    folder fails, the new file has already replaced the old one.
+    OSError when that fails: no temporary file is left, and the old file is unchanged unless only the last sync failed.
     """
     with _replacing(path) as temporary:
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -32,10 +31,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def link_durably(existing: Path, path: Path) -> None:
-    """Make `path` a hard link to the file `existing`, durably; it replaces any file at `path`.
-
-    OSError when that fails, also on file systems without hard links; then no temporary file is left.
-    """
+    """Replace `path` by a hard link to the file `existing`, durably; OSError when that fails."""
     with _replacing(path) as temporary:
         os.link(existing, temporary)
 

@@ -24,15 +24,13 @@ ADVICE = {
     **dict.fromkeys((errno.ENOTDIR, errno.ELOOP), "check the folders and links of the path"),
 }
 TOO_LARGE = f"too large for memory; {MEMORY}"
-NOT_LOADED = "out of memory while loading a library; raise the limit (ulimit -v)"
 # Messages of NumPy, the dynamic loader and Python about limits, and what to report instead.
 REPORTS = {
     "Maximum allowed dimension exceeded": TOO_LARGE,
     "array is too big": TOO_LARGE,
     "too large to convert": TOO_LARGE,
     "cannot fit 'int'": TOO_LARGE,
-    "failed to map segment": NOT_LOADED,
-    "annot allocate memory": NOT_LOADED,
+    "failed to map segment": "out of memory while loading a library; raise the limit (ulimit -v)",
     "can't start new thread": f"no more threads can be started; {PROCESSES}",
     "home directory": "this user has no home directory; set HOME to a folder that can be written",
     "embedded null": "a path contains a NUL character; choose another name",
@@ -40,9 +38,9 @@ REPORTS = {
 
 
 def failure(error: BaseException) -> tuple[str, int]:
-    """The text to report and the exit status; the text is empty where the reader of the output has gone.
+    """One line to report, "" if the reader of the output is gone, and the exit status.
 
-    The text is one line; an unforeseen exception has its traceback below.
+    An unforeseen exception has its traceback below the line.
     """
     if isinstance(error, ReaderGoneError):
         return "", error.status

@@ -9,10 +9,7 @@ from dptrain.system.text import shown
 
 
 def typed_path(text: str) -> str:
-    """The path with a leading `~` or `~user` expanded.
-
-    UsageError for an empty path, a NUL, an unknown user, or a dangling symbolic link in the path.
-    """
+    """The path with a leading `~` or `~user` expanded; UsageError for a path that cannot exist."""
     if not text.strip():
         raise UsageError("found an empty path; expected the path of a file or folder (is a shell variable unset?)")
     if "\0" in text:
@@ -20,10 +17,8 @@ def typed_path(text: str) -> str:
     try:
         path = Path(text).expanduser()
     except RuntimeError:
-        user = text.partition("/")[0]
-        raise UsageError(
-            f"{shown(text)}: there is no user {shown(user[1:])!r}; for a file, write ./{shown(user)}"
-        ) from None
+        user = shown(text.partition("/")[0])
+        raise UsageError(f"{shown(text)}: there is no user {user[1:]!r}; for a file, write ./{user}") from None
     if why := dangling(path):
         raise UsageError(f"{why}; give another path or correct the link")
     return str(path)
@@ -35,8 +30,6 @@ def dangling(path: Path) -> str | None:
         for link in (path, *path.parents):
             if link.is_symlink() and not link.exists():
                 return f"{shown(link)} is a symbolic link to {shown(link.readlink())}, which does not exist"
-            if link.exists():
-                return None
     except OSError:  # opening the path fails in the same way, and that error is reported
         pass
     return None

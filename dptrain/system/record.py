@@ -13,9 +13,7 @@ contains the secret token of the attempt. The launcher confirms it, so it is not
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import socket
 from collections.abc import Mapping
 
 VARIABLE = "DPTRAIN_LAUNCHER"  # TOKEN@PORT@ADDRESS,ADDRESS,...; set by the launcher
@@ -49,15 +47,14 @@ def report_end(status: int, reason: str = "", *, retry: bool = False, more: Mapp
     global _launcher
     if not launched():
         return False
+    import json
+    import socket
+
     (token, port, addresses), _launcher = _launcher.split("@"), ""
     record = {**(more or {}), "token": token, "status": status, "reason": reason[:LONGEST_REASON], "retry": retry}
-    line = json.dumps(record).encode("ascii") + b"\n"
     for address in addresses.split(","):
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((address, int(port)), timeout=PATIENCE) as connection,
-        ):
-            connection.sendall(line)
+        with contextlib.suppress(OSError), socket.create_connection((address, int(port)), PATIENCE) as connection:
+            connection.sendall(json.dumps(record).encode("ascii") + b"\n")
             if connection.recv(len(CONFIRMED)) == CONFIRMED:
                 return True
     return False

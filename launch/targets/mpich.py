@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ..hosts import Host
-from ..status import Outcome
-from .target import SSH_LIMITS, Notices, Target, signal_name
+from ..hosts import host_list
+from .target import SSH_LIMITS, Outcome, Target, signal_name
 
 # Where one of these is set, ranks on other hosts are not started by ssh, or the user has chosen its flags.
 OTHER_LAUNCHERS = {
@@ -26,33 +25,29 @@ class MPICH(Target):
 
     # Not SIGUSR1: MPICH's ranks handle it themselves until the trainer does, and lose it.
     banner = "HYDRA"
-    notices = Notices(
-        line=re.compile(rb"\[(mpiexec|proxy:[^\]@]*)@[^\]]*\] |Abort\(\d+\) on node \d+ "),
-        opening=re.compile(rb"={60,}\s*"),
-        closing=re.compile(rb"Please see the FAQ page for debugging suggestions\s*"),
-        words=re.compile(rb"=   BAD TERMINATION"),
+    notices = re.compile(
+        rb"(?m)^={60,}\n=   BAD TERMINATION[\s\S]*?^Please see the FAQ page for debugging suggestions\s*?\n"
+        rb"|^(?:\[(?:mpiexec|proxy:[^\]@]*)@[^\]]*\]|Abort\(\d+\) on node \d+) .*\n"
     )
 
     def command(
-        self, program: Sequence[str], ranks: int, hosts: Sequence[Host], environment: Mapping[str, str]
+        self, program: Sequence[str], ranks: int, hosts: Mapping[str, int], environment: Mapping[str, str]
     ) -> list[str]:
         """Ranks bind themselves to cores (`dptrain.system.cores`), so mpirun does not."""
-        where = ["-hosts", ",".join(map(str, hosts))] if hosts else []
+        where = ["-hosts", host_list(hosts)] if hosts else []
         return [self.starter, *where, "-bind-to", "none", "-n", str(ranks), *program]
 
-    def variables(self, environment: Mapping[str, str], hosts: Sequence[Host]) -> dict[str, str]:
+    def variables(self, environment: Mapping[str, str], hosts: Mapping[str, int]) -> dict[str, str]:
         by_ssh = (hosts or "HYDRA_HOST_FILE" in environment) and not OTHER_LAUNCHERS & environment.keys()
         return {"HYDRA_LAUNCHER_EXTRA_ARGS": SSH_LIMITS} if by_ssh else {}
 
     def outcome(self, returncode: int, output: str) -> Outcome:
         ended = super().outcome(returncode, output)
-        found = KILLED.search(output)
-        if found is None and LOST in output:
-            return replace(ended, reason="a rank on another host has died, or the host is lost", explained=True)
-        if found is None:
-            return ended
-        number = int(found[1])
-        status = 128 + number if returncode == number else ended.status  # mpirun returns the bare number of the signal
-        return replace(
-            ended, status=status, reason=f"a rank was killed by {signal_name(number)}", explained=True, rank_died=True
-        )
+        if found := KILLED.search(output):
+            number = int(found[1])
+            status = 128 + number if returncode == number else ended.status  # mpirun returns the signal's number
+            reason = f"a rank was killed by {signal_name(number)}"
+            return replace(ended, status=status, reason=reason, rank_died=True)
+        if LOST in output:
+            return replace(ended, reason="a rank on another host has died, or the host is lost")
+        return ended

@@ -253,7 +253,7 @@ def test_metrics_on_a_full_disk_end_the_run_with_one_error(data: Path, tmp_path:
 def test_a_shard_missing_on_one_rank_ends_all_ranks_and_is_reported_once(copied_data: Path, tmp_path: Path) -> None:
     (copied_data / "train-003-of-004.h5").unlink()  # rank 1 holds shards 2 and 3
     done = dptrain("train", *flags(copied_data, tmp_path / "run"), cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
-    assert_one_error(done, f"rank 1 on {socket.gethostname()}", "train-003-of-004.h5: missing", ranks=True)
+    assert_one_error(done, f"rank 1 on {socket.gethostname()}", "train-003-of-004.h5: cannot be read", ranks=True)
     assert not (tmp_path / "run").exists()
 
 

@@ -16,7 +16,7 @@ from training_runs import configuration, flags, packed, run, session_and_state
 from dptrain.config.files import from_text, merged, parse_toml, read_toml
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import UsageError
-from launch.job import settings
+from launch.supervise import settings
 
 
 @pytest.fixture(scope="module")

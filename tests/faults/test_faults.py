@@ -35,7 +35,7 @@ from mpi_runs import dptrain, own_mpi
 
 from dptrain.errors import PREEMPTED
 from dptrain.system.signals import ENDING, SAME_REQUEST
-from launch.signals import described
+from launch.signals import signal_label
 
 pytestmark = pytest.mark.mpi
 
@@ -82,7 +82,7 @@ def test_a_killed_rank_is_made_up_for_by_a_restart(
         struck = started.newest_step()
         status, _, err = started.end()
     assert status == 0, err
-    assert "launch: attempt 1, " in err
+    assert "launch: attempt 1 on " in err
     assert "SIGKILL" in err
     assert final_sha256(tmp_path / "run") == undisturbed
     tally("runs with a rank killed, restarted to the same bits; steps made before", struck)
@@ -154,7 +154,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
         status, _, err = started.end(timeout=20)
         seconds = time.monotonic() - struck
     assert status == 75, err
-    asked = f"{number.name} at rank {victim}" if victim < ranks else described(number)
+    asked = f"{number.name} at rank {victim}" if victim < ranks else signal_label(number)
     assert f"launch: stopped by {asked}: " in err
     assert seconds < 10
     stopped = started.newest_step()
@@ -221,7 +221,7 @@ def test_when_all_ranks_of_an_elastic_run_die_it_is_started_again(data: Path, un
             os.kill(process, signal.SIGKILL)
         status, _, err = started.end()
     assert status == 0, err
-    assert "attempt 1, 3 ranks: status 70" in err
+    assert "attempt 1 on 3 ranks ended with status 70" in err
     assert final_sha256(tmp_path / "run") == undisturbed
 
 
@@ -247,7 +247,7 @@ def test_an_elastic_run_tells_its_error_and_is_not_started_again(data: Path, tmp
         status, _, err = started.end()
     assert status == 1, err
     assert err.count("dptrain: error: step") == 1
-    assert "starting again" not in err
+    assert "restarting" not in err
 
 
 def test_a_second_signal_to_a_stopped_run_ends_it_at_once(data: Path, tmp_path: Path) -> None:

@@ -206,13 +206,13 @@ def test_a_signal_between_two_attempts_ends_the_launcher(fake_mpirun: Callable[.
     trainer = ["train", "data", "--run-dir", "no/such/run"]
     process = start_launch("-n", "2", "--mpirun", mpirun, "--max-restarts", "5", "--", *trainer)
     assert process.stderr is not None
-    while "starting again" not in process.stderr.readline():
+    while "restarting" not in process.stderr.readline():
         assert process.poll() is None
     process.terminate()
     out, told = process.communicate(timeout=30)
     assert process.returncode == 75
     assert out == "attempt\n"
-    assert told == "launch: a signal ended the job before it was started again\n"
+    assert told == "launch: a signal ended the job before the restart\n"
 
 
 @pytest.mark.mpi

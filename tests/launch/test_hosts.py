@@ -239,7 +239,7 @@ def test_a_host_without_power_is_left_out_if_fewer_ranks_are_allowed(
         script("hosts.sh", "crash", "2")
         status, err = ended(process, 200)
     assert status == 0, err
-    assert "cannot be reached and left out: node2" in err
+    assert "cannot be reached and are left out: node2" in err
     assert final_hash(tmp_path / "run") == undisturbed
     attempts = [json.loads(line) for line in (tmp_path / "run" / "attempts.jsonl").read_text().splitlines()]
     assert [attempt["ranks"] for attempt in attempts] == [2, 1]

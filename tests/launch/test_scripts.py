@@ -163,14 +163,14 @@ def test_a_folder_named_in_a_configuration_file_is_not_overruled(checkout: FakeC
 def test_the_commands_that_it_ends_with_exist() -> None:
     """Each is given to the parser of the real program, with the options as the script prints them."""
     from dptrain.commands.parser import build_parser
-    from launch.__main__ import parse
+    from launch.__main__ import make_parser
 
     build_parser("eval").parse_args(["eval", "runs/x", "data/cifar10"])
     build_parser("inspect").parse_args(["inspect", "runs/x"])
-    _, trainer = parse(
-        ["-n", "2", "--", "train", "data/cifar10", "--epochs", "30", "--augment", "reflect", "--run-dir", "runs/longer"]
+    make_parser().parse_args(["-n", "2"])
+    build_parser("train").parse_args(
+        ["train", "data/cifar10", "--epochs", "30", "--augment", "reflect", "--run-dir", "runs/longer"]
     )
-    build_parser("train").parse_args(trainer)
 
 
 def test_installing_shows_what_is_downloaded_and_how_large_it_is(checkout: FakeCheckout) -> None:

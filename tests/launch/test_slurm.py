@@ -89,5 +89,5 @@ def test_a_job_without_a_run_folder_is_refused(slurm: Path, tmp_path: Path, monk
     with job(["bash", str(SCRIPT), "data/cifar10"], tmp_path / "run") as started:
         status, _, err = started.end()
     assert status == 2
-    assert "no --run-dir is given" in err
+    assert "--max-restarts needs a run folder" in err
     assert not slurm.exists()

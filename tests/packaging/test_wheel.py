@@ -127,7 +127,7 @@ def test_a_checkout_that_is_not_installed_starts_its_ranks_from_the_working_dire
     program = (
         f"import sys; from pathlib import Path; checkout = Path({str(CHECKOUT)!r})\n"
         "sys.path = ['', *(entry for entry in sys.path if entry and Path(entry).resolve() != checkout)]\n"
-        "from launch.job import safe_path; print(safe_path())"
+        "from launch.supervise import safe_path; print(safe_path())"
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(

@@ -11,15 +11,18 @@ from dptrain.system import cores
 from dptrain.system.cores import VARIABLE, YIELD, bind_to_cores, physical_cores
 
 
-def test_hardware_threads_of_a_core_stay_together_and_packages_apart(tmp_path: Path) -> None:
+def test_hardware_threads_of_a_core_stay_together_and_packages_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cores, "SYSFS_CPUS", tmp_path)
     for cpu in range(8):  # two packages of two cores with two threads each; Linux numbers second threads last
         topology = tmp_path / f"cpu{cpu}" / "topology"
         topology.mkdir(parents=True)
         (topology / "physical_package_id").write_text(f"{cpu % 2}\n")
         (topology / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
-    assert physical_cores(range(8), tmp_path) == [{0, 4}, {2, 6}, {1, 5}, {3, 7}]
-    assert physical_cores({0, 1, 4}, tmp_path) == [{0, 4}, {1}]
-    assert physical_cores({8, 9}, tmp_path) == [{8}, {9}]  # nothing is known of these
+    assert physical_cores(range(8)) == [{0, 4}, {2, 6}, {1, 5}, {3, 7}]
+    assert physical_cores({0, 1, 4}) == [{0, 4}, {1}]
+    assert physical_cores({8, 9}) == [{8}, {9}]  # nothing is known of these
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from training_runs import flags, packed
 
 from data_prep.pack import pack
 from dptrain.system.record import OWNER, VARIABLE
-from launch.status import Record, StatusServer
+from launch.attempt import StatusServer
+from launch.targets.target import Outcome
 
 
-def run(code: str, **variables: str) -> tuple[subprocess.CompletedProcess[bytes], list[Record]]:
+def run(code: str, **variables: str) -> tuple[subprocess.CompletedProcess[bytes], list[Outcome]]:
     """Python code in a process that the launcher seems to have started, and the records that it has sent."""
     server = StatusServer()
     server.start()
@@ -37,7 +38,7 @@ def test_the_first_end_that_a_process_reports_is_its_record() -> None:
     code = "print(report_end(70, 'a\\udcff\\nb', retry=True, more={'by': 'x'}), report_end(0))"
     done, records = run(BEGIN + code)
     assert done.stdout == b"True False\n"
-    assert records == [Record(70, "a\udcff\nb", True, {"by": "x"})]
+    assert records == [Outcome(70, "a\\udcff\\nb", reported=True, more={"by": "x"})]
 
 
 @pytest.mark.parametrize("launcher", ["", "00@1@127.0.0.1"])
@@ -57,7 +58,7 @@ print(report_end(0))
 """
     )
     done, records = run(code)
-    assert (done.stdout, records) == (b"True\n", [Record(0)])
+    assert (done.stdout, records) == (b"True\n", [Outcome(0, final=True, reported=True)])
 
 
 @pytest.mark.parametrize("how", ["subprocess", "fork"])
@@ -66,11 +67,11 @@ def test_a_program_that_the_run_starts_does_not_report_for_it(how: str) -> None:
     if how == "fork":
         inner = "child = os.fork()\nif child == 0:\n    report_end(0)\n    os._exit(0)\nos.waitpid(child, 0)"
     assert run(BEGIN + inner)[1] == []
-    assert run(BEGIN + inner + "\nreport_end(1)")[1] == [Record(1)]
+    assert run(BEGIN + inner + "\nreport_end(1)")[1] == [Outcome(1, final=True, reported=True)]
 
 
 def test_a_long_reason_is_cut() -> None:
-    assert run(BEGIN + "report_end(1, '\\u20ac' * 9999)")[1] == [Record(1, "\u20ac" * 300)]
+    assert run(BEGIN + "report_end(1, '\\u20ac' * 9999)")[1] == [Outcome(1, "\u20ac" * 300, final=True, reported=True)]
 
 
 @pytest.mark.parametrize(
