@@ -25,10 +25,10 @@ REDUCTIONS = {
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600}
 DEFAULT_WARMUP, WARMUP_SHARE = 200, 10  # 200 steps, but at most a tenth of the run
 INTERVAL = re.compile(r"(\d+)([smh]?)", re.ASCII).fullmatch, "a number of steps, or a time such as 90s, 15m or 1h"
-
-
-def are_factors(table: Mapping[str, Any]) -> bool:
-    return all(type(one) in (int, float) and 0 <= one < math.inf for one in table.values())
+FACTORS = (
+    lambda table: all(type(one) in (int, float) and 0 <= one < math.inf for one in table.values()),
+    "factors of at least 0",
+)
 
 
 def model_name(text: str) -> str:
@@ -71,13 +71,7 @@ class OptimizerConfig(Config):
     nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd")
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
-    group_lr: Mapping[str, Any] = key(
-        {},
-        BITS,
-        "factors of the learning rate for groups of parameters",
-        rule=(are_factors, "factors of at least 0"),
-        example="head = 10",
-    )
+    group_lr: Mapping[str, Any] = key({}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10")
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -104,41 +98,30 @@ class ParallelConfig(Config):
     threads: int = key(0, PROCESS, "shards that a rank computes at a time (0: its share of the cores)", at_least=0)
     reduction: str = key("tree", BITS, "sum of gradients (mpi: bits depend on the ranks)", choices=(*REDUCTIONS,))
     elastic: bool = key(False, PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
+    stall_limit: float = key(60.0, PROCESS, "report a rank without progress for so many seconds (0: off)", at_least=0.0)
+    stall_abort: float = key(600.0, PROCESS, "end a job so many seconds after such a report (0: off)", at_least=0.0)
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
 class CheckpointConfig(Config):
-    """run folder and checkpoints"""
+    """run folder, checkpoints and log"""
 
     run_dir: str = key("", FOLDER, "folder of the run (default: a new one, runs/DATA-MODEL-TIME)", read=typed_path)
     checkpoint_every: str = key(
         "0",
         PROCESS,
-        "steps or time between checkpoints, besides those after each epoch: 500, 90s, 15m, 1h (0: none)",
+        "steps or time between more checkpoints: 500, 90s, 15m (0: none)",
         rule=INTERVAL,
         metavar="STEPS|TIME",
     )
-    resume: str = key(
-        "auto",
-        FOLDER,
-        "checkpoint or run folder to resume from (auto: the run folder's newest checkpoint; never: none)",
-        read=typed_path,
-    )
+    resume: str = key("auto", FOLDER, "checkpoint or run folder to resume (auto: the newest; never)", read=typed_path)
+    log_every: int = key(50, PROCESS, "steps between two lines of metrics.jsonl", at_least=1)
 
     @property
     def checkpoint_interval(self) -> tuple[int, int]:
         """Steps and seconds between two checkpoints; 0 where the interval is not given in that unit."""
         text, unit = self.checkpoint_every, self.checkpoint_every[-1]
         return (0, int(text[:-1]) * SECONDS_OF[unit]) if unit in SECONDS_OF else (int(text), 0)
-
-
-@dataclass(frozen=True, init=False, repr=False, eq=False)
-class ReportingConfig(Config):
-    """log and stalled ranks"""
-
-    log_every: int = key(50, PROCESS, "steps between two lines of metrics.jsonl", at_least=1)
-    stall_limit: float = key(60.0, PROCESS, "report a rank without progress for so many seconds (0: off)", at_least=0.0)
-    stall_abort: float = key(600.0, PROCESS, "end a job so many seconds after such a report (0: off)", at_least=0.0)
 
 
 @dataclass(frozen=True)
@@ -150,7 +133,6 @@ class TrainConfig(
     ScheduleConfig,
     ParallelConfig,
     CheckpointConfig,
-    ReportingConfig,
 ):
     """The whole configuration of `dptrain train`. UsageError for a value that cannot be used."""
 

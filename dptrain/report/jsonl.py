@@ -6,11 +6,9 @@
                        "images_per_second", "seconds": {...}, "evaluation_seconds", "params_sha256"}
     {"event": "recovery", "step", "lost", "ranks", "threads", "recovery_seconds"}
 
-Loss and accuracy of a step are those of its global batch, of an epoch the means over its samples. They are the same on
-any number of ranks. "seconds" and "images_per_second" are measured on rank 0: for a step since the previous logged step
-or the start of the epoch, for an epoch since its start. They exclude evaluation and include the copy of the state for a
-checkpoint. "images_per_second" is null for an epoch in which this process made no step, because it resumed at its end.
-A resumed run appends. Repeated steps are logged again, with the same values.
+Loss and accuracy of a step are those of its global batch, of an epoch the means over its samples. "seconds" and
+"images_per_second" are measured on rank 0, without evaluation: for a step since the previous logged step, for an epoch
+since its start (null if this process made no step of it). Repeated steps are logged again, with the same values.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dptrain.config.train import TrainConfig
 from dptrain.data.manifest import Manifest
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
-from dptrain.parallel.processes import make_pool
+from dptrain.parallel.pool import make_pool
 from dptrain.system.text import shown
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.model_checks import agree_on_model, changed_files, kept_model, model_change, try_model
@@ -88,15 +88,11 @@ def evaluate_checkpoint(
 
 def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> None:
     """CheckpointError unless the data set has the image shape and the classes, in order, of the checkpoint."""
-    for what, theirs, ours in (
-        ("images", manifest.image_shape, origin.input_shape),
-        ("classes in this order", manifest.classes, origin.classes),
-    ):
-        if theirs != ours:
-            raise CheckpointError(
-                f"not the same task: {shown(path)} was trained for {what}: {shown(ours, 300)}; {shown(data)} has "
-                f"{shown(theirs, 300)}"
-            )
+    image, classes = (origin.input_shape, manifest.image_shape), (origin.classes, manifest.classes)
+    for what, (trained, found) in {"images": image, "classes in this order": classes}.items():
+        if trained != found:
+            both = f"{what}: {shown(trained, 300)}; {shown(data)} has {shown(found, 300)}"
+            raise CheckpointError(f"not the same task: {shown(path)} was trained for {both}")
 
 
 def normalisation_note(origin: Origin, manifest: Manifest, path: Path, data: Path) -> str:

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from dptrain.checkpoint.folder import KEPT
 from dptrain.errors import ModelError, UsageError
 from dptrain.system.tracebacks import last_line, place, user_traceback
 
@@ -29,10 +28,9 @@ INSTALLED = {"site-packages", "dist-packages"}  # below the folder, if that is a
 
 
 class ModelSource:
-    """The files of a model as they were loaded, `files`: name relative to the model file's folder, to content.
+    """Finds a model's modules for Python's import system, and records their files.
 
-    It is one of Python's finders of modules. `files` grows when the model imports more while it computes. `main` is the
-    name of the model file.
+    `files` maps names, relative to the model file's folder, to content. `main` is the name of the model file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,10 +69,6 @@ class ModelSource:
     def loaded(self) -> list[ModuleType]:
         """The modules that were loaded from the files."""
         return [sys.modules[name] for name in self.modules if name in sys.modules]
-
-    def kept_name(self, model: str) -> str:
-        """What a configuration in the run folder calls the model FILE.py:FUNCTION: a copy is kept there."""
-        return f"{KEPT}/{self.main}:{model.rpartition(':')[2]}"
 
     def changed_files(self, before: Mapping[str, str], main: str) -> list[str]:
         """Names of files that differ from earlier `hashes` of a model whose file was called `main`.
@@ -155,16 +149,11 @@ def _unload(source: ModelSource) -> None:
 
 
 def describe_error(error: BaseException, source: ModelSource) -> str:
-    """An error in a user's code as one line, with advice if an import did not find a neighbour of the model file."""
+    """An error in a user's code as one line."""
     if isinstance(error, SystemExit):
         return f"ended the program with status {error.code}{place(error)}"
-    name = error.name if isinstance(error, ImportError) else getattr(getattr(error, "obj", None), "__name__", None)
     if isinstance(error, ImportError) and "relative import" in str(error):
         return f"{last_line(error)}; {source.main} is not part of a package: write `import NAME` for NAME.py"
-    if name in NOT_FROM_THE_FOLDER and (source.folder / f"{name}.py").is_file():
-        return (
-            f"{last_line(error)}; `import {name}` finds Python's or dptrain's {name}, not {name}.py next to the model"
-        )
     return last_line(error)
 
 

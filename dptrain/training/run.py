@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from dptrain.checkpoint.folder import RunFolder
+from dptrain.checkpoint.folder import KEPT, RunFolder
 from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.checkpoint.writer import CheckpointWriter
 from dptrain.config.files import to_toml
@@ -77,8 +77,9 @@ class Run:
             )
             raise known_to_all(communicator, error)
         limit, abort = self.config.stall_limit, self.config.stall_abort
-        watch = Watch(communicator, limit=limit, abort=abort, end=communicator.end_job)
-        self._until_ranks_change.callback(watch.close)
+        if limit:
+            watch = Watch(communicator, limit=limit, abort=abort, end=communicator.end_job)
+            self._until_ranks_change.callback(watch.close)
         communicator.activity.enter("loading data")
         self.session = set_up(self.config, communicator, self._loaded, self._architecture)
         self._until_ranks_change.callback(self.session.pool.close)
@@ -132,7 +133,7 @@ class Run:
         source, model = self.session.architecture.source, self.config.model
         if source is not None:
             self.folder.keep_model(source.files)
-            model = source.kept_name(model)
+            model = f"{KEPT}/{source.main}:{model.rpartition(':')[2]}"
         saved = replace(self.config, model=model, allow_changed_model=False, elastic=False)
         self.folder.write_config(to_toml(saved, folder=False))
 

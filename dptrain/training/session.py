@@ -21,8 +21,9 @@ from dptrain.optim.optimizer import Optimizer
 from dptrain.optim.schedule import Schedule, make_schedule
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.pool import ShardPool, fair_threads
-from dptrain.parallel.processes import make_pool
+from dptrain.parallel.pool import ShardPool, fair_threads, make_pool
+from dptrain.parallel.reduce import reducer_class
+from dptrain.parallel.reduce.reducer import Lengths
 from dptrain.system.cgroups import check_memory
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
@@ -30,7 +31,7 @@ from dptrain.training.agreement import agree_on, machine_notes, numeric_environm
 from dptrain.training.architecture import Architecture, build_network, find_architecture
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.model_checks import agree_on_model, try_model
-from dptrain.training.step import GradientWork, TrainingStep, make_reducer
+from dptrain.training.step import NO_REQUESTS, GradientWork, TrainingStep
 
 # Float32 vectors of the parameters' length that a rank has in addition to one gradient a shard: the parameters, their
 # copy for the workers, momentum, the summed gradient, the optimizer's scratch.
@@ -179,7 +180,8 @@ def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -
 def assemble(config: TrainConfig, task: Task, batches: dict[int, ShardBatches], optimizer: Optimizer) -> Engine:
     """Reduction, workers and pool. Whatever fails later must close the pool."""
     network, communicator = task.network, task.communicator
-    reducer = make_reducer(config.reduction, network, task.placement, communicator)
+    lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=3, requests=len(NO_REQUESTS))
+    reducer = reducer_class(config.reduction)(task.placement, communicator, lengths)
     gradients, evaluation = GradientWork(network, batches, reducer), make_evaluation(task, task.manifest)
     pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
     take_step = TrainingStep(gradients, optimizer, pool, communicator)

@@ -11,15 +11,12 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.checkpoint.state import BUFFERS, TrainingState, vector_layouts
 from dptrain.data.batches import ShardBatches
 from dptrain.nn.finite import not_finite
-from dptrain.nn.layer import PLAIN, Layer, Runner
+from dptrain.nn.layer import PLAIN, Layer, Pass, Runner
 from dptrain.nn.network import Network, Prepared, quiet
-from dptrain.nn.passes import Pass
 from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.communicator import Communicator, known_to_all
-from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool
-from dptrain.parallel.reduce import reducer_class
-from dptrain.parallel.reduce.reducer import Lengths, Reducer
+from dptrain.parallel.reduce.reducer import Reducer
 from dptrain.training.evaluate import NetworkWork
 from dptrain.training.finite import examine_shards, first_of_all_shards, not_finite_error
 
@@ -64,12 +61,6 @@ class StepOutcome:
     samples: int
     seconds: Seconds
     requests: Requests = NO_REQUESTS
-
-
-def make_reducer(name: str, network: Network, placement: Placement, communicator: Communicator) -> Reducer:
-    """The reduction of a name for the steps of a network."""
-    lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=3, requests=len(NO_REQUESTS))
-    return reducer_class(name)(placement, communicator, lengths)
 
 
 class GradientReporter(Runner):

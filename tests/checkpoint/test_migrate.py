@@ -41,6 +41,7 @@ FLAGS = "--model linear --batch-size 4 --epochs 2 --warmup-steps 3 --threads 1 -
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_an_old_run_is_resumed_on_its_old_data_and_evaluated(ranks: int, folder: Path) -> None:
     mpi = None if ranks == 1 else own_mpi()

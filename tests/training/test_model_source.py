@@ -11,7 +11,7 @@ import pytest
 from mpi_runs import own_mpi, python_of
 from training_runs import packed
 
-from dptrain.errors import FAILED, ModelError, UsageError
+from dptrain.errors import FAILED, UsageError
 from dptrain.nn.layer import Layer
 from dptrain.training.architecture import Architecture, build_network, find_architecture
 from dptrain.training.model_source import ModelSource, model_in_toml
@@ -88,15 +88,6 @@ def test_a_neighbour_does_not_replace_a_module_of_python_or_dptrain(tmp_path: Pa
         tmp_path, "import random, queue, colorsys, numpy, dptrain.nn\nrandom.random", "3", **files, colorsys=wrong
     )
     assert width_of(model) == 3
-
-
-@pytest.mark.parametrize("line", ["from random import Dropout", "import random\nrandom.Dropout"])
-def test_an_import_error_mentions_the_neighbour_of_the_same_name(line: str, tmp_path: Path) -> None:
-    model = net(tmp_path, line, "3", random="class Dropout: pass")
-    with pytest.raises(
-        ModelError, match=r"Dropout.*; `import random` finds Python's or dptrain's random, not random.py"
-    ):
-        find_architecture(model)
 
 
 def test_two_model_files_have_neighbours_of_one_name(tmp_path: Path) -> None:
@@ -223,6 +214,7 @@ def start(way: str, data: Path, folder: Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_start_finds_the_same_neighbours(way: str, data: Path, tmp_path: Path) -> None:
     """The reproduction of the field's report: from another folder, in which there is a module of the same name."""
@@ -234,6 +226,7 @@ def test_every_way_to_start_finds_the_same_neighbours(way: str, data: Path, tmp_
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize("way", ["dptrain", "python -m dptrain", "python -m launch"])
 def test_modules_of_the_working_directory_are_not_found_and_the_launcher_does_not_retry(
     way: str, data: Path, tmp_path: Path
