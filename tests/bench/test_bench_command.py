@@ -6,10 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-from command_runs import assert_one_error
+from command_runs import Done, assert_one_error, dptrain_here
 from mpi_runs import dptrain, own_mpi
 
 from dptrain.bench.scaling import powers_of_two
+
+
+def bench(*words: str, ranks: int, cwd: Path) -> Done:
+    """A benchmark, within this process on one rank."""
+    if ranks == 1:
+        return dptrain_here("bench", *words, cwd=cwd)
+    return dptrain("bench", *words, cwd=cwd, mpi=own_mpi(), ranks=ranks)
+
 
 SMALL = ("--image", "1", "8", "8", "--classes", "3", "--batch-size", "16")
 
@@ -18,14 +26,13 @@ SMALL = ("--image", "1", "8", "8", "--classes", "3", "--batch-size", "16")
 @pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_step_has_its_figures_on_any_number_of_ranks(ranks: int, tmp_path: Path) -> None:
-    mpi = own_mpi() if ranks > 1 else None
-    words = ("bench", "step", *SMALL, "--steps", "3", "--threads", "1")
-    figures = json.loads(dptrain(*words, "--json", cwd=tmp_path, mpi=mpi, ranks=ranks).stdout)
+    words = ("step", *SMALL, "--steps", "3", "--threads", "1")
+    figures = json.loads(bench(*words, "--json", ranks=ranks, cwd=tmp_path).stdout)
     assert figures["images_per_second"] > 0
     assert (figures["ranks"], figures["threads"], figures["batch_size"]) == (ranks, 1, 16)
     assert len(figures["seconds"]) == len(figures["peak_memory_mib"]) == ranks
     assert figures["slowest_rank"] in range(ranks)
-    table = dptrain(*words, cwd=tmp_path, mpi=mpi, ranks=ranks).stdout
+    table = bench(*words, ranks=ranks, cwd=tmp_path).stdout
     assert "share of sgemm" in table
     assert "peak memory mib" in table
     assert "  im2col  " in table
@@ -35,26 +42,24 @@ def test_step_has_its_figures_on_any_number_of_ranks(ranks: int, tmp_path: Path)
 @pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_reduce_measures_both_reductions_over_lengths(ranks: int, tmp_path: Path) -> None:
-    mpi = own_mpi() if ranks > 1 else None
-    words = ("bench", "reduce", "--lengths", "10", "5000", "--runs", "3")
-    rows = json.loads(dptrain(*words, "--json", cwd=tmp_path, mpi=mpi, ranks=ranks).stdout)
+    words = ("reduce", "--lengths", "10", "5000", "--runs", "3")
+    rows = json.loads(bench(*words, "--json", ranks=ranks, cwd=tmp_path).stdout)
     assert [(row["reduction"], row["length"]) for row in rows] == [
         ("tree", 10), ("mpi", 10), ("tree", 5000), ("mpi", 5000),
     ]  # fmt: skip
     assert all(row["exchange_us"] > 0 and row["local_sums_us"] > 0 and row["ranks"] == ranks for row in rows)
-    assert "local sums us" in dptrain(*words, cwd=tmp_path, mpi=mpi, ranks=ranks).stdout
+    assert "local sums us" in bench(*words, ranks=ranks, cwd=tmp_path).stdout
 
 
 @pytest.mark.mpi
 @pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_data_measures_packing_reading_and_batches(ranks: int, tmp_path: Path) -> None:
-    words = ("bench", "data", *SMALL, "--samples", "300")
-    mpi = own_mpi() if ranks > 1 else None
-    rates = json.loads(dptrain(*words, "--json", cwd=tmp_path, mpi=mpi, ranks=ranks).stdout)
+    words = ("data", *SMALL, "--samples", "300")
+    rates = json.loads(bench(*words, "--json", ranks=ranks, cwd=tmp_path).stdout)
     assert set(rates["batches"]) == {"none", "reflect", "zero"}
     assert min(rates["packing"], rates["reading"], *rates["batches"].values()) > 0
-    assert "batches: none " in dptrain(*words, cwd=tmp_path, mpi=mpi, ranks=ranks).stdout
+    assert "batches: none " in bench(*words, ranks=ranks, cwd=tmp_path).stdout
 
 
 @pytest.mark.mpi
@@ -105,7 +110,7 @@ def test_more_ranks_than_shards_are_refused(what: tuple[str, ...], tmp_path: Pat
     ids=str,
 )
 def test_what_cannot_be_measured_is_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    assert_one_error(dptrain("bench", *words, cwd=tmp_path), message, status=2)
+    assert_one_error(dptrain_here("bench", *words, cwd=tmp_path), message, status=2)
 
 
 @pytest.mark.parametrize(("most", "powers"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
