@@ -41,10 +41,8 @@ def check_target(out: Path, *, force: bool) -> None:
     """
     out = out.resolve()
     nearest = next(path for path in (out, *out.parents) if path.exists())
-    if not nearest.is_dir():
-        raise DataError(f"{shown(nearest)}: is not a folder; name a new or empty folder for the data set")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise DataError(f"{shown(nearest)}: cannot be written; choose another folder")
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise DataError(f"{shown(nearest)}: is not a folder that can be written; choose another folder")
     if nearest == out:
         _check_contents(out, force=force)
 
