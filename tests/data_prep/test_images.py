@@ -107,7 +107,10 @@ def test_images_in_any_order_of_memory_give_the_same_bytes(order: Callable[[Any]
         (lambda images: images / 255.0, "float64 of the shape (60, 3, 8, 9), expected uint8 (n, C, H, W) or"),
         (lambda images: images > 3, "bool of the shape (60, 3, 8, 9), expected uint8"),
         (lambda images: images.astype(object), "object of the shape"),
-        (lambda images: images[:, 0], "the shape (60, 8, 9), expected uint8 (n, C, H, W) or (n, H, W, C); add the axis of grey"),
+        (
+            lambda images: images[:, 0],
+            "the shape (60, 8, 9), expected uint8 (n, C, H, W) or (n, H, W, C); add the axis of grey",
+        ),
         (lambda images: images[:0], "expected at least one image and one pixel"),
         (lambda images: images[:, :, :0], "expected at least one image and one pixel"),
         (lambda images: images[:-1], "train labels are int64 of the shape (60,), expected integers of the shape (59,)"),
