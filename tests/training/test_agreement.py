@@ -82,8 +82,6 @@ def test_the_cpu_has_a_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> Non
     ("one", "other"),
     [
         ("--lr=0.2", "--lr=0.1"),
-        ("--threads=1", "--threads=0"),
-        ("--stall-limit=60", "--stall-limit=0"),
         ("--no-elastic", "--elastic"),
     ],
 )
