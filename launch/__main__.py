@@ -24,10 +24,9 @@ from dptrain.system.arguments import Parser, argument, whole
 from dptrain.system.blas import THREAD_VARIABLES
 from dptrain.system.cores import VARIABLE as BIND
 from dptrain.system.failures import failure
-from dptrain.system.notebook import in_notebook
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
-from dptrain.system.streams import write_to_stderr
+from dptrain.system.streams import in_notebook, write_to_stderr
 
 from .hosts import parse_hosts, read_hostfile, spread
 from .output import SCREEN, report

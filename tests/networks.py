@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import Layer, Pass
 from dptrain.nn.network import Network, Prepared
-from dptrain.nn.passes import Pass
 
 
 def ready(network: Network, parameters: Array, buffers: Array | None = None) -> Prepared:

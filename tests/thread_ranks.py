@@ -37,9 +37,6 @@ class ThreadCommunicator(Communicator):
         self.board.barrier.wait()
         return posts
 
-    def broadcast(self, value: Any, root: int = 0) -> Any:
-        return self.allgather(value)[root]
-
     def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
         assert sum(send_counts) == len(send)
         parts = np.split(send.copy(), np.cumsum(send_counts)[:-1])

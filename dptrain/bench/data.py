@@ -16,8 +16,7 @@ from dptrain.config.train import BORDERS, TrainConfig
 from dptrain.data.batches import ShardBatches
 from dptrain.data.loading import load_shards
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.pool import ShardWork
-from dptrain.parallel.processes import make_pool
+from dptrain.parallel.pool import ShardWork, make_pool
 from dptrain.training.session import make_batches
 
 EPOCHS = 3

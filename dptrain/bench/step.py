@@ -15,9 +15,8 @@ import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.bench.workload import Workload
-from dptrain.nn.layer import Layer, Runner
+from dptrain.nn.layer import Layer, Pass, Runner
 from dptrain.nn.network import Network
-from dptrain.nn.passes import Pass
 from dptrain.training.step import Seconds
 
 WARM_UP = 10  # steps

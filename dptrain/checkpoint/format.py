@@ -208,8 +208,7 @@ def _read_verified(path: Path) -> tuple[int, bytes]:
     """Version and content of a file whose length and SHA-256 are those in its header."""
     place = shown(path)
     try:
-        with files.open_regular(path) as file:
-            content = files.read_whole(file)
+        content = files.read_bytes(path)
     except OSError as error:
         raise CheckpointError(f"{place}: cannot be read: {error.strerror}") from error
     magic = ANY_MAGIC.fullmatch(content[:24])

@@ -44,7 +44,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
     """Train; returns the exit status."""
-    from dptrain.health.interruption import handled_signals
+    from dptrain.health.interruption import SignalInterruption
     from dptrain.parallel.communicator import together
     from dptrain.report import REPORTERS
     from dptrain.training.loop import train
@@ -59,7 +59,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         config = merged(saved, given)
         if not config.data:
             raise UsageError("no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 FOLDER")
-    with handled_signals(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
+    with SignalInterruption(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
         reporters = [stack.enter_context(closing(kind())) for kind in REPORTERS]
         end = train(config, communicator, reporters, interruption, connection)
     if end is None:

@@ -7,12 +7,11 @@ between two instructions of the main thread, which may wait for other ranks with
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -23,10 +22,7 @@ END = b"\0"  # no signal has this number: the thread ends
 
 
 class AskedToEndError(KeyboardInterrupt):
-    """A signal arrived before the first step; the text is the signal's name.
-
-    It is not an Exception, so that code that handles errors does not catch it.
-    """
+    """A signal arrived before the first step; the text is its name. Code that handles errors does not catch this."""
 
 
 class Interruption:
@@ -42,10 +38,9 @@ NEVER = Interruption()
 
 
 class SignalInterruption(Interruption):
-    """Handles the signals of this process until `close`; to be made in the main thread.
+    """Handles the signals of this process within a `with` block of the main thread; ignored signals stay ignored.
 
-    A signal that was ignored before stays ignored (`dptrain.system.signals.handled`). A second request calls `end` in
-    a thread.
+    A second request calls `end` with an exit status, in a thread.
     """
 
     def __init__(self, end: Callable[[int], None]) -> None:
@@ -79,6 +74,20 @@ class SignalInterruption(Interruption):
                 elif now - first > SAME_REQUEST:
                     self._end(128 + number)
 
+    def __enter__(self) -> Interruption:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        """Restore the earlier handlers, unless a signal to this rank or to another has ended the block.
+
+        Then they stay until the program ends: more signals of the same request may follow, and must not kill a process
+        that has saved its state and will report its status.
+        """
+        if self.signal_name is not None or (isinstance(error, DptrainError) and error.status == PREEMPTED):
+            ignore_at_exit()
+        else:
+            self.close()
+
     def close(self) -> None:
         """Restore the earlier handlers."""
         for number, handler in self._handlers_before.items():
@@ -88,26 +97,6 @@ class SignalInterruption(Interruption):
         self._thread.join()
         os.close(self._reading)
         os.close(self._writing)
-
-
-@contextlib.contextmanager
-def handled_signals(end: Callable[[int], None]) -> Iterator[Interruption]:
-    """A SignalInterruption within the block.
-
-    If a signal to this rank or to another has ended the block, the handlers stay until the program ends: more signals
-    of the same request may follow, and must not kill a process that has saved its state and will report its status.
-    """
-    interruption, preempted = SignalInterruption(end), False
-    try:
-        yield interruption
-    except DptrainError as error:
-        preempted = error.status == PREEMPTED
-        raise
-    finally:
-        if preempted or interruption.signal_name is not None:
-            ignore_at_exit()
-        else:
-            interruption.close()
 
 
 def leave_signals_to_parent() -> None:

@@ -13,61 +13,52 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import Draws
 from dptrain.errors import ModelError
 from dptrain.nn.graph import Part
-from dptrain.nn.layer import Layer, Runner, where
+from dptrain.nn.layer import Layer, Pass, Runner, Tensor, read_only, where, zeros
 from dptrain.nn.layers.activation import Flatten
 from dptrain.nn.network import Network
-from dptrain.nn.passes import Pass, read_only
-from dptrain.nn.tensor import Tensor, zeros
 
 STEP = 1e-5  # of the central differences; values of `distinct` are further apart than that
 RTOL, ATOL = 1e-6, 1e-7
 
 
 class CheckedRunner(Runner):
-    """ModelError for a layer whose passes return something else than they must; inputs cannot be written to."""
+    """ModelError for a layer whose passes do not return what they must; inputs cannot be written to."""
 
     def __init__(self, network: Network) -> None:
         self._output_shapes = {node.layer.name: node.shape for node in network.graph.nodes}  # of a sample
         self._input_shapes: dict[str, list[Shape]] = {}
 
-    def forward(self, layer: Layer, x: Any, call: Pass) -> tuple[Array, Any]:
+    def forward(self, layer: Layer, x: Any, call: Pass) -> Any:
         inputs = [read_only(one) for one in (x if isinstance(x, tuple) else [x])]
         self._input_shapes[layer.name] = [one.shape for one in inputs]
         given: Any = tuple(inputs) if isinstance(x, tuple) else inputs[0]
         result: Any = super().forward(layer, given, call)
         if not isinstance(result, tuple) or len(result) != 2:
-            raise ModelError(
-                f"{where(layer)}: forward returned {kind_of(result)}, expected two values: the output, and what "
-                "backward needs (or None)"
-            )
+            raise _broken(layer, "forward returned", result, "two values: the output, and what backward needs")
         shape = array_shape(self._output_shapes[layer.name], inputs[0].shape[-2])
         if not _has_shape(result[0], shape):
-            raise ModelError(
-                f"{where(layer)}: the output of forward is {kind_of(result[0])}, expected an array of shape {shape}, "
-                "which follows from the shape that bind returned"
-            )
+            raise _broken(layer, "the output of forward is", result[0], f"an array of shape {shape}, as bind returned")
         return result
 
-    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
+    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Any:
         result: Any = super().backward(layer, dy, saved, call)
         shapes = self._input_shapes[layer.name]
         parts = result if len(shapes) > 1 else (result,)
-        if call.need_dx and (
-            not isinstance(parts, tuple) or len(parts) != len(shapes) or not all(map(_has_shape, parts, shapes))
-        ):
-            raise ModelError(
-                f"{where(layer)}: backward returned {kind_of(result)}, expected the gradient of its input, an array of "
-                f"shape {', '.join(map(str, shapes))}"
-            )
-        return result  # type: ignore[no-any-return]
+        fits = isinstance(parts, tuple) and len(parts) == len(shapes) and all(map(_has_shape, parts, shapes))
+        if call.need_dx and not fits:
+            expected = f"the gradient of its input, an array of shape {', '.join(map(str, shapes))}"
+            raise _broken(layer, "backward returned", result, expected)
+        return result
+
+
+def _broken(layer: Layer, what: str, found: object, expected: str) -> ModelError:
+    return ModelError(f"{where(layer)}: {what} {kind_of(found)}, expected {expected}")
 
 
 def kind_of(value: object) -> str:
     """A value's type, and an array's shape, for error messages."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape}"
-    if isinstance(value, tuple):
-        return f"a tuple of {len(value)}"
     return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
@@ -113,19 +104,19 @@ def check_layer(layer: Part, input_shape: Shape, samples: int = 3, seed: int = 0
     dy = generator.normal(size=(samples, network.classes))
     workspace, runner = Workspace(np.float64), CheckedRunner(network)
 
-    def forward() -> tuple[Array, list[Any], list[Pass], dict[str, Array]]:
-        """Output, what the layers saved, the contexts, and gradients and statistics by name."""
-        prepared = network.prepare(parameters, buffers, workspace, runner)
+    def computed(backward: bool = True) -> dict[str, Array]:
+        """The output, the gradients and the statistics, by name."""
         gradient, statistics = np.zeros_like(parameters), np.zeros_like(buffers)
+        prepared = network.prepare(parameters, buffers, workspace, runner)
         passes = network.passes(prepared, workspace, gradient, statistics, Draws(seed))
-        written = network.layout.views(gradient) | network.buffer_layout.views(statistics)
-        return *network.graph.forward(views["input1.x"], passes, runner), passes, written
+        y, saved = network.graph.forward(views["input1.x"], passes, runner)
+        results = {"the output": y.copy(), **network.layout.views(gradient), **network.buffer_layout.views(statistics)}
+        if backward:
+            network.graph.backward(dy.copy(), saved, passes, runner)
+        return results
 
-    def computed() -> dict[str, Array]:
-        y, saved, passes, written = forward()
-        written["the output"] = y.copy()
-        network.graph.backward(dy.copy(), saved, passes, runner)
-        return written
+    def loss() -> float:
+        return float((computed(backward=False)["the output"] * dy).sum())
 
     first, second = computed(), computed()
     for name, values in first.items():
@@ -133,20 +124,17 @@ def check_layer(layer: Part, input_shape: Shape, samples: int = 3, seed: int = 0
             raise AssertionError(f"{layer!r}: the result for {name} is not the same when computed twice")
     network.predict(network.prepare(parameters, buffers, workspace), views["input1.x"], workspace, runner)
     for name, values in views.items():
-        if network.tensors[name].trained:
-            expected = central_difference(lambda: float((forward()[0] * dy).sum()), values)
-            what = "its input" if name == "input1.x" else name
-            _compare(f"{layer!r}: the gradient of {what}", first[name], expected)
-
-
-def _compare(what: str, found: Array, expected: Array) -> None:
-    wrong = ~np.isclose(found, expected, rtol=RTOL, atol=ATOL)
-    if wrong.any():
-        position = tuple(int(index) for index in np.argwhere(wrong)[0])
-        raise AssertionError(
-            f"{what} is {found[position]:.9g} at {position}, but the numerical derivative is {expected[position]:.9g}; "
-            f"{np.count_nonzero(wrong)} of {wrong.size} values differ"
-        )
+        if not network.tensors[name].trained:
+            continue
+        found, expected = first[name], central_difference(loss, values)
+        wrong = ~np.isclose(found, expected, rtol=RTOL, atol=ATOL)
+        if wrong.any():
+            position = tuple(int(index) for index in np.argwhere(wrong)[0])
+            raise AssertionError(
+                f"{layer!r}: the gradient of {'its input' if name == 'input1.x' else name} is {found[position]:.9g} at "
+                f"{position}, but the numerical derivative is {expected[position]:.9g}; {np.count_nonzero(wrong)} of "
+                f"{wrong.size} values differ"
+            )
 
 
 def distinct(shape: Shape, seed: int) -> Array:

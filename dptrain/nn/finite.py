@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import NO_KEY, Draws
-from dptrain.nn.layer import Layer, Runner
+from dptrain.nn.layer import Layer, Pass, Runner
 from dptrain.nn.network import Network, quiet
-from dptrain.nn.passes import Pass
 
 
 def not_finite(values: Array) -> str:
@@ -26,8 +25,12 @@ def not_finite(values: Array) -> str:
 
 def not_finite_parts(layout: Layout, flat: Array) -> list[str]:
     """The tensors of a flat vector that are not finite, such as "conv1.weight holds nan"."""
-    held = {name: not_finite(flat[part]) for name, part in layout.slices.items()}
-    return [f"{name} holds {what}" for name, what in held.items() if what]
+    return [text for name, part in layout.slices.items() for text in _held(name, flat[part])]
+
+
+def _held(name: str, values: Array) -> list[str]:
+    what = not_finite(values)
+    return [f"{name} holds {what}"] if what else []
 
 
 class Examiner(Runner):
@@ -39,17 +42,15 @@ class Examiner(Runner):
 
     def forward(self, layer: Layer, x: Array, call: Pass) -> tuple[Array, Any]:
         y, saved = super().forward(layer, x, call)
-        if what := not_finite(y):
-            self.outputs.append(f"the output of {layer.name} holds {what}")
+        self.outputs += _held(f"the output of {layer.name}", y)
         return y, saved
 
     def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
         dx = super().backward(layer, dy, saved, call)
         for name, gradient in call.gradients.items():
-            if what := not_finite(gradient):
-                self.gradients.append(f"the gradient of {layer.name}.{name} holds {what}")
-        if dx is not None and (what := not_finite(dx)):
-            self.gradients.append(f"the gradient of the input of {layer.name} holds {what}")
+            self.gradients += _held(f"the gradient of {layer.name}.{name}", gradient)
+        if dx is not None:
+            self.gradients += _held(f"the gradient of the input of {layer.name}", dx)
         return dx
 
 

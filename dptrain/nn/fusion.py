@@ -12,11 +12,10 @@ import numpy as np
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import zeros_beyond
 from dptrain.nn.graph import Node
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import Layer, Parameters, Pass
 from dptrain.nn.layers.activation import ReLU
 from dptrain.nn.layers.conv import KERNELS, Conv2d, add_up, with_kernels
 from dptrain.nn.layers.pool import MaxPool2d
-from dptrain.nn.passes import Parameters, Pass
 
 
 class ConvPoolReLU(Layer):

@@ -17,9 +17,7 @@ import numpy as np
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
 from dptrain.errors import ModelError
-from dptrain.nn.layer import Layer, Runner, where
-from dptrain.nn.passes import Pass
-from dptrain.nn.tensor import Tensor
+from dptrain.nn.layer import Layer, Pass, Runner, Tensor, where
 
 Part = Union[Layer, "Residual", Sequence["Part"]]  # a sequence of parts is applied one after the other
 

@@ -14,7 +14,7 @@ import pickle
 import random
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from dptrain.arrays.memory import Array, Workspace, aligned_copy, aligned_zeros
 from dptrain.errors import DptrainError, ModelError
 from dptrain.nn.check import CheckedRunner, kind_of
-from dptrain.nn.layer import Layer, where
+from dptrain.nn.layer import Layer, Parameters, Pass, where
 from dptrain.nn.network import Network, quiet
-from dptrain.nn.passes import Parameters, Pass
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import last_line, user_traceback
 
@@ -107,14 +106,14 @@ class _Checker(CheckedRunner):
         if isinstance(values, np.ndarray):
             self.results.append((what, _sha256(values)))
 
-    def prepare(self, layer: Layer, parameters: Parameters, workspace: Workspace) -> Parameters:
-        return cast(Parameters, self._checked(layer, "prepare", super().prepare, parameters, workspace))
+    def prepare(self, layer: Layer, parameters: Parameters, workspace: Workspace) -> Any:
+        return self._checked(layer, "prepare", super().prepare, parameters, workspace)
 
-    def forward(self, layer: Layer, x: Array, call: Pass) -> tuple[Array, Any]:
-        return cast(tuple[Array, Any], self._checked(layer, "forward", super().forward, x, call))
+    def forward(self, layer: Layer, x: Array, call: Pass) -> Any:
+        return self._checked(layer, "forward", super().forward, x, call)
 
-    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
-        return cast("Array | None", self._checked(layer, "backward", super().backward, dy, saved, call))
+    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Any:
+        return self._checked(layer, "backward", super().backward, dy, saved, call)
 
     def _checked(self, layer: Layer, method: str, run: Callable[..., Any], given: Any, *more: Any) -> Any:
         if not _is_users(layer):
@@ -127,7 +126,7 @@ class _Checker(CheckedRunner):
         except (Exception, SystemExit) as error:
             text = f"{where(layer)} fails in {method}: {last_line(error)}; its input was {kind_of(given)}"
             if "read-only" in str(error):
-                text += ". x, the parameters and the buffers are only read, as others use them too: compute with a copy"
+                text += ". x, the parameters and the buffers are only read: compute with a copy"
             raise ModelError(text, user_traceback(error)) from error
         if _global_generators() != before:
             used = "a global random generator (np.random or random)"
@@ -136,13 +135,13 @@ class _Checker(CheckedRunner):
         return result
 
 
-def is_users_class(kind: type) -> bool:
-    """Whether a class is neither dptrain's nor Python's."""
+def _is_users_class(kind: type) -> bool:
+    """Whether it is neither dptrain's nor Python's."""
     return kind.__module__.partition(".")[0] not in ("dptrain", "builtins", "abc", "typing")
 
 
 def _is_users(layer: Layer) -> bool:
-    return any(map(is_users_class, type(layer).__mro__))
+    return any(map(_is_users_class, type(layer).__mro__))
 
 
 def _sha256(values: Array) -> bytes:
@@ -159,7 +158,7 @@ def _state(network: Network, modules: Sequence[ModuleType]) -> dict[str, bytes]:
     What cannot be pickled, such as a lock or a function within a function, is not compared.
     """
     layers = [layer for layer in network.layers if _is_users(layer)]
-    classes = {kind for layer in layers for kind in type(layer).__mro__ if is_users_class(kind)}
+    classes = {kind for layer in layers for kind in type(layer).__mro__ if _is_users_class(kind)}
     roots: list[tuple[str, object]] = [
         *((f"module {module.__name__.removeprefix('dptrain_model_')}", module) for module in modules),
         *((f"class {kind.__qualname__}", kind) for kind in classes),

@@ -1,19 +1,152 @@
-"""The interface of all layers, and how a network calls them."""
+"""What a layer declares (`Tensor`), what it gets for a pass (`Pass`), its interface, and how a network calls it."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import math
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.passes import Parameters, Pass
-from dptrain.nn.tensor import Tensor
+from dptrain.arrays.random import NO_KEY, WORDS_PER_COUNT, Draws, Purpose, random_words
+
+Words = Callable[[int], NDArray[np.uint64]]  # the first words of the tensor's own random sequence
+Init = Callable[[Shape, Words], "Array | float"]  # initial values of a tensor
+Parameters = Mapping[str, Any]  # arrays by the tensors' names, and whatever `prepare` has made of them
+Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter, which the optimizer trains, or a buffer, such as the running mean of a batch normalisation.
+
+    name         unique within the layer; the full name is "conv1.weight"
+    init         initial values, such as `he_uniform(fan_in)` or `zeros`
+    decay        whether weight decay applies; unless given, to parameters of two or more axes
+    group        parameters of a group can have another learning rate
+    trainable    False keeps a parameter as it is
+    momentum     of a buffer: each step sets it to (1 - momentum) * buffer + momentum * mean statistic of the batch
+    """
+
+    name: str
+    shape: Shape
+    init: Init
+    kind: Literal["parameter", "buffer"] = "parameter"
+    decay: bool | None = None
+    group: str = "default"
+    trainable: bool = True
+    momentum: float = 0.1
+
+    @property
+    def trained(self) -> bool:
+        """Whether the optimizer changes it."""
+        return self.kind == "parameter" and self.trainable
+
+    @property
+    def decays(self) -> bool:
+        """Whether weight decay applies."""
+        return self.trained and (len(self.shape) > 1 if self.decay is None else self.decay)
+
+
+def zeros(shape: Shape, words: Words) -> float:
+    """All 0."""
+    return 0.0
+
+
+def ones(shape: Shape, words: Words) -> float:
+    """All 1."""
+    return 1.0
+
+
+def constant(value: float) -> Init:
+    """All `value`."""
+    return lambda shape, words: value
+
+
+def uniform(bound: float) -> Init:
+    """Uniform from -bound to bound: exact arithmetic, unlike normal draws, so a seed gives the same on any machine."""
+
+    def init(shape: Shape, words: Words) -> Array:
+        fractions = (words(math.prod(shape)) >> np.uint64(40)).astype(np.float64) * 2.0**-24  # in [0, 1)
+        return (bound * (2 * fractions - 1)).reshape(shape)
+
+    return init
+
+
+def he_uniform(fan_in: int) -> Init:
+    """Uniform with variance 2 / fan_in, for an output that sums `fan_in` inputs (He et al. 2015)."""
+    return uniform(math.sqrt(6 / fan_in))
+
+
+class Views(dict[str, Array]):
+    """Arrays by name, to be filled in place."""
+
+    def __setitem__(self, name: str, value: Array) -> None:
+        if value is not self.get(name):  # views[name] += value assigns the same array
+            raise TypeError(f"assigning to {name!r} has no effect: write into the array, by [{name!r}][...] = value")
+
+
+def read_only(array: Array) -> Array:
+    """A view that cannot be written to."""
+    view = array.view()
+    view.setflags(write=False)
+    return view
+
+
+@dataclass(slots=True)
+class Pass:
+    """The context of one forward pass of a layer and its backward pass.
+
+    parameters    by name, as `prepare` returned them; read only
+    buffers       by name; read only
+    gradients     of the parameters, zero before the backward pass, which writes them: gradients["weight"][...] = value
+    statistics    of this microbatch, for the buffers; a forward pass in training writes them
+    training      False for an evaluation: then nothing is drawn, and no statistics are written
+    need_dx       whether the backward pass must return the gradient of the layer's input
+    workspace     memory for arrays, for this thread alone
+    """
+
+    parameters: Parameters
+    buffers: Arrays
+    workspace: Workspace
+    training: bool = False
+    gradients: Arrays = field(default_factory=dict)
+    statistics: Arrays = field(default_factory=dict)
+    need_dx: bool = True
+    draws: Draws = NO_KEY
+    layer_number: int = 0
+    drawn: int = 0  # how often the layer has drawn
+
+    def uniform(self, shape: Shape) -> Array:
+        """New random numbers in [0, 1) for an array (..., N, C): 24 bits each, in the workspace's dtype.
+
+        A sample's numbers depend on seed, epoch, shard, its position, the layer, and the layer's earlier draws in this
+        pass.
+        """
+        *extents, samples, channels = shape
+        per_sample = math.prod(extents) * channels
+        counts = -(-per_sample // (2 * WORDS_PER_COUNT))  # a word gives two numbers
+        words = random_words(
+            self.draws.seed,
+            Purpose.LAYER,
+            self.draws.shard,
+            samples * counts * WORDS_PER_COUNT,
+            epoch=self.draws.epoch,
+            stream=self.layer_number << 32 | self.drawn,
+            start=self.draws.position * counts,
+        )
+        self.drawn += 1
+        halves = words.astype("<u8", copy=False).view("<u4").reshape(samples, -1)[:, :per_sample]
+        numbers = (halves >> np.uint32(8)).astype(self.workspace.dtype)
+        numbers *= 2.0**-24
+        return np.ascontiguousarray(np.moveaxis(numbers.reshape(samples, *extents, channels), 0, -2))
 
 
 class Layer:
@@ -59,8 +192,8 @@ class Layer:
 
         An argument is read from the attribute of the same name, if there is one.
         """
-        arguments = {name: getattr(self, name, value) for name, value in self._arguments.items()}
-        return {"type": type(self).__name__, **{name: plain(value) for name, value in arguments.items()}}
+        arguments = {name: plain(getattr(self, name, value)) for name, value in self._arguments.items()}
+        return {"type": type(self).__name__, **arguments}
 
     def tuning(self) -> dict[str, Any]:
         """Choices that change speed and last bits, but not what is computed."""
@@ -119,21 +252,17 @@ def where(layer: Layer) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it, the same in every process: arrays by a hash, objects by their type."""
+    """A value as JSON can hold it, the same in every process: arrays by a hash, other objects by their type."""
+    return json.loads(json.dumps(value, default=_plain, skipkeys=True), parse_constant=str)
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{value.shape} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
     if isinstance(value, np.generic):
-        return plain(value.item())
+        return value.item()
     if isinstance(value, Layer):
         return value.spec()
-    if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
     return getattr(value, "__qualname__", None) or type(value).__qualname__
 
 

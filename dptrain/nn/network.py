@@ -15,9 +15,8 @@ from dptrain.arrays.memory import Array, Workspace, aligned_zeros
 from dptrain.arrays.random import NO_KEY, Draws, Purpose, random_words
 from dptrain.nn.fusion import fuse
 from dptrain.nn.graph import Builder, Graph, Part
-from dptrain.nn.layer import PLAIN, Runner
+from dptrain.nn.layer import PLAIN, Parameters, Pass, Runner, Views, read_only
 from dptrain.nn.loss import softmax_cross_entropy
-from dptrain.nn.passes import Parameters, Pass, Views, read_only
 
 # For code that checks its result for NaN and infinity once, instead of at every warning.
 quiet = np.errstate(over="ignore", invalid="ignore")

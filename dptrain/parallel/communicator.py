@@ -1,4 +1,4 @@
-"""How ranks communicate: the interface, for one process alone. `dptrain.parallel.mpi` has that of several ranks."""
+"""How ranks communicate: the interface, and its implementation for one process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from dptrain.system.failures import refused
 
 
 class Communicator:
-    """One process alone: every collective is the identity. `MPICommunicator` overrides them.
-
-    Collectives must be called by all ranks in the same order.
-    """
+    """One process alone: every collective is the identity. All ranks must call collectives in the same order."""
 
     rank = 0
     size = 1
@@ -42,7 +39,7 @@ class Communicator:
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """The value of rank `root`, on every rank."""
-        return value
+        return self.allgather(value if self.rank == root else None)[root]
 
     def allgather(self, value: Any) -> list[Any]:
         """Every rank's value in rank order, on every rank."""
@@ -51,7 +48,7 @@ class Communicator:
     def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
         """Send the next `send_counts[r]` numbers to each rank r, receive `receive_counts[r]` from each.
 
-        This and the next two take contiguous float32 vectors, as long as the sum of their counts.
+        This and the next two methods take contiguous float32 vectors.
         """
         receive[...] = send
 
@@ -63,17 +60,14 @@ class Communicator:
         """Sum over ranks in place, in an order that MPI chooses."""
 
     def confirm(self) -> None:
-        """Return if all ranks arrive here alive, so that earlier collectives are complete; else RankLostError on all.
-
-        To be called before the result of a collective on vectors is used for good. Those on objects call it themselves.
-        """
+        """RankLostError on all ranks if one has died; else the results of earlier collectives on vectors are valid."""
 
     def survivors(self) -> Communicator:
         """After a RankLostError: the communicator of the ranks that are alive. Each of them must call this."""
         return self
 
     def abort(self, status: int) -> None:
-        """End all other ranks at once, because this one cannot go on."""
+        """End all other ranks at once, because this one cannot continue."""
 
     def end_job(self, status: int) -> None:
         """End all ranks and this process at once, from any of its threads."""
@@ -84,32 +78,32 @@ class Communicator:
 
 @contextmanager
 def together(communicator: Communicator) -> Iterator[None]:
-    """Within the block something may fail on some ranks, such as opening a file; then all ranks fail.
+    """If the block fails on some ranks, for example in opening a file, all ranks fail.
 
-    The lowest rank that fails raises its own DptrainError, which is reported; the others raise a PeerError. A refusal
-    of the operating system, such as too little memory, counts as a DptrainError (`refused`). Any other exception passes
-    through at once. Do not call a collective in the block: a rank that has failed before would not take part.
+    The lowest of them raises its DptrainError (also for errors of the operating system, see `refused`), which is
+    reported; the others raise a PeerError. Any other exception passes through at once. The block must not call a
+    collective: a rank that has failed before would not take part.
     """
-    own: DptrainError | None = None
+    failure: DptrainError | None = None
     try:
         yield
     except Exception as error:
-        own = error if isinstance(error, DptrainError) else refused(error)
-        if own is None:
+        failure = error if isinstance(error, DptrainError) else refused(error)
+        if failure is None:
             raise
-    errors = communicator.allgather(None if own is None else (str(own), own.status))
+    errors = communicator.allgather(None if failure is None else (str(failure), failure.status))
     failed = [rank for rank, error in enumerate(errors) if error is not None]
     if not failed:
         return
-    if own is None or communicator.rank != failed[0]:
+    if failure is None or communicator.rank != failed[0]:
         raise PeerError(*errors[failed[0]])
     if len(failed) < communicator.size:
-        own.args = (f"rank {communicator.world_ranks[communicator.rank]} on {socket.gethostname()}: {own}",)
-    own.agreed = True
-    raise own
+        failure.args = (f"rank {communicator.world_ranks[communicator.rank]} on {socket.gethostname()}: {failure}",)
+    failure.agreed = True
+    raise failure
 
 
 def known_to_all(communicator: Communicator, error: DptrainError) -> DptrainError:
-    """The error to raise when every rank has found the same one: rank 0 reports it, the others only end."""
+    """The error to raise where every rank has found the same one: rank 0 reports it."""
     error.agreed = True
     return error if communicator.rank == 0 else PeerError(str(error), error.status)

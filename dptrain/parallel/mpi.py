@@ -46,7 +46,7 @@ def _collective(call: Method) -> Method:
         try:
             return call(self, *arguments)
         except self._mpi.Exception as error:
-            if self.survives and error.Get_error_class() in self._rank_lost:
+            if error.Get_error_class() in self._rank_lost:
                 raise RankLostError(LOST) from None
             raise
         finally:
@@ -58,11 +58,10 @@ def _collective(call: Method) -> Method:
 class MPICommunicator(Communicator):
     """The ranks of an MPI communicator, at first MPI_COMM_WORLD.
 
-    Under ULFM (User Level Failure Mitigation, MPI 5's chapter on fault tolerance, in Open MPI >= 5) it survives: the
-    death of a rank raises RankLostError in a collective on at least one rank. `survivors` then ends the collectives of
-    the others (revoke) and makes a communicator of the ranks that are alive (shrink). The result of a collective is
-    valid only after `confirm`: when a rank dies, Open MPI's Allgatherv may return success on others with nothing
-    received (5.0.11, in most of 12 trials with 4 ranks and a few numbers each).
+    Under ULFM (User Level Failure Mitigation, in Open MPI >= 5) the death of a rank raises RankLostError in a
+    collective on at least one rank. `survivors` then ends the collectives of the others and makes a communicator of the
+    ranks that are alive. Results are valid only after `confirm`: when a rank dies, Open MPI's Allgatherv may return
+    success on others with nothing received (5.0.11, in most of 12 trials with 4 ranks).
     """
 
     uses_mpi = True
@@ -76,33 +75,23 @@ class MPICommunicator(Communicator):
         # By the variable, not by a trial: under MPICH, mpi4py only imitates these calls.
         self.survives = os.environ.get(ULFM_VARIABLE) == "1" and hasattr(mpi, "ERR_PROC_FAILED")
         self._parting = False
-        world = mpi.COMM_WORLD.Get_group()
-        self.world_ranks = self._ranks.Get_group().Translate_ranks(range(self.size), world)
-        if self.survives:
-            self._rank_lost = (mpi.ERR_PROC_FAILED, mpi.ERR_PROC_FAILED_PENDING, mpi.ERR_REVOKED)
+        self.world_ranks = self._ranks.Get_group().Translate_ranks(range(self.size), mpi.COMM_WORLD.Get_group())
+        names = ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED") if self.survives else ()
+        self._rank_lost = [getattr(mpi, name) for name in names]
 
     @_collective
     def barrier(self) -> None:
         self._ranks.Barrier()
 
     @_collective
-    def broadcast(self, value: Any, root: int = 0) -> Any:
-        if self.survives:
-            return self._allgather_confirmed(value if self.rank == root else None)[root]
-        return self._ranks.bcast(value, root=root)
-
-    @_collective
     def allgather(self, value: Any) -> list[Any]:
-        return self._allgather_confirmed(value) if self.survives else list(self._ranks.allgather(value))
-
-    def _allgather_confirmed(self, value: Any) -> list[Any]:
-        """Nothing is unpickled before it is known to have arrived."""
-        own = pickle.dumps(value)
+        """Confirms before it unpickles: after a death, nothing may have arrived."""
+        pickled = pickle.dumps(value)
         lengths = np.zeros(self.size, np.int64)
-        self._ranks.Allgather(np.array([len(own)], np.int64), lengths)
+        self._ranks.Allgather(np.array([len(pickled)], np.int64), lengths)
         self.confirm()
         whole = np.zeros(lengths.sum(), np.uint8)
-        self._ranks.Allgatherv(np.frombuffer(own, np.uint8), (whole, lengths.tolist()))
+        self._ranks.Allgatherv(np.frombuffer(pickled, np.uint8), (whole, lengths.tolist()))
         self.confirm()
         return [pickle.loads(part.tobytes()) for part in np.split(whole, np.cumsum(lengths)[:-1])]
 
@@ -136,7 +125,7 @@ class MPICommunicator(Communicator):
         """Whether all ranks are well and none has died: the same answer on all, even if a rank dies meanwhile.
 
         A revocation does not interrupt an agreement. So a rank that has learned of a death votes once against the next
-        one, where the others may wait for it; from then on all ranks are parting.
+        agreement, in which the others may wait for it. All ranks then know that they part.
         """
         try:
             agreed = bool(self._ranks.Agree(int(well)))

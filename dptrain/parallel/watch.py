@@ -4,25 +4,36 @@
     communicator.activity.enter("computing", step)          # by the main thread
     watch.close()
 
-A daemon thread of each rank sends its status by UDP to up to four watchers, which judge by the rules of
-`dptrain.health.stalls`. It makes no MPI call: MPI itself may hang, and only the main thread may call it. The caller's
-`end` may call MPI, as the job ends then.
+A daemon thread of each rank sends its status by UDP to up to four watchers. It makes no MPI call: MPI itself may hang,
+and only the main thread may call it. To a watcher a rank is
+
+    silent      when no status of it has arrived for the limit: its process is stopped, its host frozen, or it hangs in
+                a call that does not release Python's lock (the GIL)
+    stuck       when by its own status it has made no progress for the limit, other than in a collective, where any
+                other rank may hold it up
+
+The lowest watcher that is not silent itself reports. So exactly one does, whichever rank stalls.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass
+from typing import NamedTuple
 
-from dptrain.health.stalls import Status, Watcher
+from dptrain.errors import STALLED
+from dptrain.health.activity import WAITING
 from dptrain.parallel.communicator import Communicator
 from dptrain.system.addresses import own_addresses
+from dptrain.system.record import report_end
 from dptrain.system.streams import write_to_stderr
 
 WATCHERS = 4
@@ -30,10 +41,133 @@ INTERVAL = 0.5  # seconds between two datagrams of a rank, at most
 DATAGRAM_BYTES = 1024  # at most; a longer datagram is from another program
 
 
+class Status(NamedTuple):
+    """What a rank reports about itself; `age` is the seconds without progress by its own clock."""
+
+    rank: int
+    phase: str
+    step: int | None
+    age: float
+    ended: bool = False
+
+    @property
+    def when(self) -> str:
+        return "before the first step" if self.step is None else f"in step {self.step}"
+
+
+@dataclass
+class Stall:
+    """A rank, or all ranks, without progress: since when, the likely cause, and when the job ends because of it."""
+
+    who: str
+    what: str
+    began: float
+    cause: str
+    due: float = math.inf
+
+    def text(self, now: float) -> str:
+        return f"{self.who}{self.what} for {now - self.began:.0f} s"
+
+
+@dataclass
+class Watcher:
+    """What the watcher `rank` knows of all ranks, and what it reports; times are seconds of one clock."""
+
+    rank: int
+    names: Sequence[str]  # of all ranks, for people
+    watchers: Sequence[int]  # the ranks that watch
+    limit: float
+    abort: float
+    report: Callable[[str], None]
+    end: Callable[[int], None]
+    now: InitVar[float]
+
+    def __post_init__(self, now: float) -> None:
+        self._statuses: dict[int, Status] = {}
+        self._heard = dict.fromkeys(range(len(self.names)), now)  # when the last status arrived, or the watch began
+        self._reported: dict[int | None, Stall] = {}  # by rank; None: all ranks wait for each other
+        self._judges_from = now
+
+    def hear(self, status: Status, now: float) -> None:
+        """A status has arrived."""
+        before = self._statuses.get(status.rank)
+        if before is None or not before.ended:  # datagrams may overtake each other
+            self._statuses[status.rank] = status
+            self._heard[status.rank] = now
+
+    def restart(self, now: float, pause: float) -> None:
+        """Forget silence and stalls: this process, and perhaps every other, did not run for a while.
+
+        For `pause` seconds nothing is judged, because the statuses that have arrived meanwhile are old.
+        """
+        self._heard = dict.fromkeys(self._heard, now)
+        self._reported.clear()
+        self._judges_from = now + pause
+
+    def judge(self, now: float) -> None:
+        """Report what has changed, and end the job if it is time."""
+        if now < self._judges_from:
+            return
+        stalls = self._stalls(now)
+        if not any(self._is_heard(rank, now) for rank in self.watchers if rank < self.rank):
+            for rank in stalls.keys() - self._reported.keys():
+                self._begin(rank, stalls[rank], now)
+        for rank in self._reported.keys() - stalls.keys():
+            stall = self._reported.pop(rank)
+            if rank is not None or not stalls:
+                self.report(f"dptrain: {stall.who} continued after {now - stall.began:.0f} s")
+        for stall in self._reported.values():
+            if now >= stall.due:
+                stall.due = math.inf
+                reason = f"{stall.text(now)}: the job ends (--stall-abort)"
+                self.report(f"dptrain: error: {reason}")
+                report_end(STALLED, reason, retry=True)
+                self.end(STALLED)
+
+    def _begin(self, rank: int | None, stall: Stall, now: float) -> None:
+        self._reported[rank] = stall
+        ends = ""
+        if self.abort and (rank is None or rank in self._statuses):
+            stall.due = now + self.abort
+            ends = f"; the job ends in {self.abort:g} s if that does not change (--stall-abort)"
+        self.report(f"dptrain: {stall.text(now)}: {stall.cause}{ends}")
+
+    def _stalls(self, now: float) -> dict[int | None, Stall]:
+        stalls: dict[int | None, Stall] = {}
+        present = [status for status in self._statuses.values() if not status.ended]
+        steps = [step for rank, _, step, _, _ in present if step is not None and self._is_heard(rank, now)]
+        for rank, phase, step, age, _ in present:
+            when = f"{phase} {self._statuses[rank].when}"
+            if not self._is_heard(rank, now):
+                # It may have continued after its last status; the ranks that wait for it know the step.
+                others = f" (others are in step {max(steps)})" if steps and max(steps) != step else ""
+                cause = "it may be stopped, swapped out or stuck in I/O, or its host cut off"
+                what = f", last heard {when}{others}, has been silent"
+                stalls[rank] = Stall(self.names[rank], what, self._heard[rank], cause)
+            elif phase != WAITING and age > self.limit:
+                cause = "it may be stuck in I/O, swapped out or far behind, or a forked worker is stopped"
+                stalls[rank] = Stall(self.names[rank], f", {when}, has made no progress", now - age, cause)
+        never_heard = self._heard.keys() - self._statuses.keys()
+        if not stalls and present and not never_heard:
+            last = min(present, key=lambda status: status.age)
+            if last.age > self.limit:  # so every rank is in a collective
+                what = f" have waited for each other {last.when}"
+                stalls[None] = Stall("all ranks", what, now - last.age, "suspect the network or MPI")
+        for rank in never_heard:
+            if now - self._heard[rank] > self.limit:  # this does not end the job, as the rank may be well
+                cause = f"is UDP blocked between its host and that of rank {self.rank}? Its stalls are not reported"
+                stalls[rank] = Stall(self.names[rank], " has sent nothing", self._heard[rank], cause)
+        return stalls
+
+    def _is_heard(self, rank: int, now: float) -> bool:
+        status = self._statuses.get(rank)
+        return status is not None and not status.ended and now - self._heard[rank] <= self.limit
+
+
 class Watch:
     """This rank's part: sends its status, and watches the others if it is a watcher. Made by all ranks together.
 
-    limit       seconds after which a rank is reported as silent or stuck; 0: no watch
+    limit       seconds after which a rank is reported as silent or stuck
     abort       seconds from then until the job ends; 0, and in a process alone: never
     report      takes a line for the user; called in the thread of the watch, like
     end         ends this process with a status, and with it the job: the main thread may hang in MPI
@@ -51,11 +185,8 @@ class Watch:
         self._rank, self._size = communicator.rank, communicator.size
         self.activity = communicator.activity
         self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
         self._socket: socket.socket | None = None
         self._watcher: Watcher | None = None
-        if not limit:
-            return
         hosts, processes = self._meet(communicator)
         watchers = watchers_of(hosts)
         if self._rank in watchers:
@@ -91,11 +222,8 @@ class Watch:
 
     def close(self) -> None:
         """This rank ends as intended: its silence is not reported from now on."""
-        if self._thread is None:
-            return
         self._closing.set()
         self._thread.join()
-        self._thread = None
         self._send(ended=True)
         if self._socket is not None:
             self._socket.close()

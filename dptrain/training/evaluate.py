@@ -18,8 +18,7 @@ from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.pool import Result, ShardPool, ShardWork
-from dptrain.parallel.processes import shared_zeros
+from dptrain.parallel.pool import Result, ShardPool, ShardWork, shared_zeros
 
 
 @dataclass(frozen=True)

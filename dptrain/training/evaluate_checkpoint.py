@@ -15,7 +15,7 @@ from dptrain.config.train import TrainConfig
 from dptrain.data.manifest import Manifest
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
-from dptrain.parallel.processes import make_pool
+from dptrain.parallel.pool import make_pool
 from dptrain.system.text import shown
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.model_checks import agree_on_model, changed_files, kept_model, model_change, try_model

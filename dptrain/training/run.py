@@ -77,8 +77,9 @@ class Run:
             )
             raise known_to_all(communicator, error)
         limit, abort = self.config.stall_limit, self.config.stall_abort
-        watch = Watch(communicator, limit=limit, abort=abort, end=communicator.end_job)
-        self._until_ranks_change.callback(watch.close)
+        if limit:
+            watch = Watch(communicator, limit=limit, abort=abort, end=communicator.end_job)
+            self._until_ranks_change.callback(watch.close)
         communicator.activity.enter("loading data")
         self.session = set_up(self.config, communicator, self._loaded, self._architecture)
         self._until_ranks_change.callback(self.session.pool.close)

@@ -21,8 +21,7 @@ from dptrain.optim.optimizer import Optimizer
 from dptrain.optim.schedule import Schedule, make_schedule
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.pool import ShardPool, fair_threads
-from dptrain.parallel.processes import make_pool
+from dptrain.parallel.pool import ShardPool, fair_threads, make_pool
 from dptrain.parallel.reduce import reducer_class
 from dptrain.parallel.reduce.reducer import Lengths
 from dptrain.system.cgroups import check_memory

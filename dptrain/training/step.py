@@ -11,9 +11,8 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.checkpoint.state import BUFFERS, TrainingState, vector_layouts
 from dptrain.data.batches import ShardBatches
 from dptrain.nn.finite import not_finite
-from dptrain.nn.layer import PLAIN, Layer, Runner
+from dptrain.nn.layer import PLAIN, Layer, Pass, Runner
 from dptrain.nn.network import Network, Prepared, quiet
-from dptrain.nn.passes import Pass
 from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.parallel.pool import ShardPool

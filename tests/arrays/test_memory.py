@@ -7,7 +7,7 @@ import pytest
 
 from dptrain.arrays.memory import ALIGNMENT, CHUNK, Array, Workspace, aligned_zeros, huge_pages
 from dptrain.errors import DptrainError, LimitError
-from dptrain.parallel.processes import shared_zeros
+from dptrain.parallel.pool import shared_zeros
 
 
 def test_the_same_request_gives_the_same_memory() -> None:

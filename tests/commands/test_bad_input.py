@@ -250,6 +250,7 @@ def test_metrics_on_a_full_disk_end_the_run_with_one_error(data: Path, tmp_path:
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_a_shard_missing_on_one_rank_ends_all_ranks_and_is_reported_once(copied_data: Path, tmp_path: Path) -> None:
     (copied_data / "train-003-of-004.h5").unlink()  # rank 1 holds shards 2 and 3
     done = dptrain("train", *flags(copied_data, tmp_path / "run"), cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)
@@ -258,6 +259,7 @@ def test_a_shard_missing_on_one_rank_ends_all_ranks_and_is_reported_once(copied_
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_a_loss_that_is_not_finite_ends_all_ranks_and_is_reported_once(data: Path, tmp_path: Path) -> None:
     words = flags(data, tmp_path / "run", lr=1e30, warmup_steps=0)
     done = dptrain("train", *words, cwd=tmp_path, mpi=own_mpi(), ranks=2, timeout=60)

@@ -78,6 +78,7 @@ def test_what_verify_refuses_is_refused_by_train_and_eval(problem: str, trained:
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_a_sample_that_occurs_twice_is_found_across_ranks_and_reported_once(tmp_path: Path) -> None:
     data = packed(tmp_path / "set")
     twice(data, "train")

@@ -74,6 +74,7 @@ def test_what_is_dropped_depends_on_the_seed(data: Path, undisturbed: str, tmp_p
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_real_ranks_that_load_the_file_do_not_change_a_bit(data: Path, undisturbed: str, tmp_path: Path) -> None:
     words = [
         *flags(data, tmp_path / "run", model=f"{FOLDER / 'network.py'}:build"),

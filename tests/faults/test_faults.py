@@ -44,9 +44,10 @@ LATEST = LAST_STEP - 100  # no rank is struck later than this step and some mill
 Tally = Callable[[str, float], None]
 
 
-def trials(short: int, long: int) -> Iterable[Any]:
-    """Seeds: the first few for every run, all of them for the long one."""
-    return [*range(short), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(short, short + long))]
+def trials(short: int, long: int, mpich: int = 1) -> Iterable[Any]:
+    """Seeds: the first few for every run, the first `mpich` of them also with MPICH, all of them for the long one."""
+    once = [pytest.param(seed, marks=pytest.mark.once) for seed in range(mpich, short)]
+    return [*range(mpich), *once, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(short, short + long))]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def strike(started: Job, rank: int, number: signal.Signals = signal.SIGKILL) -> 
     os.kill(started.ranks()[rank], number)
 
 
-@pytest.mark.parametrize("seed", trials(3, 100))
+@pytest.mark.parametrize("seed", trials(2, 100))
 def test_a_killed_rank_is_made_up_for_by_a_restart(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
@@ -90,7 +91,7 @@ def test_a_killed_rank_is_made_up_for_by_a_restart(
 
 
 @pytest.mark.ulfm
-@pytest.mark.parametrize("seed", trials(3, 50))
+@pytest.mark.parametrize("seed", trials(2, 50))
 def test_elastic_ranks_continue_without_killed_ones(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
     tally("runs ended by a signal with a checkpoint and status 75; seconds", seconds)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
 def test_one_process_with_workers_saves_a_checkpoint_whatever_announces_its_end(
     number: signal.Signals, data: Path, undisturbed: str, tmp_path: Path
@@ -185,6 +187,7 @@ def test_one_process_with_workers_saves_a_checkpoint_whatever_announces_its_end(
     assert final_sha256(tmp_path / "run") == undisturbed
 
 
+@pytest.mark.once
 def test_signals_that_were_ignored_at_the_start_do_not_end_a_run(data: Path, tmp_path: Path) -> None:
     """Found in the field: `&` in a script ignores SIGINT, but Ctrl-C meant for `tail` ended the training."""
     ignoring = ["bash", "-c", 'trap "" INT HUP; exec "$@"', "bash"]
@@ -196,6 +199,7 @@ def test_signals_that_were_ignored_at_the_start_do_not_end_a_run(data: Path, tmp
     assert status == 0, err
 
 
+@pytest.mark.once
 def test_ctrl_z_stops_a_run_with_its_workers_and_raises_no_alarm(data: Path, tmp_path: Path) -> None:
     """As a terminal's Ctrl-Z and `fg` do it, to the whole group."""
     trainer = words(data, tmp_path / "run", threads=2, stall_limit=0.5)
@@ -271,7 +275,8 @@ STALL_LIMIT = 2.0
 
 
 @pytest.mark.parametrize(
-    ("rank", "flag"), [(0, ""), (1, ""), (2, ""), pytest.param(1, "--elastic", marks=pytest.mark.ulfm)]
+    ("rank", "flag"),
+    [(0, ""), pytest.param(2, "", marks=pytest.mark.once), pytest.param(1, "--elastic", marks=pytest.mark.ulfm)],
 )
 def test_a_stopped_rank_is_reported_and_ends_the_job_if_configured(
     rank: int, flag: str, data: Path, tmp_path: Path, tally: Tally
@@ -296,7 +301,7 @@ def test_a_stopped_rank_is_reported_and_ends_the_job_if_configured(
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("seconds", [10, pytest.param(600, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("seconds", [7, pytest.param(600, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
 def test_no_rank_is_named_in_ordinary_training(seconds: int, data: Path, tmp_path: Path, tally: Tally) -> None:
     """With checkpoints all the time, evaluations, more ranks than cores, and a limit far below the usual one."""
     trainer = words(data, tmp_path / "run", stall_limit=5.0, epochs=100_000)

@@ -30,7 +30,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.once)])
 def test_a_signalled_job_saves_and_only_usr1_requeues_it(
     number: signal.Signals, slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +84,7 @@ def test_what_another_try_may_cure_is_requeued_up_to_a_bound(status: int, slurm:
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_a_job_without_a_run_folder_is_refused(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON", str(python_of(own_mpi())))
     with job(["bash", str(SCRIPT), "data/cifar10"], tmp_path / "run") as started:

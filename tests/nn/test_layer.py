@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from dptrain.arrays.memory import Workspace
-from dptrain.nn.layer import Layer, pair, plain, windows
-from dptrain.nn.passes import Pass
+from dptrain.nn.layer import Layer, Pass, pair, plain, windows
 
 
 def test_pair_takes_one_number_or_two() -> None:
@@ -37,4 +36,7 @@ def test_a_layer_that_defines_nothing_says_so() -> None:
 
 
 def test_an_argument_that_json_cannot_hold_is_text_in_the_spec() -> None:
-    assert plain({"limit": float("inf"), "rates": [np.float32("nan"), 0.5]}) == {"limit": "inf", "rates": ["nan", 0.5]}
+    assert plain({"limit": float("inf"), "rates": [np.float32("nan"), 0.5]}) == {
+        "limit": "Infinity",
+        "rates": ["NaN", 0.5],
+    }

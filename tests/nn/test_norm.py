@@ -8,7 +8,7 @@ from networks import ready
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn import BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, Network, Pass, ReLU, check_layer
-from dptrain.nn.passes import Views
+from dptrain.nn.layer import Views
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (1, 1, 2), (2, 3, 1)])

@@ -1,4 +1,4 @@
-"""dptrain.parallel.processes: shards side by side on forked processes, their errors, and their deaths."""
+"""dptrain.parallel.pool: shards side by side on forked processes, their errors, and their deaths."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ import pytest
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.errors import DataError, DptrainError
 from dptrain.parallel.communicator import Communicator
-from dptrain.parallel.pool import ShardThreads, ShardWork
-from dptrain.parallel.processes import ShardProcesses, Worker, make_pool, shared_zeros
+from dptrain.parallel.pool import ShardProcesses, ShardThreads, ShardWork, Worker, make_pool, shared_zeros
 from dptrain.system.failures import failure
 from dptrain.system.signals import ENDING
 
@@ -205,7 +204,7 @@ PARENT = """
 import os, signal, sys, time
 from dptrain.errors import DptrainError
 from dptrain.parallel.pool import ShardWork
-from dptrain.parallel.processes import ShardProcesses
+from dptrain.parallel.pool import ShardProcesses
 
 class Work(ShardWork[int]):
     def compute(self, shard, prepared, workspace):
@@ -288,10 +287,10 @@ except KeyboardInterrupt:
 def test_a_signal_while_workers_are_forked_ends_the_run_and_leaves_no_worker(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    then = f"""from dptrain.health.interruption import AskedToEndError, handled_signals
+    then = f"""from dptrain.health.interruption import AskedToEndError, SignalInterruption
 os.register_at_fork(before=lambda: os.kill(os.getpid(), {int(number)}))
 try:
-    with handled_signals(os._exit):
+    with SignalInterruption(os._exit):
         ShardProcesses(3, [work])
 except AskedToEndError as asked:
     print(asked)

@@ -142,6 +142,7 @@ def test_real_ranks_that_print_megabytes_are_believed(mpi: str, ends: str, statu
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_eval_and_inspect_report_through_real_ranks(tmp_path: Path) -> None:
     data = packed(tmp_path / "data")
     assert run_launch("-n", "2", "--", "train", *flags(data, tmp_path / "run", epochs=1)).returncode == 0

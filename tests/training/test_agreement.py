@@ -78,6 +78,7 @@ def test_the_cpu_has_a_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("one", "other"),
     [

@@ -199,6 +199,7 @@ def test_an_architecture_file_may_move_but_its_layers_may_not_change(
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_data_missing_on_one_rank_ends_both(trained: tuple[Path, Path], tmp_path: Path) -> None:
     data, checkpoint = trained
     program = tmp_path / "wrapper.py"

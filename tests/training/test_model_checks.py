@@ -229,6 +229,7 @@ def test_a_kill_while_the_code_is_written_leaves_no_partial_copy(
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_ranks_with_other_code_end_with_one_error(data: Path, model: str, tmp_path: Path) -> None:
     """As on hosts without a common file system; the layers look the same."""
     shutil.copytree(tmp_path / "code", tmp_path / "other")
@@ -285,6 +286,7 @@ def test_a_model_that_draws_without_a_seed_is_not_resumed(data: Path, model: str
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_ranks_whose_models_draw_without_a_seed_end_with_one_error(data: Path, model: str, tmp_path: Path) -> None:
     (tmp_path / "code" / "net.py").write_text(NET + UNSEEDED)
     words = flags(data, tmp_path / "run", model=model, model_options={})

@@ -214,6 +214,7 @@ def start(way: str, data: Path, folder: Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_start_finds_the_same_neighbours(way: str, data: Path, tmp_path: Path) -> None:
     """The reproduction of the field's report: from another folder, in which there is a module of the same name."""
@@ -225,6 +226,7 @@ def test_every_way_to_start_finds_the_same_neighbours(way: str, data: Path, tmp_
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize("way", ["python -m dptrain", "python -m launch"])
 def test_modules_of_the_working_directory_are_not_found_and_the_launcher_does_not_retry(
     way: str, data: Path, tmp_path: Path

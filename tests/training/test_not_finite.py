@@ -156,6 +156,7 @@ def test_the_first_tensor_of_a_state_that_is_not_finite_is_reported(bad: str, fi
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_a_shard_that_breaks_on_the_last_of_three_ranks_is_reported_once_and_earlier_checkpoints_stay(
     data: Path, plain: tuple[Session, TrainingState], tmp_path: Path
 ) -> None:

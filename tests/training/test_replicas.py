@@ -121,6 +121,7 @@ def test_a_difference_that_disappears_is_reported_anyway() -> None:
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("tensor", "step", "noticed", "last"), [("parameter conv1.bias", 5, 6, 3), ("momentum of linear1.weight", 7, 7, 6)]
 )

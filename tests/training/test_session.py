@@ -92,6 +92,7 @@ def test_no_more_threads_than_shards_are_started(data: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.mpi
+@pytest.mark.once
 def test_more_ranks_than_shards_is_one_error_with_the_command_to_pack_again(data: Path, tmp_path: Path) -> None:
     done = dptrain("train", *flags(data, tmp_path / "run"), cwd=tmp_path, mpi=own_mpi(), ranks=5)
     assert done.returncode == 2

@@ -20,7 +20,7 @@ from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.state import TrainingState
 from dptrain.errors import TrainingError
 from dptrain.nn.network import Outcome
-from dptrain.parallel.reduce.reducer import Reduced
+from dptrain.parallel.reduce.reducer import Parts
 from dptrain.training.session import Session
 from dptrain.training.step import Seconds
 
@@ -114,7 +114,7 @@ def test_each_slice_of_a_shards_vector_is_reported_once_it_is_complete(
     def ready(shard: int, part: slice) -> None:
         reported[shard].append((part, reducer.vectors[shard][part].tobytes()))
 
-    def check_and_finish() -> Reduced:
+    def check_and_finish() -> Parts:
         for shard, vector in reducer.vectors.items():
             assert all(content == vector[part].tobytes() for part, content in reported[shard])
         return finish()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.passes import Pass
+from dptrain.nn.layer import Pass
 
 if TYPE_CHECKING:
     from dptrain.nn.layers.conv import Conv2d

@@ -22,7 +22,7 @@ from numpy.lib.stride_tricks import as_strided
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation
 from dptrain.nn.convolution.products import matmul, matmul_of_long
-from dptrain.nn.passes import Pass
+from dptrain.nn.layer import Pass
 
 if TYPE_CHECKING:
     from dptrain.nn.layers.conv import Conv2d
@@ -37,10 +37,9 @@ class Im2col(Correlation):
         self.extent = (height // q * q, width // q * q)  # pixels in no pooling window are not computed
         # In phases, the same place of the next pooling window is the next value in memory.
         self._m = m = q if conv.stride == (1, 1) else 1
-        rows, columns = (
-            [_phase(r, m, padding, extent) for r in range(m)]
-            for padding, extent in zip(conv.padding, conv.input_shape[1:], strict=True)
-        )
+        (ph, pw), (channels, h, w) = conv.padding, conv.input_shape
+        self._phases = (m, m, channels, -(-(h + 2 * ph) // m), -(-(w + 2 * pw) // m))
+        rows, columns = ([_phase(r, m, padding, extent) for r in range(m)] for padding, extent in ((ph, h), (pw, w)))
         self._places: list[tuple[Any, Any]] = [  # for each phase: its pixels in (C, H, W, N), and its part of `phases`
             ((slice(None), row, column), (r, s, slice(None), down, across))
             for r, (row, down) in enumerate(rows)
@@ -55,7 +54,7 @@ class Im2col(Correlation):
 
     def forward(self, x: Array, kernels: Array, workspace: Workspace) -> tuple[Array, Array]:
         (height, width), samples, q = self.extent, x.shape[-2], self.q
-        phases = workspace.array(self.name, "phases", self._phases_shape(samples), zeroed=True)  # the border stays zero
+        phases = workspace.array(self.name, "phases", (*self._phases, samples), zeroed=True)  # the border stays zero
         planes = x.transpose(3, 0, 1, 2)
         for source, place in self._places:
             phases[place] = planes[source]
@@ -64,21 +63,21 @@ class Im2col(Correlation):
         for part, seen in workspace.views(self.name, "windows", (cols, phases), self._parts):
             part[...] = seen
         sums = workspace.scratch(self.name, "sums", (*pixels, self.conv.out_channels))
-        matmul(self._as_matrix(cols).T, kernels, out=sums.reshape(-1, sums.shape[-1]))
+        matmul(cols.reshape(len(kernels), -1).T, kernels, out=sums.reshape(-1, sums.shape[-1]))
         return sums, cols
 
     def backward(self, dsums: Array, cols: Array, kernels: Array, call: Pass) -> Array | None:
         workspace, dweight = call.workspace, call.gradients["weight"]
         dy = dsums.reshape(-1, len(dweight))
         dkernels = workspace.array(self.name, "dkernels", kernels.shape)
-        matmul_of_long(self._as_matrix(cols), dy, dkernels, self.name, workspace)
+        matmul_of_long(cols.reshape(len(kernels), -1), dy, dkernels, self.name, workspace)
         np.copyto(dweight.reshape(len(dweight), -1), dkernels.T)
         if not call.need_dx:
             return None
         dcols = cols  # their gradient is written over them
-        matmul(kernels, dy.T, out=self._as_matrix(dcols))
+        matmul(kernels, dy.T, out=dcols.reshape(len(kernels), -1))
         samples, (channels, *extents) = dsums.shape[-2], self.conv.input_shape
-        dphases = workspace.array(self.name, "dphases", self._phases_shape(samples))
+        dphases = workspace.array(self.name, "dphases", (*self._phases, samples))
         dphases.fill(0)
         for part, seen in workspace.views(self.name, "dwindows", (dcols, dphases), self._single_parts):
             seen += part
@@ -91,14 +90,6 @@ class Im2col(Correlation):
     def in_own_order(self, image: Array) -> Array:
         return image
 
-    def _as_matrix(self, cols: Array) -> Array:
-        """A view (C * KH * KW, columns)."""
-        return cols.reshape(self.conv.fan_in, -1)
-
-    def _phases_shape(self, samples: int) -> tuple[int, ...]:
-        (ph, pw), (channels, height, width), m = self.conv.padding, self.conv.input_shape, self._m
-        return (m, m, channels, -(-(height + 2 * ph) // m), -(-(width + 2 * pw) // m), samples)
-
     def _parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:
         """For each phase, the columns of the kernel's places in it, and the pixels that they read.
 
@@ -108,22 +99,18 @@ class Im2col(Correlation):
         (sh, sw), (kernel_height, kernel_width) = self.conv.stride, self.conv.kernel_size
         in_row_phase, in_column_phase, of_channel, down, across, of_sample = phases.strides
 
-        def row(index: int) -> int:
-            return index % m * in_row_phase + index // m * down
-
-        def column(index: int) -> int:
-            return index % m * in_column_phase + index // m * across
+        def offset(row: int, column: int) -> int:
+            in_phases = row % m * in_row_phase + column % m * in_column_phase
+            return in_phases + row // m * down + column // m * across
 
         # With q = m = 2 and stride 1, the next pixel of a window is in the other phase, and the same pixel of the next
         # window is the next one of the same phase.
         parts: list[tuple[Array, Array]] = []
-        for r in range(min(m, kernel_height)):
-            for s in range(min(m, kernel_width)):
-                part = cols[:, r::m, s::m]
-                in_window = row(r + sh) - row(r), column(s + sw) - column(s)
-                to_next = row(r + sh * q) - row(r), column(s + sw * q) - column(s)
-                strides = (of_channel, down, across, *in_window, *to_next, of_sample)
-                parts.append((part, as_strided(phases[r, s], part.shape, strides)))
+        for r, s in np.ndindex(min(m, kernel_height), min(m, kernel_width)):
+            steps = offset(r + sh, s), offset(r, s + sw), offset(r + sh * q, s), offset(r, s + sw * q)
+            part = cols[:, r::m, s::m]
+            strides = (of_channel, down, across, *(step - offset(r, s) for step in steps), of_sample)
+            parts.append((part, as_strided(phases[r, s], part.shape, strides)))
         return parts
 
     def _single_parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:

@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation
 from dptrain.nn.convolution.products import matmul
-from dptrain.nn.passes import Pass
+from dptrain.nn.layer import Pass
 
 if TYPE_CHECKING:
     from dptrain.nn.layers.conv import Conv2d
@@ -69,6 +68,9 @@ class Winograd(Correlation):
         _, height, width = conv.output_shape
         self.tiles = (-(-height // m), -(-width // m))
         self.extent = (m * self.tiles[0], m * self.tiles[1])
+        self._padded = (self.extent[0] + KERNEL - 1, self.extent[1] + KERNEL - 1)  # what all tiles see
+        (ph, pw), (_, height, width) = conv.padding, conv.input_shape
+        self._inside = (slice(ph, ph + height), slice(pw, pw + width))  # of the padding
         matrices = transforms(m)
         self._transforms = {kind: [one.astype(kind) for one in matrices] for kind in ("float32", "float64")}
 
@@ -90,9 +92,11 @@ class Winograd(Correlation):
         m, n, out_channels = self.m, self.n, self.conv.out_channels
         to_outputs, _, of_pixels = self._transforms[workspace.dtype.name]
         v = workspace.array(self.name, "pixels transformed", (n, n, *self.tiles, *x.shape[2:]))
-        padded = workspace.array(self.name, "padded", self._padded_shape(v), zeroed=True)  # the border stays zero
-        self._inside(padded)[...] = x
-        between = self._between_axes(padded, workspace)
+        padded = workspace.array(
+            self.name, "padded", (*self._padded, *v.shape[4:]), zeroed=True
+        )  # the border stays zero
+        padded[self._inside] = x  # the border stays zero
+        between = workspace.scratch(self.name, "between axes", (n, self.tiles[0], *padded.shape[1:]))
         for pixels, tiles in workspace.views(self.name, "tiles", (padded, between, v), self._overlapping):
             matmul(of_pixels, pixels, out=tiles)
         products = workspace.scratch(self.name, "products", (n, n, *v.shape[2:5], out_channels))
@@ -100,7 +104,8 @@ class Winograd(Correlation):
         half = workspace.scratch(self.name, "half", (m, *products.shape[1:]))
         sums = workspace.scratch(self.name, "sums", (m, m, *products.shape[2:]))
         along_both(to_outputs, products, half, sums)
-        return self._in_windows(sums), v
+        a, q = m // self.q, self.q
+        return sums.reshape(a, q, a, q, *sums.shape[2:]).transpose(1, 3, 0, 2, *range(4, 8)), v
 
     def backward(self, dsums: Array, v: Array, kernels: tuple[Array, Array], call: Pass) -> Array | None:
         workspace, dweight = call.workspace, call.gradients["weight"]
@@ -119,51 +124,27 @@ class Winograd(Correlation):
         np.copyto(dweight, dkernels.transpose(2, 3, 0, 1))
         if not call.need_dx:
             return None
-        # The transformed pixels are not needed any more: their gradient is written over them.
-        matmul(_by_place(dproducts), kernels[1], out=_by_place(v))
-        dpadded = workspace.array(self.name, "dpadded", self._padded_shape(v))
-        for pixels, tiles in reversed(self._axes(dpadded, self._between_axes(dpadded, workspace), v)):
+        matmul(_by_place(dproducts), kernels[1], out=_by_place(v))  # v becomes its gradient
+        dpadded = workspace.array(self.name, "dpadded", (*self._padded, *v.shape[4:]))
+        between = workspace.scratch(self.name, "between axes", (n, self.tiles[0], *dpadded.shape[1:]))
+        for pixels, tiles in reversed(self._axes(dpadded, between, v)):
             self._scatter(of_pixels.T, tiles, pixels, workspace)
-        return self._inside(dpadded)
+        return dpadded[self._inside]
 
     def in_own_order(self, image: Array) -> Array:
         (down, across), a = self.tiles, self.m // self.q
         return image.reshape(down, a, across, a, *image.shape[2:]).transpose(1, 3, 0, 2, 4, 5)
 
-    def _in_windows(self, sums: Array) -> Array:
-        """sums (m, m, tiles, N, O) as a view (q, q, m / q, m / q, tiles, N, O)."""
-        a = self.m // self.q
-        return sums.reshape(a, self.q, a, self.q, *sums.shape[2:]).transpose(1, 3, 0, 2, *range(4, 8))
-
-    def _padded_shape(self, v: Array) -> Shape:
-        """Of the input with its padding and whatever else the last tiles see: (., ., N, C)."""
-        return (self.extent[0] + KERNEL - 1, self.extent[1] + KERNEL - 1, *v.shape[4:])
-
-    def _inside(self, padded: Array) -> Array:
-        """A view (H, W, N, C) without the padding."""
-        (ph, pw), (_, height, width) = self.conv.padding, self.conv.input_shape
-        return padded[ph : ph + height, pw : pw + width]
-
-    def _between_axes(self, padded: Array, workspace: Workspace) -> Array:
-        """For pixels transformed along the vertical axis only: (n, tiles, W, N, C)."""
-        return workspace.scratch(self.name, "between axes", (self.n, self.tiles[0], *padded.shape[1:]))
-
     def _axes(self, padded: Array, between: Array, v: Array) -> list[tuple[Array, Array]]:
-        """Source and destination of the pixels' two transforms, along the vertical and then the horizontal axis.
-
-        Pairs of views (..., extent, R) and (..., tiles, n, R), with R everything after the axis.
-        """
+        """Source (..., extent, R) and destination (..., tiles, n, R) of the vertical and the horizontal transform."""
         n, (down, across) = self.n, self.tiles
         return [
             (padded.reshape(len(padded), -1), between.reshape(n, down, -1).swapaxes(0, 1)),
-            (
-                between.reshape(*between.shape[:3], -1),
-                v.reshape(n, n, down, across, -1).transpose(0, 2, 3, 1, 4),
-            ),
+            (between.reshape(*between.shape[:3], -1), v.reshape(n, n, down, across, -1).transpose(0, 2, 3, 1, 4)),
         ]
 
     def _overlapping(self, padded: Array, between: Array, v: Array) -> list[tuple[Array, Array]]:
-        """The same with the pixels as (..., tiles, n, R) too: neighbouring tiles share two of them."""
+        """The same with the sources as (..., tiles, n, R): neighbouring tiles share two pixels."""
         return [
             (sliding_window_view(pixels, self.n, axis=-2)[..., :: self.m, :, :].swapaxes(-1, -2), tiles)
             for pixels, tiles in self._axes(padded, between, v)

@@ -8,8 +8,7 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Layer
-from dptrain.nn.passes import Pass
+from dptrain.nn.layer import Layer, Pass
 
 
 class ReLU(Layer):

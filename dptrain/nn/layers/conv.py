@@ -18,9 +18,7 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation, zeros_beyond
 from dptrain.nn.convolution.im2col import Im2col
 from dptrain.nn.convolution.winograd import KERNEL, Winograd
-from dptrain.nn.layer import Layer, feature_maps, pair, windows
-from dptrain.nn.passes import Parameters, Pass
-from dptrain.nn.tensor import Tensor, he_uniform, zeros
+from dptrain.nn.layer import Layer, Parameters, Pass, Tensor, feature_maps, he_uniform, pair, windows, zeros
 
 KERNELS = "kernels"  # in prepared parameters: the weight in the form that the algorithm needs
 ALGORITHMS = ("im2col", "winograd2", "winograd4")
@@ -70,12 +68,12 @@ class Conv2d(Layer):
         return {"algorithm": self.chosen}
 
     def bind(self, input_shape: Shape) -> Shape:
-        """Also chooses the algorithm if it is "auto"."""
         self.input_shape = channels, *extents = feature_maps(self, input_shape)
         self.fan_in = channels * math.prod(self.kernel_size)
         padded = [extent + 2 * padding for extent, padding in zip(extents, self.padding, strict=True)]
         self.output_shape = (self.out_channels, *windows(padded, self.kernel_size, self.stride, repr(self)))
-        self.chosen = cheapest(self) if self.algorithm == "auto" else self.algorithm
+        if self.algorithm == "auto":  # by shape alone, never by a timing
+            self.chosen = min(self.possible_algorithms(), key=lambda algorithm: cost(algorithm, self))
         self.correlation = self.correlation_for(1)
         return self.output_shape
 
@@ -129,11 +127,6 @@ def with_kernels(correlation: Correlation, parameters: Parameters, workspace: Wo
     if KERNELS in parameters:
         return parameters
     return {**parameters, KERNELS: correlation.prepare(parameters["weight"], workspace)}
-
-
-def cheapest(conv: Conv2d) -> str:
-    """The algorithm of least cost, the first of equals. It depends on shapes alone, never on a timing."""
-    return min(conv.possible_algorithms(), key=lambda algorithm: cost(algorithm, conv))
 
 
 def cost(algorithm: str, conv: Conv2d) -> float:

@@ -6,9 +6,7 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
-from dptrain.nn.layer import Layer
-from dptrain.nn.passes import Pass
-from dptrain.nn.tensor import Tensor, he_uniform, zeros
+from dptrain.nn.layer import Layer, Pass, Tensor, he_uniform, zeros
 
 
 class Linear(Layer):

@@ -8,9 +8,7 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
-from dptrain.nn.layer import Layer, feature_maps
-from dptrain.nn.passes import Pass
-from dptrain.nn.tensor import Tensor, ones, zeros
+from dptrain.nn.layer import Layer, Pass, Tensor, feature_maps, ones, zeros
 
 
 class BatchNorm2d(Layer):

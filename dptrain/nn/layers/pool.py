@@ -6,8 +6,7 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.layer import Layer, feature_maps, pair, windows
-from dptrain.nn.passes import Pass
+from dptrain.nn.layer import Layer, Pass, feature_maps, pair, windows
 
 Masks = list[Array]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+import pkgutil
 
 from dptrain.config.train import REDUCTIONS
 from dptrain.parallel.reduce.reducer import Reducer
@@ -10,6 +10,5 @@ from dptrain.parallel.reduce.reducer import Reducer
 
 def reducer_class(name: str) -> type[Reducer]:
     """The class of a reduction's name."""
-    module, _, kind = REDUCTIONS[name].partition(":")
-    found: type[Reducer] = getattr(import_module(module), kind)
+    found: type[Reducer] = pkgutil.resolve_name(REDUCTIONS[name])
     return found

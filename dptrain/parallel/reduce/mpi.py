@@ -1,7 +1,6 @@
-"""The sum of all shards' vectors by MPI's own Allreduce.
+"""The sum of all shards' vectors by MPI's Allreduce, which may use the network's hardware.
 
-It may use the vendor's tuning or the network's hardware. MPI fixes no order of summation: the bits depend on the number
-of ranks and on the library.
+MPI defines no order of summation: the bits depend on the number of ranks and on the library.
 """
 
 from __future__ import annotations

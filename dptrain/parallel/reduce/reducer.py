@@ -12,7 +12,7 @@ import numpy as np
 from dptrain.arrays.memory import Array
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Node, Placement, children
-from dptrain.parallel.processes import shared_zeros
+from dptrain.parallel.pool import shared_zeros
 
 
 class Lengths(NamedTuple):
@@ -34,9 +34,6 @@ class Parts(NamedTuple):
     requests: Array
 
 
-Reduced = Parts  # of the sum over all shards
-
-
 def sum_tree(node: Node, parts: dict[Node, Array]) -> Array:
     """The sum of a node's shards, from the sums of nodes below it. Overwrites the leftmost part."""
     if node in parts:
@@ -50,9 +47,8 @@ def sum_tree(node: Node, parts: dict[Node, Array]) -> Array:
 class Reducer(ABC):
     """Sums one float32 vector of each shard over all shards. Its buffers are kept from step to step.
 
-    In each step `begin` comes first. Then every shard writes its `parts`, but not the requests, and reports slices that
-    are complete by `ready`. `finish`, on all ranks, gives the sum. The vectors of the shards lie in memory that forked
-    workers share.
+    In each step `begin` comes first. Then every shard writes its `parts`, except the requests, and reports complete
+    slices by `ready`. `finish`, on all ranks, returns the sum. Forked workers share the vectors of the shards.
     """
 
     def __init__(self, placement: Placement, communicator: Communicator, lengths: Lengths) -> None:
@@ -72,16 +68,13 @@ class Reducer(ABC):
             parts.requests[:] = requests if shard == min(self.parts) and len(requests) else 0
 
     def ready(self, shard: int, part: slice) -> None:  # noqa: B027 - a subclass may define it
-        """A slice of a shard's vector is complete. Called by the thread or forked worker that computes the shard.
+        """A slice of a shard's vector is complete, so its reduction could start while others are computed.
 
-        A reduction can start here, while other slices are still computed. This one waits for `finish`.
+        Called by the thread or forked worker that computes the shard.
         """
 
-    def finish(self) -> Reduced:
-        """The sum over all shards, the same on every rank. RankLostError on all ranks if one has died.
-
-        It is valid until the next `begin`, and may be overwritten.
-        """
+    def finish(self) -> Parts:
+        """The sum over all shards, valid until the next `begin`; RankLostError on all ranks if one has died."""
         leaves = {(shard, shard + 1): vector for shard, vector in self.vectors.items()}
         total = self._exchange([sum_tree(node, leaves) for node in self._subtrees])
         self._wait_for(self.communicator.confirm)

@@ -1,4 +1,4 @@
-"""dptrain.health.stalls: which ranks a watcher reports, when, and which it never reports."""
+"""dptrain.parallel.watch: which ranks a watcher reports, when, and which it never reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 import pytest
 
 from dptrain.health.activity import WAITING
-from dptrain.health.stalls import Status, Watcher
+from dptrain.parallel.watch import Status, Watcher
 
 LIMIT = 10.0
 INTERVAL = 0.5
@@ -238,7 +238,8 @@ def test_a_rank_that_was_never_heard_is_not_reported_as_silent_and_does_not_end_
     job.run(5 * LIMIT, lambda rank: waiting(rank, job.now - since))  # for rank 3, which may be computing
     [(watcher, _, line)] = job.lines
     assert (watcher, job.ends) == (0, [])
-    assert "rank 0 receives nothing from rank 3 on node3 (process 103)" in line
+    assert "rank 3 on node3 (process 103) has sent nothing for" in line
+    assert "is UDP blocked between its host and that of rank 0?" in line
 
 
 def test_a_rank_that_has_ended_is_not_reported_even_if_a_datagram_of_it_is_late() -> None:
