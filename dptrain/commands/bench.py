@@ -78,7 +78,7 @@ def _step(parsed: argparse.Namespace, communicator: Communicator) -> dict[str, A
 
     config = TrainConfig(**{name: getattr(parsed, name) for name in STEP_KEYS})
     workload = make_workload(config, communicator, tuple(parsed.image), parsed.classes, parsed.shards)
-    return measure_step(workload, batch_size=parsed.batch_size, steps=parsed.steps)
+    return measure_step(*workload, batch_size=parsed.batch_size, steps=parsed.steps)
 
 
 def _reduce(parsed: argparse.Namespace, communicator: Communicator) -> list[dict[str, Any]]:
