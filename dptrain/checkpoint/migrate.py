@@ -1,7 +1,8 @@
 """Reads older checkpoints: version 1, which dptrain 0.1.0 wrote with libhdf5, and the first files of version 2.
 
-In version 1, after a header follows HDF5 with the groups params and momentum, and attributes for the rest. There is no mean and
-deviation. Layers are lines, such as "conv1: Conv2d(8, (3, 3), algorithm='im2col') -> (8, 32, 32)", without a `spec`.
+In version 1, after a header follows HDF5 with the groups params and momentum, and attributes for the rest. There is no
+mean and deviation. Layers are lines, such as "conv1: Conv2d(8, (3, 3), algorithm='im2col') -> (8, 32, 32)", without a
+`spec`.
 """
 
 from __future__ import annotations
