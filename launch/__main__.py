@@ -14,7 +14,6 @@ import argparse
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,9 @@ from dptrain.system.arguments import Parser, argument, whole
 from dptrain.system.blas import THREAD_VARIABLES
 from dptrain.system.cores import VARIABLE as BIND
 from dptrain.system.failures import failure
-from dptrain.system.notebook import in_notebook
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
-from dptrain.system.streams import write_to_stderr
+from dptrain.system.streams import in_notebook, write_to_stderr
 
 from .hosts import parse_hosts, read_hostfile, spread
 from .output import SCREEN, report
@@ -59,13 +57,8 @@ def make_parser() -> Parser:
         help="hosts, reached by ssh, and the ranks of each (default: this host, or the allocation in a Slurm job); "
         "without :RANKS all hosts share -n equally, or have one rank each",
     )
-    hosts.add_argument(
-        "--hostfile",
-        dest="hosts",
-        type=argument(read_hostfile),
-        metavar="FILE",
-        help="a file with one host in each line: HOST:RANKS or HOST slots=RANKS",
-    )
+    file_help = "a file with one host in each line: HOST:RANKS or HOST slots=RANKS"
+    hosts.add_argument("--hostfile", dest="hosts", type=argument(read_hostfile), metavar="FILE", help=file_help)
     add("--mpirun", metavar="PATH", help="mpirun of Open MPI or MPICH (default: beside this Python, else on PATH)")
     add("--target", choices=TARGETS, help="how ranks are started (default: by the mpirun that is found)")
     add(
@@ -139,9 +132,8 @@ def rank_environment(environment: Mapping[str, str], columns: int | None = None)
     made.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     if made["DPTRAIN_PROGRESS"] == "bar" and columns is not None:
         made.update({"COLUMNS": str(columns), "TTY_COMPATIBLE": "1"})  # rich asks for these before it asks the stream
-    if not made.get("HOME"):  # Open MPI does not start without it
-        home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for a user who is not in the database
-        made["HOME"] = home if home != "~" else tempfile.gettempdir()
+    # Open MPI does not start without HOME. Path.home() raises for a user who is not in the database.
+    made["HOME"] = made.get("HOME") or os.path.expanduser("~")  # noqa: PTH111
     return made
 
 

@@ -25,17 +25,13 @@ from .signals import STOPPING, Signals
 from .targets.target import Outcome, Target
 
 RECORD_SECONDS = 1.0  # for a connected rank to send its record
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PRCTL = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only; found here, as between fork and exec little is allowed
 
 
 def run_attempt(
     command: Sequence[str], environment: Mapping[str, str], target: Target, signals: Signals, *, verbose: bool = False
 ) -> Outcome:
-    """Run `command`, which `target` has made, to its end; OSError when it cannot be started.
-
-    `verbose`: show all notices of mpirun.
-    """
+    """Run the `command` of a target to its end; OSError if it cannot be started. `verbose`: show mpirun's notices."""
     started = time.monotonic()
     with session_folder(environment) as variables:
         server = StatusServer()
@@ -51,6 +47,7 @@ def run_attempt(
                 start_new_session=True,  # so that Ctrl-C in a terminal reaches it through `signals` only
                 preexec_fn=prepare_signals,
             )
+            signals.process, signals.processes = process, processes  # before the job's first output can be seen
             notices = None if verbose else target.notices
             relays = [Relay(process.stderr, SCREEN.error, notices), Relay(process.stdout, SCREEN.out, notices)]
             for relay in relays:
@@ -75,7 +72,7 @@ def prepare_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if PRCTL is not None:
-        PRCTL(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+        PRCTL(1, int(signal.SIGTERM), 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 class StatusServer(threading.Thread):
@@ -88,11 +85,7 @@ class StatusServer(threading.Thread):
         self._ending = False
         self._listener = socket.create_server(("", 0))
         self._port = self._listener.getsockname()[1]
-
-    @property
-    def address(self) -> str:
-        """The value of `dptrain.system.record.VARIABLE` for the ranks."""
-        return f"{self.token}@{self._port}@{','.join([*own_addresses(), '127.0.0.1'])}"
+        self.address = f"{self.token}@{self._port}@{','.join([*own_addresses(), '127.0.0.1'])}"
 
     def run(self) -> None:
         with self._listener:

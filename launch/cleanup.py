@@ -17,7 +17,6 @@ from dptrain.system.record import VARIABLE
 
 from .output import report
 
-PROC = Path("/proc")
 SHARED_MEMORY = Path("/dev/shm")
 SEGMENTS = ("mpich_shm_*", "sm_segment*")  # MPICH's, Open MPI's
 KILL_SECONDS = 5.0  # for processes to end after SIGKILL
@@ -38,7 +37,7 @@ class JobProcesses:
     def find(self, *, only_ranks: bool = False) -> list[int]:
         """mpirun, the daemons that it has started, and the ranks with what they have started."""
         found = []
-        for path in PROC.glob("[0-9]*/environ"):
+        for path in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):  # ended meanwhile, or another user's
                 environment = path.read_bytes()
                 if self._mark in environment and (not only_ranks or RANK_VARIABLE.search(environment)):
@@ -96,7 +95,7 @@ def segments() -> set[Path]:
 def mapped() -> str:
     """The memory maps of all processes that may be read."""
     read = []
-    for path in PROC.glob("[0-9]*/maps"):
+    for path in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
             read.append(path.read_text(errors="replace"))
     return "".join(read)

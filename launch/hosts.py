@@ -18,8 +18,6 @@ from dptrain.system.text import shown
 ENTRY = re.compile(r"([^\s:#=,]+)(?::(\d+))?(?:\s(?:.*\s)?slots\s*=\s*(\d+)(?:\s.*)?)?")
 EXPECTED = "expected HOST or HOST:RANKS with at least 1 rank"
 SSH = ("ssh", "-x", "-o", "BatchMode=yes", "-o", "ConnectTimeout=5")
-PROBE_SECONDS = 15.0
-SSH_FAILED = 255
 
 
 def parse_hosts(entries: Iterable[str]) -> dict[str, int | None]:
@@ -92,13 +90,13 @@ def answers(host: str) -> bool:
         return True
     try:
         done = subprocess.run(
-            [*SSH, host, "true"], stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS, check=False
+            [*SSH, host, "true"], stdin=subprocess.DEVNULL, capture_output=True, timeout=15, check=False
         )
     except subprocess.TimeoutExpired:
         return False
     except OSError:
         return True  # no ssh here: mpirun reaches hosts by other means
-    return done.returncode != SSH_FAILED
+    return done.returncode != 255  # ssh itself has failed
 
 
 def reachable(hosts: Mapping[str, int]) -> dict[str, int]:

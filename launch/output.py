@@ -22,7 +22,7 @@ ERASE_BAR = b"\r\x1b[2K" + UP + b"\x1b[2K"  # from the empty line up to the bar'
 NOTICE_BYTES = 8192  # more than a notice has
 QUIET_SECONDS = 0.1
 PIPE_BYTES = 1 << 20  # a pipe holds no more
-RULE = re.compile(rb"(?m)^\0?[-=]{60,}\s*$")  # the first line of a long notice
+RULE = re.compile(rb"(?m)^\n?\0?[-=]{60,}\s*$")  # the first line of a long notice
 
 
 class Screen:
@@ -67,10 +67,7 @@ def report(line: str) -> None:
 
 
 class Relay(threading.Thread):
-    """Passes a job's stream on to `target`, which takes bytes, from `start` to `finish`.
-
-    `notices` are left out; `recent` are the last 8 KiB of everything.
-    """
+    """Passes a job's stream on to `target`, without `notices`; `recent` are the last 8 KiB of everything."""
 
     def __init__(
         self, source: IO[bytes] | None, target: Callable[[bytes], None], notices: re.Pattern[bytes] | None

@@ -36,8 +36,8 @@ class Signals:
         self.requests: list[int] = []  # the first signal of each request
         self.passed: int | None = None  # the signal that mpirun received for the first one
         self._last_request = -math.inf
-        self._process: subprocess.Popen[bytes] | None = None
-        self._processes: JobProcesses | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self.processes: JobProcesses | None = None
         self._kill_at = math.inf
 
     def install(self) -> None:
@@ -55,8 +55,8 @@ class Signals:
             return
         self._last_request = now
         self.requests.append(number)
-        if self._process is not None:
-            self._pass_on(number, self._process)
+        if self.process is not None:
+            self._pass_on(number, self.process)
 
     def _pass_on(self, number: int, process: subprocess.Popen[bytes]) -> None:
         name = signal_label(number)
@@ -82,10 +82,10 @@ class Signals:
         """
         before = {each: signal.signal(each, signal.SIG_IGN) for each in STOPPING}
         stopped = time.monotonic()
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTSTP)
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTSTP)
         reached: set[int] = set()
-        processes = self._processes
+        processes = self.processes
         while processes and (new := set(processes.find(only_ranks=True) or processes.find()) - reached):
             send(new, signal.SIGSTOP)
             reached |= new  # and look again, as a rank may just have forked a worker
@@ -99,11 +99,7 @@ class Signals:
             signal.signal(each, handler)
 
     def wait_for(self, process: subprocess.Popen[bytes], processes: JobProcesses) -> int:
-        """Popen's return code of mpirun, to which signals go meanwhile, also those that came just before.
-
-        mpirun is killed after a second request, and when its ranks are gone.
-        """
-        self._process, self._processes = process, processes
+        """Popen's return code of mpirun; it is killed some time after a second request, or after its ranks are gone."""
         if self.requests and self.passed is None:
             self._pass_on(self.requests[-1], process)
         while process.poll() is None:
@@ -111,7 +107,7 @@ class Signals:
                 process.wait(timeout=0.2)
             if time.monotonic() > self._kill_at or processes.ranks_are_gone():
                 process.kill()  # no effect on one that has ended
-        self._process = self._processes = None
+        self.process = self.processes = None
         return process.returncode
 
     def pause(self, seconds: float) -> bool:

@@ -25,8 +25,8 @@
 #                   sends SIGTERM to the steps of srun only, never to this script.
 #   lost rank       The launcher restarts the run in the same job, up to 3 times.
 #   lost node       Slurm requeues the job itself (--requeue, and JobRequeue=1 in slurm.conf).
-#   other failures  The script requeues the job after every status that another try may cure: not after 1 (an error that
-#                   would occur again) and 2 (a wrong command line), nor after MAX_REQUEUES (20) requeues of any kind.
+#   other failures  The script requeues the job, except after status 1 (a permanent error) or 2 (a wrong command line), and
+#                   after MAX_REQUEUES (20) requeues of any kind.
 #
 # PYTHON=/path/to/python names the interpreter (default: .venv/bin/python).
 

@@ -79,11 +79,8 @@ def progress(run_dir: Path | None) -> tuple[int, int]:
         return -1, 0
     names = (CHECKPOINT_NAME.fullmatch(path.name) for path in (run_dir / "checkpoints").glob("*.h5"))
     newest = max((int(name[1]) for name in names if name), default=-1)
-    try:
-        with (run_dir / "metrics.jsonl").open("rb") as lines:
-            return newest, sum(STEP_LINE.search(line) is not None for line in lines)
-    except OSError:
-        return newest, 0
+    metrics = run_dir / "metrics.jsonl"
+    return newest, len(STEP_LINE.findall(metrics.read_bytes())) if metrics.exists() else 0
 
 
 @dataclass
@@ -168,7 +165,7 @@ def run_on_hosts(job: Job, attempt: int, ranks: int, step: int, signals: Signals
 def report_end(job: Job, attempt: int, ranks: int, ended: Outcome) -> None:
     """Report the end of an attempt, except a success without restarts, and an error that the run has printed."""
     name = f"attempt {attempt} on {ranks} rank{'s' * (ranks > 1)}" if job.max_restarts else "the job"
-    if ended.status == PREEMPTED:
+    if ended.status == PREEMPTED and ended.reason:
         report(ended.reason)
     elif (ended.status and not ended.reported) or (job.max_restarts and (ended.status or attempt > 1)):
         why = f": {ended.reason}" if ended.reason and not ended.reported else ""

@@ -15,9 +15,10 @@ from training_runs import flags
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 OPEN_MPI, MPICH = "mpirun (Open MPI) 5.0.11", "HYDRA build details:"
-# The launcher, but patient for a shorter time.
+# The launcher, with shorter pauses.
 HASTY = (
     "import sys; from launch import __main__, signals, supervise; supervise.FIRST_PAUSE = 0.01; "
+    "supervise.LONGEST_PAUSE = 0.04; "
     "signals.SAME_REQUEST = 0.2; sys.exit(__main__.main())"
 )
 LOOP = "for _ in $(seq 300); do sleep 0.05; done"  # ends by itself, also where a test fails

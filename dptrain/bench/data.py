@@ -29,9 +29,8 @@ class BatchesWork(ShardWork[None]):
         self.batches, self.steps = batches, steps
 
     def compute(self, shard: int, prepared: tuple[int], workspace: Workspace) -> None:
-        (epoch,) = prepared
         for step in range(self.steps):
-            self.batches[shard].batch(epoch, step, workspace)
+            self.batches[shard].batch(*prepared, step, workspace)
 
 
 def measure_batches(
@@ -69,14 +68,12 @@ def measure_files(
 
     random = random_samples(shape, classes, 0, samples)
     images = LabelledImages(random.images, random.labels)
-    count = min(samples, max(shards, classes))
-    few = LabelledImages(random.images[:count], np.arange(count) % classes)
-    names = tuple(str(label) for label in range(classes))
+    labels = np.arange(min(samples, max(shards, classes))) % classes
+    few = LabelledImages(random.images[: len(labels)], labels)
+    data = ImageData("random", tuple(map(str, range(classes))), images, few, layout="channels_first")
     with tempfile.TemporaryDirectory(prefix="dptrain-bench-") as folder:
-        out = Path(folder) / "set"
         started = time.perf_counter()
-        manifest = pack(out, ImageData("random", names, images, few, layout="channels_first"), shards=shards)
+        manifest = pack(Path(folder) / "set", data, shards=shards)
         packed = time.perf_counter()
-        load_shards(out, manifest, range(shards), threads)
-        read = time.perf_counter()
-    return {"packing": samples / (packed - started), "reading": samples / (read - packed)}
+        load_shards(Path(folder) / "set", manifest, range(shards), threads)
+        return {"packing": samples / (packed - started), "reading": samples / (time.perf_counter() - packed)}

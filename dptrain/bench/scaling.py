@@ -11,14 +11,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dptrain.errors import DptrainError
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """One row of the table; it uses ranks times threads cores."""
 
     scaling: str
@@ -29,14 +27,12 @@ class Setting:
 
 def settings(cores: Sequence[int], batch_size: int, batch_size_per_core: int) -> list[Setting]:
     """Strong and weak scaling over these numbers of cores, as ranks of one thread and as one process with workers."""
-    rows = []
-    for scaling in ("strong", "weak"):
-        for count in cores:
-            batch = batch_size if scaling == "strong" else batch_size_per_core * count
-            rows.append(Setting(scaling, count, 1, batch))
-            if count > 1:
-                rows.append(Setting(scaling, 1, count, batch))
-    return rows
+    return [
+        Setting(scaling, ranks, threads, batch_size if scaling == "strong" else batch_size_per_core * count)
+        for scaling in ("strong", "weak")
+        for count in cores
+        for ranks, threads in dict.fromkeys([(count, 1), (1, count)])
+    ]
 
 
 def powers_of_two(most: int) -> list[int]:
@@ -62,7 +58,7 @@ def measure_scaling(
         totals = {part: statistics.fmean(seconds[part] for seconds in ranks) for part in ranks[0]}
         table.append(
             {
-                **vars(row),
+                **row._asdict(),
                 "images_per_second": rate,
                 "least": min(rates[row]),
                 "most": max(rates[row]),

@@ -6,7 +6,9 @@ import multiprocessing
 import resource
 import statistics
 import time
+import timeit
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,50 +16,52 @@ from typing import Any
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.bench.workload import Workload
+from dptrain.bench.workload import STEPS_PER_EPOCH
+from dptrain.checkpoint.state import TrainingState
 from dptrain.nn.layer import Layer, Pass, Runner
 from dptrain.nn.network import Network
+from dptrain.training.session import Engine
 from dptrain.training.step import Seconds
 
 WARM_UP = 10  # steps
+LEARNING_RATE = 0.001
 MATRIX = 2048  # rows and columns of the matrix products that measure the sgemm rate
 MATRIX_RUNS = 5
 LAYER_RUNS = 30
 
 
-def measure_step(workload: Workload, *, batch_size: int, steps: int) -> dict[str, Any]:
+def measure_step(engine: Engine, state: TrainingState, *, batch_size: int, steps: int) -> dict[str, Any]:
     """All figures of `bench step`, on every rank."""
-    communicator, threads, network = workload.engine.communicator, workload.engine.pool.size, workload.engine.network
-    for _ in range(WARM_UP):
-        workload.step()
-    communicator.barrier()
-    durations, seconds = [], Seconds()
-    for _ in range(steps):
+    communicator, threads = engine.communicator, engine.pool.size
+    for number in range(-WARM_UP, steps):
+        if number in (-WARM_UP, 0):
+            communicator.barrier()
+            seconds, durations = Seconds(), []
         started = time.perf_counter()
-        seconds += workload.step().seconds
-        durations.append(time.perf_counter() - started)
-    by_rank = communicator.allgather((asdict(seconds), peak_memory()))
-    communicator.barrier()
+        seconds += engine.take_step(state, *divmod(state.step, STEPS_PER_EPOCH), LEARNING_RATE).seconds
+        durations.append(1e3 * (time.perf_counter() - started))
+    seconds_by_rank = communicator.allgather(asdict(seconds))
+    memory_by_rank = communicator.allgather(peak_memory())
     sgemm = min(communicator.allgather(sgemm_rate()))
-    rate, flops = batch_size / statistics.median(durations), training_flops(network)
-    per_core = rate * flops / (communicator.size * threads)
-    milliseconds = {"median": statistics.median(durations), "least": min(durations), "most": max(durations)}
+    median = statistics.median(durations)
+    flops = training_flops(engine.network)
+    per_core = 1e3 * batch_size / median * flops / (communicator.size * threads)
     return {
-        "images_per_second": rate,
-        "milliseconds_per_step": {name: 1e3 * duration for name, duration in milliseconds.items()},
+        "images_per_second": 1e3 * batch_size / median,
+        "milliseconds_per_step": {"median": median, "least": min(durations), "most": max(durations)},
         "batch_size": batch_size,
         "ranks": communicator.size,
         "threads": threads,
         "steps": steps,
-        "seconds": [figures for figures, _ in by_rank],
-        "slowest_rank": max(range(communicator.size), key=lambda rank: by_rank[rank][0]["compute"]),
-        "peak_memory_mib": [memory for _, memory in by_rank],
+        "seconds": seconds_by_rank,
+        "slowest_rank": max(range(communicator.size), key=lambda rank: seconds_by_rank[rank]["compute"]),
+        "peak_memory_mib": memory_by_rank,
         "megaflop_per_image": flops / 1e6,
         "gflops_per_core": per_core / 1e9,
         "sgemm_gflops": sgemm / 1e9,
         "share_of_sgemm": per_core / sgemm,
-        "layers": layer_times(workload),
-        "environment": workload.engine.environment,
+        "layers": layer_times(engine, state),
+        "environment": engine.environment,
     }
 
 
@@ -71,15 +75,8 @@ def peak_memory() -> float:
 
 def sgemm_rate() -> float:
     """Floating-point operations a second of the fastest of some large float32 matrix products, on one thread."""
-    generator = np.random.default_rng(0)
-    a, b = (generator.random((MATRIX, MATRIX), dtype=np.float32) for _ in range(2))
-    out = np.empty_like(a)
-    durations = []
-    for _ in range(MATRIX_RUNS):
-        started = time.perf_counter()
-        np.matmul(a, b, out=out)
-        durations.append(time.perf_counter() - started)
-    return 2 * MATRIX**3 / min(durations)
+    a, b, out = np.random.default_rng(0).random((3, MATRIX, MATRIX), dtype=np.float32)
+    return 2 * MATRIX**3 / min(timeit.repeat(lambda: np.matmul(a, b, out=out), number=1, repeat=MATRIX_RUNS))
 
 
 def training_flops(network: Network) -> int:
@@ -98,26 +95,26 @@ class StageTimer(Runner):
     def __init__(self) -> None:
         self.seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
 
-    def forward(self, layer: Layer, x: Array, call: Pass) -> tuple[Array, Any]:
+    def _time(self, way: str, run: Callable[..., Any], layer: Layer, *arguments: Any) -> Any:
         started = time.perf_counter()
-        result = super().forward(layer, x, call)
-        self.seconds[layer.name, "forward"].append(time.perf_counter() - started)
+        result = run(layer, *arguments)
+        self.seconds[layer.name, way].append(time.perf_counter() - started)
         return result
 
-    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
-        started = time.perf_counter()
-        dx = super().backward(layer, dy, saved, call)
-        self.seconds[layer.name, "backward"].append(time.perf_counter() - started)
-        return dx
+    def forward(self, layer: Layer, x: Array, call: Pass) -> Any:
+        return self._time("forward", super().forward, layer, x, call)
+
+    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Any:
+        return self._time("backward", super().backward, layer, dy, saved, call)
 
 
-def layer_times(workload: Workload) -> list[dict[str, Any]]:
+def layer_times(engine: Engine, state: TrainingState) -> list[dict[str, Any]]:
     """Microseconds per image of each stage, forward and backward, for one shard on one thread."""
-    work, network, timer = workload.engine.take_step.work, workload.engine.network, StageTimer()
-    batches = next(iter(work.batches.values()))
-    workspace, gradient = Workspace(), np.empty_like(workload.state.parameters)
+    network, timer = engine.network, StageTimer()
+    batches = next(iter(engine.take_step.work.batches.values()))
+    workspace, gradient = Workspace(), np.empty_like(state.parameters)
     images, labels = batches.batch(0, 0, workspace)
-    prepared = network.prepare(workload.state.parameters, workload.state.vectors["buffers"], Workspace())
+    prepared = network.prepare(state.parameters, state.vectors["buffers"], Workspace())
     for _ in range(LAYER_RUNS):
         network.loss_and_grad(prepared, images, labels, gradient, workspace, draws=batches.draws(0, 0), runner=timer)
 

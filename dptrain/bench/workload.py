@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from dptrain.checkpoint.state import TrainingState, initial_state
 from dptrain.config.train import TrainConfig
 from dptrain.data.loading import LocalShards
-from dptrain.data.manifest import Manifest, Provenance, ShardEntry
+from dptrain.data.manifest import SPLITS, Manifest, Provenance, ShardEntry
 from dptrain.data.shard import Samples
 from dptrain.errors import UsageError
 from dptrain.parallel.communicator import Communicator, together
@@ -18,22 +16,8 @@ from dptrain.parallel.pool import fair_threads
 from dptrain.training.agreement import numeric_environment
 from dptrain.training.architecture import build_network, find_architecture
 from dptrain.training.session import Engine, Task, assemble, make_batches, make_optimizer
-from dptrain.training.step import StepOutcome
 
-LEARNING_RATE, STEPS_PER_EPOCH = 0.001, 8
-
-
-@dataclass(frozen=True)
-class Workload:
-    """The engine and the state of a rank."""
-
-    engine: Engine
-    state: TrainingState
-
-    def step(self) -> StepOutcome:
-        """Make the next step, epoch after epoch."""
-        epoch, step = divmod(self.state.step, STEPS_PER_EPOCH)
-        return self.engine.take_step(self.state, epoch, step, LEARNING_RATE)
+STEPS_PER_EPOCH = 8
 
 
 def check_shards(communicator: Communicator, shards: int, batch_size: int) -> None:
@@ -55,9 +39,8 @@ def random_data(
     communicator: Communicator, shape: tuple[int, int, int], classes: int, shards: int, samples: int
 ) -> tuple[Manifest, LocalShards]:
     """A data set of random images, `samples` in each shard, and this rank's training shards."""
-    entries = tuple(ShardEntry("", 0, samples, "") for _ in range(shards))
-    names, channels = tuple(map(str, range(classes))), shape[0]
-    splits, mean, std = {"train": entries, "test": entries}, (0.5,) * channels, (0.29,) * channels
+    names, mean, std = tuple(map(str, range(classes))), (0.5,) * shape[0], (0.29,) * shape[0]
+    splits = dict.fromkeys(SPLITS, (ShardEntry("", 0, samples, ""),) * shards)
     manifest = Manifest("random", names, shape, mean, std, 0, Provenance("random"), splits)
     numbers = Placement(shards, communicator.size).shards_of(communicator.rank)
     return manifest, LocalShards({shard: random_samples(shape, classes, shard, samples) for shard in numbers}, {})
@@ -65,17 +48,16 @@ def random_data(
 
 def make_workload(
     config: TrainConfig, communicator: Communicator, shape: tuple[int, int, int], classes: int, shards: int
-) -> Workload:
-    """The workload of a configuration; every rank fails with a DptrainError or none does."""
+) -> tuple[Engine, TrainingState]:
+    """The engine and the initial state of a configuration; every rank fails with a DptrainError or none does."""
     threads = config.threads or fair_threads(communicator)
     with together(communicator):
         check_shards(communicator, shards, config.batch_size)
         environment, architecture = numeric_environment(config.reduction), find_architecture(config.model)
         network = build_network(architecture, config.model_options, shape, classes)
         optimizer = make_optimizer(config, network)
-    samples = config.batch_size // shards * STEPS_PER_EPOCH
-    manifest, data = random_data(communicator, shape, classes, shards, samples)
+    manifest, data = random_data(communicator, shape, classes, shards, config.batch_size // shards * STEPS_PER_EPOCH)
     placement = Placement(shards, communicator.size)
     task = Task(communicator, manifest, placement, data, architecture, network, threads, environment)
     engine = assemble(config, task, make_batches(config, manifest, data), optimizer)
-    return Workload(engine, initial_state(network, engine.take_step.layouts, config.seed))
+    return engine, initial_state(network, engine.take_step.layouts, config.seed)

@@ -39,9 +39,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints, self.metrics, self.config = (
-            path / name for name in ("checkpoints", "metrics.jsonl", "config.toml")
-        )
+        self.config, self.metrics, self.checkpoints = path / "config.toml", path / "metrics.jsonl", path / "checkpoints"
         self.best_accuracy: float | None = None
         self.best_step = -1
         self.held: int | None = None  # a descriptor with the lock, while this process holds the folder
@@ -89,9 +87,8 @@ class RunFolder:
             except BlockingIOError:
                 if time.monotonic() >= until:
                     self.close()
-                    raise UsageError(
-                        f"--run-dir {self.path}: another process trains in this folder; wait for it, or choose another"
-                    ) from None
+                    text = "another process trains in this folder; wait for it, or choose another"
+                    raise UsageError(f"--run-dir {self.path}: {text}") from None
                 time.sleep(0.01)
             except OSError:
                 return None  # some network file systems cannot lock
@@ -150,23 +147,20 @@ class RunFolder:
         for path in reversed(paths):
             try:
                 found = path, read_checkpoint(path)
-            except LaterVersionError:
-                raise  # a resume from an earlier checkpoint would overwrite this one
             except CheckpointError as error:
+                if isinstance(error, LaterVersionError):
+                    raise  # a resume from an earlier checkpoint would overwrite this one
                 say(f"skipped: {error}")
-                if isinstance(error, BrokenCheckpointError):
-                    broken.append(path)
+                broken += [path] if isinstance(error, BrokenCheckpointError) else []
                 continue
             for other in broken if set_aside else ():
                 with _usable(self.path):
                     say(f"renamed to {other.rename(_free(other.with_name(f'{other.name}.broken'))).name}")
             return found
-        if paths:
-            raise CheckpointError(
-                f"{self.checkpoints}: none of its {len(paths)} checkpoints can be read; "
-                "start a new run in another --run-dir"
-            )
-        return None
+        if not paths:
+            return None
+        text = f"none of its {len(paths)} checkpoints can be read; start a new run in another --run-dir"
+        raise CheckpointError(f"{self.checkpoints}: {text}")
 
     def checkpoint_of(self, step: int) -> Path:
         """The path of the checkpoint of a step. It need not exist."""
@@ -182,10 +176,11 @@ class RunFolder:
             write_durably(path, content)
             self._keep_best(path, step, test_accuracy)
         except OSError as error:
+            advice = (
+                f"{'Free some space' if error.errno in FULL else 'Fix that'}, then resume with --run-dir {self.path}"
+            )
             raise CheckpointError(
-                f"{path}: cannot be written: {error.strerror}; no earlier checkpoint was touched. "
-                f"{'Free some space' if error.errno in FULL else 'Fix that'}, then "
-                f"resume with the same command and --run-dir {self.path}"
+                f"{path}: cannot be written: {error.strerror}; no earlier checkpoint was touched. {advice}"
             ) from error
         for old in self.numbered()[:-KEEP]:
             if old != path and step_of(old) != self.best_step:
@@ -235,8 +230,7 @@ def _usable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
-            raise CheckpointError(
-                f"--run-dir {path}: {error.strerror}; free some space, then start the same command again"
-            ) from error
-        raise UsageError(f"--run-dir {path}: cannot be used: {error.strerror}; choose another folder") from error
+        full = error.errno in FULL
+        advice = "free some space, then start the same command again" if full else "choose another folder"
+        kind = CheckpointError if full else UsageError
+        raise kind(f"--run-dir {path}: cannot be used: {error.strerror}; {advice}") from error

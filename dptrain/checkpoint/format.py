@@ -20,7 +20,7 @@ import json
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,7 +36,7 @@ from dptrain.system.fields import Bounds, Sha256, Text, from_json
 from dptrain.system.hdf5 import plain_arrays, plain_hdf5
 from dptrain.system.text import shown
 
-FORMAT, VERSION = "dptrain-checkpoint", 2
+VERSION = 2
 ANY_MAGIC = re.compile(rb"dptrain checkpoint v([1-9]\d{0,2})\n\0*\Z")
 MAGIC = b"dptrain checkpoint v2\n\0\0"
 HEADER = struct.Struct("<24sQQ32s")  # magic, bytes behind the block, of these the index's, SHA-256 of all but itself
@@ -112,7 +112,6 @@ class Checkpoint:
     origin: Origin
     layouts: Layouts
     notes: tuple[str, ...] = ()
-    writer: str = ""
 
     def restricted(self, layouts: Layouts, path: Path) -> Checkpoint:
         """A copy with only these vectors, with a note on the others.
@@ -126,9 +125,9 @@ class Checkpoint:
                     f"{shown(path)}: of another optimizer or network: it has {name} {shown(there.get(name), 300)}, "
                     f"expected {shown(shapes, 300)}"
                 )
-        notes = (*self.notes, *_ignored(self.writer, [f"vectors.{name}" for name in there if name not in here]))
+        ignored = tuple(f"the {name} of the checkpoint is ignored" for name in there if name not in here)
         state = TrainingState({name: self.state.vectors[name] for name in layouts}, self.state.progress)
-        return replace(self, state=state, layouts=layouts, notes=notes)
+        return replace(self, state=state, layouts=layouts, notes=self.notes + ignored)
 
 
 def checkpoint_bytes(state: TrainingState, origin: Origin, layouts: Layouts) -> bytes:
@@ -136,29 +135,20 @@ def checkpoint_bytes(state: TrainingState, origin: Origin, layouts: Layouts) -> 
     tensors = {vector: layout.views(state.vectors[vector]) for vector, layout in layouts.items()}
     arrays = {f"{vector}/{name}": view for vector, views in tensors.items() for name, view in views.items()}
     attributes: dict[str, str | int] = {
-        "format": FORMAT,
+        "format": "dptrain-checkpoint",
         "version": VERSION,
         "step": state.step,
         "epoch": state.step // origin.steps_per_epoch,
         "params_sha256": state.params_sha256,
     }
     body, offsets = plain_hdf5(arrays, attributes, USER_BLOCK)
-    index = {
-        "format": FORMAT,
-        "version": VERSION,
-        "writer": f"dptrain {dptrain.__version__}",
-        "state": vars(state.progress),
-        "origin": vars(origin),
-        "params_sha256": state.params_sha256,
-        "vectors": {
-            vector: [
-                {"name": name, "shape": view.shape, "offset": offsets[f"{vector}/{name}"]}
-                for name, view in views.items()
-            ]
-            for vector, views in tensors.items()
-        },
+    vectors = {
+        vector: tuple(Entry(name, view.shape, offsets[f"{vector}/{name}"]) for name, view in views.items())
+        for vector, views in tensors.items()
     }
-    encoded = json.dumps(index, indent=1, allow_nan=False).encode()
+    writer = f"dptrain {dptrain.__version__}"
+    index = Index("dptrain-checkpoint", 2, writer, state.progress, origin, state.params_sha256, vectors)
+    encoded = json.dumps(asdict(index), indent=1, allow_nan=False).encode()
     return b"".join([_header([body, encoded], len(encoded)), body, encoded])
 
 
@@ -201,15 +191,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except (ValueError, DataError) as error:
         raise CheckpointError(f"{shown(path)}: not a readable checkpoint: {error}") from error
     origin = index.origin if index.origin.spec else replace(index.origin, tuning=algorithms(index.origin.architecture))
-    return Checkpoint(state, origin, layouts, _ignored(index.writer, unknown), index.writer)
+    ignored = f"{shown(index.writer)} wrote the checkpoint, with {shown(', '.join(unknown), 300)}, which is ignored"
+    return Checkpoint(state, origin, layouts, (ignored,) if unknown else ())
 
 
 def _read_verified(path: Path) -> tuple[int, bytes]:
     """Version and content of a file whose length and SHA-256 are those in its header."""
     place = shown(path)
     try:
-        with files.open_regular(path) as file:
-            content = files.read_whole(file)
+        content = files.read_bytes(path)
     except OSError as error:
         raise CheckpointError(f"{place}: cannot be read: {error.strerror}") from error
     magic = ANY_MAGIC.fullmatch(content[:24])
@@ -259,11 +249,3 @@ def _state(index: Index, arrays: Mapping[str, Array]) -> tuple[TrainingState, La
     if state.params_sha256 != index.params_sha256:
         raise ValueError("the hash of the parameters is not the one in the file")
     return state, layouts
-
-
-def _ignored(writer: str, parts: Sequence[str]) -> tuple[str, ...]:
-    """A note on parts of a checkpoint that are not used; none without such parts."""
-    names = shown(", ".join(parts), 300)
-    return (
-        (f"the checkpoint was written by {shown(writer)} and also contains {names}, which is ignored",) if parts else ()
-    )

@@ -17,10 +17,9 @@ Layouts = Mapping[str, Layout]  # the layout of each vector of a state, by the v
 
 @dataclass
 class Progress:
-    """The progress of a run: `step` counts updates, `samples_seen` the samples used for them.
+    """Progress of a run: `step` counts updates, the `epoch_` sums are over the finished steps of the current epoch.
 
-    The `epoch_` sums are over the finished steps of the current epoch. `test_accuracy` belongs to the current
-    parameters; it is None before their evaluation.
+    `test_accuracy` belongs to the current parameters; it is None before their evaluation.
     """
 
     step: int = 0

@@ -31,9 +31,7 @@ BENCHMARKS = {
 def add_arguments(parser: Parser) -> None:
     """Add the four benchmarks and their flags; `benchmark` is the function that runs one."""
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    step, reduce, data, scaling = (
-        kinds.add_parser(name, help=text, description=f"Measure {text}.") for name, text in BENCHMARKS.items()
-    )
+    step, reduce, data, scaling = (kinds.add_parser(name, help=text) for name, text in BENCHMARKS.items())
     for kind, benchmark in ((step, _step), (reduce, _reduce), (data, _data), (scaling, _scaling)):
         kind.set_defaults(benchmark=benchmark)
         kind.add_argument("--json", action="store_true", help="print JSON")
@@ -50,7 +48,7 @@ def add_arguments(parser: Parser) -> None:
     _add_numbers(reduce, "--lengths", [60_362, 1_000_000, 10_000_000], "numbers in a gradient", nargs="+")
     _add_numbers(reduce, "--runs", 30, "repetitions")
     _add_numbers(data, "--samples", 50_000, "images")
-    _add_numbers(scaling, "--cores", None, "cores to run on (default: 1, 2, 4, ... up to all)", nargs="+")
+    _add_numbers(scaling, "--cores", None, "cores to run on", nargs="+")
     _add_numbers(scaling, "--batch-size-per-core", 64, "batch size per core, for weak scaling")
     _add_numbers(scaling, "--runs", 5, "runs of each setting, in turn")
 
@@ -58,8 +56,8 @@ def add_arguments(parser: Parser) -> None:
 def _add_numbers(parser: Parser, flag: str, default: Any, help: str, **more: Any) -> None:
     """Add a flag of one or several whole numbers of at least 1."""
     listed = " ".join(map(str, default)) if isinstance(default, list) else default
-    help = help if default is None else f"{help} (default: {listed})"
-    parser.add_argument(flag, type=whole(1), default=default, help=help, **{"metavar": "N", **more})
+    options = {"metavar": "N", "help": f"{help} (default: {listed or '1 2 4 ... all'})", **more}
+    parser.add_argument(flag, type=whole(), default=default, **options)
 
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
@@ -80,7 +78,7 @@ def _step(parsed: argparse.Namespace, communicator: Communicator) -> dict[str, A
 
     config = TrainConfig(**{name: getattr(parsed, name) for name in STEP_KEYS})
     workload = make_workload(config, communicator, tuple(parsed.image), parsed.classes, parsed.shards)
-    return measure_step(workload, batch_size=parsed.batch_size, steps=parsed.steps)
+    return measure_step(*workload, batch_size=parsed.batch_size, steps=parsed.steps)
 
 
 def _reduce(parsed: argparse.Namespace, communicator: Communicator) -> list[dict[str, Any]]:

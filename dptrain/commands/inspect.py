@@ -52,12 +52,8 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         "samples_seen": state.progress.samples_seen,
         "test_accuracy": state.progress.test_accuracy,
         "data": origin.data_name,
-        "manifest_sha256": origin.manifest_sha256,
-        "classes": list(origin.classes),
-        "input_shape": list(origin.input_shape),
-        "mean": list(origin.mean),
-        "std": list(origin.std),
-        "layers": list(origin.architecture),
+        **{name: getattr(origin, name) for name in ("manifest_sha256", "classes", "input_shape", "mean", "std")},
+        "layers": origin.architecture,
         "parameters": {name: list(shape) for name, shape in checkpoint.layouts["parameters"].shapes.items()},
         "parameter_count": checkpoint.layouts["parameters"].size,
         "environment": origin.environment,
@@ -72,8 +68,8 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         return 0
     for name, value in facts.items():
         lines = [f"{key} = {item}" for key, item in value.items()] if isinstance(value, dict) else value
-        if isinstance(lines, list):
-            print(f"{name}:", *(f"  {shown(line)}" for line in lines), sep="\n")
-        else:
-            print(f"{name}: {shown(lines)}")
+        text = (
+            "".join(f"\n  {shown(line)}" for line in lines) if isinstance(lines, list | tuple) else f" {shown(lines)}"
+        )
+        print(f"{name}:{text}")
     return 0

@@ -7,9 +7,7 @@ A data set is a folder:
     test-000-of-008.h5 ...    the test split in S shards
 
 For each shard (see dptrain.data.shard) the manifest has its size and SHA-256, the offsets of its arrays in the file,
-and a SHA-256 of their contents alone. A reader checks these and reads the arrays without libhdf5.
-
-Version 1 is still read. Its shards were written by libhdf5: chunked, without offsets or a hash of the contents.
+and a SHA-256 of their contents alone. Version 1, without offsets and that second hash, is still read.
 """
 
 from __future__ import annotations

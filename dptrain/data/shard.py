@@ -73,8 +73,7 @@ def read_shard(folder: Path, manifest: Manifest, split: str, shard: int) -> Samp
     entry = manifest.splits[split][shard]
     path = Path(folder) / entry.file
     try:
-        with files.open_regular(path) as file:
-            content = files.read_whole(file, entry.bytes)
+        content = files.read_bytes(path, entry.bytes)
         if hashlib.sha256(content).hexdigest() != entry.sha256:
             raise ValueError(f"{len(content):,} bytes without the SHA-256 in the manifest: cut short or altered")
         samples = _samples(content, manifest, split, shard)

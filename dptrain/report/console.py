@@ -15,7 +15,7 @@ from typing import Any
 
 import dptrain
 from dptrain.parallel.mpi import launched_size
-from dptrain.system.notebook import in_notebook
+from dptrain.system.streams import in_notebook
 from dptrain.system.text import shown
 from dptrain.training import events
 

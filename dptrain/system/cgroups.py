@@ -19,7 +19,8 @@ def cpu_limits(root: Path = ROOT) -> dict[str, float]:
     """The CPU quota in cores of each group of this process that has one, by the group's folder."""
     found = {}
     for folder in _groups("cpu", root):
-        words = _words(folder / "cpu.max") or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+        version_1 = f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
+        words = (_read(folder / "cpu.max") or version_1).split()
         if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]) > 0:  # not max, not -1
             found[str(folder)] = int(words[0]) / int(words[1])
     return found
@@ -29,9 +30,9 @@ def memory_limit(root: Path = ROOT) -> int | None:
     """Bytes of memory and swap that this process may use: the least of the machine's and those of its groups."""
     limits = []
     for folder in _groups("memory", root):
-        words = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
-        limits += [int(word) for word in words if word.isdecimal()]
-    words = _words(root / "proc/meminfo")
+        text = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes")
+        limits += [int(word) for word in text.split() if word.isdecimal()]
+    words = _read(root / "proc/meminfo").split()
     machine = dict(pairwise(words))
     if "MemTotal:" in machine:
         limits.append(1024 * (int(machine["MemTotal:"]) + int(machine.get("SwapTotal:", 0))))
@@ -52,21 +53,13 @@ def check_memory(size: int, what: str) -> None:
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
-    """Folders of the groups that may limit this process: the process's group first, then its parents.
-
-    In a container /proc/self/cgroup may have a path on the host, which does not exist. Then the container's group is
-    the topmost.
-    """
+    """Folders of the process's groups and of their parents. Those of the host do not exist within a container."""
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "" or controller in controllers.split(","):
             top = root / "sys/fs/cgroup" / (controller if controllers else "")
             group = Path(path.lstrip("/"))
             yield from (top / part for part in (group, *group.parents))
-
-
-def _words(path: Path) -> list[str]:
-    return _read(path).split()
 
 
 def _read(path: Path) -> str:

@@ -41,7 +41,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A free name in the same folder. The file that gets it replaces `path`, or is removed after an error."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        temporary.unlink(missing_ok=True)  # what a killed writer left, or a link
+        temporary.unlink(missing_ok=True)  # of a killed writer
         yield temporary
         os.replace(temporary, path)  # noqa: PTH105 - os, so that tests can make each call fail in one place
         sync_folder(path.parent)
@@ -51,7 +51,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename durable: sync the folder that has the entry."""
+    """Make a rename in the folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

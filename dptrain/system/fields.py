@@ -63,13 +63,13 @@ def _value(kind: Any, raw: Any, where: str, limits: Any, unknown: list[str] | No
         return None if raw is None else _value(members[0], raw, where, limits, unknown)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, raw, where, unknown)
+    if origin in (dict, tuple):
+        container, name = (dict, "an object") if origin is dict else (list, "a list")
+        sized = isinstance(raw, container) and len(raw) <= MOST_ITEMS
+        _expect(sized, raw, where, f"{name} of at most {MOST_ITEMS:,} items")
     if origin is dict:
-        _expect(
-            isinstance(raw, dict) and len(raw) <= MOST_ITEMS, raw, where, f"an object of at most {MOST_ITEMS:,} items"
-        )
         return {key: _value(members[1], one, _join(where, key), None, unknown) for key, one in raw.items()}
     if origin is tuple:
-        _expect(isinstance(raw, list) and len(raw) <= MOST_ITEMS, raw, where, f"a list of at most {MOST_ITEMS:,} items")
         kinds = [members[0]] * len(raw) if members[-1] is Ellipsis else members
         if len(kinds) != len(raw):
             raise ValueError(f"{where} has {len(raw):,} items, expected {len(kinds)}")
@@ -99,26 +99,21 @@ def _dataclass(kind: Any, raw: Any, where: str, unknown: list[str] | None) -> An
     needed = [one.name for one in fields if one.default is one.default_factory is dataclasses.MISSING]
     missing = [name for name in needed if name not in raw]
     surplus = sorted(shown(key, 80) for key in set(raw) - set(hints))
-    if missing or (surplus and unknown is None):
-        found = [f"{what} {', '.join(keys[:9])}" for what, keys in (("missing", missing), ("unknown", surplus)) if keys]
-        raise ValueError(f"the keys of {where or 'the file'}: {'; '.join(found)}; expected {', '.join(hints)}")
     if unknown is not None:
         unknown += [_join(where, key) for key in surplus]
-    return kind(
-        **{
-            name: _value(hint, raw[name], _join(where, name), None, unknown)
-            for name, hint in hints.items()
-            if name in raw
-        }
-    )
+        surplus = []
+    if missing or surplus:
+        found = [f"{what} {', '.join(keys[:9])}" for what, keys in (("missing", missing), ("unknown", surplus)) if keys]
+        raise ValueError(f"the keys of {where or 'the file'}: {'; '.join(found)}; expected {', '.join(hints)}")
+    given = {name: hint for name, hint in hints.items() if name in raw}
+    return kind(**{name: _value(hint, raw[name], _join(where, name), None, unknown) for name, hint in given.items()})
 
 
 def _expect(fits: object, raw: object, where: str, expected: str) -> None:
     if not fits:
-        found = (
-            f"a {type(raw).__name__} of {len(raw):,} items" if isinstance(raw, dict | list) else shown(repr(raw), 80)
-        )
-        raise ValueError(f"{where} is {found}, expected {expected}")
+        if isinstance(raw, dict | list):
+            raise ValueError(f"{where} is a {type(raw).__name__} of {len(raw):,} items, expected {expected}")
+        raise ValueError(f"{where} is {shown(repr(raw), 80)}, expected {expected}")
 
 
 def _join(where: str, key: str) -> str:

@@ -11,8 +11,6 @@ import hashlib
 import json
 import os
 import stat
-import tomllib
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,11 +18,6 @@ from dptrain.system.text import shown
 
 MIB = 1 << 20
 LONGEST_TEXT_FILE = 8 * MIB  # bytes of a manifest or a configuration
-
-
-def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading, also through symbolic links; OSError for a pipe, device, socket or folder."""
-    return open(path, "rb", opener=_regular)
 
 
 def append_text(path: Path) -> TextIO:
@@ -43,33 +36,27 @@ def _regular(path: str, flags: int) -> int:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a regular file, in hexadecimal."""
-    with open_regular(path) as file:
+    with open(path, "rb", opener=_regular) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def size_of(file: BufferedReader) -> int:
-    """Bytes of an open file."""
-    return os.fstat(file.fileno()).st_size
-
-
-def read_whole(file: BufferedReader, most: int | None = None) -> bytes:
-    """The content of an open file of at most `most` bytes (default: the memory of this machine).
+def read_bytes(path: Path, most: int | None = None) -> bytes:
+    """The content of a regular file, also through symbolic links, of at most `most` bytes (default: the memory).
 
     The size is checked before the file is read: OSError with EFBIG if it is larger.
     """
-    size = size_of(file)
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if most is None else most
-    if size > most:
-        raise OSError(errno.EFBIG, f"{size:,} bytes, expected at most {most:,}")
-    return file.read(size)
+    with open(path, "rb", opener=_regular) as file:
+        size = os.fstat(file.fileno()).st_size
+        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if most is None else most
+        if size > most:
+            raise OSError(errno.EFBIG, f"{size:,} bytes, expected at most {most:,}")
+        return file.read(size)
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark; OSError as `read_whole`, or ValueError."""
-    with open_regular(path) as file:
-        content = read_whole(file, LONGEST_TEXT_FILE)
+    """A text file in UTF-8, with or without a byte order mark; OSError as `read_bytes`, or ValueError."""
     try:
-        return content.decode("utf-8-sig")
+        return read_bytes(path, LONGEST_TEXT_FILE).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"not text in UTF-8: {error.reason} at byte {error.start:,}") from None
 
@@ -100,6 +87,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def parse_toml(text: str) -> dict[str, Any]:
     """The values of TOML text; ValueError of bounded length, also for deep nesting."""
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except RecursionError:

@@ -31,10 +31,10 @@ def _in_main_thread() -> bool:
 
 
 def handled() -> list[signal.Signals]:
-    """The signals of ENDING that this process handles: one that was ignored when the program started stays ignored.
+    """The signals of ENDING that this process handles; none outside the main thread.
 
-    A shell starts `command &` in a script with SIGINT ignored, `nohup command` with SIGHUP ignored. None outside the
-    main thread.
+    A signal that was ignored when the program started stays ignored: a shell starts `command &` in a script with SIGINT
+    ignored, `nohup command` with SIGHUP ignored.
     """
     return [number for number in ENDING if _in_main_thread() and signal.getsignal(number) is not signal.SIG_IGN]
 
@@ -49,11 +49,7 @@ class EndedBySignal(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_exception() -> Iterator[None]:
-    """Within the block, every signal of ENDING raises EndedBySignal.
-
-    An exception passes through the code that removes half-written files. Further signals of the same request do not
-    disturb that code.
-    """
+    """Within the block, a signal of ENDING raises EndedBySignal; further signals of the same request are ignored."""
     first: float | None = None
 
     def end(number: int, _frame: FrameType | None) -> None:
@@ -99,18 +95,14 @@ def delayed_signals() -> Iterator[None]:
 
 
 def ignore_at_exit() -> None:
-    """Ignore signals while the program ends: more signals of the same request must not change its exit status.
-
-    Python resets all handlers before it ends, and before MPI is finalized; ignored signals stay ignored.
-    """
+    """Ignore signals while Python and MPI end: more signals of the same request must not change the exit status."""
     atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in ENDING])
 
 
 def keep_dispositions() -> None:
     """Undo what loading MPI has changed: ignored signals are ignored again, and SIGHUP ends the process.
 
-    UCX, a library below MPI, handles SIGHUP by writing all its debug messages to the terminal. Other libraries may
-    handle other signals.
+    UCX, a library below MPI, handles SIGHUP by writing all its debug messages to the terminal.
     """
     for number in ENDING if _in_main_thread() else ():
         before = signal.getsignal(number)  # the state that Python knows, without changes by C libraries

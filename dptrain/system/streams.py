@@ -48,6 +48,8 @@ class Descriptor(io.FileIO):
         return length
 
 
+# Set by Jupyter, Kaggle and Colab for their kernels, and inherited by processes that a kernel starts.
+NOTEBOOK_VARIABLES = ("JPY_PARENT_PID", "JPY_SESSION_NAME", "KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG")
 _descriptors: dict[str, Descriptor] = {}  # of sys.stdout and sys.stderr, by these names
 
 
@@ -112,6 +114,11 @@ def finish_output() -> None:
     except OutputError:
         drop_failed_writes()
         raise
+
+
+def in_notebook() -> bool:
+    """Whether a notebook started this process; it saves everything that a command prints in its file."""
+    return "ipykernel" in sys.modules or any(variable in os.environ for variable in NOTEBOOK_VARIABLES)
 
 
 def write_to_stderr(line: str) -> None:

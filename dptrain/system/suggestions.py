@@ -12,23 +12,14 @@ SYNONYMS = {
     "lr": "learning-rate base-lr max-lr",
     "schedule": "lr-schedule lr-scheduler scheduler",
     "epochs": "num-epochs max-epochs num-train-epochs",
-    "max-steps": "steps num-steps iterations max-iters total-steps",
+    "max-steps": "steps num-steps iterations max-iters",
     "batch-size": "batch bs global-batch-size train-batch-size",
-    "optimizer": "optim opt",
     "weight-decay": "wd l2",
-    "warmup-steps": "warmup num-warmup-steps",
-    "step-factor": "gamma lr-gamma",
     "threads": "workers num-workers jobs num-threads cpus cores",
-    "run-dir": "checkpoint-dir output output-dir out save-dir log-dir logdir name",
+    "run-dir": "checkpoint-dir output output-dir out save-dir log-dir name",
     "checkpoint-every": "save-every save-steps save-interval checkpoint-interval",
     "log-every": "log-interval logging-steps print-freq",
-    "resume": "resume-from-checkpoint ckpt-path",
     "model": "arch architecture network net",
-    "flip": "hflip horizontal-flip",
-    "config": "config-file cfg",
-    "shards": "num-shards",
-    "force": "overwrite",
-    "limit": "max-samples num-samples",
     "ranks": "np nproc nproc-per-node num-processes world-size",
 }
 # Advice, and words that have no equivalent flag of `dptrain train`.
@@ -37,7 +28,6 @@ _EXPLAINED = {
     "to start several ranks: dptrain launch -n R -- train DATA": "ranks np nproc num-processes world-size",
     "the data set is given without a flag: dptrain train DATA": "data dataset data-dir data-path",
     "choose the optimizer with --optimizer NAME": "adam adamw sgd",
-    "dptrain computes in float32": "fp16 bf16 amp mixed-precision precision dtype",
     "give arguments of the architecture as --model-options 'widths = [32, 64]'": "width widths depth layers",
 }
 EXPLANATIONS = {word: text for text, words in _EXPLAINED.items() for word in words.split()}

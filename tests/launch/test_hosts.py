@@ -1,4 +1,4 @@
-"""Runs on two hosts, under the launcher and under a real Slurm, that lose a node, are cancelled, preempted or cut off.
+"""Runs on two hosts, with the launcher and a real Slurm: lost nodes, cancellation, preemption, a cut network.
 
 They need root, the Debian packages iproute2, openssh-server, slurmctld, slurmd, slurm-client, munge and libpmix2, and
 Open MPI and MPICH (see tests/mpi_runs.py); they fail where one is missing. About 20 minutes:
@@ -54,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: Path) -> str:
-    """The params_sha256 of the run that nobody disturbs, on one process."""
+    """The params_sha256 of an undisturbed run in one process."""
     run_dir = data.parent / "undisturbed"
     with job(alone(trainer(data, run_dir)), run_dir) as run:
         status, _, err = run.end(timeout=120)
@@ -84,7 +84,7 @@ def submitted(data: Path, run_dir: Path, *options: str, step: int = 20) -> Slurm
     return started
 
 
-def assert_completed_alike(started: SlurmJob, undisturbed: str, seconds: float = 150) -> None:
+def assert_same_result(started: SlurmJob, undisturbed: str, seconds: float = 150) -> None:
     state = started.wait_for_state("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", seconds=seconds)
     assert state == "COMPLETED", started.printed
     assert final_hash(started.run_dir) == undisturbed
@@ -106,7 +106,7 @@ def test_scancel_saves_a_checkpoint_and_the_job_is_not_requeued(
     saved = max(int(path.stem[5:]) for path in (started.run_dir / "checkpoints").glob("step-*.h5"))
     assert saved == reached(started.run_dir)
     again = sbatch(started.run_dir, trainer(data, started.run_dir))
-    assert_completed_alike(again, undisturbed)
+    assert_same_result(again, undisturbed)
     assert starts(started.run_dir) == [0, saved]
 
 
@@ -116,7 +116,7 @@ def test_usr1_to_the_batch_script_saves_and_requeues(
     started = submitted(data, tmp_path / "run")
     on(1, "scancel", "--signal=USR1", "--batch", started.number)
     wait_for(lambda: started.shown["Restarts"] == "1", lambda: started.printed, 60)
-    assert_completed_alike(started, undisturbed)
+    assert_same_result(started, undisturbed)
     assert len(starts(started.run_dir)) == 2
 
 
@@ -130,7 +130,7 @@ def test_the_time_limit_saves_and_requeues(cluster: None, data: Path, undisturbe
         on(node, "pkill", "-CONT", "-f", RANK_ONLY)
     wait_for(lambda: started.shown["Restarts"] == "1", lambda: started.printed, 60)
     on(1, "scontrol", "update", f"JobId={started.number}", "TimeLimit=10")
-    assert_completed_alike(started, undisturbed)
+    assert_same_result(started, undisturbed)
     assert len(starts(started.run_dir)) == 2
 
 
@@ -147,7 +147,7 @@ def test_a_preempted_job_saves_and_is_requeued(
     last = reached(started.run_dir)
     saved = max(int(path.stem[5:]) for path in (started.run_dir / "checkpoints").glob("step-*.h5"))
     assert saved == last
-    assert_completed_alike(started, undisturbed)
+    assert_same_result(started, undisturbed)
     assert starts(started.run_dir) == [0, saved]
 
 
@@ -215,7 +215,7 @@ def test_a_run_whose_processes_on_a_node_are_killed_is_restarted(
     else:
         started = submitted(data, tmp_path / "run")
         kill_job_on_node2(killed)
-        assert_completed_alike(started, undisturbed)
+        assert_same_result(started, undisturbed)
     survives = (under, killed) == ("mpich", DAEMON)  # MPICH's ranks continue without their proxy
     assert survives or len(starts(tmp_path / "run")) > 1
 
@@ -228,7 +228,7 @@ def test_a_job_whose_node_loses_its_power_is_requeued_by_slurm(
     seconds = wait_for(lambda: started.shown["Restarts"] == "1", lambda: started.printed, 90)
     tally("power failure under Slurm: seconds until requeued", seconds)
     revive(2)
-    assert_completed_alike(started, undisturbed)
+    assert_same_result(started, undisturbed)
     assert len(starts(started.run_dir)) == 2
 
 
@@ -276,20 +276,20 @@ def test_ranks_on_other_hosts_have_the_variables_of_the_launcher_and_leave_nothi
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "expected"),
     [
         ("--mpi=none", "srun started 2 processes that cannot reach each other: use srun --mpi=pmix for Open MPI"),
         ("--mpi=pmi2", "a launcher started 2 ranks, but the MPI library of mpi4py (Open MPI"),
     ],
 )
 def test_srun_without_the_right_protocol_is_refused_with_the_right_one(
-    option: str, told: str, cluster: None, data: Path, tmp_path: Path
+    option: str, expected: str, cluster: None, data: Path, tmp_path: Path
 ) -> None:
     words = ["srun", option, "-N2", "-n2", sys.executable, "-m", "dptrain", "train", *trainer(data, tmp_path / "run")]
     process = start_on(1, *words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"dptrain: error: {told}" in err
+    assert f"dptrain: error: {expected}" in err
     assert "mpirun" not in err.split("dptrain: error: ")[1].splitlines()[0]
     assert not (tmp_path / "run").exists()
 

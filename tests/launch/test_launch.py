@@ -77,7 +77,7 @@ def test_elastic_is_passed_to_mpirun_and_trainer(fake_mpirun: Callable[..., str]
     assert words[-3:] == ["train", "data", "--elastic"]
 
 
-def test_a_job_is_not_elastic_unasked(fake_mpirun: Callable[..., str]) -> None:
+def test_a_job_is_not_elastic_by_default(fake_mpirun: Callable[..., str]) -> None:
     words = dry_words(OPEN_MPI, fake_mpirun, "--", "train", "data", "--elastic", "--no-elastic")
     assert "--with-ft" not in words
 
@@ -85,7 +85,7 @@ def test_a_job_is_not_elastic_unasked(fake_mpirun: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("version", "found"), [("mpirun (Open MPI) 4.1.4", "mpirun (Open MPI) 4.1.4"), (MPICH, "MPICH")]
 )
-def test_elastic_elsewhere_is_an_error_that_names_the_other_way(
+def test_elastic_without_open_mpi_5_is_an_error_that_suggests_restarts(
     fake_mpirun: Callable[..., str], version: str, found: str
 ) -> None:
     done = run_launch("-n", "2", "--mpirun", fake_mpirun(version), "--elastic", "--", "train", "data")
@@ -107,13 +107,11 @@ def test_a_dry_run_prints_the_first_attempt_only(fake_mpirun: Callable[..., str]
     ("job", "status", "reason"),
     [
         ("exit 7", 7, ""),
-        ("exit 135", 135, "a rank was killed by SIGBUS"),
-        ("exit 255", 255, ""),
         ("kill -9 $$", 137, "mpirun was killed by SIGKILL"),
         ("exit 0", 70, "the run has not reported its end"),
     ],
 )
-def test_an_end_that_the_run_has_not_reported_is_a_failure_with_one_line_that_says_why(
+def test_an_end_without_a_record_is_a_failure_with_a_reason_in_one_line(
     fake_mpirun: Callable[..., str], job: str, status: int, reason: str
 ) -> None:
     """Found in the field: without --max-restarts nothing was printed, and 255 was called a kill by "signal 127"."""
@@ -123,8 +121,8 @@ def test_an_end_that_the_run_has_not_reported_is_a_failure_with_one_line_that_sa
     assert reason in done.stderr
 
 
-@pytest.mark.parametrize("returncode", [0, 1, 137])
-def test_success_is_what_the_run_reports_whatever_mpirun_returns(
+@pytest.mark.parametrize("returncode", [0, 137])
+def test_a_run_that_reports_success_has_succeeded_whatever_mpirun_returns(
     fake_mpirun: Callable[..., str], returncode: int
 ) -> None:
     done = run_launch("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, f"{ends(0)}; exit {returncode}"), "--", "eval", "x")
@@ -144,12 +142,6 @@ def test_the_record_of_another_attempt_does_not_count(fake_mpirun: Callable[...,
     assert "has not reported its end" in only_line(done.stderr)
 
 
-def test_the_command_of_mpirun_is_shown_with_verbose_only(fake_mpirun: Callable[..., str]) -> None:
-    mpirun = fake_mpirun(OPEN_MPI, ends(0))
-    assert run_launch("-n", "2", "--mpirun", mpirun, "--", "train", "data").stderr == ""
-    assert mpirun in run_launch("-n", "2", "--mpirun", mpirun, "--verbose", "--", "train", "data").stderr
-
-
 NOTICE = f"""{"-" * 74}
 prterun noticed that process rank 1 with PID 17802 on node vm exited on
 signal 9 (Killed).
@@ -157,7 +149,7 @@ signal 9 (Killed).
 """
 
 
-def test_a_notice_of_mpirun_is_shown_as_one_line_or_whole_with_verbose(
+def test_verbose_shows_the_command_and_the_notices_of_mpirun_otherwise_one_line_is_shown(
     fake_mpirun: Callable[..., str], tmp_path: Path
 ) -> None:
     (tmp_path / "notice").write_text(NOTICE)
@@ -165,7 +157,9 @@ def test_a_notice_of_mpirun_is_shown_as_one_line_or_whole_with_verbose(
     assert "rank 1 on vm was killed by SIGKILL" in only_line(
         run_launch("-n", "2", "--mpirun", mpirun, "--", "train", "data").stderr
     )
-    assert NOTICE in run_launch("-n", "2", "--mpirun", mpirun, "--verbose", "--", "train", "data").stderr
+    verbose = run_launch("-n", "2", "--mpirun", mpirun, "--verbose", "--", "train", "data").stderr
+    assert NOTICE in verbose
+    assert f"{mpirun} " in verbose.splitlines()[0]
 
 
 def test_a_notice_that_is_the_only_explanation_is_shown(fake_mpirun: Callable[..., str], tmp_path: Path) -> None:
@@ -176,11 +170,11 @@ def test_a_notice_that_is_the_only_explanation_is_shown(fake_mpirun: Callable[..
     assert done.stderr.startswith(notice)
 
 
-@pytest.mark.parametrize("missing", [[1], [2], [1, 2], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("missing", [[1], [2], [0, 1, 2]], ids=str)
 def test_a_job_ends_well_without_the_standard_streams(
     fake_mpirun: Callable[..., str], tmp_path: Path, missing: list[int]
 ) -> None:
-    """The record comes through mpirun's own pipe."""
+    """The record does not need these streams."""
     mpirun = fake_mpirun(OPEN_MPI, f"echo text; {ends(0)}; touch {tmp_path}/done")
     closing = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in missing)
     command = shlex.join([sys.executable, "-m", "launch", "-n", "2", "--mpirun", mpirun, "--", "train", "data"])
@@ -188,7 +182,7 @@ def test_a_job_ends_well_without_the_standard_streams(
     assert (tmp_path / "done").exists()
 
 
-def test_sigchld_that_was_ignored_hides_no_failure(fake_mpirun: Callable[..., str]) -> None:
+def test_a_failure_is_reported_although_sigchld_was_ignored(fake_mpirun: Callable[..., str]) -> None:
     """Found in the field: a supervisor that ignores SIGCHLD made every failed job return 0."""
     mpirun = fake_mpirun(OPEN_MPI, "kill -9 $$")
     done = subprocess.run(
@@ -207,7 +201,7 @@ def test_sigchld_that_was_ignored_hides_no_failure(fake_mpirun: Callable[..., st
 def test_mpirun_starts_with_default_signals_whatever_the_launcher_has_inherited(
     fake_mpirun: Callable[..., str],
 ) -> None:
-    """Signals reach mpirun through the launcher only, which must be able to end it."""
+    """mpirun gets signals from the launcher only, which must be able to end it."""
     mpirun = fake_mpirun(OPEN_MPI, f"grep -E 'Sig(Blk|Ign)' /proc/self/status; {ends(0)}")
 
     def disturb() -> None:
@@ -240,8 +234,8 @@ def test_the_whole_command_starts_dptrain_on_real_ranks() -> None:
     assert "--batch-size" in done.stdout
 
 
-def test_a_terminal_gets_its_cursor_back_whatever_became_of_the_ranks(fake_mpirun: Callable[..., str]) -> None:
-    """The bar hides the cursor; ranks that mpirun kills cannot show it again."""
+def test_the_cursor_is_shown_again_after_the_ranks_are_killed(fake_mpirun: Callable[..., str]) -> None:
+    """The bar hides the cursor, and killed ranks cannot show it again."""
     path = fake_mpirun("mpirun (Open MPI) 5.0.11", "printf '\\033[?25l'; kill -9 $$")
     ours, theirs = os.openpty()
     done = subprocess.run(
@@ -260,10 +254,10 @@ def test_a_terminal_gets_its_cursor_back_whatever_became_of_the_ranks(fake_mpiru
 
 
 @pytest.mark.parametrize(("command", "status"), [("eval", 1), ("train", 0)])
-def test_output_that_cannot_be_written_is_an_error_where_it_is_the_result(
+def test_output_that_cannot_be_written_is_an_error_if_it_is_the_result(
     command: str, status: int, fake_mpirun: Callable[..., str]
 ) -> None:
-    """The launcher returned 0 for `eval` on a full disk, and said nothing."""
+    """Found in the field: the launcher returned 0 for `eval` on a full disk, without a message."""
     mpirun = fake_mpirun(OPEN_MPI, f"echo figures; {ends(0)}")
     words = [sys.executable, "-m", "launch", "-n", "2", "--mpirun", mpirun, "--", command, "x"]
     with Path("/dev/full").open("w") as full:

@@ -38,7 +38,7 @@ def test_hosts_have_the_ranks_that_are_given_or_equal_shares(text: str, ranks: i
 
 
 @pytest.mark.parametrize("text", ["", "a:", "a:0", "a:-1", "a:x", "a,,b", "a b", ":2", "a:1:2"])
-def test_what_is_no_list_of_hosts_is_an_error(text: str) -> None:
+def test_a_wrong_list_of_hosts_is_an_error(text: str) -> None:
     with pytest.raises(UsageError, match=r"found .*, expected HOST or HOST:RANKS"):
         spread_out(text, None)
 
@@ -55,7 +55,7 @@ def test_lines_of_a_hostfile(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "expected"), [(None, "cannot be read"), ("# none\n", "no host"), ("a:b\n", "a:b")])
-def test_a_hostfile_that_is_none_is_an_error(content: str | None, expected: str, tmp_path: Path) -> None:
+def test_a_wrong_hostfile_is_an_error(content: str | None, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "hosts"
     if content is not None:
         path.write_text(content)

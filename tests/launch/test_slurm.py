@@ -1,4 +1,4 @@
-"""launch/slurm.sh as Slurm would run it, on one machine: signal before the limit, checkpoint, requeue, and on."""
+"""launch/slurm.sh on one machine, as Slurm runs it: a signal before the limit, a checkpoint, a requeue, a resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCRIPT = CHECKOUT / "launch" / "slurm.sh"
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The environment of a job, and an scontrol that writes down what it is asked; the file it writes to."""
+    """Set the environment of a Slurm job with an scontrol that logs its arguments; the log."""
     asked = tmp_path / "asked"
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin" / "scontrol"
@@ -50,7 +50,7 @@ def test_a_signalled_job_saves_and_only_usr1_requeues_it(
         assert "slurm.sh: cancelled: status 75, not requeued" in err
         return
     assert slurm.read_text() == "requeue 4711\n"
-    with job(command, run_dir) as second:  # as when its turn comes again
+    with job(command, run_dir) as second:  # requeued
         status, _, err = second.end()
     assert status == 0, err
     assert slurm.read_text() == "requeue 4711\n"
@@ -60,7 +60,7 @@ def test_a_signalled_job_saves_and_only_usr1_requeues_it(
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 70, 75, 76, 137, 255])
-def test_what_another_try_may_cure_is_requeued_up_to_a_bound(status: int, slurm: Path, tmp_path: Path) -> None:
+def test_a_status_that_a_retry_may_fix_is_requeued_up_to_a_limit(status: int, slurm: Path, tmp_path: Path) -> None:
     """PYTHON is a stand-in that ends with the status."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\nexit {status}\n")

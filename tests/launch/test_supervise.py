@@ -1,4 +1,4 @@
-"""launch.supervise: which attempts are started again, on how many ranks, from where, and what is told of them."""
+"""launch.supervise: which attempts are restarted, on how many ranks, from where, and the reports about them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def supervised(fake_mpirun: Callable[..., str], tmp_path: Path) -> Supervised:
     return Supervised(fake_mpirun, tmp_path)
 
 
-def test_a_failed_job_is_started_again_until_it_succeeds(supervised: Supervised) -> None:
+def test_a_failed_job_is_restarted_until_it_succeeds(supervised: Supervised) -> None:
     done = supervised.run(f"[ $n -ge 3 ] || kill -9 $$; {ends(0)}", "--max-restarts", "3")
     assert done.returncode == 0
     assert len(supervised.commands) == 3
@@ -75,7 +75,7 @@ def test_a_failed_job_is_started_again_until_it_succeeds(supervised: Supervised)
     assert reports[0].endswith(" s: mpirun was killed by SIGKILL")
 
 
-def test_it_is_started_again_so_many_times_and_no_more(supervised: Supervised) -> None:
+def test_the_number_of_restarts_is_limited(supervised: Supervised) -> None:
     done = supervised.run("exit 76", "--max-restarts", "2")
     assert done.returncode == 76
     assert len(supervised.commands) == 3
@@ -85,21 +85,21 @@ def test_it_is_started_again_so_many_times_and_no_more(supervised: Supervised) -
     ("job", "status"),
     [(ends(0), 0), ("exit 2", 2), (f"{ends(75)}; exit 75", 75), (f"{ends(1, 'the loss is nan')}; exit 1", 1)],
 )
-def test_what_a_restart_cannot_fix_is_not_started_again(supervised: Supervised, job: str, status: int) -> None:
+def test_a_permanent_failure_is_not_restarted(supervised: Supervised, job: str, status: int) -> None:
     done = supervised.run(job, "--max-restarts", "5")
     assert done.returncode == status
     assert len(supervised.commands) == 1
 
 
 @pytest.mark.parametrize("job", ["exit 1", "exit 0", f"{ends(70, 'rank 1 failed', retry=True)}; exit 70"])
-def test_what_may_not_happen_again_is_started_again(supervised: Supervised, job: str) -> None:
+def test_a_failure_that_a_retry_may_fix_is_restarted(supervised: Supervised, job: str) -> None:
     done = supervised.run(job, "--max-restarts", "1")
     assert len(supervised.commands) == 2
     assert done.returncode != 0
 
 
-def test_an_attempt_that_makes_no_step_does_not_use_up_a_restart_or_a_rank(supervised: Supervised) -> None:
-    """As when a host cannot be reached for a while."""
+def test_an_attempt_that_makes_no_step_does_not_count_as_a_restart(supervised: Supervised) -> None:
+    """For example, a host cannot be reached for some time."""
     job = f": ; [ $n -ge 4 ] || exit 255; {ends(0)}"
     done = supervised.run(job, "--max-restarts", "1", "--min-ranks", "1")
     assert done.returncode == 0
@@ -111,18 +111,18 @@ def test_an_attempt_that_makes_no_step_does_not_use_up_a_restart_or_a_rank(super
     ]
 
 
-def test_attempts_that_make_no_step_are_repeated_so_often_and_no_more(supervised: Supervised) -> None:
+def test_the_number_of_attempts_without_a_step_is_limited(supervised: Supervised) -> None:
     done = supervised.run(": ; exit 255", "--max-restarts", "2")
     assert done.returncode == 255
     assert len(supervised.commands) == 1 + MOST_IN_VAIN
 
 
-def test_an_error_that_dptrain_reports_before_the_first_step_uses_up_a_restart(supervised: Supervised) -> None:
+def test_an_error_that_dptrain_reports_before_the_first_step_counts_as_a_restart(supervised: Supervised) -> None:
     supervised.run(f": ; {ends(70, 'rank 1 failed', retry=True)}; exit 70", "--max-restarts", "2")
     assert len(supervised.commands) == 3
 
 
-def test_a_rank_that_dies_before_the_first_step_uses_up_a_restart(supervised: Supervised) -> None:
+def test_a_rank_that_dies_before_the_first_step_counts_as_a_restart(supervised: Supervised) -> None:
     notice = "prterun noticed that process rank 1 with PID 3 on node vm exited on signal 9 (Killed)."
     done = supervised.run(f": ; echo '{notice}' >&2; exit 137", "--max-restarts", "2")
     assert len(supervised.commands) == 3
@@ -134,7 +134,7 @@ def test_without_restarts_nothing_is_repeated(supervised: Supervised) -> None:
     assert len(supervised.commands) == 1
 
 
-def test_pauses_grow_up_to_a_minute_and_begin_anew_after_a_step() -> None:
+def test_pauses_grow_up_to_a_minute_and_start_again_after_a_step() -> None:
     restarts = Restarts(most=3, ranks=2, min_ranks=1)
 
     def seconds(made_steps: bool, begun: bool) -> float | None:
@@ -149,7 +149,7 @@ def test_pauses_grow_up_to_a_minute_and_begin_anew_after_a_step() -> None:
     assert seconds(True, True) is None
 
 
-def test_a_killed_rank_of_mpich_is_named_and_has_the_status_of_a_shell(supervised: Supervised) -> None:
+def test_a_killed_rank_of_mpich_is_reported_with_status_128_plus_the_signal(supervised: Supervised) -> None:
     notice = "echo 'YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)'; exit 9"
     done = supervised.run(notice, "--max-restarts", "1", version=MPICH)
     assert done.returncode == 137
@@ -157,18 +157,18 @@ def test_a_killed_rank_of_mpich_is_named_and_has_the_status_of_a_shell(supervise
     assert "a rank was killed by SIGKILL" in done.stderr
 
 
-def test_each_restart_has_one_rank_fewer_down_to_the_least(supervised: Supervised) -> None:
+def test_each_restart_has_one_rank_fewer_down_to_min_ranks(supervised: Supervised) -> None:
     done = supervised.run("exit 70", "--max-restarts", "3", "--min-ranks", "2")
     assert supervised.ranks == [4, 3, 2, 2]
     assert "restarting in 0.01 s on 3 ranks" in done.stderr
 
 
-def test_without_a_least_number_of_ranks_it_stays(supervised: Supervised) -> None:
+def test_without_min_ranks_the_number_of_ranks_stays(supervised: Supervised) -> None:
     supervised.run("exit 70", "--max-restarts", "1")
     assert supervised.ranks == [4, 4]
 
 
-def test_a_restart_resumes_from_the_newest_checkpoint_whatever_resume_was_given(supervised: Supervised) -> None:
+def test_a_restart_resumes_from_the_newest_checkpoint_whatever_resume_is_given(supervised: Supervised) -> None:
     folder = supervised.run_dir / "checkpoints"
     job = f"[ $n -lt 2 ] || mkdir -p {folder}; [ $n -lt 2 ] || touch {folder}/step-00001200.h5; exit 70"
     done = supervised.run(job, "--max-restarts", "2", more="--resume other.h5")
@@ -179,7 +179,7 @@ def test_a_restart_resumes_from_the_newest_checkpoint_whatever_resume_was_given(
     assert "on 4 ranks from step 1,200 (" in done.stderr
 
 
-def test_every_attempt_is_written_down_in_the_run_folder(supervised: Supervised) -> None:
+def test_every_attempt_is_logged_in_the_run_folder(supervised: Supervised) -> None:
     folder = supervised.run_dir / "checkpoints"
     folder.mkdir(parents=True)
     failure = f"touch {folder}/step-00000007.h5; {ends(70, 'rank 1', retry=True)}; exit 70"
@@ -192,13 +192,13 @@ def test_every_attempt_is_written_down_in_the_run_folder(supervised: Supervised)
     assert (second["attempt"], second["ranks"], second["status"], second["reason"]) == (2, 3, 0, "")
 
 
-def test_a_folder_that_the_trainer_has_not_made_yet_stays_as_it_is(supervised: Supervised) -> None:
+def test_a_folder_without_a_run_stays_empty(supervised: Supervised) -> None:
     supervised.run_dir.mkdir()
-    supervised.run(": ; exit 70", "--max-restarts", "1")
+    supervised.run(f": ; {ends(70, 'rank 1 failed', retry=True)}; exit 70", "--max-restarts", "1")
     assert not list(supervised.run_dir.iterdir())
 
 
-def test_a_journal_that_cannot_be_written_is_a_line_and_no_more(supervised: Supervised) -> None:
+def test_a_log_of_attempts_that_cannot_be_written_is_a_warning(supervised: Supervised) -> None:
     (supervised.run_dir / "checkpoints").mkdir(parents=True)
     (supervised.run_dir / "attempts.jsonl").mkdir()
     done = supervised.run(f"[ $n -lt 2 ] && exit 70; {ends(0)}", "--max-restarts", "1")
@@ -206,7 +206,7 @@ def test_a_journal_that_cannot_be_written_is_a_line_and_no_more(supervised: Supe
     assert f"launch: {supervised.run_dir / 'attempts.jsonl'}: cannot be written: Is a directory" in done.stderr
 
 
-def test_a_journal_that_is_a_link_is_not_followed(supervised: Supervised) -> None:
+def test_a_log_of_attempts_that_is_a_link_is_not_followed(supervised: Supervised) -> None:
     (supervised.run_dir / "checkpoints").mkdir(parents=True)
     (supervised.run_dir / "attempts.jsonl").symlink_to(supervised.run_dir / "elsewhere")
     done = supervised.run("[ $n -lt 2 ] && exit 70; exit 0", "--max-restarts", "1")
@@ -268,7 +268,7 @@ def test_a_real_run_whose_ranks_are_killed_ends_with_the_bits_of_an_undisturbed_
 
 
 def test_an_elastic_job_has_succeeded_only_if_it_reports_success(supervised: Supervised) -> None:
-    """Its mpirun returns 0 after the death of all ranks, too."""
+    """Its mpirun returns 0 also after the death of all ranks."""
     job = f"[ $n -lt 2 ] || {ends(0)}; exit 0"
     done = supervised.run(job, "--elastic", "--max-restarts", "3")
     assert done.returncode == 0

