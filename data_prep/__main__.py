@@ -62,7 +62,7 @@ def _parser() -> Parser:
     parser = Parser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for source in SOURCES:
-        command = _add_command(commands, source.name, source.help, _pack)
+        command = _add_command(commands, source.name, source.help, _pack, _packing_options())
         command.set_defaults(source=source)
         source.add_arguments(command)
         command.add_argument(
@@ -74,27 +74,30 @@ def _parser() -> Parser:
         command.add_argument(
             "--seed", type=whole(0), default=0, metavar="N", help="seed of all random choices (default: 0)"
         )
-        _add_packing_options(command)
-    for name, function, text in (
-        ("verify", _verify, "check every hash and every record of a packed data set"),
-        ("info", _info, "describe a packed data set"),
-    ):
-        _add_command(commands, name, text, function)
+    _add_command(commands, "verify", "check every hash and every record of a packed data set", _verify, _json_option())
+    _add_command(commands, "info", "describe a packed data set", _info, _json_option())
     return parser
 
 
-def _add_command(commands: Any, name: str, text: str, function: Any) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    command.add_argument("folder", metavar="OUT", type=path_argument, help="folder of the data set")
-    command.add_argument("--json", action="store_true", help="print the result as JSON")
-    command.set_defaults(run=function)
-    return command
+def _json_option() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    return parser
 
 
-def _add_packing_options(command: argparse.ArgumentParser) -> None:
+def _packing_options() -> argparse.ArgumentParser:
     """Options that do not change which images are packed."""
-    command.add_argument("--shards", type=whole(), default=8, metavar="S", help="shards of each split (default: 8)")
-    command.add_argument("--force", action="store_true", help="replace an existing data set")
+    parser = _json_option()
+    parser.add_argument("--shards", type=whole(), default=8, metavar="S", help="shards of each split (default: 8)")
+    parser.add_argument("--force", action="store_true", help="replace an existing data set")
+    return parser
+
+
+def _add_command(commands: Any, name: str, text: str, run: Any, parent: argparse.ArgumentParser) -> Any:
+    command = commands.add_parser(name, help=text, description=text, parents=[parent])
+    command.add_argument("folder", metavar="OUT", type=path_argument, help="folder of the data set")
+    command.set_defaults(run=run)
+    return command
 
 
 def _pack(options: argparse.Namespace) -> int:
@@ -113,10 +116,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 def _command(options: argparse.Namespace) -> list[str]:
     """The words of the command line that decide which images are packed."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    _add_packing_options(parser)
-    parser.add_argument("--json", action="store_true")
-    words = parser.parse_known_args(options.words)[1]
+    words = _packing_options().parse_known_args(options.words)[1]
     return [word for number, word in enumerate(words) if not number or Path(expanduser(word)) != options.folder]  # noqa: PTH111 - does not raise
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from dptrain.errors import DataError, DownloadError
 from dptrain.system.paths import typed_path
 
+from . import report
+
 CONNECT_AND_READ_SECONDS = (8.0, 30.0)
 
 
@@ -36,15 +38,15 @@ def _download(url: str, sha256: str, target: Path, variable: str) -> None:
     import requests
 
     pooch.get_logger().setLevel("ERROR")
+    if sys.stderr.isatty():
+        report(f"downloading {url} to {target}")
     try:
         pooch.retrieve(
             url,
             known_hash=f"sha256:{sha256}",
             fname=target.name,
             path=target.parent,
-            downloader=pooch.HTTPDownloader(
-                progressbar=_Bar() if sys.stderr.isatty() else False, timeout=CONNECT_AND_READ_SECONDS
-            ),
+            downloader=pooch.HTTPDownloader(timeout=CONNECT_AND_READ_SECONDS),
         )
     except Exception as error:  # requests, urllib3, pooch and the disk have many exceptions
         unreachable = isinstance(error, requests.RequestException)  # not: a wrong hash, a full disk
@@ -52,31 +54,6 @@ def _download(url: str, sha256: str, target: Path, variable: str) -> None:
             f"{url} cannot be downloaded to {target.parent}: {_reason(error)}; download it in another way and pass "
             f"--archive FILE, or set {variable}"
         ) from error
-
-
-class _Bar:
-    """A progress bar, with the methods that pooch calls."""
-
-    def __init__(self) -> None:
-        from rich.console import Console  # takes 0.1 s
-        from rich.progress import Progress
-
-        self.total = 0  # pooch sets it
-        self._progress = Progress(console=Console(stderr=True), transient=True)
-        self._task = self._progress.add_task("downloading")
-        self._progress.start()
-
-    def update(self, units: int) -> None:
-        """Advance by a number of bytes."""
-        self._progress.update(self._task, total=self.total, advance=units)
-
-    def reset(self) -> None:
-        """Called at the end, before an update by the total."""
-        self._progress.reset(self._task)
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self._progress.stop()
 
 
 def _reason(error: BaseException) -> str:

@@ -60,54 +60,40 @@ class ImageSource:
 
 def checked(data: ImageData) -> ImageData:
     """The same data with images (n, C, H, W), labels int64 and classes a tuple; DataError for what cannot be packed."""
-    try:
-        check_names(data.name, data.classes)
-        if data.layout not in (None, *LAYOUTS):
-            raise DataError(f"layout is {shown(repr(data.layout), 60)}, expected {' or '.join(map(repr, LAYOUTS))}")
-        train, test = (_checked_split(split, getattr(data, split), data) for split in SPLITS)
-        shapes = train.images.shape[1:], test.images.shape[1:]
-        if shapes[0] != shapes[1]:
-            raise DataError(f"train images (C, H, W) are {shapes[0]}, test images {shapes[1]}; expected the same")
-    except DataError as error:
-        raise DataError(f"data set {shown(repr(data.name), 60)}: {error}") from None
+    check_names(data.name, data.classes)
+    if data.layout not in (None, *LAYOUTS):
+        raise DataError(f"layout is {shown(repr(data.layout), 60)}, expected {' or '.join(map(repr, LAYOUTS))}")
+    train, test = (_checked_split(split, getattr(data, split), data) for split in SPLITS)
+    shapes = train.images.shape[1:], test.images.shape[1:]
+    if shapes[0] != shapes[1]:
+        raise DataError(f"train images (C, H, W) are {shapes[0]}, test images {shapes[1]}; expected the same")
     return replace(data, classes=tuple(data.classes), train=train, test=test, layout="channels_first")
 
 
 def _checked_split(split: str, part: LabelledImages, data: ImageData) -> LabelledImages:
-    images = _checked_images(split, np.asarray(part.images), data.layout)
-    return LabelledImages(images, _checked_labels(split, np.asarray(part.labels), len(images), len(data.classes)))
-
-
-def _checked_images(split: str, images: NDArray[Any], layout: str | None) -> NDArray[np.uint8]:
-    """The images as (n, C, H, W), without a copy."""
+    """Images as a view (n, C, H, W), labels as int64 (n,)."""
+    images, labels = np.asarray(part.images), np.asarray(part.labels)
     found = f"{split} images are {images.dtype} of the shape {shown(images.shape, 100)}"
-    if images.ndim != 4:
+    if images.ndim != 4 or images.dtype != np.uint8:
         raise DataError(
-            f"{found}, expected (n, C, H, W) or (n, H, W, C); add the axis of grey images by images[:, None]"
-        )
-    if images.dtype != np.uint8:
-        raise DataError(
-            f"{found}, expected uint8; convert values of 0 to 255 by images.astype(np.uint8), of 0 to 1 by "
-            "(255 * images).round().astype(np.uint8)"
+            f"{found}, expected uint8 (n, C, H, W) or (n, H, W, C); add the axis of grey images by images[:, None]; "
+            "convert values of 0 to 1 by (255 * images).round().astype(np.uint8)"
         )
     if not images.size:
         raise DataError(f"{found}, expected at least one image and one pixel")
-    if layout is None and not images.shape[1] <= MOST_CHANNELS < min(images.shape[2:]):
+    if data.layout is None and not images.shape[1] <= MOST_CHANNELS < min(images.shape[2:]):
         raise DataError(
             f'{found}; state what that is: ImageData(..., layout="channels_last") for (n, H, W, C), '
             'layout="channels_first" for (n, C, H, W)'
         )
-    return images.transpose(0, 3, 1, 2) if layout == "channels_last" else images
-
-
-def _checked_labels(split: str, labels: NDArray[Any], samples: int, classes: int) -> NDArray[np.int64]:
-    """The labels as int64 (n,)."""
-    if labels.shape != (samples,) or labels.dtype.kind not in "iu":
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise DataError(
             f"{split} labels are {labels.dtype} of the shape {shown(labels.shape, 100)}, expected integers of the "
-            f"shape ({samples},), one for each image; convert one-hot rows by labels.argmax(axis=1)"
+            f"shape ({len(images)},), one for each image; convert one-hot rows by labels.argmax(axis=1)"
         )
-    low, high = int(labels.min()), int(labels.max())
+    low, high, classes = int(labels.min()), int(labels.max()), len(data.classes)
     if low < 0 or high >= classes:
         raise DataError(f"{split} labels run from {low} to {high}, expected 0 to {classes - 1} for {classes} classes")
-    return labels.astype(np.int64)
+    if data.layout == "channels_last":
+        images = images.transpose(0, 3, 1, 2)
+    return LabelledImages(images, labels.astype(np.int64))

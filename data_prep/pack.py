@@ -98,9 +98,9 @@ def _choose_all(data: ImageData, shards: int, limit: int | None, seed: int) -> d
                 f"--shards {shards}: the {split} split has {len(rows):,} samples and every shard needs at least one; "
                 f"choose from 1 to {len(rows):,}"
             )
-        if empty := [name for label, name in enumerate(data.classes) if label not in labels[rows]]:
-            names = shown(", ".join(empty), 200)
-            report(f"note: the {split} split has no images of {len(empty)} of {len(data.classes)} classes: {names}")
+        counts = np.bincount(labels[rows], minlength=len(data.classes))
+        if empty := [name for name, count in zip(data.classes, counts, strict=True) if not count]:
+            report(f"note: the {split} split has no images of {len(empty)} classes: {shown(', '.join(empty), 200)}")
     return chosen
 
 
@@ -157,9 +157,8 @@ def _choose(labels: NDArray[np.int64], limit: int | None, seed: int, split: int)
     order = shuffled(len(labels), seed, split, 0)
     if limit is None or limit >= len(order):
         return order
-    shuffled_labels = labels[order]
-    by_class = np.argsort(shuffled_labels, kind="stable")
-    starts = np.searchsorted(shuffled_labels[by_class], shuffled_labels[by_class])
-    turn = np.empty(len(order), np.intp)
-    turn[by_class] = np.arange(len(order)) - starts  # the place of a row within its class
-    return order[np.sort(np.lexsort((shuffled_labels, turn))[:limit])]
+    turn = np.empty(len(order), np.intp)  # the place of a row within its class
+    for label in np.unique(labels):
+        of_class = labels[order] == label
+        turn[of_class] = np.arange(np.count_nonzero(of_class))
+    return order[np.sort(np.lexsort((labels[order], turn))[:limit])]

@@ -1,15 +1,11 @@
 """A data set folder that appears complete or not at all.
 
-The data set is built in `OUT/.partial`, so that only OUT itself must be writable: it may be a mounted volume or the
-working directory. Its manifest is written there last, when all shards are on the disk. Then the set is installed:
+The data set is built in `OUT/.partial`, as only OUT itself must be writable: it may be a mounted volume or the working
+directory. Its manifest is written there last, when all shards are on the disk. To install the set, the old manifest
+and then the old shards are removed, the new shards are renamed into OUT, and then the new manifest.
 
-    1. the old manifest is removed, if there is one, and then the old shards
-    2. the new shards are renamed into OUT
-    3. the new manifest is renamed into OUT, last
-
-A process that is killed before step 1 leaves the old data set intact. Later, it leaves a folder without a manifest,
-which no reader accepts as a data set, and a complete new set: the next run finishes the installation. Only files of
-data sets are ever deleted.
+A process that is killed before the old manifest is removed leaves the old data set. Later, it leaves a folder without
+a manifest, which no reader accepts, and the next run finishes the installation. Only files of data sets are deleted.
 """
 
 from __future__ import annotations
@@ -41,10 +37,8 @@ def check_target(out: Path, *, force: bool) -> None:
     """
     out = out.resolve()
     nearest = next(path for path in (out, *out.parents) if path.exists())
-    if not nearest.is_dir():
-        raise DataError(f"{shown(nearest)}: is not a folder; name a new or empty folder for the data set")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise DataError(f"{shown(nearest)}: cannot be written; choose another folder")
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise DataError(f"{shown(nearest)}: is not a folder that can be written; choose another folder")
     if nearest == out:
         _check_contents(out, force=force)
 

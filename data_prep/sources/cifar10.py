@@ -4,7 +4,7 @@
 
 Both archives are read: cifar-10-binary.tar.gz (records of a label byte and 3072 pixel bytes) and
 cifar-10-python.tar.gz (pickles). An archive may be hostile: nothing is extracted to the disk, only members with the
-exact names are read, the number of bytes is limited, and the pickles can only make arrays.
+exact names are read, the number of bytes is limited, and the pickles import nothing.
 """
 
 from __future__ import annotations
@@ -58,11 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read(options: argparse.Namespace) -> ImageData:
-    return read_archive(find_archive(options.archive, VARIABLE, URL, SHA256))
-
-
-SOURCE = ImageSource("cifar10", "pack CIFAR-10 from a published archive", add_arguments, read)
+SOURCE = ImageSource(
+    "cifar10",
+    "pack CIFAR-10 from a published archive",
+    add_arguments,
+    lambda options: read_archive(find_archive(options.archive, VARIABLE, URL, SHA256)),
+)
 
 
 def read_archive(path: Path, *, batch_samples: int = BATCH_SAMPLES) -> ImageData:
@@ -119,10 +120,8 @@ def _read_members(path: Path, most: int) -> dict[str, bytes]:
                 seen.append(member.name)
                 if member.name not in (*BINARY, *PICKLED):
                     continue
-                if not member.isreg() or member.issparse():
-                    raise DataError(f"{member.name} is not a regular file")
-                if member.name in contents:
-                    raise DataError(f"{member.name} occurs twice")
+                if not member.isreg() or member.issparse() or member.name in contents:
+                    raise DataError(f"{member.name} is not a regular file, or occurs twice")
                 file = archive.extractfile(member)
                 contents[member.name] = file.read() if file else b""
                 if len(contents[member.name]) != member.size:
@@ -161,10 +160,15 @@ def _binary_batch(content: bytes, where: str, samples: int) -> tuple[NDArray[np.
 def _pickled_batch(content: bytes, where: str, samples: int) -> tuple[NDArray[np.uint8], Any]:
     """The same from a pickled dictionary; its b"labels" may be anything."""
     batch = _unpickled(content, where)
-    pixels = batch.get(b"data")
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (samples, PIXELS):
-        raise DataError(f"{where}: data is not an uint8 array ({samples}, {PIXELS})")
-    return pixels.reshape(samples, *IMAGE_SHAPE), batch.get(b"labels")
+    array = batch.get(b"data")
+    # What ndarray.__setstate__ gets: version, shape, dtype, whether in Fortran order, the bytes.
+    match array.state if isinstance(array, _Recorded) else None:
+        case (_, tuple(shape), _Recorded(arguments=("u1" | b"u1", *_)), 0 | 1 as fortran, bytes(pixels)) if (
+            shape == (samples, PIXELS) and len(pixels) == samples * PIXELS
+        ):
+            images = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if fortran else "C")
+            return images.reshape(samples, *IMAGE_SHAPE), batch.get(b"labels")
+    raise DataError(f"{where}: data is not an uint8 array ({samples}, {PIXELS})")
 
 
 def _unpickled(content: bytes, where: str) -> dict[bytes, Any]:
@@ -180,22 +184,36 @@ def _unpickled(content: bytes, where: str) -> dict[bytes, Any]:
     return value
 
 
+class _Recorded:
+    """An array or dtype in a pickle, as the arguments and the state from which NumPy would make it.
+
+    NumPy itself must not read them: a forged state of a dtype makes it use any memory as an object.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
 class _Unpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, numbers, strings and arrays; DataError for anything else."""
+    """Reads dictionaries, lists, numbers, strings and arrays, and imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         match module, name:
-            case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct"):
-                return np.ndarray(0).__reduce__()[0]
-            case "numpy", ("ndarray" | "dtype"):
-                return getattr(np, name)
+            case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct") | ("numpy", "dtype"):
+                return _Recorded
+            case "numpy", "ndarray":
+                return None  # only the first argument of _reconstruct
             case "_codecs", "encode":
                 return _encode
         raise DataError(f"the pickle imports {module}.{name}, unlike CIFAR-10: it may be hostile; no code was run")
 
 
-def _encode(text: str, encoding: object) -> bytes:
+def _encode(text: Any, encoding: object = None) -> bytes:
     """Replaces _codecs.encode, with which Python 3 writes bytes to an old pickle."""
     if encoding not in ("latin1", b"latin1"):
         raise DataError(f"the pickle encodes text to {encoding!r}, unlike CIFAR-10: it may be hostile")
-    return text.encode("latin1")
+    return str(text).encode("latin1")

@@ -73,8 +73,9 @@ def _draw(words: NDArray[np.uint64], labels: NDArray[np.int64]) -> NDArray[np.ui
     draws = _Draws((words[:, :PARAMETERS] >> np.uint64(11)).astype(np.float64) * 2.0**-53)
     background, foreground = _colours(draws)
     image = background + _texture(draws)[..., None] * draws.between(-TEXTURE, TEXTURE, 3)
-    image = _blend(image, _spot(draws), draws.between(0, 1, 3))
-    image = _blend(image, _figure(draws, labels), foreground)
+    spot, spot_colour = _spot(draws)[..., None], draws.between(0, 1, 3)
+    image = image + spot * (spot_colour - image)
+    image = image + _figure(draws, labels)[..., None] * (foreground - image)
     noise = words[:, PARAMETERS:].astype("<u8").view(np.uint8).reshape(len(words), SIZE, SIZE, 3)
     image = image + (noise / 255.0 - 0.5) * draws.between(*NOISE)
     pixels: NDArray[np.uint8] = np.rint(255 * image.clip(0, 1)).astype(np.uint8)
@@ -120,20 +121,17 @@ def _figure(draws: _Draws, labels: NDArray[np.int64]) -> Array:
     for label, function in enumerate(DISTANCES.values()):
         rows = np.flatnonzero(labels == label)
         distance[rows] = function(u[rows], v[rows])
-    coverage: Array = (0.5 - distance * unit).clip(0, 1)
-    return coverage
+    return _coverage(distance, unit)
 
 
 def _spot(draws: _Draws) -> Array:
     """How much of each pixel a small ellipse covers, 0..1 (n, H, W)."""
     u, v, unit = _grid(draws, (0.8, 2.2), SIZE / 2, np.pi)
-    coverage: Array = (0.5 - (np.hypot(u, 1.6 * v) - 1) * unit).clip(0, 1)
-    return coverage
+    return _coverage(np.hypot(u, 1.6 * v) - 1, unit)
 
 
-def _blend(image: Array, coverage: Array, colour: Array) -> Array:
-    """The image with `colour` where `coverage` is 1."""
-    return image + coverage[..., None] * (colour - image)
+def _coverage(distance: Array, unit: Array) -> Array:
+    return np.clip(0.5 - distance * unit, 0, 1)
 
 
 def _colours(draws: _Draws) -> tuple[Array, Array]:

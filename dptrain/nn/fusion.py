@@ -50,7 +50,7 @@ class ConvPoolReLU(Layer):
         active = np.greater(pooled, 0, out=workspace.array(self.name, "active", pooled.shape, bool))
         channels, height, width = self.pool.output_shape
         y = workspace.array(self.name, "y", (*self.pooled_extent, x.shape[2], channels))
-        np.maximum(pooled, 0, out=self.correlation.in_own_order(y))
+        np.maximum(pooled, 0, out=self.correlation.in_order_of_sums(y))
         return y[:height, :width], (sums, saved, parameters[KERNELS], masks, active)
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
@@ -58,7 +58,7 @@ class ConvPoolReLU(Layer):
         workspace = call.workspace
         dy = zeros_beyond(dy, self.pooled_extent, self.name, workspace)
         dpooled = workspace.scratch(self.name, "pooled", active.shape)
-        np.multiply(self.correlation.in_own_order(dy), active, out=dpooled)
+        np.multiply(self.correlation.in_order_of_sums(dy), active, out=dpooled)
         add_up(dpooled, call.gradients["bias"])
         self._pool_backward(dpooled, masks, sums, workspace)
         return self.correlation.backward(sums, saved, kernels, call)

@@ -110,7 +110,7 @@ class Network:
         Valid until one of the vectors changes or the workspace is used again.
         """
         views = self._by_stage(self.layout, read_only(parameters))
-        made = [runner.prepare(stage, own, workspace) for stage, own in zip(self.stages, views, strict=True)]
+        made = [runner.prepare(stage, tensors, workspace) for stage, tensors in zip(self.stages, views, strict=True)]
         return list(zip(made, self._by_stage(self.buffer_layout, read_only(buffers)), strict=True))
 
     def loss_and_grad(
@@ -127,9 +127,8 @@ class Network:
     ) -> Outcome:
         """Write the gradient of the summed loss to `gradient` (P,), for images (H, W, N, C) and labels (N,).
 
-        `statistics` (B,) become N times the layers' statistics of the microbatch. Both are sums, not means: see
-        `softmax_cross_entropy`. An empty microbatch gives zeros. More than `block` samples are computed in blocks,
-        whose sums are added in order, unless a layer couples samples. `draws` is the key of random draws.
+        `statistics` (B,) become N times the layers' statistics. An empty microbatch gives zeros. More than `block`
+        samples are computed in blocks, whose sums are added in order, unless a layer couples samples.
         """
         gradient.fill(0)  # a layer may add to it
         if statistics is not None:
@@ -170,11 +169,11 @@ class Network:
         self, prepared: Prepared, workspace: Workspace, gradient: Array, statistics: Array, draws: Draws = NO_KEY
     ) -> list[Pass]:
         """The context of each stage for training, which writes to `gradient` (P,) and `statistics` (B,)."""
-        gradients, averages = self._by_stage(self.layout, gradient), self._by_stage(self.buffer_layout, statistics)
-        tensors = zip(self.graph.nodes, self.graph.need_dx, prepared, gradients, averages, strict=True)
+        views = zip(self._by_stage(self.layout, gradient), self._by_stage(self.buffer_layout, statistics), strict=True)
+        stages = zip(self.graph.nodes, self.graph.need_dx, prepared, views, strict=True)
         return [
-            Pass(parameters, buffers, workspace, True, own, average, need_dx, draws, node.output - 1)
-            for node, need_dx, (parameters, buffers), own, average in tensors
+            Pass(parameters, buffers, workspace, True, gradients, averages, need_dx, draws, node.output - 1)
+            for node, need_dx, (parameters, buffers), (gradients, averages) in stages
         ]
 
     def predict(self, prepared: Prepared, images: Array, workspace: Workspace, runner: Runner = PLAIN) -> Array:

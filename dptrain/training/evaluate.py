@@ -77,11 +77,6 @@ class EvaluationWork(NetworkWork[Figures]):
         super().__init__(network)
         self.shards, self.normalise, self.longest = shards, normalise, longest
 
-    def rounds(self) -> list[slice]:
-        """The rows of a shard in each round; the same on every rank."""
-        rows = BLOCKS * self.network.block
-        return [slice(start, start + rows) for start in range(0, self.longest, rows)]
-
     @quiet
     def compute(self, shard: int, prepared: tuple[Prepared, slice], workspace: Workspace) -> Figures:
         network, rows = prepared
@@ -113,8 +108,9 @@ def evaluate(
     communicator.activity.enter("evaluating")
     work.load(vectors)
     figures: list[Figures] = []
-    for rows in work.rounds():
-        figures += pool.map(work, work.shards, rows)
+    size = BLOCKS * work.network.block
+    for start in range(0, work.longest, size):
+        figures += pool.map(work, work.shards, slice(start, start + size))
         for signal_name in communicator.allgather(interruption.signal_name):
             if signal_name is not None:
                 raise AskedToEndError(signal_name)

@@ -66,7 +66,7 @@ def evaluate_checkpoint(
             change = model_change(path, origin, trained.model, source, "", task.environment)
             code = f" ({change})" if change and ":" in trained.model else ""
             raise CheckpointError(
-                f"{shown(path)} has another architecture: {shown(difference, 500)}{code}; give its own with --model"
+                f"{shown(path)} has another architecture: {shown(difference, 500)}{code}; give the right --model"
             )
         checkpoint = checkpoint.restricted(vector_layouts(network, ()), path)
         ends = (tests[shard] for shard in (min(tests), max(tests)))

@@ -76,7 +76,7 @@ def finish_steps(run: Run, interruption: Interruption) -> Evaluation:
     communicator = run.session.communicator
     names = communicator.allgather(interruption.signal_name)
     signals = {rank: name for rank, name in zip(communicator.world_ranks, names, strict=True) if name}
-    by = ", ".join(f"{name} at rank {rank}" for rank, name in signals.items())
+    by = ", ".join(f"{name} at rank {rank}" for rank, name in [*signals.items()][:4])
     if len(signals) == len(names) and len(set(names)) == 1:  # mpirun and schedulers send the signal to all
         by = names[0]
     checkpoint, folder = run.folder.checkpoint_of(run.state.step), run.folder.path

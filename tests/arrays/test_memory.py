@@ -50,11 +50,11 @@ def test_memory_starts_on_a_cache_line() -> None:
         assert aligned_zeros(number + 1).ctypes.data % ALIGNMENT == 0
 
 
-def test_an_empty_array_can_be_had() -> None:
+def test_an_array_may_be_empty() -> None:
     assert Workspace().array("a", "b", (3, 0)).shape == (3, 0)
 
 
-def test_memory_that_the_system_refuses_is_an_error_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_allocation_that_fails_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: int) -> None:
         raise OSError(12, "Cannot allocate memory")
 
@@ -64,8 +64,8 @@ def test_memory_that_the_system_refuses_is_an_error_for_people(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("size", [1 << 50, 1 << 62, 1 << 70])
-def test_sizes_beyond_any_memory_are_an_error_for_people(size: int) -> None:
-    """Found in the field: --model-options 'widths=[1000000]' ended with a traceback of NumPy or of mmap."""
+def test_impossible_sizes_are_a_one_line_error(size: int) -> None:
+    """Found in the field: --model-options 'widths=[1000000]' gave a traceback of NumPy or mmap."""
     for allocate in (huge_pages, aligned_zeros, shared_zeros):
         with pytest.raises(LimitError, match="out of memory allocating"):
             allocate(size)
@@ -121,7 +121,7 @@ def test_arrays_never_overlap_whatever_their_size() -> None:
     assert not any(np.shares_memory(one, other) for one, other in itertools.combinations(arrays, 2))
 
 
-def test_memory_is_asked_for_in_huge_pages() -> None:
+def test_memory_is_in_huge_pages() -> None:
     """The kernel's flag "hg" (man proc_pid_smaps) of the mapping that an array lies in, where it has huge pages."""
     array = Workspace().array("a", "b", (1000,))
     inside, flags = False, ""

@@ -1,4 +1,4 @@
-"""dptrain.arrays.random: Philox by its definition and its published answers, one key for each use of chance."""
+"""dptrain.arrays.random: Philox by its definition and its published answers, one key for each use of random numbers."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ def test_words_are_philox_keyed_by_seed_purpose_epoch_and_number(
     np.testing.assert_array_equal(words, expected_words(seed, purpose, epoch, number, count))
 
 
-def test_no_purpose_takes_the_number_left_to_data_prep() -> None:
+def test_no_purpose_has_the_number_of_data_prep() -> None:
     assert 0 not in [int(purpose) for purpose in Purpose]
     assert len({int(purpose) for purpose in Purpose}) == len(Purpose)

@@ -87,7 +87,7 @@ def test_a_result_that_cannot_be_printed_is_one_error(
 
 def test_training_continues_when_its_terminal_is_closed(data: Path, tmp_path: Path) -> None:
     """Happened: a job started with `&` and disowned outlives its terminal; its next line was its end."""
-    command = [sys.executable, "-m", "dptrain", "train", *flags(data, tmp_path / "run", epochs=60, batch_size=4)]
+    command = [sys.executable, "-m", "dptrain", "train", *flags(data, tmp_path / "run", epochs=30, batch_size=4)]
     master, slave = pty.openpty()
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
         os.close(slave)
@@ -101,7 +101,7 @@ def test_training_continues_when_its_terminal_is_closed(data: Path, tmp_path: Pa
             assert time.monotonic() < deadline
         os.close(master)
         assert process.wait(timeout=60) == 0
-    assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"event": "epoch"') == 60
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"event": "epoch"') == 30
 
 
 @pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "LANG": "C"}])
@@ -113,7 +113,7 @@ def test_output_in_ascii(variables: dict[str, str], data: Path, tmp_path: Path) 
 
 
 def test_a_signal_to_a_benchmark_leaves_no_files(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dptrain", "bench", "data", "--samples", "20000"]
+    command = [sys.executable, "-m", "dptrain", "bench", "data", "--samples", "8000"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while not list(tmp_path.glob("dptrain-bench-*/*")):

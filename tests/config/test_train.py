@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dptrain.config.files import from_text, merged, parse_toml, read_toml, to_toml
@@ -69,6 +69,7 @@ def refused(**values: Any) -> str:
 
 
 @given(config=CONFIGS)
+@settings(deadline=None, max_examples=40)
 def test_a_configuration_written_as_toml_is_read_back(config: TrainConfig) -> None:
     assert TrainConfig(**parse_toml(to_toml(config), "text")) == config
 

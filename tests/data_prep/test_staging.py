@@ -237,7 +237,7 @@ def test_a_folder_that_cannot_be_written_is_reported_before_packing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)
-    with pytest.raises(DataError, match=rf"{tmp_path}: cannot be written; choose another folder"):
+    with pytest.raises(DataError, match=rf"{tmp_path}: is not a folder that can be written; choose another"):
         staging.check_target(tmp_path / "set", force=False)
 
 

@@ -88,7 +88,7 @@ def test_the_border_stays_zero_when_the_microbatch_changes_size() -> None:
         assert (y[1, 1] == 9).all()
 
 
-def test_the_first_layer_is_spared_its_input_gradient() -> None:
+def test_the_first_layer_computes_no_input_gradient() -> None:
     layer = Conv2d(2, 3)
     layer.name = "conv1"
     layer.bind((1, 4, 4))
@@ -111,16 +111,16 @@ def test_the_first_layer_is_spared_its_input_gradient() -> None:
         ((64, 16, 16), 64, {"stride": 2}, "im2col"),
     ],
 )
-def test_auto_is_settled_by_shape(shape: Shape, out: int, options: dict[str, Any], chosen: str) -> None:
+def test_auto_chooses_by_shape(shape: Shape, out: int, options: dict[str, Any], chosen: str) -> None:
     layer = Conv2d(out, **options)
-    layer.bind((32, 16, 16))  # what an earlier network has settled does not count
+    layer.bind((32, 16, 16))  # the choice for an earlier network does not count
     layer.bind(shape)
     assert layer.chosen == chosen
     assert layer.tuning() == {"algorithm": chosen}
     assert "algorithm" not in layer.spec()
 
 
-def test_an_algorithm_that_cannot_be_is_named() -> None:
+def test_an_unknown_or_unsuitable_algorithm_is_refused() -> None:
     with pytest.raises(ValueError, match="algorithm is 'fft', expected auto, im2col, winograd2, winograd4"):
         Conv2d(3, algorithm="fft")
     for options in ({"stride": 2}, {"kernel_size": 5}):
@@ -128,7 +128,7 @@ def test_an_algorithm_that_cannot_be_is_named() -> None:
             Conv2d(3, algorithm="winograd4", **options)
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_unsuitable_input_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"needs feature maps \(C, H, W\), it gets \(12,\)"):
         Conv2d(3).bind((12,))
     with pytest.raises(ValueError, match=r"an input of \(2, 9\) is smaller than the kernel of \(5, 5\)"):

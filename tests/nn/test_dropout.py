@@ -54,6 +54,6 @@ def test_what_is_dropped_does_not_depend_on_the_block(size: int) -> None:
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.0, 2.0])
-def test_a_probability_that_cannot_be_is_refused(p: float) -> None:
+def test_an_invalid_probability_is_refused(p: float) -> None:
     with pytest.raises(ValueError, match="expected a probability below 1"):
         Dropout(p)

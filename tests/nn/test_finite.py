@@ -42,7 +42,7 @@ def test_one_value_that_is_not_finite_is_found_among_others(bad: str, shape: tup
 
 @pytest.mark.parametrize("samples", [0, 3, 21])
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_finite_microbatch_shows_nothing(fused: bool, samples: int) -> None:
+def test_a_finite_microbatch_gives_an_empty_text(fused: bool, samples: int) -> None:
     network = small_convnet(fused)
     assert first_in(network, network.initial(0)["parameters"], samples) == ""
 
@@ -81,7 +81,7 @@ def test_logits_too_far_apart_make_the_loss_the_first() -> None:
     assert first_in(network, parameters) == "the loss is inf"
 
 
-def test_what_overflows_on_its_way_back_is_named_by_the_layer_that_hands_it_back() -> None:
+def test_an_overflow_in_backward_names_the_layer_that_returns_it() -> None:
     network = small_convnet()
     parameters = network.initial(0)["parameters"]
     views = network.layout.views(parameters)
@@ -91,7 +91,7 @@ def test_what_overflows_on_its_way_back_is_named_by_the_layer_that_hands_it_back
     assert "the gradient of the input of linear1 holds " in first_in(network, parameters)
 
 
-def test_a_gradient_that_overflows_only_summed_over_blocks_is_named() -> None:
+def test_a_gradient_that_overflows_only_in_the_sum_over_blocks_is_named() -> None:
     network = Network([Flatten(), Linear(2)], SHAPE)
     images = np.full((8, 8, 2 * network.block, 2), 4.8e38 / network.block, np.float32)
     labels = np.zeros(2 * network.block, np.int64)

@@ -100,7 +100,7 @@ def test_pooling_of_other_windows_stays_a_layer_of_its_own(pool: MaxPool2d) -> N
     assert Network(layers, (1, 9, 9)).stages == layers
 
 
-def test_a_subclass_is_not_fused_as_its_base_is() -> None:
+def test_subclasses_are_not_fused() -> None:
     class LeakyReLU(ReLU):
         """Computes something else."""
 

@@ -1,4 +1,4 @@
-"""Networks with branches, and what a user's layer hears when it breaks a rule."""
+"""Networks with branches, and errors of layers that break a rule."""
 
 from __future__ import annotations
 

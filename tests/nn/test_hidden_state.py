@@ -309,8 +309,8 @@ def test_an_evaluation_refuses_a_layer_that_draws(data: Path, tmp_path: Path) ->
 
 @pytest.mark.mpi
 @pytest.mark.once
-def test_a_layer_that_draws_on_one_rank_ends_both(data: Path, tmp_path: Path) -> None:
-    """The reproduction of the field's report, under mpirun: one line, status 1, nothing written."""
+def test_a_layer_that_draws_on_one_rank_stops_both(data: Path, tmp_path: Path) -> None:
+    """Under mpirun: one line, status 1, nothing written."""
     rank = "import os\nRANK = int(os.environ.get('OMPI_COMM_WORLD_RANK') or os.environ.get('PMI_RANK') or 0)"
     body = forward("if RANK == 1:\n            np.random.random()", "return x, None", before=rank)
     words = flags(data, tmp_path / "run", model=write(tmp_path / "net.py", body), model_options={})

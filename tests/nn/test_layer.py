@@ -13,7 +13,7 @@ def test_pair_takes_one_number_or_two() -> None:
 
 
 @pytest.mark.parametrize("value", [0, (1, 0), (1, 2, 3), 1.5, "2"])
-def test_pair_names_what_it_cannot_use(value: Any) -> None:
+def test_pair_refuses_other_values(value: Any) -> None:
     with pytest.raises(ValueError, match=r"stride is .*expected a whole number of at least 1"):
         pair(value, "stride", 1)
 
@@ -30,7 +30,7 @@ def test_windows_counts_the_places_a_window_fits(kernel: int, stride: int) -> No
                 windows([extent, 3], [kernel, 3], [stride, 1], "test")
 
 
-def test_a_layer_that_defines_nothing_says_so() -> None:
+def test_a_layer_without_forward_raises_an_error() -> None:
     with pytest.raises(TypeError, match="does not define forward"):
         Layer().forward(np.zeros(1), Pass({}, {}, Workspace()))
 

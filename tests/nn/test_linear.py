@@ -23,7 +23,7 @@ def test_forward_is_x_times_weight_plus_bias() -> None:
     assert y.tolist() == [[16, 21], [16, 22]]
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_unsuitable_input_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"put Flatten\(\) before it"):
         Linear(2).bind((3, 4, 4))
     with pytest.raises(ValueError, match="out_features is 0"):

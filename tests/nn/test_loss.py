@@ -32,7 +32,7 @@ def test_loss_is_the_negative_log_of_the_softmax() -> None:
 
 
 @pytest.mark.parametrize("logit", [0.0, 88.8, -88.8, 1e4, -1e4, 1e30, -1e30])
-def test_no_finite_logit_breaks_it(logit: float) -> None:
+def test_the_loss_is_finite_for_finite_logits(logit: float) -> None:
     logits = np.array([[logit, 0], [0, logit], [logit, logit]], np.float32)
     losses, gradient = softmax_cross_entropy(logits, np.array([0, 0, 1]), Workspace())
     expected = np.logaddexp(0, np.array([-logit, logit, 0]))

@@ -1,4 +1,4 @@
-"""The whole network: against PyTorch, against central differences, and its own promises."""
+"""The whole network: against PyTorch, against central differences, and its guarantees."""
 
 from typing import Any
 
@@ -145,8 +145,8 @@ def test_more_parameters_make_larger_blocks(widths: list[int], block: int) -> No
 @pytest.mark.parametrize(
     "second", [{"kernel_size": 5, "padding": 2}, {"stride": 2}, {"algorithm": "winograd2"}, {"algorithm": "winograd4"}]
 )
-def test_what_a_workspace_was_used_for_before_does_not_count(second: dict[str, Any], fused: bool) -> None:
-    """A larger evaluation between two steps moves arrays; what was remembered of their old place must not be used."""
+def test_earlier_use_of_a_workspace_does_not_change_results(second: dict[str, Any], fused: bool) -> None:
+    """A larger evaluation between two steps moves arrays; views of their old place must not be used."""
     shape = (2, 12, 10)
     layers = [Conv2d(3, padding=1), ReLU(), MaxPool2d(), Conv2d(4, **second), ReLU(), MaxPool2d(), Flatten(), Linear(3)]
     network = Network(layers, shape, fused=fused)
@@ -164,10 +164,10 @@ def test_what_a_workspace_was_used_for_before_does_not_count(second: dict[str, A
         np.testing.assert_array_equal(found, expected)
 
 
-def test_nothing_is_computed_for_layers_without_parameters_before_the_first_that_has_some() -> None:
+def test_layers_before_the_first_parameter_have_no_backward_pass() -> None:
     class Untrained(Flatten):
         def backward(self, dy: Array, saved: Any, call: Pass) -> Array:
-            raise AssertionError("nobody needs this gradient")
+            raise AssertionError("this gradient is not needed")
 
     network = Network([Untrained(), Linear(2)], (1, 2, 2))
     gradient = np.empty(network.layout.size, np.float32)
@@ -224,7 +224,7 @@ def test_layers_are_named_by_kind_and_number() -> None:
     assert network.description()[-1] == "linear1: Linear(10) -> (10,)"
 
 
-def test_a_users_layer_is_described_by_what_it_was_made_of() -> None:
+def test_a_users_layer_is_described_by_its_arguments() -> None:
     """By its values, not its address: ranks and resumed runs compare the lines."""
     lines = [Network([Scale(factor), Flatten(), Linear(2)], (1, 2, 2)).description()[1] for factor in (2.0, 2.0, 3.0)]
     assert lines[0] == lines[1] == "layer1: Scale(2.0) -> (1, 2, 2)"
@@ -269,7 +269,7 @@ def test_a_layer_may_add_to_its_gradient() -> None:
         ("a", (1,), "conv1", "the kind 'conv1', expected letters"),
     ],
 )
-def test_what_could_not_stand_in_a_checkpoint_is_refused_at_once(
+def test_names_and_shapes_that_a_checkpoint_cannot_hold_are_refused(
     name: str, shape: tuple[int, ...], kind: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -100,7 +100,7 @@ def test_running_averages_move_to_the_mean_over_the_samples_of_all_shards() -> N
 
 
 @pytest.mark.parametrize("options", [{"eps": 0}, {"momentum": 1.5}, {"momentum": -0.1}])
-def test_options_that_cannot_be_used_are_refused(options: dict[str, float]) -> None:
+def test_invalid_options_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="expected eps above 0 and momentum from 0 to 1"):
         BatchNorm2d(**options)
 

@@ -66,7 +66,7 @@ def test_the_stride_is_the_kernel_unless_given() -> None:
     assert MaxPool2d(3, stride=1).bind((1, 10, 10)) == (1, 8, 8)
 
 
-def test_what_does_not_fit_is_named() -> None:
+def test_unsuitable_input_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="needs feature maps"):
         MaxPool2d(2).bind((12,))
     with pytest.raises(ValueError, match=r"an input of \(4, 1\) is smaller than the kernel of \(2, 2\)"):

@@ -82,7 +82,7 @@ def test_parameters_and_buffers_have_layouts_and_initial_values_of_their_own() -
     assert {vector.dtype for vector in vectors.values()} == {np.dtype(np.float32)}
 
 
-def test_weight_decay_goes_by_what_a_tensor_declares() -> None:
+def test_tensors_declare_weight_decay() -> None:
     class Scaled(Flatten):
         def tensors(self) -> list[Tensor]:
             return [Tensor("weight", (1, 1), ones, decay=False), Tensor("g", (1,), zeros, decay=True)]
@@ -188,7 +188,7 @@ def test_a_layers_spec_is_what_it_was_constructed_with(layer: Layer, spec: dict[
     assert repr(layer) == line
 
 
-def test_specs_of_arrays_go_by_their_content_and_of_objects_by_their_type() -> None:
+def test_specs_hold_the_hash_of_arrays_and_the_type_of_objects() -> None:
     specs = [Options(np.full(3, value), mask=object()).spec() for value in (1, 1, 2)]
     assert specs[0] == specs[1] != specs[2]
     assert specs[0]["mask"] == "object"

@@ -1,4 +1,4 @@
-"""dptrain.optim.schedule: the written formulas, PyTorch's curves, and what holds for every schedule."""
+"""dptrain.optim.schedule: the written formulas, PyTorch's curves, and properties of every schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SOME_STEPS = st.integers(1, 500)
 SOME_WARMUP = st.integers(0, 600)
 
 
-def test_constant_stays() -> None:
+def test_the_constant_rate_never_changes() -> None:
     schedule = make_schedule("constant", LR, 100)
     assert {schedule(step) for step in range(100)} == {LR}
 

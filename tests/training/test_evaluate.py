@@ -88,7 +88,7 @@ def test_every_test_sample_counts_once(shards: int, tmp_path: Path) -> None:
     assert found.class_samples == tuple(np.bincount(labels, minlength=5).tolist())
 
 
-@pytest.mark.parametrize("threads", [2, 3, 8])
+@pytest.mark.parametrize("threads", [3, 8])
 def test_the_number_of_threads_does_not_change_a_bit_of_the_figures(threads: int, trained: tuple[Path, Path]) -> None:
     assert evaluation_of(*trained, threads=threads) == evaluation_of(*trained, threads=1)
 

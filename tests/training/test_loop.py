@@ -331,6 +331,7 @@ def test_resuming_an_earlier_checkpoint_in_the_same_folder_is_refused(data: Path
 
 @pytest.mark.quick
 @pytest.mark.mpi
+@pytest.mark.parametrize("undisturbed", ["augmented"], indirect=True)
 def test_stopped_on_two_ranks_and_resumed_on_three_has_the_bits_of_one_process(
     undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:

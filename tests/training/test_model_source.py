@@ -227,7 +227,7 @@ def test_every_way_to_start_finds_the_same_neighbours(way: str, data: Path, tmp_
 
 @pytest.mark.mpi
 @pytest.mark.once
-@pytest.mark.parametrize("way", ["dptrain", "python -m dptrain", "python -m launch"])
+@pytest.mark.parametrize("way", ["python -m dptrain", "python -m launch"])
 def test_modules_of_the_working_directory_are_not_found_and_the_launcher_does_not_retry(
     way: str, data: Path, tmp_path: Path
 ) -> None:

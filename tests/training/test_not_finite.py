@@ -114,14 +114,19 @@ def test_a_sum_of_finite_shards_that_is_not_finite_is_reported(
 def test_the_first_parameter_that_is_not_finite_in_the_sum_is_reported(first: str) -> None:
     total = np.zeros(LAYOUT.size, np.float32)
     total[LAYOUT.slices[first].stop - 1 :] = np.inf
-    sentences = on_ranks(2, lambda own: first_of_all_shards({own.rank: ""}, total, LAYOUT, own))
+    sentences = on_ranks(
+        2, lambda communicator: first_of_all_shards({communicator.rank: ""}, total, LAYOUT, communicator)
+    )
     assert len(set(sentences)) == 1
     assert sentences[0].endswith(f"in the sum: the gradient of {first} holds inf")
 
 
 def test_a_sum_with_only_the_loss_not_finite_is_reported() -> None:
     (sentence,) = on_ranks(
-        1, lambda own: first_of_all_shards({0: "", 1: ""}, np.zeros(LAYOUT.size, np.float32), LAYOUT, own)
+        1,
+        lambda communicator: first_of_all_shards(
+            {0: "", 1: ""}, np.zeros(LAYOUT.size, np.float32), LAYOUT, communicator
+        ),
     )
     assert sentence.endswith("in the sum: only the loss is not finite")
 
@@ -131,7 +136,9 @@ def test_a_sum_with_only_the_loss_not_finite_is_reported() -> None:
 def test_all_ranks_report_the_lowest_broken_shard_and_its_rank(broken: set[int], ranks: int) -> None:
     blocks = np.array_split(np.arange(8), ranks)
     found = [{int(shard): f"it is {shard}" if shard in broken else "" for shard in block} for block in blocks]
-    sentences = on_ranks(ranks, lambda own: first_of_all_shards(found[own.rank], np.zeros(13), LAYOUT, own))
+    sentences = on_ranks(
+        ranks, lambda communicator: first_of_all_shards(found[communicator.rank], np.zeros(13), LAYOUT, communicator)
+    )
     holder = next(rank for rank, block in enumerate(blocks) if min(broken) in block)
     expected = f"in {len(broken)} of 8 shards, the first is shard {min(broken)} (rank {holder} on {HOST}): it is "
     assert set(sentences) == {expected + str(min(broken))}

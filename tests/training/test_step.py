@@ -220,7 +220,7 @@ def test_seconds_are_counted_by_kind(
         "reduction": (session.take_step.work.reducer, "_exchange"),
     }[part]
     monkeypatch.setattr(owner, name, slowed(getattr(owner, name), 0.1))
-    if part == "data":  # shares are of a shard's own time: slow them all
+    if part == "data":  # each shard reports its share: slow them all
         for batches in session.take_step.work.batches.values():
             monkeypatch.setattr(batches, "batch", slowed(type(batches).batch.__get__(batches), 0.1))
     seconds = vars(session.take_step(state, 0, 0, 0.01).seconds)

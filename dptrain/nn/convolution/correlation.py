@@ -18,7 +18,7 @@ class Correlation(ABC):
     """One way to compute the sums of a bound convolution (without its bias), forward and backward.
 
     The sums are an array (q, q, ..., N, O). Its first two axes are an output pixel's place in its q x q pooling window,
-    so that pooling reads whole blocks; q is 1 without pooling. The axes between differ by algorithm: `in_own_order`
+    so that pooling reads whole blocks; q is 1 without pooling. The axes between differ by algorithm: `in_order_of_sums`
     views an image in that order. `extent` is the height and width of all sums: that of the output, but an algorithm may
     add rows and columns without meaning, whose gradient must be zero, or leave out up to q - 1 in no pooling window.
     """
@@ -44,7 +44,7 @@ class Correlation(ABC):
         """
 
     @abstractmethod
-    def in_own_order(self, image: Array) -> Array:
+    def in_order_of_sums(self, image: Array) -> Array:
         """A view of image (extent / q, N, O), its axes as those of the sums after the first two."""
 
 

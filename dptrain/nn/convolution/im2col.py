@@ -87,7 +87,7 @@ class Im2col(Correlation):
             planes[source] = dphases[place]
         return dx
 
-    def in_own_order(self, image: Array) -> Array:
+    def in_order_of_sums(self, image: Array) -> Array:
         return image
 
     def _parts(self, cols: Array, phases: Array) -> list[tuple[Array, Array]]:

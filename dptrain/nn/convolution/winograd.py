@@ -72,11 +72,11 @@ class Winograd(Correlation):
         (ph, pw), (_, height, width) = conv.padding, conv.input_shape
         self._inside = (slice(ph, ph + height), slice(pw, pw + width))  # of the padding
         matrices = transforms(m)
-        self._transforms = {kind: [one.astype(kind) for one in matrices] for kind in ("float32", "float64")}
+        self._transforms = {kind: [one.astype(kind) for one in matrices] for kind in ("f", "d")}
 
     def prepare(self, weight: Array, workspace: Workspace) -> tuple[Array, Array]:
         """The transformed kernels: (n * n, C, O) for the forward pass and (n * n, O, C) for the backward pass."""
-        _, of_kernels, _ = self._transforms[workspace.dtype.name]
+        _, of_kernels, _ = self._transforms[workspace.dtype.char]
         prepared = []
         for axes in ((2, 3, 1, 0), (2, 3, 0, 1)):
             source = weight.transpose(axes)
@@ -90,11 +90,9 @@ class Winograd(Correlation):
 
     def forward(self, x: Array, kernels: tuple[Array, Array], workspace: Workspace) -> tuple[Array, Array]:
         m, n, out_channels = self.m, self.n, self.conv.out_channels
-        to_outputs, _, of_pixels = self._transforms[workspace.dtype.name]
+        to_outputs, _, of_pixels = self._transforms[workspace.dtype.char]
         v = workspace.array(self.name, "pixels transformed", (n, n, *self.tiles, *x.shape[2:]))
-        padded = workspace.array(
-            self.name, "padded", (*self._padded, *v.shape[4:]), zeroed=True
-        )  # the border stays zero
+        padded = workspace.array(self.name, "padded", (*self._padded, *v.shape[4:]), zeroed=True)
         padded[self._inside] = x  # the border stays zero
         between = workspace.scratch(self.name, "between axes", (n, self.tiles[0], *padded.shape[1:]))
         for pixels, tiles in workspace.views(self.name, "tiles", (padded, between, v), self._overlapping):
@@ -110,7 +108,7 @@ class Winograd(Correlation):
     def backward(self, dsums: Array, v: Array, kernels: tuple[Array, Array], call: Pass) -> Array | None:
         workspace, dweight = call.workspace, call.gradients["weight"]
         m, n, (out_channels, channels) = self.m, self.n, dweight.shape[:2]
-        to_outputs, of_kernels, of_pixels = self._transforms[workspace.dtype.name]
+        to_outputs, of_kernels, of_pixels = self._transforms[workspace.dtype.char]
         shape = dsums.shape[4:]
         dy = workspace.scratch(self.name, "sums", (m, m, *shape))  # the memory that dsums views
         half = workspace.scratch(self.name, "half of dproducts", (n, m, *shape))
@@ -131,7 +129,7 @@ class Winograd(Correlation):
             self._scatter(of_pixels.T, tiles, pixels, workspace)
         return dpadded[self._inside]
 
-    def in_own_order(self, image: Array) -> Array:
+    def in_order_of_sums(self, image: Array) -> Array:
         (down, across), a = self.tiles, self.m // self.q
         return image.reshape(down, a, across, a, *image.shape[2:]).transpose(1, 3, 0, 2, 4, 5)
 

@@ -88,11 +88,8 @@ class Conv2d(Layer):
         return Winograd(self, q, int(self.chosen.removeprefix("winograd")))
 
     def tensors(self) -> list[Tensor]:
-        weight = (self.out_channels, self.input_shape[0], *self.kernel_size)
-        return [
-            Tensor("weight", weight, he_uniform(self.fan_in)),
-            Tensor("bias", (self.out_channels,), zeros),
-        ]
+        shape = (self.out_channels, self.input_shape[0], *self.kernel_size)
+        return [Tensor("weight", shape, he_uniform(self.fan_in)), Tensor("bias", (self.out_channels,), zeros)]
 
     def forward_flops(self) -> int:
         return 2 * self.fan_in * math.prod(self.output_shape)
@@ -105,14 +102,14 @@ class Conv2d(Layer):
         sums, saved = self.correlation.forward(x, parameters[KERNELS], call.workspace)
         out_channels, height, width = self.output_shape
         y = call.workspace.array(self.name, "y", (*self.correlation.extent, x.shape[2], out_channels))
-        np.add(sums[0, 0], parameters["bias"], out=self.correlation.in_own_order(y))
+        np.add(sums[0, 0], parameters["bias"], out=self.correlation.in_order_of_sums(y))
         return y[:height, :width], (sums, saved, parameters[KERNELS])
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
         sums, saved, kernels = saved
         add_up(dy, call.gradients["bias"])
         dy = zeros_beyond(dy, self.correlation.extent, self.name, call.workspace)
-        sums[0, 0] = self.correlation.in_own_order(dy)
+        sums[0, 0] = self.correlation.in_order_of_sums(dy)
         return self.correlation.backward(sums, saved, kernels, call)
 
 

@@ -26,10 +26,8 @@ class Linear(Layer):
         return (self.out_features,)
 
     def tensors(self) -> list[Tensor]:
-        return [
-            Tensor("weight", (self.out_features, self.in_features), he_uniform(self.in_features)),
-            Tensor("bias", (self.out_features,), zeros),
-        ]
+        shape = (self.out_features, self.in_features)
+        return [Tensor("weight", shape, he_uniform(self.in_features)), Tensor("bias", shape[:1], zeros)]
 
     def forward_flops(self) -> int:
         return 2 * self.in_features * self.out_features

@@ -184,7 +184,7 @@ def test_member_that_occurs_twice_is_refused(tmp_path: Path) -> None:
             entry = tarfile.TarInfo(FIRST_BIN)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
-    assert "occurs twice" in refused(path)
+    assert "or occurs twice" in refused(path)
 
 
 def test_decompression_bomb_is_refused_early(tmp_path: Path) -> None:
@@ -211,6 +211,12 @@ def test_pickle_that_runs_code_is_refused_and_not_run(member: str, tmp_path: Pat
     message = refused(write_archive(tmp_path / "a.tar.gz", members))
     assert "posix.mkdir" in message
     assert not mark.exists()
+
+
+def test_numpy_does_not_read_the_state_of_pickled_arrays() -> None:
+    """A forged state of a dtype makes NumPy use any memory as an object."""
+    content = pickle.dumps({b"data": np.zeros(3)}, protocol=2)
+    assert isinstance(cifar10._unpickled(content, "batch")[b"data"], cifar10._Recorded)
 
 
 def test_codec_other_than_latin1_is_refused(tmp_path: Path) -> None:
