@@ -131,7 +131,10 @@ def _print_figures(name: str, value: Any) -> None:
     if not isinstance(value, list) or not isinstance(value[0], dict):
         print(f"{name}: {_cell(value)}")
         return
-    rows = [{**row, **row.pop("shares", {})} for row in map(dict, value)]
+    rows = []
+    for row in value:
+        columns = {key: one for key, one in row.items() if key != "shares"}
+        rows.append(columns | row.get("shares", {}))  # a column for each share
     cells = [[key.replace("_", " ") for key in rows[0]], *([_cell(one) for one in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [not isinstance(one, str) for one in rows[0].values()]

@@ -81,6 +81,16 @@ def test_scaling_has_settings_of_ranks_and_of_threads() -> None:
     ]  # fmt: skip
 
 
+def test_the_table_of_scaling_has_a_column_for_each_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"ranks": 2, "shares": {"compute": 0.75, "waiting": 0.25}, "slowest_ranks": [1, 0]}
+    monkeypatch.setattr(scaling, "measure_scaling", lambda *_: [row])
+    table = dptrain_here("bench", "scaling", cwd=tmp_path).stdout.splitlines()
+    assert [line.split() for line in table[-2:]] == [
+        ["ranks", "slowest", "ranks", "compute", "waiting"],
+        ["2", "1", "0", "0.75", "0.25"],
+    ]
+
+
 @pytest.mark.mpi
 @pytest.mark.once
 def test_scaling_runs_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
