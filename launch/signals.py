@@ -92,11 +92,11 @@ class Signals:
         SCREEN.end_bar()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)  # returns when this process is continued
+        for each, handler in before.items():
+            signal.signal(each, handler)
         self._kill_at += time.monotonic() - stopped
         if processes is not None:
             send(processes.find(), signal.SIGCONT)  # the processes of this host; mpirun reaches the others
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
     def wait_for(self, process: subprocess.Popen[bytes], processes: JobProcesses) -> int:
         """Popen's return code of mpirun; it is killed some time after a second request, or after its ranks are gone."""
