@@ -8,7 +8,7 @@
                      shape, offset in the file
 
 A reader needs the index and the bytes at its offsets, not libhdf5. It checks every value: the hash shows that a file is
-complete, not who wrote it. Keys that a later program has added are ignored and reported. Files of version 1 are read by
+complete, not who wrote it. Keys that a later program has added are ignored and reported. Older files are read by
 dptrain.checkpoint.migrate.
 """
 
@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 import dptrain
 from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, aligned_zeros
-from dptrain.checkpoint.migrate import algorithms, header_1, layer_lines, read_version_1
+from dptrain.checkpoint.migrate import algorithms, header_1, layer_lines, read_version_1, rename_params
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, Layouts, Progress, TrainingState
 from dptrain.data.manifest import ImageShape, check_images, check_names
 from dptrain.errors import BrokenCheckpointError, CheckpointError, DataError, LaterVersionError
@@ -51,7 +51,7 @@ class Origin:
     """Where a state comes from. It is enough to rebuild the network, to classify an image, and to refuse other data.
 
     `spec` is the network's identity, `tuning` its algorithms, `architecture` a line for people on each layer. `mean`
-    and `std` of each channel, of pixels scaled to 0..1, normalise images. Files of version 1 have no `spec`, `tuning`,
+    and `std` of each channel, of pixels scaled to 0..1, normalise images. Older files have no `spec`, `tuning`,
     `mean` and `std`.
     """
 
@@ -176,7 +176,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             end = len(content) - HEADER.unpack_from(content)[2]
             if not USER_BLOCK <= end < len(content) <= end + LONGEST_INDEX:
                 raise ValueError(f"an index of {len(content) - end:,} bytes, expected at most {LONGEST_INDEX:,}")
-            raw = files.parse_json(content[end:])
+            raw = rename_params(files.parse_json(content[end:]))
             index = from_json(Index, raw, unknown=unknown)
             places = [(f"{name}/{one.name}", one) for name, entries in index.vectors.items() for one in entries]
             arrays = plain_arrays(

@@ -1,7 +1,8 @@
-"""Reads checkpoints of version 1, which dptrain 0.1.0 wrote with libhdf5.
+"""Reads older checkpoints: version 1, which dptrain 0.1.0 wrote with libhdf5, and the first files of version 2.
 
-After a header follows HDF5 with the groups params and momentum, and attributes for the rest. There is no mean and
-deviation. Layers are lines, such as "conv1: Conv2d(8, (3, 3), algorithm='im2col') -> (8, 32, 32)", without a `spec`.
+In version 1, after a header follows HDF5 with the groups params and momentum, and attributes for the rest. There is no
+mean and deviation. Layers are lines, such as "conv1: Conv2d(8, (3, 3), algorithm='im2col') -> (8, 32, 32)", without a
+`spec`.
 """
 
 from __future__ import annotations
@@ -67,6 +68,13 @@ def layer_lines(lines: Sequence[str]) -> list[str]:
         return f"{part[1]}: {part[2]}({arguments}) -> {part[4]}"
 
     return [LAYER.sub(line, one) for one in lines]
+
+
+def rename_params(index: Any) -> Any:
+    """The index of version 2, in which the first files call the vector "parameters" "params"."""
+    if isinstance(index, dict) and isinstance(vectors := index.get("vectors"), dict) and "params" in vectors:
+        index["vectors"] = {"parameters": vectors.pop("params"), **vectors}
+    return index
 
 
 def algorithms(lines: Sequence[str]) -> dict[str, dict[str, str]]:

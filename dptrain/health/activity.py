@@ -8,10 +8,7 @@ WAITING = "waiting for other ranks"  # in this phase a rank is not to blame for 
 
 
 class Activity:
-    """The phase and step of the main thread, and the time of its last progress, by time.monotonic().
-
-    Entering a phase takes 0.1 us, so it can be done several times a step.
-    """
+    """The phase and step of the main thread, and the time of its last progress, by time.monotonic()."""
 
     def __init__(self) -> None:
         self.current: tuple[str, int | None] = ("starting", None)

@@ -57,10 +57,9 @@ Answer = tuple[list[Any], BaseException | None]  # the results of a block of sha
 
 
 class ShardWork(ABC, Generic[Result]):
-    """A task with one part for each shard. The result of a shard does not depend on other shards.
+    """A task with one independent part for each shard.
 
-    The parts may be computed in other processes, which have this object as it was when their pool was made: pass later
-    changes as arguments, or in shared memory (`shared_zeros`).
+    Forked workers have this object as it was when the pool was made: pass changes as arguments or in `shared_zeros`.
     """
 
     def prepare(self, *arguments: Any) -> Any:
@@ -89,8 +88,7 @@ class ShardPool(ABC):
 class ShardThreads(ShardPool):
     """Computes on `size` threads, each with its own workspace. NumPy releases the GIL while it computes.
 
-    Each thread takes the next shard that is left: a shard's result does not depend on the thread. The caller waits for
-    the others once: each wake of a thread costs some 50 us and the GIL.
+    Each thread takes the next shard that is left. The caller waits for the others once: a wake costs some 50 us.
     """
 
     def __init__(self, size: int) -> None:

@@ -26,39 +26,46 @@ from dptrain.checkpoint.migrate import header_1, layer_lines
 from dptrain.errors import CheckpointError
 from dptrain.nn.layers.conv import Conv2d
 
-SAVED_STEP, LAST_STEP = 3, 6
+EARLY = OLD.parents[1] / "version-2-early" / "checkpoint.h5"  # written before the release of version 2
+SAVED_STEP, LAST_STEP = {OLD: 3, EARLY: 4}, 6
+
+
+@pytest.fixture(params=SAVED_STEP, ids=lambda path: path.parent.name)
+def saved(request: pytest.FixtureRequest) -> Path:
+    """An old checkpoint."""
+    return Path(request.param)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A working folder with an old data set and an old run."""
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A working folder with an old data set and a run that has the checkpoint."""
     shutil.copytree(OLD.parent / "data-set", tmp_path / "data-set")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    shutil.copy(OLD, tmp_path / "run" / "checkpoints" / f"step-{SAVED_STEP:08d}.h5")
+    shutil.copy(saved, tmp_path / "run" / "checkpoints" / f"step-{SAVED_STEP[saved]:08d}.h5")
     return tmp_path
 
 
-FLAGS = "--model linear --batch-size 4 --epochs 2 --warmup-steps 3 --threads 1 --run-dir run"
+FLAGS = "--batch-size 4 --epochs 2 --warmup-steps 3 --threads 1 --run-dir run"
+MODELS = {OLD: ["--model", "linear"], EARLY: ["--model-options", "widths = [2]"]}
 
 
 @pytest.mark.mpi
 @pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_an_old_run_is_resumed_on_its_old_data_and_evaluated(ranks: int, folder: Path) -> None:
-
+def test_an_old_run_is_resumed_on_its_old_data_and_evaluated(ranks: int, saved: Path, folder: Path) -> None:
     def command(*words: str) -> Done:
         if ranks == 1:
             return dptrain_here(*words, "--json", cwd=folder)
         return dptrain(*words, "--json", cwd=folder, mpi=own_mpi(), ranks=ranks)
 
     evaluated = command("eval", "run", "data-set")
-    assert json.loads(evaluated.stdout)["accuracy"] == 0.4
-    done = command("train", "data-set", *FLAGS.split())
+    assert json.loads(evaluated.stdout)["accuracy"] == read_checkpoint(saved).state.progress.test_accuracy
+    done = command("train", "data-set", *FLAGS.split(), *MODELS[saved])
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["step"] == LAST_STEP
     start = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    assert (start["event"], start["step"]) == ("start", SAVED_STEP)
+    assert (start["event"], start["step"]) == ("start", SAVED_STEP[saved])
     assert "algorithm" not in done.stderr  # no note: the same layers with the same algorithms
     evaluated = command("eval", "run", "data-set")
     assert json.loads(evaluated.stdout)["accuracy"] == summary["test_accuracy"]
@@ -83,6 +90,16 @@ def test_a_checkpoint_of_version_1_is_read() -> None:
     assert sha256(found, "momentum") == "8918e00088ac781d8d312bfe5606e447ab1236e2a1302b7806b79454a2a225a8"
     assert (found.origin.classes, found.origin.input_shape) == (("class-0", "class-1", "class-2"), (2, 3, 4))
     assert (found.origin.mean, found.origin.std, found.notes) == ((), (), ())
+
+
+def test_an_early_checkpoint_of_version_2_is_read() -> None:
+    found = read_checkpoint(EARLY)
+    assert found.state.step == 4
+    assert sha256(found, "parameters") == "7769f6489ef7c2b6d6af80510d714951c094e1073359effaae971f7c429254d3"
+    assert list(found.layouts) == ["parameters", "buffers", "momentum"]
+    assert found.layouts["momentum"].shapes == found.layouts["parameters"].shapes
+    assert found.origin.tuning == {"conv1": {"algorithm": "im2col"}}
+    assert (len(found.origin.mean), found.origin.spec, found.notes) == (2, {}, ())
 
 
 def test_lines_of_layers_are_compared_without_the_algorithm_and_without_a_users_arguments() -> None:

@@ -52,7 +52,7 @@ def test_a_stop_from_the_terminal_stops_ranks_and_launcher_until_they_are_contin
         for _ in range(2):
             os.killpg(process.pid, number)
             wait_until(lambda: state_of(process.pid) == "T")
-            assert [state_of(rank) for rank in ranks] == ["T"] * 3
+            wait_until(lambda: {state_of(rank) for rank in ranks} == {"T"})
             os.killpg(process.pid, signal.SIGCONT)
             wait_until(lambda: {state_of(each) for each in [process.pid, *ranks]} <= {"S", "R"})
 
@@ -126,7 +126,7 @@ def test_a_real_run_is_stopped_and_continued_without_an_alarm(mpi: str, tmp_path
         wait_until(lambda: metrics.exists() and len(metrics.read_bytes()) > 2000, 30)
         os.killpg(process.pid, signal.SIGTSTP)
         wait_until(lambda: state_of(process.pid) == "T")
-        assert [state_of(rank) for rank in ranks_of(run_dir)] == ["T", "T"]
+        wait_until(lambda: {state_of(rank) for rank in ranks_of(run_dir)} == {"T"})  # a busy host may stop them later
         size = metrics.stat().st_size
         time.sleep(2.5)  # more than the stall limit
         assert metrics.stat().st_size == size

@@ -69,7 +69,7 @@ def test_collectives_of_one_process_are_the_identity() -> None:
     assert (alone.rank, alone.size) == (0, 1)
     assert alone.broadcast("x") == "x"
     assert alone.allgather("x") == ["x"]
-    alone.abort(7)  # there is nobody else to end
+    alone.abort(7)  # there is no other rank to end
 
 
 class OneOfSeveral(Communicator):

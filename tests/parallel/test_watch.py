@@ -257,8 +257,8 @@ def test_a_stalled_rank_is_reported_in_time_and_no_other(tmp_path: Path) -> None
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_job_with_a_stopped_rank_ends_and_leaves_nothing_behind(rank: int, tmp_path: Path) -> None:
+def test_a_job_with_a_stopped_rank_ends_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    rank = 0
     try:
         job = mpirun(own_mpi(), 3, PROGRAMS / "watched_ranks.py", str(rank), cwd=tmp_path, timeout=30)
         assert job.returncode != 0, job.stderr  # 76, but MPICH may return that of a rank that it has killed
