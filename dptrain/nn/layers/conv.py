@@ -18,7 +18,8 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation, zeros_beyond
 from dptrain.nn.convolution.im2col import Im2col
 from dptrain.nn.convolution.winograd import KERNEL, Winograd
-from dptrain.nn.layer import Layer, Parameters, Pass, Tensor, feature_maps, he_uniform, pair, windows, zeros
+from dptrain.nn.layer import Layer, Parameters, Pass, feature_maps, pair, windows
+from dptrain.nn.tensor import Tensor, he_uniform, zeros
 
 KERNELS = "kernels"  # in prepared parameters: the weight in the form that the algorithm needs
 ALGORITHMS = ("im2col", "winograd2", "winograd4")
