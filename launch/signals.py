@@ -7,7 +7,6 @@ launcher; `fg` and `bg` (SIGCONT) continue all.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import signal
 import subprocess
@@ -103,10 +102,11 @@ class Signals:
         if self.requests and self.passed is None:
             self._pass_on(self.requests[-1], process)
         while process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 process.wait(timeout=0.2)
-            if time.monotonic() > self._kill_at or processes.ranks_are_gone():
-                process.kill()  # no effect on one that has ended
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > self._kill_at or processes.ranks_are_gone():
+                    process.kill()
         self.process = self.processes = None
         return process.returncode
 
