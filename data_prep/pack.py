@@ -157,8 +157,9 @@ def _choose(labels: NDArray[np.int64], limit: int | None, seed: int, split: int)
     order = shuffled(len(labels), seed, split, 0)
     if limit is None or limit >= len(order):
         return order
+    shuffled_labels = labels[order]
     turn = np.empty(len(order), np.intp)  # the place of a row within its class
     for label in np.unique(labels):
-        of_class = labels[order] == label
-        turn[of_class] = np.arange(np.count_nonzero(of_class))
-    return order[np.sort(np.lexsort((labels[order], turn))[:limit])]
+        of_class = np.flatnonzero(shuffled_labels == label)
+        turn[of_class] = np.arange(len(of_class))
+    return order[np.sort(np.lexsort((shuffled_labels, turn))[:limit])]

@@ -7,7 +7,6 @@ launcher; `fg` and `bg` (SIGCONT) continue all.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import signal
 import subprocess
@@ -92,21 +91,22 @@ class Signals:
         SCREEN.end_bar()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)  # returns when this process is continued
+        for each, handler in before.items():
+            signal.signal(each, handler)
         self._kill_at += time.monotonic() - stopped
         if processes is not None:
             send(processes.find(), signal.SIGCONT)  # the processes of this host; mpirun reaches the others
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
     def wait_for(self, process: subprocess.Popen[bytes], processes: JobProcesses) -> int:
         """Popen's return code of mpirun; it is killed some time after a second request, or after its ranks are gone."""
         if self.requests and self.passed is None:
             self._pass_on(self.requests[-1], process)
         while process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 process.wait(timeout=0.2)
-            if time.monotonic() > self._kill_at or processes.ranks_are_gone():
-                process.kill()  # no effect on one that has ended
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > self._kill_at or processes.ranks_are_gone():
+                    process.kill()
         self.process = self.processes = None
         return process.returncode
 

@@ -78,20 +78,16 @@ def read_archive(path: Path, *, batch_samples: int = BATCH_SAMPLES) -> ImageData
     try:
         sha256 = file_sha256(path)
         contents = _read_members(path, 6 * batch_samples * (2 * PIXELS + 512))
-        binary = BINARY[0] in contents
+        binary = all(name in contents for name in BINARY)
         meta, *batches = BINARY if binary else PICKLED
-        content = contents.pop(meta)
-        names = content.split() if binary else _unpickled(content, meta).get(b"label_names")
+        read_batch = _binary_batch if binary else _pickled_batch
+        names = contents[meta].split() if binary else _unpickled(contents[meta], meta).get(b"label_names")
         if names != [name.encode() for name in CLASSES]:
             raise DataError(f"{meta} has other classes than CIFAR-10: {shown(names, 200)}")
         for number, member in enumerate(batches):
             # Removed from the dictionary, so that the bytes of each batch are freed as soon as they are copied.
-            content = contents.pop(member)
-            read_batch = _binary_batch if binary else _pickled_batch
-            images[number], found = read_batch(content, member, batch_samples)
-            if not isinstance(found, list) or [*map(type, found)] != [int] * batch_samples or {*found} - {*range(10)}:
-                raise DataError(f"{member}: labels is not a list of {batch_samples:,} whole numbers from 0 to 9")
-            labels[number] = found
+            images[number], found = read_batch(contents.pop(member), member, batch_samples)
+            labels[number] = _checked_labels(found, member, batch_samples)
     except (EOFError, ValueError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise DataError(
             f"archive {shown(path)}: not a complete .tar.gz file ({error or 'ends too early'}): truncated, damaged or "
@@ -169,6 +165,13 @@ def _pickled_batch(content: bytes, where: str, samples: int) -> tuple[NDArray[np
             images = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if fortran else "C")
             return images.reshape(samples, *IMAGE_SHAPE), batch.get(b"labels")
     raise DataError(f"{where}: data is not an uint8 array ({samples}, {PIXELS})")
+
+
+def _checked_labels(labels: Any, where: str, samples: int) -> list[int]:
+    valid = isinstance(labels, list) and all(type(label) is int and 0 <= label < len(CLASSES) for label in labels)
+    if not valid or len(labels) != samples:
+        raise DataError(f"{where}: labels is not a list of {samples:,} whole numbers from 0 to 9")
+    return list(labels)
 
 
 def _unpickled(content: bytes, where: str) -> dict[bytes, Any]:

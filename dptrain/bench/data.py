@@ -29,8 +29,9 @@ class BatchesWork(ShardWork[None]):
         self.batches, self.steps = batches, steps
 
     def compute(self, shard: int, prepared: tuple[int], workspace: Workspace) -> None:
+        (epoch,) = prepared
         for step in range(self.steps):
-            self.batches[shard].batch(*prepared, step, workspace)
+            self.batches[shard].batch(epoch, step, workspace)
 
 
 def measure_batches(

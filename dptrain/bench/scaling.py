@@ -31,7 +31,7 @@ def settings(cores: Sequence[int], batch_size: int, batch_size_per_core: int) ->
         Setting(scaling, ranks, threads, batch_size if scaling == "strong" else batch_size_per_core * count)
         for scaling in ("strong", "weak")
         for count in cores
-        for ranks, threads in dict.fromkeys([(count, 1), (1, count)])
+        for ranks, threads in ([(count, 1), (1, count)] if count > 1 else [(1, 1)])
     ]
 
 

@@ -33,13 +33,9 @@ LAYER_RUNS = 30
 def measure_step(engine: Engine, state: TrainingState, *, batch_size: int, steps: int) -> dict[str, Any]:
     """All figures of `bench step`, on every rank."""
     communicator, threads = engine.communicator, engine.pool.size
-    for number in range(-WARM_UP, steps):
-        if number in (-WARM_UP, 0):
-            communicator.barrier()
-            seconds, durations = Seconds(), []
-        started = time.perf_counter()
-        seconds += engine.take_step(state, *divmod(state.step, STEPS_PER_EPOCH), LEARNING_RATE).seconds
-        durations.append(1e3 * (time.perf_counter() - started))
+    take_steps(engine, state, WARM_UP)
+    communicator.barrier()
+    seconds, durations = take_steps(engine, state, steps)
     seconds_by_rank = communicator.allgather(asdict(seconds))
     memory_by_rank = communicator.allgather(peak_memory())
     sgemm = min(communicator.allgather(sgemm_rate()))
@@ -63,6 +59,17 @@ def measure_step(engine: Engine, state: TrainingState, *, batch_size: int, steps
         "layers": layer_times(engine, state),
         "environment": engine.environment,
     }
+
+
+def take_steps(engine: Engine, state: TrainingState, count: int) -> tuple[Seconds, list[float]]:
+    """Take steps; returns the seconds of their parts, and the milliseconds of each step."""
+    seconds, durations = Seconds(), []
+    for _ in range(count):
+        epoch, step = divmod(state.step, STEPS_PER_EPOCH)
+        started = time.perf_counter()
+        seconds += engine.take_step(state, epoch, step, LEARNING_RATE).seconds
+        durations.append(1e3 * (time.perf_counter() - started))
+    return seconds, durations
 
 
 def peak_memory() -> float:

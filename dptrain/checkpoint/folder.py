@@ -147,15 +147,18 @@ class RunFolder:
         for path in reversed(paths):
             try:
                 found = path, read_checkpoint(path)
+            except LaterVersionError:
+                raise  # a resume from an earlier checkpoint would overwrite this one
             except CheckpointError as error:
-                if isinstance(error, LaterVersionError):
-                    raise  # a resume from an earlier checkpoint would overwrite this one
                 say(f"skipped: {error}")
-                broken += [path] if isinstance(error, BrokenCheckpointError) else []
+                if isinstance(error, BrokenCheckpointError):
+                    broken.append(path)
                 continue
             for other in broken if set_aside else ():
+                new = _free(other.with_name(f"{other.name}.broken"))
                 with _usable(self.path):
-                    say(f"renamed to {other.rename(_free(other.with_name(f'{other.name}.broken'))).name}")
+                    other.rename(new)
+                say(f"renamed to {new.name}")
             return found
         if not paths:
             return None

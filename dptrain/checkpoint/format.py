@@ -196,29 +196,32 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_verified(path: Path) -> tuple[int, bytes]:
-    """Version and content of a file whose length and SHA-256 are those in its header."""
+    """Version and content of a file whose length and SHA-256 are those in its header, which is checked first."""
     place = shown(path)
     try:
-        content = files.read_bytes(path)
+        header, size = files.read_start(path, USER_BLOCK)
+        magic = ANY_MAGIC.fullmatch(header[:24])
+        if magic is None or len(header) < USER_BLOCK:
+            raise BrokenCheckpointError(
+                f"{place}: not a dptrain checkpoint: it does not begin with {MAGIC[:18].decode()!r} and a version"
+            )
+        version = int(magic[1])
+        if version > VERSION:
+            raise LaterVersionError(
+                f"{place}: checkpoint format version {version}, this program reads versions 1 to {VERSION}: a later "
+                "dptrain wrote it; use that one"
+            )
+        _, length, index_length, _ = HEADER.unpack_from(header)
+        whole = size == USER_BLOCK + length
+        content = files.read_bytes(path, size) if whole else header
     except OSError as error:
         raise CheckpointError(f"{place}: cannot be read: {error.strerror}") from error
-    magic = ANY_MAGIC.fullmatch(content[:24])
-    if magic is None or len(content) < USER_BLOCK:
-        raise BrokenCheckpointError(
-            f"{place}: not a dptrain checkpoint: it does not begin with {MAGIC[:18].decode()!r} and a version"
-        )
-    version = int(magic[1])
-    if version > VERSION:
-        raise LaterVersionError(
-            f"{place}: checkpoint format version {version}, this program reads versions 1 to {VERSION}: a later "
-            "dptrain wrote it; use that one"
-        )
     body = memoryview(content)[USER_BLOCK:]
-    header = header_1(body) if version == 1 else _header([body], HEADER.unpack_from(content)[2])
-    if content[:USER_BLOCK] != header.ljust(USER_BLOCK, b"\0"):
+    expected = header_1(body) if version == 1 else _header([body], index_length)
+    if not whole or content[:USER_BLOCK] != expected.ljust(USER_BLOCK, b"\0"):
         raise BrokenCheckpointError(
-            f"{place}: {len(body):,} bytes after its header do not have the length and SHA-256 stated there: cut short "
-            "or altered"
+            f"{place}: {size - USER_BLOCK:,} bytes after its header do not have the length and SHA-256 stated there: "
+            "cut short or altered"
         )
     return version, content
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from dptrain.errors import FAILED, PREEMPTED, READER_GONE, USAGE, DptrainError, PeerError, PreemptedError, RankLostError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
 FINAL_WAIT = 5.0  # seconds to wait for other ranks at the end, where MPI_Finalize must not be called
+FORWARDED = 0.1  # seconds in which mpirun reads the error; MPICH's drops what it has not read when a rank aborts
 
 
 def may_retry(status: int) -> bool:
@@ -88,6 +90,8 @@ def _abort(communicator: Communicator, status: int) -> int:
 
     drop_failed_writes()
     finish_output()
+    if communicator.size > 1:
+        time.sleep(FORWARDED)
     communicator.abort(status)
     if communicator.size == 1 and launched_size() is not None:
         os._exit(status)  # interrupted while MPI started: leaving through MPI_Finalize would wait for the others

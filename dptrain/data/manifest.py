@@ -154,7 +154,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"{shown(path)}: cannot be read as JSON: {error}; pack the data set again") from error
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
         raise DataError(f'{shown(path)}: not a dptrain manifest: expected "format": "{FORMAT}"')
-    if isinstance(version := raw.get("version"), int) and version > VERSION:
+    version = raw.setdefault("version", None)
+    if isinstance(version, int) and version > VERSION:
         raise DataError(
             f"{shown(path)}: data set format version {version}, this program reads versions 1 to {VERSION}: use the "
             "later dptrain that packed it, or pack the data set again with this one"
@@ -171,10 +172,15 @@ def _why_missing(folder: Path) -> str:
     """Why a folder has no manifest, and what to do."""
     if why := dangling(folder):
         return why
-    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+    if not folder.exists():
+        why = "no such folder"
+    elif not folder.is_dir():
+        return "is a file, expected the folder of a packed data set"
+    elif any(folder.glob("[!.]*")):
         return f"not a data set: no {MANIFEST}; give the folder of a packed data set"
-    what = f"not a data set: no {MANIFEST} (was packing interrupted?)" if folder.exists() else "no such folder"
-    return f"{what}; pack one first, for example: dptrain data-prep cifar10 {shown(shlex.quote(str(folder)))}"
+    else:
+        why = f"not a data set: no {MANIFEST} (was packing interrupted?)"
+    return f"{why}; pack one first, for example: dptrain data-prep cifar10 {shown(shlex.quote(str(folder)))}"
 
 
 def _check(manifest: Manifest) -> None:

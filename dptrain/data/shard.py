@@ -81,7 +81,8 @@ def read_shard(folder: Path, manifest: Manifest, split: str, shard: int) -> Samp
             raise ValueError("the hash of images, labels and index is not that in the manifest")
         for name, array, end in (("labels", samples.labels, len(manifest.classes)), ("index", samples.index, math.inf)):
             if len(array) and not 0 <= array.min() <= array.max() < end:
-                raise ValueError(f"{name} from {array.min()} to {array.max()}, expected at least 0 and less than {end}")
+                limit = f" and less than {end}" if name == "labels" else ""
+                raise ValueError(f"{name} from {array.min()} to {array.max()}, expected at least 0{limit}")
     except OSError as error:
         raise DataError(f"{shown(path)}: cannot be read: {error.strerror}; {REPAIR}") from error
     except ValueError as error:

@@ -25,8 +25,12 @@ Transform = Callable[[Images, Words], Images]  # new images (N, C, H, W) from im
 
 def make_transforms(crop: str, flip: bool) -> list[Transform]:
     """The transforms of a configuration, in order: a flip, and a crop with a border ("reflect", "zero" or "none")."""
-    transforms: list[Transform] = [flipped] if flip else []
-    return transforms if crop == "none" else [*transforms, partial(cropped, border=crop)]
+    transforms: list[Transform] = []
+    if flip:
+        transforms.append(flipped)
+    if crop != "none":
+        transforms.append(partial(cropped, border=crop))
+    return transforms
 
 
 def flipped(images: Images, words: Words) -> Images:

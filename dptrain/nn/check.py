@@ -13,9 +13,10 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import Draws
 from dptrain.errors import ModelError
 from dptrain.nn.graph import Part
-from dptrain.nn.layer import Layer, Pass, Runner, Tensor, read_only, where, zeros
+from dptrain.nn.layer import Layer, Pass, Runner, read_only, where
 from dptrain.nn.layers.activation import Flatten
 from dptrain.nn.network import Network
+from dptrain.nn.tensor import Tensor, zeros
 
 STEP = 1e-5  # of the central differences; values of `distinct` are further apart than that
 RTOL, ATOL = 1e-6, 1e-7

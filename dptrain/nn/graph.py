@@ -17,7 +17,8 @@ import numpy as np
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
 from dptrain.errors import ModelError
-from dptrain.nn.layer import Layer, Pass, Runner, Tensor, where
+from dptrain.nn.layer import Layer, Pass, Runner, where
+from dptrain.nn.tensor import Tensor
 
 Part = Union[Layer, "Residual", Sequence["Part"]]  # a sequence of parts is applied one after the other
 

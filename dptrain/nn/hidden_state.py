@@ -12,8 +12,8 @@ import contextlib
 import hashlib
 import pickle
 import random
-from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -141,7 +141,7 @@ def _is_users_class(kind: type) -> bool:
 
 
 def _is_users(layer: Layer) -> bool:
-    return any(map(_is_users_class, type(layer).__mro__))
+    return any(map(_is_users_class, type(layer).__mro__)) or not vars(layer).keys().isdisjoint(("forward", "backward"))
 
 
 def _sha256(values: Array) -> bytes:
@@ -153,12 +153,12 @@ def _global_generators() -> bytes:
 
 
 def _state(network: Network, modules: Sequence[ModuleType]) -> dict[str, bytes]:
-    """Every attribute of the user's layers, their classes and the modules, pickled, by a description.
-
-    What cannot be pickled, such as a lock or a function within a function, is not compared.
-    """
+    """A digest of every attribute of the user's layers, classes, functions and modules, by a description."""
     layers = [layer for layer in network.layers if _is_users(layer)]
     classes = {kind for layer in layers for kind in type(layer).__mro__ if _is_users_class(kind)}
+    names = {module.__name__ for module in modules} | {kind.__module__ for kind in classes}
+    everything = [part for module in modules for part in vars(module).values()]
+    classes |= {part for part in everything if isinstance(part, type) and part.__module__ in names}
     roots: list[tuple[str, object]] = [
         *((f"module {module.__name__.removeprefix('dptrain_model_')}", module) for module in modules),
         *((f"class {kind.__qualname__}", kind) for kind in classes),
@@ -169,5 +169,29 @@ def _state(network: Network, modules: Sequence[ModuleType]) -> dict[str, bytes]:
         for name, part in list(vars(value).items()):
             if not name.startswith(("__", "_abc_", "_arguments")):
                 with contextlib.suppress(Exception):
-                    state[f"the attribute {name!r} of {root}"] = hashlib.sha256(pickle.dumps(part)).digest()
+                    state[f"the attribute {name!r} of {root}"] = _digest(part, names)
     return state
+
+
+def _digest(value: object, users_modules: Collection[str], depth: int = 8) -> bytes:
+    """Of what a value holds. The parts of functions, and of what cannot be pickled, count one by one.
+
+    A lock or an unpicklable object of another package may change: it has no digest.
+    """
+    parts: list[Any] = []
+    if isinstance(value, FunctionType):
+        if value.__module__ in users_modules:
+            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            parts = [value.__defaults__, value.__kwdefaults__, cells, vars(value)]
+    else:
+        with contextlib.suppress(Exception):
+            return hashlib.sha256(pickle.dumps(value)).digest()
+        if isinstance(value, dict):
+            parts = [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            parts = list(value)
+        elif type(value).__module__ in users_modules:
+            parts = list(vars(value).values())
+    if not depth:
+        return b""
+    return hashlib.sha256(b"".join(_digest(part, users_modules, depth - 1) for part in parts)).digest()

@@ -13,8 +13,8 @@ entry = from_json(Entry, raw, "splits.train[3]")
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
+import sys
 import types
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -81,7 +81,7 @@ def _value(kind: Any, raw: Any, where: str, limits: Any, unknown: list[str] | No
         least, most = limits or Bounds()
         _expect(type(raw) is int and least <= raw <= most, raw, where, f"a whole number from {least} to {most}")
     elif kind is float:
-        _expect(type(raw) in (int, float) and math.isfinite(raw), raw, where, "a finite number")
+        _expect(type(raw) in (int, float) and abs(raw) <= sys.float_info.max, raw, where, "a finite number")
         return float(raw)
     elif kind is str:
         longest, pattern, name = limits or Text()

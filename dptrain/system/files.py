@@ -53,6 +53,12 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
         return file.read(size)
 
 
+def read_start(path: Path, count: int) -> tuple[bytes, int]:
+    """The first bytes of a regular file, and its size."""
+    with open(path, "rb", opener=_regular) as file:
+        return file.read(count), os.fstat(file.fileno()).st_size
+
+
 def read_text(path: Path) -> str:
     """A text file in UTF-8, with or without a byte order mark; OSError as `read_bytes`, or ValueError."""
     try:

@@ -24,7 +24,7 @@ from data_prep.pack import pack
 from dptrain.arrays.layout import Layout
 from dptrain.checkpoint.format import USER_BLOCK, checkpoint_bytes, read_checkpoint
 from dptrain.checkpoint.state import TrainingState
-from dptrain.errors import CheckpointError, LaterVersionError
+from dptrain.errors import BrokenCheckpointError, CheckpointError, LaterVersionError
 from dptrain.system.durable import write_durably
 
 
@@ -329,6 +329,13 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
 def test_an_endless_file_that_begins_well_is_not_read(good: Path) -> None:
     with good.open("r+b") as file:
         file.truncate(1 << 40)
-    with pytest.raises(CheckpointError, match=r"1,099,511,627,776 bytes, expected at most"):
+    with pytest.raises(BrokenCheckpointError, match=r"1,099,511,627,264 bytes after its header"):
         read_checkpoint(good)
     good.unlink()
+
+
+def test_a_large_file_of_another_kind_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dptrain.system.files.read_bytes", lambda *_: pytest.fail("the whole file is read"))
+    (tmp_path / "other.h5").write_bytes(bytes(4096))
+    with pytest.raises(BrokenCheckpointError, match="not a dptrain checkpoint"):
+        read_checkpoint(tmp_path / "other.h5")

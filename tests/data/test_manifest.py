@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
@@ -180,7 +181,9 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (edited(splits={"train": []}), "splits"),
         (edited(splits={"train": [], "test": []}), "expected"),
         (edited(source={"archive": "x"}), "the keys of source: missing name"),
+        (edited(mean=[10**400, 0.5]), "expected a finite number"),
         (lambda raw: {key: raw[key] for key in raw if key != "mean"}, "missing mean"),
+        (lambda raw: {key: raw[key] for key in raw if key != "version"}, "version is None"),
         (lambda raw: [raw], "not a dptrain manifest"),
     ],
 )
@@ -246,3 +249,28 @@ def test_the_error_of_a_missing_manifest_says_how_to_pack(tmp_path: Path) -> Non
 def test_samples_of_a_manifest_are_the_sum_over_its_shards(folder: Path) -> None:
     manifest: Manifest = read_manifest(folder)
     assert (manifest.shard_count, manifest.samples("train"), manifest.samples("test")) == (2, 101, 37)
+
+
+def test_what_is_no_data_set_is_refused_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "archive.zip").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    for name, words in {
+        "archive.zip": r"is a file, expected the folder of a packed data set$",
+        "empty": r"not a data set: no manifest.json \(was packing interrupted\?\); pack one first, for example: ",
+        "photos": r"not a data set: no manifest.json; give the folder of a packed data set$",
+        "missing": r"no such folder; pack one first",
+    }.items():
+        with pytest.raises(DataError, match=rf"{name}: {words}"):
+            read_manifest(tmp_path / name)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(DataError, match=r"not a data set: no manifest.json"):
+        read_manifest(tmp_path)

@@ -78,7 +78,9 @@ def test_nothing_is_left_of_real_ranks_whose_mpirun_was_killed(state: signal.Sig
         process.communicate(timeout=15)
     finally:
         process.kill()
-    assert process.returncode == 128 + signal.SIGKILL
+    # When mpirun has died, the kernel sends SIGHUP to stopped ranks: they may report a stop before they are killed.
+    statuses = {128 + signal.SIGKILL} | ({75} if state == signal.SIGSTOP else set())
+    assert process.returncode in statuses
     assert not [rank for rank in ranks if is_alive(rank)]
     assert not [path for path in used if path.exists()]
 

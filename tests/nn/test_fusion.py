@@ -11,12 +11,13 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
 from dptrain.nn.fusion import ConvPoolReLU
 from dptrain.nn.graph import Residual
-from dptrain.nn.layer import Layer, Pass, Tensor
+from dptrain.nn.layer import Layer, Pass
 from dptrain.nn.layers.activation import Flatten, ReLU
 from dptrain.nn.layers.conv import ALGORITHMS, Conv2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network
+from dptrain.nn.tensor import Tensor
 
 
 def layers(algorithm: str, kernel: int, stride: int, padding: int) -> list[Layer]:

@@ -127,6 +127,39 @@ BROKEN = {
         forward("global CALLS", "CALLS += 1", "return x * (CALLS < 1000), None", before="CALLS = 0"),
         "the attribute 'CALLS' of module net changes while the network computes",
     ),
+    "a count of another class": (
+        forward("Counter.calls += 1", "return x, None", before="class Counter:\n    calls = 0"),
+        "the attribute 'calls' of class Counter changes",
+    ),
+    "a count of a function": (
+        forward("scale.calls += 1", "return x, None", before="def scale():\n    pass\nscale.calls = 0"),
+        "the attribute 'scale' of module net changes",
+    ),
+    "a default value": (
+        "class Mine(Identity):\n    def forward(self, x, call, calls=[]):\n"
+        "        calls.append(x[0, 0])\n        return x, None\n",
+        "the attribute 'forward' of class Mine changes",
+    ),
+    "a closure": (
+        "def counter():\n    count = 0\n    def more():\n        nonlocal count\n        count += 1\n"
+        "        return count\n    return more\n"
+        + forward("return x * (self.more() < 1000), None", init="self.more = counter()"),
+        "the attribute 'more' of layer mine1 (Mine) changes",
+    ),
+    "a count beside a lock": (
+        forward("self.state['calls'] += 1", "return x, None", init="self.state = {'lock': LOCK, 'calls': 0}")
+        + "LOCK = threading.Lock()\n",
+        "the attribute 'state' of layer mine1 (Mine) changes",
+    ),
+    "an object with a lock": (
+        forward(
+            "self.box.calls += 1",
+            "return x, None",
+            init="self.box = Box()",
+            before="class Box:\n    def __init__(self):\n        self.lock, self.calls = threading.Lock(), 0",
+        ),
+        "the attribute 'box' of layer mine1 (Mine) changes",
+    ),
     "an iterator": (
         forward("return x * next(NUMBERS), None", before="NUMBERS = itertools.count()"),
         "'NUMBERS' of module net",
@@ -267,6 +300,17 @@ CLEAN = {
         "    def forward(self, x, call):\n        return x * call.parameters['two'], None\n"
     ),
     "a subclass of a layer of dptrain": "class Mine(ReLU):\n    kind = 'mine'\n",
+    "a memory of another package": forward(
+        "POOL.submit(int).result()",
+        "return x, None",
+        before="from concurrent.futures import ThreadPoolExecutor\nPOOL = ThreadPoolExecutor(1)",
+    ),
+    "a function that contains itself": forward(
+        "self.again(3)",
+        "return x, None",
+        init="self.again = again()",
+        before="def again():\n    def inner(n):\n        return n and inner(n - 1)\n    return inner",
+    ),
     "an input that is passed on": forward("return x[:], x"),
 }
 

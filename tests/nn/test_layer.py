@@ -36,7 +36,8 @@ def test_a_layer_without_forward_raises_an_error() -> None:
 
 
 def test_an_argument_that_json_cannot_hold_is_text_in_the_spec() -> None:
-    assert plain({"limit": float("inf"), "rates": [np.float32("nan"), 0.5]}) == {
-        "limit": "Infinity",
-        "rates": ["NaN", 0.5],
-    }
+    assert plain({"limit": float("inf"), "rates": [np.float32("nan"), 0.5]}) == {"limit": "inf", "rates": ["nan", 0.5]}
+
+
+def test_keys_of_a_table_that_are_not_text_are_part_of_the_spec() -> None:
+    assert plain({(1, 2): 3, np.int64(4): None}) == {"(1, 2)": 3, "4": None}

@@ -1,21 +1,35 @@
-"""The interface of a convolution's algorithms."""
+"""What the algorithms of a convolution get, and their interface."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.layer import Pass
 
-if TYPE_CHECKING:
-    from dptrain.nn.layers.conv import Conv2d
+
+class Geometry(NamedTuple):
+    """The windows that a convolution reads. Shapes are (C, H, W) and (O, OH, OW), pairs (vertical, horizontal)."""
+
+    name: str
+    input_shape: Shape
+    output_shape: Shape
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+    @property
+    def fan_in(self) -> int:
+        """Values that one output is summed from."""
+        return self.input_shape[0] * self.kernel_size[0] * self.kernel_size[1]
 
 
 class Correlation(ABC):
-    """One way to compute the sums of a bound convolution (without its bias), forward and backward.
+    """One way to compute the sums of a convolution (without its bias), forward and backward.
 
     The sums are an array (q, q, ..., N, O). Its first two axes are an output pixel's place in its q x q pooling window,
     so that pooling reads whole blocks; q is 1 without pooling. The axes between differ by algorithm: `in_order_of_sums`
@@ -25,8 +39,8 @@ class Correlation(ABC):
 
     extent: tuple[int, int]
 
-    def __init__(self, conv: Conv2d, q: int) -> None:
-        self.conv, self.name, self.q = conv, conv.name, q
+    def __init__(self, geometry: Geometry, q: int) -> None:
+        self.geometry, self.name, self.q = geometry, geometry.name, q
 
     @abstractmethod
     def prepare(self, weight: Array, workspace: Workspace) -> Any:

@@ -14,30 +14,27 @@ columns are contiguous in memory:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.convolution.correlation import Correlation
+from dptrain.nn.convolution.correlation import Correlation, Geometry
 from dptrain.nn.convolution.products import matmul, matmul_of_long
 from dptrain.nn.layer import Pass
-
-if TYPE_CHECKING:
-    from dptrain.nn.layers.conv import Conv2d
 
 
 class Im2col(Correlation):
     """Any kernel, stride and padding."""
 
-    def __init__(self, conv: Conv2d, q: int) -> None:
-        super().__init__(conv, q)
-        _, height, width = conv.output_shape
+    def __init__(self, geometry: Geometry, q: int) -> None:
+        super().__init__(geometry, q)
+        _, height, width = geometry.output_shape
         self.extent = (height // q * q, width // q * q)  # pixels in no pooling window are not computed
         # In phases, the same place of the next pooling window is the next value in memory.
-        self._m = m = q if conv.stride == (1, 1) else 1
-        (ph, pw), (channels, h, w) = conv.padding, conv.input_shape
+        self._m = m = q if geometry.stride == (1, 1) else 1
+        (ph, pw), (channels, h, w) = geometry.padding, geometry.input_shape
         self._phases = (m, m, channels, -(-(h + 2 * ph) // m), -(-(w + 2 * pw) // m))
         rows, columns = ([_phase(r, m, padding, extent) for r in range(m)] for padding, extent in ((ph, h), (pw, w)))
         self._places: list[tuple[Any, Any]] = [  # for each phase: its pixels in (C, H, W, N), and its part of `phases`
@@ -48,7 +45,7 @@ class Im2col(Correlation):
 
     def prepare(self, weight: Array, workspace: Workspace) -> Array:
         """The weight as a matrix (C * KH * KW, O)."""
-        kernels = workspace.array(self.name, "kernels", (self.conv.fan_in, len(weight)))
+        kernels = workspace.array(self.name, "kernels", (self.geometry.fan_in, len(weight)))
         np.copyto(kernels, weight.reshape(len(weight), -1).T)
         return kernels
 
@@ -59,10 +56,10 @@ class Im2col(Correlation):
         for source, place in self._places:
             phases[place] = planes[source]
         pixels = (q, q, height // q, width // q, samples)
-        cols = workspace.array(self.name, "cols", (x.shape[-1], *self.conv.kernel_size, *pixels))
+        cols = workspace.array(self.name, "cols", (x.shape[-1], *self.geometry.kernel_size, *pixels))
         for part, seen in workspace.views(self.name, "windows", (cols, phases), self._parts):
             part[...] = seen
-        sums = workspace.scratch(self.name, "sums", (*pixels, self.conv.out_channels))
+        sums = workspace.scratch(self.name, "sums", (*pixels, self.geometry.output_shape[0]))
         matmul(cols.reshape(len(kernels), -1).T, kernels, out=sums.reshape(-1, sums.shape[-1]))
         return sums, cols
 
@@ -76,7 +73,7 @@ class Im2col(Correlation):
             return None
         dcols = cols  # their gradient is written over them
         matmul(kernels, dy.T, out=dcols.reshape(len(kernels), -1))
-        samples, (channels, *extents) = dsums.shape[-2], self.conv.input_shape
+        samples, (channels, *extents) = dsums.shape[-2], self.geometry.input_shape
         dphases = workspace.array(self.name, "dphases", (*self._phases, samples))
         dphases.fill(0)
         for part, seen in workspace.views(self.name, "dwindows", (dcols, dphases), self._single_parts):
@@ -96,7 +93,7 @@ class Im2col(Correlation):
         Pairs of views (C, ., ., q, q, OH / q, OW / q, N).
         """
         q, m = self.q, self._m
-        (sh, sw), (kernel_height, kernel_width) = self.conv.stride, self.conv.kernel_size
+        (sh, sw), (kernel_height, kernel_width) = self.geometry.stride, self.geometry.kernel_size
         in_row_phase, in_column_phase, of_channel, down, across, of_sample = phases.strides
 
         def offset(row: int, column: int) -> int:

@@ -18,18 +18,13 @@ of the pixels read the padded input in place, although its tiles overlap.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.convolution.correlation import Correlation
+from dptrain.nn.convolution.correlation import Correlation, Geometry
 from dptrain.nn.convolution.products import matmul
 from dptrain.nn.layer import Pass
-
-if TYPE_CHECKING:
-    from dptrain.nn.layers.conv import Conv2d
 
 KERNEL = 3
 POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 2, -2)}  # and infinity; small, for small rounding errors
@@ -62,14 +57,14 @@ def transforms(m: int) -> tuple[Array, Array, Array]:
 class Winograd(Correlation):
     """Kernels 3x3 with stride 1, any padding; tiles of m x m outputs, m even, up to the next multiple of m."""
 
-    def __init__(self, conv: Conv2d, q: int, m: int) -> None:
-        super().__init__(conv, q)
+    def __init__(self, geometry: Geometry, q: int, m: int) -> None:
+        super().__init__(geometry, q)
         self.m, self.n = m, m + KERNEL - 1
-        _, height, width = conv.output_shape
+        _, height, width = geometry.output_shape
         self.tiles = (-(-height // m), -(-width // m))
         self.extent = (m * self.tiles[0], m * self.tiles[1])
         self._padded = (self.extent[0] + KERNEL - 1, self.extent[1] + KERNEL - 1)  # what all tiles see
-        (ph, pw), (_, height, width) = conv.padding, conv.input_shape
+        (ph, pw), (_, height, width) = geometry.padding, geometry.input_shape
         self._inside = (slice(ph, ph + height), slice(pw, pw + width))  # of the padding
         matrices = transforms(m)
         self._transforms = {kind: [one.astype(kind) for one in matrices] for kind in ("f", "d")}
@@ -89,7 +84,7 @@ class Winograd(Correlation):
         return prepared[0], prepared[1]
 
     def forward(self, x: Array, kernels: tuple[Array, Array], workspace: Workspace) -> tuple[Array, Array]:
-        m, n, out_channels = self.m, self.n, self.conv.out_channels
+        m, n, out_channels = self.m, self.n, self.geometry.output_shape[0]
         to_outputs, _, of_pixels = self._transforms[workspace.dtype.char]
         v = workspace.array(self.name, "pixels transformed", (n, n, *self.tiles, *x.shape[2:]))
         padded = workspace.array(self.name, "padded", (*self._padded, *v.shape[4:]), zeroed=True)

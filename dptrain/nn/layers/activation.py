@@ -1,4 +1,4 @@
-"""Layers without parameters that act on single values: ReLU, Dropout, Flatten."""
+"""Layers that only clip or reorder values: ReLU and Flatten."""
 
 from __future__ import annotations
 
@@ -23,32 +23,6 @@ class ReLU(Layer):
     def backward(self, dy: Array, saved: Array, call: Pass) -> Array:
         active = np.greater(saved, 0, out=call.workspace.array(self.name, "active", saved.shape, bool))
         return np.multiply(dy, active, out=call.workspace.array(self.name, "dx", saved.shape))
-
-
-class Dropout(Layer):
-    """In training, sets each value to 0 with probability p and divides the others by 1 - p (Srivastava et al. 2014).
-
-    The draws depend on the seed, the epoch, and the sample's place in its shard's order.
-    """
-
-    kind = "dropout"
-
-    def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p < 1:
-            raise ValueError(f"p is {p}, expected a probability below 1")
-        self.p = p
-
-    def forward(self, x: Array, call: Pass) -> tuple[Array, Array | None]:
-        if not call.training:
-            return x, None
-        factors = call.uniform(x.shape)
-        np.greater_equal(factors, self.p, out=factors)
-        factors *= 1 / (1 - self.p)
-        return np.multiply(x, factors, out=call.workspace.array(self.name, "y", x.shape)), factors
-
-    def backward(self, dy: Array, saved: Array, call: Pass) -> Array:
-        dy *= saved
-        return dy
 
 
 class Flatten(Layer):

@@ -6,7 +6,8 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
-from dptrain.nn.layer import Layer, Pass, Tensor, he_uniform, zeros
+from dptrain.nn.layer import Layer, Pass
+from dptrain.nn.tensor import Tensor, he_uniform, zeros
 
 
 class Linear(Layer):

@@ -8,7 +8,8 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
-from dptrain.nn.layer import Layer, Pass, Tensor, feature_maps, ones, zeros
+from dptrain.nn.layer import Layer, Pass, feature_maps
+from dptrain.nn.tensor import Tensor, ones, zeros
 
 
 class BatchNorm2d(Layer):

@@ -1,4 +1,4 @@
-"""Pooling."""
+"""Max-pooling, one axis after the other."""
 
 from __future__ import annotations
 
@@ -79,24 +79,4 @@ class MaxPool2d(Layer):
                 entry[...] = won
             else:
                 entry += won
-        return dx
-
-
-class GlobalAvgPool2d(Layer):
-    """The mean of each map: x (H, W, N, C) becomes (N, C), ready for Linear."""
-
-    kind = "avgpool"
-
-    def bind(self, input_shape: Shape) -> Shape:
-        return feature_maps(self, input_shape)[:1]
-
-    def forward(self, x: Array, call: Pass) -> tuple[Array, Shape]:
-        y = call.workspace.array(self.name, "y", x.shape[2:])
-        np.sum(x, axis=(0, 1), out=y)
-        y /= x.shape[0] * x.shape[1]
-        return y, x.shape
-
-    def backward(self, dy: Array, saved: Shape, call: Pass) -> Array:
-        dx = call.workspace.array(self.name, "dx", saved)
-        dx[...] = dy / (saved[0] * saved[1])
         return dx

@@ -142,6 +142,12 @@ def test_missing_batch_is_reported(members: Callable[[], dict[str, bytes]], tmp_
     assert "data_batch_3" in refused(write_archive(tmp_path / "a.tar.gz", contents))
 
 
+def test_one_member_of_the_other_archive_is_ignored(tmp_path: Path) -> None:
+    name, content = next(iter(binary_members().items()))
+    data = read(write_archive(tmp_path / "a.tar.gz", {name: content, **python_members()}))
+    assert len(data.train.labels) == 5 * BATCH_SAMPLES
+
+
 def test_batch_of_another_size_is_refused(tmp_path: Path) -> None:
     members = binary_members()
     members[FIRST_BIN] += b"x"
