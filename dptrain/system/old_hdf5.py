@@ -34,7 +34,7 @@ def read_isolated(content: bytes | memoryview) -> Content:
     Datasets must be stored in full in the file itself. Links are ignored. Attributes become Python values.
     """
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-    seconds = SECONDS[0] + SECONDS[1] * len(content)
+    seconds = _seconds(content)
     try:
         done = subprocess.run(
             [sys.executable, "-P", __file__],  # -P: no module in the working directory shadows an installed one
@@ -47,7 +47,7 @@ def read_isolated(content: bytes | memoryview) -> Content:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ValueError(f"HDF5 was not read within {seconds:.0f} s") from None
+        raise ValueError(f"HDF5 was not read within {seconds} s") from None
     if done.returncode:
         raise ValueError(f"the process that reads HDF5 ended with {done.returncode}")  # -11: libhdf5 crashed
     with np.load(io.BytesIO(done.stdout)) as answer:
@@ -58,10 +58,18 @@ def read_isolated(content: bytes | memoryview) -> Content:
     return attributes["values"], arrays
 
 
+def _seconds(content: bytes | memoryview) -> int:
+    return math.ceil(SECONDS[0] + SECONDS[1] * len(content))
+
+
 def _main() -> None:
     """The process: a file on standard input, its answer on standard output."""
     content = sys.stdin.buffer.read()
-    for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, MEMORY[0] + MEMORY[1] * len(content))):
+    for kind, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, MEMORY[0] + MEMORY[1] * len(content)),
+        (resource.RLIMIT_CPU, _seconds(content)),  # it ends also if the parent was killed
+    ):
         _, hard = resource.getrlimit(kind)
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     arrays: dict[str, NDArray[Any]] = {}

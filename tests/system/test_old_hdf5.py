@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from dptrain.system import old_hdf5
 from dptrain.system.old_hdf5 import read_isolated
 
+CHECKOUT = Path(__file__).parents[2]
 CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "version-1" / "checkpoint.h5"
 
 
@@ -48,6 +51,25 @@ def test_a_reading_process_that_does_not_end_is_ended(tmp_path: Path, monkeypatc
     with pytest.raises(ValueError, match="not read within 1 s"):
         read_isolated(b"")
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.slow
+def test_an_endless_reading_process_ends_although_its_parent_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "h5py.py").write_text("print('reading', flush=True)\nwhile True:\n    pass\n")
+    text = "from dptrain.system import old_hdf5\nold_hdf5.SECONDS = (1, 0.0)\nold_hdf5._main()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", text],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{CHECKOUT}"},
+    )
+    with child:
+        try:
+            assert child.wait(timeout=30) == -signal.SIGXCPU
+        finally:
+            child.kill()
+        assert child.stdout is not None
+        assert child.stdout.read() == b"reading\n"
 
 
 def test_the_reading_process_knows_nothing_of_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
