@@ -1,1 +1,1 @@
-"""Ranks: who holds which shards, how they talk, and how the gradients of all shards become one."""
+"""Ranks: which shards each holds, how ranks communicate, and how the gradients of all shards are summed."""
