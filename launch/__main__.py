@@ -14,6 +14,7 @@ import argparse
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,9 @@ def rank_environment(environment: Mapping[str, str], columns: int | None = None)
     made.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     if made["DPTRAIN_PROGRESS"] == "bar" and columns is not None:
         made.update({"COLUMNS": str(columns), "TTY_COMPATIBLE": "1"})  # rich asks for these before it asks the stream
-    # Open MPI does not start without HOME. Path.home() raises for a user who is not in the database.
-    made["HOME"] = made.get("HOME") or os.path.expanduser("~")  # noqa: PTH111
+    if not made.get("HOME"):  # Open MPI does not start without it
+        home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for a user who is not in the database
+        made["HOME"] = home if home != "~" else tempfile.gettempdir()
     return made
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import dptrain
 from dptrain.config.files import add_flags, read_toml
 from dptrain.errors import PREEMPTED, DptrainError
-from dptrain.system.files import append_text
+from dptrain.system.files import append_text, read_bytes
 from dptrain.system.paths import typed_path
 
 from .attempt import run_attempt
@@ -79,8 +79,11 @@ def progress(run_dir: Path | None) -> tuple[int, int]:
         return -1, 0
     names = (CHECKPOINT_NAME.fullmatch(path.name) for path in (run_dir / "checkpoints").glob("*.h5"))
     newest = max((int(name[1]) for name in names if name), default=-1)
-    metrics = run_dir / "metrics.jsonl"
-    return newest, len(STEP_LINE.findall(metrics.read_bytes())) if metrics.exists() else 0
+    try:
+        logged = read_bytes(run_dir / "metrics.jsonl")
+    except OSError:
+        logged = b""
+    return newest, len(STEP_LINE.findall(logged))
 
 
 @dataclass

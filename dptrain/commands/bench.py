@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
 STEP_KEYS = ("batch_size", "threads", "model", "model_options", "reduction")
-TITLES = {"layers": "us an image of one shard on one thread", "seconds": "seconds of each rank"}  # of tables
+TITLES = {  # of tables
+    "layers": "us an image of one shard on one thread",
+    "seconds": "seconds of each rank",
+    "reduce": "medians on the slowest rank",
+    "scaling": "medians of runs in turn; shares of the time",
+}
 BENCHMARKS = {
     "step": "the training step: images/s, each layer, share of the sgemm rate",
     "reduce": "both reductions, for several lengths of the gradient",
@@ -67,7 +72,9 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         print(json.dumps(figures))
     elif communicator.rank == 0:
         print(connection)
-        for name, value in (figures if isinstance(figures, dict) else {parsed.benchmark.__doc__: figures}).items():
+        if isinstance(figures, list):
+            figures = {"reduce" if parsed.benchmark is _reduce else "scaling": figures}
+        for name, value in figures.items():
             _print_figures(TITLES.get(name, name.replace("_", " ")), value)
     return 0
 
@@ -82,7 +89,6 @@ def _step(parsed: argparse.Namespace, communicator: Communicator) -> dict[str, A
 
 
 def _reduce(parsed: argparse.Namespace, communicator: Communicator) -> list[dict[str, Any]]:
-    """Medians on the slowest rank."""
     from dptrain.bench.reduce import measure_reductions
     from dptrain.bench.workload import check_shards
     from dptrain.parallel.communicator import together
@@ -108,7 +114,6 @@ def _data(parsed: argparse.Namespace, communicator: Communicator) -> dict[str, A
 
 
 def _scaling(parsed: argparse.Namespace, communicator: Communicator) -> list[dict[str, Any]]:
-    """Medians of runs in turn; shares of the time."""
     from dptrain.bench.scaling import measure_scaling, powers_of_two, settings
     from dptrain.parallel.communicator import together
 
@@ -131,7 +136,10 @@ def _print_figures(name: str, value: Any) -> None:
     if not isinstance(value, list) or not isinstance(value[0], dict):
         print(f"{name}: {_cell(value)}")
         return
-    rows = [{**row, **row.pop("shares", {})} for row in map(dict, value)]
+    rows = []
+    for row in value:
+        columns = {key: one for key, one in row.items() if key != "shares"}
+        rows.append(columns | row.get("shares", {}))  # a column for each share
     cells = [[key.replace("_", " ") for key in rows[0]], *([_cell(one) for one in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [not isinstance(one, str) for one in rows[0].values()]

@@ -30,10 +30,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     from dptrain.checkpoint.folder import RunFolder
     from dptrain.checkpoint.format import read_checkpoint
 
-    newest = RunFolder(path).newest(lambda line: write_to_stderr(shown(line))) if path.is_dir() else None
-    if newest is None and path.is_dir():
-        raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; give a run folder or a checkpoint file")
-    checkpoint = newest[1] if newest else read_checkpoint(path)
+    if path.is_dir():
+        newest = RunFolder(path).newest(lambda line: write_to_stderr(shown(line)))
+        if newest is None:
+            raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; give a run folder or a checkpoint file")
+        _, checkpoint = newest
+    else:
+        checkpoint = read_checkpoint(path)
     for note in checkpoint.notes:
         write_to_stderr(f"dptrain: {shown(note)}")
     return checkpoint
@@ -68,8 +71,8 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         return 0
     for name, value in facts.items():
         lines = [f"{key} = {item}" for key, item in value.items()] if isinstance(value, dict) else value
-        text = (
-            "".join(f"\n  {shown(line)}" for line in lines) if isinstance(lines, list | tuple) else f" {shown(lines)}"
-        )
-        print(f"{name}:{text}")
+        if isinstance(lines, list | tuple):
+            print(f"{name}:", *(f"  {shown(line)}" for line in lines), sep="\n")
+        else:
+            print(f"{name}: {shown(lines)}")
     return 0

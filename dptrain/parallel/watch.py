@@ -182,7 +182,7 @@ class Watch:
         report: Callable[[str], None] = write_to_stderr,
         end: Callable[[int], None] = os._exit,
     ) -> None:
-        self._rank, self._size = communicator.rank, communicator.size
+        self._rank, self._size, self._process = communicator.rank, communicator.size, os.getpid()
         self.activity = communicator.activity
         self._closing = threading.Event()
         self._socket: socket.socket | None = None
@@ -222,6 +222,8 @@ class Watch:
 
     def close(self) -> None:
         """This rank ends as intended: its silence is not reported from now on."""
+        if os.getpid() != self._process:  # a process that a user's layer has forked is not the rank
+            return
         self._closing.set()
         self._thread.join()
         self._send(ended=True)

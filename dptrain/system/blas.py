@@ -36,9 +36,10 @@ def ensure_one_thread() -> dict[str, str]:
     pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
     for pool in pools:
         if pool["num_threads"] != 1:
+            variables = " ".join(f"{name}=1" for name in THREAD_VARIABLES)
             raise DptrainError(
                 f"{pool['filepath']} runs {pool['num_threads']} threads and ignores the limit of 1, which reproducible "
-                f"results need; set {'=1 '.join(THREAD_VARIABLES)}=1 before starting"
+                f"results need; set {variables} before starting"
             )
     names = {f"{pool['internal_api']} {pool['version']}" for pool in pools}
     cores = {str(pool.get("architecture", "unknown")) for pool in pools}

@@ -24,8 +24,10 @@ def bind_to_cores() -> None:
     Call it before the process starts threads. It binds neither a single rank, nor more ranks than cores (these yield
     while they wait), nor where the system forbids it.
     """
-    rank, ranks = (int(next(filter(None, map(os.environ.get, names)), "0")) for names in (LOCAL_RANK, LOCAL_RANKS))
-    if not ranks or os.environ.pop(VARIABLE, "") != "cores" or ranks == 1:  # removed: child processes are not ranks
+    rank, ranks = _number(LOCAL_RANK), _number(LOCAL_RANKS)
+    if rank is None or ranks is None:
+        return
+    if os.environ.pop(VARIABLE, "") != "cores" or ranks <= 1:  # removed: child processes are not ranks
         return
     cores = physical_cores(os.sched_getaffinity(0))
     each = len(cores) // ranks
@@ -48,3 +50,11 @@ def physical_cores(cpus: Iterable[int]) -> list[set[int]]:
             package, siblings = 0, str(cpu)
         cores.setdefault((package, siblings), set()).add(cpu)
     return [cores[key] for key in sorted(cores, key=lambda key: (key[0], min(cores[key])))]
+
+
+def _number(names: Iterable[str]) -> int | None:
+    """The number in the first of these environment variables that has one."""
+    for name in names:
+        if os.environ.get(name, "").isdecimal():
+            return int(os.environ[name])
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from pathlib import Path
 
 from dptrain.errors import UNFORESEEN, DptrainError, LimitError, ReaderGoneError
 from dptrain.system.signals import EndedBySignal
@@ -64,7 +65,7 @@ def refused(error: BaseException) -> DptrainError | None:
     if isinstance(error, RecursionError):
         return LimitError(f"nested too deeply: {text}")
     if isinstance(error, OSError):
-        if error.errno == errno.ENOENT and error.filename is None:
+        if error.errno == errno.ENOENT and not _has_working_directory():
             return LimitError("the working directory no longer exists; change to another one")
         if error.errno not in ADVICE:
             return None
@@ -73,3 +74,11 @@ def refused(error: BaseException) -> DptrainError | None:
     if isinstance(error, ValueError | OverflowError | ImportError | RuntimeError):
         return next((LimitError(report) for words, report in REPORTS.items() if words in text), None)
     return None
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True

@@ -84,10 +84,11 @@ def parse_json(text: str | bytes) -> Any:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object: programs disagree on which value of a repeated key counts."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {shown(repr(next(key for key in keys if keys.count(key) > 1)), 80)} occurs twice")
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {shown(repr(key), 80)} occurs twice")
+        values[key] = value
     return values
 
 

@@ -67,9 +67,9 @@ def machine_notes(environment: dict[str, str], communicator: Communicator) -> li
     everyone = communicator.allgather((socket.gethostname(), python, environment))
     _, first_python, first = everyone[0]
     different = sorted({key for *_, other in everyone for key in other if other[key] != first.get(key)})
-    notes = (
-        [f"the ranks' machines differ ({', '.join(different)}): bits may depend on their number"] if different else []
-    )
+    notes = []
+    if different:
+        notes.append(f"the ranks' machines differ ({', '.join(different)}): bits may depend on the number of ranks")
     for rank, (host, other, _) in enumerate(everyone):
         if other != first_python:
             notes.append(

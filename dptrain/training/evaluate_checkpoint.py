@@ -88,11 +88,15 @@ def evaluate_checkpoint(
 
 def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> None:
     """CheckpointError unless the data set has the image shape and the classes, in order, of the checkpoint."""
-    image, classes = (origin.input_shape, manifest.image_shape), (origin.classes, manifest.classes)
-    for what, (trained, found) in {"images": image, "classes in this order": classes}.items():
+    for what, trained, found in (
+        ("images", origin.input_shape, manifest.image_shape),
+        ("classes in this order", origin.classes, manifest.classes),
+    ):
         if trained != found:
-            both = f"{what}: {shown(trained, 300)}; {shown(data)} has {shown(found, 300)}"
-            raise CheckpointError(f"not the same task: {shown(path)} was trained for {both}")
+            raise CheckpointError(
+                f"not the same task: {shown(path)} was trained for {what}: {shown(trained, 300)}; {shown(data)} has "
+                f"{shown(found, 300)}"
+            )
 
 
 def normalisation_note(origin: Origin, manifest: Manifest, path: Path, data: Path) -> str:

@@ -60,8 +60,10 @@ def changed_files(earlier: Origin, model: str, source: ModelSource | None) -> li
     """Files that differ between a checkpoint's `model` and the present one; None if an old checkpoint has no hashes."""
     if ":" not in model:
         return [] if source is None else sorted(source.files)
-    if not earlier.model_files or source is None:
-        return sorted(earlier.model_files) or None
+    if not earlier.model_files:
+        return None
+    if source is None:
+        return sorted(earlier.model_files)
     return source.changed_files(earlier.model_files, Path(model.rpartition(":")[0]).name)
 
 

@@ -113,7 +113,8 @@ def load_model_file(model: str) -> tuple[ModuleType, ModelSource]:
         file = Path(written).expanduser()
         if not file.is_file() or file.suffix not in SOURCE_SUFFIXES:
             raise UsageError(f"--model {model}: there is no Python file {file}")
-        source, name = ModelSource(file), f"dptrain_model_{file.stem}"  # a name that no other module has
+        source = ModelSource(file)
+        name = f"dptrain_model_{file.stem}"  # no other module has this name
         source.record(source.path, name)
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -30,7 +30,11 @@ def find_checkpoint(config: TrainConfig, folder: RunFolder, note: Callable[[str]
             )
         return None
     path = Path(config.resume)
-    found = (path, read_checkpoint(path)) if path.is_file() else RunFolder(path).newest(note) if path.is_dir() else None
+    found: Found | None = None
+    if path.is_file():
+        found = path, read_checkpoint(path)
+    elif path.is_dir():
+        found = RunFolder(path).newest(note)
     if found is None:
         raise CheckpointError(f"--resume {path}: no checkpoint there; expected auto, never, a checkpoint or run folder")
     path, checkpoint = found

@@ -167,7 +167,8 @@ class Run:
         if found is not None:
             path, checkpoint = found
             notes = check_resumable(path, checkpoint, config, session.origin, session.architecture.source)
-            found = path, (checkpoint := checkpoint.restricted(session.take_step.layouts, path))
+            checkpoint = checkpoint.restricted(session.take_step.layouts, path)
+            found = path, checkpoint
             for note in [*checkpoint.notes, *notes]:
                 self.report.note(note)
         if not config.run_dir:

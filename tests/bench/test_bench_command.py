@@ -64,7 +64,7 @@ def test_data_measures_packing_reading_and_batches(ranks: int, tmp_path: Path) -
     ("words", "cells"),
     [
         (("step", *SMALL, "--steps", "3", "--threads", "1"), ["share of sgemm", "peak memory mib", "  im2col  "]),
-        (("reduce", "--lengths", "10", "--runs", "3"), ["local sums us"]),
+        (("reduce", "--lengths", "10", "--runs", "3"), ["medians on the slowest rank\n", "local sums us"]),
         (("data", *SMALL, "--samples", "300"), ["batches: none "]),
     ],
     ids=str,
@@ -79,6 +79,17 @@ def test_scaling_has_settings_of_ranks_and_of_threads() -> None:
         ("strong", 1, 1, 16), ("strong", 2, 1, 16), ("strong", 1, 2, 16),
         ("weak", 1, 1, 8), ("weak", 2, 1, 16), ("weak", 1, 2, 16),
     ]  # fmt: skip
+
+
+def test_the_table_of_scaling_has_a_column_for_each_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"ranks": 2, "shares": {"compute": 0.75, "waiting": 0.25}, "slowest_ranks": [1, 0]}
+    monkeypatch.setattr(scaling, "measure_scaling", lambda *_: [row])
+    table = dptrain_here("bench", "scaling", cwd=tmp_path).stdout.splitlines()
+    assert table[-3] == "medians of runs in turn; shares of the time"
+    assert [line.split() for line in table[-2:]] == [
+        ["ranks", "slowest", "ranks", "compute", "waiting"],
+        ["2", "1", "0", "0.75", "0.25"],
+    ]
 
 
 @pytest.mark.mpi

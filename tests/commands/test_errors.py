@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import pytest
 
 from dptrain.errors import (
@@ -16,6 +19,7 @@ from dptrain.errors import (
     TrainingError,
     UsageError,
 )
+from dptrain.system.failures import refused
 
 
 @pytest.mark.parametrize(
@@ -40,3 +44,14 @@ def test_every_error_is_its_text_and_has_the_status_of_its_kind(kind: type[Dptra
 def test_a_peer_error_has_the_status_of_the_rank_that_failed_and_needs_no_abort() -> None:
     error = PeerError("rank 2: shard 3 is missing", 69)
     assert (str(error), error.status, error.agreed) == ("rank 2: shard 3 is missing", 69, True)
+
+
+def test_a_missing_file_is_not_taken_for_a_missing_working_directory(tmp_path: Path) -> None:
+    """h5py, for example, raises this error without the file's name."""
+    error = FileNotFoundError(2, "No such file or directory")
+    assert refused(error) is None
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with contextlib.chdir(gone):
+        gone.rmdir()
+        assert "the working directory no longer exists" in str(refused(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,8 @@ def test_progress_is_the_step_of_the_newest_checkpoint_and_the_number_of_logged_
     events = [f'{{"event": "{event}", "step": 8}}\n' for event in ("start", "step", "epoch")]
     (tmp_path / "metrics.jsonl").write_text("".join(events))
     assert progress(tmp_path) == (100_000_000, 2)
+
+
+def test_progress_does_not_wait_for_a_log_that_cannot_be_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    assert progress(tmp_path) == (-1, 0)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,6 +105,12 @@ def test_ranks_get_one_blas_thread_and_a_home() -> None:
     assert {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"} <= set(made)
     assert Path(made["HOME"]).is_absolute()
     assert rank_environment({"HOME": "/somewhere"})["HOME"] == "/somewhere"
+
+
+def test_a_user_without_a_home_gets_the_folder_of_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may run as a user who is not in the database: expanduser then returns ~ itself."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert rank_environment({})["HOME"] == tempfile.gettempdir()
 
 
 def test_variables_that_affect_the_program_and_its_arithmetic_are_forwarded() -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,6 +116,21 @@ def test_a_rank_that_has_closed_is_not_reported(jobs: Callable[..., Job]) -> Non
         for watch in job.watches:
             watch.activity.enter("computing", 4)
     assert job.lines == []
+
+
+@pytest.mark.slow
+def test_a_forked_process_does_not_end_the_watch_of_its_rank(jobs: Callable[..., Job]) -> None:
+    """A child that a user's layer has forked may end by an exception, which passes through the trainer's cleanup."""
+    job = jobs(HERE, HERE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of a fork in a process with threads
+        child = os.fork()
+    if child == 0:
+        job.watches[1].close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    job.watches[0].activity.enter(WAITING)
+    assert [line[:15] for line in job.reported(1)] == ["dptrain: rank 1"]
 
 
 @pytest.mark.slow

@@ -81,3 +81,14 @@ def test_where_binding_is_forbidden_a_rank_stays_as_it_is(
     monkeypatch.setenv(cores.LOCAL_RANK[0], "0")
     monkeypatch.setenv(cores.LOCAL_RANKS[0], "2")
     bind_to_cores()
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [("", "2"), ("0", ""), ("0", "two"), ("x", "2"), ("0", "0")])
+def test_without_a_valid_number_of_ranks_a_rank_stays_as_it_is(
+    rank: str, ranks: str, bound: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "cores")
+    monkeypatch.setenv(cores.LOCAL_RANK[0], rank)
+    monkeypatch.setenv(cores.LOCAL_RANKS[0], ranks)
+    bind_to_cores()
+    assert bound == {}

@@ -101,6 +101,14 @@ def test_a_key_that_occurs_twice_is_an_error(text: str) -> None:
         files.parse_json(text)
 
 
+def test_a_repeated_key_is_found_at_once_in_a_large_object() -> None:
+    text = "{" + ",".join(f'"{number}": 0' for number in range(50_000)) + ', "z": 1, "z": 2}'
+    started = time.process_time()
+    with pytest.raises(ValueError, match="the key 'z' occurs twice"):
+        files.parse_json(text)
+    assert time.process_time() - started < AT_ONCE
+
+
 def test_usual_json_is_read() -> None:
     text = '{"a": [1, -2.5, null, true, "\\u00e9"], "b": 18446744073709551615}'
     assert files.parse_json(text) == {"a": [1, -2.5, None, True, "é"], "b": 2**64 - 1}

@@ -44,7 +44,7 @@ def test_different_machines_are_reported() -> None:
     one, other = {"cpu": "x", "numpy": "2"}, {"cpu": "y", "numpy": "2"}
     assert machine_notes(one, Ranks(("host2", python, one))) == []
     assert machine_notes(one, Ranks(("host2", python, one), ("host3", python, other))) == [
-        "the ranks' machines differ (cpu): bits may depend on their number"
+        "the ranks' machines differ (cpu): bits may depend on the number of ranks"
     ]
     old = "/usr/bin/python3 3.9.2, dptrain 0.1.0"
     (note,) = machine_notes(one, Ranks(("host1", python, one), ("host2", old, one)))
