@@ -50,10 +50,10 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
     Without it, `out` is as before. DataError when `out` cannot be used, when another process packs into it, or when a
     write fails; the next call finishes an installation that failed.
     """
-    check_target(out, force=force)
-    out = out.resolve()
-    made = [path for path in (out, *out.parents) if not path.exists()]
     try:
+        check_target(out, force=force)
+        out = out.resolve()
+        made = [path for path in (out, *out.parents) if not path.exists()]
         out.mkdir(parents=True, exist_ok=True)
         lock = _lock(out)
         try:

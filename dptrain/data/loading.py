@@ -40,7 +40,6 @@ def load_shards(
     Hashing releases the GIL, so `threads` files are checked at the same time. `progress` is called by any thread after
     each shard.
     """
-
     wanted = [(split, shard) for split in splits for shard in shards]
 
     def load(part: tuple[str, int]) -> Samples:

@@ -73,7 +73,7 @@ class JsonLines:
             raise self._failure(error) from error
 
     def _write(self, event: str, *, logged: bool = True, repeated: bool = False, **values: Any) -> None:
-        """Append one line and flush it."""
+        """Append one line and flush it. `logged` and `repeated` of an event are left out."""
         assert self._file is not None
         try:
             self._file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")

@@ -241,6 +241,11 @@ def test_a_folder_that_cannot_be_written_is_reported_before_packing(
         staging.check_target(tmp_path / "set", force=False)
 
 
+def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be written: File name too long"):
+        pack(tmp_path / ("x" * 300), NEW)
+
+
 def test_typed_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert typed_path("~/data") == f"{tmp_path}/data"
