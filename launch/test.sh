@@ -52,5 +52,6 @@ run .venv-mpich/bin/python -m "mpi and not ulfm and not once" "$@"
 say "The tests without MPI, two at a time; with coverage"
 run .venv/bin/python -n 2 -m "not mpi" --cov --cov-report=term "$@"
 
-say "The MPI tests with Open MPI"
-run .venv/bin/python -m mpi "$@"
+say "The MPI tests with Open MPI, two at a time, and then those that measure times"
+run .venv/bin/python -n 2 -m "mpi and not alone" "$@"
+run .venv/bin/python -m "mpi and alone" "$@"
