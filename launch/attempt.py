@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from dptrain.system.addresses import own_addresses
+from dptrain.system.addresses import local_addresses
 from dptrain.system.record import CONFIRMED, LONGEST_RECORD, OWNER, VARIABLE
 from dptrain.system.signals import ENDING
 from dptrain.system.text import shown
@@ -85,7 +85,7 @@ class StatusServer(threading.Thread):
         self._ending = False
         self._listener = socket.create_server(("", 0))
         self._port = self._listener.getsockname()[1]
-        self.address = f"{self.token}@{self._port}@{','.join([*own_addresses(), '127.0.0.1'])}"
+        self.address = f"{self.token}@{self._port}@{','.join([*local_addresses(), '127.0.0.1'])}"
 
     def run(self) -> None:
         with self._listener:

@@ -61,7 +61,7 @@ def state_of(layout: Layout = LAYOUT, seed: int = 0, **changes: Any) -> Training
 
 
 def resealed(content: bytes, edit: Callable[[dict[str, Any]], Any]) -> bytes:
-    """The file with another index and a header that is right for it, as whoever wants to deceive would make it."""
+    """The file with another index and a header that is right for it, as a forger would make it."""
     size = HEADER.unpack_from(content)[2]
     index = json.loads(content[-size:])
     changed = edit(index)

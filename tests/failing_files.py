@@ -1,4 +1,4 @@
-"""A file layer whose n-th call fails: what a full or broken disk does to whoever writes a checkpoint."""
+"""A file layer whose n-th call fails: as when the disk is full or broken while a checkpoint is written."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Job:
     name: str
     run_dir: Path
     shared_before: set[str]
-    told: list[str] = field(default_factory=list)  # lines of stderr read so far
+    lines: list[str] = field(default_factory=list)  # lines of stderr read so far
 
     def processes(self) -> list[int]:
         """All processes of the job, by a variable that they have inherited."""
@@ -98,10 +98,10 @@ class Job:
         """The first line with these words, as soon as it is there."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.told.append(line)
+            self.lines.append(line)
             if words in line:
                 return line
-        raise AssertionError(self.told)
+        raise AssertionError(self.lines)
 
     def end(self, timeout: float = 60) -> tuple[int, str, str]:
         """Its status and what it printed; nothing of it may stay behind."""
@@ -114,7 +114,7 @@ class Job:
         maps = mapped() if new else ""
         unmapped = [name for name in new if f"{SHARED_MEMORY}/{name}" not in maps]  # the others are another job's
         assert not [name for name in unmapped if name in _segments()], "shared memory left behind"
-        return self.process.returncode, out, "".join(self.told) + err
+        return self.process.returncode, out, "".join(self.lines) + err
 
 
 def _segments() -> set[str]:

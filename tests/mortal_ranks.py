@@ -32,7 +32,7 @@ class DeathError(BaseException):
 class Death:
     """The world rank `rank` dies in its `call`-th collective, counted from 0.
 
-    It has given its part before if `unlucky` is not None: the world ranks that are told of success, but have nothing.
+    It has given its part before if `unlucky` is not None: the world ranks that see a success, but have got nothing.
     """
 
     rank: int
@@ -145,7 +145,7 @@ class MortalCommunicator(Communicator):
             return MortalCommunicator(world, board.smaller, self.own)
 
     def _all_agree(self, well: bool) -> bool:
-        """As ULFM's Agree: not broken off by a revocation, and the same answer for all, whoever dies meanwhile."""
+        """As ULFM's Agree: a revocation does not end it, and all get the same answer, whichever rank dies meanwhile."""
         world, board = self.world, self.board
         with world.condition:
             if self._count() is not None:

@@ -1,7 +1,7 @@
 """Synthetic colour images of ten shapes: a data set that needs no download.
 
 Every image shows one shape of random position, size, angle and colours, on a random background with texture, a small
-spot and noise. Brightness and colour say nothing about the class: a linear model learns little, a small convolutional
+spot and noise. Brightness and colour do not depend on the class: a linear model learns little, a small convolutional
 network learns the task in a minute.
 
 A shape is a signed distance function d(u, v), negative inside, on coordinates in which the shape reaches from about -1

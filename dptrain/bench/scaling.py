@@ -41,13 +41,13 @@ def powers_of_two(most: int) -> list[int]:
 
 
 def measure_scaling(
-    rows: Sequence[Setting], arguments: Sequence[str], runs: int, say: Callable[[str], None]
+    rows: Sequence[Setting], arguments: Sequence[str], runs: int, report: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """`bench step` for every setting, `runs` times in turn: median rate and its spread, efficiency, time split."""
     results: dict[Setting, list[dict[str, Any]]] = {row: [] for row in rows}
     for run in range(runs):
         for number, row in enumerate(rows):
-            say(f"run {run + 1} of {runs}, setting {number + 1} of {len(rows)}")
+            report(f"run {run + 1} of {runs}, setting {number + 1} of {len(rows)}")
             results[row].append(run_step(row, arguments))
     rates = {row: [one["images_per_second"] for one in results[row]] for row in rows}
     single = {row.scaling: statistics.median(rates[row]) for row in rows if row.ranks * row.threads == 1}

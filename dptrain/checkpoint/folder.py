@@ -136,8 +136,8 @@ class RunFolder:
         best = self.checkpoints / BEST
         return [*([best] if best.is_file() else []), *self.numbered()]
 
-    def newest(self, say: Callable[[str], None], *, set_aside: bool = False) -> tuple[Path, Checkpoint] | None:
-        """The newest checkpoint that can be read; newer ones are skipped and reported by `say`.
+    def newest(self, report: Callable[[str], None], *, set_aside: bool = False) -> tuple[Path, Checkpoint] | None:
+        """The newest checkpoint that can be read; newer ones are skipped and reported by `report`.
 
         With `set_aside`, for a run that trains here, broken ones are renamed, so that the run can write them again.
         CheckpointError when there are checkpoints but none can be read: a start from scratch would hide the loss.
@@ -150,7 +150,7 @@ class RunFolder:
             except LaterVersionError:
                 raise  # a resume from an earlier checkpoint would overwrite this one
             except CheckpointError as error:
-                say(f"skipped: {error}")
+                report(f"skipped: {error}")
                 if isinstance(error, BrokenCheckpointError):
                     broken.append(path)
                 continue
@@ -158,7 +158,7 @@ class RunFolder:
                 new = _free(other.with_name(f"{other.name}.broken"))
                 with _usable(self.path):
                     other.rename(new)
-                say(f"renamed to {new.name}")
+                report(f"renamed to {new.name}")
             return found
         if not paths:
             return None

@@ -76,7 +76,7 @@ class Origin:
         if self.spec and other.spec:
             if self.spec == other.spec:
                 return ""
-            if ours == theirs:  # a layer's spec may say more than its line
+            if ours == theirs:  # a layer's spec may state more than its line
                 ours, theirs = (tuple(map(json.dumps, one.spec.get("layers", [one.spec]))) for one in (self, other))
         else:
             ours, theirs = tuple(layer_lines(ours)), tuple(layer_lines(theirs))

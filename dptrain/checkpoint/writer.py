@@ -52,8 +52,8 @@ class CheckpointWriter:
         if last is not None:
             last.result()
 
-    def close(self, say: Callable[[str], None]) -> None:
-        """Finish the last write and end the thread. `say` reports an error that `wait` has not raised."""
+    def close(self, report: Callable[[str], None]) -> None:
+        """Finish the last write and end the thread. `report` reports an error that `wait` has not raised."""
         self._thread.shutdown()
         if self._last is not None and (error := self._last.exception()):
-            say(f"not written: {error}")
+            report(f"not written: {error}")

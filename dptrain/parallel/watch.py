@@ -32,7 +32,7 @@ from typing import NamedTuple
 from dptrain.errors import STALLED
 from dptrain.health.activity import WAITING
 from dptrain.parallel.communicator import Communicator
-from dptrain.system.addresses import own_addresses
+from dptrain.system.addresses import local_addresses
 from dptrain.system.record import report_end
 from dptrain.system.streams import write_to_stderr
 
@@ -210,7 +210,7 @@ class Watch:
             self._socket.setblocking(False)
             self._socket.bind(("" if several else "127.0.0.1", 0))
             port = self._socket.getsockname()[1]
-        everyone = communicator.allgather((os.getpid(), port, own_addresses() if several else []))
+        everyone = communicator.allgather((os.getpid(), port, local_addresses() if several else []))
         processes, ports, addresses = (list(each) for each in zip(*everyone, strict=True))
         self._token: bytes = communicator.broadcast(secrets.token_bytes(16))
         self._destinations: list[tuple[str, int]] = []

@@ -10,7 +10,7 @@ import struct
 SIOCGIFADDR = 0x8915  # Linux's request for the address of an interface, netdevice(7)
 
 
-def own_addresses() -> list[str]:
+def local_addresses() -> list[str]:
     """The IPv4 addresses of this host's interfaces, except loopback. Makes no DNS request."""
     found: set[str] = set()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:

@@ -125,7 +125,7 @@ def wait_for_failure(files: FailingOS) -> None:
     while not files.has_failed:
         assert time.monotonic() < deadline
         time.sleep(0.001)
-    time.sleep(0.2)  # until the thread has told of it
+    time.sleep(0.2)  # until the thread has reported it
 
 
 @pytest.mark.parametrize("failing", range(1, 9))

@@ -1,4 +1,4 @@
-"""What is promised when ranks die, stop or are told to end: jobs of real ranks, struck at random moments.
+"""What is guaranteed when ranks die, stop or get a signal: jobs of real ranks, hit at random moments.
 
 Each trial has a seed, from which it draws whom to strike and when. A few trials run with every test run; many with
 `pytest -m long tests/faults/test_faults.py`. In the end the counts are printed.
@@ -70,7 +70,7 @@ def strike(started: Job, rank: int, number: signal.Signals = signal.SIGKILL) -> 
 
 
 @pytest.mark.parametrize("seed", trials(2, 100))
-def test_a_killed_rank_is_made_up_for_by_a_restart(
+def test_a_restart_after_a_killed_rank_gives_the_same_bits(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
     draw = random.Random(seed)
@@ -113,9 +113,9 @@ def test_elastic_ranks_continue_without_killed_ones(
     assert final_sha256(tmp_path / "run") == undisturbed
     assert_all_sound(tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    told = [line for line in lines if line["event"] == "recovery"]
-    assert victims[0] in {rank for line in told for rank in line["lost"]} <= set(victims)
-    for line in told:
+    recoveries = [line for line in lines if line["event"] == "recovery"]
+    assert victims[0] in {rank for line in recoveries for rank in line["lost"]} <= set(victims)
+    for line in recoveries:
         tally("recoveries of elastic runs; seconds", line["recovery_seconds"])
     tally("elastic runs that went on to the same bits; ranks killed", len(victims))
 
@@ -135,7 +135,7 @@ def test_a_run_stopped_at_a_random_step_resumes_with_other_ranks_and_threads(
         assert status == 0, err
         assert json.loads(out.splitlines()[-1])["step"] == (last or LAST_STEP)
     assert final_sha256(tmp_path / "run") == undisturbed
-    tally("runs stopped, gone on with on other ranks and threads to the same bits; step", stop)
+    tally("runs stopped, and resumed on other ranks and threads with the same bits; step", stop)
 
 
 @pytest.mark.parametrize("seed", trials(4, 20))

@@ -153,7 +153,7 @@ def cores(first: int, last: int) -> frozenset[int]:
         ([("a", cores(0, 3)), ("b", cores(0, 3))], [4, 4]),  # the same numbers on another host are other cores
         ([("a", cores(0, 7)), ("b", cores(0, 1)), ("a", cores(0, 7))], [4, 2, 4]),
         ([("a", cores(0, 3)), ("a", cores(0, 1))], [3, 1]),  # two cores alone and half of two
-        ([("a", cores(0, 5))] * 3, [2, 2, 2]),  # six thirds are two, which floats do not say
+        ([("a", cores(0, 5))] * 3, [2, 2, 2]),  # six thirds are two, which floats do not give
     ],
 )
 def test_each_core_is_shared_among_the_ranks_that_may_run_on_it(places: list[Place], expected: list[int]) -> None:

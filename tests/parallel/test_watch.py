@@ -23,7 +23,7 @@ from dptrain.health.activity import WAITING
 from dptrain.parallel import watch as watch_module
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.watch import Watch, watchers_of
-from dptrain.system.addresses import own_addresses
+from dptrain.system.addresses import local_addresses
 
 LIMIT = 1.0
 HERE = socket.gethostname()
@@ -149,8 +149,8 @@ def test_ranks_of_several_hosts_reach_each_other_by_their_addresses(
     jobs: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The first candidate leads nowhere. Of the others this machine may have none but the loopback's.
-    own = own_addresses() or ["127.0.0.1"]
-    monkeypatch.setattr(watch_module, "own_addresses", lambda: ["192.0.2.77", *own])
+    own = local_addresses() or ["127.0.0.1"]
+    monkeypatch.setattr(watch_module, "local_addresses", lambda: ["192.0.2.77", *own])
     job = jobs("left", "right")
     job.watches[0].activity.enter(WAITING, 5)
     job.watches[1].activity.enter("writing a checkpoint", 5)
@@ -163,7 +163,7 @@ def test_ranks_of_several_hosts_reach_each_other_by_their_addresses(
 def test_ranks_behind_a_firewall_are_reported_as_never_heard(
     jobs: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch_module, "own_addresses", list)
+    monkeypatch.setattr(watch_module, "local_addresses", list)
     job = jobs("left", "right")
     for watch in job.watches:
         watch.activity.enter(WAITING)

@@ -1,4 +1,4 @@
-"""dptrain.system.blas: one BLAS thread, whatever the shell asked for and whoever imported NumPy first."""
+"""dptrain.system.blas: one BLAS thread, whatever the shell asks for, and also if NumPy was imported before."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_request_reaches_every_blas_and_the_processes_started_later(monkeypatch:
 
 
 def test_it_tells_which_blas_and_which_kernels_compute() -> None:
-    told = ensure_one_thread()
+    found = ensure_one_thread()
     pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-    assert set(told) == {"blas", "blas_core"}
+    assert set(found) == {"blas", "blas_core"}
     for pool in pools:
-        assert pool["internal_api"] in told["blas"]
-        assert pool["version"] in told["blas"]
-        assert pool["architecture"] in told["blas_core"]
+        assert pool["internal_api"] in found["blas"]
+        assert pool["version"] in found["blas"]
+        assert pool["architecture"] in found["blas_core"]
 
 
 def test_blas_that_does_not_obey_is_an_error_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

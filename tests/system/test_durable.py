@@ -39,11 +39,11 @@ def test_whichever_call_fails_the_earlier_file_stays_and_no_temporary_one(
         files = FailingOS(failing, error)
         with monkeypatch.context() as patch:
             patch.setattr(durable, "os", files)
-            told = errno_of(lambda: write_durably(later, content))
+            raised = errno_of(lambda: write_durably(later, content))
         if not files.has_failed:
-            assert told is None
+            assert raised is None
             break
-        assert told == error
+        assert raised == error
         renamed = "replace" in files.made[: failing - 1]  # what failed is to sync the folder: both files are whole
         assert {path.name for path in good.parent.iterdir()} == ({good.name, later.name} if renamed else {good.name})
         assert good.read_bytes() == before

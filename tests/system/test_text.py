@@ -1,4 +1,4 @@
-"""dptrain.system.text: what files say reaches a terminal without effect on it, in a bounded length."""
+"""dptrain.system.text: text from files is printed without an effect on the terminal, in a bounded length."""
 
 from __future__ import annotations
 
