@@ -2,7 +2,7 @@
 
 --model tests/broken_layers.py:build --model-options 'place = "trap2", how = "output", microbatches = ["..."]'
 
-how: "output" (a NaN), "input gradient" (a NaN), or "gradient": as well as that, the parameter's is infinite.
+how: "output" (a NaN), "input gradient" (a NaN), or "gradient" (the same, and the parameter's is infinite).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ PLACES = ("trap1", "trap2", "trap3")
 
 
 def fingerprint(images: Array) -> str:
-    """By which a microbatch is known."""
+    """Identifies a microbatch."""
     return hashlib.sha256(images.tobytes()).hexdigest()
 
 
 class Recogniser(Layer):
-    """Passes images on, and notes in the workspace whether they are of a microbatch that is to break."""
+    """Returns its input, and notes in the workspace whether this microbatch must break."""
 
     kind = "recogniser"
 
@@ -41,7 +41,7 @@ def sprung(workspace: Workspace) -> Array:
 
 
 class Trap(Layer):
-    """x * (1 + slope), broken if it stands in the chosen place."""
+    """x * (1 + slope), broken if it has the chosen name."""
 
     kind = "trap"
 

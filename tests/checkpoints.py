@@ -1,4 +1,4 @@
-"""Checkpoints for tests: a small layout, an origin, and states of any bits."""
+"""Checkpoints for tests: a small layout, an origin, and states of random bits."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ OLD = Path(__file__).parent / "fixtures" / "version-1" / "checkpoint.h5"
 
 
 def vector(size: int, seed: int) -> np.ndarray:
-    """Any bits at all: infinities, every kind of NaN, denormal numbers, both zeros."""
+    """Random bits: infinities, every kind of NaN, denormal numbers, both zeros."""
     bits = np.random.default_rng(seed).integers(0, 2**32, size, dtype=np.uint32)
     bits[: min(size, 4)] = [0x7FC00001, 0xFF800000, 0x80000000, 0x00000001][: min(size, 4)]
     return bits.view(np.float32)
@@ -61,7 +61,7 @@ def state_of(layout: Layout = LAYOUT, seed: int = 0, **changes: Any) -> Training
 
 
 def resealed(content: bytes, edit: Callable[[dict[str, Any]], Any]) -> bytes:
-    """The file with another index and a header that is right for it, as a forger would make it."""
+    """The file with another index and the correct header for it, as a forger would create it."""
     size = HEADER.unpack_from(content)[2]
     index = json.loads(content[-size:])
     changed = edit(index)
@@ -70,11 +70,11 @@ def resealed(content: bytes, edit: Callable[[dict[str, Any]], Any]) -> bytes:
     return _header([data, text], len(text)) + data + text
 
 
-LONGEST = 5.0  # seconds to refuse a file; some milliseconds are usual, a hang is what is looked for
+LONGEST = 5.0  # seconds to refuse a file; normal are milliseconds, this limit detects a hang
 
 
 def refused(path: Path, content: bytes) -> bool:
-    """Is this content refused as a checkpoint, by an error that names the file? Others are not caught."""
+    """Whether this content is refused with a CheckpointError with the file's name; other errors are raised."""
     path.write_bytes(content)
     started = time.monotonic()
     try:

@@ -1,4 +1,4 @@
-"""Runs of `dptrain` commands, and what every one of them must fulfil."""
+"""Runs of `dptrain` commands, and checks that apply to each of them."""
 
 from __future__ import annotations
 

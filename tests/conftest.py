@@ -17,7 +17,7 @@ from launch.cleanup import SESSION_BASE
 
 @pytest.fixture(scope="session")
 def cifar10_archive() -> Path:
-    """The archive; its sibling cifar-10-python.tar.gz lies beside it."""
+    """The binary archive; cifar-10-python.tar.gz is in the same folder."""
     archive = find_archive()
     if archive is None:
         pytest.skip("no CIFAR-10 archive in ~/.cache/dptrain; name one with DPTRAIN_CIFAR10_ARCHIVE")
@@ -26,7 +26,7 @@ def cifar10_archive() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_mpirun_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No mpirun of these tests meets the session that a killed one has left in /tmp."""
+    """Separates the mpirun of these tests from sessions that killed ones have left in /tmp."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SESSION_BASE, str(tmp_path_factory.mktemp("mpirun")))
         yield
@@ -57,7 +57,7 @@ def fake_mpirun(tmp_path: Path) -> Callable[..., str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Trials marked `long` or `hosts` run only when they are asked for: -m long, -m hosts.
+    """Tests marked `long` or `hosts` run only when selected: -m long, -m hosts.
 
     Tests of these folders measure times of real ranks, so they do not run beside other tests.
     """
@@ -80,7 +80,7 @@ FIGURES = pytest.StashKey[dict[str, list[float]]]()
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Callable[[str, float], None]:
-    """Notes a figure of a trial under a name; count and median of each name are printed after all tests."""
+    """Records a figure under a name; count and median of each name are printed after all tests."""
     figures = request.config.stash.setdefault(FIGURES, {})
     return lambda name, figure: figures.setdefault(name, []).append(figure)
 

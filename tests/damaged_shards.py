@@ -1,4 +1,4 @@
-"""Shards for tests: damage, and the error of reading it."""
+"""Damaged shards for tests, and the error of reading them."""
 
 from __future__ import annotations
 

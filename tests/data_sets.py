@@ -23,7 +23,7 @@ BATCH_SAMPLES = 20  # of the small archives: two of each class a batch
 def image_data(
     train: int = 101, test: int = 37, classes: int = 5, shape: tuple[int, int, int] = (2, 5, 7), seed: int = 0
 ) -> ImageData:
-    """Random images of random, so uneven, classes."""
+    """Random images of random classes, so class sizes differ."""
     generator = np.random.default_rng(seed)
     train_split, test_split = (
         LabelledImages(
@@ -78,7 +78,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def run_data_prep(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`python -m data_prep` in a process of its own."""
+    """`python -m data_prep` in a new process."""
     return subprocess.run(
         [sys.executable, "-m", "data_prep", *map(str, arguments)],
         capture_output=True,

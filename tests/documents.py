@@ -31,7 +31,7 @@ PROGRAMS = ("dptrain ", "python ", "mpirun ", "bash ", "pip ", "sbatch ", "srun 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page: its language, its text, and why the tests do not run it ("" if they do)."""
+    """A fenced block of a page: its language, its text, and why the tests do not run it ("" if they run it)."""
 
     page: Path
     line: int
@@ -45,7 +45,7 @@ class Block:
 
     @property
     def file(self) -> str:
-        """The file that the block is the text of, as its first line says: `# my_net.py`."""
+        """The file name in the first line of the block: `# my_net.py`."""
         found = FILE_NAME.match(self.text)
         return found[1] if found else ""
 
@@ -87,7 +87,7 @@ def inline_commands(page: Path) -> Iterator[list[str]]:
 
 @cache
 def help_of(*program: str) -> str:
-    """What a program of this project prints for --help."""
+    """The output of a program of this project for --help."""
     done = subprocess.run(
         [sys.executable, "-m", *program, "--help"], capture_output=True, text=True, check=False, cwd=CHECKOUT
     )
@@ -123,7 +123,7 @@ def check_command(words: list[str]) -> None:
 
 
 def script_of(words: list[str]) -> tuple[str, list[str]]:
-    """The script among the words behind `bash` or `python`, and its arguments."""
+    """The script in the words after `bash` or `python`, and its arguments."""
     for position, word in enumerate(words):
         if word.endswith((".sh", ".py")) or "/" in word:
             return word, words[position + 1 :]
@@ -143,7 +143,7 @@ def check_module(module: str, arguments: list[str]) -> None:
 
 
 def check_dptrain(words: list[str]) -> None:
-    """The same for the words behind `dptrain`."""
+    """The same check for the words after `dptrain`."""
     if not words or words[0] in ("--help", "--version"):
         return
     command, *arguments = words

@@ -1,4 +1,4 @@
-"""A file layer whose n-th call fails: as when the disk is full or broken while a checkpoint is written."""
+"""A file layer whose n-th call fails, like a full or broken disk while a checkpoint is written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CALLS = ("open", "write", "fsync", "replace", "close")
 class FailingOS:
     """Stands for the module `os`: the `failing`-th of its file calls raises OSError(error), counted from 1.
 
-    A write that fails has written half of what it was given, as on a disk that fills up. `made` are the calls so far.
+    A write that fails writes half of its data first, as on a full disk. `made` lists the calls so far.
     """
 
     def __init__(self, failing: int, error: int) -> None:

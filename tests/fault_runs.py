@@ -1,4 +1,4 @@
-"""Jobs that are disturbed on purpose: started, found among the processes, signalled, and held to what was promised."""
+"""Jobs that tests disturb on purpose: start them, find their processes, send signals, and check the results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from launch.cleanup import mapped
 SHARED_MEMORY = Path("/dev/shm")
 JOB_VARIABLE = "DPTRAIN_TEST_JOB"
 
-# 400 steps of some milliseconds: long enough to strike, short enough for many trials. A checkpoint every 3 steps, so
+# 400 steps of some milliseconds: long enough for a signal, short enough for many trials. A checkpoint every 3 steps, so
 # that one is being written for much of the time.
 SHARDS, STEPS_PER_EPOCH, EPOCHS = 8, 50, 8
 LAST_STEP = STEPS_PER_EPOCH * EPOCHS
@@ -45,7 +45,7 @@ def fault_data(folder: Path) -> Path:
 
 
 def words(data: Path, run_dir: Path, **changes: Any) -> list[str]:
-    """What follows `dptrain train`."""
+    """The arguments of `dptrain train`."""
     return [*flags(data, run_dir, **(OPTIONS | changes)), "--json"]
 
 
@@ -78,7 +78,7 @@ class Job:
         return found
 
     def wait_until_training(self, ranks: int, step: int = 1, timeout: float = 60) -> None:
-        """Until all ranks are there and the step is made."""
+        """Wait until all ranks have started and the step is done."""
         self.wait_for(lambda: self.newest_step() >= step and len(self.ranks()) == ranks, timeout)
 
     def wait_for(self, holds: Callable[[], bool], timeout: float) -> None:
@@ -89,13 +89,13 @@ class Job:
             time.sleep(0.005)
 
     def newest_step(self) -> int:
-        """Of the metrics, -1 before there are any."""
+        """The last logged step, -1 before the first."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             return int(json.loads((self.run_dir / "metrics.jsonl").read_text().splitlines()[-1])["step"])
         return -1
 
     def line_of_stderr(self, words: str) -> str:
-        """The first line with these words, as soon as it is there."""
+        """Wait for the first line with these words."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
@@ -104,7 +104,7 @@ class Job:
         raise AssertionError(self.lines)
 
     def end(self, timeout: float = 60) -> tuple[int, str, str]:
-        """Its status and what it printed; nothing of it may stay behind."""
+        """Wait for its end: its status and output. No process or shared memory may remain."""
         out, err = self.process.communicate(timeout=timeout)
         deadline = time.monotonic() + 2
         while (left := self.processes()) and time.monotonic() < deadline:
@@ -131,7 +131,7 @@ def _environment(entry: Path) -> dict[str, str]:
 
 @contextmanager
 def job(command: list[str], run_dir: Path) -> Iterator[Job]:
-    """A command in a session of its own; whatever of it lives at the end is killed."""
+    """A command in a new session; its remaining processes are killed at the end."""
     name = uuid4().hex
     process = subprocess.Popen(
         command,
@@ -165,12 +165,12 @@ def alone(trainer: list[str]) -> list[str]:
 
 
 def final_sha256(run_dir: Path) -> str:
-    """Of the last step's checkpoint, which must be there."""
+    """The hash in the checkpoint of the last step, which must exist."""
     return read_checkpoint(run_dir / "checkpoints" / f"step-{LAST_STEP:08d}.h5").state.params_sha256
 
 
 def assert_all_sound(run_dir: Path) -> int:
-    """Every checkpoint proves itself and none was set aside; their number."""
+    """Every checkpoint is valid and none was renamed; returns their number."""
     files = sorted((run_dir / "checkpoints").iterdir())
     for path in files:
         if not path.name.endswith(".partial"):  # of a writer that was killed; the next run removes it

@@ -1,4 +1,4 @@
-"""Forged files for fuzzing: mutations of sound checkpoints, shards and manifests whose checksums are right again."""
+"""Forged files for fuzzing: mutations of valid checkpoints, shards and manifests with corrected checksums."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MARK = "@@raw@@"
 
 
 def forged_bytes(content: bytes, random_: random.Random) -> bytes:
-    """One to four places changed: bits, bytes, whole numbers, pieces copied, removed or moved."""
+    """The data with one to four changes: bits, bytes, whole numbers, or pieces copied, removed or moved."""
     changed = bytearray(content)
     for _ in range(random_.randint(1, 4)):
         place = random_.randrange(len(changed))
@@ -59,7 +59,7 @@ def forged_bytes(content: bytes, random_: random.Random) -> bytes:
 
 
 def forged_json(value: Any, random_: random.Random) -> str:
-    """JSON text of the value, in which one to three places, chosen by the structure, are not what they were."""
+    """JSON text of the value, with changes in one to three places chosen from its structure."""
     value = json.loads(json.dumps(value))
     raw: list[str] = []
     for _ in range(random_.randint(1, 3)):
@@ -95,7 +95,7 @@ def forged_json(value: Any, random_: random.Random) -> str:
 
 
 def _collect(value: Any, holders: list[tuple[Any, Any]]) -> None:
-    """Every place of a JSON value: what holds it, and its key there."""
+    """Every place in a JSON value: its container and its key."""
     if isinstance(value, dict | list):
         for key, member in list(value.items() if isinstance(value, dict) else enumerate(value)):
             holders.append((value, key))
@@ -123,7 +123,7 @@ def forged_checkpoint(content: bytes, random_: random.Random) -> bytes:
 
 
 def forge_data_set(folder: Path, random_: random.Random) -> None:
-    """Forge a shard, the manifest or both of a data set; the manifest's hashes of files are right again."""
+    """Forge a shard, the manifest or both of a data set; the manifest's hashes of files are corrected."""
     raw = json.loads((folder / MANIFEST).read_text())
     kind = random_.randrange(4)
     if kind < (3 if raw["version"] == 1 else 1):

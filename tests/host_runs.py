@@ -27,7 +27,7 @@ def script(name: str, *arguments: str, timeout: float = 60) -> subprocess.Comple
 
 
 def variables() -> dict[str, str]:
-    """The environment of commands on a host: sessions of MPI lie on its own disk."""
+    """The environment of commands on a host: sessions of MPI are on the host's disk."""
     state = os.environ.get("DPTRAIN_HOSTS", "/tmp/dptrain-hosts")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     made = {**os.environ, "PATH": path, "PYTHON": sys.executable, "PYTHONPATH": str(CHECKOUT), "TMPDIR": "/mnt"}
@@ -55,7 +55,7 @@ def start_on(node: int, *command: str, stdout: int, stderr: int) -> subprocess.P
 
 @contextmanager
 def several_hosts(count: int) -> Iterator[None]:
-    """Hosts and Slurm, up within the block. Where they cannot be made this fails."""
+    """Hosts and Slurm that run within the block. Fails if they cannot be started."""
     script("hosts.sh", "down")
     try:
         script("hosts.sh", "up", str(count))
@@ -72,7 +72,7 @@ def revive(node: int) -> None:
 
 
 def wait_for(holds: Callable[[], object], explain: Callable[[], object], seconds: float) -> float:
-    """Wait until it holds; the seconds that took. `explain` says what is known if it does not."""
+    """Wait until the condition is true and return the seconds. `explain` describes a failure."""
     started = time.monotonic()
     while not holds():
         assert time.monotonic() - started < seconds, f"not within {seconds} s: {explain()}"
@@ -90,7 +90,7 @@ def events(run_dir: Path) -> list[dict[str, object]]:
 
 
 def reached(run_dir: Path) -> int:
-    """The last step that the run has logged, -1 before it."""
+    """The last step that the run has logged, -1 before the first."""
     return max((int(str(event["step"])) for event in events(run_dir) if event["event"] == "step"), default=-1)
 
 
@@ -109,7 +109,7 @@ class SlurmJob:
 
     @property
     def shown(self) -> dict[str, str]:
-        """What `scontrol show job` says, by name."""
+        """The fields of `scontrol show job`."""
         words = on(1, "scontrol", "--oneliner", "show", "job", self.number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
@@ -119,7 +119,7 @@ class SlurmJob:
 
     @property
     def printed(self) -> str:
-        """What the job has printed, without its steps."""
+        """The output of the job, without its steps."""
         lines = self.output.read_text(errors="replace").splitlines() if self.output.exists() else []
         return "\n".join(line for line in lines if not line.startswith(("step ", "epoch ")))
 

@@ -25,7 +25,7 @@ LOOP = "for _ in $(seq 300); do sleep 0.05; done"  # ends by itself, also where 
 
 
 def ends(status: int, reason: str = "", *, retry: bool = False, **more: str) -> str:
-    """A command of bash by which a stand-in for mpirun sends the run's status record."""
+    """A bash command with which a fake mpirun sends the run's status record."""
     record = shlex.quote(json.dumps({"token": "TOKEN", "status": status, "reason": reason, "retry": retry, **more}))
     return (
         f"record={record}; IFS=@ read -r token port _ <<<$DPTRAIN_LAUNCHER; exec 9<>/dev/tcp/127.0.0.1/$port; "
@@ -46,7 +46,7 @@ def run_launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess
 
 
 def start_launch(*arguments: str, hasty: bool = False, group: bool = False, **variables: str) -> subprocess.Popen[str]:
-    """A running launcher; `group`: in this session, in a process group of its own, as a shell's job."""
+    """A running launcher; `group`: in this session, in a new process group, like a job of a shell."""
     program = ["-c", HASTY] if hasty else ["-m", "launch"]
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
@@ -79,7 +79,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 15) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this number runs or is stopped; one that only waits to be reaped does not."""
+    """Whether the process with this id runs or is stopped; a zombie does not count."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -88,7 +88,7 @@ def is_alive(process: int) -> bool:
 
 
 def ranks_of(run_dir: Path) -> list[int]:
-    """Process numbers of the MPI ranks that train in a folder."""
+    """Process ids of the MPI ranks that train in a folder."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,7 +1,7 @@
-"""Real mpirun for tests: both MPIs, in subprocesses that cannot outlive their time.
+"""Real mpirun for tests: both MPIs, in subprocesses with a time limit.
 
 launch/test.sh installs the project twice, once with each MPI, and names the two Pythons in
-DPTRAIN_TEST_OPENMPI_PYTHON and DPTRAIN_TEST_MPICH_PYTHON. Without them, this Python's own MPI is used and the
+DPTRAIN_TEST_OPENMPI_PYTHON and DPTRAIN_TEST_MPICH_PYTHON. Without them, the MPI of this Python is used and the
 other one's tests are skipped; with CI=true they fail instead.
 """
 
@@ -36,7 +36,7 @@ def python_of(mpi: str) -> Path:
 
 
 def own_mpi() -> str:
-    """The MPI beside this Python, for tests that need one but not which."""
+    """The MPI of this Python, for tests that work with either MPI."""
     for mpi in VARIABLES:
         if os.environ.get(VARIABLES[mpi]) == sys.executable:
             return mpi
@@ -75,7 +75,7 @@ def mpirun(
             os.killpg(job.pid, signal.SIGKILL)
             out, err = job.communicate(timeout=30)
             pytest.fail(f"{' '.join(command)} did not end within {timeout} s\n{out}\n{err}")
-        except BaseException:  # Ctrl-C, or the test's own limit
+        except BaseException:  # Ctrl-C, or the time limit of the test
             os.killpg(job.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(command, job.returncode, out, err)

@@ -1,4 +1,4 @@
-"""Short ways to compute with a network or a single layer."""
+"""Helpers to compute with a network or a single layer."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def save(folder: RunFolder, step: int, accuracy: float | None = None) -> Path:
 
 
 def best_of(folder: RunFolder) -> tuple[int, float | None]:
-    """Step and accuracy of best.h5, which are those that the folder tells."""
+    """Step and accuracy of best.h5, which agree with those that the folder reports."""
     assert folder.best == folder.checkpoints / "best.h5"
     state = read_checkpoint(folder.best).state
     assert (state.step, state.progress.test_accuracy) == (folder.best_step, folder.best_accuracy)

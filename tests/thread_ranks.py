@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class Board:
-    """Where the ranks of one process, each a thread, leave what they send."""
+    """Where ranks that are threads of one process exchange values."""
 
     def __init__(self, ranks: int) -> None:
         self.ranks = ranks
@@ -25,7 +25,7 @@ class Board:
 
 
 class ThreadCommunicator(Communicator):
-    """A rank that is a thread: it posts copies, waits for all, and takes what is for it."""
+    """A rank that is a thread: it posts copies, waits for all ranks, and takes its part."""
 
     def __init__(self, board: Board, rank: int) -> None:
         self.board, self.rank, self.size = board, rank, board.ranks
@@ -54,7 +54,7 @@ class ThreadCommunicator(Communicator):
 
 
 def on_ranks(ranks: int, program: Callable[[Communicator], Result]) -> list[Result]:
-    """What the program returns on each of that many ranks."""
+    """The results of the program on each of that many ranks."""
     board = Board(ranks)
     with ThreadPoolExecutor(ranks) as pool:
         return list(pool.map(lambda rank: program(ThreadCommunicator(board, rank)), range(ranks)))

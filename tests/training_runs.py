@@ -1,4 +1,4 @@
-"""Small training runs for tests, in this process: data, configuration, and a reporter that remembers all."""
+"""Small training runs for tests, in this process: data, configuration, and a reporter that keeps all events."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def configuration(data: Path, run_dir: Path, **changes: Any) -> TrainConfig:
 
 
 def flags(data: Path, run_dir: Path, **changes: Any) -> list[str]:
-    """The same run for the command line: what follows `dptrain train`."""
+    """The same run for the command line: the arguments of `dptrain train`."""
     values = settings(data, run_dir, **changes)
     widths = values.pop("model_options").get("widths")
     words = [str(values.pop("data"))]

@@ -37,7 +37,7 @@ def test_zeroed_is_zero_again_after_every_change_of_shape() -> None:
         array.fill(1)
 
 
-def test_dtype_is_the_workspaces_unless_asked_for() -> None:
+def test_dtype_is_that_of_the_workspace_unless_given() -> None:
     workspace = Workspace(np.float64)
     assert workspace.array("a", "b", (1,)).dtype == np.float64
     assert workspace.array("a", "mask", (1,), bool).dtype == np.bool_
@@ -71,7 +71,7 @@ def test_impossible_sizes_are_a_one_line_error(size: int) -> None:
             allocate(size)
 
 
-def test_views_are_made_again_only_for_other_arrays() -> None:
+def test_views_are_recreated_only_for_other_arrays() -> None:
     workspace = Workspace()
     made = []
 
@@ -97,14 +97,14 @@ def test_scratch_is_one_memory_for_all_owners() -> None:
 
 
 def test_a_layer_keeps_its_scratch_when_another_needs_a_larger_one() -> None:
-    """What it wrote in its forward pass is where its backward pass looks."""
+    """The backward pass reads what the forward pass of the layer wrote."""
     workspace = Workspace()
     first = workspace.scratch("conv1", "sums", (2, 2))
     workspace.scratch("conv2", "sums", (9, 9))
     assert workspace.scratch("conv1", "sums", (2, 2)) is first
 
 
-def test_arrays_never_overlap_whatever_their_size() -> None:
+def test_arrays_of_any_size_never_overlap() -> None:
     workspace = Workspace()
     sizes = [
         1,

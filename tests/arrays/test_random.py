@@ -25,7 +25,7 @@ def philox4x64(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...
 
 
 def expected_words(seed: int, purpose: int, epoch: int, number: int, count: int) -> NDArray[np.uint64]:
-    """Philox blocks of counters 1, 2, ...: NumPy counts on before it draws."""
+    """Philox blocks of counters 1, 2, ...: NumPy increments its counter before it draws."""
     key = seed, purpose * 2**56 + epoch * 2**24 + number
     blocks = [philox4x64((number, 0, 0, 0), key) for number in range(1, count // 4 + 2)]
     return np.array(blocks, np.uint64).ravel()[:count]

@@ -18,12 +18,12 @@ SMALL = ("--image", "1", "8", "8", "--classes", "3", "--batch-size", "16")
 
 @pytest.fixture(autouse=True)
 def small_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a benchmark in this process measures the sgemm rate in little time."""
+    """Makes the measurement of the sgemm rate short."""
     monkeypatch.setattr(step, "MATRIX", 256)
 
 
 def figures(ranks: int, folder: Path, *words: str) -> Any:
-    """The JSON of a benchmark: under mpirun, or in this process."""
+    """The JSON of a benchmark that runs under mpirun or in this process."""
     words = ("bench", *words, "--json")
     done = dptrain_here(*words, cwd=folder) if ranks == 1 else dptrain(*words, cwd=folder, mpi=own_mpi(), ranks=ranks)
     return json.loads(done.stdout)
@@ -32,7 +32,7 @@ def figures(ranks: int, folder: Path, *words: str) -> Any:
 @pytest.mark.mpi
 @pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_step_has_its_figures_on_any_number_of_ranks(ranks: int, tmp_path: Path) -> None:
+def test_bench_step_reports_its_figures_on_any_number_of_ranks(ranks: int, tmp_path: Path) -> None:
     found = figures(ranks, tmp_path, "step", *SMALL, "--steps", "3", "--threads", "1")
     assert found["images_per_second"] > 0
     assert (found["ranks"], found["threads"], found["batch_size"]) == (ranks, 1, 16)
@@ -43,7 +43,7 @@ def test_step_has_its_figures_on_any_number_of_ranks(ranks: int, tmp_path: Path)
 @pytest.mark.mpi
 @pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_reduce_measures_both_reductions_over_lengths(ranks: int, tmp_path: Path) -> None:
+def test_bench_reduce_measures_both_reductions_for_several_lengths(ranks: int, tmp_path: Path) -> None:
     rows = figures(ranks, tmp_path, "reduce", "--lengths", "10", "5000", "--runs", "3")
     assert [(row["reduction"], row["length"]) for row in rows] == [
         ("tree", 10), ("mpi", 10), ("tree", 5000), ("mpi", 5000),
@@ -54,7 +54,7 @@ def test_reduce_measures_both_reductions_over_lengths(ranks: int, tmp_path: Path
 @pytest.mark.mpi
 @pytest.mark.once
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_data_measures_packing_reading_and_batches(ranks: int, tmp_path: Path) -> None:
+def test_bench_data_measures_packing_reading_and_batches(ranks: int, tmp_path: Path) -> None:
     rates = figures(ranks, tmp_path, "data", *SMALL, "--samples", "300")
     assert set(rates["batches"]) == {"none", "reflect", "zero"}
     assert min(rates["packing"], rates["reading"], *rates["batches"].values()) > 0
@@ -138,7 +138,7 @@ def test_more_ranks_than_shards_are_refused(what: tuple[str, ...], tmp_path: Pat
     ],
     ids=str,
 )
-def test_what_cannot_be_measured_is_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_impossible_measurements_are_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
     assert_one_error(dptrain_here("bench", *words, cwd=tmp_path), message, status=2)
 
 

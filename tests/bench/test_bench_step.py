@@ -18,7 +18,7 @@ def small_workload() -> tuple[Engine, TrainingState]:
     return make_workload(config, Communicator(), (2, 8, 8), classes=4, shards=2)
 
 
-def test_flops_are_those_of_the_definition() -> None:
+def test_flops_follow_from_the_definition() -> None:
     conv1, conv2, linear1 = 2 * 27 * 32 * 32 * 32, 2 * 288 * 64 * 16 * 16, 2 * 4096 * 10
     network = Network(convnet((3, 32, 32), 10), (3, 32, 32))
     assert training_flops(network) == 2 * conv1 + 3 * conv2 + 3 * linear1
@@ -27,7 +27,7 @@ def test_flops_are_those_of_the_definition() -> None:
 
 
 @pytest.mark.slow
-def test_the_figures_fit_together() -> None:
+def test_the_figures_are_consistent() -> None:
     engine, state = small_workload()
     figures = measure_step(engine, state, batch_size=6, steps=5)
     assert state.step == 15  # 10 to warm up
@@ -41,7 +41,7 @@ def test_the_figures_fit_together() -> None:
     assert [row["layer"] for row in figures["layers"]] == [stage.name for stage in engine.network.stages]
 
 
-def test_measuring_layers_changes_nothing() -> None:
+def test_measuring_layers_does_not_change_the_results() -> None:
     engine, state = small_workload()
     before = state.parameters.copy()
     for row in layer_times(engine, state):
@@ -50,13 +50,13 @@ def test_measuring_layers_changes_nothing() -> None:
     np.testing.assert_array_equal(state.parameters, before)
 
 
-def test_a_layers_time_is_that_of_all_blocks_of_a_microbatch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that advances by one second whenever it is read: a call takes a second, 40 samples are 3 blocks."""
+def test_a_layers_time_is_the_sum_over_all_blocks_of_a_microbatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that advances by one second at each reading: a call takes a second, 40 samples are 3 blocks."""
     ticks = itertools.count()
     monkeypatch.setattr("dptrain.bench.step.time.perf_counter", lambda: float(next(ticks)))
     config = TrainConfig(model="linear", batch_size=40, threads=1)
     workload = make_workload(config, Communicator(), (1, 4, 4), classes=2, shards=1)
     each = pytest.approx(1e6 * 3 / 40)
     flatten, linear = layer_times(*workload)
-    assert (flatten["forward"], flatten["backward"]) == (each, 0)  # nothing before it is trained
+    assert (flatten["forward"], flatten["backward"]) == (each, 0)  # no layer before it has parameters
     assert (linear["forward"], linear["backward"]) == (each, each)

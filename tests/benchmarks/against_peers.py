@@ -2,8 +2,8 @@
 
     python tests/benchmarks/against_peers.py [--work convnet-64 ...] [--peers pytorch ...] [--runs 5]
 
-Each peer is installed on demand in an environment of its own, below ~/.cache/dptrain/peers (--environments), at the
-version written below. Each run is a process of its own on as many cores as it has threads, and all take turns, so
+Each peer is installed when needed in a separate environment below ~/.cache/dptrain/peers (--environments), at the
+version written below. Each run is a new process on as many cores as it has threads, and all take turns, so
 that a drift of the machine's speed affects all of them. Each does the whole step: forward, backward, SGD with
 Nesterov momentum and weight decay. dptrain also gathers, casts and normalises its microbatches from 8 shards of uint8
 images and adds up their gradients; the peers get one ready float32 batch.
@@ -30,7 +30,7 @@ REQUIREMENTS = {"pytorch": "torch==2.13.0", "tensorflow": "tensorflow-cpu==2.21.
 
 @dataclass(frozen=True)
 class Work:
-    """What everybody computes: convnet of these widths, one thread for each process."""
+    """The common task: a convnet of these widths, one thread for each process."""
 
     batch: int
     widths: tuple[int, ...] = (32, 64)
@@ -56,7 +56,7 @@ class Contender:
     memory: list[float] = field(default_factory=list)
 
     def run(self) -> None:
-        allowed = set(sorted(os.sched_getaffinity(0))[: self.cores])  # not every library keeps to its one thread
+        allowed = set(sorted(os.sched_getaffinity(0))[: self.cores])  # some libraries use more than one thread
         start = partial(os.sched_setaffinity, 0, allowed)
         done = subprocess.run(self.command, stdout=subprocess.PIPE, text=True, check=True, preexec_fn=start)
         figures = json.loads(done.stdout.splitlines()[-1])
@@ -84,7 +84,7 @@ def contenders(work: Work, pythons: dict[str, str]) -> list[Contender]:
 
 
 def install(peer: str, folder: Path) -> str:
-    """The Python of the peer's environment, which is made if it is not there."""
+    """The Python of the peer's environment, which is created if it does not exist."""
     environment = folder / REQUIREMENTS[peer]
     python = environment / "bin" / "python"
     done = environment / "installed"
@@ -98,7 +98,7 @@ def install(peer: str, folder: Path) -> str:
 
 
 def cpu_builds() -> list[str]:
-    """pip's arguments for PyTorch's index of CPU builds, where it can be reached; the plain build brings CUDA."""
+    """pip's arguments for PyTorch's index of CPU builds, if it can be reached; the default build includes CUDA."""
     try:
         urllib.request.urlopen(CPU_BUILDS + "/torch/", timeout=5).close()
     except OSError:
@@ -108,9 +108,9 @@ def cpu_builds() -> list[str]:
 
 def report(entered: list[Contender]) -> None:
     """One line each: median images/s and spread, dptrain's ratio to it run by run, peak memory."""
-    own = entered[0]
+    dptrain = entered[0]
     for contender in entered:
-        ratios = [ours / theirs for ours, theirs in zip(own.rates, contender.rates, strict=True)]
+        ratios = [ours / theirs for ours, theirs in zip(dptrain.rates, contender.rates, strict=True)]
         print(
             f"  {contender.name:<22}{statistics.median(contender.rates):>8,.0f} images/s "
             f"({min(contender.rates):,.0f} to {max(contender.rates):,.0f})  "

@@ -1,4 +1,4 @@
-"""What background checkpoints cost: steps/s with one every 50 steps against none.
+"""The cost of background checkpoints: steps/s with one every 50 steps against none.
 
     python tests/benchmarks/checkpoints.py data/cifar10 [--steps 3900] [--every 50]
 

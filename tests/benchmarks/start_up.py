@@ -22,7 +22,7 @@ STEPS = 20
 
 
 def start_up(data: Path, ranks: int) -> float:
-    """Start one job, return the seconds until its first step is logged, and see it to its end."""
+    """Start one job, wait for its end, and return the seconds until its first step was logged."""
     python = Path(sys.executable)
     root = ["--allow-run-as-root"] if os.geteuid() == 0 and b"Open MPI" in version(python) else []
     mpirun = [str(python.with_name("mpirun")), *root, "-n", str(ranks)] if ranks > 1 else []
@@ -40,7 +40,7 @@ def start_up(data: Path, ranks: int) -> float:
 
 
 def first_step_logged(metrics: Path) -> bool:
-    """Is the line of step 1 there?"""
+    """Whether the line of step 1 has been written."""
     return metrics.exists() and '"event": "step"' in metrics.read_text()
 
 

@@ -13,20 +13,20 @@ from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import read_checkpoint
 
 
-def test_of_equal_accuracies_the_earlier_checkpoint_is_the_best(folder: RunFolder) -> None:
+def test_the_earlier_of_two_equally_accurate_checkpoints_is_the_best(folder: RunFolder) -> None:
     for step in (1, 2, 3, 4, 5, 6):
         save(folder, step, 0.5)
     assert steps(folder) == [1, 4, 5, 6]
 
 
-def test_checkpoints_without_accuracy_never_push_out_the_best(folder: RunFolder) -> None:
+def test_checkpoints_without_accuracy_never_replace_the_best(folder: RunFolder) -> None:
     save(folder, 1, 0.0)
     for step in range(2, 12):
         save(folder, step)
     assert steps(folder) == [1, 9, 10, 11]
 
 
-def test_after_a_resume_the_best_of_before_is_still_kept(folder: RunFolder) -> None:
+def test_the_best_checkpoint_is_still_kept_after_a_resume(folder: RunFolder) -> None:
     for step, accuracy in ((1, 0.2), (2, 0.9), (3, 0.3), (4, None)):
         save(folder, step, accuracy)
     again = RunFolder(folder.path)
@@ -37,7 +37,7 @@ def test_after_a_resume_the_best_of_before_is_still_kept(folder: RunFolder) -> N
     assert steps(again) == [2, 6, 7, 8]
 
 
-def test_a_broken_best_is_not_remembered_and_does_no_harm(folder: RunFolder) -> None:
+def test_a_broken_best_checkpoint_is_ignored(folder: RunFolder) -> None:
     save(folder, 1, 0.9).write_bytes(b"broken")  # best.h5 is the same file
     save(folder, 2, 0.4)
     again = RunFolder(folder.path)
@@ -45,7 +45,7 @@ def test_a_broken_best_is_not_remembered_and_does_no_harm(folder: RunFolder) -> 
     assert best_of(again) == (2, 0.4)
 
 
-def test_the_best_is_a_file_of_its_own_name_and_no_numbered_checkpoint(folder: RunFolder) -> None:
+def test_the_best_has_a_separate_name_and_is_not_a_numbered_checkpoint(folder: RunFolder) -> None:
     best = folder.checkpoints / "best.h5"
     save(folder, 1)
     assert not best.exists()
@@ -59,15 +59,15 @@ def test_the_best_is_a_file_of_its_own_name_and_no_numbered_checkpoint(folder: R
     assert not list(folder.checkpoints.glob(".*"))
 
 
-def test_a_folder_with_the_best_alone_is_resumed_from_that(folder: RunFolder) -> None:
-    """It counted as empty: a new run began in it without a word."""
+def test_a_folder_with_only_the_best_is_resumed_from_it(folder: RunFolder) -> None:
+    """Such a folder counted as empty: a new run started in it without a message."""
     save(folder, 3, 0.8).unlink()
     found = folder.newest(lambda line: None)
     assert found is not None
     assert (found[0].name, found[1].state.step) == ("best.h5", 3)
 
 
-def test_the_best_is_resumed_from_where_all_numbered_checkpoints_are_broken(folder: RunFolder) -> None:
+def test_a_run_resumes_from_the_best_if_all_numbered_checkpoints_are_broken(folder: RunFolder) -> None:
     save(folder, 3, 0.8).unlink()
     folder.checkpoint_of(4).write_bytes(b"torn")
     found = folder.newest(lambda line: None, set_aside=True)
@@ -76,7 +76,7 @@ def test_the_best_is_resumed_from_where_all_numbered_checkpoints_are_broken(fold
     assert steps(folder) == []
 
 
-def test_a_best_whose_numbered_checkpoint_is_gone_stays_the_best(folder: RunFolder) -> None:
+def test_the_best_stays_after_its_numbered_checkpoint_is_removed(folder: RunFolder) -> None:
     for step, accuracy in ((1, 0.9), (2, 0.3)):
         save(folder, step, accuracy)
     folder.checkpoint_of(1).unlink()
@@ -87,7 +87,7 @@ def test_a_best_whose_numbered_checkpoint_is_gone_stays_the_best(folder: RunFold
     assert best_of(again) == (1, 0.9)
 
 
-def test_a_run_that_was_killed_before_it_named_the_best_names_it_when_it_resumes(folder: RunFolder) -> None:
+def test_a_run_killed_before_it_wrote_the_best_writes_it_after_a_resume(folder: RunFolder) -> None:
     save(folder, 1, 0.2)
     folder.checkpoint_of(2).write_bytes(content(2, 0.9))
     again = RunFolder(folder.path)

@@ -32,7 +32,7 @@ def test_the_last_three_and_the_best_are_kept(folder: RunFolder) -> None:
     assert best_of(folder) == (6, 0.9)
 
 
-def test_the_newest_is_that_of_the_highest_step(folder: RunFolder) -> None:
+def test_the_newest_checkpoint_has_the_highest_step(folder: RunFolder) -> None:
     for step in (99_999_999, 100_000_000, 5):
         (folder.checkpoints / f"step-{step:08d}.h5").write_bytes(content(step))
     lines: list[str] = []
@@ -41,7 +41,7 @@ def test_the_newest_is_that_of_the_highest_step(folder: RunFolder) -> None:
     assert (found[0].name, found[1].state.step, lines) == ("step-100000000.h5", 100_000_000, [])
 
 
-def test_a_broken_newest_is_passed_over_with_a_line_that_names_it(folder: RunFolder) -> None:
+def test_a_broken_newest_checkpoint_is_skipped_and_reported(folder: RunFolder) -> None:
     for step in (1, 2, 3):
         save(folder, step)
     for step in (2, 3):
@@ -56,7 +56,7 @@ def test_a_broken_newest_is_passed_over_with_a_line_that_names_it(folder: RunFol
     assert "step-00000002.h5" in lines[1]
 
 
-def test_whoever_trains_sets_broken_ones_aside_under_names_of_their_own(folder: RunFolder) -> None:
+def test_training_renames_broken_checkpoints_to_unused_names(folder: RunFolder) -> None:
     for _ in range(2):  # the second time there is a file of that name
         for step in (1, 2, 3):
             save(folder, step)
@@ -76,14 +76,14 @@ def test_whoever_trains_sets_broken_ones_aside_under_names_of_their_own(folder: 
     }
 
 
-def test_when_none_is_whole_a_run_does_not_begin_anew_by_itself(folder: RunFolder) -> None:
+def test_a_run_does_not_start_over_when_all_checkpoints_are_broken(folder: RunFolder) -> None:
     for step in (1, 2):
         save(folder, step).write_bytes(b"")
     lines: list[str] = []
     with pytest.raises(CheckpointError, match="none of its 2 checkpoints can be read"):
         folder.newest(lines.append, set_aside=True)
     assert len(lines) == 2
-    assert steps(folder) == [1, 2]  # else the next start would find an empty folder and begin anew
+    assert steps(folder) == [1, 2]  # otherwise the next start would find an empty folder and start over
 
 
 def test_a_folder_without_checkpoints_has_no_newest(folder: RunFolder, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_folder_without_checkpoints_has_no_newest(folder: RunFolder, tmp_path:
         assert one.best is None
 
 
-def test_other_files_beside_the_checkpoints_are_neither_read_nor_removed(folder: RunFolder) -> None:
+def test_other_files_beside_the_checkpoints_are_not_read_or_removed(folder: RunFolder) -> None:
     names = ["notes.txt", "step-1.h5", "step-00000099.h5.bak", ".step-00000099.h5.partial", "my-step-00000099.h5"]
     for name in names:
         (folder.checkpoints / name).write_text("mine")
@@ -102,8 +102,8 @@ def test_other_files_beside_the_checkpoints_are_neither_read_nor_removed(folder:
     assert all((folder.checkpoints / name).read_text() == "mine" for name in names)
 
 
-def test_a_checkpoint_just_written_is_not_removed_for_being_older_than_those_there(folder: RunFolder) -> None:
-    """A run that was taken back to an earlier step with --resume PATH."""
+def test_a_checkpoint_just_written_is_kept_even_if_others_have_higher_steps(folder: RunFolder) -> None:
+    """For example, a run that was restarted from an earlier step with --resume PATH."""
     for step in (10, 20, 30):
         save(folder, step)
     assert save(folder, 5).exists()
@@ -159,10 +159,8 @@ def test_a_run_folder_may_be_a_link_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("set_aside", [False, True])
-def test_a_checkpoint_of_a_later_version_is_neither_passed_over_nor_set_aside(
-    set_aside: bool, folder: RunFolder
-) -> None:
-    """Going on from the one before would write over it."""
+def test_a_checkpoint_of_a_later_version_is_not_skipped_or_renamed(set_aside: bool, folder: RunFolder) -> None:
+    """Resuming from the checkpoint before it would overwrite it."""
     save(folder, 1)
     path = save(folder, 2)
     path.write_bytes(path.read_bytes().replace(b"checkpoint v2", b"checkpoint v3", 1))
@@ -172,7 +170,7 @@ def test_a_checkpoint_of_a_later_version_is_neither_passed_over_nor_set_aside(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
-def test_what_is_no_regular_file_is_passed_over_at_once_and_left_alone(kind: str, folder: RunFolder) -> None:
+def test_checkpoints_that_are_not_regular_files_are_skipped_and_not_changed(kind: str, folder: RunFolder) -> None:
     save(folder, 1)
     path = folder.checkpoint_of(2)
     {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](path)
@@ -185,14 +183,14 @@ def test_what_is_no_regular_file_is_passed_over_at_once_and_left_alone(kind: str
     assert os.path.lexists(path)
 
 
-def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_treated_as_a_run(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("# mine\n")
     with pytest.raises(UsageError, match="holds other files"):
         RunFolder(tmp_path).claim()
     assert [path.name for path in tmp_path.iterdir()] == ["config.toml"]
 
 
-def test_a_full_disk_is_no_wrong_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -202,7 +200,7 @@ def test_a_full_disk_is_no_wrong_command_line(tmp_path: Path, monkeypatch: pytes
     assert caught.value.status == 1
 
 
-def test_what_a_killed_writer_left_is_removed(folder: RunFolder) -> None:
+def test_files_left_by_a_killed_writer_are_removed(folder: RunFolder) -> None:
     folder.close()
     (folder.checkpoints / ".step-00000004.h5.partial").write_bytes(b"half")
     (folder.path / ".config.toml.partial").write_bytes(b"half")
@@ -212,7 +210,7 @@ def test_what_a_killed_writer_left_is_removed(folder: RunFolder) -> None:
 
 
 def test_a_folder_is_claimed_when_its_holder_ends_in_time(folder: RunFolder) -> None:
-    """As a rank that dies leaves it a moment after the others have learned of that."""
+    """A rank that dies releases the folder shortly after the others have detected its death."""
     other = RunFolder(folder.path)
     threading.Timer(0.2, folder.close).start()
     other.claim(patience=20)
@@ -234,7 +232,7 @@ def test_a_new_folder_is_named_after_data_and_model(tmp_path: Path, monkeypatch:
     assert RunFolder.new("sets/cifar10", "nets/mine.py:build").path.match("runs/cifar10-build-2*")
 
 
-def test_runs_begun_in_one_second_get_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_started_in_the_same_second_get_separate_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dptrain.checkpoint.folder.time.strftime", lambda form: "20260101-000000")
     paths = [RunFolder.new("cifar10", "convnet").path for _ in range(3)]
@@ -248,7 +246,7 @@ def claim_and_write(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "checkpoints", "config.toml", "metrics.jsonl"])
-def test_a_folder_that_cannot_be_written_is_named(below: str, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(below: str, tmp_path: Path) -> None:
     """A file where a folder should be, or a folder where a file should be: refused to root, too."""
     path = tmp_path / "run"
     if below in ("", "checkpoints"):

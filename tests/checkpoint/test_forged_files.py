@@ -1,7 +1,7 @@
-"""Forged files with right checksums: each is read or refused by one short line, in bounded time and memory.
+"""Forged files with correct checksums: each is read or refused with one short line, in bounded time and memory.
 
 Of 2,000 forged checkpoints libhdf5 crashed on 22; of 3,000 shards it crashed on 2 and hung on 8. It now runs in a
-process of its own, and only for files of version 1.
+separate process, and only for files of version 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dptrain.checkpoint.format import checkpoint_bytes
 OLD_DATA = OLD.parent / "data-set"
 MEMORY = 256  # MiB that a read may add; the files are of a few KiB
 
-# In a process of its own, so that a crash is seen: reads every path of standard input, a line of JSON for each.
+# A separate process, so that a crash is detected: it reads every path on stdin and prints a line of JSON for each.
 READER = """
 import json, resource, sys, time
 from pathlib import Path
@@ -60,7 +60,7 @@ for line in sys.stdin:
 
 
 def trial(seed: int, kind: str, count: int, folder: Path) -> Counter[str]:
-    """Read `count` files forged from a seed; what came of them."""
+    """Read `count` files forged from a seed, and return the results."""
     version, what = kind.split()
     sound = folder / "sound"
     if what == "checkpoint":

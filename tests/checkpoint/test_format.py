@@ -1,4 +1,4 @@
-"""dptrain.checkpoint.format: to the bit or refused, and written whole or not at all."""
+"""dptrain.checkpoint.format: files are read exactly or refused, and written completely or not at all."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ shapes = st.dictionaries(
     accuracy=st.none() | st.floats(0, 1),
 )
 @settings(deadline=None, max_examples=30)
-def test_what_is_read_is_what_was_written_to_the_bit(
+def test_the_state_read_equals_the_state_written_to_the_bit(
     tmp_path_factory: pytest.TempPathFactory,
     shapes: dict[str, tuple[int, ...]],
     seed: int,
@@ -74,7 +74,7 @@ def test_what_is_read_is_what_was_written_to_the_bit(
     assert list(found.layouts["parameters"].shapes.items()) == list(layout.shapes.items())
 
 
-def test_layers_make_the_identity_of_a_network_and_their_algorithms_do_not() -> None:
+def test_the_identity_of_a_network_includes_its_layers_but_not_their_algorithms() -> None:
     layers = [{"name": "conv1", "type": "Conv2d", "channels": 3}, {"name": "drop1", "type": "Dropout", "rate": 0.1}]
     lines = ("conv1: Conv2d(3) -> (3, 6, 6)", "drop1: Dropout(0.1) -> (3, 6, 6)")
     there = replace(ORIGIN, spec={"layers": layers}, architecture=lines, tuning={"conv1": {"algorithm": "im2col"}})
@@ -132,7 +132,7 @@ assert len(read_shard(folder, read_manifest(folder), "train", 0)) == 51
 
 
 def test_files_are_read_without_h5py(good: Path, tmp_path: Path) -> None:
-    """Files depended on the reader's HDF5: one version could not open what another had written."""
+    """Old files depended on the version of HDF5: one version could not open the files of another."""
     pack(tmp_path / "set", image_data(), shards=2)
     program = [sys.executable, "-c", WITHOUT_H5PY, str(good), str(tmp_path / "set")]
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
@@ -148,7 +148,7 @@ def test_files_are_read_without_h5py(good: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_header_states_magic_sizes_and_the_hash_of_all_but_itself(good: Path) -> None:
+def test_the_header_states_magic_sizes_and_the_hash_of_the_rest(good: Path) -> None:
     content = good.read_bytes()
     index = content[content.index(b'{\n "format"') :]
     sizes = (len(content) - 512).to_bytes(8, "little") + len(index).to_bytes(8, "little")
@@ -235,18 +235,18 @@ INDEX_EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize("edit", INDEX_EDITS)
-def test_a_rightly_sealed_file_with_a_wrong_index_is_one_short_error(edit: str, good: Path) -> None:
+def test_a_file_with_a_wrong_index_and_correct_hashes_is_one_short_error(edit: str, good: Path) -> None:
     change, words = INDEX_EDITS[edit]
     good.write_bytes(resealed(good.read_bytes(), change))
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(good)
     assert words in str(caught.value)
-    assert type(caught.value) is CheckpointError  # nothing is torn: it is not set aside
+    assert type(caught.value) is CheckpointError  # the file is not damaged, so it is not renamed
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 600
 
 
-def test_what_a_later_program_adds_is_left_alone_and_reported(good: Path) -> None:
+def test_additions_of_a_later_program_are_ignored_and_reported(good: Path) -> None:
     def edit(index: dict[str, Any]) -> None:
         index["writer"] = "dptrain 7.1"
         index["later\x1b"] = index["state"]["cosmic"] = index["origin"]["planet"] = [1]
@@ -262,7 +262,7 @@ def test_what_a_later_program_adds_is_left_alone_and_reported(good: Path) -> Non
 
 
 def accepted_of(files: Iterable[tuple[int, bytes]], folder: Path, what: str) -> list[int]:
-    """Which of the numbered files are not refused; how many were is printed."""
+    """The numbers of the files that are accepted; prints how many were refused."""
     refusals = {number: refused(folder / "altered.h5", content) for number, content in files}
     print(f"{sum(refusals.values()):,} of {len(refusals):,} {what} refused")
     return [number for number, was_refused in refusals.items() if not was_refused]
@@ -274,21 +274,21 @@ def flipped(content: bytes, byte: int, mask: int) -> bytes:
     return bytes(changed)
 
 
-def test_any_byte_of_the_header_that_differs_is_noticed(good: Path, tmp_path: Path) -> None:
+def test_a_change_of_any_byte_of_the_header_is_detected(good: Path, tmp_path: Path) -> None:
     content = good.read_bytes()
     files = ((byte, flipped(content, byte, 0xFF)) for byte in range(USER_BLOCK))
     assert accepted_of(files, tmp_path, "altered header bytes") == []
 
 
 @pytest.mark.slow
-def test_any_single_bit_that_flips_is_noticed(good: Path, tmp_path: Path) -> None:
+def test_any_single_bit_flip_is_detected(good: Path, tmp_path: Path) -> None:
     content = good.read_bytes()
     bits = np.random.default_rng(20).choice(8 * len(content), 1000, replace=False).tolist()
     files = ((bit, flipped(content, bit // 8, 1 << bit % 8)) for bit in bits)
     assert accepted_of(files, tmp_path, f"bit flips in a file of {len(content):,} bytes") == []
 
 
-def test_a_file_cut_short_anywhere_is_noticed(good: Path, tmp_path: Path) -> None:
+def test_a_file_truncated_anywhere_is_detected(good: Path, tmp_path: Path) -> None:
     content = good.read_bytes()
     ends = {0, 1, 511, 512, 513, len(content) - 1}
     others = np.random.default_rng(21).choice(range(514, len(content) - 1), 200 - len(ends), replace=False).tolist()
@@ -296,12 +296,12 @@ def test_a_file_cut_short_anywhere_is_noticed(good: Path, tmp_path: Path) -> Non
     assert accepted_of(files, tmp_path, "truncations") == []
 
 
-def test_a_file_with_something_behind_it_is_noticed(good: Path, tmp_path: Path) -> None:
+def test_a_file_with_trailing_bytes_is_detected(good: Path, tmp_path: Path) -> None:
     assert refused(tmp_path / "longer.h5", good.read_bytes() + b"\0")
 
 
 @pytest.mark.parametrize("version", [3, 10, 999])
-def test_a_later_version_is_said_to_be_that_and_no_damage(version: int, good: Path) -> None:
+def test_a_later_version_is_reported_as_such_and_not_as_damage(version: int, good: Path) -> None:
     content = good.read_bytes()
     good.write_bytes(f"dptrain checkpoint v{version}\n".encode().ljust(24, b"\0") + content[24:])
     with pytest.raises(
@@ -326,7 +326,7 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
             read_checkpoint(path)
 
 
-def test_an_endless_file_that_begins_well_is_not_read(good: Path) -> None:
+def test_an_endless_file_with_a_valid_beginning_is_not_read(good: Path) -> None:
     with good.open("r+b") as file:
         file.truncate(1 << 40)
     with pytest.raises(BrokenCheckpointError, match=r"1,099,511,627,264 bytes after its header"):

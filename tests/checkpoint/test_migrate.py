@@ -115,7 +115,7 @@ def test_lines_of_layers_are_compared_without_the_algorithm_and_without_a_users_
     assert layer_lines(old) != layer_lines([line.replace("(3, 3)", "(5, 5)") for line in new])
 
 
-def test_an_hdf5_of_a_later_version_than_this_one_is_said_to_be_that(tmp_path: Path) -> None:
+def test_a_file_of_a_later_hdf5_version_is_reported_as_such(tmp_path: Path) -> None:
     """What HDF5 1.14 reports for a file that HDF5 2.0 wrote, and here for one with a superblock of version 99."""
     body = bytearray(OLD.read_bytes())[USER_BLOCK:]
     body[8] = 99
@@ -126,7 +126,7 @@ def test_an_hdf5_of_a_later_version_than_this_one_is_said_to_be_that(tmp_path: P
 
 
 def sealed(body: bytes) -> bytes:
-    """A file of version 1 with a right header."""
+    """A file of version 1 with a correct header."""
     return header_1(body).ljust(USER_BLOCK, b"\0") + body
 
 
@@ -143,14 +143,14 @@ def replace_dataset(file: h5py.File, name: str, new: Any) -> None:
 
 
 def hide_behind_soft_link(file: h5py.File, name: str) -> None:
-    """The right contents, reached by a link."""
+    """The correct contents, behind a link."""
     file.move(name, "hidden")
     file[name] = h5py.SoftLink("/hidden")
 
 
 def external_storage(file: h5py.File, elsewhere: Path) -> None:
     raw = elsewhere.with_suffix(".raw")
-    raw.write_bytes(file["params/linear1.bias"][()].tobytes())  # the right contents: only their place is wrong
+    raw.write_bytes(file["params/linear1.bias"][()].tobytes())  # the contents are correct: only their position is wrong
     del file["params/linear1.bias"]
     file["params"].create_dataset("linear1.bias", (3,), "<f4", external=[(str(raw), 0, 12)])
 
@@ -163,7 +163,7 @@ def virtual_dataset(file: h5py.File, elsewhere: Path) -> None:
 
 
 def endless_dataset(file: h5py.File, elsewhere: Path) -> None:
-    """64 TiB on paper, nothing on disk."""
+    """64 TiB by its shape, nothing on the disk."""
     del file["params/linear1.bias"]
     file["params"].create_dataset("linear1.bias", (1 << 22, 1 << 22), "<f4", chunks=(64, 64))
 
@@ -199,7 +199,7 @@ EDITS: dict[str, Callable[[h5py.File, Path], None]] = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_a_rightly_sealed_file_of_version_1_with_wrong_contents_is_refused(edit: str, tmp_path: Path) -> None:
+def test_a_file_of_version_1_with_wrong_contents_and_correct_hashes_is_refused(edit: str, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.h5"
     elsewhere.write_bytes(OLD.read_bytes())
     content = edited(OLD.read_bytes(), lambda file: EDITS[edit](file, elsewhere))
@@ -207,17 +207,17 @@ def test_a_rightly_sealed_file_of_version_1_with_wrong_contents_is_refused(edit:
 
 
 def test_an_edit_that_changes_nothing_is_accepted(tmp_path: Path) -> None:
-    """So the refusals above are of the edit, not of the editing."""
+    """This shows that the tests above are refused for their change, not because the file was rewritten."""
     assert not refused(tmp_path / "edited.h5", edited(OLD.read_bytes(), lambda file: None))
 
 
-def test_a_sealed_file_that_is_no_hdf5_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_a_correct_hash_that_is_not_hdf5_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path / "noise.h5", sealed(np.random.default_rng(0).bytes(4000)))
 
 
 @pytest.mark.slow
 def test_no_file_beside_the_checkpoint_is_opened(tmp_path: Path) -> None:
-    """A link to a named pipe: a program that opens it waits without end."""
+    """A link to a named pipe: a program that opens it waits forever."""
     pipe = tmp_path / "pipe.h5"
     os.mkfifo(pipe)
     names = ("params", "params/linear1.bias", "momentum/linear1.bias")

@@ -1,4 +1,4 @@
-"""dptrain.checkpoint.state: what a state's hashes cover, and where a run begins."""
+"""dptrain.checkpoint.state: what the hashes of a state include, and the initial state of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def layouts(network: Network) -> Layouts:
     return vector_layouts(network, ("momentum",))
 
 
-def test_params_sha256_is_that_of_little_endian_float32() -> None:
+def test_params_sha256_is_the_hash_of_little_endian_float32() -> None:
     packed = struct.pack(f"<{len(VALUES)}f", *VALUES)
     assert state_of(VALUES, [0.0] * 6).params_sha256 == hashlib.sha256(packed).hexdigest()
 
@@ -50,7 +50,7 @@ def test_one_bit_anywhere_changes_the_hash_of_the_state(vector: str) -> None:
     assert len(hashes) == 1 + 32 * len(VALUES)
 
 
-def test_a_run_begins_with_the_seeds_parameters_and_no_momentum() -> None:
+def test_a_run_starts_with_the_parameters_of_its_seed_and_zero_momentum() -> None:
     network = small_network()
     state = initial_state(network, layouts(network), 3)
     assert np.array_equal(state.parameters, network.initial(3)["parameters"])
@@ -61,19 +61,21 @@ def test_a_run_begins_with_the_seeds_parameters_and_no_momentum() -> None:
 
 def test_the_seed_decides_the_initial_state() -> None:
     network = small_network()
-    own = layouts(network)
-    assert initial_state(network, own, 3).digest() == initial_state(small_network(), own, 3).digest()
-    assert len({initial_state(network, own, seed).params_sha256 for seed in range(20)}) == 20
+    small_layouts = layouts(network)
+    assert (
+        initial_state(network, small_layouts, 3).digest() == initial_state(small_network(), small_layouts, 3).digest()
+    )
+    assert len({initial_state(network, small_layouts, seed).params_sha256 for seed in range(20)}) == 20
 
 
-def test_vectors_begin_on_a_cache_line() -> None:
+def test_vectors_start_on_a_cache_line() -> None:
     network = small_network()
     state = initial_state(network, layouts(network), 0)
     for one in (state, state.copy()):
         assert [one.vectors[name].ctypes.data % 64 for name in ("parameters", "momentum")] == [0, 0]
 
 
-def test_a_copy_shares_no_memory_and_is_the_same() -> None:
+def test_a_copy_is_equal_and_shares_no_memory() -> None:
     state = state_of(VALUES, VALUES)
     copied = state.copy()
     assert (copied.digest(), copied.progress) == (state.digest(), state.progress)

@@ -1,4 +1,4 @@
-"""dptrain.checkpoint.writer: checkpoints are of the state as it was, one at a time, and no error is lost."""
+"""dptrain.checkpoint.writer: each checkpoint has the state at its call, one is written at a time, no error is lost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def writer(folder: RunFolder) -> Iterator[CheckpointWriter]:
 
 
 class Gate:
-    """Holds up every write until it is opened."""
+    """Blocks every write until it is opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened, self.waiting, save = threading.Event(), threading.Semaphore(0), RunFolder.save
@@ -61,7 +61,7 @@ class Gate:
         monkeypatch.setattr(RunFolder, "save", held)
 
 
-def test_what_is_written_is_the_state_of_the_moment_it_was_given(
+def test_the_written_state_is_that_of_the_moment_of_the_call(
     writer: CheckpointWriter, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate, state = Gate(monkeypatch), state_of(5)
@@ -90,8 +90,8 @@ def test_a_second_checkpoint_waits_for_the_first(
     assert [path.name for path in folder.numbered()] == ["step-00000001.h5", "step-00000002.h5"]
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoint of step 5 is held up until step 6 is made, which would never be if training waited."""
+def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint of step 5 is blocked until step 6 is done: if training waited, it would hang."""
     gate = Gate(monkeypatch)
     folder = RunFolder(tmp_path / "run")
 
@@ -129,10 +129,10 @@ def wait_for_failure(files: FailingOS) -> None:
 
 
 @pytest.mark.parametrize("failing", range(1, 9))
-def test_a_run_whose_disk_fails_ends_at_the_next_step_and_goes_on_later(
+def test_a_run_whose_disk_fails_ends_at_the_next_step_and_can_be_resumed(
     failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever file call of the checkpoint of step 4 fails; the run would have made 14 steps."""
+    """Each file call of the checkpoint of step 4 fails in turn; the whole run has 14 steps."""
     data = packed(tmp_path / "set")
     run(configuration(data, tmp_path / "run", max_steps=3))
     files = FailingOS(failing, errno.ENOSPC)
@@ -152,7 +152,7 @@ def test_a_run_whose_disk_fails_ends_at_the_next_step_and_goes_on_later(
     assert files.has_failed
     assert memory.steps[-1][0] in (5, 6)  # 5 when it failed before that step began
     monkeypatch.undo()
-    whole = "replace" in files.made[: failing - 1]  # then what failed was to sync the folder
+    whole = "replace" in files.made[: failing - 1]  # in this case the sync of the folder failed
     there = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert there == {"best.h5", "step-00000003.h5"} | ({"step-00000004.h5"} if whole else set())
     summary, again = run(config)
@@ -161,15 +161,17 @@ def test_a_run_whose_disk_fails_ends_at_the_next_step_and_goes_on_later(
     assert summary["params_sha256"] == undisturbed["params_sha256"]
 
 
-def test_closing_waits_for_what_is_on_its_way(folder: RunFolder) -> None:
+def test_closing_waits_for_pending_writes(folder: RunFolder) -> None:
     writer = CheckpointWriter(folder, ORIGIN, LAYOUTS, TrainConfig())
     writer.submit(state_of(3))
     writer.close(pytest.fail)
     assert read_checkpoint(folder.checkpoint_of(3)).state.step == 3
 
 
-def test_an_error_that_nobody_waits_for_is_said_at_the_end(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when training fails itself before the next step."""
+def test_an_error_that_nobody_waits_for_is_reported_at_the_end(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example, when training itself fails before the next step."""
     lines: list[str] = []
     writer = CheckpointWriter(folder, ORIGIN, LAYOUTS, TrainConfig())
     monkeypatch.setattr(durable, "os", FailingOS(2, errno.ENOSPC))

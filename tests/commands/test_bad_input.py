@@ -203,7 +203,7 @@ def test_a_run_folder_below_a_file_cannot_be_written(data: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("lr", ["1e6", "1e30"])
-def test_a_loss_that_is_not_finite_names_step_and_learning_rate(lr: str, data: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_reported_with_step_and_learning_rate(lr: str, data: Path, tmp_path: Path) -> None:
     done = train_here(
         data, tmp_path / "run", lr=lr, warmup_steps=0, checkpoint_every="1", schedule="constant", epochs=20
     )
@@ -244,7 +244,7 @@ def test_a_full_disk_ends_the_run_with_one_error_and_keeps_the_earlier_checkpoin
 def test_metrics_on_a_full_disk_end_the_run_with_one_error(data: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "metrics.jsonl").open("w") as file:
-        file.truncate(1 << 30)  # it uses no disk space and cannot grow
+        file.truncate(1 << 30)  # writing to this file always fails
     done = limited(1 << 30, "train", *flags(data, tmp_path / "run"), cwd=tmp_path)
     assert_one_error(done, "metrics.jsonl: cannot be written: File too large")
 

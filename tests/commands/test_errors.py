@@ -26,7 +26,7 @@ from dptrain.system.failures import refused
     ("kind", "status"),
     [
         (DptrainError, 1),
-        (UsageError, 2),  # that of argparse and getopt
+        (UsageError, 2),  # the status of argparse and getopt
         (DataError, 1),
         (DownloadError, 69),  # EX_UNAVAILABLE of sysexits.h
         (CheckpointError, 1),
@@ -36,7 +36,7 @@ from dptrain.system.failures import refused
         (ReaderGoneError, 141),  # 128 + SIGPIPE
     ],
 )
-def test_every_error_is_its_text_and_has_the_status_of_its_kind(kind: type[DptrainError], status: int) -> None:
+def test_every_error_has_a_text_and_the_status_of_its_kind(kind: type[DptrainError], status: int) -> None:
     error = kind("shard 3 is missing")
     assert (str(error), error.status, error.agreed) == ("shard 3 is missing", status, False)
 
@@ -46,7 +46,7 @@ def test_a_peer_error_has_the_status_of_the_rank_that_failed_and_needs_no_abort(
     assert (str(error), error.status, error.agreed) == ("rank 2: shard 3 is missing", 69, True)
 
 
-def test_a_missing_file_is_not_taken_for_a_missing_working_directory(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_reported_as_a_missing_working_directory(tmp_path: Path) -> None:
     """h5py, for example, raises this error without the file's name."""
     error = FileNotFoundError(2, "No such file or directory")
     assert refused(error) is None

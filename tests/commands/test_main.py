@@ -1,4 +1,4 @@
-"""dptrain.commands.main: programs can read the results of a command, and people its errors."""
+"""dptrain.commands.main: programs can read the results of a command; people can read its errors."""
 
 from __future__ import annotations
 
@@ -190,17 +190,17 @@ def test_a_layer_that_exits_on_one_rank_ends_the_others(data: Path, tmp_path: Pa
 
 @pytest.mark.mpi
 def test_a_rank_that_cannot_write_its_error_ends_the_others(data: Path, tmp_path: Path) -> None:
-    """One log file a rank on the disk that is full: neither metrics nor the error can be written."""
+    """One log file per rank on a full disk: metrics and the error cannot be written."""
     program = tmp_path / "unlike.py"
     program.write_text(UNLIKE_RANKS.replace("MODE", "FULL").replace("RANK", "-1"))
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "metrics.jsonl").open("w") as file:
-        file.truncate(1 << 30)  # it uses no disk space and cannot grow
+        file.truncate(1 << 30)  # writing to this file always fails
     done = mpirun(own_mpi(), 2, program, *flags(data, tmp_path / "run"), cwd=tmp_path, timeout=60)
     assert done.returncode != 0
 
 
-def test_runs_started_at_once_get_a_folder_each(data: Path, tmp_path: Path) -> None:
+def test_runs_started_at_the_same_time_get_separate_folders(data: Path, tmp_path: Path) -> None:
     words = flags(data, Path("x"))
     at = words.index("--run-dir")
     command = [sys.executable, "-m", "dptrain", "train", *words[:at], *words[at + 2 :], "--json"]
@@ -241,7 +241,7 @@ def test_numpy_is_imported_after_blas_is_limited_to_one_thread() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_an_abbreviated_flag_is_an_error_with_the_flag_that_is_meant() -> None:
+def test_an_abbreviated_flag_is_an_error_with_the_full_flag() -> None:
     with pytest.raises(UsageError, match="did you mean '--checkpoint-every'"):
         build_parser("train").parse_args(["train", "set", "--checkpoint", "3"])
 

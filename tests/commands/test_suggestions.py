@@ -28,15 +28,15 @@ FLAGS = [*(flag(name) for name in KEYS if name != "data"), "--augment", "--confi
         ("--steps", "--max-steps"),
     ],
 )
-def test_a_misspelt_or_foreign_flag_gets_the_flag_that_is_meant(word: str, meant: str) -> None:
+def test_a_misspelt_flag_or_one_of_another_program_gets_the_right_flag(word: str, meant: str) -> None:
     assert did_you_mean(word, FLAGS) == f"did you mean {meant!r}?"
 
 
-def test_a_beginning_gets_the_flags_that_begin_so() -> None:
+def test_an_abbreviation_gets_the_flags_that_begin_with_it() -> None:
     assert did_you_mean("--stall", FLAGS) == "did you mean '--stall-abort' or '--stall-limit'?"
 
 
-def test_few_names_are_listed_when_none_is_near_and_many_are_not() -> None:
+def test_names_are_listed_when_none_is_similar_unless_there_are_many() -> None:
     assert did_you_mean("zzz", (name for name in ("tree", "mpi"))) == "known: mpi, tree"
     assert did_you_mean("--banana", FLAGS) == "see --help"
     assert did_you_mean("--banana", FLAGS, "see dptrain train --help") == "see dptrain train --help"

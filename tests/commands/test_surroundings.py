@@ -55,7 +55,7 @@ def dptrain(*arguments: str | Path, redirect: str = "", **options: Any) -> subpr
 
 @pytest.mark.parametrize("redirect", [">/dev/full", "<&- >&- 2>&-", "| exit"])
 def test_training_continues_when_its_output_fails(redirect: str, data: Path, tmp_path: Path) -> None:
-    """Happened: a full disk or a closed terminal behind the output ended runs of hours."""
+    """Found in the field: a full disk or a closed terminal behind the output ended runs of hours."""
     (tmp_path / "prints.py").write_text(PRINTS)
     words = flags(data, tmp_path / "run", threads=2, model="prints.py:build", model_options={})
     redirect = redirect.replace("exit", 'exit; exit "${PIPESTATUS[0]}"')
@@ -86,7 +86,7 @@ def test_a_result_that_cannot_be_printed_is_one_error(
 
 
 def test_training_continues_when_its_terminal_is_closed(data: Path, tmp_path: Path) -> None:
-    """Happened: a job started with `&` and disowned outlives its terminal; its next line was its end."""
+    """Found in the field: a job started with `&` and disowned outlives its terminal; its next output ended it."""
     command = [sys.executable, "-m", "dptrain", "train", *flags(data, tmp_path / "run", epochs=30, batch_size=4)]
     master, slave = pty.openpty()
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True) as process:
@@ -105,7 +105,7 @@ def test_training_continues_when_its_terminal_is_closed(data: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "LANG": "C"}])
-def test_output_in_ascii(variables: dict[str, str], data: Path, tmp_path: Path) -> None:
+def test_training_works_with_ascii_output(variables: dict[str, str], data: Path, tmp_path: Path) -> None:
     odd = shutil.copytree(data, tmp_path / "sét")
     done = dptrain("train", *flags(odd, tmp_path / "run"), cwd=tmp_path, variables=variables)
     assert (done.returncode, done.stderr) == (0, "")
@@ -125,14 +125,14 @@ def test_a_signal_to_a_benchmark_leaves_no_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# Names
+# File names
 
 
 @pytest.mark.parametrize("name", ["data", "run_dir", "model", "resume"])
 def test_a_name_that_a_run_cannot_save_is_one_error(
     name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Happened: bytes that are not UTF-8 in a path ended with a traceback when config.toml was written."""
+    """Found in the field: bytes that are not UTF-8 in a path ended with a traceback when config.toml was written."""
     values: dict[str, Any] = {"data": data, "run_dir": tmp_path / "run", name: f"{tmp_path}/odd\udcff:build"}
     words = flags(**values)
     assert main(["train", *words]) == 2
@@ -233,7 +233,7 @@ def test_an_exhausted_limit_is_one_error(kind: int, size: int, words: str, data:
     assert words in line
 
 
-def test_no_more_threads_is_one_error(
+def test_a_limit_of_threads_is_one_error(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_more(*_: Any) -> None:
@@ -244,7 +244,7 @@ def test_no_more_threads_is_one_error(
     assert "no more threads can be started" in capsys.readouterr().err
 
 
-def test_a_deleted_working_directory_is_fine_or_one_error(data: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_deleted_working_directory_is_no_problem_or_one_error(data: Path, trained: Path, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     leave = f"rmdir {gone};"

@@ -42,8 +42,8 @@ def refusal(path: Path) -> str:
 # Saved with a run
 
 
-def test_the_saved_configuration_of_a_run_begins_a_new_run(data: Path, tmp_path: Path) -> None:
-    """Happened: `--config RUN/config.toml` continued in the original folder, whose name was saved in it."""
+def test_the_saved_configuration_of_a_run_starts_a_new_run(data: Path, tmp_path: Path) -> None:
+    """Found in the field: `--config RUN/config.toml` continued in the original folder, whose name was saved in it."""
     first = tmp_path / "runs" / "first"
     run(configuration(data, first, max_steps=2))
     saved = tomllib.loads((first / "config.toml").read_text())
@@ -55,7 +55,7 @@ def test_the_saved_configuration_of_a_run_begins_a_new_run(data: Path, tmp_path:
     assert [path.name for path in sorted((first / "checkpoints").glob("step*"))] == ["step-00000002.h5"]
 
 
-def test_the_folder_in_a_configuration_of_a_run_does_not_count(tmp_path: Path) -> None:
+def test_the_run_folder_in_a_saved_configuration_is_ignored(tmp_path: Path) -> None:
     """Early versions saved it: a new run would continue in the old folder."""
     path = write(tmp_path / "run" / "config.toml", f'run-dir = "{tmp_path}/run"\nepochs = 3\nresume = "x.h5"\n')
     assert read_toml(path) == {"epochs": 3, "run_dir": f"{tmp_path}/run", "resume": "x.h5"}
@@ -94,7 +94,7 @@ def test_a_flag_wins_over_the_short_form_in_a_file_and_the_reverse() -> None:
         merged({"augment": "reflection"})
 
 
-def test_crop_and_flip_together_are_the_bits_of_augment(data: Path, tmp_path: Path) -> None:
+def test_crop_and_flip_together_give_the_bits_of_augment(data: Path, tmp_path: Path) -> None:
     hashes = {}
     for number, more in enumerate(
         (["--augment", "zero"], ["--crop", "zero", "--flip"], ["--crop", "zero"], ["--flip"])
@@ -123,7 +123,7 @@ def test_a_warm_up_as_long_as_the_run_is_reported(data: Path, tmp_path: Path) ->
 # Files
 
 
-def test_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     assert read_toml(write(tmp_path / "my.toml", "epochs = 3\n", "utf-8-sig")) == {"epochs": 3}
 
 
@@ -157,7 +157,7 @@ def test_a_hostile_file_is_one_error(text: str, words: str, tmp_path: Path) -> N
     assert message.isprintable()
 
 
-def test_model_options_that_nest_too_deeply_are_one_line() -> None:
+def test_model_options_that_are_nested_too_deeply_are_a_one_line_error() -> None:
     with pytest.raises(UsageError, match="nested too deeply"):
         from_text(KEYS["model_options"], "a = " + "[" * 5000 + "]" * 5000)
 
@@ -189,7 +189,7 @@ def test_a_tilde_is_expanded_in_files_and_flags(data: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize("flag", ["--run-dir", "--resume", "--config"])
 def test_an_empty_path_is_refused(flag: str, data: Path, tmp_path: Path) -> None:
-    """What a shell variable that is not set leaves behind: `--run-dir "$RUN"`."""
+    """The result of a shell variable that is not set: `--run-dir "$RUN"`."""
     done = dptrain_here("train", data, flag, "", cwd=tmp_path)
     assert_one_error(done, flag, "found an empty path", status=2)
     assert list(tmp_path.iterdir()) == []
@@ -200,7 +200,7 @@ def test_an_empty_path_of_an_argument_is_refused(tmp_path: Path) -> None:
         assert_one_error(dptrain_here(*words, cwd=tmp_path), "found an empty path", status=2)
 
 
-def test_a_link_to_nothing_is_an_error_in_a_flag_and_in_a_file(tmp_path: Path) -> None:
+def test_a_broken_link_is_an_error_in_a_flag_and_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     assert "No such file" in refusal(tmp_path / "link")
     for name in ("data", "run_dir", "resume"):
@@ -213,7 +213,7 @@ def test_a_link_to_nothing_is_an_error_in_a_flag_and_in_a_file(tmp_path: Path) -
         assert from_text(KEYS[name], "not/there") == "not/there"
 
 
-def test_a_run_folder_behind_a_link_to_nothing_is_not_made(data: Path, tmp_path: Path) -> None:
+def test_a_run_folder_behind_a_broken_link_is_not_created(data: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     done = dptrain_here("train", *flags(data, tmp_path / "link"), cwd=tmp_path)
     assert_one_error(done, "--run-dir", "symbolic link", status=2)

@@ -125,7 +125,7 @@ def test_an_unknown_key_is_reported_with_the_nearest_key(written: str, nearest: 
         ({"schedule": 1}, "--schedule is 1, expected text"),
     ],
 )
-def test_a_value_of_another_type_is_an_error(values: dict[str, Any], expected: str) -> None:
+def test_a_value_of_the_wrong_type_is_an_error(values: dict[str, Any], expected: str) -> None:
     assert refused(**values) == expected
 
 
@@ -157,7 +157,7 @@ def test_a_checkpoint_interval_is_steps_or_time(text: str, steps: int, seconds: 
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5h", "s", "10 s", "1d", "10ms", "\u0661"])
-def test_an_interval_of_another_form_is_refused(text: str) -> None:
+def test_an_invalid_interval_is_refused(text: str) -> None:
     assert refused(checkpoint_every=text) == (
         f"--checkpoint-every is {text!r}, expected a number of steps, or a time such as 90s, 15m or 1h"
     )

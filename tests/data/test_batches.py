@@ -49,7 +49,7 @@ def order(source: ShardBatches, epoch: int) -> list[int]:
 
 
 @given(count=st.integers(0, 40), size=st.integers(1, 12), epoch=st.integers(0, 3))
-def test_every_sample_comes_once_an_epoch_and_only_the_last_batches_are_smaller(
+def test_every_sample_occurs_once_per_epoch_and_only_the_last_batches_are_smaller(
     count: int, size: int, epoch: int
 ) -> None:
     source = batches(count, size=size)
@@ -70,7 +70,7 @@ def test_a_shard_without_further_samples_gives_an_empty_batch(augment: str) -> N
     assert labels.shape == (0,)
 
 
-def test_order_is_that_of_the_random_words() -> None:
+def test_order_follows_from_the_random_words() -> None:
     for seed, epoch, shard in ((0, 0, 0), (3, 1, 2)):
         expected = np.argsort(random_words(seed, Purpose.SAMPLE_ORDER, shard, 23, epoch=epoch), kind="stable")
         assert order(batches(seed=seed, shard=shard), epoch) == expected.tolist()
@@ -88,7 +88,7 @@ def test_order_does_not_depend_on_the_size_of_batches() -> None:
     assert order(batches(size=4), 5) == order(batches(size=7), 5) == order(batches(size=23), 5)
 
 
-def test_samples_of_a_batch_are_those_of_its_labels_normalised() -> None:
+def test_samples_of_a_batch_are_normalised_and_belong_to_its_labels() -> None:
     source = batches()
     for step in range(6):
         images, labels = source.batch(1, step, Workspace())

@@ -66,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_what_verify_refuses_is_refused_by_train_and_eval(problem: str, trained: Path, tmp_path: Path) -> None:
+def test_train_and_eval_refuse_what_verify_refuses(problem: str, trained: Path, tmp_path: Path) -> None:
     break_it, words = PROBLEMS[problem]
     for split in ("train", "test"):
         data = packed(tmp_path / split)
@@ -99,6 +99,6 @@ def test_a_problem_of_many_samples_and_classes_is_a_short_line(tmp_path: Path) -
     assert "50000 numbers more than once, the first is 0" in problems[1]
 
 
-def test_what_pack_writes_is_sound(tmp_path: Path) -> None:
+def test_data_written_by_pack_passes_all_checks(tmp_path: Path) -> None:
     pack(tmp_path / "set", image_data(), shards=7)
     assert json.loads(run_data_prep("verify", tmp_path / "set", "--json").stdout)["ok"]

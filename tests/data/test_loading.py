@@ -55,7 +55,7 @@ def test_ranks_get_the_same_shards_as_one_process(data_set: tuple[Path, Manifest
         np.testing.assert_array_equal(part.test[shard].index, whole.test[shard].index)
 
 
-def test_only_the_splits_asked_for_are_read(data_set: tuple[Path, Manifest]) -> None:
+def test_only_the_requested_splits_are_read(data_set: tuple[Path, Manifest]) -> None:
     folder, manifest = data_set
     for entry in manifest.splits["train"]:
         (folder / entry.file).unlink()

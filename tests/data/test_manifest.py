@@ -1,4 +1,4 @@
-"""dptrain.data.manifest: what is written is read back, and nothing else is accepted as a data set."""
+"""dptrain.data.manifest: a written manifest can be read back, and nothing else is accepted as a data set."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ def test_the_identity_of_a_data_set_depends_on_its_contents_only(folder: Path) -
 
 
 def test_the_identity_is_the_same_with_all_versions_of_h5py_and_numpy(folder: Path) -> None:
-    """Files depended on the writer's HDF5. Measured with h5py 3.11.0, 3.15.1, 3.16.0 and NumPy 2.0.0 and 2.4.6."""
+    """Old files depended on the writer's HDF5. Measured with h5py 3.11.0, 3.15.1, 3.16.0 and NumPy 2.0.0 and 2.4.6."""
     assert read_manifest(folder).sha256 == "25866dce111f80e6f8493927d7d024616b16567fa656248b55fabcfffedaf699"
 
 
-def test_the_identity_of_a_data_set_of_version_1_is_that_in_its_checkpoints(old_folder: Path) -> None:
+def test_the_identity_of_a_data_set_of_version_1_agrees_with_its_checkpoints(old_folder: Path) -> None:
     manifest = read_manifest(old_folder)
     assert manifest.sha256 == file_sha256(old_folder / MANIFEST)
     assert manifest.sha256 == read_checkpoint(VERSION_1 / "checkpoint.h5").origin.manifest_sha256
@@ -187,7 +187,7 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (lambda raw: [raw], "not a dptrain manifest"),
     ],
 )
-def test_manifest_that_does_not_fit_is_refused(edit: Callable[[dict[str, Any]], Any], words: str, folder: Path) -> None:
+def test_inconsistent_manifest_is_refused(edit: Callable[[dict[str, Any]], Any], words: str, folder: Path) -> None:
     path = folder / MANIFEST
     path.write_text(json.dumps(edit(json.loads(path.read_text()))))
     with pytest.raises(DataError) as caught:
@@ -201,7 +201,7 @@ def test_manifest_that_does_not_fit_is_refused(edit: Callable[[dict[str, Any]], 
 @pytest.mark.parametrize(
     "change", [{"file": "../../etc/passwd"}, {"samples": -1}, {"bytes": "many"}, {"sha256": "12"}, {"sha256": "zz"}]
 )
-def test_shard_entry_that_does_not_fit_is_refused(change: dict[str, Any], folder: Path) -> None:
+def test_inconsistent_shard_entry_is_refused(change: dict[str, Any], folder: Path) -> None:
     path = folder / MANIFEST
     raw = json.loads(path.read_text())
     raw["splits"]["train"][0].update(change)
@@ -210,7 +210,7 @@ def test_shard_entry_that_does_not_fit_is_refused(change: dict[str, Any], folder
         read_manifest(folder)
 
 
-def test_a_manifest_that_is_no_regular_file_or_too_large_is_refused_at_once(folder: Path) -> None:
+def test_a_manifest_that_is_not_a_regular_file_or_is_too_large_is_refused_at_once(folder: Path) -> None:
     path = folder / MANIFEST
     path.unlink()
     os.mkfifo(path)
@@ -251,7 +251,7 @@ def test_samples_of_a_manifest_are_the_sum_over_its_shards(folder: Path) -> None
     assert (manifest.shard_count, manifest.samples("train"), manifest.samples("test")) == (2, 101, 37)
 
 
-def test_what_is_no_data_set_is_refused_with_advice(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_data_set_is_refused_with_advice(tmp_path: Path) -> None:
     (tmp_path / "archive.zip").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "photos").mkdir()
@@ -266,7 +266,7 @@ def test_what_is_no_data_set_is_refused_with_advice(tmp_path: Path) -> None:
             read_manifest(tmp_path / name)
 
 
-def test_a_folder_that_cannot_be_listed_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_not_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str) -> NoReturn:
         raise PermissionError(errno.EACCES, "Permission denied", path)
 

@@ -1,4 +1,4 @@
-"""dptrain.data.transforms: every image that comes out is a window of the flipped, padded image that went in."""
+"""dptrain.data.transforms: every result is a window of the flipped and padded input image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Images = NDArray[np.uint8]
 
 
 def flip_and_crop(images: Images, words: NDArray[np.uint64], border: str) -> Images:
-    """Both, as `--augment` asks for them."""
+    """Both, as with `--augment`."""
     return cropped(flipped(images, words), words, border)
 
 
@@ -30,7 +30,7 @@ def word(flip: int, down: int, right: int) -> int:
 
 
 def source_index(position: int, extent: int, border: str) -> int | None:
-    """Where a pixel at `position`, possibly outside, comes from along one axis; None for black."""
+    """The source index along one axis of a pixel at `position`, possibly outside; None for black."""
     if 0 <= position < extent:
         return position
     if border == "zero":
@@ -62,7 +62,7 @@ def pixel_by_pixel(images: Images, words: NDArray[np.uint64], border: str) -> Im
     width=st.integers(5, 9),
     border=st.sampled_from(["reflect", "zero"]),
 )
-def test_images_are_those_of_a_loop_over_pixels(
+def test_images_agree_with_a_loop_over_pixels(
     words: list[int], channels: int, height: int, width: int, border: str
 ) -> None:
     images, bits = random_images(len(words), (channels, height, width)), np.array(words, np.uint64)
@@ -74,7 +74,7 @@ def test_images_are_those_of_a_loop_over_pixels(
 
 
 @pytest.mark.parametrize("border", ["reflect", "zero"])
-def test_all_162_flips_and_offsets_are_those_of_the_loop(border: str) -> None:
+def test_all_162_flips_and_offsets_agree_with_the_loop(border: str) -> None:
     words = [word(flip, down, right) for flip in range(2) for down in range(9) for right in range(9)]
     images, bits = random_images(len(words), (1, 12, 13)), np.array(words, np.uint64)
     found = flip_and_crop(images, bits, border)

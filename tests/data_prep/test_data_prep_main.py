@@ -1,4 +1,4 @@
-"""python -m data_prep, as a user runs it: real processes, their output and exit status."""
+"""python -m data_prep as users run it: real processes, their output and exit status."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def test_verify_prints_every_bad_file_and_fails(tmp_path: Path, capsys: pytest.C
     assert len(json.loads(report.stdout)["problems"]) == 2
 
 
-def test_verify_and_info_without_a_data_set_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_and_info_without_a_data_set_are_a_one_line_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for command in ("verify", "info"):
         assert_one_line_error(run(capsys, command, tmp_path), "not a data set")
 
@@ -95,7 +97,7 @@ def test_verify_and_info_without_a_data_set_are_one_line(tmp_path: Path, capsys:
         (("shapes", "OUT", "--shards", "21", "--train", "40", "--test", "20"), ("--shards 21", "test split has 20")),
     ],
 )
-def test_wrong_command_line_is_one_line_with_status_2(
+def test_wrong_command_line_is_a_one_line_error_with_status_2(
     arguments: tuple[str, ...], words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = tuple(str(tmp_path / "set") if word == "OUT" else word for word in arguments)
@@ -103,7 +105,7 @@ def test_wrong_command_line_is_one_line_with_status_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_cannot_be_created_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_cannot_be_created_is_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert_one_line_error(run(capsys, "shapes", tmp_path / "file" / "set", *SMALL), "not a folder")
     assert_one_line_error(run(capsys, "shapes", "/proc/set", *SMALL), "/proc", "cannot be written")
@@ -115,7 +117,7 @@ FILES_OF_64_KIB = (
 )
 
 
-def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_full_disk_is_a_one_line_error_and_leaves_no_files(tmp_path: Path) -> None:
     # For a process, a limit of file size is like a full disk, and it needs no root.
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 16
     command = [sys.executable, "-c", FILES_OF_64_KIB, "shapes", str(tmp_path / "set"), "--train", "400", "--test", "40"]
@@ -138,7 +140,7 @@ def test_signal_while_packing_removes_partial_files(number: signal.Signals, tmp_
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
-    while process.poll() is None:  # to its very end, all within two seconds
+    while process.poll() is None:  # until it ends, all within two seconds
         os.kill(process.pid, number)
         time.sleep(0.01)
     _stdout, stderr = process.communicate(timeout=60)
@@ -183,7 +185,9 @@ def test_limit_is_kept(small_archive: Path, tmp_path: Path) -> None:
     assert (manifest.samples("train"), manifest.samples("test")) == (30, 6)
 
 
-def test_damaged_archive_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_archive_is_a_one_line_error_and_leaves_no_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"not an archive")
     done = run(capsys, "cifar10", tmp_path / "set", "--archive", tmp_path / "a.tar.gz")
     assert_one_line_error(done, "a.tar.gz", "not a complete .tar.gz")
@@ -199,7 +203,7 @@ def test_damaged_archive_is_one_line_and_leaves_nothing(tmp_path: Path, capsys: 
     ],
     ids=["pipe", "folder", "dangling link"],
 )
-def test_an_archive_that_is_no_file_is_one_line_at_once(
+def test_an_archive_that_is_not_a_file_is_a_one_line_error_at_once(
     make: Callable[[Path], None], words: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path / "a.tar.gz")

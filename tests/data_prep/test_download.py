@@ -91,7 +91,7 @@ def test_given_archive_comes_before_the_environment_and_that_before_the_cache(
 @pytest.mark.parametrize(
     ("url", "words"), [("https://127.0.0.1:9/x.tar.gz", "refused"), ("https://nowhere.invalid/x.tar.gz", "")]
 )
-def test_without_a_network_there_is_one_short_line_soon(
+def test_without_a_network_a_short_one_line_error_comes_soon(
     url: str, words: str, optional: bool, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -91,7 +91,7 @@ def test_an_unknown_layout_is_refused() -> None:
     ],
     ids=["Fortran", "every second", "reversed"],
 )
-def test_images_in_any_order_of_memory_give_the_same_bytes(order: Callable[[Any], Any], tmp_path: Path) -> None:
+def test_images_in_any_memory_order_give_the_same_bytes(order: Callable[[Any], Any], tmp_path: Path) -> None:
     other = replace(GOOD, train=replace(GOOD.train, images=order(GOOD.train.images)))
     pack(tmp_path / "plain", GOOD, shards=2)
     pack(tmp_path / "other", other, shards=2)
@@ -207,7 +207,7 @@ def test_names_of_any_script_are_accepted() -> None:
     )
 
 
-def test_one_text_is_not_a_list_of_names() -> None:
+def test_a_string_is_not_a_list_of_names() -> None:
     with pytest.raises(DataError, match="expected a list of one or more names"):
         check_names("mine", "cat")
 
@@ -225,7 +225,7 @@ def test_packing_checks_names_and_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "d\0g", "d\udcffg"])
-def test_training_on_a_data_set_with_such_names_is_refused_at_its_start(name: str, tmp_path: Path) -> None:
+def test_training_on_a_data_set_with_invalid_names_is_refused_at_the_start(name: str, tmp_path: Path) -> None:
     """Found in the field: training failed at its first checkpoint; `eval` left out one of two classes of one name."""
     data = tmp_path / "set"
     pack(data, replace(GOOD, classes=("a", "b", "c", "d", "e")), shards=2)

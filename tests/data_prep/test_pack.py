@@ -1,4 +1,4 @@
-"""data_prep.pack and data_prep.staging: how samples are dealt; a folder appears complete or not at all."""
+"""data_prep.pack and data_prep.staging: how samples are distributed; a folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def philox(counter: int, key: tuple[int, int]) -> list[int]:
     return words
 
 
-def test_order_is_that_of_the_words_of_philox() -> None:
+def test_order_follows_from_the_words_of_philox() -> None:
     # The first known answer of Random123's kat_vectors.
     assert philox(0, (0, 0)) == [0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B]
     seed, split, shard = 2**63 - 1, 1, 5
@@ -123,7 +123,7 @@ def test_mean_and_deviation_are_those_of_the_packed_training_pixels(tmp_path: Pa
     np.testing.assert_allclose(manifest.std, kept.std(axis=(0, 2, 3)), rtol=1e-12)
 
 
-def test_channel_without_deviation_gets_one() -> None:
+def test_constant_channel_has_a_deviation_of_one() -> None:
     images = np.full((3, 2, 4, 4), 51, np.uint8)
     images[0, 1, 0, 0] = 52
     mean, std = channel_statistics(pixel_histogram(images))
@@ -131,7 +131,7 @@ def test_channel_without_deviation_gets_one() -> None:
     assert 0 < std[1] < 0.01
 
 
-def test_limit_keeps_classes_equal_as_far_as_they_last(tmp_path: Path) -> None:
+def test_limit_keeps_classes_equal_as_far_as_possible(tmp_path: Path) -> None:
     data = image_data(train=300, test=80, classes=3)
     labels = np.sort(np.minimum(np.arange(300) // 20, 2)).astype(np.int64)  # 20, 20 and 260 samples
     data = replace(data, train=replace(data.train, labels=labels))
@@ -142,7 +142,7 @@ def test_limit_keeps_classes_equal_as_far_as_they_last(tmp_path: Path) -> None:
     assert np.ptp(np.bincount(test)) <= 1
 
 
-def test_limit_keeps_a_test_sample_for_every_shard_and_never_more_than_there_are(tmp_path: Path) -> None:
+def test_limit_keeps_a_test_sample_for_every_shard_and_never_more_than_exist(tmp_path: Path) -> None:
     assert pack(tmp_path / "a", image_data(), shards=8, limit=10).samples("test") == 8
     whole = pack(tmp_path / "b", image_data(), shards=8, limit=10**9)
     assert (whole.samples("train"), whole.samples("test")) == (101, 37)
@@ -163,7 +163,7 @@ def test_shard_without_a_sample_is_a_usage_error(shards: int, tmp_path: Path) ->
     assert leftovers(tmp_path) == []
 
 
-def test_one_sample_a_shard_is_possible(tmp_path: Path) -> None:
+def test_one_sample_per_shard_is_possible(tmp_path: Path) -> None:
     pack(tmp_path / "set", image_data(train=37), shards=37)
     assert [len(shard) for shard in shards_of(tmp_path / "set", "test")] == [1] * 37
 
@@ -236,7 +236,7 @@ def test_link_to_another_disk_keeps_pointing_there(tmp_path: Path) -> None:
     assert (tmp_path / "big-disk" / "manifest.json").exists()
 
 
-def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
+def test_two_runs_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
     with staging.staged(tmp_path / "set", force=False), pytest.raises(DataError, match="another process"):
         pack(tmp_path / "set", image_data())
     assert leftovers(tmp_path) == []
@@ -244,7 +244,7 @@ def test_two_runs_at_once_do_not_mix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(143)])
 @pytest.mark.parametrize("force", [False, True])
-def test_a_failure_leaves_the_folder_as_before(
+def test_a_failure_does_not_change_the_folder(
     error: BaseException, force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "set"

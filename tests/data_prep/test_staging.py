@@ -48,7 +48,7 @@ def pack_and_die(out: Path, calls: int, *, force: bool) -> bool:
         try:
             left = calls
 
-            def mortal(function: Callable[..., Any]) -> Callable[..., Any]:
+            def dying(function: Callable[..., Any]) -> Callable[..., Any]:
                 def call(*arguments: Any, **options: Any) -> Any:
                     nonlocal left
                     left -= 1
@@ -59,8 +59,8 @@ def pack_and_die(out: Path, calls: int, *, force: bool) -> bool:
                 return call
 
             for name in ("rename", "unlink", "mkdir", "rmdir", "write_text", "write_bytes"):
-                setattr(Path, name, mortal(getattr(Path, name)))
-            os.replace = mortal(os.replace)
+                setattr(Path, name, dying(getattr(Path, name)))
+            os.replace = dying(os.replace)
             pack(out, NEW, shards=2, force=force)
             status = 0
         finally:
@@ -72,7 +72,7 @@ def pack_and_die(out: Path, calls: int, *, force: bool) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("old_set", [False, True])
-def test_a_process_killed_at_any_moment_leaves_the_old_set_or_a_new_one_that_the_next_run_installs(
+def test_a_process_killed_at_any_time_leaves_the_old_set_or_a_new_one_for_the_next_run(
     old_set: bool, tmp_path: Path, identities: tuple[str, str]
 ) -> None:
     before, after = identities
@@ -246,7 +246,9 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
         pack(tmp_path / ("x" * 300), NEW)
 
 
-def test_typed_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tildes_in_typed_paths_are_expanded_and_invalid_paths_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert typed_path("~/data") == f"{tmp_path}/data"
     assert typed_path("~root").startswith("/")

@@ -1,4 +1,4 @@
-"""The reference of the configuration is what the code says; run as a program, this file writes it."""
+"""The reference of the configuration agrees with the code; run as a program, this file writes it."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(data: Path, folder: Path, ranks: int, **changes: object) -> str:
-    """The hash of the parameters that a run ends with, on ranks that are threads."""
+    """The hash of the final parameters of a run on ranks that are threads."""
     config = configuration(data, folder, model="example", model_options=OPTIONS, **changes)
     finished = on_ranks(ranks, lambda communicator: train(config, communicator, []))[0]
     assert finished is not None
@@ -69,7 +69,7 @@ def test_a_resume_on_other_ranks_does_not_change_a_bit(step: int, data: Path, un
     assert run(data, tmp_path / "run", 3) == undisturbed
 
 
-def test_what_is_dropped_depends_on_the_seed(data: Path, undisturbed: str, tmp_path: Path) -> None:
+def test_dropped_values_depend_on_the_seed(data: Path, undisturbed: str, tmp_path: Path) -> None:
     assert run(data, tmp_path / "run", 1, seed=1) != undisturbed
 
 

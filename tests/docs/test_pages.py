@@ -26,14 +26,14 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 
 @pytest.fixture(scope="module")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds, as the data set that the pages name, a small one."""
+    """A folder with a small data set under the name that the pages use."""
     folder = tmp_path_factory.mktemp("small")
     pack(folder / "data" / "cifar10", read_shapes(320, 80, seed=0), shards=8)
     return folder
 
 
 def archive(folder: Path) -> None:
-    """An archive of the size of the published one, of few images that repeat."""
+    """An archive of the same size as the published one, with few images that repeat."""
     members = {
         name: content if name.endswith(".txt") else content * 1000 for name, content in binary_members(10).items()
     }
@@ -42,7 +42,7 @@ def archive(folder: Path) -> None:
 
 @pytest.fixture
 def reader(page: Path, small_data: Path, tmp_path: Path) -> Callable[[Block], None]:
-    """Does in a copy of the checkout what a reader does with a block: types it, or saves it."""
+    """Acts like a reader in a copy of the checkout: types a block, or saves it as a file."""
     text = page.read_text(encoding="utf-8")
     ignored = shutil.ignore_patterns("__pycache__")
     for name in PARTS:
@@ -136,7 +136,7 @@ def test_commands_that_are_not_run_have_existing_flags_and_files(page: Path) -> 
         "unheard-of x",
     ],
 )
-def test_the_check_of_a_command_finds(command: str) -> None:
+def test_the_check_of_a_command_reports(command: str) -> None:
     block = Block(PAGES[0], 1, "bash", command, "an example")
     with pytest.raises(AssertionError):
         check_command(block.commands()[0])

@@ -1,6 +1,6 @@
-"""What is guaranteed when ranks die, stop or get a signal: jobs of real ranks, hit at random moments.
+"""Guarantees for ranks that die, stop or get a signal: jobs of real ranks, disturbed at random moments.
 
-Each trial has a seed, from which it draws whom to strike and when. A few trials run with every test run; many with
+Each trial has a seed, from which it draws the rank and the moment. A few trials run in every test run; many with
 `pytest -m long tests/faults/test_faults.py`. In the end the counts are printed.
 """
 
@@ -39,13 +39,13 @@ from launch.signals import signal_label
 
 pytestmark = pytest.mark.mpi
 
-LATEST = LAST_STEP - 100  # no rank is struck later than this step and some milliseconds, lest it has ended already
+LATEST = LAST_STEP - 100  # signals come at most some milliseconds after this step, before the run ends
 
 Tally = Callable[[str, float], None]
 
 
 def trials(short: int, long: int, mpich: int = 1) -> Iterable[Any]:
-    """Seeds: the first few for every run, the first `mpich` of them also with MPICH, all of them for the long one."""
+    """Seeds: the first few for every test run, the first `mpich` of them also with MPICH, all for the long test run."""
     once = [pytest.param(seed, marks=pytest.mark.once) for seed in range(mpich, short)]
     return [*range(mpich), *once, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(short, short + long))]
 
@@ -57,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The hash that one process without MPI ends with."""
+    """The final hash of one process without MPI."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
     with job(alone(words(data, run_dir)), run_dir) as started:
         status, _, err = started.end()
@@ -65,7 +65,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return final_sha256(run_dir)
 
 
-def strike(started: Job, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
+def send_signal(started: Job, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
     os.kill(started.ranks()[rank], number)
 
 
@@ -79,14 +79,14 @@ def test_a_restart_after_a_killed_rank_gives_the_same_bits(
     with job(launched(own_mpi(), ranks, "--max-restarts", "1", trainer=trainer), tmp_path / "run") as started:
         started.wait_until_training(ranks, draw.randint(1, LATEST))
         time.sleep(draw.uniform(0, 0.03))
-        strike(started, seed % ranks)
-        struck = started.newest_step()
+        send_signal(started, seed % ranks)
+        step_before = started.newest_step()
         status, _, err = started.end()
     assert status == 0, err
     assert "launch: attempt 1 on " in err
     assert "SIGKILL" in err
     assert final_sha256(tmp_path / "run") == undisturbed
-    tally("runs with a rank killed, restarted to the same bits; steps made before", struck)
+    tally("runs with a rank killed, restarted to the same bits; steps made before", step_before)
     tally("runs after such a restart without a corrupt checkpoint; checkpoints", assert_all_sound(tmp_path / "run"))
 
 
@@ -95,18 +95,18 @@ def test_a_restart_after_a_killed_rank_gives_the_same_bits(
 def test_elastic_ranks_continue_without_killed_ones(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
-    """One to all but one of 3 or 4 ranks, rank 0 too, at moments that may fall into the recovery from another."""
+    """Kills 1 or more of 3 or 4 ranks, also rank 0, but not all; some during the recovery from another death."""
     draw = random.Random(seed)
     ranks = 3 + seed % 2
-    victims = draw.sample(range(ranks), draw.randint(1, ranks - 1))
+    killed = draw.sample(range(ranks), draw.randint(1, ranks - 1))
     trainer = words(data, tmp_path / "run")
     with job(launched("openmpi", ranks, "--elastic", trainer=trainer), tmp_path / "run") as started:
         started.wait_until_training(ranks, draw.randint(1, LATEST))
         time.sleep(draw.uniform(0, 0.03))
         processes = started.ranks()
-        for victim in victims:
-            with contextlib.suppress(ProcessLookupError, KeyError):  # it has come to its end
-                os.kill(processes[victim], signal.SIGKILL)
+        for rank in killed:
+            with contextlib.suppress(ProcessLookupError, KeyError):  # the rank has already ended
+                os.kill(processes[rank], signal.SIGKILL)
             time.sleep(draw.choice([0, 0.002, 0.02, 0.1, 0.4]))
         status, _, err = started.end()
     assert status == 0, err
@@ -114,10 +114,10 @@ def test_elastic_ranks_continue_without_killed_ones(
     assert_all_sound(tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     recoveries = [line for line in lines if line["event"] == "recovery"]
-    assert victims[0] in {rank for line in recoveries for rank in line["lost"]} <= set(victims)
+    assert killed[0] in {rank for line in recoveries for rank in line["lost"]} <= set(killed)
     for line in recoveries:
         tally("recoveries of elastic runs; seconds", line["recovery_seconds"])
-    tally("elastic runs that went on to the same bits; ranks killed", len(victims))
+    tally("elastic runs that continued to the same bits; ranks killed", len(killed))
 
 
 @pytest.mark.parametrize("seed", trials(2, 50))
@@ -142,20 +142,20 @@ def test_a_run_stopped_at_a_random_step_resumes_with_other_ranks_and_threads(
 def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
-    """To each rank in turn, and to the launcher; also while it evaluates or writes."""
+    """The signal goes to each rank in turn, and to the launcher; also during evaluations and writes."""
     draw = random.Random(seed)
-    ranks, victim = 3, seed % 4
-    number = draw.choice(ENDING if victim < ranks else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    ranks, target = 3, seed % 4
+    number = draw.choice(ENDING if target < ranks else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
     trainer = words(data, tmp_path / "run")
     with job(launched(own_mpi(), ranks, trainer=trainer), tmp_path / "run") as started:
         started.wait_until_training(ranks, draw.randint(1, LATEST))
         time.sleep(draw.uniform(0, 0.03))
-        struck = time.monotonic()
-        os.kill(started.ranks()[victim] if victim < ranks else started.process.pid, number)
+        signalled_at = time.monotonic()
+        os.kill(started.ranks()[target] if target < ranks else started.process.pid, number)
         status, _, err = started.end(timeout=20)
-        seconds = time.monotonic() - struck
+        seconds = time.monotonic() - signalled_at
     assert status == 75, err
-    asked = f"{number.name} at rank {victim}" if victim < ranks else signal_label(number)
+    asked = f"{number.name} at rank {target}" if target < ranks else signal_label(number)
     assert f"launch: stopped by {asked}: " in err
     assert seconds < 10
     stopped = started.newest_step()
@@ -169,14 +169,16 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
 
 @pytest.mark.once
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
-def test_one_process_with_workers_saves_a_checkpoint_whatever_announces_its_end(
+def test_one_process_with_workers_saves_a_checkpoint_after_any_signal_that_ends_it(
     number: signal.Signals, data: Path, undisturbed: str, tmp_path: Path
 ) -> None:
-    """Found in the field: a closed terminal (SIGHUP) killed the run. Its whole group is signalled, workers too."""
+    """Found in the field: a closed terminal (SIGHUP) killed the run. The signal also goes to the workers."""
     trainer = words(data, tmp_path / "run", threads=2)
     with job(alone(trainer), tmp_path / "run") as started:
         started.wait_for(lambda: started.newest_step() >= 20, timeout=60)
-        while started.process.poll() is None:  # signals of the same request, to the very end, as from Slurm and a trap
+        while (
+            started.process.poll() is None
+        ):  # more signals of the same request until the run ends, as from Slurm and a trap
             os.killpg(started.process.pid, number)
             time.sleep(0.02)
         status, _, err = started.end()
@@ -200,12 +202,12 @@ def test_signals_that_were_ignored_at_the_start_do_not_end_a_run(data: Path, tmp
 
 
 @pytest.mark.once
-def test_ctrl_z_stops_a_run_with_its_workers_and_raises_no_alarm(data: Path, tmp_path: Path) -> None:
+def test_ctrl_z_stops_a_run_with_its_workers_without_a_stall_report(data: Path, tmp_path: Path) -> None:
     """As a terminal's Ctrl-Z and `fg` do it, to the whole group."""
     trainer = words(data, tmp_path / "run", threads=2, stall_limit=0.5)
     with job(alone(trainer), tmp_path / "run") as started:
         started.wait_for(lambda: started.newest_step() >= 20, timeout=60)
-        os.killpg(started.process.pid, signal.SIGSTOP)  # a session of its own has no terminal to send SIGTSTP
+        os.killpg(started.process.pid, signal.SIGSTOP)  # the new session has no terminal that sends SIGTSTP
         time.sleep(0.2)
         step = started.newest_step()
         time.sleep(1.5)
@@ -216,7 +218,7 @@ def test_ctrl_z_stops_a_run_with_its_workers_and_raises_no_alarm(data: Path, tmp
 
 
 @pytest.mark.ulfm
-def test_when_all_ranks_of_an_elastic_run_die_it_is_started_again(data: Path, undisturbed: str, tmp_path: Path) -> None:
+def test_an_elastic_run_is_restarted_when_all_its_ranks_die(data: Path, undisturbed: str, tmp_path: Path) -> None:
     trainer = words(data, tmp_path / "run")
     command = launched("openmpi", 3, "--elastic", "--max-restarts", "1", trainer=trainer)
     with job(command, tmp_path / "run") as started:
@@ -232,19 +234,19 @@ def test_when_all_ranks_of_an_elastic_run_die_it_is_started_again(data: Path, un
 @pytest.mark.ulfm
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_second_signal_to_one_rank_of_an_elastic_run_ends_all(rank: int, data: Path, tmp_path: Path) -> None:
-    """Another rank is stopped; of the one that leaves with a status other than 0, mpirun tells the others nothing."""
+    """Another rank is stopped; mpirun does not tell the others about a rank that exits with a status other than 0."""
     with job(launched("openmpi", 3, "--elastic", trainer=words(data, tmp_path / "run")), tmp_path / "run") as started:
         started.wait_until_training(3)
-        strike(started, 1, signal.SIGSTOP)
+        send_signal(started, 1, signal.SIGSTOP)
         for _ in range(2):
-            strike(started, rank, signal.SIGTERM)
+            send_signal(started, rank, signal.SIGTERM)
             time.sleep(SAME_REQUEST + 0.5)
         status, _, err = started.end(timeout=20)
     assert status == 128 + signal.SIGTERM, err
 
 
 @pytest.mark.ulfm
-def test_an_elastic_run_tells_its_error_and_is_not_started_again(data: Path, tmp_path: Path) -> None:
+def test_an_elastic_run_reports_its_error_and_is_not_restarted(data: Path, tmp_path: Path) -> None:
     trainer = words(data, tmp_path / "run", lr=1e30, warmup_steps=0)
     command = launched("openmpi", 3, "--elastic", "--max-restarts", "1", trainer=trainer)
     with job(command, tmp_path / "run") as started:
@@ -255,17 +257,17 @@ def test_an_elastic_run_tells_its_error_and_is_not_started_again(data: Path, tmp
 
 
 def test_a_second_signal_to_a_stopped_run_ends_it_at_once(data: Path, tmp_path: Path) -> None:
-    """One rank is stopped, so the others can agree on nothing."""
+    """One rank is stopped, so the others cannot agree on a step."""
     with job(launched(own_mpi(), 3, trainer=words(data, tmp_path / "run")), tmp_path / "run") as started:
         started.wait_until_training(3)
-        strike(started, 1, signal.SIGSTOP)
+        send_signal(started, 1, signal.SIGSTOP)
         started.process.send_signal(signal.SIGTERM)
         time.sleep(SAME_REQUEST + 0.5)
         assert started.process.poll() is None
-        struck = time.monotonic()
+        signalled_at = time.monotonic()
         started.process.send_signal(signal.SIGTERM)
         status, _, _ = started.end()
-        assert time.monotonic() - struck < 10
+        assert time.monotonic() - signalled_at < 10
     # mpirun continues a stopped rank before it ends all. Sometimes the ranks just have time to save, and report that.
     assert status in (128 + signal.SIGTERM, PREEMPTED)
     assert_all_sound(tmp_path / "run")
@@ -287,22 +289,22 @@ def test_a_stopped_rank_is_reported_and_ends_the_job_if_configured(
         started.wait_until_training(3)
         process = started.ranks()[rank]
         os.kill(process, signal.SIGSTOP)
-        struck = time.monotonic()
+        signalled_at = time.monotonic()
         line = started.line_of_stderr("has been silent for")
-        seconds = time.monotonic() - struck
+        seconds = time.monotonic() - signalled_at
         step = started.newest_step()
         status, _, err = started.end()
     assert f"dptrain: rank {rank} on {socket.gethostname()} (process {process})" in line
     assert re.search(rf"in step ({step}|{step + 1}|{step + 2})\b", line), (step, line)
     assert seconds < STALL_LIMIT + 2
     assert "dptrain: error: rank" in err
-    assert status in (76, 137)  # MPICH may tell of a rank that it killed
+    assert status in (76, 137)  # MPICH may report a rank that it killed
     tally("stopped ranks named; seconds after the limit", seconds - STALL_LIMIT)
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("seconds", [7, pytest.param(600, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
-def test_no_rank_is_named_in_ordinary_training(seconds: int, data: Path, tmp_path: Path, tally: Tally) -> None:
+def test_no_rank_is_reported_in_ordinary_training(seconds: int, data: Path, tmp_path: Path, tally: Tally) -> None:
     """With checkpoints all the time, evaluations, more ranks than cores, and a limit far below the usual one."""
     trainer = words(data, tmp_path / "run", stall_limit=5.0, epochs=100_000)
     with job(launched(own_mpi(), 3, trainer=trainer), tmp_path / "run") as started:
@@ -317,7 +319,7 @@ def test_no_rank_is_named_in_ordinary_training(seconds: int, data: Path, tmp_pat
 
 
 def test_without_ulfm_elastic_says_what_to_use_instead(data: Path, tmp_path: Path) -> None:
-    """Under any MPI, mpirun is here started without --with-ft ulfm."""
+    """With any MPI; mpirun is started without --with-ft ulfm."""
     done = dptrain("train", *words(data, tmp_path / "run"), "--elastic", cwd=tmp_path, mpi=own_mpi(), ranks=2)
     assert_one_error(done, "--elastic needs ULFM", "--with-ft ulfm", "--max-restarts", status=2, ranks=True)
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""dptrain.health.interruption: a first signal asks for the end, a second one ends the process."""
+"""dptrain.health.interruption: a first signal requests the end of the run, a second one ends the process."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_same_request_may_arrive_twice_but_a_later_signal_ends(
 
 
 def test_a_second_signal_ends_even_a_process_that_does_not_return_to_python() -> None:
-    """Such as one that waits within MPI for a stopped rank; here it waits for a lock of the C library."""
+    """For example, one that waits inside MPI for a stopped rank; here it waits for a lock of the C library."""
     program = """
 import ctypes, os, signal, sys
 from dptrain.health import interruption

@@ -8,8 +8,8 @@
 #     hosts.sh crash I         ends node I as a power failure would: no connection is closed, nothing is cleaned up
 #     hosts.sh down            removes all hosts
 #
-# A host has namespaces of its own for network, host name, processes, mounts and IPC, its own /dev/shm, /run, and local
-# disk /mnt, and an sshd that every other host may use. All else, /tmp and /root among it, is shared, as a network file
+# A host has separate namespaces for network, host name, processes, mounts and IPC, a separate /dev/shm, /run, and local
+# disk /mnt, and an sshd that every other host may use. Everything else is shared, also /tmp and /root, as a network file
 # system is. State is kept in $DPTRAIN_HOSTS (default: /tmp/dptrain-hosts).
 
 set -uo pipefail

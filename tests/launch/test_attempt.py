@@ -92,7 +92,7 @@ sys.exit(run_attempt(command, os.environ, target, Signals(None)).status)
 
 
 def run_ranks(ranks: int, tmp_path: Path, status: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
-    """REPORT on real ranks, without HOME in the environment, through the launcher's own steps."""
+    """REPORT on real ranks, without HOME in the environment, through the functions of the launcher."""
     script = tmp_path / "report.py"
     script.write_text(REPORT)
     inherited = {name: value for name, value in os.environ.items() if name != "HOME"}
@@ -132,15 +132,15 @@ def test_the_user_can_leave_real_ranks_unbound(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
-def test_a_job_starts_although_a_killed_one_has_left_a_session_of_the_same_number(tmp_path: Path) -> None:
-    unlucky = tmp_path / "mpirun"
-    unlucky.write_text(
+def test_a_job_starts_even_if_a_killed_job_left_a_session_of_the_same_number(tmp_path: Path) -> None:
+    stand_in = tmp_path / "mpirun"
+    stand_in.write_text(
         f"#!/bin/sh\nmkdir -p {tmp_path}/ompi.$$\ntouch {tmp_path}/ompi.$$/pmix.vm.tool\n"
         f'exec {find_mpirun(None)} "$@"\n'
     )
-    unlucky.chmod(0o755)
+    stand_in.chmod(0o755)
     done = run_launch(
-        "-n", "1", "--mpirun", str(unlucky), "--", "--version", TMPDIR=str(tmp_path), **{SESSION_BASE: str(tmp_path)}
+        "-n", "1", "--mpirun", str(stand_in), "--", "--version", TMPDIR=str(tmp_path), **{SESSION_BASE: str(tmp_path)}
     )
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.glob("mpirun-*"))

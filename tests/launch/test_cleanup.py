@@ -1,4 +1,4 @@
-"""launch.cleanup: no process, shared memory or session folder outlives its job, and nothing else is touched."""
+"""launch.cleanup: no process, shared memory or session folder remains after its job; nothing else is removed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_processes_of_a_killed_mpirun_are_ended(fake_mpirun: Callable[..., str])
     assert not is_alive(rank)
 
 
-def test_a_process_of_another_job_stays() -> None:
+def test_a_process_of_another_job_is_not_killed() -> None:
     with subprocess.Popen(["sleep", "20"], env={VARIABLE: "another@1@x"}) as other:
         wait_until(lambda: JobProcesses("another").find() == [other.pid])
         with no_leftovers("mine"):

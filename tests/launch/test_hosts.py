@@ -121,7 +121,7 @@ def test_usr1_to_the_batch_script_saves_and_requeues(
 
 
 def test_the_time_limit_saves_and_requeues(cluster: None, data: Path, undisturbed: str, tmp_path: Path) -> None:
-    """Slurm's shortest limit is a minute, and it looks at limits every 30 s: the ranks are stopped until it signals."""
+    """The shortest limit is a minute, checked every 30 s: the ranks are stopped until Slurm sends the signal."""
     started = submitted(data, tmp_path / "run", "--time=1", "--signal=B:USR1@30")
     for node in (1, 2):
         on(node, "pkill", "-STOP", "-f", RANK_ONLY)
@@ -154,7 +154,7 @@ def test_a_preempted_job_saves_and_is_requeued(
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
 @pytest.mark.parametrize("way", ["hosts", "hostfile", "slurm"])
-def test_ranks_on_two_hosts_have_cores_of_their_own_and_the_bits_of_one_process(
+def test_ranks_on_two_hosts_have_separate_cores_and_the_bits_of_one_process(
     way: str, mpi: str, ranks: int, cluster: None, data: Path, undisturbed: str, tmp_path: Path
 ) -> None:
     run_dir, each = tmp_path / "run", ranks // 2
@@ -183,7 +183,7 @@ def cores_of(node: int, process: str) -> set[int]:
     return {cpu for cpu in range(256) if int(mask.replace(",", ""), 16) >> cpu & 1}
 
 
-def test_a_run_on_hosts_that_is_asked_to_end_saves_and_leaves_nothing_with_mpich(
+def test_an_mpich_run_on_hosts_that_is_asked_to_end_saves_and_leaves_nothing(
     cluster: None, data: Path, undisturbed: str, tmp_path: Path
 ) -> None:
     with launcher(data, tmp_path / "run", mpi="mpich") as process:
@@ -246,7 +246,7 @@ def test_a_host_without_power_is_left_out_if_fewer_ranks_are_allowed(
     tally("power failure under the launcher: seconds of the first attempt", attempts[0]["seconds"])
 
 
-def test_restarts_outlast_a_network_that_is_cut(
+def test_restarts_continue_until_a_cut_network_works_again(
     cluster: None, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
     with launcher(data, tmp_path / "run", restarts=1) as process:
@@ -325,7 +325,7 @@ def ended(process: subprocess.Popen[str], timeout: float = 150) -> tuple[int, st
 
 
 def kill_job_on_node2(killed: str) -> None:
-    """Kill the processes of the job on node2, all for "."."""
+    """Kill the processes of the job on node2 that match; "." matches all."""
     if killed != ".":
         kill_on(2, killed)
         return

@@ -31,7 +31,7 @@ RANKS = (
 
 @contextmanager
 def stand_in(fake_mpirun: Callable[..., str]) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A launcher in a process group of its own, in this session like a shell's job, and the processes of its ranks."""
+    """A launcher in a new process group of this session, like a job of a shell, and the processes of its ranks."""
     mpirun = fake_mpirun(OPEN_MPI, RANKS)
     process = start_launch("-n", "2", "--mpirun", mpirun, "--", "train", "data", group=True)
     try:
@@ -47,7 +47,7 @@ def stand_in(fake_mpirun: Callable[..., str]) -> Iterator[tuple[subprocess.Popen
 def test_a_stop_from_the_terminal_stops_ranks_and_launcher_until_they_are_continued(
     fake_mpirun: Callable[..., str], number: signal.Signals
 ) -> None:
-    """Found in the field: Ctrl-Z stopped only the launcher, and the ranks went on training."""
+    """Found in the field: Ctrl-Z stopped only the launcher, and the ranks continued training."""
     with stand_in(fake_mpirun) as (process, ranks):
         for _ in range(2):
             os.killpg(process.pid, number)
@@ -73,7 +73,7 @@ def test_a_stop_while_mpirun_starts_the_ranks_stops_mpirun(fake_mpirun: Callable
     process.communicate(timeout=30)
 
 
-def test_a_stopped_job_that_is_asked_to_end_does_so_when_it_is_continued(fake_mpirun: Callable[..., str]) -> None:
+def test_a_stopped_job_that_is_asked_to_end_ends_when_it_is_continued(fake_mpirun: Callable[..., str]) -> None:
     """A shell's `kill %1` sends SIGTERM and SIGCONT."""
     with stand_in(fake_mpirun) as (process, ranks):
         os.killpg(process.pid, signal.SIGTSTP)
@@ -85,7 +85,7 @@ def test_a_stopped_job_that_is_asked_to_end_does_so_when_it_is_continued(fake_mp
 
 
 def test_nothing_is_left_of_a_stopped_job_whose_launcher_is_killed(fake_mpirun: Callable[..., str]) -> None:
-    """mpirun is not stopped, and ends its ranks; this stand-in only shows that it can."""
+    """mpirun is not stopped, and ends its ranks; this fake mpirun only shows that it can."""
     with stand_in(fake_mpirun) as (process, ranks):
         mpirun = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         os.killpg(process.pid, signal.SIGTSTP)
@@ -110,7 +110,7 @@ def test_a_stop_in_an_orphaned_process_group_has_no_effect(fake_mpirun: Callable
 @pytest.mark.mpi
 @pytest.mark.once
 @pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
-def test_a_real_run_is_stopped_and_continued_without_an_alarm(mpi: str, tmp_path: Path) -> None:
+def test_a_real_run_is_stopped_and_continued_without_a_stall_report(mpi: str, tmp_path: Path) -> None:
     data, run_dir = packed(tmp_path / "data"), tmp_path / "run"
     trainer = flags(data, run_dir, epochs=100_000, checkpoint_every=5, log_every=1, stall_limit=1.0)
     with (tmp_path / "log").open("wb") as log:

@@ -1,4 +1,4 @@
-"""python -m launch: its command line, what it prints, what it returns."""
+"""python -m launch: its command line, its output and its status."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow  # starts many processes
         (["-n", "2", "--max-restarts", "1", "--min-ranks", "0", "--", "train", "--run-dir=x"], "found '0'"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_status_2(
+def test_a_wrong_command_line_is_a_one_line_error_with_status_2(
     arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
@@ -122,7 +122,7 @@ def test_an_end_without_a_record_is_a_failure_with_a_reason_in_one_line(
 
 
 @pytest.mark.parametrize("returncode", [0, 137])
-def test_a_run_that_reports_success_has_succeeded_whatever_mpirun_returns(
+def test_a_run_that_reports_success_has_succeeded_for_any_status_of_mpirun(
     fake_mpirun: Callable[..., str], returncode: int
 ) -> None:
     done = run_launch("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, f"{ends(0)}; exit {returncode}"), "--", "eval", "x")
@@ -171,7 +171,7 @@ def test_a_notice_that_is_the_only_explanation_is_shown(fake_mpirun: Callable[..
 
 
 @pytest.mark.parametrize("missing", [[1], [2], [0, 1, 2]], ids=str)
-def test_a_job_ends_well_without_the_standard_streams(
+def test_a_job_succeeds_without_the_standard_streams(
     fake_mpirun: Callable[..., str], tmp_path: Path, missing: list[int]
 ) -> None:
     """The record does not need these streams."""
@@ -198,7 +198,7 @@ def test_a_failure_is_reported_although_sigchld_was_ignored(fake_mpirun: Callabl
     assert "mpirun was killed by SIGKILL" in only_line(done.stderr)
 
 
-def test_mpirun_starts_with_default_signals_whatever_the_launcher_has_inherited(
+def test_mpirun_starts_with_default_signals_also_if_the_launcher_ignores_some(
     fake_mpirun: Callable[..., str],
 ) -> None:
     """mpirun gets signals from the launcher only, which must be able to end it."""

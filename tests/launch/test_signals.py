@@ -38,7 +38,7 @@ NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGQUIT: "Ctrl-\\ (SIGQUIT)"}
 
 
 def signalled(mpirun: str, command: str, number: signal.Signals) -> tuple[int, str]:
-    """A launcher that gets a signal when its job is ready; its status and its standard error."""
+    """Send a launcher a signal when its job is ready; returns its status and standard error."""
     process = start_launch("-n", "2", "--mpirun", mpirun, "--", command, "data")
     assert first_output(process) == "ready"
     process.send_signal(number)
@@ -53,7 +53,7 @@ def signalled(mpirun: str, command: str, number: signal.Signals) -> tuple[int, s
 def test_the_first_signal_asks_training_to_save_and_end(
     fake_mpirun: Callable[..., str], version: str, passed: signal.Signals, number: signal.Signals
 ) -> None:
-    """Found in the field: the end of an ssh connection (SIGHUP) and its kind killed the run without a checkpoint."""
+    """Found in the field: the end of an ssh connection (SIGHUP) killed the run without a checkpoint."""
     status, printed = signalled(fake_mpirun(version, f"{TRAPS}; echo ready; {LOOP}"), "train", number)
     assert status == STATUS[passed]
     assert f"launch: {NAMES.get(number, number.name)}: saving a checkpoint, then ending the run; " in printed
@@ -66,7 +66,7 @@ def test_other_commands_are_ended(fake_mpirun: Callable[..., str], number: signa
     assert f"launch: {NAMES.get(number, number.name)}: ending the job" in printed
 
 
-def test_a_run_that_was_stopped_is_reported_with_the_users_signal_and_the_command_that_resumes_it(
+def test_a_stopped_run_is_reported_with_the_signal_and_the_command_that_resumes_it(
     fake_mpirun: Callable[..., str],
 ) -> None:
     """Found in the field: Ctrl-C was reported as SIGUSR1, with mpirun's notices and a run folder in a cut line."""

@@ -17,7 +17,7 @@ SCRIPT = CHECKOUT / "launch" / "slurm.sh"
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Set the environment of a Slurm job with an scontrol that logs its arguments; the log."""
+    """Set the environment of a Slurm job with an scontrol that logs its arguments; returns the log."""
     asked = tmp_path / "asked"
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin" / "scontrol"

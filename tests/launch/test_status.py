@@ -1,4 +1,4 @@
-"""launch.attempt and the targets: statuses and reasons, from records and from what real mpiruns wrote."""
+"""launch.attempt and the targets: statuses and reasons, from records and from the output of real mpiruns."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def outcome(returncode: int, record: Outcome | None, output: str) -> Outcome:
         (137, KILLED, 137, "rank 1 on vm was killed by SIGKILL"),
         (9, MPICH_KILLED, 137, "a rank was killed by SIGKILL"),
         (255, LOST, 255, "a rank on another host has died, or the host is lost"),
-        (9, "", 9, ""),  # a rank's own exit status
+        (9, "", 9, ""),  # the exit status of a rank
         (1, LEFT, 1, "rank 1 on vm ended without a report, as after os._exit"),
         (5, EXITED, 5, "rank 1 ended with status 5 without a report"),
         (139, "", 139, "a rank was killed by SIGSEGV"),
@@ -85,7 +85,7 @@ def test_without_a_record_mpirun_explains_the_failure(returncode: int, notices: 
         (recorded(75, "stopped", checkpoint="x"), True),
     ],
 )
-def test_a_record_decides_whatever_mpirun_returns(returncode: int, record: Outcome, final: bool) -> None:
+def test_a_record_overrides_the_status_of_mpirun(returncode: int, record: Outcome, final: bool) -> None:
     ended = outcome(returncode, record, KILLED)
     assert (ended.status, ended.reason, ended.final, ended.reported) == (record.status, record.reason, final, True)
 
@@ -93,9 +93,7 @@ def test_a_record_decides_whatever_mpirun_returns(returncode: int, record: Outco
 @pytest.mark.parametrize(
     ("returncode", "notices", "status"), [(137, KILLED, 137), (9, MPICH_KILLED, 137), (1, LEFT, 1), (5, EXITED, 5)]
 )
-def test_ranks_that_mpirun_has_ended_by_sigterm_after_a_death_were_not_asked_to_end(
-    returncode: int, notices: str, status: int
-) -> None:
+def test_sigterm_from_mpirun_after_a_death_is_not_a_request_to_end(returncode: int, notices: str, status: int) -> None:
     record = recorded(75, "stopped by SIGTERM before the first step: nothing was lost")
     ended = outcome(returncode, record, notices)
     assert (ended.status, ended.final) == (status, False)
@@ -132,7 +130,7 @@ def test_a_record_is_received_and_confirmed() -> None:
     assert server.finish() == recorded(70, "a \u20ac", retry=True, by="x", other="1")
 
 
-def test_of_several_records_a_failure_with_a_reason_counts_first() -> None:
+def test_a_failure_with_a_reason_has_priority_over_other_records() -> None:
     server = StatusServer()
     server.start()
     for status, reason in ((0, ""), (1, ""), (70, "a"), (1, "b")):
@@ -165,7 +163,7 @@ def test_a_record_that_was_sent_just_before_the_end_counts() -> None:
         b"\xff",
     ],
 )
-def test_anything_else_is_no_record(content: bytes) -> None:
+def test_anything_else_is_not_a_record(content: bytes) -> None:
     assert parse_record(content, TOKEN) is None
     server = StatusServer()
     server.token = TOKEN
@@ -177,7 +175,7 @@ def test_anything_else_is_no_record(content: bytes) -> None:
     assert server.finish() is None
 
 
-def test_without_records_there_is_none() -> None:
+def test_no_records_give_no_result() -> None:
     server = StatusServer()
     server.start()
     assert server.finish() is None

@@ -1,4 +1,4 @@
-"""launch.supervise: which attempts are restarted, on how many ranks, from where, and the reports about them."""
+"""launch.supervise: which attempts are restarted, on how many ranks, and from which checkpoint."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_without_min_ranks_the_number_of_ranks_stays(supervised: Supervised) -> 
     assert supervised.ranks == [4, 4]
 
 
-def test_a_restart_resumes_from_the_newest_checkpoint_whatever_resume_is_given(supervised: Supervised) -> None:
+def test_a_restart_resumes_from_the_newest_checkpoint_for_any_resume_flag(supervised: Supervised) -> None:
     folder = supervised.run_dir / "checkpoints"
     job = f"[ $n -lt 2 ] || mkdir -p {folder}; [ $n -lt 2 ] || touch {folder}/step-00001200.h5; exit 70"
     done = supervised.run(job, "--max-restarts", "2", more="--resume other.h5")
@@ -219,12 +219,12 @@ def test_without_restarts_no_attempts_are_logged(supervised: Supervised) -> None
     assert not (supervised.run_dir / "attempts.jsonl").exists()
 
 
-MORTAL = """
+DYING_MODEL = """
 import os, signal, threading, time
 from pathlib import Path
 from dptrain.nn.zoo import linear
 
-FOLDER = Path(os.environ["MORTAL_FOLDER"])
+FOLDER = Path(os.environ["DYING_FOLDER"])
 
 def checkpoints():
     return set((FOLDER / "run" / "checkpoints").glob("step-*.h5"))
@@ -235,27 +235,27 @@ def die_after_a_checkpoint(earlier):
     (FOLDER / f"death-{time.time_ns()}").touch()
     os.kill(os.getpid(), signal.SIGKILL)
 
-def mortal(input_shape, classes):
+def build(input_shape, classes):
     rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK")
-    if rank == "1" and len(list(FOLDER.glob("death-*"))) < int(os.environ["MORTAL_DEATHS"]):
+    if rank == "1" and len(list(FOLDER.glob("death-*"))) < int(os.environ["DYING_DEATHS"]):
         threading.Thread(target=die_after_a_checkpoint, args=[checkpoints()], daemon=True).start()
     return linear(input_shape, classes)
 """
 
 
 @pytest.mark.mpi
-def test_a_real_run_whose_ranks_are_killed_ends_with_the_bits_of_an_undisturbed_one(tmp_path: Path) -> None:
-    (tmp_path / "mortal.py").write_text(MORTAL)
+def test_a_real_run_whose_ranks_are_killed_ends_with_the_bits_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    (tmp_path / "dying.py").write_text(DYING_MODEL)
     data, run_dir = packed(tmp_path / "data"), tmp_path / "run"
     changes = {"epochs": 6}
     undisturbed = dptrain(
         "train", *flags(data, tmp_path / "undisturbed", model="linear", **changes), "--json", cwd=tmp_path
     )
-    trainer = ["train", *flags(data, run_dir, model=f"{tmp_path / 'mortal.py'}:mortal", **changes), "--json"]
+    trainer = ["train", *flags(data, run_dir, model=f"{tmp_path / 'dying.py'}:build", **changes), "--json"]
     done = run_launch(
         *("-n", "3", "--max-restarts", "2", "--min-ranks", "2", "--", *trainer),
-        MORTAL_FOLDER=str(tmp_path),
-        MORTAL_DEATHS="2",
+        DYING_FOLDER=str(tmp_path),
+        DYING_DEATHS="2",
     )
     assert done.returncode == 0, done.stderr
     attempts = [json.loads(line) for line in (run_dir / "attempts.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""launch.targets: which target starts the ranks, its command and its variables; a new target."""
+"""launch.targets: which target starts the ranks, its command and its variables; how to add a target."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def run_local(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_new_target_is_a_class_and_a_line(tmp_path: Path) -> None:
+def test_a_new_target_needs_one_class_and_one_line(tmp_path: Path) -> None:
     words = ["train", *flags(packed(tmp_path / "data"), tmp_path / "run", epochs=1), "--json"]
     done = run_local("--max-restarts", "1", "--", *words)
     assert (done.returncode, done.stderr.count("launch:")) == (0, 0), done.stderr

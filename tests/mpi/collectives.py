@@ -1,4 +1,4 @@
-"""Every collective of the communicator against what each rank computes alone. Exits non-zero when one is wrong."""
+"""Compares every collective with what each rank computes alone. Exits non-zero if a result is wrong."""
 
 from __future__ import annotations
 

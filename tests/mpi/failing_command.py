@@ -5,7 +5,7 @@ alone       a DownloadError while the other ranks wait for this one
 exception   an unforeseen exception while the other ranks wait
 usage       a flag that does not exist, on every rank
 
-Every rank that ends by itself writes a file ended-RANK with its status.
+Every rank that is not killed writes a file ended-RANK with its status.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def test_relu_backward_is_the_gradient(shape: tuple[int, ...], samples: int) -> 
     check_layer(ReLU(), shape, samples)
 
 
-def test_relu_clips_below_zero_and_leaves_its_input_alone() -> None:
+def test_relu_clips_below_zero_and_does_not_change_its_input() -> None:
     layer = ReLU()
     x = np.array([[-1.5, 0.0, 2.5]], np.float32)
     y, saved = layer.forward(x, training_pass({}))

@@ -41,7 +41,7 @@ def by_definition(x: Array, weight: Array, bias: Array, stride: tuple[int, int],
     samples=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_forward_is_the_defining_sum(
+def test_forward_is_the_sum_that_defines_a_convolution(
     channels: int, out: int, kernel: Pair, stride: Pair, padding: Pair, more: Pair, samples: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -106,7 +106,7 @@ def test_the_first_layer_computes_no_input_gradient() -> None:
         ((32, 16, 16), 64, {"padding": 1}, "winograd4"),
         ((256, 8, 8), 256, {"padding": 1}, "winograd4"),
         ((8, 16, 16), 8, {"padding": 1}, "winograd4"),
-        ((512, 2, 2), 512, {"padding": 1}, "winograd2"),  # of a tile of 4 x 4 most would be thrown away
+        ((512, 2, 2), 512, {"padding": 1}, "winograd2"),  # most of a 4 x 4 tile would be discarded
         ((64, 16, 16), 64, {"kernel_size": 5}, "im2col"),
         ((64, 16, 16), 64, {"stride": 2}, "im2col"),
     ],

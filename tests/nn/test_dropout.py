@@ -1,4 +1,4 @@
-"""Dropout: what is dropped, how often, and that it goes by the sample's position."""
+"""Dropout: which values are dropped, how often, and that this depends on the sample's position."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def dropped(p: float, x: Array, position: int = 0, training: bool = True) -> tup
 
 
 @pytest.mark.parametrize("p", [0.0, 0.25, 0.8])
-def test_values_are_zero_as_often_as_asked_and_else_scaled_as_in_pytorch(p: float) -> None:
+def test_values_are_dropped_with_the_given_probability_and_scaled_as_in_pytorch(p: float) -> None:
     import torch
 
     x = np.random.default_rng(0).normal(size=(16, 16, 8, 8)).astype(np.float32)
@@ -46,7 +46,7 @@ def test_an_evaluation_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4, 7])
-def test_what_is_dropped_does_not_depend_on_the_block(size: int) -> None:
+def test_dropped_values_do_not_depend_on_the_block(size: int) -> None:
     x = np.ones((3, 5, 11, 2), np.float32)
     whole, _ = dropped(0.5, x)
     parts = [dropped(0.5, x[:, :, start : start + size], start)[0] for start in range(0, 11, size)]

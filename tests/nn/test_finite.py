@@ -15,7 +15,7 @@ from dptrain.nn.network import Network
 from dptrain.nn.zoo import convnet
 
 SHAPE = (2, 8, 8)
-HUGE = np.float32(3e38)  # finite, but hardly anything can be done with it
+HUGE = np.float32(3e38)  # finite, but almost every operation overflows
 
 
 def small_convnet(fused: bool = True) -> Network:
@@ -23,7 +23,7 @@ def small_convnet(fused: bool = True) -> Network:
 
 
 def first_in(network: Network, parameters: Array, samples: int = 3) -> str:
-    """Of a microbatch of positive images."""
+    """The result for a microbatch of positive images."""
     generator = np.random.default_rng(0)
     channels, *extents = network.input_shape
     images = generator.uniform(0.5, 2, (*extents, samples, channels)).astype(np.float32)
@@ -54,7 +54,7 @@ def test_a_finite_microbatch_gives_an_empty_text(fused: bool, samples: int) -> N
     st.booleans(),
 )
 @settings(deadline=None, max_examples=40)
-def test_a_parameter_that_is_not_finite_comes_before_all_that_follows_from_it(
+def test_a_parameter_that_is_not_finite_is_reported_before_its_consequences(
     name: str, position: int, bad: str, fused: bool
 ) -> None:
     network = small_convnet(fused)
@@ -74,7 +74,7 @@ def test_the_layer_whose_output_overflows_is_named(layer: str, fused: bool, samp
     assert first_in(network, parameters, samples).startswith(f"the output of {layer} holds ")
 
 
-def test_logits_too_far_apart_make_the_loss_the_first() -> None:
+def test_logits_too_far_apart_make_the_loss_the_first_place_reported() -> None:
     network = Network([Flatten(), Linear(2)], SHAPE)
     parameters = np.zeros(network.layout.size, np.float32)
     network.layout.views(parameters)["linear1.bias"][:] = HUGE, -HUGE
@@ -98,10 +98,10 @@ def test_a_gradient_that_overflows_only_in_the_sum_over_blocks_is_named() -> Non
     parameters = np.zeros(network.layout.size, np.float32)
     for block, expected in ((network.block, ""), (2 * network.block, "the gradient of linear1.weight holds -inf")):
         # Softmax gives 1/2 each: a block of samples adds up to 2.4e38, two of them to more than float32 holds.
-        own = np.ascontiguousarray(images[..., :block, :])
+        block_images = np.ascontiguousarray(images[..., :block, :])
         assert (
             first_not_finite(
-                network, {"parameters": parameters, "buffers": np.empty(0)}, own, labels[:block], Workspace()
+                network, {"parameters": parameters, "buffers": np.empty(0)}, block_images, labels[:block], Workspace()
             )
             == expected
         )

@@ -38,7 +38,7 @@ def layers(algorithm: str, kernel: int, stride: int, padding: int) -> list[Layer
     samples=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
-def test_the_fused_network_is_the_plain_one(
+def test_the_fused_network_gives_the_results_of_the_plain_one(
     algorithm: str, kernel: int, stride: int, padding: int, height: int, width: int, samples: int, seed: int
 ) -> None:
     arguments, shape = (algorithm, kernel, stride, padding), (2, height, width)
@@ -96,7 +96,7 @@ def test_only_conv_relu_pool_in_a_row_are_fused() -> None:
 
 
 @pytest.mark.parametrize("pool", [MaxPool2d(3), MaxPool2d(2, stride=1), MaxPool2d((2, 1))], ids=repr)
-def test_pooling_of_other_windows_stays_a_layer_of_its_own(pool: MaxPool2d) -> None:
+def test_pooling_of_other_windows_stays_a_separate_layer(pool: MaxPool2d) -> None:
     layers = [Conv2d(2), ReLU(), pool, Flatten(), Linear(2)]
     assert Network(layers, (1, 9, 9)).stages == layers
 

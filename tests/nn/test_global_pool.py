@@ -13,7 +13,7 @@ def test_backward_is_the_gradient() -> None:
     check_layer(GlobalAvgPool2d(), (3, 4, 5))
 
 
-def test_passes_are_those_of_pytorch() -> None:
+def test_passes_agree_with_pytorch() -> None:
     import torch
 
     generator = np.random.default_rng(0)

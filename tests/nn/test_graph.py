@@ -58,7 +58,7 @@ def test_a_residual_networks_layers_have_names_numbers_and_inputs() -> None:
     ]
 
 
-def test_a_network_in_a_sequential_is_the_network_of_the_list() -> None:
+def test_a_nested_sequential_is_the_same_network_as_a_plain_list() -> None:
     networks = [Network(parts, SHAPE) for parts in ([Flatten(), Linear(3)], Sequential([[Flatten()], Linear(3)]))]
     assert networks[0].spec() == networks[1].spec()
 
@@ -158,7 +158,7 @@ def test_a_gradient_that_is_wrong_in_one_place_is_named_with_its_position() -> N
         check_layer(Wrong(2), (3,))
 
 
-def test_a_layer_that_is_not_the_same_twice_is_found() -> None:
+def test_a_layer_with_different_results_on_repetition_is_found() -> None:
     class Counting(Layer):
         calls: list[int] = []  # noqa: RUF012 - the mistake
 

@@ -1,4 +1,4 @@
-"""dptrain.nn.hidden_state: layers of a user that would give other bits on another number of ranks or threads."""
+"""dptrain.nn.hidden_state: user layers that would give different bits on another number of ranks or threads."""
 
 from __future__ import annotations
 
@@ -334,14 +334,14 @@ def test_a_microbatch_without_samples_is_not_computed() -> None:
     check_layers(network, network.initial(0), empty, empty)
 
 
-def test_networks_of_the_zoo_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_skips_networks_of_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
     architecture = find_architecture("linear")
     network = Network(architecture.build((2, 6, 7), 5), (2, 6, 7))
     assert try_model(architecture, network, [], 0) == ""  # without any microbatch
 
 
 def test_an_evaluation_refuses_a_layer_that_draws(data: Path, tmp_path: Path) -> None:
-    """Found in the field: `dptrain eval`, run twice, gave two accuracies."""
+    """Found in the field: two runs of `dptrain eval` gave different accuracies."""
     net = tmp_path / "net.py"
     model = write(net, forward("return x, None"))
     run(configuration(data, tmp_path / "run", model=model, model_options={}, max_steps=1))

@@ -20,7 +20,7 @@ def test_pair_refuses_other_values(value: Any) -> None:
 
 @pytest.mark.parametrize("kernel", [1, 2, 3])
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_windows_counts_the_places_a_window_fits(kernel: int, stride: int) -> None:
+def test_windows_counts_the_positions_of_a_window(kernel: int, stride: int) -> None:
     for extent in range(1, 12):
         places = [start for start in range(0, extent, stride) if start + kernel <= extent]
         if places:

@@ -14,7 +14,7 @@ from dptrain.nn.loss import softmax_cross_entropy
 @given(
     classes=st.integers(1, 6), samples=st.integers(1, 4), scale=st.sampled_from([0.1, 1, 10]), seed=st.integers(0, 99)
 )
-def test_gradient_is_that_of_the_summed_loss(classes: int, samples: int, scale: float, seed: int) -> None:
+def test_gradient_is_the_derivative_of_the_summed_loss(classes: int, samples: int, scale: float, seed: int) -> None:
     generator = np.random.default_rng(seed)
     logits = scale * generator.normal(size=(samples, classes))
     labels = generator.integers(0, classes, samples)
@@ -41,6 +41,6 @@ def test_the_loss_is_finite_for_finite_logits(logit: float) -> None:
     np.testing.assert_allclose(gradient.sum(axis=1), 0, atol=1e-6)
 
 
-def test_a_uniform_guess_costs_log_k() -> None:
+def test_the_loss_of_a_uniform_guess_is_log_k() -> None:
     losses, _ = softmax_cross_entropy(np.full((3, 10), 5.0), np.array([0, 4, 9]), Workspace(np.float64))
     np.testing.assert_allclose(losses, math.log(10), rtol=1e-12)

@@ -84,7 +84,7 @@ def relative_error(ours: Array, theirs: Array) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def test_the_whole_gradient_is_that_of_the_summed_loss() -> None:
+def test_the_whole_gradient_is_the_derivative_of_the_summed_loss() -> None:
     """Central differences in float64 through every layer at once, odd sizes, stride and padding."""
     shape = (2, 7, 9)
     net = [Conv2d(3, (3, 2), stride=(1, 2), padding=(1, 0)), ReLU(), MaxPool2d(2), Conv2d(2, 2), Flatten(), Linear(4)]
@@ -205,7 +205,7 @@ def test_initial_weights_have_hes_variance_and_biases_are_zero() -> None:
         assert not views[f"{layer}.bias"].any()
 
 
-def test_initial_parameters_depend_on_the_seed_alone() -> None:
+def test_initial_parameters_depend_only_on_the_seed() -> None:
     first, again, other = (Network(convnet(SHAPE, 10), SHAPE).initial(seed)["parameters"] for seed in (4, 4, 5))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -226,7 +226,7 @@ def test_layers_are_named_by_kind_and_number() -> None:
 
 
 def test_a_users_layer_is_described_by_its_arguments() -> None:
-    """By its values, not its address: ranks and resumed runs compare the lines."""
+    """With values, not memory addresses: ranks and resumed runs compare these lines."""
     lines = [Network([Scale(factor), Flatten(), Linear(2)], (1, 2, 2)).description()[1] for factor in (2.0, 2.0, 3.0)]
     assert lines[0] == lines[1] == "layer1: Scale(2.0) -> (1, 2, 2)"
     assert lines[2] != lines[0]

@@ -26,7 +26,7 @@ def arrays(seed: int, samples: int = 6) -> tuple[Array, Array, dict[str, Array]]
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_passes_and_running_averages_are_those_of_pytorch(training: bool) -> None:
+def test_passes_and_running_averages_agree_with_pytorch(training: bool) -> None:
     import torch
 
     x, dy, tensors = arrays(0)

@@ -37,7 +37,7 @@ def by_definition(x: Array, dy: Array, kernel: tuple[int, int], stride: tuple[in
     values=st.sampled_from([2, 3, 1000]),
     seed=st.integers(0, 99),
 )
-def test_maxima_and_gradients_also_among_equals(
+def test_maxima_and_gradients_are_correct_among_equal_values(
     channels: int, kernel: Pair, stride: Pair, more: Pair, samples: int, values: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)

@@ -15,7 +15,9 @@ from dptrain.nn.convolution import products
     transposed=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_products_in_blocks_are_products(rows: int, inner: int, columns: int, transposed: bool, seed: int) -> None:
+def test_products_in_blocks_equal_whole_products(
+    rows: int, inner: int, columns: int, transposed: bool, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     a = generator.normal(size=(inner, rows)).T if transposed else generator.normal(size=(rows, inner))
     b = generator.normal(size=(inner, columns))
@@ -32,8 +34,8 @@ def test_products_in_blocks_are_products(rows: int, inner: int, columns: int, tr
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(96, 512), (512, 96)])
-def test_stacks_are_cut_too(rows: int, columns: int) -> None:
-    """Into places of an array that is not contiguous, as Winograd's transforms write them."""
+def test_stacks_of_matrices_are_cut_into_blocks_too(rows: int, columns: int) -> None:
+    """The output array is not contiguous, as in Winograd's transforms."""
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=(rows, 40)), generator.normal(size=(3, 2, 40, columns))
     out = np.full((rows, 3, 2, columns), np.nan)

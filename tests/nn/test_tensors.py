@@ -1,4 +1,4 @@
-"""Tensors that layers declare, and what a pass gets: buffers, statistics, random draws, training or evaluation."""
+"""Tensors that layers declare, and the inputs of a pass: buffers, statistics, random draws, the mode."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def computed(network: Network, images: Array, labels: Array, draws: Draws) -> tu
     return gradient, statistics
 
 
-def test_parameters_and_buffers_have_layouts_and_initial_values_of_their_own() -> None:
+def test_parameters_and_buffers_have_separate_layouts_and_initial_values() -> None:
     network = Network([Centre(), Flatten(), Linear(3)], SHAPE)
     assert list(network.layout.shapes) == ["centre1.scale", "linear1.weight", "linear1.bias"]
     assert network.buffer_layout.shapes == {"centre1.mean": (2,)}
@@ -124,7 +124,7 @@ def test_a_layer_that_couples_samples_sees_the_whole_microbatch(couples: bool) -
     assert seen == ([37] if couples else [16, 16, 5])
 
 
-def test_draws_depend_on_a_samples_position_alone() -> None:
+def test_draws_depend_only_on_a_samples_position() -> None:
     network = Network([Noise(), Noise(), Flatten(), Linear(3)], SHAPE)
     images, labels = microbatch(37)
     whole, _ = computed(network, images, labels, Draws(1, 2, 3, 40))
@@ -183,7 +183,7 @@ class Options(Layer):
         ),
     ],
 )
-def test_a_layers_spec_is_what_it_was_constructed_with(layer: Layer, spec: dict[str, Any], line: str) -> None:
+def test_a_layers_spec_holds_its_constructor_arguments(layer: Layer, spec: dict[str, Any], line: str) -> None:
     assert json.loads(json.dumps(layer.spec())) == spec
     assert repr(layer) == line
 
@@ -194,7 +194,7 @@ def test_specs_hold_the_hash_of_arrays_and_the_type_of_objects() -> None:
     assert specs[0]["mask"] == "object"
 
 
-def test_a_networks_identity_does_not_hold_its_tuning() -> None:
+def test_a_networks_identity_does_not_include_its_tuning() -> None:
     networks = [
         Network([Conv2d(2, padding=1, algorithm=algorithm), Flatten(), Linear(3)], SHAPE)
         for algorithm in ("im2col", "winograd2")
@@ -205,7 +205,7 @@ def test_a_networks_identity_does_not_hold_its_tuning() -> None:
     assert json.loads(json.dumps(networks[0].spec())) == networks[0].spec()
 
 
-def test_two_tensors_of_one_name_are_refused() -> None:
+def test_two_tensors_with_the_same_name_are_refused() -> None:
     class Twice(Flatten):
         def tensors(self) -> list[Tensor]:
             return [Tensor("weight", (2, 2), he_uniform(1))] * 2

@@ -60,7 +60,7 @@ def run(algorithm: str, x: Array, weight: Array, dy: Array, padding: int, dtype:
     samples=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_it_is_the_convolution_that_im2col_computes(
+def test_winograd_computes_the_same_convolution_as_im2col(
     algorithm: str, channels: int, out: int, padding: int, height: int, width: int, samples: int, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
@@ -91,8 +91,8 @@ def test_float32_is_as_accurate_as_stated(algorithm: str, most: float, channels:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_smaller_microbatch_after_a_larger_one(algorithm: str) -> None:
-    """Borders and what lies beyond the output stay zero in memory that another size has used."""
+def test_a_smaller_microbatch_after_a_larger_one_is_computed_correctly(algorithm: str) -> None:
+    """Borders and padding beyond the output stay zero in memory that another size has used."""
     layer = Conv2d(3, 3, padding=1, algorithm=algorithm)
     layer.name = "conv1"
     layer.bind((2, 7, 5))

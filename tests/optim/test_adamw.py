@@ -13,7 +13,7 @@ from dptrain.optim.adamw import AdamW
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize(("beta1", "beta2", "epsilon"), [(0.9, 0.999, 1e-8), (0.5, 0.9, 1e-3), (0.0, 0.99, 1e-8)])
-def test_twenty_steps_are_those_of_pytorch(beta1: float, beta2: float, epsilon: float, weight_decay: float) -> None:
+def test_twenty_steps_agree_with_pytorch(beta1: float, beta2: float, epsilon: float, weight_decay: float) -> None:
     torch = pytest.importorskip("torch")
     parameters, gradients, rates = random_run(7)
     tensors, groups = pytorch_groups(parameters, weight_decay)

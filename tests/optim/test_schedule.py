@@ -21,7 +21,7 @@ def test_the_constant_rate_never_changes() -> None:
 
 
 @given(total=SOME_STEPS, warmup=SOME_WARMUP, every=st.integers(1, 50), factor=st.floats(0.01, 1.0))
-def test_step_falls_by_its_factor_at_every_multiple_of_its_length(
+def test_step_schedule_drops_by_its_factor_at_every_multiple_of_its_length(
     total: int, warmup: int, every: int, factor: float
 ) -> None:
     schedule = make_schedule("step", LR, total, warmup_steps=warmup, every=every, factor=factor)
@@ -33,7 +33,7 @@ def test_step_falls_by_its_factor_at_every_multiple_of_its_length(
 
 
 @given(total=SOME_STEPS, warmup=SOME_WARMUP)
-def test_cosine_is_its_formula(total: int, warmup: int) -> None:
+def test_cosine_schedule_follows_its_formula(total: int, warmup: int) -> None:
     schedule = make_schedule("cosine", LR, total, warmup_steps=warmup)
     for t in range(total - warmup):
         expected = LR * math.cos(math.pi * t / (2 * (total - warmup))) ** 2  # half-angle form of (1 + cos) / 2
@@ -65,7 +65,7 @@ def pytorch_rates(name: str, steps: int) -> list[float]:
 @pytest.mark.parametrize("warmup", [0, 13])
 @pytest.mark.parametrize("steps", [10, 37, 400])
 @pytest.mark.parametrize("name", ["cosine", "one-cycle"])
-def test_curve_is_that_of_pytorch(name: str, steps: int, warmup: int) -> None:
+def test_schedules_agree_with_pytorch(name: str, steps: int, warmup: int) -> None:
     schedule = make_schedule(name, LR, warmup + steps, warmup_steps=warmup)
     ours = [schedule(warmup + t) for t in range(steps + 1)]
     assert ours == pytest.approx(pytorch_rates(name, steps), rel=1e-6, abs=1e-9)
@@ -82,7 +82,7 @@ def test_one_cycle_starts_at_a_25th_peaks_at_30_percent_and_ends_at_a_250000th()
 
 
 @given(name=st.sampled_from(NAMES), total=SOME_STEPS, warmup=SOME_WARMUP, lr=st.floats(1e-6, 10.0))
-def test_warm_up_climbs_in_equal_steps_to_where_the_curve_begins(name: str, total: int, warmup: int, lr: float) -> None:
+def test_warm_up_rises_in_equal_steps_to_the_start_of_the_curve(name: str, total: int, warmup: int, lr: float) -> None:
     schedule = make_schedule(name, lr, total, warmup_steps=warmup)
     for step in range(warmup):
         top = lr / 25 if name == "one-cycle" else lr  # one-cycle begins low by itself
@@ -91,15 +91,13 @@ def test_warm_up_climbs_in_equal_steps_to_where_the_curve_begins(name: str, tota
 
 
 @given(name=st.sampled_from(NAMES), total=SOME_STEPS, warmup=SOME_WARMUP, lr=st.floats(1e-6, 10.0))
-def test_rate_of_every_step_of_a_run_is_positive_and_at_most_the_top(
-    name: str, total: int, warmup: int, lr: float
-) -> None:
+def test_every_rate_of_a_run_is_positive_and_at_most_the_peak(name: str, total: int, warmup: int, lr: float) -> None:
     schedule = make_schedule(name, lr, total, warmup_steps=warmup, every=100)
     for step in range(total):
         assert 0 < schedule(step) <= lr * (1 + 1e-12)
 
 
-def test_rates_do_not_rise_again_beyond_the_end() -> None:
+def test_rates_do_not_rise_again_after_the_end() -> None:
     for name, end in (("cosine", 0.0), ("one-cycle", LR / 250_000)):
         schedule = make_schedule(name, LR, 50, warmup_steps=5)
         assert schedule(70) == pytest.approx(end, abs=1e-15)

@@ -1,4 +1,4 @@
-"""dptrain.optim.sgd: the same steps as PyTorch's SGD, with weight decay on the weights alone."""
+"""dptrain.optim.sgd: the same steps as PyTorch's SGD, with weight decay on the weights only."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_pytorch(seed: int, *, momentum: float, nesterov: bool, weight_decay: flo
 @pytest.mark.slow
 @pytest.mark.parametrize("weight_decay", [0.0, 5e-4, 0.1])
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True), (0.5, True)])
-def test_twenty_steps_are_those_of_pytorch(momentum: float, nesterov: bool, weight_decay: float) -> None:
+def test_twenty_steps_agree_with_pytorch(momentum: float, nesterov: bool, weight_decay: float) -> None:
     ours, velocity = run_ours(7, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     theirs, buffers = run_pytorch(7, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-6)
@@ -69,7 +69,7 @@ def test_biases_do_not_decay() -> None:
         np.testing.assert_allclose(after[name], expected, rtol=1e-6)
 
 
-def test_update_works_in_the_memory_it_is_given_and_in_its_precision() -> None:
+def test_update_is_in_place_and_keeps_the_precision() -> None:
     parameters, gradients, _ = random_run(1)
     before = parameters.copy()
     velocity = np.zeros_like(parameters)

@@ -1,4 +1,4 @@
-"""A wheel of this checkout, installed alone: every way to start, also beside folders and files of the same names."""
+"""A wheel of this checkout in a new folder: every way to start, also next to folders and files of the same names."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def assert_right(done: Done, *words: str) -> None:
 
 
 @pytest.mark.slow
-def test_only_dptrain_is_installed_at_the_top_with_all_its_parts(installed: Path) -> None:
-    """In the field: the wheel had the top-level packages `launch` and `data_prep`, as ROS 2 and users do."""
+def test_dptrain_is_the_only_top_level_package_and_is_complete(installed: Path) -> None:
+    """Found in the field: the wheel had the top-level packages `launch` and `data_prep`, as ROS 2 and users do."""
     assert {path.name for path in installed.iterdir()} == {"bin", "dptrain", f"dptrain-{__version__}.dist-info"}
     for package in ("dptrain", "data_prep", "launch"):
         parts = installed / ("dptrain" if package == "dptrain" else f"dptrain/{package}")
@@ -88,8 +88,8 @@ def test_only_dptrain_is_installed_at_the_top_with_all_its_parts(installed: Path
 @pytest.mark.mpi
 @pytest.mark.once
 @pytest.mark.parametrize("beside", ["nothing", "things of the same names"])
-def test_every_command_works_from_a_folder_that_holds(beside: str, installed: Path, tmp_path: Path) -> None:
-    """In the field: a folder named dptrain, such as the one above a clone has, broke every `python -m` start."""
+def test_every_command_works_in_a_folder_that_contains(beside: str, installed: Path, tmp_path: Path) -> None:
+    """Found in the field: a folder named dptrain, such as a clone, broke every `python -m` start."""
     if beside != "nothing":
         (tmp_path / "dptrain").mkdir()
         (tmp_path / "data_prep.py").write_text(BROKEN)
@@ -108,7 +108,7 @@ def test_every_command_works_from_a_folder_that_holds(beside: str, installed: Pa
 
 @pytest.mark.mpi
 @pytest.mark.once
-def test_the_ranks_of_the_script_are_those_of_the_installation(installed: Path, tmp_path: Path) -> None:
+def test_the_script_starts_ranks_of_the_installed_package(installed: Path, tmp_path: Path) -> None:
     """Also where the working directory holds a whole package of that name."""
     (tmp_path / "dptrain").mkdir()
     (tmp_path / "dptrain" / "__init__.py").write_text(BROKEN)

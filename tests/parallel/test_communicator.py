@@ -1,4 +1,4 @@
-"""dptrain.parallel.communicator: ranks that were launched or not, and no rank waits without end for one that failed."""
+"""dptrain.parallel.communicator: processes with or without a launcher; no rank waits forever for a failed one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dptrain.errors import DownloadError, PeerError, UsageError
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.mpi import launched_rank, launched_size
 
-SECONDS = 20.0  # a job with a failed rank must end well before
+SECONDS = 20.0  # a job with a failed rank must end much earlier
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ DISK_FULL = ("disk 1 is full", 69)
 
 
 def in_together(communicator: Communicator, error: Exception | None = None) -> None:
-    """Raise the error, if one is given, where all ranks are to fail or none."""
+    """Raise the error, if one is given, inside `together`."""
     with together(communicator):
         if error is not None:
             raise error
@@ -112,7 +112,7 @@ def test_the_error_of_one_rank_starts_with_rank_and_host() -> None:
 
 
 @pytest.mark.parametrize("fails_too", [False, True])
-def test_other_ranks_end_with_the_status_of_the_lowest_that_failed(fails_too: bool) -> None:
+def test_other_ranks_end_with_the_status_of_the_lowest_failed_rank(fails_too: bool) -> None:
     with pytest.raises(PeerError) as caught:
         in_together(OneOfSeveral(2, [None, DISK_FULL, None, None]), UsageError("another matter") if fails_too else None)
     assert (str(caught.value), caught.value.status, caught.value.agreed) == (*DISK_FULL, True)
@@ -216,7 +216,7 @@ STEP = {"SLURM_JOB_ID": "17", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_
 
 
 def test_srun_without_pmi_is_refused_with_what_to_do() -> None:
-    """Each task would be a process alone, and all of them would write to one run folder."""
+    """Each task would train alone, and all of them would write to one run folder."""
     done = connect_in_a_process(**STEP, SLURM_STEP_NUM_TASKS="4")
     assert done.returncode == 1
     assert "refused: srun started 4 processes" in done.stderr
@@ -318,7 +318,7 @@ def test_error_of_a_rank_that_others_wait_for_ends_the_job(tmp_path: Path) -> No
     assert len(errors) == 1
     # Open MPI's notice of the abort may follow in the same line.
     assert errors[0].startswith(f"dptrain: error: rank 1 on {socket.gethostname()}: disk 1 is full")
-    assert set(ended) <= {"ended-1"}  # MPICH lets it run on for a moment after it has aborted the job
+    assert set(ended) <= {"ended-1"}  # with MPICH it may continue for a moment after the abort
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
 
@@ -331,5 +331,5 @@ def test_uncaught_exception_shows_rank_host_and_traceback_and_ends_the_job(tmp_p
     assert re.search(r"^ZeroDivisionError: unforeseen", done.stderr, re.MULTILINE)
     assert "Traceback (most recent call last)" in done.stderr
     assert "failing_command.py" in done.stderr
-    assert set(ended) <= {"ended-1"}  # MPICH lets it run on for a moment after it has aborted the job
+    assert set(ended) <= {"ended-1"}  # with MPICH it may continue for a moment after the abort
     assert done.returncode != 0

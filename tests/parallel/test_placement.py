@@ -1,4 +1,4 @@
-"""dptrain.parallel.placement: blocks that partition the shards, and one tree that does not depend on the ranks."""
+"""dptrain.parallel.placement: blocks partition the shards, and the tree does not depend on the number of ranks."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_no_rank_holds_more_than_two_log_s_subtrees() -> None:
             assert all(len(placement.subtrees_of(rank)) <= most for rank in range(ranks))
 
 
-def test_one_rank_holds_the_root_and_a_rank_a_shard_holds_the_leaves() -> None:
+def test_one_rank_holds_the_root_and_one_rank_per_shard_holds_a_leaf() -> None:
     for shards in range(1, MOST_SHARDS + 1):
         assert Placement(shards, 1).subtrees_of(0) == [(0, shards)]
         leaves = Placement(shards, shards)
@@ -85,11 +85,11 @@ def test_one_rank_holds_the_root_and_a_rank_a_shard_holds_the_leaves() -> None:
     ("shards", "tree"),
     [(2, (0, 1)), (3, ((0, 1), 2)), (5, (((0, 1), (2, 3)), 4)), (8, (((0, 1), (2, 3)), ((4, 5), (6, 7))))],
 )
-def test_tree_is_the_one_of_the_documentation(shards: int, tree: Tree) -> None:
+def test_tree_agrees_with_the_documentation(shards: int, tree: Tree) -> None:
     assert nested((0, shards)) == tree
 
 
-def test_tree_halves_at_the_largest_power_of_two() -> None:
+def test_tree_splits_at_the_largest_power_of_two() -> None:
     for shards in range(1, 130):
         assert nested((0, shards)) == tree_of(list(range(shards)))
 
@@ -100,6 +100,6 @@ def test_more_ranks_than_shards_are_refused(shards: int, ranks: int) -> None:
         Placement(shards, ranks)
 
 
-def test_no_rank_at_all_is_refused() -> None:
+def test_zero_ranks_are_refused() -> None:
     with pytest.raises(ValueError, match="0 ranks"):
         Placement(4, 0)

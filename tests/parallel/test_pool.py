@@ -1,4 +1,4 @@
-"""dptrain.parallel.pool: shards side by side on threads, and a fair share of the cores for every rank of a host."""
+"""dptrain.parallel.pool: shards in parallel on threads, and a fair share of the cores for every rank of a host."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_results_come_in_the_order_of_the_shards(threads: int) -> None:
     pool.close()
 
 
-def test_what_is_prepared_is_made_once_and_seen_by_all() -> None:
+def test_prepared_data_is_computed_once_and_seen_by_all() -> None:
     class Prepares(ShardWork[tuple[int, int]]):
         prepared = 0
 
@@ -59,7 +59,7 @@ def test_what_is_prepared_is_made_once_and_seen_by_all() -> None:
     pool.close()
 
 
-def test_shards_run_side_by_side_with_one_workspace_a_thread() -> None:
+def test_shards_run_in_parallel_with_one_workspace_per_thread() -> None:
     meeting = threading.Barrier(3, timeout=10)  # passes only three shards at a time
 
     def where(shard: int, workspace: Workspace) -> tuple[int, Workspace]:
@@ -76,7 +76,7 @@ def test_shards_run_side_by_side_with_one_workspace_a_thread() -> None:
     assert len(pairs) == len({workspace for _, workspace in pairs}) == 3
 
 
-def test_one_thread_is_the_caller_s_own_and_keeps_its_workspace() -> None:
+def test_a_single_thread_is_that_of_the_caller_and_keeps_its_workspace() -> None:
     pool = ShardThreads(1)
     work = Task(lambda shard, workspace: (threading.get_ident(), workspace))
     seen = [pool.map(work, range(3)) for _ in range(2)]
@@ -119,7 +119,7 @@ class OneRank(Communicator):
 
     def __init__(self, rank: int, places: list[Place], quotas: list[dict[str, float]]) -> None:
         self.rank, self.size = rank, len(places)
-        self.everyone = [(*place, own) for place, own in zip(places, quotas, strict=True)]
+        self.everyone = [(*place, quota) for place, quota in zip(places, quotas, strict=True)]
 
     def allgather(self, value: Any) -> list[Any]:
         assert value == self.everyone[self.rank]
@@ -133,7 +133,7 @@ def shares(places: list[Place], quotas: list[dict[str, float]] | None = None) ->
         for rank, (host, cores) in enumerate(places):
             patch.setattr(socket, "gethostname", lambda host=host: host)
             patch.setattr(os, "sched_getaffinity", lambda _, cores=cores: cores)
-            patch.setattr("dptrain.parallel.pool.cpu_limits", lambda _, own=quotas[rank]: own)
+            patch.setattr("dptrain.parallel.pool.cpu_limits", lambda _, quota=quotas[rank]: quota)
             found.append(fair_threads(OneRank(rank, places, quotas)))
     return found
 
@@ -148,12 +148,12 @@ def cores(first: int, last: int) -> frozenset[int]:
         ([("a", cores(0, 3))], [4]),
         ([("a", cores(0, 3))] * 2, [2, 2]),
         ([("a", cores(0, 3))] * 3, [1, 1, 1]),
-        ([("a", cores(0, 1))] * 4, [1, 1, 1, 1]),  # more ranks than cores: one thread all the same
+        ([("a", cores(0, 1))] * 4, [1, 1, 1, 1]),  # more ranks than cores: still one thread
         ([("a", cores(0, 1)), ("a", cores(2, 3))], [2, 2]),  # bound by mpirun: no core is shared
         ([("a", cores(0, 3)), ("b", cores(0, 3))], [4, 4]),  # the same numbers on another host are other cores
         ([("a", cores(0, 7)), ("b", cores(0, 1)), ("a", cores(0, 7))], [4, 2, 4]),
         ([("a", cores(0, 3)), ("a", cores(0, 1))], [3, 1]),  # two cores alone and half of two
-        ([("a", cores(0, 5))] * 3, [2, 2, 2]),  # six thirds are two, which floats do not give
+        ([("a", cores(0, 5))] * 3, [2, 2, 2]),  # six thirds are exactly two, but not in floating point
     ],
 )
 def test_each_core_is_shared_among_the_ranks_that_may_run_on_it(places: list[Place], expected: list[int]) -> None:
@@ -165,16 +165,16 @@ def test_each_core_is_shared_among_the_ranks_that_may_run_on_it(places: list[Pla
         st.tuples(st.sampled_from("ab"), st.frozensets(st.integers(0, 7), min_size=1)), min_size=1, max_size=6
     )
 )
-def test_no_host_gets_more_threads_than_cores_beyond_the_one_each_rank_needs(places: list[Place]) -> None:
+def test_a_host_gets_no_more_threads_than_cores_except_one_per_rank(places: list[Place]) -> None:
     threads = shares(places)
     assert min(threads) >= 1
     for host in "ab":
-        here = [(own, allowed) for own, (place, allowed) in zip(threads, places, strict=True) if place == host]
-        assert all(own <= len(allowed) for own, allowed in here)
-        if all(own > 1 for own, _ in here):
-            assert sum(own for own, _ in here) <= len(frozenset().union(*(allowed for _, allowed in here)))
+        here = [(count, allowed) for count, (place, allowed) in zip(threads, places, strict=True) if place == host]
+        assert all(count <= len(allowed) for count, allowed in here)
+        if all(count > 1 for count, _ in here):
+            assert sum(count for count, _ in here) <= len(frozenset().union(*(allowed for _, allowed in here)))
         for cores_of_rank in {allowed for _, allowed in here}:
-            assert len({own for own, allowed in here if allowed == cores_of_rank}) == 1
+            assert len({count for count, allowed in here if allowed == cores_of_rank}) == 1
 
 
 HALF, TWO, FIVE = 0.5, 2.0, 5.0
@@ -185,11 +185,11 @@ HALF, TWO, FIVE = 0.5, 2.0, 5.0
     [
         (1, [{"job": TWO}], [2]),
         (1, [{"job": 1.5}], [1]),
-        (1, [{"job": HALF}], [1]),  # one thread all the same
+        (1, [{"job": HALF}], [1]),  # still one thread
         (1, [{"job": 100.0}], [8]),
         (2, [{"job": FIVE}] * 2, [2, 2]),  # all ranks of the host together
         (2, [{"job": FIVE, "rank 0": TWO}, {"job": FIVE, "rank 1": FIVE}], [2, 2]),  # nested: the smallest counts
-        (2, [{"rank 0": TWO}, {"rank 1": TWO}], [2, 2]),  # each in a group of its own
+        (2, [{"rank 0": TWO}, {"rank 1": TWO}], [2, 2]),  # each rank in a separate group
         (2, [{"job": HALF}, {}], [1, 4]),
     ],
 )

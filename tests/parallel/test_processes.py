@@ -1,4 +1,4 @@
-"""dptrain.parallel.pool: shards side by side on forked processes, their errors, and their deaths."""
+"""dptrain.parallel.pool: shards in parallel on forked processes, their errors, and their deaths."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Fails(ShardWork[int]):
 
 
 class UnpicklableError(Exception):
-    """Cannot be made again from its arguments."""
+    """Cannot be unpickled from its arguments."""
 
     def __init__(self, left: str, right: str) -> None:
         super().__init__(left + right)
@@ -77,7 +77,7 @@ def alive(process: int) -> bool:
 
 
 def eventually(condition: Any, seconds: float = 10) -> bool:
-    """Whether it comes true within the time."""
+    """Whether the condition becomes true within the time."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
@@ -157,7 +157,7 @@ def test_an_error_that_cannot_be_pickled_is_reported_by_its_last_line_and_its_tr
     assert "in compute" in caught.value.__notes__[0]
 
 
-def test_an_error_of_preparing_is_raised() -> None:
+def test_an_error_in_the_preparation_is_raised() -> None:
     class Unprepared(Squares):
         def prepare(self, power: int) -> int:
             raise DataError("not prepared")
@@ -167,7 +167,7 @@ def test_an_error_of_preparing_is_raised() -> None:
         pool.map(work, range(4), 2)
 
 
-def test_a_work_made_after_the_fork_is_refused(pool: ShardProcesses) -> None:
+def test_work_created_after_the_fork_is_refused(pool: ShardProcesses) -> None:
     with pytest.raises(ValueError, match="is not in list"):
         pool.map(Squares(), range(3), 2)
 
@@ -191,7 +191,7 @@ def test_a_killed_worker_is_reported_with_its_shards() -> None:
             pool.map(work, range(4))
 
 
-def test_close_ends_the_processes_even_those_that_compute() -> None:
+def test_close_ends_the_processes_even_while_they_compute() -> None:
     work = Squares()
     pool = ShardProcesses(3, [work])
     workers = {process for process, _, _ in pool.map(work, range(3), 2)} - {os.getpid()}
@@ -220,7 +220,7 @@ time.sleep(60)"""
 
 
 def parent(folder: Path, compute: str, then: str, **options: Any) -> subprocess.Popen[str]:
-    """A process that does `then`, with a work whose shards do `compute`; its output is no terminal."""
+    """A process that runs `then`, with work whose shards run `compute`; its output is not a terminal."""
     (folder / "parent.py").write_text(PARENT.format(compute=compute, then=then), encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.Popen(
@@ -232,18 +232,18 @@ def parent(folder: Path, compute: str, then: str, **options: Any) -> subprocess.
 def test_workers_end_with_their_parent(number: signal.Signals, tmp_path: Path) -> None:
     with parent(tmp_path, "pass", WAITS) as started:
         assert started.stdout is not None
-        own, *workers = map(int, started.stdout.readline().split())
+        parent_pid, *workers = map(int, started.stdout.readline().split())
         assert all(alive(worker) for worker in workers)
-        os.kill(own, number)
+        os.kill(parent_pid, number)
     assert eventually(lambda: not any(alive(worker) for worker in workers))
 
 
 def test_a_stopped_worker_ends_with_its_parent(tmp_path: Path) -> None:
     with parent(tmp_path, "pass", WAITS) as started:
         assert started.stdout is not None
-        own, *workers = map(int, started.stdout.readline().split())
+        parent_pid, *workers = map(int, started.stdout.readline().split())
         os.kill(workers[0], signal.SIGSTOP)
-        os.kill(own, signal.SIGKILL)
+        os.kill(parent_pid, signal.SIGKILL)
     assert eventually(lambda: not any(alive(worker) for worker in workers))
 
 
@@ -270,7 +270,7 @@ pool.close()"""
 
 
 def test_ctrl_c_while_workers_are_forked_is_not_lost(tmp_path: Path) -> None:
-    """It arrives within each fork, where Python would discard it; the workers must ignore it."""
+    """The signal arrives during each fork, where Python would discard it; the workers must ignore it."""
     then = """signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may ignore it
 os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
 os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -300,7 +300,7 @@ except AskedToEndError as asked:
     assert (started.returncode, output, errors) == (0, f"{number.name}\n\n", "")
 
 
-def test_a_dead_worker_is_an_error_also_where_sigchld_is_ignored(tmp_path: Path) -> None:
+def test_a_dead_worker_is_an_error_even_if_sigchld_is_ignored(tmp_path: Path) -> None:
     then = """signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 pool = ShardProcesses(2, [work])
 try:
@@ -312,7 +312,7 @@ except DptrainError as error:
     assert "which computed shards 1 to 1, died (exit status None)" in output
 
 
-def test_a_fork_that_fails_is_an_error_and_leaves_nothing(squares: Squares, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_that_fails_is_an_error_and_leaves_no_process(squares: Squares, monkeypatch: pytest.MonkeyPatch) -> None:
     fork = ShardProcesses._fork
     started: list[Worker] = []
 
@@ -348,7 +348,7 @@ def test_workers_leave_signals_to_their_parent(number: signal.Signals, pool: Sha
     assert [value for _, value, _ in pool.map(squares, range(3), 2)] == [0, 1, 4]
 
 
-def test_processes_without_mpi_threads_with_it_and_neither_for_one_shard_at_a_time(squares: Squares) -> None:
+def test_shards_run_on_processes_without_mpi_and_on_threads_with_mpi(squares: Squares) -> None:
     class UnderMPI(Communicator):
         uses_mpi = True
 

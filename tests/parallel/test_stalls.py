@@ -36,7 +36,7 @@ class Job:
         self.watchers = [watcher(rank) for rank in self.ranks[:4]]
 
     def run(self, seconds: float, status_of: Callable[[int], Status] | None = None) -> None:
-        """Ranks that are not stopped send a status (computing, or that of `status_of`), and watchers judge."""
+        """Ranks that are not stopped send a status (computing, or that of `status_of`), and the watchers check them."""
         for _ in range(int(seconds / INTERVAL)):
             self.now += INTERVAL
             statuses = [status_of(rank) if status_of else Status(rank, "computing", 7, 0.1) for rank in self.running]
@@ -205,7 +205,7 @@ def test_silence_while_the_watcher_itself_was_stopped_does_not_count() -> None:
     for watcher in job.watchers:  # an old status from the socket
         watcher.hear(Status(2, "loading data", 7, 50), job.now)
         watcher.judge(job.now)
-    job.stopped = {1}  # it continues a little later
+    job.stopped = {1}  # the rank continues a little later
     job.run(5)
     job.stopped = ()
     job.run(5)
@@ -242,7 +242,7 @@ def test_a_rank_that_was_never_heard_is_not_reported_as_silent_and_does_not_end_
     assert "is UDP blocked between its host and that of rank 0?" in line
 
 
-def test_a_rank_that_has_ended_is_not_reported_even_if_a_datagram_of_it_is_late() -> None:
+def test_a_rank_that_has_ended_is_not_reported_even_if_its_datagram_is_late() -> None:
     job = Job()
     job.run(1)
     job.run(0.5, lambda rank: Status(rank, "computing", 7, 0, ended=rank == 2))

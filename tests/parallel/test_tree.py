@@ -26,7 +26,7 @@ EPSILON = float(np.finfo(np.float32).eps)
 
 
 def shard_vectors(shards: int, length: int, seed: int = 0) -> Array:
-    """float32 (S, length) of very different sizes, so that the order of additions shows."""
+    """float32 (S, length) of very different sizes, so that the order of additions changes the bits."""
     generator = np.random.default_rng([shards, length, seed])
     magnitudes = 10.0 ** generator.integers(-3, 4, (shards, length))
     return (generator.standard_normal((shards, length)) * magnitudes).astype(np.float32)
@@ -82,7 +82,7 @@ def test_another_order_of_additions_gives_other_bits_for_these_vectors(shards: i
 
 @pytest.mark.parametrize("kind", [TreeReducer, MPIReducer])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_sum_is_right_to_single_precision(kind: type[Reducer], ranks: int) -> None:
+def test_the_sum_is_accurate_to_single_precision(kind: type[Reducer], ranks: int) -> None:
     vectors = shard_vectors(8, 333)
     exact = vectors.astype(np.float64)
     # An addition errs by at most half an epsilon of its result; no path is longer than S - 1 of them.
@@ -93,7 +93,7 @@ def test_sum_is_right_to_single_precision(kind: type[Reducer], ranks: int) -> No
 
 
 @pytest.mark.parametrize("kind", [TreeReducer, MPIReducer])
-def test_statistics_sums_and_requests_are_summed_behind_the_gradient(kind: type[Reducer]) -> None:
+def test_statistics_sums_and_requests_are_summed_after_the_gradient(kind: type[Reducer]) -> None:
     def rank_program(communicator: Communicator) -> list[list[list[float]]]:
         reducer = kind(Placement(5, 3), communicator, Lengths(4, 3, 2, 2))
         found = []

@@ -59,7 +59,7 @@ class Job:
             thread.join(30)
 
     def reported(self, lines: int) -> list[str]:
-        """What was reported, as soon as there are that many lines."""
+        """Wait for that many lines and return them."""
         until = time.monotonic() + LIMIT + 2
         while time.monotonic() < until and len(self.lines) < lines:
             time.sleep(0.02)
@@ -120,7 +120,7 @@ def test_a_rank_that_has_closed_is_not_reported(jobs: Callable[..., Job]) -> Non
 
 @pytest.mark.slow
 def test_a_forked_process_does_not_end_the_watch_of_its_rank(jobs: Callable[..., Job]) -> None:
-    """A child that a user's layer has forked may end by an exception, which passes through the trainer's cleanup."""
+    """A child process forked by a user's layer may end with an exception, which runs the trainer's cleanup code."""
     job = jobs(HERE, HERE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns of a fork in a process with threads
@@ -134,7 +134,7 @@ def test_a_forked_process_does_not_end_the_watch_of_its_rank(jobs: Callable[...,
 
 
 @pytest.mark.slow
-def test_survivors_can_make_a_new_watch_that_knows_only_them(jobs: Callable[..., Job]) -> None:
+def test_surviving_ranks_can_start_a_new_watch_of_themselves(jobs: Callable[..., Job]) -> None:
     before = jobs(HERE, HERE, HERE)
     before.close()
     job = jobs(HERE, HERE)
@@ -148,9 +148,9 @@ def test_survivors_can_make_a_new_watch_that_knows_only_them(jobs: Callable[...,
 def test_ranks_of_several_hosts_reach_each_other_by_their_addresses(
     jobs: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The first candidate leads nowhere. Of the others this machine may have none but the loopback's.
-    own = local_addresses() or ["127.0.0.1"]
-    monkeypatch.setattr(watch_module, "local_addresses", lambda: ["192.0.2.77", *own])
+    # The first candidate does not answer. Of the others, this machine may have only the loopback address.
+    addresses = local_addresses() or ["127.0.0.1"]
+    monkeypatch.setattr(watch_module, "local_addresses", lambda: ["192.0.2.77", *addresses])
     job = jobs("left", "right")
     job.watches[0].activity.enter(WAITING, 5)
     job.watches[1].activity.enter("writing a checkpoint", 5)
@@ -173,7 +173,7 @@ def test_ranks_behind_a_firewall_are_reported_as_never_heard(
 
 
 @pytest.mark.slow
-def test_a_process_alone_opens_no_socket_and_reports_that_it_is_stuck_but_never_ends() -> None:
+def test_a_single_process_opens_no_socket_and_reports_a_stall_but_never_ends() -> None:
     lines: list[str] = []
     ends: list[int] = []
     watch = Watch(Communicator(), limit=0.4, abort=0.1, report=lines.append, end=ends.append)
@@ -217,7 +217,7 @@ def test_after_a_suspension_of_the_whole_job_no_rank_is_reported() -> None:
             os.kill(process.pid, signal.SIGSTOP)
             time.sleep(2.2)
             os.kill(process.pid, signal.SIGCONT)
-            time.sleep(1.6)  # the watchers have judged again, and the limit has not passed since
+            time.sleep(1.6)  # the watchers have checked again, and the limit has not passed since
             finish.set()
             process.join(30)
             assert (process.exitcode, list(lines)) == (0, [])
@@ -258,7 +258,7 @@ def test_watchers_are_on_as_many_hosts_as_possible(hosts: str, watchers: list[in
 
 
 @pytest.mark.mpi
-def test_a_stalled_rank_is_reported_in_time_and_no_other(tmp_path: Path) -> None:
+def test_only_the_stalled_rank_is_reported_and_in_time(tmp_path: Path) -> None:
     job = mpirun(own_mpi(), 3, PROGRAMS / "watched_ranks.py", cwd=tmp_path)
     assert job.returncode == 0, job.stderr
     began = {int(step): float(when) for when, step in lines_of(job.stdout, "stalls")}

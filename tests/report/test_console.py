@@ -53,7 +53,7 @@ def output_on_terminal(command: list[str], cwd: Path, **environment: str) -> str
         while True:
             try:
                 chunk = os.read(here, 65536)
-            except OSError:  # Linux's way of saying that the other end is closed
+            except OSError:  # Linux: the other end is closed
                 break
             if not chunk:
                 break
@@ -78,7 +78,7 @@ def test_a_terminal_gets_a_bar_that_reaches_the_last_step(data: Path, tmp_path: 
 
 
 def test_the_bar_shows_an_evaluation(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found in the field: a bar that stood still for the minutes of an evaluation."""
+    """Found in the field: the bar did not move during an evaluation of some minutes."""
     for name, value in {"COLUMNS": "140", "TTY_COMPATIBLE": "1", "DPTRAIN_PROGRESS": "bar"}.items():
         monkeypatch.setenv(name, value)
     console = begun()
@@ -99,7 +99,7 @@ def test_a_notebook_gets_one_line_an_epoch(data: Path, tmp_path: Path, variable:
     ]
 
 
-def test_the_launcher_in_a_notebook_asks_for_no_bar(tmp_path: Path) -> None:
+def test_the_launcher_in_a_notebook_requests_no_bar(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from launch.__main__ import bar_columns; print(bar_columns())"]
     assert output_on_terminal(command, CHECKOUT).strip().isdecimal()
     assert output_on_terminal(command, CHECKOUT, JPY_PARENT_PID="1").strip() == "None"
@@ -117,7 +117,7 @@ def test_a_pipe_gets_plain_lines(data: Path, tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_lines_can_be_asked_for_on_a_terminal(data: Path, tmp_path: Path) -> None:
+def test_plain_lines_can_be_requested_on_a_terminal(data: Path, tmp_path: Path) -> None:
     output = output_on_terminal(train_command(data, tmp_path / "run"), tmp_path, DPTRAIN_PROGRESS="lines")
     assert ESCAPE not in output
     assert "step 14  epoch 2/2" in output
@@ -133,7 +133,7 @@ def test_lines_can_be_asked_for_on_a_terminal(data: Path, tmp_path: Path) -> Non
         ("lines", True, False, False),
     ],
 )
-def test_a_bar_is_for_terminals_or_where_the_launcher_asks_for_one(
+def test_the_bar_is_shown_on_terminals_or_if_the_launcher_requests_it(
     wanted: str | None, terminal: bool, launched: bool, bar: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("DPTRAIN_PROGRESS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "PMIX_RANK", "PMI_RANK"):
@@ -171,7 +171,7 @@ def test_lost_ranks_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
         "params_sha256 " + 64 * "a" + " last checkpoint " + 60 * "b",  # is copied from the terminal: not folded
     ],
 )
-def test_a_bar_prints_lines_as_they_are(
+def test_the_bar_prints_lines_unchanged(
     line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DPTRAIN_PROGRESS", "bar")
@@ -184,7 +184,7 @@ def test_a_bar_prints_lines_as_they_are(
 
 
 @pytest.mark.parametrize("kind", ["lines", "bar"])
-def test_a_name_with_escape_sequences_does_not_reach_the_terminal_as_it_is(
+def test_escape_sequences_in_a_name_do_not_reach_the_terminal(
     kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found in the field: names from files could move the cursor, set the title, or imitate lines of dptrain."""
@@ -195,8 +195,10 @@ def test_a_name_with_escape_sequences_does_not_reach_the_terminal_as_it_is(
     assert r"data \x1b[2Jset\nnext \udcff" in capsys.readouterr().out
 
 
-def test_the_lines_of_a_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """First what is trained on what, at the end where the results are; a resumed run says from where."""
+def test_the_console_describes_the_start_and_the_end_of_a_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first line has model and data, the last the place of the results; a resumed run names its checkpoint."""
     for max_steps, resumed in ((3, ""), (0, f", from {tmp_path / 'run/checkpoints/step-00000003.h5'} (step 3)")):
         config = configuration(data, tmp_path / "run", log_every=5, max_steps=max_steps)
         with closing(Console()) as console:

@@ -104,13 +104,13 @@ def test_an_epochs_figures_are_the_means_of_its_steps(data: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(("log_every", "logged"), [(3, [3, 6, 9, 12]), (14, [14]), (50, [])])
-def test_only_every_so_many_steps_are_logged(log_every: int, logged: list[int], data: Path, tmp_path: Path) -> None:
+def test_steps_are_logged_at_the_interval(log_every: int, logged: list[int], data: Path, tmp_path: Path) -> None:
     lines, _ = recorded(data, tmp_path / "run", log_every=log_every)
     assert [line["step"] for line in of("step", lines)] == logged
     assert len(of("epoch", lines)) == 2
 
 
-def test_a_resumed_run_appends_the_same_figures_as_an_undisturbed_one(data: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_appends_the_same_figures_as_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
     whole, _ = recorded(data, tmp_path / "whole")
     first, _ = recorded(data, tmp_path / "run", max_steps=4)
     lines, _ = recorded(data, tmp_path / "run", threads=2)
@@ -178,7 +178,7 @@ def started_in(folder: Path) -> JsonLines:
 STEP = StepFinished(1, 1, 0.5, 1.0, 0.1, 100.0, {}, logged=True)
 
 
-def test_ranks_lost_are_a_line_with_the_documented_keys(tmp_path: Path) -> None:
+def test_lost_ranks_are_a_line_with_the_documented_keys(tmp_path: Path) -> None:
     """It is the first line that a new rank 0 writes, as on a host with another disk."""
     reporter = started_in(tmp_path)
     (tmp_path / "other").mkdir()
@@ -215,7 +215,7 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_next(tmp_path: Path) -> None
 def test_a_full_disk_is_reported_by_one_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with path.open("w") as file:
-        file.truncate(1 << 30)  # takes no place, and cannot grow
+        file.truncate(1 << 30)  # writing to this file always fails
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, before[1]))
     try:

@@ -1,4 +1,4 @@
-"""dptrain.report: which reporters receive what, and how another one is added."""
+"""dptrain.report: which reporters receive which events, and how to add a reporter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dptrain.training.step import Seconds, StepOutcome
 
 
 class CsvFile:
-    """The whole of a third reporter: epochs as rows of a spreadsheet, epochs.csv in the run folder."""
+    """A complete third reporter: writes one row per epoch to epochs.csv in the run folder."""
 
     def __init__(self) -> None:
         self.file: TextIO | None = None
@@ -47,7 +47,7 @@ def data(tmp_path: Path) -> Path:
     return packed(tmp_path / "set")
 
 
-def test_a_third_reporter_is_one_class_and_one_line_in_the_list(
+def test_a_third_reporter_needs_one_class_and_one_line_in_the_list(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(report, "REPORTERS", (*report.REPORTERS, CsvFile))
@@ -127,7 +127,7 @@ class Clock:
         return self.now
 
 
-def test_images_a_second_are_samples_over_wall_time_without_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_per_second_are_samples_over_wall_time_without_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(reporting, "time", clock)
     meter = Meter()

@@ -51,6 +51,6 @@ def test_a_wrong_word_is_a_usage_error_with_advice(words: list[str], expected: s
     assert len(str(caught.value)) < 300
 
 
-def test_what_is_right_is_parsed() -> None:
+def test_correct_arguments_are_parsed() -> None:
     found = parser().parse_args(["--count", "3", "--seed", "0", "--kind", "mpi", "pack", "--shards", "8"])
     assert found == argparse.Namespace(count=3, seed=0, folder=None, name=None, kind="mpi", shards="8")

@@ -1,4 +1,4 @@
-"""dptrain.system.blas: one BLAS thread, whatever the shell asks for, and also if NumPy was imported before."""
+"""dptrain.system.blas: one BLAS thread, for any setting of the shell, and also if NumPy was imported before."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def threads_after(program: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_blas_runs_the_threads_of_the_shell_when_nobody_pins_it() -> None:
-    """Without this the tests below would prove nothing."""
+def test_without_a_limit_blas_uses_the_threads_that_the_shell_sets() -> None:
+    """Otherwise the tests below could not fail."""
     assert threads_after("import numpy, threadpoolctl") == [2]
 
 
@@ -47,25 +47,25 @@ def test_blas_loaded_after_the_request_has_one_thread() -> None:
     assert threads_after(program) == [1]
 
 
-def test_blas_loaded_earlier_is_held_to_one_thread() -> None:
+def test_blas_loaded_earlier_is_limited_to_one_thread() -> None:
     program = "import numpy, threadpoolctl; from dptrain.system.blas import ensure_one_thread; ensure_one_thread()"
     assert threads_after(program) == [1]
 
 
 @pytest.mark.parametrize("module", ["dptrain.system.blas", "dptrain.commands.main"])
-def test_request_comes_in_time_because_numpy_is_not_imported_yet(module: str) -> None:
+def test_numpy_is_not_imported_before_blas_is_limited(module: str) -> None:
     program = f"import sys, {module}; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 
 
-def test_request_reaches_every_blas_and_the_processes_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_applies_to_every_blas_and_to_processes_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in THREAD_VARIABLES:
         monkeypatch.setenv(variable, "2")
     request_one_thread()
     assert {variable: os.environ[variable] for variable in THREAD_VARIABLES} == dict.fromkeys(THREAD_VARIABLES, "1")
 
 
-def test_it_tells_which_blas_and_which_kernels_compute() -> None:
+def test_the_blas_library_and_its_kernels_are_reported() -> None:
     found = ensure_one_thread()
     pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
     assert set(found) == {"blas", "blas_core"}
@@ -75,7 +75,7 @@ def test_it_tells_which_blas_and_which_kernels_compute() -> None:
         assert pool["architecture"] in found["blas_core"]
 
 
-def test_blas_that_does_not_obey_is_an_error_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blas_that_ignores_the_limit_is_an_error_with_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     pool: dict[str, Any] = {"user_api": "blas", "internal_api": "stubborn", "version": "1"}
     openmp = {"user_api": "openmp", "internal_api": "openmp", "version": None, "filepath": "libgomp.so"}
     info = [{**openmp, "num_threads": 8}, {**pool, "filepath": "libstubborn.so", "num_threads": 4}]

@@ -28,17 +28,17 @@ def quotas(root: Path) -> list[float]:
     ("text", "expected"),
     [("150000 100000\n", [1.5]), ("max 100000\n", []), ("", []), ("50000 0\n", []), ("a b c\n", [])],
 )
-def test_a_quota_of_version_2(text: str, expected: list[float], tmp_path: Path) -> None:
+def test_a_quota_of_cgroup_version_2_is_found(text: str, expected: list[float], tmp_path: Path) -> None:
     assert quotas(tree(tmp_path, "0::/job\n", {"job/cpu.max": text})) == expected
 
 
-def test_the_quotas_of_all_groups_above_hold_too(tmp_path: Path) -> None:
+def test_the_quotas_of_all_parent_groups_apply_too(tmp_path: Path) -> None:
     files = {"cpu.max": "800000 100000", "job/cpu.max": "200000 100000", "job/step/cpu.max": "max 100000"}
     assert quotas(tree(tmp_path, "0::/job/step\n", files)) == [2, 8]
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("250000", [2.5]), ("-1", [])])
-def test_a_quota_of_version_1(quota: str, expected: list[float], tmp_path: Path) -> None:
+def test_a_quota_of_cgroup_version_1_is_found(quota: str, expected: list[float], tmp_path: Path) -> None:
     folder = "cpu/slurm/job"
     files = {f"{folder}/cpu.cfs_quota_us": quota, f"{folder}/cpu.cfs_period_us": "100000"}
     assert quotas(tree(tmp_path, "3:memory:/\n2:cpu,cpuacct:/slurm/job\n", files)) == expected
@@ -50,12 +50,12 @@ def test_a_container_sees_its_own_group_as_the_topmost(tmp_path: Path) -> None:
     assert quotas(tree(tmp_path, "2:cpu,cpuacct:/docker/17\n", files)) == [1]
 
 
-def test_no_groups_no_limits(tmp_path: Path) -> None:
+def test_without_groups_there_are_no_limits(tmp_path: Path) -> None:
     assert cpu_limits(tmp_path) == {}
     assert memory_limit(tmp_path) is None
 
 
-def test_the_memory_of_the_machine_or_of_a_group_whichever_is_less(tmp_path: Path) -> None:
+def test_the_available_memory_is_the_smaller_of_machine_and_group(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 4096 kB\nMemFree: 7 kB\nSwapTotal: 1024 kB\n")
     assert memory_limit(tmp_path) == 5 << 20
@@ -65,8 +65,8 @@ def test_the_memory_of_the_machine_or_of_a_group_whichever_is_less(tmp_path: Pat
     assert memory_limit(tree(tmp_path, "0::/job\n", {"job/memory.max": "max"})) == 5 << 20
 
 
-def test_more_memory_than_there_is_is_refused_before_it_is_touched() -> None:
-    """Found in the field: a network too large for memory is killed by the system some minutes later, without a word."""
+def test_a_request_for_more_memory_than_available_is_refused_before_use() -> None:
+    """Found in the field: a network too large for memory is killed by the system minutes later, without a message."""
     check_memory(1 << 20, "a few parameters")
     with pytest.raises(LimitError, match=r"many parameters need at least 1,024.0 GiB of memory, found [\d,.]+ GiB"):
         check_memory(1 << 40, "many parameters")

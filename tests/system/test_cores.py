@@ -43,7 +43,7 @@ def bound(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
         (0, 0, 2, {2, 3}),
         (0, 1, 2, {4, 5}),
         (1, 4, 5, {6}),
-        (1, 0, 1, None),  # alone it has them all
+        (1, 0, 1, None),  # a single rank has all cores
         (0, 0, 6, None),  # more ranks than cores
     ],
 )
@@ -60,7 +60,7 @@ def test_a_rank_takes_its_share_of_the_cores_it_may_use(
 
 
 @pytest.mark.parametrize("value", ["none", ""])
-def test_a_rank_that_is_not_asked_to_stays_as_it_is(
+def test_a_rank_stays_unbound_unless_binding_is_requested(
     value: str, bound: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, value)
@@ -70,7 +70,7 @@ def test_a_rank_that_is_not_asked_to_stays_as_it_is(
     assert bound == {}
 
 
-def test_where_binding_is_forbidden_a_rank_stays_as_it_is(
+def test_a_rank_stays_unbound_where_binding_is_forbidden(
     bound: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forbidden(_: int, cpus: set[int]) -> None:
@@ -84,7 +84,7 @@ def test_where_binding_is_forbidden_a_rank_stays_as_it_is(
 
 
 @pytest.mark.parametrize(("rank", "ranks"), [("", "2"), ("0", ""), ("0", "two"), ("x", "2"), ("0", "0")])
-def test_without_a_valid_number_of_ranks_a_rank_stays_as_it_is(
+def test_a_rank_stays_unbound_without_a_valid_number_of_ranks(
     rank: str, ranks: str, bound: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, "cores")

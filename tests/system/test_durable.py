@@ -1,4 +1,4 @@
-"""dptrain.system.durable: a file is written whole or not at all, whatever fails on the way."""
+"""dptrain.system.durable: a file is written completely or not at all if any call fails."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def good(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT], ids=os.strerror)
 @pytest.mark.parametrize("piece", [1 << 24, 1000], ids=["in one piece", "in many pieces"])
-def test_whichever_call_fails_the_earlier_file_stays_and_no_temporary_one(
+def test_a_failure_of_any_call_keeps_the_earlier_file_and_leaves_no_temporary_file(
     error: int, piece: int, good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each open, write, fsync, close and rename in turn, until one more than there are."""
+    """Each open, write, fsync, close and rename fails in turn, until no call is left."""
     before, content = good.read_bytes(), checkpoint_bytes(state_of(seed=5), ORIGIN, LAYOUTS)
     monkeypatch.setattr(durable, "PIECE", piece)
     later = good.with_name("step-00000010.h5")
@@ -44,7 +44,7 @@ def test_whichever_call_fails_the_earlier_file_stays_and_no_temporary_one(
             assert raised is None
             break
         assert raised == error
-        renamed = "replace" in files.made[: failing - 1]  # what failed is to sync the folder: both files are whole
+        renamed = "replace" in files.made[: failing - 1]  # the sync of the folder failed: both files are complete
         assert {path.name for path in good.parent.iterdir()} == ({good.name, later.name} if renamed else {good.name})
         assert good.read_bytes() == before
         assert not renamed or later.read_bytes() == content
@@ -57,7 +57,7 @@ def test_whichever_call_fails_the_earlier_file_stays_and_no_temporary_one(
 
 
 def errno_of(write: Callable[[], None]) -> int | None:
-    """The number of the error that comes out, None when none does."""
+    """The errno of the error that is raised, None without an error."""
     try:
         write()
     except OSError as caught:
@@ -65,7 +65,7 @@ def errno_of(write: Callable[[], None]) -> int | None:
     return None
 
 
-def test_what_is_read_back_otherwise_than_written_is_an_error(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contents_that_read_back_differently_are_an_error(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path.read_bytes
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", lambda path: real(path)[:-1] + b"?")
@@ -94,8 +94,8 @@ def test_file_and_folder_are_synced_around_the_rename(tmp_path: Path, monkeypatc
     assert done == [f"sync {temporary}", f"rename {temporary}", f"sync {tmp_path}"]
 
 
-def test_a_disk_that_really_is_full_leaves_the_earlier_checkpoint(good: Path) -> None:
-    """RLIMIT_FSIZE: the operating system itself refuses to write on."""
+def test_a_full_disk_leaves_the_earlier_checkpoint(good: Path) -> None:
+    """RLIMIT_FSIZE: the operating system refuses further writes."""
     program = (
         "import resource, sys; from pathlib import Path\n"
         "from dptrain.system.durable import write_durably\n"

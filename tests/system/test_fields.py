@@ -1,4 +1,4 @@
-"""dptrain.system.fields: JSON becomes a dataclass if every value has the type and bounds of its field."""
+"""dptrain.system.fields: JSON is converted to a dataclass if every value has the type and bounds of its field."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_values_of_the_right_types_become_a_dataclass() -> None:
         ({"surplus": 1}, "unknown surplus"),
     ],
 )
-def test_another_value_is_an_error_with_its_place(change: dict[str, Any], message: str) -> None:
+def test_a_wrong_value_is_an_error_with_its_place(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - its text is checked below
         from_json(Outer, GOOD | change)
     assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""dptrain.system.files: other than regular files, too large files and invalid JSON are errors at once."""
+"""dptrain.system.files: files that are not regular or too large, and invalid JSON, are errors at once."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_link_to_a_regular_file_is_read_but_not_written(tmp_path: Path) -> Non
 def test_a_file_that_is_too_large_is_refused_by_its_size(tmp_path: Path) -> None:
     path = tmp_path / "large"
     with path.open("wb") as file:
-        file.truncate(1 << 43)  # 8 TiB that use no space on the disk
+        file.truncate(1 << 43)  # 8 TiB that use no disk space
     for most in (None, 1000):
         with pytest.raises(OSError, match="8,796,093,022,208 bytes, expected at most"):
             files.read_bytes(path, most)

@@ -1,4 +1,4 @@
-"""dptrain.system.old_hdf5: HDF5 is read in a process of its own, which may fail."""
+"""dptrain.system.old_hdf5: HDF5 is read in a separate process, which may fail."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def program(monkeypatch: pytest.MonkeyPatch, folder: Path, text: str) -> None:
     monkeypatch.setattr(old_hdf5, "__file__", str(folder / "reader.py"))
 
 
-def test_a_crash_of_the_reading_process_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_of_the_reading_process_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(monkeypatch, tmp_path, "import os\nos.kill(os.getpid(), 11)")
     with pytest.raises(ValueError, match=f"the process that reads HDF5 ended with -{int(signal.SIGSEGV)}"):
         read_isolated(b"x" * 10**6)
 
 
 @pytest.mark.slow
-def test_a_reading_process_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reading_process_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(old_hdf5, "SECONDS", (1, 0.0))
     program(monkeypatch, tmp_path, "import time\ntime.sleep(60)")
     started = time.monotonic()
@@ -54,7 +54,7 @@ def test_a_reading_process_that_does_not_end_is_ended(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_an_endless_reading_process_ends_although_its_parent_was_killed(tmp_path: Path) -> None:
+def test_an_endless_reading_process_ends_even_if_its_parent_was_killed(tmp_path: Path) -> None:
     (tmp_path / "h5py.py").write_text("print('reading', flush=True)\nwhile True:\n    pass\n")
     text = "from dptrain.system import old_hdf5\nold_hdf5.SECONDS = (1, 0.0)\nold_hdf5._main()"
     child = subprocess.Popen(
@@ -72,7 +72,7 @@ def test_an_endless_reading_process_ends_although_its_parent_was_killed(tmp_path
         assert child.stdout.read() == b"reading\n"
 
 
-def test_the_reading_process_knows_nothing_of_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reading_process_has_no_variables_of_mpi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_FD", "SLURM_PROCID", "MPI_LOCALNRANKS"):
         monkeypatch.setenv(name, "1")
     seen = tmp_path / "seen"
@@ -82,7 +82,7 @@ def test_the_reading_process_knows_nothing_of_mpi(tmp_path: Path, monkeypatch: p
     assert not [name for name in seen.read_text().split() if name.startswith(("OMPI", "PMI", "SLURM", "MPI"))]
 
 
-def test_what_would_take_memory_or_open_files_is_refused(tmp_path: Path) -> None:
+def test_contents_that_would_use_much_memory_or_open_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "large.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("a", (1 << 40,), np.uint8, chunks=(1 << 20,))

@@ -1,4 +1,4 @@
-"""dptrain.system.record: the status record that a command sends to the launcher, and to nobody else."""
+"""dptrain.system.record: the status record that a command sends only to the launcher."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from launch.targets.target import Outcome
 
 
 def run(code: str, **variables: str) -> tuple[subprocess.CompletedProcess[bytes], list[Outcome]]:
-    """Python code in a process that the launcher seems to have started, and the records that it has sent."""
+    """Run Python code as if the launcher had started it; returns the process and the records that it sent."""
     server = StatusServer()
     server.start()
     environment = {**os.environ, VARIABLE: server.address, **variables}
@@ -34,7 +34,7 @@ def run(code: str, **variables: str) -> tuple[subprocess.CompletedProcess[bytes]
 BEGIN = "import os, sys\nfrom dptrain.system.record import *\nbegin()\n"
 
 
-def test_the_first_end_that_a_process_reports_is_its_record() -> None:
+def test_the_first_end_that_a_process_reports_becomes_its_record() -> None:
     code = "print(report_end(70, 'a\\udcff\\nb', retry=True, more={'by': 'x'}), report_end(0))"
     done, records = run(BEGIN + code)
     assert done.stdout == b"True False\n"
@@ -47,7 +47,7 @@ def test_without_a_launcher_nothing_is_reported(launcher: str) -> None:
     assert (done.stdout, done.stderr, records) == (b"False\n", b"", [])
 
 
-def test_an_address_that_does_not_answer_is_not_the_last() -> None:
+def test_the_next_address_is_used_if_one_does_not_answer() -> None:
     code = (
         BEGIN
         + f"""
@@ -121,7 +121,9 @@ def build(shape, classes):
         ("mpich", "close", 0),
     ],
 )
-def test_real_ranks_that_print_megabytes_are_believed(mpi: str, ends: str, status: int | None, tmp_path: Path) -> None:
+def test_the_record_of_real_ranks_that_print_megabytes_arrives(
+    mpi: str, ends: str, status: int | None, tmp_path: Path
+) -> None:
     pack(tmp_path / "data", image_data(train=32, test=8, shape=(1, 4, 4)), shards=4)
     (tmp_path / "spam.py").write_text(SPAM)
     trainer = flags(tmp_path / "data", tmp_path / "run", model=f"{tmp_path / 'spam.py'}:build", epochs=1)

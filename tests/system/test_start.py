@@ -25,7 +25,7 @@ print(*(number.name for number in handled()), signal.pthread_sigmask(signal.SIG_
 
 
 def report(before: Callable[[], object]) -> str:
-    """What a program reports that was started with signals in a state."""
+    """The report of a program that was started with these signals ignored or blocked."""
     done = subprocess.run([sys.executable, "-c", REPORT], preexec_fn=before, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -33,7 +33,7 @@ def report(before: Callable[[], object]) -> str:
 NAMES = " ".join(number.name for number in ENDING)
 
 
-def test_all_signals_that_announce_an_end_are_handled() -> None:
+def test_all_signals_that_ask_a_program_to_end_are_handled() -> None:
     assert report(lambda: None) == f"{NAMES} none blocked 3"
     assert {"SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU"} <= set(NAMES.split())
 
@@ -49,12 +49,12 @@ def test_a_signal_that_was_blocked_arrives() -> None:
     assert report(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)) == f"{NAMES} none blocked 3"
 
 
-def test_a_child_s_status_is_known_where_sigchld_was_ignored() -> None:
+def test_a_childs_status_is_known_even_if_sigchld_was_ignored() -> None:
     """Found in the field: with SIGCHLD ignored the kernel forgets statuses; every child seems to have returned 0."""
     assert report(lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN)) == f"{NAMES} none blocked 3"
 
 
-def test_the_signals_of_slurm_s_end_of_a_job_are_one_request() -> None:
+def test_the_signals_that_slurm_sends_to_end_a_job_are_one_request() -> None:
     assert SAME_REQUEST == 2.0
 
 

@@ -1,4 +1,4 @@
-"""dptrain.system.streams: what a program does when nobody can read what it prints."""
+"""dptrain.system.streams: what a program does when its output cannot be written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dptrain.system.streams import drop_failed_writes, finish_output, print_whol
 report = os.open({report!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 os.dup2(report, 100)
 os.close(report)
-tell = lambda text: os.write(100, str(text).encode())
+report_to_test = lambda text: os.write(100, str(text).encode())
 start_program()
 {body}
 """
@@ -52,7 +52,7 @@ for stream in (sys.stdout, sys.stderr):
     print("held back", file=stream)
 child = os.fork()
 print("in a forked worker", flush=True)
-if child: tell(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"""
+if child: report_to_test(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"""
     if redirect == "| exit":
         redirect = '| exit; exit "${PIPESTATUS[0]}"'
         body = "import time; time.sleep(0.2)\n" + body
@@ -70,7 +70,7 @@ def test_a_failed_write_of_a_result_is_one_error(
     print("the product")
     finish_output()
 except Exception as error:
-    tell(f"{type(error).__name__}: {error}")"""
+    report_to_test(f"{type(error).__name__}: {error}")"""
     expected = f"OutputError: standard output cannot be written: {reason}"
     assert run(body, tmp_path, redirect=redirect, flags=flags)[1] == expected
 
@@ -83,7 +83,7 @@ os.write(file.fileno(), b"data")
 for number in (0, 1, 2):
     try: os.write(number, b"noise of a library")
     except OSError: pass
-tell(repr(sys.stdin.read()))"""
+report_to_test(repr(sys.stdin.read()))"""
     assert run(body, tmp_path, redirect="<&- >&- 2>&-", cwd=tmp_path) == (0, "''")
     assert (tmp_path / "mine").read_text() == "data"
 
@@ -99,7 +99,7 @@ def test_a_character_that_the_encoding_does_not_have_is_an_escape(encoding: str,
 
 
 def test_print_whole_reports_whether_the_line_was_written(tmp_path: Path) -> None:
-    body = "drop_failed_writes()\ntell(print_whole('figures'))"
+    body = "drop_failed_writes()\nreport_to_test(print_whole('figures'))"
     assert run(body, tmp_path, redirect=">/dev/full") == (0, "False")
     assert run(body, tmp_path, redirect=">/dev/null") == (0, "True")
 
@@ -110,7 +110,7 @@ def test_a_terminal_closed_while_the_program_prints(tmp_path: Path) -> None:
 print("ready", flush=True)
 sys.stdin.readline()
 print("after", flush=True)
-tell("continued")"""
+report_to_test("continued")"""
     (tmp_path / "program.py").write_text(PROGRAM.format(report=str(tmp_path / "report"), body=body))
     master, slave = pty.openpty()
     with subprocess.Popen(

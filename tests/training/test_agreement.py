@@ -1,4 +1,4 @@
-"""dptrain.training.agreement: ranks that were started with other flags or files, or run on other machines."""
+"""dptrain.training.agreement: ranks that were started with different flags or files, or run on different machines."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_only_paths_may_differ_between_hosts() -> None:
         assert without_paths(here) != without_paths(other)
 
 
-def test_a_rank_with_another_value_is_reported() -> None:
+def test_a_rank_with_a_different_value_is_reported() -> None:
     same, other = ("host1", {"lr": 0.1, "seed": 0}), ("host2", {"lr": 0.2, "seed": 0})
     agree_on("configuration", same[1], Ranks(same, same))
     with pytest.raises(
@@ -69,7 +69,7 @@ def test_a_rank_with_another_value_is_reported() -> None:
         agree_on("configuration", same[1], Ranks(same, other))
 
 
-def test_the_cpu_has_a_name_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_has_a_name_even_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*arguments: Any, **options: Any) -> str:
         raise FileNotFoundError
 

@@ -1,4 +1,4 @@
-"""dptrain.training.architecture: networks by name and from a user's own file."""
+"""dptrain.training.architecture: networks by name and from a user's file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
 
 def build(input_shape, classes, *, width=4):
-    """Strided convolution, then pooling with a kernel of its own."""
+    """Strided convolution, then pooling with a separate kernel size."""
     return [Conv2d(width, 5, stride=2), ReLU(), MaxPool2d(3, stride=2), Flatten(), Linear(classes)]
 
 def refuses(input_shape, classes, **options):
@@ -146,7 +146,7 @@ def test_a_file_may_define_dataclasses_and_the_function_may_be_a_partial(tmp_pat
 def test_an_error_of_the_file_is_permanent_and_shows_the_users_part_of_the_traceback(
     source: str, words: str, tmp_path: Path
 ) -> None:
-    """Found in the field: status 70, so that the launcher's --max-restarts started it again, in vain."""
+    """Found in the field: status 70, so the launcher's --max-restarts restarted it, which cannot help."""
     path = tmp_path / "net.py"
     path.write_bytes(source.encode("latin-1"))
     with pytest.raises(ModelError) as caught:

@@ -59,8 +59,8 @@ def evaluation_of(data: Path, checkpoint: Path, threads: int = 1) -> Evaluation:
     return evaluate_checkpoint(read_checkpoint(checkpoint), checkpoint, data, Communicator(), threads=threads)
 
 
-def test_parameters_that_are_not_finite_give_such_a_loss_without_a_warning() -> None:
-    """Winograd's transform of the kernels, made once for all shards, meets them before any sample is seen."""
+def test_non_finite_parameters_give_a_non_finite_loss_without_a_warning() -> None:
+    """Winograd's transform of the kernels uses them before the first sample."""
     network = Network([Conv2d(2, 3, algorithm="winograd4"), Flatten(), Linear(2)], (1, 6, 6))
     manifest, _ = random_data(Communicator(), (1, 6, 6), classes=2, shards=1, samples=3)
     vectors = network.initial(0)
@@ -72,7 +72,7 @@ def test_parameters_that_are_not_finite_give_such_a_loss_without_a_warning() -> 
     assert found.samples == 3
 
 
-def test_loss_and_accuracy_are_those_of_a_plain_loop_over_the_samples(trained: tuple[Path, Path]) -> None:
+def test_loss_and_accuracy_equal_those_of_a_plain_loop_over_the_samples(trained: tuple[Path, Path]) -> None:
     found, expected = evaluation_of(*trained), plain_loop(*trained)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert (found.class_samples, found.class_correct) == (expected.class_samples, expected.class_correct)
@@ -94,7 +94,9 @@ def test_the_number_of_threads_does_not_change_a_bit_of_the_figures(threads: int
 
 
 @pytest.mark.mpi
-def test_any_number_of_ranks_reports_one_processs_figures_once(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_any_number_of_ranks_reports_the_figures_of_one_process_once(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
     data, checkpoint = trained
     alone = dptrain("eval", checkpoint, data, "--json", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr

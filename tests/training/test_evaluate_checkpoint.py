@@ -1,4 +1,4 @@
-"""dptrain.training.evaluate_checkpoint: `dptrain eval` on its own data, other data, and what it refuses."""
+"""dptrain.training.evaluate_checkpoint: `dptrain eval` on the same and on other data sets, and what it refuses."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def repacked_beside_darker_images(data: Path, out: Path, classes: tuple[str, ...
 
 
 def test_images_are_normalised_with_the_values_of_the_checkpoint(trained: tuple[Path, Path], tmp_path: Path) -> None:
-    """Evaluation with the data set's own mean and deviation: the same test images with darker training images."""
+    """The second data set has the same test images, but darker training images, so its mean and deviation differ."""
     data, checkpoint = trained
     darker = repacked_beside_darker_images(data, tmp_path / "darker")
     lines: list[str] = []
@@ -87,7 +87,9 @@ def test_images_are_normalised_with_the_values_of_the_checkpoint(trained: tuple[
         for folder in (data, darker)
     ]
     assert found[0].accuracy == found[1].accuracy
-    assert found[0].loss == pytest.approx(found[1].loss, rel=1e-5)  # the shards are others, and so is the sum's order
+    assert found[0].loss == pytest.approx(
+        found[1].loss, rel=1e-5
+    )  # the shards differ, so the order of the sum differs too
     (line,) = lines
     assert line == f"images are normalised with the mean and deviation of the checkpoint; those of {darker} differ"
 
@@ -133,7 +135,7 @@ def other_epochs(index: dict[str, Any]) -> None:
         (other_epochs, "the file was edited"),
     ],
 )
-def test_an_edited_checkpoint_that_does_not_fit_its_own_network_is_one_error(
+def test_an_edited_checkpoint_that_does_not_fit_its_network_is_one_error(
     edit: Callable[[dict[str, Any]], None], words: str, trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
     data, checkpoint = trained
@@ -200,7 +202,7 @@ def test_an_architecture_file_may_move_but_its_layers_may_not_change(
 
 @pytest.mark.mpi
 @pytest.mark.once
-def test_data_missing_on_one_rank_ends_both(trained: tuple[Path, Path], tmp_path: Path) -> None:
+def test_missing_data_on_one_rank_ends_both_ranks(trained: tuple[Path, Path], tmp_path: Path) -> None:
     data, checkpoint = trained
     program = tmp_path / "wrapper.py"
     program.write_text(

@@ -1,4 +1,4 @@
-"""dptrain.training.loop: a run that is stopped anywhere and resumed ends with the bits of an undisturbed run."""
+"""dptrain.training.loop: a run that is stopped anywhere and resumed ends with the bits of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(
     request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], Path, Memory]:
-    """Options, run folder and course of a run from the first to the last step."""
+    """Options, run folder and events of an uninterrupted run."""
     options = AUGMENTED if request.param == "augmented" else {}
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     return options, folder, run(configuration(data, folder, **options))[1]
@@ -67,7 +67,7 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def assert_same_end(folder: Path, memory: Memory, undisturbed: tuple[dict[str, Any], Path, Memory]) -> None:
-    """Parameters, momentum, epoch sums and evaluation of the end, to the bit."""
+    """The final parameters, momentum, epoch sums and evaluation are equal to the bit."""
     _, other_folder, other = undisturbed
     state, expected = (read_checkpoint(last_checkpoint(one)).state for one in (folder, other_folder))
     assert state.digest() == expected.digest()
@@ -75,7 +75,7 @@ def assert_same_end(folder: Path, memory: Memory, undisturbed: tuple[dict[str, A
     assert memory.evaluations[-1] == other.evaluations[-1]
 
 
-def test_every_sample_is_used_once_an_epoch_with_the_scheduled_rate(
+def test_every_sample_is_used_once_per_epoch_with_the_scheduled_rate(
     undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
     memory = undisturbed[2]
@@ -100,7 +100,7 @@ def test_every_sample_is_used_once_an_epoch_with_the_scheduled_rate(
     threads=st.lists(st.sampled_from([1, 2, 4]), min_size=4, max_size=4),
 )
 @settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_run_stopped_at_any_steps_ends_with_the_bits_of_the_undisturbed_one(
+def test_a_run_stopped_and_resumed_at_any_steps_ends_with_the_same_bits(
     stops: list[int], threads: list[int], undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -143,10 +143,10 @@ class AskedAfter(Memory, Interruption):
 
 
 @pytest.mark.parametrize("signalled", range(1, LAST_STEP + 1))
-def test_a_run_stopped_by_a_signal_saves_and_later_does_what_it_left_out(
+def test_a_run_stopped_by_a_signal_saves_and_does_the_rest_when_resumed(
     signalled: int, undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
-    """At the end of an epoch, 7 and 14, the evaluation is what is left out; elsewhere one more step is made."""
+    """At the end of an epoch (7, 14) the resumed run makes the evaluation; elsewhere one more step is made."""
     config = configuration(data, tmp_path / "run", **undisturbed[0])
     first = AskedAfter(signalled)
     stopped = signalled if signalled % STEPS_PER_EPOCH == 0 else signalled + 1
@@ -186,24 +186,24 @@ def written_steps(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> list[
     return written
 
 
-def test_checkpoints_are_written_every_so_many_steps_each_epoch_and_at_the_end(
+def test_checkpoints_are_written_at_each_step_interval_each_epoch_and_at_the_end(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configuration(data, tmp_path / "run", checkpoint_every="4", max_steps=10)
     assert written_steps(config, monkeypatch) == [4, 7, 8, 10]
 
 
-def test_checkpoints_are_written_every_so_many_seconds(
+def test_checkpoints_are_written_at_each_time_interval(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock that gains a second at each look; a step looks once, and so does each checkpoint."""
+    """The clock advances by a second at each reading; each step and each checkpoint reads it once."""
     ticks = itertools.count()
     monkeypatch.setattr(writer, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
     config = configuration(data, tmp_path / "run", checkpoint_every="3s", max_steps=10)
     assert written_steps(config, monkeypatch) == [3, 6, 7, 10]
 
 
-def test_resume_never_refuses_a_used_folder_and_changes_nothing(data: Path, tmp_path: Path) -> None:
+def test_resume_set_to_never_refuses_a_used_folder_and_changes_nothing(data: Path, tmp_path: Path) -> None:
     run(configuration(data, tmp_path / "run", max_steps=2))
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(UsageError, match=r"already holds a run \(step-00000002\.h5\)"):
@@ -232,7 +232,7 @@ def test_a_finished_run_is_only_evaluated_again(
     assert {path.name: path.read_bytes() for path in (tmp_path / "run/checkpoints").iterdir()} == before
 
 
-def test_the_last_event_is_of_the_last_state(
+def test_the_last_event_describes_the_last_state(
     undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
     summary, memory = run(configuration(data, tmp_path / "run", **undisturbed[0]))
@@ -255,11 +255,11 @@ def test_a_broken_newest_checkpoint_costs_steps_but_not_the_result(
     assert_same_end(tmp_path / "run", memory, undisturbed)
 
 
-def test_the_best_checkpoint_of_before_a_resume_is_kept_to_the_end(data: Path, tmp_path: Path) -> None:
+def test_the_best_checkpoint_from_before_a_resume_is_kept_to_the_end(data: Path, tmp_path: Path) -> None:
     run(configuration(data, tmp_path / "run", max_steps=STEPS_PER_EPOCH, epochs=6))
     best = last_checkpoint(tmp_path / "run")
     read = read_checkpoint(best)
-    read.state.progress.test_accuracy = 1.0  # better than the five epochs to come can be on random labels
+    read.state.progress.test_accuracy = 1.0  # the next five epochs cannot be better on random labels
     write_durably(best, checkpoint_bytes(read.state, read.origin, read.layouts))
     run(configuration(data, tmp_path / "run", epochs=6))
     kept = [int(path.stem.split("-")[1]) for path in sorted((tmp_path / "run" / "checkpoints").glob("step-*"))]
@@ -274,7 +274,7 @@ def test_a_changed_learning_rate_is_noted_and_used(data: Path, tmp_path: Path) -
     assert {lr for *_, lr in memory.steps} == {0.5}
 
 
-def test_the_mpi_reduction_is_the_tree_up_to_rounding(data: Path, tmp_path: Path) -> None:
+def test_the_mpi_reduction_equals_the_tree_up_to_rounding(data: Path, tmp_path: Path) -> None:
     states = []
     for reduction in ("tree", "mpi"):
         run(configuration(data, tmp_path / reduction, reduction=reduction))
@@ -291,7 +291,7 @@ def test_a_run_can_resume_from_the_newest_checkpoint_of_another_run(data: Path, 
     assert "resume" not in (tmp_path / "two" / "config.toml").read_text()  # the file is for new runs
 
 
-def test_what_was_never_evaluated_is_saved_with_its_accuracy(data: Path, tmp_path: Path) -> None:
+def test_a_state_that_was_never_evaluated_is_saved_with_its_accuracy(data: Path, tmp_path: Path) -> None:
     """Stopped at a checkpoint within an epoch, then resumed with that step as the last one."""
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
@@ -303,7 +303,7 @@ def test_what_was_never_evaluated_is_saved_with_its_accuracy(data: Path, tmp_pat
     )
 
 
-def test_parameters_that_blow_up_in_the_last_step_are_not_saved(data: Path, tmp_path: Path) -> None:
+def test_parameters_that_diverge_in_the_last_step_are_not_saved(data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 1: the test loss is (nan|inf)"):
         run(configuration(data, tmp_path / "run", lr=1e38, warmup_steps=0, max_steps=1))
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
@@ -318,7 +318,7 @@ def test_parameters_that_an_update_makes_infinite_are_not_saved(data: Path, tmp_
 
 
 def test_resuming_an_earlier_checkpoint_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
-    """The steps made again would write over those of the first attempt."""
+    """The repeated steps would overwrite those of the first attempt."""
     folder = tmp_path / "run"
     run(configuration(data, folder, checkpoint_every="3"))
     earlier = sorted((folder / "checkpoints").glob("step-*"))[0]
@@ -332,7 +332,7 @@ def test_resuming_an_earlier_checkpoint_in_the_same_folder_is_refused(data: Path
 @pytest.mark.quick
 @pytest.mark.mpi
 @pytest.mark.parametrize("undisturbed", ["augmented"], indirect=True)
-def test_stopped_on_two_ranks_and_resumed_on_three_has_the_bits_of_one_process(
+def test_a_run_stopped_on_two_ranks_and_resumed_on_three_has_the_bits_of_one_process(
     undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
     options, folder, memory = undisturbed

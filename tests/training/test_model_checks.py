@@ -1,4 +1,4 @@
-"""dptrain.training.model_checks: a run keeps its model's code, is reproduced from it, and notices changes of it."""
+"""dptrain.training.model_checks: a run keeps the code of its model, can be reproduced from it, and detects changes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_files_are_in_the_run_folder_and_their_hashes_in_the_checkpoint(begu
     assert all(len(digest) == 64 for digest in origin.model_files.values())
 
 
-def test_a_resume_with_other_code_is_an_error_that_names_the_files(begun: TrainConfig, tmp_path: Path) -> None:
+def test_a_resume_with_changed_code_is_an_error_that_lists_the_files(begun: TrainConfig, tmp_path: Path) -> None:
     """Found in the field: tanh became ReLU in a user's layer, and the resume continued as if nothing had happened."""
     (tmp_path / "code" / "squash.py").write_text(RECTIFY)
     with pytest.raises(CheckpointError) as caught:
@@ -91,7 +91,7 @@ def test_a_resume_with_other_code_is_an_error_that_names_the_files(begun: TrainC
 
 
 def test_changed_code_is_reported_if_the_layers_differ_too(begun: TrainConfig, data: Path, tmp_path: Path) -> None:
-    """The resume blamed --model, which was the right one."""
+    """Found in the field: the error was about --model, which was correct."""
     net = tmp_path / "code" / "net.py"
     net.write_text(NET.replace("width=4", "width=5"))
     with pytest.raises(CheckpointError, match=r"trained with other code of the model: net\.py"):
@@ -123,7 +123,7 @@ def test_changed_code_is_allowed_by_a_flag_and_both_versions_are_kept(begun: Tra
 def test_the_advice_names_the_copy_of_the_code_of_the_checkpoint(
     begun: TrainConfig, data: Path, tmp_path: Path
 ) -> None:
-    """It named the copy of the new code, which had just been refused."""
+    """Found in the field: the advice named the copy of the new code, which had just been refused."""
     (tmp_path / "code" / "squash.py").write_text(RECTIFY)
     run(replace(begun, allow_changed_model=True))
     old = tmp_path / "run" / "checkpoints" / "step-00000003.h5"
@@ -134,7 +134,7 @@ def test_the_advice_names_the_copy_of_the_code_of_the_checkpoint(
     run(replace(begun, run_dir=str(tmp_path / "other"), resume=str(old), model=advised))
 
 
-def test_code_in_place_of_a_named_architecture_is_other_code(data: Path, tmp_path: Path) -> None:
+def test_code_in_place_of_a_named_architecture_counts_as_changed(data: Path, tmp_path: Path) -> None:
     net = tmp_path / "net.py"
     net.write_text("from dptrain.nn.zoo import linear as build\n")
     config = configuration(data, tmp_path / "run", model="linear", model_options={}, max_steps=3)
@@ -152,7 +152,7 @@ def test_a_checkpoint_of_version_1_without_hashes_is_resumed(begun: TrainConfig,
 
 
 def test_a_run_is_reproduced_from_its_folder_alone(begun: TrainConfig, data: Path, tmp_path: Path) -> None:
-    """Though the model file is gone, in another place, by the saved configuration."""
+    """With the saved configuration, in another folder, after the model file was deleted."""
     summary, _ = run(begun)
     shutil.rmtree(tmp_path / "code")
     shutil.move(tmp_path / "run", tmp_path / "copy")
@@ -167,10 +167,10 @@ def test_a_run_is_reproduced_from_its_folder_alone(begun: TrainConfig, data: Pat
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_eval_warns_of_other_code(
+def test_eval_warns_about_changed_code(
     begun: TrainConfig, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Found in the field: another accuracy, without a word."""
+    """Found in the field: a different accuracy without a message."""
     words = ["eval", str(tmp_path / "run"), str(data), "--model", begun.model, "--threads", "1", "--json"]
     assert main(words) == 0
     same = capfd.readouterr()
@@ -200,7 +200,7 @@ def test_eval_runs_code_of_the_run_folder_only_with_model(model: str, data: Path
 
 
 def test_code_that_changes_during_the_run_is_not_read_again(data: Path, model: str, tmp_path: Path) -> None:
-    """What is kept is what was executed."""
+    """The saved code is the executed code."""
     net = tmp_path / "code" / "net.py"
     net.write_text(NET + "\nimport pathlib\npathlib.Path(__file__).write_text('raise SystemError')\n")
     before = net.read_text()
@@ -230,8 +230,8 @@ def test_a_kill_while_the_code_is_written_leaves_no_partial_copy(
 
 @pytest.mark.mpi
 @pytest.mark.once
-def test_ranks_with_other_code_end_with_one_error(data: Path, model: str, tmp_path: Path) -> None:
-    """As on hosts without a common file system; the layers look the same."""
+def test_ranks_with_different_code_end_with_one_error(data: Path, model: str, tmp_path: Path) -> None:
+    """As on hosts without a common file system; the layers have the same lines."""
     shutil.copytree(tmp_path / "code", tmp_path / "other")
     (tmp_path / "other" / "squash.py").write_text(RECTIFY)
     program = tmp_path / "unlike.py"
@@ -271,7 +271,7 @@ def build(input_shape, classes):
 
 
 def test_a_model_that_draws_without_a_seed_is_not_resumed(data: Path, model: str, tmp_path: Path) -> None:
-    """Its files are the same, but each process has another network."""
+    """The files are the same, but each process builds a different network."""
     (tmp_path / "code" / "net.py").write_text(NET + UNSEEDED)
     config = configuration(data, tmp_path / "run", model=model, model_options={}, max_steps=3)
     run(config)

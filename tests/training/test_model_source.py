@@ -1,4 +1,4 @@
-"""dptrain.training.model_source: what a user's model file may import, and what of it is kept."""
+"""dptrain.training.model_source: what a user's model file may import, and which files are kept."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_model_file_imports_its_neighbours_and_all_of_them_are_recorded(case: 
 
 
 def test_a_neighbour_does_not_replace_a_module_of_python_or_dptrain(tmp_path: Path) -> None:
-    """A `random.py` in the folder must not break NumPy, nor a folder `dptrain` (of a clone) the program."""
+    """A `random.py` in the folder must not break NumPy; a folder `dptrain` (a clone) must not break dptrain."""
     wrong = "raise SystemError('the wrong one')"
     files = {"random": wrong, "numpy": wrong, "dptrain__nn__hidden": wrong, "dptrain____init__": wrong, "queue": wrong}
     model = net(
@@ -90,14 +90,14 @@ def test_a_neighbour_does_not_replace_a_module_of_python_or_dptrain(tmp_path: Pa
     assert width_of(model) == 3
 
 
-def test_two_model_files_have_neighbours_of_one_name(tmp_path: Path) -> None:
+def test_model_files_may_have_neighbours_with_the_same_name(tmp_path: Path) -> None:
     one = net(tmp_path / "one", "from layers import W", "W", layers="W = 3")
     other = net(tmp_path / "other", "from layers import W", "W", layers="W = 5")
     assert [width_of(model) for model in (one, other, one)] == [3, 5, 3]
 
 
 def test_edited_neighbours_are_read_again_despite_a_pyc(tmp_path: Path) -> None:
-    """Of the same size and time, so that a .pyc would be taken for fresh."""
+    """The files have the same size and time, so Python would accept the old .pyc."""
     model = net(tmp_path, "from layers import W", "W", layers="W = 3")
     subprocess.run([sys.executable, "-m", "compileall", "-q", tmp_path], check=True)
     stamp = (tmp_path / "layers.py").stat()
@@ -114,7 +114,7 @@ def test_a_symbolic_link_is_followed_as_python_does_for_a_script(tmp_path: Path)
 
 
 def test_only_what_is_loaded_is_recorded(tmp_path: Path) -> None:
-    """Also when the folder is a home folder, with an environment's packages in it."""
+    """Also if the folder is a home folder that contains a Python environment."""
     packages = tmp_path / "venv" / "lib" / "site-packages"
     (packages / "other_package").mkdir(parents=True)
     (packages / "other_package" / "__init__.py").write_text("W = 3")
@@ -126,7 +126,7 @@ def test_only_what_is_loaded_is_recorded(tmp_path: Path) -> None:
 
 
 def test_the_executed_code_is_the_recorded_code(tmp_path: Path) -> None:
-    """Though the file changes while it is loaded."""
+    """Even if the file changes while it is loaded."""
     model = net(tmp_path, "import pathlib\npathlib.Path(__file__).write_text('')", "3")
     content = (tmp_path / "net.py").read_bytes()
     assert source_of(model).files["net.py"] == content
@@ -149,7 +149,7 @@ def test_changed_new_and_missing_files_are_listed(tmp_path: Path) -> None:
     assert source_of(model).changed_files(before, "net.py") == ["gone.py", "net.py", "new.py", "other.py"]
 
 
-def test_a_file_that_is_imported_later_or_has_another_name_is_no_change(tmp_path: Path) -> None:
+def test_a_file_that_is_imported_later_or_has_another_name_is_not_a_change(tmp_path: Path) -> None:
     model = net(tmp_path, "def later():\n    import late", "3", late="")
     early = source_of(model)
     early.record(tmp_path / "late.py", "late")
@@ -159,7 +159,7 @@ def test_a_file_that_is_imported_later_or_has_another_name_is_no_change(tmp_path
     assert source_of(f"{tmp_path / 'moved.py'}:build").changed_files(early.hashes(), "net.py") == ["late.py"]
 
 
-def test_a_forged_checkpoint_names_no_file_outside_the_folder(tmp_path: Path) -> None:
+def test_a_forged_checkpoint_cannot_refer_to_a_file_outside_the_folder(tmp_path: Path) -> None:
     source = source_of(net(tmp_path / "m", "", "3"))
     before = source.hashes() | {"../secret.py": "0", "/etc/passwd": "0", "a\0b": "0"}
     assert source.changed_files(before, "net.py") == ["../secret.py", "/etc/passwd", "a\0b"]
@@ -217,7 +217,7 @@ def start(way: str, data: Path, folder: Path) -> subprocess.CompletedProcess[str
 @pytest.mark.once
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_start_finds_the_same_neighbours(way: str, data: Path, tmp_path: Path) -> None:
-    """The reproduction of the field's report: from another folder, in which there is a module of the same name."""
+    """Found in the field: a start from another folder, which has a module of the same name."""
     net(tmp_path / "models", "from my_layers import WIDTH", "WIDTH", my_layers="WIDTH = 3")
     net(tmp_path / "elsewhere", "", "3", my_layers="raise SystemError('of the working directory')")
     done = start(way, data, tmp_path)
@@ -231,7 +231,7 @@ def test_every_way_to_start_finds_the_same_neighbours(way: str, data: Path, tmp_
 def test_modules_of_the_working_directory_are_not_found_and_the_launcher_does_not_retry(
     way: str, data: Path, tmp_path: Path
 ) -> None:
-    """Found in the field: `python -m dptrain` did find them, and --max-restarts started again in vain."""
+    """Found in the field: `python -m dptrain` did find them, and --max-restarts restarted it, which cannot help."""
     net(tmp_path / "models", "import only_here", "3")
     net(tmp_path / "elsewhere", "", "3", only_here="")
     done = start(way, data, tmp_path)

@@ -1,4 +1,4 @@
-"""dptrain.training.finite: what is not finite is reported by step, shard, rank and layer, and never saved."""
+"""dptrain.training.finite: non-finite values are reported with step, shard, rank and layer, and never saved."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_the_first_tensor_of_a_state_that_is_not_finite_is_reported(bad: str, fi
 
 @pytest.mark.mpi
 @pytest.mark.once
-def test_a_shard_that_breaks_on_the_last_of_three_ranks_is_reported_once_and_earlier_checkpoints_stay(
+def test_a_broken_shard_on_the_last_rank_is_reported_once_and_earlier_checkpoints_stay(
     data: Path, plain: tuple[Session, TrainingState], tmp_path: Path
 ) -> None:
     """Shards 2 and 3 are on rank 2; the step is the fifth."""

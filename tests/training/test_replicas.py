@@ -1,4 +1,4 @@
-"""dptrain.training.agreement: a rank whose state differs in one bit is named, with the first tensor that differs."""
+"""dptrain.training.agreement: a rank whose state differs in one bit is reported with the first tensor that differs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def error_message(states: list[TrainingState]) -> str:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 5])
-def test_replicas_that_are_the_same_pass(ranks: int) -> None:
+def test_identical_replicas_pass_the_check(ranks: int) -> None:
     assert error_message(same_states(ranks)) == ""
 
 
@@ -97,7 +97,7 @@ def test_each_rank_that_differs_is_reported_with_its_first_tensor() -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_without_a_majority_no_rank_is_assumed_right(ranks: int) -> None:
+def test_without_a_majority_no_rank_is_assumed_correct(ranks: int) -> None:
     """All different, or two against two."""
     states = same_states(ranks)
     for state, position in zip(states, [0, 0, 1, 1] if ranks == 4 else [0, 1, 2], strict=False):

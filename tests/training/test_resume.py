@@ -1,4 +1,4 @@
-"""dptrain.training.resume: which checkpoints are refused, and which changes are only noted."""
+"""dptrain.training.resume: which checkpoints are refused, and which changes are only reported."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_changed_key_that_affects_the_bits_is_reported(
     assert resumable(configuration(data, tmp_path / "run"), **{key: value}) == [f"changed since the checkpoint: {note}"]
 
 
-def test_another_reduction_is_noted_as_such_and_as_other_bits(data: Path, tmp_path: Path) -> None:
+def test_another_reduction_is_noted_with_its_effect_on_the_bits(data: Path, tmp_path: Path) -> None:
     notes = resumable(configuration(data, tmp_path / "run"), reduction="mpi")
     assert any("--reduction tree there, mpi here" in note for note in notes)
     assert any("bits may differ" in note for note in notes)
@@ -105,9 +105,7 @@ def test_an_architecture_file_edited_under_the_same_name_is_refused(data: Path, 
         check_resumable(Path("a.h5"), checkpoint, config, session.origin)
 
 
-def test_another_algorithm_of_a_layer_is_noted_and_does_not_make_a_checkpoint_unusable(
-    data: Path, tmp_path: Path
-) -> None:
+def test_another_algorithm_of_a_layer_is_noted_and_the_checkpoint_stays_usable(data: Path, tmp_path: Path) -> None:
     config = configuration(data, tmp_path / "run")
     session, state = session_and_state(config)
     refitted = replace(session.origin, tuning={"conv1": {"algorithm": "winograd4"}})

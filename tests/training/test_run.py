@@ -1,4 +1,4 @@
-"""dptrain.training.run: whenever ranks die, the others end with the bits of an undisturbed run."""
+"""dptrain.training.run: when ranks die, the others end with the bits of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mortal_ranks import Death, on_mortal_ranks
+from ranks_that_can_die import Death, on_ranks_that_can_die
 from training_runs import Memory, configuration, packed, run
 
 from dptrain.checkpoint.format import read_checkpoint
@@ -39,14 +39,14 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def elastic(data: Path, run_dir: Path, **changes: Any) -> TrainConfig:
-    # Ranks are threads here: no stall is watched for.
+    # Ranks are threads here, so there is no watch for stalls.
     options = {"elastic": True, "checkpoint_every": "3", "stall_limit": 0.0, "max_steps": LAST_STEP}
     return configuration(data, run_dir, **(options | changes))
 
 
 def train_with_deaths(config: TrainConfig, deaths: Sequence[Death]) -> tuple[dict[int, Any], list[int]]:
-    """What `train` returns on the ranks that live, and how many collectives each rank has called."""
-    results, world = on_mortal_ranks(RANKS, lambda communicator: train(config, communicator) or NOTHING, deaths)
+    """The results of `train` on the surviving ranks, and how many collectives each rank has called."""
+    results, world = on_ranks_that_can_die(RANKS, lambda communicator: train(config, communicator) or NOTHING, deaths)
     assert len(results) == RANKS - len(world.dead)
     return results, world.calls
 
@@ -73,18 +73,18 @@ def calls(data: Path, undisturbed: str, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("rank", range(RANKS))
-@pytest.mark.parametrize("unlucky", [None, "all"])
+@pytest.mark.parametrize("without_data", [None, "all"])
 def test_a_rank_may_die_in_any_collective_of_a_run(
-    rank: int, unlucky: str | None, every: int, data: Path, undisturbed: str, calls: int, tmp_path: Path
+    rank: int, without_data: str | None, every: int, data: Path, undisturbed: str, calls: int, tmp_path: Path
 ) -> None:
-    """Before it sent its part; or after that, when the collective returns success to the others, but no data.
+    """It dies before it sends its part; or after that, and the collective returns success without data to the others.
 
     A rank that dies after the others have the data is the same as one that dies before its part of the next collective.
-    In a normal test run each collective is struck by one rank in one way; with -m long by each rank in both ways.
+    In a normal test run one rank dies in each collective in one way; with -m long each rank in both ways.
     """
     others = [other for other in range(RANKS) if other != rank]
-    affected = None if unlucky is None else others
-    first = (2 * rank + (unlucky is None)) % every
+    affected = None if without_data is None else others
+    first = (2 * rank + (without_data is None)) % every
     for call in range(first, calls, every):
         config = elastic(data, tmp_path / f"run-{call}")
         results, _ = train_with_deaths(config, [Death(rank, call, affected)])
@@ -96,7 +96,7 @@ def test_a_rank_may_die_in_any_collective_of_a_run(
 def test_a_second_rank_may_die_at_any_time_after_the_first(
     seed: int, data: Path, undisturbed: str, calls: int, tmp_path: Path
 ) -> None:
-    """Often within the recovery: the second death is at most 25 collectives later."""
+    """Often during the recovery: the second death is at most 25 collectives later."""
     draw = random.Random(seed)
     first, second = draw.sample(range(RANKS), 2)
     call = draw.randrange(calls)
@@ -108,11 +108,11 @@ def test_a_second_rank_may_die_at_any_time_after_the_first(
     config = elastic(data, tmp_path / "run")
     results, _ = train_with_deaths(config, deaths)
     assert_undisturbed(config, results, undisturbed)
-    assert len(results) <= RANKS - 1  # the second may have come to its end before it was to die
+    assert len(results) <= RANKS - 1  # the second rank may have ended before its death
 
 
 def test_elastic_is_not_saved_with_the_run(data: Path, undisturbed: str, tmp_path: Path) -> None:
-    """`--config RUN/config.toml` is to start a run under any MPI, and --elastic is refused by most."""
+    """`--config RUN/config.toml` must work with any MPI, and most MPIs do not support --elastic."""
     config = elastic(data, tmp_path / "run")
     results, _ = train_with_deaths(config, [])
     assert_undisturbed(config, results, undisturbed)
@@ -130,12 +130,12 @@ def test_all_deaths_are_reported_also_during_a_recovery(data: Path, tmp_path: Pa
     def program(communicator: Communicator) -> None:
         train(elastic(data, tmp_path / "run"), communicator, [memories[communicator.rank]])
 
-    on_mortal_ranks(RANKS, program, [Death(1, 20), Death(2, 23)])
+    on_ranks_that_can_die(RANKS, program, [Death(1, 20), Death(2, 23)])
     assert memories[0].lost == [[1, 2]]
 
 
 class Asked(Interruption):
-    """A signal has come already."""
+    """A signal has already arrived."""
 
     signal_name = "SIGTERM"
 
@@ -143,7 +143,7 @@ class Asked(Interruption):
 def test_a_signal_that_came_before_a_death_ends_the_run_after_the_recovery(
     data: Path, undisturbed: str, tmp_path: Path
 ) -> None:
-    """It waits until the others have recovered, for only then can all save the same step."""
+    """The end waits for the recovery, because only then all ranks can save the same step."""
     config = elastic(data, tmp_path / "run")
 
     def program(communicator: Communicator) -> str:
@@ -152,10 +152,10 @@ def test_a_signal_that_came_before_a_death_ends_the_run_after_the_recovery(
             train(config, communicator, [], interruption)
         return str(caught.value)
 
-    # With the first step: its collectives follow on those of the beginning.
-    ended = [set(on_mortal_ranks(RANKS, program, [Death(2, call)])[0]) for call in range(8, 40, 3)]
+    # Calls of the first step follow those of the start.
+    ended = [set(on_ranks_that_can_die(RANKS, program, [Death(2, call)])[0]) for call in range(8, 40, 3)]
     assert {0, 1} in ended
-    assert all({0, 1} <= found for found in ended)  # all of them when the run had ended before
+    assert all({0, 1} <= found for found in ended)  # all ranks, if the run had ended before
     again, _ = run(elastic(data, tmp_path / "run", elastic=False))
     assert again["params_sha256"] == undisturbed
 
@@ -176,7 +176,7 @@ def test_a_new_rank_0_with_another_disk_makes_a_complete_folder_and_reports_it(
     def program(communicator: Communicator) -> RunFinished | str:
         return train(config, communicator, [memories[communicator.rank]]) or NOTHING
 
-    results, _ = on_mortal_ranks(RANKS, program, [Death(0, 30)])
+    results, _ = on_ranks_that_can_die(RANKS, program, [Death(0, 30)])
     assert_undisturbed(config, results, undisturbed)
     assert memories[1].lost == [[0]]
     assert memories[1].lines == [

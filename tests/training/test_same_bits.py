@@ -1,6 +1,6 @@
-"""The promise of the project: one params_sha256 from any number of ranks, threads and stops.
+"""The main guarantee of the project: one params_sha256 from any number of ranks, threads and stops.
 
-With real processes on 2,000 images of CIFAR-10 (on generated shapes, if there is no archive and this is no CI), and for
+With real processes on 2,000 images of CIFAR-10 (on generated shapes, if there is no archive outside CI), and for
 every optimizer and layer on ranks that are threads.
 """
 
@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def params_sha256(
     data: Path, run: Path, *flags: str, mpi: str | None = None, ranks: int = 1, steps: int = STEPS
 ) -> str:
-    """Train up to a step and return the hash that the run ends with."""
+    """Train up to a step and return the final hash."""
     train: list[str | Path] = ["train", data, "--run-dir", run, "--max-steps", str(steps), "--json", *flags]
     done = dptrain(*train, cwd=run.parent, mpi=mpi, ranks=ranks)
     assert done.returncode == 0, done.stderr
@@ -53,7 +53,7 @@ def params_sha256(
 
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The hash of one process with one thread and no MPI."""
+    """The hash of one process with one thread, without MPI."""
     return params_sha256(data, tmp_path_factory.mktemp("runs") / "alone", "--threads", "1")
 
 
@@ -114,7 +114,7 @@ def test_every_optimizer_and_layer_gives_the_same_bits_on_ranks_threads_and_resu
     monkeypatch.setitem(ARCHITECTURES, "every-layer", every_layer.build)
 
     def end(name: str, ranks: int, **changes: object) -> tuple[str, float]:
-        """What a run ends with: the hash of the parameters, and the test loss, which buffers change too."""
+        """The final hash of the parameters, and the test loss, which also depends on the buffers."""
         config: TrainConfig = configuration(small, tmp_path / name, **{"lr": 0.003, **CASES[case], **changes})
         finished = on_ranks(ranks, lambda rank: train(config, rank))[0]
         assert finished is not None

@@ -1,4 +1,4 @@
-"""dptrain.training.session: what is refused before the first step."""
+"""dptrain.training.session: inputs that are refused before the first step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("train", "shards", "batch_size"), [(101, 4, 16), (100, 4, 100), (100, 4, 4), (9, 8, 8), (7, 1, 3), (5, 5, 500)]
 )
-def test_steps_an_epoch_are_those_of_the_largest_shard(
+def test_steps_per_epoch_follow_from_the_largest_shard(
     train: int, shards: int, batch_size: int, tmp_path: Path
 ) -> None:
     manifest = read_manifest(packed(tmp_path / "set", train=train, test=8, shards=shards))
@@ -33,7 +33,7 @@ def test_steps_an_epoch_are_those_of_the_largest_shard(
 @pytest.mark.parametrize(
     ("batch_size", "nearest"), [(18, "16 and 20"), (3, "that are: 4"), (1, "that are: 4"), (7, "4 and 8")]
 )
-def test_an_error_about_the_batch_size_proposes_the_nearest(batch_size: int, nearest: str, data: Path) -> None:
+def test_an_error_about_the_batch_size_suggests_the_nearest(batch_size: int, nearest: str, data: Path) -> None:
     with pytest.raises(UsageError, match=f"--batch-size {batch_size} is not a multiple of the 4 shards.*{nearest}"):
         count_steps(read_manifest(data), batch_size)
 
@@ -49,7 +49,9 @@ def test_a_model_for_another_number_of_classes_is_refused(data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(("max_steps", "last"), [(0, LAST_STEP), (5, 5), (LAST_STEP, LAST_STEP), (99, LAST_STEP)])
-def test_max_steps_ends_the_run_but_leaves_the_schedule(max_steps: int, last: int, data: Path, tmp_path: Path) -> None:
+def test_max_steps_ends_the_run_but_does_not_change_the_schedule(
+    max_steps: int, last: int, data: Path, tmp_path: Path
+) -> None:
     limited, _ = session_and_state(configuration(data, tmp_path / "run", max_steps=max_steps))
     whole, _ = session_and_state(configuration(data, tmp_path / "run"))
     assert limited.last_step == last

@@ -1,4 +1,4 @@
-"""dptrain.training.step: shards make the gradient of the joined batch, and a step is made whole or not at all."""
+"""dptrain.training.step: shards give the gradient of the joined batch, and a step is complete or changes nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def prepared(tmp_path: Path) -> tuple[Session, TrainingState]:
 def joined_pass(
     session: Session, state: TrainingState, epoch: int, step: int
 ) -> tuple[NDArray[np.float64], float, int, int]:
-    """Mean gradient, mean loss, right answers and samples of the whole batch, in one pass in float64."""
+    """Mean gradient, mean loss, correct answers and samples of the whole batch, in one pass in float64."""
     batches = session.take_step.work.batches
     parts = [batches[shard].batch(epoch, step, Workspace()) for shard in sorted(batches)]
     images = np.concatenate([images for images, _ in parts], axis=-2).astype(np.float64)
@@ -60,7 +60,7 @@ def assert_step_is_the_joined_pass(session: Session, state: TrainingState, epoch
 
 @pytest.mark.parametrize("shards", [1, 3, 4, 8])
 @pytest.mark.parametrize("model", ["convnet", "linear"])
-def test_the_gradient_of_all_shards_is_that_of_one_pass_over_the_joined_batch(
+def test_the_gradient_of_all_shards_equals_one_pass_over_the_joined_batch(
     shards: int, model: str, tmp_path: Path
 ) -> None:
     options = {"widths": [4, 6]} if model == "convnet" else {}
@@ -136,7 +136,7 @@ def overflow_the_loss(session: Session, state: TrainingState) -> None:
 
 
 def overflow_the_gradient(session: Session, state: TrainingState) -> None:
-    """Logits of about 1e9, but weights so large that what they hand back exceeds float32."""
+    """Logits of about 1e9, but weights so large that the gradient of their input exceeds float32."""
     views = session.network.layout.views(state.parameters)
     views["conv1.weight"].fill(0)
     views["conv1.bias"].fill(1e-30)
@@ -163,7 +163,7 @@ def test_a_step_that_is_not_finite_is_reported_and_does_not_change_the_state(
 def test_infinities_that_cancel_are_noticed_without_a_warning(
     prepared: tuple[Session, TrainingState], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two shards overflow to opposite sides: their sum is not a number, and NumPy would warn on stderr."""
+    """Two shards overflow with opposite signs: their sum is NaN, and NumPy would warn on stderr."""
     session, state = prepared
     signs = itertools.cycle([np.inf, -np.inf, 0, 0])
 
@@ -190,7 +190,7 @@ def test_infinities_of_both_signs_in_one_gradient_are_noticed_without_a_warning(
         session.take_step(state, 0, 0, 0.01)
 
 
-def test_a_step_that_is_made_after_a_failed_one_is_not_affected_by_it(prepared: tuple[Session, TrainingState]) -> None:
+def test_a_step_after_a_failed_one_is_not_affected(prepared: tuple[Session, TrainingState]) -> None:
     session, state = prepared
     good = state.parameters.copy()
     overflow_the_loss(session, state)
@@ -237,7 +237,7 @@ def test_the_seconds_of_a_step_add_up_to_its_duration(prepared: tuple[Session, T
         missing.append(time.perf_counter() - started - sum(seconds.values()))
         assert min(seconds.values()) >= 0
     assert min(missing) >= 0
-    assert min(missing) < 0.001  # the quietest step: others may be interrupted between two clocks
+    assert min(missing) < 0.001  # the least disturbed step: others may be interrupted between two readings of the clock
 
 
 def test_seconds_of_two_steps_are_summed_by_column() -> None:

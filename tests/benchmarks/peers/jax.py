@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.remove(str(Path(__file__).parent))  # where this file's own name would hide the library's
+sys.path.remove(str(Path(__file__).parent))  # in this folder, the name of this file would hide the library
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 STEPS, WARM_UP = 60, 10

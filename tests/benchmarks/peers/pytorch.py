@@ -41,9 +41,9 @@ def train(rank: int, options: argparse.Namespace) -> None:
         torch.distributed.init_process_group("gloo", rank=rank, world_size=options.processes)
         network = nn.parallel.DistributedDataParallel(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    own = options.batch // options.processes
-    images = torch.randn(own, 3, 32, 32).to(memory_format=layout)
-    labels = torch.randint(0, 10, (own,))
+    local_batch = options.batch // options.processes
+    images = torch.randn(local_batch, 3, 32, 32).to(memory_format=layout)
+    labels = torch.randint(0, 10, (local_batch,))
     seconds = []
     for _ in range(WARM_UP + STEPS):
         started = time.perf_counter()
@@ -59,7 +59,7 @@ def train(rank: int, options: argparse.Namespace) -> None:
         )
     if options.processes > 1:
         torch.distributed.barrier()
-        os._exit(0)  # leaving in order, gloo's threads now and then abort the process
+        os._exit(0)  # in a normal exit, gloo's threads sometimes abort the process
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ def test_wrong_checksum_after_the_last_member_is_found(binary: Path) -> None:
     assert "CRC" in refused(binary)
 
 
-def test_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
     path.write_bytes(b"<html>404</html>")
     assert "gzip" in refused(path)
@@ -173,7 +173,7 @@ def test_class_names_in_another_order_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE])
-def test_member_that_is_no_regular_file_is_refused(kind: bytes, tmp_path: Path) -> None:
+def test_member_that_is_not_a_regular_file_is_refused(kind: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.tar.gz"
     with tarfile.open(path, "w:gz") as tar:
         entry = tarfile.TarInfo(FIRST_BIN)

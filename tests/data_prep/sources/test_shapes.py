@@ -20,7 +20,7 @@ def test_images_have_the_right_shape_and_type() -> None:
     assert data.train.labels.tolist() == [number % 10 for number in range(23)]
 
 
-def test_image_depends_on_seed_split_and_number_alone() -> None:
+def test_image_depends_only_on_seed_split_and_number() -> None:
     few, many = read_shapes(30, 10, seed=5), read_shapes(600, 10, seed=5)
     assert np.array_equal(few.train.images, many.train.images[:30])
     assert not np.array_equal(few.train.images, read_shapes(30, 10, seed=6).train.images)

@@ -1,7 +1,7 @@
-"""Ranks that are threads of this process and may die in any collective, as ULFM would let the others know of it.
+"""Ranks that are threads of this process and can die in any collective; the others notice it as with ULFM.
 
-A death in a collective may come before or after the dying rank has given its part; in the second case some of the
-others have the result, and some nothing but the word of success, as `Death.unlucky` tells.
+A rank can die before or after it has sent its part of a collective. In the second case some of the other ranks have
+the result; for the ranks in `Death.without_data` the collective returns success, but no data.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dptrain.errors import RankLostError
 from dptrain.parallel.communicator import Communicator
 
 Result = TypeVar("Result")
-PATIENCE = 20  # seconds, after which a rank that waits says that all hang
+PATIENCE = 20  # seconds, after which a waiting rank fails because all hang
 
 
 class DeathError(BaseException):
@@ -32,16 +32,17 @@ class DeathError(BaseException):
 class Death:
     """The world rank `rank` dies in its `call`-th collective, counted from 0.
 
-    It has given its part before if `unlucky` is not None: the world ranks that see a success, but have got nothing.
+    If `without_data` is None, it dies before it sends its part. Otherwise it has sent its part, but on these ranks
+    the collective returns success without data.
     """
 
     rank: int
     call: int
-    unlucky: Collection[int] | None = None
+    without_data: Collection[int] | None = None
 
 
 class World:
-    """Who lives, and how many collectives each has called."""
+    """The ranks that are alive, and how many collectives each has called."""
 
     def __init__(self, ranks: int, deaths: Sequence[Death]) -> None:
         self.condition = threading.Condition()
@@ -53,15 +54,15 @@ class World:
         assert self.condition.wait_for(until, PATIENCE), "the ranks hang"
 
 
-class MortalCommunicator(Communicator):
+class DyingCommunicator(Communicator):
     """One rank's view of the `members`, given as world ranks; `board` is shared by them."""
 
     survives = True
 
-    def __init__(self, world: World, board: Board, own: int) -> None:
-        self.world, self.board, self.own = world, board, own
+    def __init__(self, world: World, board: Board, world_rank: int) -> None:
+        self.world, self.board, self.world_rank = world, board, world_rank
         self.world_ranks = board.members
-        self.rank, self.size = board.members.index(own), len(board.members)
+        self.rank, self.size = board.members.index(world_rank), len(board.members)
         self._calls = self._agreements = 0
         self._parting = False
 
@@ -71,33 +72,33 @@ class MortalCommunicator(Communicator):
         return posts
 
     def _exchange(self, value: Any) -> list[Any]:
-        """What all have posted; None in place of each where a death has left nothing but the word of success."""
+        """The values of all ranks; None in place of each value if this rank gets success without data."""
         world, board = self.world, self.board
         with world.condition:
             death = self._count()
             posts = board.posts[self._calls]
-            unlucky = board.unlucky[self._calls]
+            without_data = board.without_data[self._calls]
             self._calls += 1
-            if death is not None and death.unlucky is None:
+            if death is not None and death.without_data is None:
                 self._die()
             self._fail_if(board.broken)
-            posts[self.own] = value
+            posts[self.world_rank] = value
             if death is not None:
-                unlucky.update(death.unlucky or ())
+                without_data.update(death.without_data or ())
                 self._die()
             world.condition.notify_all()
             world.wait(lambda: len(posts) == self.size or board.broken)
             self._fail_if(len(posts) < self.size)
-            return [None if self.own in unlucky else posts[rank] for rank in board.members]
+            return [None if self.world_rank in without_data else posts[rank] for rank in board.members]
 
     def _count(self) -> Death | None:
-        """Count a call; the death that it is to be."""
-        call = self.world.calls[self.own]
-        self.world.calls[self.own] += 1
-        return self.world.deaths.get((self.own, call))
+        """Count a call; returns the death that happens in it."""
+        call = self.world.calls[self.world_rank]
+        self.world.calls[self.world_rank] += 1
+        return self.world.deaths.get((self.world_rank, call))
 
     def _die(self) -> None:
-        self.world.dead.add(self.own)
+        self.world.dead.add(self.world_rank)
         self.world.condition.notify_all()
         raise DeathError
 
@@ -109,7 +110,7 @@ class MortalCommunicator(Communicator):
         self._exchange(None)
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
-        return pickle.loads(pickle.dumps(self.allgather(value)[root]))  # each rank its own, as through MPI
+        return pickle.loads(pickle.dumps(self.allgather(value)[root]))  # each rank gets a copy, as with MPI
 
     def alltoall(self, send: Array, send_counts: Sequence[int], receive: Array, receive_counts: Sequence[int]) -> None:
         posts = self._exchange(np.split(send.copy(), np.cumsum(send_counts)[:-1]))
@@ -129,7 +130,7 @@ class MortalCommunicator(Communicator):
     def confirm(self) -> None:
         self._fail_if(not self._all_agree(True))
 
-    def survivors(self) -> MortalCommunicator:
+    def survivors(self) -> DyingCommunicator:
         world, board = self.world, self.board
         with world.condition:
             board.revoked = True
@@ -137,22 +138,22 @@ class MortalCommunicator(Communicator):
         if not self._parting:
             self._all_agree(False)
         with world.condition:
-            board.shrinking.add(self.own)
+            board.shrinking.add(self.world_rank)
             world.condition.notify_all()
             world.wait(lambda: board.smaller is not None or board.living() <= board.shrinking)
             if board.smaller is None:
                 board.smaller = Board(world, sorted(board.living()))
-            return MortalCommunicator(world, board.smaller, self.own)
+            return DyingCommunicator(world, board.smaller, self.world_rank)
 
     def _all_agree(self, well: bool) -> bool:
-        """As ULFM's Agree: a revocation does not end it, and all get the same answer, whichever rank dies meanwhile."""
+        """Like ULFM's Agree: a revocation does not end it; all get the same answer even if a rank dies meanwhile."""
         world, board = self.world, self.board
         with world.condition:
             if self._count() is not None:
                 self._die()
             votes, number = board.votes[self._agreements], self._agreements
             self._agreements += 1
-            votes[self.own] = well
+            votes[self.world_rank] = well
             world.condition.notify_all()
             world.wait(lambda: number in board.agreed or board.living() <= votes.keys())
             if number not in board.agreed:
@@ -165,12 +166,12 @@ class MortalCommunicator(Communicator):
 
 
 class Board:
-    """What the members of one communicator have in common."""
+    """The shared state of the members of one communicator."""
 
     def __init__(self, world: World, members: list[int]) -> None:
         self.world, self.members = world, members
         self.posts: defaultdict[int, dict[int, Any]] = defaultdict(dict)
-        self.unlucky: defaultdict[int, set[int]] = defaultdict(set)
+        self.without_data: defaultdict[int, set[int]] = defaultdict(set)
         self.revoked = False
         self.shrinking: set[int] = set()
         self.votes: defaultdict[int, dict[int, bool]] = defaultdict(dict)
@@ -185,16 +186,16 @@ class Board:
         return self.revoked or bool(self.world.dead & set(self.members))
 
 
-def on_mortal_ranks(
+def on_ranks_that_can_die(
     ranks: int, program: Callable[[Communicator], Result], deaths: Sequence[Death] = ()
 ) -> tuple[dict[int, Result], World]:
-    """What the program returns on each world rank that lives to its end, and what became of the world."""
+    """The results of the program on each world rank that survives, and the final state of the world."""
     world = World(ranks, deaths)
     board = Board(world, list(range(ranks)))
 
     def life(rank: int) -> Result | None:
         try:
-            return program(MortalCommunicator(world, board, rank))
+            return program(DyingCommunicator(world, board, rank))
         except DeathError:
             return None
 
