@@ -29,10 +29,6 @@ LOST = (
     "another rank has died; start the same command again, it resumes from the last checkpoint "
     "(dptrain launch --max-restarts K does that; with --elastic, training that has begun continues without it)"
 )
-REMEDY = (
-    f"start with dptrain launch, or with the mpirun beside {sys.executable}; with srun, use --mpi=pmix for Open MPI, "
-    "--mpi=pmi2 for MPICH; if no launcher started this process, unset the variables OMPI_*, PMI_* and PMIX_*"
-)
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -167,7 +163,7 @@ def connect() -> tuple[Communicator, str]:
     if ranks is None:
         tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")  # set by srun, not in a batch script
         if tasks != "1":
-            raise DptrainError(f"srun started {shown(tasks)} processes that cannot reach each other: {REMEDY}")
+            raise DptrainError(f"srun started {shown(tasks)} processes that cannot reach each other: {_remedy()}")
         return Communicator(), "one process (not started by mpirun)"
     ulfm = os.environ.get(ULFM_VARIABLE) == "1"
     if ranks == 1 and rank == 0 and not ulfm:  # also in a shell that was itself started as the only rank
@@ -185,8 +181,18 @@ def connect() -> tuple[Communicator, str]:
     communicator = MPICommunicator(mpi)
     size, library = communicator.size, communicator.implementation
     if ranks not in (0, size) or (size == 1 and rank > 0):
-        raise DptrainError(f"{started}, but the MPI library of mpi4py ({library}) finds {size}: {REMEDY}")
+        raise DptrainError(f"{started}, but the MPI library of mpi4py ({library}) finds {size}: {_remedy()}")
     return communicator, f"{size} {'rank' if size == 1 else 'ranks'} ({library})"
+
+
+def _remedy() -> str:
+    """What to do if ranks cannot reach each other."""
+    if "SLURM_STEP_ID" in os.environ and not {"OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS"} & os.environ.keys():
+        return "use srun --mpi=pmix for Open MPI, srun --mpi=pmi2 for MPICH; dptrain launch works without srun"
+    return (
+        f"start with dptrain launch, or with the mpirun beside {sys.executable}; if no launcher started this process, "
+        "unset the variables OMPI_*, PMI_* and PMIX_*"
+    )
 
 
 def _load(started: str, ulfm: bool) -> Any:
@@ -198,7 +204,7 @@ def _load(started: str, ulfm: bool) -> Any:
 
     by_pmix = "SLURM_STEP_ID" in os.environ and "PMIX_RANK" in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ
     if by_pmix and "MPICH" in MPI.Get_library_version():  # it would end the process at once
-        raise DptrainError(f"{started} that MPICH cannot connect: {REMEDY}")
+        raise DptrainError(f"{started} that MPICH cannot connect: {_remedy()}")
     if ulfm:
         # If a rank dies before MPI has started, the others wait in there, and ULFM does not help: end with a traceback
         # then. The timer is C's, as MPI starts without releasing Python's lock (the GIL).

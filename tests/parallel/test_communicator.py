@@ -220,7 +220,7 @@ def test_srun_without_pmi_is_refused_with_what_to_do() -> None:
     done = connect_in_a_process(**STEP, SLURM_STEP_NUM_TASKS="4")
     assert done.returncode == 1
     assert "refused: srun started 4 processes" in done.stderr
-    assert "with srun, use --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH" in done.stderr
+    assert "use srun --mpi=pmix for Open MPI, srun --mpi=pmi2 for MPICH" in done.stderr
 
 
 @pytest.mark.mpi
@@ -233,7 +233,7 @@ def test_srun_with_the_protocol_of_another_mpi_is_refused_with_the_right_one() -
     done = connect_in_a_process(**variables)
     assert done.returncode == 1
     assert "refused: a launcher started 4 ranks" in done.stderr
-    assert "with srun, use --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH" in done.stderr
+    assert "use srun --mpi=pmix for Open MPI, srun --mpi=pmi2 for MPICH" in done.stderr
 
 
 @pytest.mark.parametrize(
