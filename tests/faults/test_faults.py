@@ -176,9 +176,8 @@ def test_one_process_with_workers_saves_a_checkpoint_after_any_signal_that_ends_
     trainer = words(data, tmp_path / "run", threads=2)
     with job(alone(trainer), tmp_path / "run") as started:
         started.wait_for(lambda: started.newest_step() >= 20, timeout=60)
-        while (
-            started.process.poll() is None
-        ):  # more signals of the same request until the run ends, as from Slurm and a trap
+        # More signals of the same request until the run ends, as from Slurm and a trap.
+        while started.process.poll() is None:
             os.killpg(started.process.pid, number)
             time.sleep(0.02)
         status, _, err = started.end()
