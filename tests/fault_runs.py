@@ -112,8 +112,7 @@ class Job:
         assert not left, f"processes left behind: {left}"
         new = _segments() - self.shared_before
         maps = mapped() if new else ""
-        unmapped = [name for name in new if f"{SHARED_MEMORY}/{name}" not in maps]  # the others are another job's
-        assert not [name for name in unmapped if name in _segments()], "shared memory left behind"
+        assert all(f"{SHARED_MEMORY}/{name}" in maps for name in new), "shared memory left behind"  # else another job's
         return self.process.returncode, out, "".join(self.lines) + err
 
 

@@ -13,7 +13,7 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import Draws
 from dptrain.errors import ModelError
 from dptrain.nn.graph import Part
-from dptrain.nn.layer import Layer, Pass, Runner, read_only, where
+from dptrain.nn.layer import PLAIN, Layer, Pass, Runner, read_only, where
 from dptrain.nn.layers.activation import Flatten
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor, zeros
@@ -23,9 +23,13 @@ RTOL, ATOL = 1e-6, 1e-7
 
 
 class CheckedRunner(Runner):
-    """ModelError for a layer whose passes do not return what they must; inputs cannot be written to."""
+    """ModelError for a layer whose passes do not return what they must; inputs cannot be written to.
 
-    def __init__(self, network: Network) -> None:
+    `inner` makes the calls.
+    """
+
+    def __init__(self, network: Network, inner: Runner = PLAIN) -> None:
+        self._inner = inner
         self._output_shapes = {node.layer.name: node.shape for node in network.graph.nodes}  # of a sample
         self._input_shapes: dict[str, list[Shape]] = {}
 
@@ -33,7 +37,7 @@ class CheckedRunner(Runner):
         inputs = [read_only(one) for one in (x if isinstance(x, tuple) else [x])]
         self._input_shapes[layer.name] = [one.shape for one in inputs]
         given: Any = tuple(inputs) if isinstance(x, tuple) else inputs[0]
-        result: Any = super().forward(layer, given, call)
+        result: Any = self._inner.forward(layer, given, call)
         if not isinstance(result, tuple) or len(result) != 2:
             raise _broken(layer, "forward returned", result, "two values: the output, and what backward needs")
         shape = array_shape(self._output_shapes[layer.name], inputs[0].shape[-2])
@@ -42,7 +46,7 @@ class CheckedRunner(Runner):
         return result
 
     def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Any:
-        result: Any = super().backward(layer, dy, saved, call)
+        result: Any = self._inner.backward(layer, dy, saved, call)
         shapes = self._input_shapes[layer.name]
         parts = result if len(shapes) > 1 else (result,)
         fits = isinstance(parts, tuple) and len(parts) == len(shapes) and all(map(_has_shape, parts, shapes))

@@ -116,7 +116,7 @@ class _Checker(CheckedRunner):
         return self._checked(layer, "backward", super().backward, dy, saved, call)
 
     def _checked(self, layer: Layer, method: str, run: Callable[..., Any], given: Any, *more: Any) -> Any:
-        if not _is_users(layer):
+        if not is_users(layer):
             return run(layer, given, *more)
         before = _global_generators()
         try:
@@ -140,7 +140,8 @@ def _is_users_class(kind: type) -> bool:
     return kind.__module__.partition(".")[0] not in ("dptrain", "builtins", "abc", "typing")
 
 
-def _is_users(layer: Layer) -> bool:
+def is_users(layer: Layer) -> bool:
+    """Whether its passes are a user's code."""
     return any(map(_is_users_class, type(layer).__mro__)) or not vars(layer).keys().isdisjoint(("forward", "backward"))
 
 
@@ -154,7 +155,7 @@ def _global_generators() -> bytes:
 
 def _state(network: Network, modules: Sequence[ModuleType]) -> dict[str, bytes]:
     """A digest of every attribute of the user's layers, classes, functions and modules, by a description."""
-    layers = [layer for layer in network.layers if _is_users(layer)]
+    layers = [layer for layer in network.layers if is_users(layer)]
     classes = {kind for layer in layers for kind in type(layer).__mro__ if _is_users_class(kind)}
     names = {module.__name__ for module in modules} | {kind.__module__ for kind in classes}
     everything = [part for module in modules for part in vars(module).values()]

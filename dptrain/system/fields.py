@@ -50,7 +50,8 @@ def from_json(kind: type[T], raw: object, where: str = "", unknown: list[str] | 
     `where` names the value in errors. Keys that a dataclass does not have are an error. If `unknown` is given, they are
     appended to it instead.
     """
-    return _value(kind, raw, where, None, unknown)  # type: ignore[no-any-return]
+    value: T = _value(kind, raw, where, None, unknown)
+    return value
 
 
 def _value(kind: Any, raw: Any, where: str, limits: Any, unknown: list[str] | None) -> Any:

@@ -5,8 +5,9 @@
 
 A write fails if the stream is closed (`>&-`), the disk is full, or the terminal or reader is gone. It then raises
 OutputError, or ReaderGoneError if the reader is gone. After `drop_failed_writes` the text is lost and the program
-continues. Standard error always drops failed writes, as nobody could read the error. Writing to a non-blocking pipe
-waits for the reader. A character that the encoding does not have is written as an escape.
+continues. Standard error always drops failed writes, as nobody could read the error. Text that may be lost waits
+PATIENCE at most for the reader of a non-blocking pipe. A character that the encoding does not have is written as an
+escape.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 
 from dptrain.errors import OutputError, ReaderGoneError
 
+PATIENCE = 1.0  # seconds to wait for a reader before text that may be lost is dropped
+
 
 class Descriptor(io.FileIO):
     """A file descriptor to write to. `drops`: text that cannot be written is lost, and `lost` is set."""
@@ -28,6 +31,7 @@ class Descriptor(io.FileIO):
     def __init__(self, number: int, name: str, *, drops: bool) -> None:
         super().__init__(number, "w", closefd=False)
         self.what, self.drops, self.lost = name, drops, False
+        self._slow = False  # the reader did not read within PATIENCE, so the next write does not wait
 
     def write(self, content: Any, /) -> int:
         """Write all of `content`, which is bytes or a buffer; returns its length."""
@@ -37,15 +41,24 @@ class Descriptor(io.FileIO):
             while left:
                 written = super().write(left)  # typeshed: an int; None where the descriptor would block
                 if written is None:
-                    select.select([], [self], [])
+                    self._wait_for_reader()
                 else:
-                    left = left[written:]
+                    left, self._slow = left[written:], False
         except OSError as error:
             self.lost = True
             if not self.drops:
                 kind = ReaderGoneError if error.errno == errno.EPIPE else OutputError
                 raise kind(f"{self.what} cannot be written: {error.strerror}") from None
         return length
+
+    def _wait_for_reader(self) -> None:
+        """Wait until a non-blocking descriptor can be written; without a limit where nothing may be lost."""
+        ready = select.poll()
+        ready.register(self.fileno(), select.POLLOUT)
+        milliseconds = (0 if self._slow else 1000 * PATIENCE) if self.drops else None
+        if not ready.poll(milliseconds):
+            self._slow = True
+            raise BlockingIOError(errno.EAGAIN, "the reader does not read")
 
 
 # Set by Jupyter, Kaggle and Colab for their kernels, and inherited by processes that a kernel starts.

@@ -15,6 +15,9 @@ from dptrain.checkpoint.state import BUFFERS, PARAMETERS, vector_layouts
 from dptrain.data.batches import Normalisation
 from dptrain.data.shard import Samples
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
+from dptrain.nn.check import CheckedRunner
+from dptrain.nn.hidden_state import is_users
+from dptrain.nn.layer import PLAIN, Runner
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.parallel.communicator import Communicator
@@ -55,11 +58,16 @@ class NetworkWork(ShardWork[Result]):
         layouts = vector_layouts(network, ())
         self.vectors = {name: shared_zeros(layout.size) for name, layout in layouts.items()}
         self._workspace = Workspace()  # all shards only read it
+        self._checks = any(map(is_users, network.layers))
 
     def load(self, vectors: Mapping[str, Array]) -> None:
         """Compute with these parameters and buffers from now on."""
         for name, shared in self.vectors.items():
             np.copyto(shared, vectors[name])
+
+    def runner(self, runner: Runner = PLAIN) -> Runner:
+        """`runner`, with a check of each pass if the network has layers of a user."""
+        return CheckedRunner(self.network, runner) if self._checks else runner
 
     @quiet
     def prepare(self, *arguments: Any) -> Any:
@@ -82,10 +90,11 @@ class EvaluationWork(NetworkWork[Figures]):
         network, rows = prepared
         images, labels = self.shards[shard].images[rows], self.shards[shard].labels[rows]
         losses: list[float] = []
+        runner = self.runner()
         right = np.zeros(len(labels), bool)
         for start in range(0, len(labels), self.network.block):
             block = slice(start, start + self.network.block)
-            logits = self.network.predict(network, self.normalise(images[block], workspace), workspace)
+            logits = self.network.predict(network, self.normalise(images[block], workspace), workspace, runner)
             sample_losses, _ = softmax_cross_entropy(logits, labels[block], workspace)
             losses.append(float(sample_losses.sum(dtype=np.float64)))
             right[block] = logits.argmax(axis=1) == labels[block]

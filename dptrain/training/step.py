@@ -106,7 +106,7 @@ class GradientWork(NetworkWork[float]):
             workspace,
             statistics=parts.statistics,
             draws=batches.draws(epoch, step),
-            runner=reporter if self.network.block_of(len(labels)) >= len(labels) else PLAIN,
+            runner=self.runner(reporter if self.network.block_of(len(labels)) >= len(labels) else PLAIN),
         )
         parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels)
         for start, end in ((0, reporter.start), (parts.gradient.size, parts.vector.size)):

@@ -155,9 +155,10 @@ def test_wrong_labels_are_refused_with_advice(change: Callable[[Any], Any], word
 
 
 def test_a_limit_or_seed_out_of_range_is_a_usage_error(tmp_path: Path) -> None:
-    for options in ({"limit": -5}, {"limit": 0}, {"seed": -1}, {"seed": 2**63}):
+    wrong: list[dict[str, Any]] = [{"limit": -5}, {"limit": 0}, {"seed": -1}, {"seed": 2**63}]
+    for options in wrong:
         with pytest.raises(UsageError, match="expected 0 to"):
-            pack(tmp_path / "set", GOOD, shards=2, **options)  # type: ignore[arg-type]
+            pack(tmp_path / "set", GOOD, shards=2, **options)
 
 
 def test_suspicious_data_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

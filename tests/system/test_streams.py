@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,24 @@ def test_a_non_blocking_pipe_receives_everything_if_it_is_read() -> None:
         os.close(writing)
         assert reader.stdout is not None
         assert reader.stdout.read().split()[0].decode() == hashlib.sha256(2 * content).hexdigest()
+
+
+def test_a_non_blocking_pipe_that_is_not_read_loses_text_instead_of_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dptrain.system.streams.PATIENCE", 0.05)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    descriptor = Descriptor(writing, "a pipe", drops=True)
+    started = time.monotonic()
+    for _ in range(100):
+        descriptor.write(b"x" * 10_000)
+    assert descriptor.lost
+    assert time.monotonic() - started < 2  # waited once, not for each write
+    os.read(reading, 1 << 20)
+    descriptor.lost = False
+    descriptor.write(b"read again")
+    assert not descriptor.lost
+    assert os.read(reading, 100) == b"read again"
+    os.close(reading)
+    os.close(writing)

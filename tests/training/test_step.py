@@ -18,9 +18,10 @@ from training_runs import BATCH_SIZE, SHARDS, STEPS_PER_EPOCH, TRAIN, configurat
 
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.state import TrainingState
-from dptrain.errors import TrainingError
+from dptrain.errors import ModelError, TrainingError
 from dptrain.nn.network import Outcome
 from dptrain.parallel.reduce.reducer import Parts
+from dptrain.training.evaluate import evaluate
 from dptrain.training.session import Session
 from dptrain.training.step import Seconds
 
@@ -244,3 +245,33 @@ def test_seconds_of_two_steps_are_summed_by_column() -> None:
     seconds = Seconds(1, 2, 3, 4)
     seconds += Seconds(10, 20, 30, 40)
     assert seconds == Seconds(compute=11, data=22, waiting=33, reduction=44)
+
+
+MODEL = """
+from dptrain.nn import Conv2d, Flatten, Layer, Linear
+
+class Same(Layer):
+    kind = "same"
+    def forward(self, x, call):
+        return x, None
+    def backward(self, dy, saved, call):
+        return dy
+
+def build(input_shape, classes):
+    return [Conv2d(2, 1), Same(), Flatten(), Linear(classes)]
+"""
+
+
+def test_a_users_layer_that_breaks_a_rule_only_after_the_checks_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(MODEL)
+    config = configuration(
+        packed(tmp_path / "set"), tmp_path / "run", model=f"{tmp_path}/model.py:build", model_options={}, threads=1
+    )
+    session, state = session_and_state(config)
+    layer: Any = next(layer for layer in session.network.layers if layer.name == "same1")
+    layer.backward = lambda dy, saved, call: dy[:1]  # it could be broadcast
+    with pytest.raises(ModelError, match=r"layer same1 \(Same\): backward returned"):
+        session.take_step(state, 0, 0, lr=0.01)
+    layer.forward = lambda x, call: (x[:1], None)
+    with pytest.raises(ModelError, match=r"layer same1 \(Same\): the output of forward is"):
+        evaluate(session.evaluation, state.vectors, session.pool, session.communicator)
