@@ -9,7 +9,7 @@ from networks import ready
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
-from dptrain.nn.fusion import ConvPoolReLU
+from dptrain.nn.fused_conv import ConvPoolReLU
 from dptrain.nn.graph import Residual
 from dptrain.nn.layer import Layer, Pass
 from dptrain.nn.layers.activation import Flatten, ReLU
