@@ -127,7 +127,7 @@ def test_batch_does_not_depend_on_earlier_batches(visits: list[tuple[int, int]],
 def images_of(source: ShardBatches, epoch: int) -> dict[int, NDArray[np.float32]]:
     """The images (H, W, C) of an epoch, by the row of the sample."""
     steps = -(-len(source.samples) // source.size)
-    found = {}
+    found: dict[int, NDArray[np.float32]] = {}
     for step in range(steps):
         images, labels = source.batch(epoch, step, Workspace())
         found |= {int(row): images[:, :, number].copy() for number, row in enumerate(labels)}

@@ -75,8 +75,8 @@ def test_triangle_schedule_interpolates_between_start_peak_and_end(
 
 def test_page_2019_climbs_for_5_of_24_epochs() -> None:
     schedule = make_schedule("triangle", 0.4, 24 * 98, start=0, peak=5 / 24, end=0)
-    epochs = [schedule(98 * epoch) for epoch in (0, 1, 5, 14.5, 24)]
-    assert epochs == pytest.approx([0, 0.08, 0.4, 0.2, 0])
+    rates = [schedule(step) for step in (0, 98, 490, 1421, 2352)]
+    assert rates == pytest.approx([0, 0.08, 0.4, 0.2, 0])
 
 
 @pytest.mark.parametrize(
