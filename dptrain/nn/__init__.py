@@ -29,6 +29,7 @@ from dptrain.nn.layers.activation import ReLU
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.dropout import Dropout
 from dptrain.nn.layers.flatten import Flatten
+from dptrain.nn.layers.gelu import GELU
 from dptrain.nn.layers.global_pool import GlobalAvgPool2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.norm import BatchNorm2d
@@ -36,7 +37,7 @@ from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor, constant, he_uniform, ones, uniform, zeros
 
-__all__ = ["BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Layer", "Linear", "MaxPool2d"]
+__all__ = ["GELU", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Layer", "Linear", "MaxPool2d"]
 __all__ += ["ReLU"]
 __all__ += ["Network", "Pass", "Residual", "Sequential", "check_layer"]
 __all__ += ["Tensor", "constant", "he_uniform", "ones", "uniform", "zeros"]
