@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from networks import ready
@@ -100,7 +102,7 @@ def test_running_averages_move_to_the_mean_over_the_samples_of_all_shards() -> N
 
 
 @pytest.mark.parametrize("options", [{"eps": 0}, {"momentum": 1.5}, {"momentum": -0.1}])
-def test_invalid_options_are_refused(options: dict[str, float]) -> None:
+def test_invalid_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected eps above 0 and momentum from 0 to 1"):
         BatchNorm2d(**options)
 
