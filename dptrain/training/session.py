@@ -9,16 +9,16 @@ from pathlib import Path
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import Origin
 from dptrain.config.files import to_toml
-from dptrain.config.train import OptimizerConfig, TrainConfig
+from dptrain.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
-from dptrain.data.transforms import check_crop, make_transforms
+from dptrain.data.transforms import check_transforms, make_transforms
 from dptrain.errors import DataError, UsageError
 from dptrain.nn.network import Network
 from dptrain.optim import optimizer_class, options_of
 from dptrain.optim.optimizer import Optimizer
-from dptrain.optim.schedule import Schedule, make_schedule
+from dptrain.optim.schedule import Schedule, check_options, make_schedule
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool, fair_threads, make_pool
@@ -84,7 +84,7 @@ def set_up(
 
     def check(manifest: Manifest) -> None:
         count_steps(manifest, config.batch_size)
-        check_crop(config.crop, manifest.image_shape)
+        check_transforms(config.crop, config.crop_pixels, config.cutout, manifest.image_shape)
 
     task = open_task(config, communicator, check, loaded=loaded, architecture=architecture)
     manifest, network, source = task.manifest, task.network, task.architecture.source
@@ -94,6 +94,7 @@ def set_up(
     batches = make_batches(config, manifest, task.shards)
     communicator.activity.enter("checking the model's layers")
     with together(communicator):
+        schedule = plan_schedule(config, steps_per_epoch)
         optimizer = make_optimizer(config, network)
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
         microbatches = (batches[shard].batch(0, step, Workspace()) for shard, step in ends)
@@ -118,16 +119,29 @@ def set_up(
     notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
     if config.warmup_steps >= last_step:
         notes.append(f"the warm-up never ends: --warmup-steps {config.warmup_steps} in a run of {last_step} steps")
-    schedule = make_schedule(
+    engine = assemble(config, task, batches, optimizer)
+    return Session(**vars(engine), origin=origin, schedule=schedule, last_step=last_step, notes=notes)
+
+
+def plan_schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
+    """The learning rate of each step of a run; UsageError for options that the schedule does not take."""
+    total_steps = config.epochs * steps_per_epoch
+    options = dict(config.schedule_options)
+    try:
+        check_options(config.schedule, options)
+    except ValueError as error:
+        raise UsageError(f"--schedule-options: {shown(error, 300)}") from error
+    if "milestones" in options:
+        options["milestones"] = [round(epochs * steps_per_epoch) for epochs in options["milestones"]]
+    return make_schedule(
         config.schedule,
         config.lr,
         total_steps,
         warmup_steps=config.warmup(total_steps),
         every=max(1, round(config.step_epochs * steps_per_epoch)),
         factor=config.step_factor,
+        **options,
     )
-    engine = assemble(config, task, batches, optimizer)
-    return Session(**vars(engine), origin=origin, schedule=schedule, last_step=last_step, notes=notes)
 
 
 def open_task(
@@ -170,7 +184,15 @@ def open_task(
 
 
 def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -> dict[int, ShardBatches]:
-    size, transforms = config.batch_size // manifest.shard_count, make_transforms(config.crop, config.flip)
+    size = config.batch_size // manifest.shard_count
+    transforms = make_transforms(
+        config.crop,
+        config.flip,
+        crop_pixels=config.crop_pixels,
+        alternating_flip=config.alternating_flip,
+        cutout=config.cutout,
+        mean=manifest.mean,
+    )
     return {
         shard: ShardBatches(samples, shard, manifest, size=size, seed=config.seed, transforms=transforms)
         for shard, samples in shards.train.items()

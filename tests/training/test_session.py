@@ -41,7 +41,7 @@ def test_an_error_about_the_batch_size_suggests_the_nearest(batch_size: int, nea
 def test_a_model_for_another_number_of_classes_is_refused(data: Path, tmp_path: Path) -> None:
     model = tmp_path / "ten.py"
     model.write_text(
-        "from dptrain.nn.layers.activation import Flatten\nfrom dptrain.nn.layers.linear import Linear\n"
+        "from dptrain.nn.layers.flatten import Flatten\nfrom dptrain.nn.layers.linear import Linear\n"
         "def build(input_shape, classes):\n    return [Flatten(), Linear(10)]\n"
     )
     with pytest.raises(UsageError, match="outputs 10 logits, but the data set has 5 classes"):
