@@ -14,7 +14,7 @@ from dptrain.arrays.random import Draws
 from dptrain.errors import ModelError
 from dptrain.nn.graph import Part
 from dptrain.nn.layer import PLAIN, Layer, Pass, Runner, read_only, where
-from dptrain.nn.layers.activation import Flatten
+from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor, zeros
 

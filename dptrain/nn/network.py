@@ -190,10 +190,6 @@ class Network:
         passes = [Pass(parameters, buffers, workspace) for parameters, buffers in prepared]
         return self.graph.forward(images, passes, runner)[0]
 
-    def decays(self) -> Array:
-        """bool (P,): whether weight decay applies."""
-        return self.layout.expand({name: self.tensors[name].decays for name in self.layout.shapes}, bool)
-
     def update_buffers(self, buffers: Array, mean_statistics: Array) -> None:
         """Move the running averages `buffers` (B,), in place, towards the mean statistics (B,) of a global batch."""
         buffers += self._momentum * (mean_statistics - buffers)

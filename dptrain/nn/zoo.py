@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from dptrain.arrays.layout import Shape
 from dptrain.nn.layer import Layer
-from dptrain.nn.layers.activation import Flatten, ReLU
+from dptrain.nn.layers.activation import ReLU
 from dptrain.nn.layers.conv import Conv2d
+from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
 

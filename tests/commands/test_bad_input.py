@@ -171,7 +171,7 @@ def test_a_checkpoint_for_other_classes_is_refused_by_eval(trained: Path, tmp_pa
 
 def test_a_model_for_another_number_of_classes_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "ten.py").write_text(
-        "from dptrain.nn.layers.activation import Flatten\nfrom dptrain.nn.layers.linear import Linear\n"
+        "from dptrain.nn.layers.flatten import Flatten\nfrom dptrain.nn.layers.linear import Linear\n"
         "def build(input_shape, classes):\n    return [Flatten(), Linear(10)]\n"
     )
     done = train_here(data, tmp_path / "run", model="ten.py:build", model_options={})

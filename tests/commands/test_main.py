@@ -33,7 +33,7 @@ def test_flags_win_over_the_file_and_the_merged_configuration_is_saved(data: Pat
 
 
 FAILS_IN_TRAINING = """
-from dptrain.nn.layers.activation import Flatten
+from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
 from dptrain.parallel.mpi import launched_rank
 

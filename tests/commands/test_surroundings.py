@@ -28,7 +28,7 @@ from dptrain.system.failures import refused
 pytestmark = pytest.mark.slow  # starts many processes
 
 PRINTS = """
-from dptrain.nn.layers.activation import Flatten
+from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
 
 class Prints(Flatten):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.finite import first_not_finite, not_finite
-from dptrain.nn.layers.activation import Flatten
+from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import convnet

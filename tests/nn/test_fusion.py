@@ -9,11 +9,13 @@ from networks import ready
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
+from dptrain.nn.convolution.cost import ALGORITHMS
 from dptrain.nn.fused_conv import ConvPoolReLU
 from dptrain.nn.graph import Residual
 from dptrain.nn.layer import Layer, Pass
-from dptrain.nn.layers.activation import Flatten, ReLU
-from dptrain.nn.layers.conv import ALGORITHMS, Conv2d
+from dptrain.nn.layers.activation import ReLU
+from dptrain.nn.layers.conv import Conv2d
+from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network

@@ -10,8 +10,9 @@ from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import central_difference
 from dptrain.nn.layer import Layer, Pass
-from dptrain.nn.layers.activation import Flatten, ReLU
+from dptrain.nn.layers.activation import ReLU
 from dptrain.nn.layers.conv import Conv2d
+from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network

@@ -88,8 +88,7 @@ def test_tensors_declare_weight_decay() -> None:
             return [Tensor("weight", (1, 1), ones, decay=False), Tensor("g", (1,), zeros, decay=True)]
 
     network = Network([Scaled(), Centre(), Linear(1)], (2,))
-    decays = {name: bool(network.decays()[part].all()) for name, part in network.layout.slices.items()}
-    assert decays == {
+    assert {name: network.tensors[name].decays for name in network.layout.shapes} == {
         "flatten1.weight": False,
         "flatten1.g": True,
         "centre1.scale": False,

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from networks import random_parameters, training_pass
 
 from dptrain.arrays.memory import Array, Workspace
+from dptrain.nn.convolution.cost import ALGORITHMS
 from dptrain.nn.convolution.winograd import transforms
-from dptrain.nn.layers.conv import ALGORITHMS, Conv2d
+from dptrain.nn.layers.conv import Conv2d
 
 WINOGRAD = ("winograd2", "winograd4")
 

@@ -12,7 +12,8 @@ from dptrain.errors import FAILED, ModelError, UsageError
 from dptrain.training.architecture import build_network
 
 MY_NET = '''
-from dptrain.nn.layers.activation import Flatten, ReLU
+from dptrain.nn.layers.activation import ReLU
+from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d

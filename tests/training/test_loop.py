@@ -359,7 +359,7 @@ def test_two_ranks_with_the_mpi_reduction_train_the_same_network_up_to_rounding(
 
 SLOW_NET = """
 import time
-from dptrain.nn.layers.activation import Flatten
+from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
 
 class Slow(Flatten):

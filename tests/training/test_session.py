@@ -41,7 +41,7 @@ def test_an_error_about_the_batch_size_suggests_the_nearest(batch_size: int, nea
 def test_a_model_for_another_number_of_classes_is_refused(data: Path, tmp_path: Path) -> None:
     model = tmp_path / "ten.py"
     model.write_text(
-        "from dptrain.nn.layers.activation import Flatten\nfrom dptrain.nn.layers.linear import Linear\n"
+        "from dptrain.nn.layers.flatten import Flatten\nfrom dptrain.nn.layers.linear import Linear\n"
         "def build(input_shape, classes):\n    return [Flatten(), Linear(10)]\n"
     )
     with pytest.raises(UsageError, match="outputs 10 logits, but the data set has 5 classes"):
@@ -78,7 +78,11 @@ def test_the_schedule_warms_up_and_then_drops_by_epochs(data: Path, tmp_path: Pa
             {"optimizer_options": {"momentum": 0.9}},
             "--optimizer-options {'momentum': 0.9}: .* multiple values for keyword argument 'momentum'",
         ),
-        ({"group_lr": {"head": 10}}, "--group-lr: the network has no group 'head'; known: default"),
+        (
+            {"group_lr": {"tail": 10}},
+            "--group-lr: the network has no group 'tail'; known: bias, conv1, first, head, linear1, .* such as conv1",
+        ),
+        ({"group_decay": {"frist": 0}}, "--group-decay: the network has no group 'frist'; did you mean 'first'?"),
     ],
 )
 def test_unknown_options_of_an_optimizer_are_refused(

@@ -1,59 +1,68 @@
-"""Layers that only clip or reorder values: ReLU and Flatten."""
+"""Activations: functions that are applied to each value alone. ReLU is one; each other has a file of its own."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.layer import Layer, Pass
 
+PIECE = 1 << 14  # values computed at a time: the five arrays of a piece take 320 KiB in float32, and stay in the cache
 
-class ReLU(Layer):
-    """max(x, 0), any shape. The gradient at 0 is 0, as in PyTorch."""
 
-    kind = "relu"
+class Activation(Layer):
+    """y = f(x), value by value, for x of any shape. A subclass defines `compute`.
 
-    def forward(self, x: Array, call: Pass) -> tuple[Array, Array]:
-        y = np.maximum(x, 0, out=call.workspace.array(self.name, "y", x.shape))
-        return y, y
+    A forward pass in training also keeps the derivative f'(x): it costs least while x is in the cache, and the backward
+    pass is one product.
+    """
+
+    derivative_dtype: type | None = None  # that of x, unless given
+
+    def compute(self, x: Array, y: Array, derivative: Array | None, workspace: Workspace) -> None:
+        """Write f(x) to y, and f'(x) to `derivative` unless it is None.
+
+        The arrays have the same shape; x is only read. It gets pieces of at most PIECE values: use `self.temporary` for
+        intermediate results. A layer that is fused with an activation calls this for pieces of its own.
+        """
+        raise TypeError(f"{type(self).__name__} does not define compute")
+
+    def temporary(self, purpose: str, x: Array, workspace: Workspace) -> Array:
+        """An uninitialised array of the shape of x, for use within `compute`."""
+        return workspace.scratch(self.name, f"activation {purpose}", (x.size,)).reshape(x.shape)
+
+    def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
+        workspace = call.workspace
+        y = workspace.array(self.name, "y", x.shape)
+        derivative = None
+        if call.training:
+            derivative = workspace.array(self.name, "derivative", x.shape, self.derivative_dtype)
+        flat = np.ascontiguousarray(x).reshape(-1)
+        for piece in pieces(x.size):
+            part = None if derivative is None else derivative.reshape(-1)[piece]
+            self.compute(flat[piece], y.reshape(-1)[piece], part, workspace)
+        return y, derivative
 
     def backward(self, dy: Array, saved: Array, call: Pass) -> Array:
-        active = np.greater(saved, 0, out=call.workspace.array(self.name, "active", saved.shape, bool))
-        return np.multiply(dy, active, out=call.workspace.array(self.name, "dx", saved.shape))
+        dy *= saved
+        return dy
 
 
-class Flatten(Layer):
-    """(H, W, N, C) to (N, C * H * W), features in the order of channel, height, width as in PyTorch."""
+def pieces(size: int) -> Iterator[slice]:
+    """Slices of PIECE values, which cover `size` values."""
+    return (slice(start, start + PIECE) for start in range(0, size, PIECE))
 
-    kind = "flatten"
 
-    def bind(self, input_shape: Shape) -> Shape:
-        self.input_shape = input_shape
-        return (math.prod(input_shape),)
+class ReLU(Activation):
+    """max(x, 0). The derivative at 0 is 0, as in PyTorch."""
 
-    def forward(self, x: Array, call: Pass) -> tuple[Array, None]:
-        samples_first = self._samples_first(x.shape[-2], call.workspace)
-        np.copyto(samples_first, x.transpose(-2, *range(x.ndim - 2), -1))
-        y = call.workspace.array(self.name, "y", (len(samples_first), math.prod(self.input_shape)))
-        np.copyto(self._as_planes(y), samples_first)
-        return y, None
+    kind = "relu"
+    derivative_dtype = bool
 
-    def backward(self, dy: Array, saved: None, call: Pass) -> Array:
-        samples_first = self._samples_first(len(dy), call.workspace)
-        np.copyto(samples_first, self._as_planes(dy))
-        dx = call.workspace.array(self.name, "dx", array_shape(self.input_shape, len(dy)))
-        np.copyto(dx.transpose(-2, *range(dx.ndim - 2), -1), samples_first)
-        return dx
-
-    def _as_planes(self, features: Array) -> Array:
-        """Features (N, C * H * W) as a view (N, H, W, C)."""
-        planes = features.reshape(-1, *self.input_shape)
-        return planes.transpose(0, *range(2, planes.ndim), 1)
-
-    def _samples_first(self, samples: int, workspace: Workspace) -> Array:
-        """(N, H, W, C), the step between: two copies with short strides take a fifth of the time of one."""
-        channels, *extents = self.input_shape
-        return workspace.scratch(self.name, "samples first", (samples, *extents, channels))
+    def compute(self, x: Array, y: Array, derivative: Array | None, workspace: Workspace) -> None:
+        np.maximum(x, 0, out=y)
+        if derivative is not None:
+            np.greater(x, 0, out=derivative)
