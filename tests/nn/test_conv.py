@@ -10,7 +10,8 @@ from networks import random_parameters, training_pass
 from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
-from dptrain.nn.layers.conv import ALGORITHMS, Conv2d
+from dptrain.nn.convolution.cost import ALGORITHMS
+from dptrain.nn.layers.conv import Conv2d
 
 Pair = tuple[int, int]
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -115,6 +116,7 @@ def test_passes_agree_with_pytorch(
     theirs.backward(torch.tensor(dy.transpose(2, 3, 0, 1).copy()))
     np.testing.assert_allclose(y, theirs.detach().numpy().transpose(2, 3, 0, 1), rtol=1e-9, atol=1e-12)
     dx = layer.backward(dy.copy(), saved, call)
+    assert dx is not None
     np.testing.assert_allclose(dx, given.grad.numpy().transpose(2, 3, 0, 1), rtol=1e-9, atol=1e-12)
     for name, tensor in tensors.items():
         np.testing.assert_allclose(call.gradients[name], tensor.grad.numpy(), rtol=1e-9, atol=1e-12)
@@ -168,7 +170,8 @@ def test_auto_chooses_by_shape(shape: Shape, out: int, options: dict[str, Any], 
 def test_an_unknown_or_unsuitable_algorithm_is_refused() -> None:
     with pytest.raises(ValueError, match="algorithm is 'fft', expected auto, im2col, winograd2, winograd4"):
         Conv2d(3, algorithm="fft")
-    for options in ({"stride": 2}, {"kernel_size": 5}):
+    unsuitable: list[dict[str, Any]] = [{"stride": 2}, {"kernel_size": 5}]
+    for options in unsuitable:
         with pytest.raises(ValueError, match="winograd4 is for kernel_size 3 and stride 1"):
             Conv2d(3, algorithm="winograd4", **options)
 
