@@ -77,6 +77,7 @@ class OptimizerConfig(Config):
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
     group_lr: Mapping[str, Any] = key({}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10")
+    group_decay: Mapping[str, Any] = key({}, BITS, "weight decay factors of groups", rule=FACTORS, example="bias = 1")
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)

@@ -25,11 +25,11 @@ from dptrain.parallel.pool import ShardPool, fair_threads, make_pool
 from dptrain.parallel.reduce import reducer_class
 from dptrain.parallel.reduce.reducer import Lengths
 from dptrain.system.cgroups import check_memory
-from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, machine_notes, numeric_environment
 from dptrain.training.architecture import Architecture, build_network, find_architecture
 from dptrain.training.evaluate import EvaluationWork
+from dptrain.training.groups import make_parameters
 from dptrain.training.model_checks import agree_on_model, try_model
 from dptrain.training.step import NO_REQUESTS, GradientWork, TrainingStep
 
@@ -219,16 +219,11 @@ def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
 
 def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
     """The optimizer of a run; UsageError for options, or groups of parameters, that do not exist."""
-    groups = {name: network.tensors[name].group for name in network.layout.shapes}
-    for group in config.group_lr.keys() - groups.values():
-        hint = did_you_mean(group, set(groups.values()))
-        raise UsageError(f"--group-lr: the network has no group {shown(repr(group), 60)}; {hint}")
-    factors = {name: config.group_lr.get(group, 1.0) for name, group in groups.items()}
-    expanded = network.layout.expand(factors) if config.group_lr else None
+    parameters = make_parameters(config, network)
     known = options_of(config.optimizer)
     flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
     try:
-        return optimizer_class(config.optimizer)(network.decays(), expanded, **flags, **config.optimizer_options)
+        return optimizer_class(config.optimizer)(parameters, **flags, **config.optimizer_options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--optimizer-options {shown(config.optimizer_options, 200)}: {error}") from error
 
