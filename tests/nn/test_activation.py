@@ -13,7 +13,7 @@ from networks import training_pass
 
 from dptrain import nn
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn import GELU, Pass, ReLU
+from dptrain.nn import GELU, Pass, ReLU, SiLU
 from dptrain.nn.check import check_layer
 from dptrain.nn.layers import activation
 from dptrain.nn.layers.activation import Activation
@@ -24,6 +24,7 @@ SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 ACTIVATIONS: dict[str, tuple[Callable[[], Activation], str, dict[str, Any]]] = {
     "GELU": (GELU, "gelu", {"approximate": "tanh"}),
     "ReLU": (ReLU, "relu", {}),
+    "SiLU": (SiLU, "silu", {}),
 }
 every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 
