@@ -26,6 +26,7 @@ from dptrain.nn.check import check_layer
 from dptrain.nn.graph import Residual, Sequential
 from dptrain.nn.layer import Layer, Pass
 from dptrain.nn.layers.activation import ReLU
+from dptrain.nn.layers.avg_pool import AvgPool2d
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.dropout import Dropout
 from dptrain.nn.layers.flatten import Flatten
@@ -39,7 +40,7 @@ from dptrain.nn.layers.silu import SiLU
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor, constant, he_uniform, ones, uniform, zeros
 
-__all__ = ["GELU", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Layer"]
+__all__ = ["GELU", "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Layer"]
 __all__ += ["LeakyReLU", "Linear", "MaxPool2d", "ReLU", "SiLU"]
 __all__ += ["Network", "Pass", "Residual", "Sequential", "check_layer"]
 __all__ += ["Tensor", "constant", "he_uniform", "ones", "uniform", "zeros"]
