@@ -32,6 +32,7 @@ from dptrain.nn.layers.dropout import Dropout
 from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.gelu import GELU
 from dptrain.nn.layers.global_pool import GlobalAvgPool2d
+from dptrain.nn.layers.layer_scale import LayerScale
 from dptrain.nn.layers.leaky_relu import LeakyReLU
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.norm import BatchNorm2d
@@ -41,6 +42,6 @@ from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor, constant, he_uniform, ones, uniform, zeros
 
 __all__ = ["GELU", "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Layer"]
-__all__ += ["LeakyReLU", "Linear", "MaxPool2d", "ReLU", "SiLU"]
+__all__ += ["LayerScale", "LeakyReLU", "Linear", "MaxPool2d", "ReLU", "SiLU"]
 __all__ += ["Network", "Pass", "Residual", "Sequential", "check_layer"]
 __all__ += ["Tensor", "constant", "he_uniform", "ones", "uniform", "zeros"]
