@@ -27,10 +27,12 @@ def test_values_and_gradients_agree_with_pytorch() -> None:
     expected = given * scale
     expected.backward(torch.tensor(dy))
     y, saved = layer.forward(x, call)
+    dx = layer.backward(dy.copy(), saved, call)
+    assert dx is not None
     assert given.grad is not None
     assert scale.grad is not None
     np.testing.assert_allclose(y, expected.detach().numpy(), rtol=1e-6)
-    np.testing.assert_allclose(layer.backward(dy.copy(), saved, call), given.grad.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(dx, given.grad.numpy(), rtol=1e-6)
     np.testing.assert_allclose(call.gradients["scale"], scale.grad.numpy(), rtol=1e-5, atol=1e-5)
 
 
