@@ -8,10 +8,11 @@ import numpy as np
 
 from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array
+from dptrain.optim.optimizer import Parameter
 
 SHAPES = {"conv.weight": (4, 3, 3, 3), "conv.bias": (4,), "linear.weight": (5, 7), "linear.bias": (5,)}
 LAYOUT = Layout(SHAPES)
-DECAYS = LAYOUT.expand({name: name.endswith("weight") for name in SHAPES}, bool)
+PARAMETERS = [Parameter(name, shape, decay=float(name.endswith("weight"))) for name, shape in SHAPES.items()]
 STEPS = 20
 
 

@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     SAMPLE_ORDER = 2
     AUGMENTATION = 3
     LAYER = 4
+    ALTERNATING_FLIP = 5
+    CUTOUT = 6
 
 
 @dataclass(frozen=True)

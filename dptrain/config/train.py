@@ -58,8 +58,11 @@ class ModelConfig(Config):
 class AugmentationConfig(Config):
     """augmentation of training images"""
 
-    crop: str = key("none", BITS, "shift images randomly by up to 4 pixels; how to fill the border", choices=BORDERS)
+    crop: str = key("none", BITS, "shift images randomly; how to fill the border", choices=BORDERS)
+    crop_pixels: int = key(4, BITS, "for --crop: largest shift in each direction", at_least=1, below=65)
     flip: bool = key(False, BITS, "mirror half of the images, chosen at random (not for digits or text)")
+    alternating_flip: bool = key(False, BITS, "for --flip: choose once, then mirror each image in every other epoch")
+    cutout: int = key(0, BITS, "fill a random square of so many pixels a side with the mean (0: off)", at_least=0)
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -72,6 +75,7 @@ class OptimizerConfig(Config):
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
     group_lr: Mapping[str, Any] = key({}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10")
+    group_decay: Mapping[str, Any] = key({}, BITS, "weight decay factors of groups", rule=FACTORS, example="bias = 1")
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -85,6 +89,9 @@ class ScheduleConfig(Config):
     warmup_steps: int = key(-1, BITS, "steps of linear warm-up (-1: 200, at most a tenth of the run)", at_least=-1)
     step_epochs: float = key(4.0, BITS, "for --schedule step: epochs between two drops", above=0.0)
     step_factor: float = key(0.1, BITS, "for --schedule step: factor of a drop", above=0.0)
+    schedule_options: Mapping[str, Any] = key(
+        {}, BITS, "more arguments of the schedule", example="milestones = [82, 123]"
+    )
 
     def warmup(self, total_steps: int) -> int:
         """Steps of warm-up in a schedule of `total_steps`."""

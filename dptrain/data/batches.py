@@ -33,6 +33,7 @@ class ShardBatches:
     ) -> None:
         self.samples, self.shard, self.size, self.seed = samples, shard, size, seed
         self.transforms = transforms
+        self._drawn_once = {one.purpose: self._words(one.purpose, 0) for one in transforms if one.alternating}
         self.normalise = Normalisation(manifest)
         self._epoch = -1
 
@@ -44,12 +45,17 @@ class ShardBatches:
         """
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.argsort(self._words(Purpose.SAMPLE_ORDER, epoch), kind="stable")
-            self._augmentation = self._words(Purpose.AUGMENTATION, epoch)  # by position in the epoch, not by sample
+            purposes = {one.purpose for one in self.transforms if not one.alternating}
+            self._drawn = {purpose: self._words(purpose, epoch) for purpose in purposes}  # by position, not by sample
         rows = slice(step * self.size, (step + 1) * self.size)
         chosen = self._order[rows]
         images = self.samples.images[chosen]
         for transform in self.transforms:
-            images = transform(images, self._augmentation[rows])
+            if transform.alternating:
+                words = self._drawn_once[transform.purpose][chosen] ^ np.uint64(epoch & 1)
+            else:
+                words = self._drawn[transform.purpose][rows]
+            images = transform.apply(images, words)
         return self.normalise(images, workspace), self.samples.labels[chosen]
 
     def draws(self, epoch: int, step: int) -> Draws:
@@ -57,7 +63,7 @@ class ShardBatches:
         return Draws(self.seed, epoch, self.shard, step * self.size)
 
     def _words(self, purpose: Purpose, epoch: int) -> NDArray[np.uint64]:
-        """A random word for each position in the epoch, (n,)."""
+        """A random word for each position in the epoch, or for each sample of the shard, (n,)."""
         return random_words(self.seed, purpose, self.shard, len(self.samples), epoch=epoch)
 
 

@@ -82,6 +82,15 @@ class Network:
             ],
         }
 
+    def complete(self, older: dict[str, Any]) -> dict[str, Any]:
+        """The `spec` of a network that an older version wrote, each layer completed as by `Layer.complete`."""
+        layers = older.get("layers")
+        if not isinstance(layers, list) or not all(isinstance(one, dict) for one in layers):
+            return older  # a file can hold anything
+        by_name = {layer.name: layer for layer in self.layers}
+        completed = (by_name[name].complete(one) if (name := one.get("name")) in by_name else one for one in layers)
+        return {**older, "layers": list(completed)}
+
     def tuning(self) -> dict[str, Any]:
         """`Layer.tuning` by layer."""
         return {layer.name: tuning for layer in self.layers if (tuning := layer.tuning())}
@@ -180,10 +189,6 @@ class Network:
         """Logits (N, K) for images (H, W, N, C), all computed together; valid until the workspace is used again."""
         passes = [Pass(parameters, buffers, workspace) for parameters, buffers in prepared]
         return self.graph.forward(images, passes, runner)[0]
-
-    def decays(self) -> Array:
-        """bool (P,): whether weight decay applies."""
-        return self.layout.expand({name: self.tensors[name].decays for name in self.layout.shapes}, bool)
 
     def update_buffers(self, buffers: Array, mean_statistics: Array) -> None:
         """Move the running averages `buffers` (B,), in place, towards the mean statistics (B,) of a global batch."""

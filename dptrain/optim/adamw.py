@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dptrain.arrays.memory import Array, aligned_zeros
-from dptrain.optim.optimizer import Optimizer
+from dptrain.optim.optimizer import Optimizer, Parameter
 
 
 class AdamW(Optimizer):
@@ -24,23 +24,22 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        decays: Array,
-        factors: Array | None = None,
+        parameters: Sequence[Parameter],
         *,
         beta1: float = 0.9,
         beta2: float = 0.999,
         epsilon: float = 1e-8,
         weight_decay: float = 1e-2,
     ) -> None:
-        super().__init__(decays, factors, weight_decay=weight_decay)
+        super().__init__(parameters, weight_decay=weight_decay)
         if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and epsilon > 0):
             raise ValueError(f"beta1 {beta1}, beta2 {beta2}, epsilon {epsilon}: expected 0 <= beta < 1 and epsilon > 0")
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
-        self._step = aligned_zeros(decays.size)
+        self._step = aligned_zeros(self.layout.size)
 
     def update(self, vectors: Mapping[str, Array], gradient: Array, lr: float, step: int) -> None:
         parameters, first, second = (vectors[name] for name in ("parameters", *self.slots))
-        rate, scratch = self.rate(lr), self.scratch
+        rate, scratch = self.rate(lr, step), self.scratch
         if self.decay is not None:
             np.multiply(self.decay, rate, out=scratch)
             parameters *= np.subtract(1, scratch, out=scratch)

@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
+from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, aligned_zeros
+from dptrain.optim.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What an optimizer knows about one tensor of the parameter vector (P,).
+
+    decay       factor of the weight decay; 0 where none applies
+    rate        factor of the learning rate; 0 for a tensor that is not trained
+    schedule    the tensor's own learning rate by step, in place of the run's; from the step on where it is 0, the
+                tensor is frozen
+    groups      names that address the tensor, the most specific first: see dptrain.training.groups
+    """
+
+    name: str
+    shape: Shape
+    decay: float = 0.0
+    rate: float = 1.0
+    schedule: Schedule | None = None
+    groups: tuple[str, ...] = ()
+
+    def rate_at(self, lr: float, step: int) -> float:
+        """The learning rate at a step, where the run has the learning rate `lr`."""
+        return self.rate * (lr if self.schedule is None else self.schedule(step))
+
+    def frozen(self, step: int) -> bool:
+        """Whether the tensor is not trained at a step."""
+        return self.rate == 0 or (self.schedule is not None and self.schedule(step) == 0)
 
 
 class Optimizer(ABC):
@@ -21,19 +49,36 @@ class Optimizer(ABC):
     slots: ClassVar[tuple[str, ...]]
     default_lr: ClassVar[float] = 0.05
 
-    def __init__(self, decays: Array, factors: Array | None = None, *, weight_decay: float = 5e-4) -> None:
-        """Weight decay applies where `decays`, bool (P,), is True; `factors` (P,) multiply the learning rate.
+    def __init__(self, parameters: Sequence[Parameter], *, weight_decay: float = 5e-4) -> None:
+        """`parameters` are the tensors of the vector, in order."""
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay is {weight_decay}, expected at least 0")
+        self.parameters = tuple(parameters)
+        self.layout = Layout({one.name: one.shape for one in parameters})
+        decays = {one.name: one.decay * weight_decay for one in parameters}
+        self.decay = self.layout.expand(decays) if any(decays.values()) else None  # (P,)
+        self.scratch = aligned_zeros(self.layout.size)
+        plain = all(one.rate == 1 and one.schedule is None for one in parameters)
+        self._rates = None if plain else aligned_zeros(self.layout.size)
 
-        An update must not change a parameter without gradient and decay: it may be one that is not trained.
+    def rate(self, lr: float, step: int) -> float | Array:
+        """The learning rate at a step: one for all parameters, or one for each, (P,).
+
+        An update must not change a parameter whose learning rate is 0.
         """
-        self.decay = np.where(decays, np.float32(weight_decay), np.float32(0)) if weight_decay else None
-        self.factors = factors
-        self.scratch = aligned_zeros(decays.size)
+        if self._rates is None:
+            return lr
+        for one, part in zip(self.parameters, self.layout.slices.values(), strict=True):
+            self._rates[part] = one.rate_at(lr, step)
+        return self._rates
 
-    def rate(self, lr: float) -> float | Array:
-        """The learning rate, one for all parameters or one for each, (P,)."""
-        return lr if self.factors is None else self.factors * np.float32(lr)
+    def frozen(self, step: int) -> tuple[str, ...]:
+        """The tensors that are not trained at a step. Their gradient is not needed."""
+        return tuple(one.name for one in self.parameters if one.frozen(step))
 
     @abstractmethod
     def update(self, vectors: Mapping[str, Array], gradient: Array, lr: float, step: int) -> None:
-        """Make update `step` (0, 1, ...) of vectors["parameters"] and of the slots. `gradient` may be overwritten."""
+        """Make update `step` (0, 1, ...) of vectors["parameters"] and of the slots.
+
+        `lr` is the run's learning rate; `rate` has each parameter's. `gradient` (P,) may be overwritten.
+        """

@@ -4,7 +4,10 @@ A schedule begins with a linear warm-up of w steps, curve(0) * (step + 1) / w, a
 remaining steps, with t = step - w:
 
     constant   lr
-    step       lr * factor ** floor(t / every)
+    step       lr * factor ** floor(t / every), or with milestones lr * factor ** (how many of them are <= step)
+    linear     lr * (1 - t / T)
+    triangle   line from start * lr up to lr at t = peak * T,      Page 2019, Jordan 2024
+               line down to end * lr at T
     cosine     lr * (1 + cos(pi * t / T)) / 2                      Loshchilov and Hutter 2017, one period
     one-cycle  cosine from lr / 25 up to lr over the first 30 %,   Smith and Topin 2018, with the cosine
                cosine down to lr / 250,000 over the rest           annealing and constants of PyTorch
@@ -13,22 +16,41 @@ remaining steps, with t = step - w:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 Schedule = Callable[[int], float]
 
-NAMES = ("constant", "step", "cosine", "one-cycle")
+NAMES = ("constant", "step", "linear", "triangle", "cosine", "one-cycle")
+OPTIONS = {"step": ("milestones",), "triangle": ("start", "peak", "end")}  # besides those that are flags
 RISE = 0.3  # share of a one-cycle schedule that climbs
 
 
 def make_schedule(
-    name: str, lr: float, total_steps: int, *, warmup_steps: int = 0, every: int = 1, factor: float = 0.1
+    name: str,
+    lr: float,
+    total_steps: int,
+    *,
+    warmup_steps: int = 0,
+    every: int = 1,
+    factor: float = 0.1,
+    milestones: Sequence[int] = (),
+    start: float = 0.2,
+    peak: float = 0.23,
+    end: float = 0.07,
 ) -> Schedule:
-    """The schedule of a name over `total_steps`, warm-up included. `every` (in steps) and `factor` are for "step"."""
+    """The schedule of a name over `total_steps`, warm-up included.
+
+    `every`, `factor` and `milestones` (in steps of the run, ascending) are for "step"; `start` and `end` (factors of
+    lr) and `peak` (from 0 to 1) are for "triangle".
+    """
     remaining = max(1, total_steps - warmup_steps)
     curves: dict[str, Schedule] = {
         "constant": lambda t: lr,
-        "step": lambda t: lr * factor ** (t // every),
+        "step": lambda t: lr * factor ** (bisect_right(milestones, t + warmup_steps) if milestones else t // every),
+        "linear": lambda t: lr * (1 - min(t / remaining, 1.0)),
+        "triangle": lambda t: _triangle(lr, t / remaining, start, peak, end),
         "cosine": lambda t: _cosine(lr, 0.0, t / remaining),
         "one-cycle": lambda t: _one_cycle(lr, t / remaining),
     }
@@ -40,6 +62,29 @@ def make_schedule(
         return curve(step - warmup_steps)
 
     return schedule
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """ValueError unless the schedule takes these options: "milestones" (here in epochs), "start", "peak", "end"."""
+    for option, value in options.items():
+        if option not in OPTIONS.get(name, ()):
+            known = ", ".join(OPTIONS.get(name, ())) or "none"
+            raise ValueError(f"{option!r} is not an option of --schedule {name}; its options: {known}")
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(type(one) not in (int, float) or not 0 <= one < math.inf for one in numbers):
+            raise ValueError(f"{option} is {value!r}, expected numbers of at least 0")
+        if option == "milestones" and (numbers is not value or list(numbers) != sorted(numbers)):
+            raise ValueError(
+                f"milestones is {value!r}, expected a list of epochs in ascending order, such as [82, 123]"
+            )
+        if option != "milestones" and (numbers is value or value > 1):
+            raise ValueError(f"{option} is {value!r}, expected a number from 0 to 1")
+
+
+def _triangle(lr: float, progress: float, start: float, peak: float, end: float) -> float:
+    if progress < peak:
+        return lr * (start + (1 - start) * progress / peak)
+    return lr * (end + (1 - end) * max(0.0, 1 - progress) / (1 - peak)) if peak < 1 else lr
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

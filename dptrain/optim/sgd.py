@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dptrain.arrays.memory import Array
-from dptrain.optim.optimizer import Optimizer
+from dptrain.optim.optimizer import Optimizer, Parameter
 
 
 class SGD(Optimizer):
@@ -22,14 +22,13 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        decays: Array,
-        factors: Array | None = None,
+        parameters: Sequence[Parameter],
         *,
         momentum: float = 0.9,
         nesterov: bool = True,
         weight_decay: float = 5e-4,
     ) -> None:
-        super().__init__(decays, factors, weight_decay=weight_decay)
+        super().__init__(parameters, weight_decay=weight_decay)
         self.momentum, self.nesterov = momentum, nesterov
 
     def update(self, vectors: Mapping[str, Array], gradient: Array, lr: float, step: int) -> None:
@@ -41,4 +40,4 @@ class SGD(Optimizer):
         if self.nesterov:
             gradient += np.multiply(velocity, self.momentum, out=self.scratch)
         direction = gradient if self.nesterov else velocity
-        parameters -= np.multiply(direction, self.rate(lr), out=self.scratch)
+        parameters -= np.multiply(direction, self.rate(lr, step), out=self.scratch)

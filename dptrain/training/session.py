@@ -9,27 +9,27 @@ from pathlib import Path
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import Origin
 from dptrain.config.files import to_toml
-from dptrain.config.train import OptimizerConfig, TrainConfig
+from dptrain.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
-from dptrain.data.transforms import check_crop, make_transforms
+from dptrain.data.transforms import check_transforms, make_transforms
 from dptrain.errors import DataError, UsageError
 from dptrain.nn.network import Network
 from dptrain.optim import optimizer_class, options_of
 from dptrain.optim.optimizer import Optimizer
-from dptrain.optim.schedule import Schedule, make_schedule
+from dptrain.optim.schedule import Schedule, check_options, make_schedule
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool, fair_threads, make_pool
 from dptrain.parallel.reduce import reducer_class
 from dptrain.parallel.reduce.reducer import Lengths
 from dptrain.system.cgroups import check_memory
-from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, machine_notes, numeric_environment
 from dptrain.training.architecture import Architecture, build_network, find_architecture
 from dptrain.training.evaluate import EvaluationWork
+from dptrain.training.groups import make_parameters
 from dptrain.training.model_checks import agree_on_model, try_model
 from dptrain.training.step import NO_REQUESTS, GradientWork, TrainingStep
 
@@ -84,7 +84,7 @@ def set_up(
 
     def check(manifest: Manifest) -> None:
         count_steps(manifest, config.batch_size)
-        check_crop(config.crop, manifest.image_shape)
+        check_transforms(config.crop, config.crop_pixels, config.cutout, manifest.image_shape)
 
     task = open_task(config, communicator, check, loaded=loaded, architecture=architecture)
     manifest, network, source = task.manifest, task.network, task.architecture.source
@@ -94,6 +94,7 @@ def set_up(
     batches = make_batches(config, manifest, task.shards)
     communicator.activity.enter("checking the model's layers")
     with together(communicator):
+        schedule = plan_schedule(config, steps_per_epoch)
         optimizer = make_optimizer(config, network)
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
         microbatches = (batches[shard].batch(0, step, Workspace()) for shard, step in ends)
@@ -118,16 +119,29 @@ def set_up(
     notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
     if config.warmup_steps >= last_step:
         notes.append(f"the warm-up never ends: --warmup-steps {config.warmup_steps} in a run of {last_step} steps")
-    schedule = make_schedule(
+    engine = assemble(config, task, batches, optimizer)
+    return Session(**vars(engine), origin=origin, schedule=schedule, last_step=last_step, notes=notes)
+
+
+def plan_schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
+    """The learning rate of each step of a run; UsageError for options that the schedule does not take."""
+    total_steps = config.epochs * steps_per_epoch
+    options = dict(config.schedule_options)
+    try:
+        check_options(config.schedule, options)
+    except ValueError as error:
+        raise UsageError(f"--schedule-options: {shown(error, 300)}") from error
+    if "milestones" in options:
+        options["milestones"] = [round(epochs * steps_per_epoch) for epochs in options["milestones"]]
+    return make_schedule(
         config.schedule,
         config.lr,
         total_steps,
         warmup_steps=config.warmup(total_steps),
         every=max(1, round(config.step_epochs * steps_per_epoch)),
         factor=config.step_factor,
+        **options,
     )
-    engine = assemble(config, task, batches, optimizer)
-    return Session(**vars(engine), origin=origin, schedule=schedule, last_step=last_step, notes=notes)
 
 
 def open_task(
@@ -170,7 +184,15 @@ def open_task(
 
 
 def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -> dict[int, ShardBatches]:
-    size, transforms = config.batch_size // manifest.shard_count, make_transforms(config.crop, config.flip)
+    size = config.batch_size // manifest.shard_count
+    transforms = make_transforms(
+        config.crop,
+        config.flip,
+        crop_pixels=config.crop_pixels,
+        alternating_flip=config.alternating_flip,
+        cutout=config.cutout,
+        mean=manifest.mean,
+    )
     return {
         shard: ShardBatches(samples, shard, manifest, size=size, seed=config.seed, transforms=transforms)
         for shard, samples in shards.train.items()
@@ -196,16 +218,11 @@ def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
 
 def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
     """The optimizer of a run; UsageError for options, or groups of parameters, that do not exist."""
-    groups = {name: network.tensors[name].group for name in network.layout.shapes}
-    for group in config.group_lr.keys() - groups.values():
-        hint = did_you_mean(group, set(groups.values()))
-        raise UsageError(f"--group-lr: the network has no group {shown(repr(group), 60)}; {hint}")
-    factors = {name: config.group_lr.get(group, 1.0) for name, group in groups.items()}
-    expanded = network.layout.expand(factors) if config.group_lr else None
+    parameters = make_parameters(config, network)
     known = options_of(config.optimizer)
     flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
     try:
-        return optimizer_class(config.optimizer)(network.decays(), expanded, **flags, **config.optimizer_options)
+        return optimizer_class(config.optimizer)(parameters, **flags, **config.optimizer_options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"--optimizer-options {shown(config.optimizer_options, 200)}: {error}") from error
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Workspace
@@ -37,8 +39,10 @@ def shard_samples(count: int) -> Samples:
     return Samples(images, np.arange(count), np.arange(count) * 10)
 
 
-def batches(count: int = 23, *, shard: int = 0, size: int = 4, seed: int = 0, augment: str = "none") -> ShardBatches:
-    transforms = make_transforms(augment, augment != "none")
+def batches(
+    count: int = 23, *, shard: int = 0, size: int = 4, seed: int = 0, augment: str = "none", **more: Any
+) -> ShardBatches:
+    transforms = make_transforms(augment, augment != "none" or "alternating_flip" in more, mean=MEAN, **more)
     return ShardBatches(shard_samples(count), shard, MANIFEST, size=size, seed=seed, transforms=transforms)
 
 
@@ -120,8 +124,48 @@ def test_batch_does_not_depend_on_earlier_batches(visits: list[tuple[int, int]],
         np.testing.assert_array_equal(labels, fresh_labels)
 
 
+def images_of(source: ShardBatches, epoch: int) -> dict[int, NDArray[np.float32]]:
+    """The images (H, W, C) of an epoch, by the row of the sample."""
+    steps = -(-len(source.samples) // source.size)
+    found: dict[int, NDArray[np.float32]] = {}
+    for step in range(steps):
+        images, labels = source.batch(epoch, step, Workspace())
+        found |= {int(row): images[:, :, number].copy() for number, row in enumerate(labels)}
+    return found
+
+
+def test_an_alternating_flip_is_drawn_once_and_inverted_in_every_other_epoch() -> None:
+    source = batches(alternating_flip=True, seed=3, shard=1)
+    words = random_words(3, Purpose.ALTERNATING_FLIP, 1, 23)
+    plain = images_of(batches(seed=3, shard=1), 0)
+    for epoch in (0, 1, 2, 5):
+        for row, image in images_of(source, epoch).items():
+            mirrored = (int(words[row]) ^ epoch) & 1
+            np.testing.assert_array_equal(image, plain[row][:, ::-1] if mirrored else plain[row])
+    assert 0 < (words & np.uint64(1)).sum() < 23
+
+
+def test_crop_has_the_same_bits_with_an_alternating_flip() -> None:
+    """Each is drawn from words of its own."""
+    source = batches(augment="reflect", alternating_flip=True, crop_pixels=2)
+    once = random_words(0, Purpose.ALTERNATING_FLIP, 0, 23)
+    words = random_words(0, Purpose.AUGMENTATION, 0, 23, epoch=1)[:4]
+    images, rows = source.batch(1, 0, Workspace())
+    moved = cropped(flipped(shard_samples(23).images[rows], once[rows] ^ np.uint64(1)), words, "reflect", 2)
+    np.testing.assert_array_equal(images, source.normalise(moved, Workspace()))
+
+
+def test_cutout_sets_a_square_to_the_mean() -> None:
+    """To half a pixel value, 1/510 before normalisation."""
+    source, whole = batches(cutout=3), batches()
+    for row, image in images_of(source, 2).items():
+        changed = (image != images_of(whole, 2)[row]).any(axis=2)
+        assert changed.sum() in (8, 9)  # a pixel of the square may have had the mean already
+        assert (np.abs(image[changed]) <= 1.001 / 510 / np.array(STD)).all()
+
+
 def test_batches_do_not_change_the_samples() -> None:
-    source = batches(augment="zero")
+    source = batches(augment="zero", alternating_flip=True, cutout=2)
     order(source, 0)
     np.testing.assert_array_equal(source.samples.images, shard_samples(23).images)
 

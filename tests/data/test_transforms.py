@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dptrain.arrays.random import Purpose, random_words
-from dptrain.data.transforms import check_crop, cropped, flipped
+from dptrain.data.transforms import check_transforms, cropped, cut_out, flipped
 from dptrain.errors import UsageError
 
 Images = NDArray[np.uint8]
 
 
-def flip_and_crop(images: Images, words: NDArray[np.uint64], border: str) -> Images:
+def flip_and_crop(images: Images, words: NDArray[np.uint64], border: str, pixels: int = 4) -> Images:
     """Both, as with `--augment`."""
-    return cropped(flipped(images, words), words, border)
+    return cropped(flipped(images, words), words, border, pixels)
 
 
 def random_images(count: int, shape: tuple[int, int, int], seed: int = 0) -> Images:
@@ -38,17 +38,18 @@ def source_index(position: int, extent: int, border: str) -> int | None:
     return -position if position < 0 else 2 * (extent - 1) - position  # the border pixel itself is not repeated
 
 
-def pixel_by_pixel(images: Images, words: NDArray[np.uint64], border: str) -> Images:
+def pixel_by_pixel(images: Images, words: NDArray[np.uint64], border: str, pixels: int = 4) -> Images:
     """The augmentation, one pixel at a time."""
     count, _, height, width = images.shape
     out = np.zeros_like(images)
     for n in range(count):
         bits = int(words[n])
-        flip, down, right = bits & 1, (bits >> 1) % 2**31 % 9, (bits >> 32) % 9
+        offsets = 2 * pixels + 1
+        flip, down, right = bits & 1, (bits >> 1) % 2**31 % offsets, (bits >> 32) % offsets
         for h in range(height):
-            row = source_index(h + down - 4, height, border)
+            row = source_index(h + down - pixels, height, border)
             for w in range(width):
-                column = source_index(w + right - 4, width, border)
+                column = source_index(w + right - pixels, width, border)
                 if row is not None and column is not None:
                     out[n, :, h, w] = images[n, :, row, width - 1 - column if flip else column]
     return out
@@ -61,15 +62,16 @@ def pixel_by_pixel(images: Images, words: NDArray[np.uint64], border: str) -> Im
     height=st.integers(5, 9),
     width=st.integers(5, 9),
     border=st.sampled_from(["reflect", "zero"]),
+    pixels=st.integers(1, 4),
 )
 def test_images_agree_with_a_loop_over_pixels(
-    words: list[int], channels: int, height: int, width: int, border: str
+    words: list[int], channels: int, height: int, width: int, border: str, pixels: int
 ) -> None:
     images, bits = random_images(len(words), (channels, height, width)), np.array(words, np.uint64)
     before = images.copy()
-    found = flip_and_crop(images, bits, border)
+    found = flip_and_crop(images, bits, border, pixels)
     assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, pixel_by_pixel(images, bits, border))
+    np.testing.assert_array_equal(found, pixel_by_pixel(images, bits, border, pixels))
     np.testing.assert_array_equal(images, before)
 
 
@@ -122,7 +124,48 @@ def test_words_of_an_epoch_reach_every_flip_and_offset_equally_often() -> None:
 def test_image_too_small_to_reflect_is_refused_with_what_to_do(height: int, width: int) -> None:
     images, words = random_images(1, (1, height, width)), np.array([5], np.uint64)
     with pytest.raises(UsageError, match=rf"larger than 4 pixels, these are {height} x {width}; use --crop zero"):
-        check_crop("reflect", (1, height, width))
+        check_transforms("reflect", 4, 0, (1, height, width))
     for border in ("zero", "none"):
-        check_crop(border, (1, height, width))
+        check_transforms(border, 4, 0, (1, height, width))
     np.testing.assert_array_equal(flip_and_crop(images, words, "zero"), pixel_by_pixel(images, words, "zero"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    words=st.lists(st.integers(0, 2**64 - 1), max_size=6),
+    height=st.integers(5, 9),
+    width=st.integers(5, 9),
+    size=st.integers(1, 4),
+)
+def test_cutout_agrees_with_a_loop_over_images(words: list[int], height: int, width: int, size: int) -> None:
+    images, fill = random_images(len(words), (2, height, width)), np.array([7, 200], np.uint8)
+    expected = images.copy()
+    for image, bits in zip(expected, words, strict=True):
+        top, left = bits % 2**32 % (height - size + 1), (bits >> 32) % (width - size + 1)
+        image[:, top : top + size, left : left + size] = fill[:, None, None]
+    before = images.copy()
+    found = cut_out(images, np.array(words, np.uint64), size, fill)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(images, before)
+
+
+def test_squares_of_cutout_reach_every_place_within_the_image_equally_often() -> None:
+    """25 places of an 8 x 8 square in an image of 12 x 12; for the 50,000 images of an epoch."""
+    words = random_words(0, Purpose.CUTOUT, 0, 50_000)
+    images = np.zeros((len(words), 1, 12, 12), np.uint8)
+    found = cut_out(images, words, 8, np.array([1], np.uint8))[:, 0]
+    assert (found.sum(axis=(1, 2)) == 64).all()
+    places = found.any(axis=2).argmax(axis=1) * 5 + found.any(axis=1).argmax(axis=1)
+    expected = len(words) / 25
+    chi_squared = ((np.bincount(places, minlength=25) - expected) ** 2 / expected).sum()
+    assert 0 < chi_squared < 24 + 4 * np.sqrt(2 * 24)
+
+
+def test_an_image_too_small_for_cutout_is_refused_with_what_to_do() -> None:
+    with pytest.raises(UsageError, match=r"--cutout 8 needs images larger than 8 pixels, these are 8 x 9; use a small"):
+        check_transforms("none", 4, 8, (1, 8, 9))
+    check_transforms("none", 4, 8, (1, 9, 9))
+    with pytest.raises(UsageError, match="larger than 2 pixels, these are 2 x 9; use --crop zero or none, or fewer"):
+        check_transforms("reflect", 2, 0, (1, 2, 9))
+    check_transforms("reflect", 2, 0, (1, 3, 3))

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optimizers import DECAYS, LAYOUT, pytorch_groups, random_run
+from optimizers import LAYOUT, PARAMETERS, SHAPES, pytorch_groups, random_run
 
 from dptrain.optim.adamw import AdamW
+from dptrain.optim.optimizer import Parameter
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -18,7 +19,7 @@ def test_twenty_steps_agree_with_pytorch(beta1: float, beta2: float, epsilon: fl
     parameters, gradients, rates = random_run(7)
     tensors, groups = pytorch_groups(parameters, weight_decay)
     theirs = torch.optim.AdamW(groups, lr=1.0, betas=(beta1, beta2), eps=epsilon)
-    ours = AdamW(DECAYS, beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=weight_decay)
+    ours = AdamW(PARAMETERS, beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=weight_decay)
     vectors = {"parameters": parameters, **{slot: np.zeros_like(parameters) for slot in ours.slots}}
     for step, (gradient, rate) in enumerate(zip(gradients, rates, strict=True)):
         for name, view in LAYOUT.views(gradient).items():
@@ -38,7 +39,7 @@ def test_a_parameter_without_gradient_and_decay_keeps_its_bits() -> None:
     parameters, gradients, _ = random_run(1)
     parameters[0] = -0.0
     before = parameters.copy()
-    ours = AdamW(np.zeros(LAYOUT.size, bool))
+    ours = AdamW([Parameter(*one) for one in SHAPES.items()])
     vectors = {"parameters": parameters, **{slot: np.zeros_like(parameters) for slot in ours.slots}}
     for step in range(3):
         ours.update(vectors, np.zeros_like(gradients[0]), 0.1, step)
@@ -48,4 +49,4 @@ def test_a_parameter_without_gradient_and_decay_keeps_its_bits() -> None:
 @pytest.mark.parametrize("options", [{"beta1": 1.0}, {"beta2": -0.1}, {"epsilon": 0.0}])
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected 0 <= beta < 1 and epsilon > 0"):
-        AdamW(DECAYS, **options)
+        AdamW(PARAMETERS, **options)

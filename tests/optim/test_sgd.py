@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from optimizers import DECAYS, LAYOUT, SHAPES, pytorch_groups, random_run
+from optimizers import LAYOUT, PARAMETERS, SHAPES, pytorch_groups, random_run
 
 from dptrain.arrays.memory import Array
 from dptrain.optim.sgd import SGD
@@ -13,7 +15,7 @@ from dptrain.optim.sgd import SGD
 def run_ours(seed: int, *, momentum: float, nesterov: bool, weight_decay: float) -> tuple[Array, Array]:
     """Parameters and velocity after all steps."""
     parameters, gradients, rates = random_run(seed)
-    optimizer = SGD(DECAYS, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    optimizer = SGD(PARAMETERS, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
     velocity = np.zeros_like(parameters)
     for gradient, lr in zip(gradients, rates, strict=True):
         optimizer.update({"parameters": parameters, "momentum": velocity}, gradient, lr, 0)
@@ -61,7 +63,7 @@ def test_biases_do_not_decay() -> None:
     parameters = np.ones(LAYOUT.size, np.float32)
     zeros = np.zeros_like(parameters)
     vectors = {"parameters": parameters, "momentum": zeros.copy()}
-    SGD(DECAYS, momentum=0.9, nesterov=True, weight_decay=0.5).update(vectors, zeros, 0.1, 0)
+    SGD(PARAMETERS, momentum=0.9, nesterov=True, weight_decay=0.5).update(vectors, zeros, 0.1, 0)
     after = LAYOUT.views(parameters)
     for name in SHAPES:
         # One Nesterov step from rest moves by lr * (1 + momentum) * g, here with g = 0.5 * 1.
@@ -73,7 +75,7 @@ def test_update_is_in_place_and_keeps_the_precision() -> None:
     parameters, gradients, _ = random_run(1)
     before = parameters.copy()
     velocity = np.zeros_like(parameters)
-    optimizer = SGD(DECAYS, momentum=0.9, nesterov=True, weight_decay=0.1)
+    optimizer = SGD(PARAMETERS, momentum=0.9, nesterov=True, weight_decay=0.1)
     optimizer.update({"parameters": parameters, "momentum": velocity}, gradients[0], 0.1, 0)
     assert parameters.dtype == velocity.dtype == np.float32
     assert not np.array_equal(parameters, before)
@@ -82,8 +84,10 @@ def test_update_is_in_place_and_keeps_the_precision() -> None:
 
 def test_factors_scale_the_learning_rate_of_each_parameter_and_0_freezes_it() -> None:
     parameters, gradients, rates = random_run(5)
-    factors = LAYOUT.expand({"conv.weight": 2.0, "linear.weight": 1.0, "linear.bias": 1.0})
-    plain, scaled = SGD(DECAYS, weight_decay=0.0), SGD(DECAYS, factors, weight_decay=0.0)
+    factors = {"conv.weight": 2.0, "conv.bias": 0.0}
+    faster = [replace(one, rate=factors.get(one.name, 1.0)) for one in PARAMETERS]
+    plain, scaled = SGD(PARAMETERS, weight_decay=0.0), SGD(faster, weight_decay=0.0)
+    assert scaled.frozen(0) == ("conv.bias",)
     vectors = [{"parameters": parameters.copy(), "momentum": np.zeros_like(parameters)} for _ in range(2)]
     plain.update(vectors[0], gradients[0].copy(), rates[0], 0)
     scaled.update(vectors[1], gradients[0].copy(), rates[0], 0)

@@ -78,7 +78,11 @@ def test_the_schedule_warms_up_and_then_drops_by_epochs(data: Path, tmp_path: Pa
             {"optimizer_options": {"momentum": 0.9}},
             "--optimizer-options {'momentum': 0.9}: .* multiple values for keyword argument 'momentum'",
         ),
-        ({"group_lr": {"head": 10}}, "--group-lr: the network has no group 'head'; known: default"),
+        (
+            {"group_lr": {"tail": 10}},
+            "--group-lr: the network has no group 'tail'; known: bias, conv1, first, head, linear1, .* such as conv1",
+        ),
+        ({"group_decay": {"frist": 0}}, "--group-decay: the network has no group 'frist'; did you mean 'first'?"),
     ],
 )
 def test_unknown_options_of_an_optimizer_are_refused(

@@ -1,0 +1,82 @@
+"""Groups of parameters: the names by which tables such as --group-lr address them.
+
+A tensor has several names. In a table, the most specific one counts; this is their order:
+
+    conv1.bias          the tensor alone
+    conv1               its layer
+    stem.bias, stem     the group that its layer declares, `Tensor(..., group="stem")`
+    head.bias, head     in the last layer with parameters
+    first.bias, first   in the first layer with parameters
+    norm.bias, norm     in a normalisation
+    bias                any other bias
+    default             in none of these groups: the weights of hidden layers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from dptrain.config.keys import flag
+from dptrain.config.train import OptimizerConfig
+from dptrain.errors import UsageError
+from dptrain.nn.network import Network
+from dptrain.nn.tensor import Tensor
+from dptrain.optim.optimizer import Parameter
+from dptrain.system.suggestions import did_you_mean
+from dptrain.system.text import shown
+
+DEFAULT = "default"
+
+
+def make_parameters(config: OptimizerConfig, network: Network) -> list[Parameter]:
+    """The network's parameters as an optimizer knows them; UsageError for a group that does not exist."""
+    names = addresses(network)
+    for key in ("group_lr", "group_decay"):
+        check_groups(flag(key), getattr(config, key), names.values())
+    parameters = []
+    for name, groups in names.items():
+        tensor = network.tensors[name]
+        rate, decay = first_entry(config.group_lr, groups, 1.0), first_entry(config.group_decay, groups, tensor.decays)
+        trained = tensor.trained
+        parameters.append(Parameter(name, tensor.shape, float(decay * trained), float(rate * trained), groups=groups))
+    return parameters
+
+
+def addresses(network: Network) -> dict[str, tuple[str, ...]]:
+    """By full name of a parameter: the names that address it, the most specific first."""
+    kinds = {layer.name: layer.kind for layer in network.layers}
+    layers = [name.rpartition(".")[0] for name in network.layout.shapes]
+    found = {}
+    for name, layer in zip(network.layout.shapes, layers, strict=True):
+        tensor = network.tensors[name]
+        groups = list(_groups(tensor, kinds[layer], head=layer == layers[-1], first=layer == layers[0]))
+        pairs = [address for group in groups for address in (f"{group}.{tensor.name}", group)]
+        bias = ["bias"] if tensor.name == "bias" and kinds[layer] != "norm" else []
+        found[name] = (name, layer, *pairs, *(bias or [] if groups or bias else [DEFAULT]))
+    return found
+
+
+def _groups(tensor: Tensor, kind: str, *, head: bool, first: bool) -> Iterator[str]:
+    if tensor.group != DEFAULT:
+        yield tensor.group
+    if head:
+        yield "head"
+    if first:
+        yield "first"
+    if kind == "norm":
+        yield "norm"
+
+
+def first_entry(table: Mapping[str, Any], groups: Iterable[str], otherwise: float) -> float:
+    """The value of the most specific name that is in the table."""
+    return next((table[group] for group in groups if group in table), otherwise)
+
+
+def check_groups(name: str, table: Mapping[str, Any], known: Collection[tuple[str, ...]]) -> None:
+    """UsageError if the table of a flag has a name that addresses no parameter."""
+    names = {group for groups in known for group in groups}
+    for group in table.keys() - names:
+        groups = ", ".join(sorted(name for name in names if "." not in name))
+        hint = did_you_mean(group, names, f"known: {shown(groups, 300)}, and single tensors such as {min(known)[0]}")
+        raise UsageError(f"{name}: the network has no group {shown(repr(group), 60)}; {hint}")
