@@ -31,6 +31,7 @@ from dptrain.checkpoint.migrate import algorithms, header_1, layer_lines, read_v
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, Layouts, Progress, TrainingState
 from dptrain.data.manifest import ImageShape, check_images, check_names
 from dptrain.errors import BrokenCheckpointError, CheckpointError, DataError, LaterVersionError
+from dptrain.nn.network import Network
 from dptrain.system import files
 from dptrain.system.fields import Bounds, Sha256, Text, from_json
 from dptrain.system.hdf5 import plain_arrays, plain_hdf5
@@ -72,16 +73,27 @@ class Origin:
 
     def difference(self, other: Origin) -> str:
         """The first layer in which the network of another origin differs, in words; "" for the same network."""
-        ours, theirs = self.architecture, other.architecture
+        lines = self.architecture, other.architecture
         if self.spec and other.spec:
-            if self.spec == other.spec:
-                return ""
-            if ours == theirs:  # a layer's spec may state more than its line
-                ours, theirs = (tuple(map(json.dumps, one.spec.get("layers", [one.spec]))) for one in (self, other))
+            compared: list[list[Any]] = [_parts(one.spec) for one in (self, other)]
         else:
-            ours, theirs = tuple(layer_lines(ours)), tuple(layer_lines(theirs))
-        pairs = itertools.zip_longest(ours, theirs, fillvalue="nothing")
-        return next((f"it has {one}, expected {new}" for one, new in pairs if one != new), "")
+            compared = [list(layer_lines(one)) for one in lines]
+        for one, new, line, new_line in itertools.zip_longest(*compared, *lines, fillvalue="nothing"):
+            if one != new:
+                # A layer's spec may state more than its line.
+                found, expected = (line, new_line) if line != new_line else (json.dumps(one), json.dumps(new))
+                return f"it has {found}, expected {expected}"
+        return ""
+
+    def completed(self, network: Network) -> Origin:
+        """A copy whose spec has the arguments that were added to the network's layers since: see `Layer.complete`."""
+        return replace(self, spec=network.complete(self.spec))
+
+
+def _parts(spec: Mapping[str, Any]) -> list[Any]:
+    """Of the spec of a network: its input, then the layers."""
+    layers = spec.get("layers")
+    return [spec.get("input_shape"), *(layers if isinstance(layers, list) else [layers])]
 
 
 @dataclass(frozen=True)

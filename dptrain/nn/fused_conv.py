@@ -41,7 +41,8 @@ class ConvPoolReLU(Layer):
         parameters = with_kernels(self.correlation, call.parameters, workspace)
         sums, saved = self.correlation.forward(x, parameters[KERNELS], workspace)
         pooled, masks = self._pool(sums, workspace)
-        pooled += parameters["bias"]
+        if self.conv.bias:
+            pooled += parameters["bias"]
         active = np.greater(pooled, 0, out=workspace.array(self.name, "active", pooled.shape, bool))
         channels, height, width = self.pool.output_shape
         y = workspace.array(self.name, "y", (*self.pooled_extent, x.shape[2], channels))
@@ -54,7 +55,8 @@ class ConvPoolReLU(Layer):
         dy = zeros_beyond(dy, self.pooled_extent, self.name, workspace)
         dpooled = workspace.scratch(self.name, "pooled", active.shape)
         np.multiply(self.correlation.in_order_of_sums(dy), active, out=dpooled)
-        add_up(dpooled, call.gradients["bias"])
+        if self.conv.bias:
+            add_up(dpooled, call.gradients["bias"])
         self._pool_backward(dpooled, masks, sums, workspace)
         return self.correlation.backward(sums, saved, kernels, call)
 

@@ -114,12 +114,17 @@ class Layer:
         """A layer without arguments."""
 
     def __repr__(self) -> str:
-        """The call that constructs the layer."""
+        """The call that constructs the layer. A keyword argument that has its default value is left out."""
         parameters = inspect.signature(type(self).__init__).parameters.values()
         positional = {one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD}
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in self.spec().items()}
-        name = values.pop("type")
-        words = [("" if key in positional else f"{key}=") + repr(value) for key, value in values.items()]
+        name, defaults = values.pop("type"), self._defaults()
+        words = []
+        for key, value in values.items():
+            if key in positional:
+                words.append(repr(value))
+            elif key not in defaults or value != defaults[key]:
+                words.append(f"{key}={value!r}")
         return f"{name}({', '.join(words)})"
 
     def spec(self) -> dict[str, Any]:
@@ -129,6 +134,25 @@ class Layer:
         """
         arguments = {name: plain(getattr(self, name, value)) for name, value in self._arguments.items()}
         return {"type": type(self).__name__, **arguments}
+
+    def complete(self, older: Mapping[str, Any]) -> dict[str, Any]:
+        """The `spec` that an older version of the class wrote, with the arguments that were added since.
+
+        Each is added if it has its default value here: with it, the layer must compute what the older version computed.
+        """
+        spec = self.spec()
+        added = {
+            name: spec[name]
+            for name, default in self._defaults().items()
+            if name in spec and plain(default) in (spec[name], plain(self._arguments[name]))
+        }
+        return {**added, **older}
+
+    def _defaults(self) -> dict[str, Any]:
+        """The arguments of the constructor that have a default value, with this value."""
+        bound = inspect.signature(type(self).__init__).bind_partial(self)
+        bound.apply_defaults()
+        return dict(list(bound.arguments.items())[1:])
 
     def tuning(self) -> dict[str, Any]:
         """Choices that change speed and last bits, but not what is computed."""

@@ -82,6 +82,15 @@ class Network:
             ],
         }
 
+    def complete(self, older: dict[str, Any]) -> dict[str, Any]:
+        """The `spec` of a network that an older version wrote, each layer completed as by `Layer.complete`."""
+        layers = older.get("layers")
+        if not isinstance(layers, list) or not all(isinstance(one, dict) for one in layers):
+            return older  # a file can hold anything
+        by_name = {layer.name: layer for layer in self.layers}
+        completed = (by_name[name].complete(one) if (name := one.get("name")) in by_name else one for one in layers)
+        return {**older, "layers": list(completed)}
+
     def tuning(self) -> dict[str, Any]:
         """`Layer.tuning` by layer."""
         return {layer.name: tuning for layer in self.layers if (tuning := layer.tuning())}

@@ -62,7 +62,7 @@ def evaluate_checkpoint(
     evaluation = make_evaluation(task, as_trained)
     with together(communicator):
         here = replace(origin, architecture=tuple(network.description()), spec=network.spec())
-        if difference := origin.difference(here):
+        if difference := origin.completed(network).difference(here):
             change = model_change(path, origin, trained.model, source, "", task.environment)
             code = f" ({change})" if change and ":" in trained.model else ""
             raise CheckpointError(

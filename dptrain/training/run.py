@@ -166,6 +166,7 @@ class Run:
         found = find_checkpoint(config, self.folder, self.report.note)
         if found is not None:
             path, checkpoint = found
+            checkpoint = replace(checkpoint, origin=checkpoint.origin.completed(session.network))
             notes = check_resumable(path, checkpoint, config, session.origin, session.architecture.source)
             checkpoint = checkpoint.restricted(session.take_step.layouts, path)
             found = path, checkpoint

@@ -76,15 +76,17 @@ def test_the_state_read_equals_the_state_written_to_the_bit(
 
 def test_the_identity_of_a_network_includes_its_layers_but_not_their_algorithms() -> None:
     layers = [{"name": "conv1", "type": "Conv2d", "channels": 3}, {"name": "drop1", "type": "Dropout", "rate": 0.1}]
-    lines = ("conv1: Conv2d(3) -> (3, 6, 6)", "drop1: Dropout(0.1) -> (3, 6, 6)")
+    lines = ("input (2, 8, 8)", "conv1: Conv2d(3) -> (3, 6, 6)", "drop1: Dropout(0.1) -> (3, 6, 6)")
     there = replace(ORIGIN, spec={"layers": layers}, architecture=lines, tuning={"conv1": {"algorithm": "im2col"}})
     assert there.difference(replace(there, tuning={"conv1": {"algorithm": "winograd4"}}, config="lr = 1.0")) == ""
     changed = [{**layers[0], "channels": 4}, layers[1]]
-    other = replace(there, spec={"layers": changed}, architecture=("conv1: 4", lines[1]))
+    other = replace(there, spec={"layers": changed}, architecture=(lines[0], "conv1: 4", lines[2]))
     assert there.difference(other) == "it has conv1: Conv2d(3) -> (3, 6, 6), expected conv1: 4"
     hidden = replace(there, spec={"layers": [layers[0], {**layers[1], "rate": 0.2}]})
     assert 'expected {"name": "drop1", "type": "Dropout", "rate": 0.2}' in there.difference(hidden)
-    assert "expected nothing" in there.difference(replace(other, spec={}, architecture=lines[:1]))
+    assert "expected nothing" in there.difference(replace(other, spec={}, architecture=lines[:2]))
+    for broken in ({"layers": 3}, {"layers": None}, {"input_shape": [2]}):
+        assert there.difference(replace(there, spec=broken))
 
 
 def test_a_resume_takes_the_vectors_of_its_optimizer_and_reports_others(good: Path) -> None:

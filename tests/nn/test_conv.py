@@ -10,6 +10,7 @@ from networks import random_parameters, training_pass
 from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
+from dptrain.nn.convolution.cost import ALGORITHMS
 from dptrain.nn.layers.conv import Conv2d
 
 Pair = tuple[int, int]
@@ -75,6 +76,52 @@ def test_backward_is_the_gradient(
     check_layer(layer, (channels, kernel[0] + more[0], kernel[1] + more[1]), samples)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_backward_without_bias_is_the_gradient(algorithm: str) -> None:
+    layer = Conv2d(3, padding=1, bias=False, algorithm=algorithm)
+    check_layer(layer, (2, 5, 6), 2)
+    assert [tensor.name for tensor in layer.tensors()] == ["weight"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    channels=st.integers(1, 3),
+    out=st.integers(1, 3),
+    kernel=SIZES,
+    stride=SIZES,
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    more=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    bias=st.booleans(),
+    samples=st.integers(1, 3),
+)
+def test_passes_agree_with_pytorch(
+    channels: int, out: int, kernel: Pair, stride: Pair, padding: Pair, more: Pair, bias: bool, samples: int
+) -> None:
+    import torch
+
+    layer = Conv2d(out, kernel, stride=stride, padding=padding, bias=bias)
+    generator = np.random.default_rng(samples)
+    extents = (kernel[0] + more[0], kernel[1] + more[1])
+    layer.name = "conv1"
+    layer.bind((channels, *extents))
+    parameters = random_parameters(layer, generator, np.float64)
+    x = generator.normal(size=(*extents, samples, channels))
+    call = training_pass(parameters, Workspace(np.float64))
+    y, saved = layer.forward(x, call)
+    dy = generator.normal(size=y.shape)
+
+    tensors = {name: torch.tensor(values, requires_grad=True) for name, values in parameters.items()}
+    given = torch.tensor(x.transpose(2, 3, 0, 1).copy(), requires_grad=True)
+    theirs = torch.nn.functional.conv2d(given, tensors["weight"], tensors.get("bias"), stride, padding)
+    theirs.backward(torch.tensor(dy.transpose(2, 3, 0, 1).copy()))
+    np.testing.assert_allclose(y, theirs.detach().numpy().transpose(2, 3, 0, 1), rtol=1e-9, atol=1e-12)
+    dx = layer.backward(dy.copy(), saved, call)
+    assert dx is not None
+    np.testing.assert_allclose(dx, given.grad.numpy().transpose(2, 3, 0, 1), rtol=1e-9, atol=1e-12)
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(call.gradients[name], tensor.grad.numpy(), rtol=1e-9, atol=1e-12)
+
+
 def test_the_border_stays_zero_when_the_microbatch_changes_size() -> None:
     layer = Conv2d(2, 3, padding=1)
     layer.name = "conv1"
@@ -123,7 +170,8 @@ def test_auto_chooses_by_shape(shape: Shape, out: int, options: dict[str, Any], 
 def test_an_unknown_or_unsuitable_algorithm_is_refused() -> None:
     with pytest.raises(ValueError, match="algorithm is 'fft', expected auto, im2col, winograd2, winograd4"):
         Conv2d(3, algorithm="fft")
-    for options in ({"stride": 2}, {"kernel_size": 5}):
+    unsuitable: list[dict[str, Any]] = [{"stride": 2}, {"kernel_size": 5}]
+    for options in unsuitable:
         with pytest.raises(ValueError, match="winograd4 is for kernel_size 3 and stride 1"):
             Conv2d(3, algorithm="winograd4", **options)
 

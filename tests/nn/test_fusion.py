@@ -22,10 +22,10 @@ from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor
 
 
-def layers(algorithm: str, kernel: int, stride: int, padding: int) -> list[Layer]:
+def layers(algorithm: str, kernel: int, stride: int, padding: int, bias: bool) -> list[Layer]:
     if algorithm != "im2col":
         kernel, stride = 3, 1
-    conv = Conv2d(4, kernel, stride=stride, padding=padding, algorithm=algorithm)
+    conv = Conv2d(4, kernel, stride=stride, padding=padding, bias=bias, algorithm=algorithm)
     return [conv, ReLU(), MaxPool2d(2), Flatten(), Linear(3)]
 
 
@@ -35,15 +35,16 @@ def layers(algorithm: str, kernel: int, stride: int, padding: int) -> list[Layer
     kernel=st.integers(1, 3),
     stride=st.integers(1, 2),
     padding=st.integers(0, 2),
+    bias=st.booleans(),
     height=st.integers(5, 10),
     width=st.integers(5, 10),
     samples=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
 def test_the_fused_network_gives_the_results_of_the_plain_one(
-    algorithm: str, kernel: int, stride: int, padding: int, height: int, width: int, samples: int, seed: int
+    algorithm: str, kernel: int, stride: int, padding: int, bias: bool, height: int, width: int, samples: int, seed: int
 ) -> None:
-    arguments, shape = (algorithm, kernel, stride, padding), (2, height, width)
+    arguments, shape = (algorithm, kernel, stride, padding, bias), (2, height, width)
     plain = Network(layers(*arguments), shape, fused=False)
     fused = Network(layers(*arguments), shape)
     assert len(fused.stages) == len(plain.stages) - 2

@@ -171,14 +171,21 @@ class Options(Layer):
     [
         (
             Conv2d(3, 5, algorithm="im2col"),
-            {"type": "Conv2d", "out_channels": 3, "kernel_size": [5, 5], "stride": [1, 1], "padding": [0, 0]},
+            {
+                "type": "Conv2d",
+                "out_channels": 3,
+                "kernel_size": [5, 5],
+                "stride": [1, 1],
+                "padding": [0, 0],
+                "bias": True,
+            },
             "Conv2d(3, (5, 5), stride=(1, 1), padding=(0, 0))",
         ),
         (Flatten(), {"type": "Flatten"}, "Flatten()"),
         (
             Options(np.float32(2)),
             {"type": "Options", "factor": 2.0, "names": ["a"], "mask": None},
-            "Options(2.0, names=('a',), mask=None)",
+            "Options(2.0)",
         ),
     ],
 )
@@ -211,3 +218,43 @@ def test_two_tensors_with_the_same_name_are_refused() -> None:
 
     with pytest.raises(ValueError, match="a tensor named 'weight', expected a new name"):
         Network([Twice(), Linear(2)], SHAPE)
+
+
+class Older(Layer):
+    kind = "scale"
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+
+class Scale(Layer):
+    """The same layer with arguments that were added later, one of which it keeps in another form."""
+
+    kind = "scale"
+
+    def __init__(self, factor: float, offset: float = 0.0, *, axes: int | tuple[int, int] = 1, **options: Any) -> None:
+        self.factor, self.offset = factor, offset
+        self.axes = (axes, axes) if isinstance(axes, int) else axes
+
+
+def test_the_identity_of_an_older_layer_lacks_arguments_that_have_their_default_value_now() -> None:
+    older = {**Older(2.0).spec(), "type": "Scale"}
+    for same in (Scale(2.0), Scale(2.0, 0.0), Scale(2.0, axes=1)):
+        assert older != same.spec()
+        assert same.complete(older) == same.spec()
+    for other in (Scale(3.0), Scale(2.0, 1.0), Scale(2.0, axes=2), Scale(2.0, axes=(1, 2)), Scale(2.0, names=1)):
+        assert other.complete(older) != other.spec()
+    newer = {**Scale(2.0).spec(), "added in a later version": 0}
+    assert Scale(2.0).complete(newer) == newer
+
+
+def test_a_network_completes_the_identity_of_each_layer() -> None:
+    network = Network([Conv2d(2, 1, bias=False), Conv2d(2, 1), Flatten(), Linear(3)], SHAPE)
+    older = json.loads(json.dumps(network.spec()))
+    for layer in older["layers"][:2]:
+        del layer["bias"]
+    completed = network.complete(older)["layers"]
+    assert completed[1:] == network.spec()["layers"][1:]
+    assert "bias" not in completed[0]
+    for broken in ({}, {"layers": 3}, {"layers": ["conv1"]}, {"layers": [{"name": "conv9"}, {}]}):
+        assert network.complete(broken) == broken

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from thread_ranks import on_ranks
 from training_runs import configuration, packed, session_and_state
 
-from dptrain.checkpoint.format import Checkpoint
+from dptrain.checkpoint.format import Checkpoint, checkpoint_bytes, read_checkpoint
 from dptrain.errors import CheckpointError
+from dptrain.training.loop import train
 from dptrain.training.resume import check_resumable
 
 
@@ -122,3 +125,20 @@ def test_another_machine_is_noted_in_one_line(key: str, data: Path, tmp_path: Pa
     notes = check_resumable(Path("a.h5"), Checkpoint(state, moved, session.take_step.layouts), config, session.origin)
     assert len(notes) == 1
     assert f"another {key} than the checkpoint's: bits may differ" in notes[0]
+
+
+def test_a_checkpoint_from_before_an_argument_was_added_to_a_layer_is_resumed(data: Path, tmp_path: Path) -> None:
+    def end(steps: int) -> str:
+        (finished,) = on_ranks(1, lambda rank: train(configuration(data, tmp_path / "run", max_steps=steps), rank))
+        assert finished is not None
+        return finished.params_sha256
+
+    end(4)
+    (path,) = (tmp_path / "run" / "checkpoints").glob("step-*.h5")
+    checkpoint = read_checkpoint(path)
+    spec: dict[str, Any] = json.loads(json.dumps(checkpoint.origin.spec))
+    assert spec["layers"][0].pop("bias")
+    older = replace(checkpoint.origin, spec=spec)
+    path.write_bytes(checkpoint_bytes(checkpoint.state, older, checkpoint.layouts))
+    assert json.loads(json.dumps(read_checkpoint(path).origin.spec)) == spec
+    assert end(6)

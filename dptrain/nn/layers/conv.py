@@ -26,7 +26,7 @@ KERNELS = "kernels"  # in prepared parameters: the weight in the form that the a
 
 
 class Conv2d(Layer):
-    """2-D convolution of x (H, W, N, C) with weight (O, C, KH, KW), plus bias (O,).
+    """2-D convolution of x (H, W, N, C) with weight (O, C, KH, KW), plus bias (O,) unless `bias` is False.
 
     Output (OH, OW, N, O) with OH = (H + 2 * padding - KH) // stride + 1, and OW likewise. Kernel size,
     stride and padding (zeros) are one number or (vertical, horizontal). `algorithm` is "auto", "im2col" (any
@@ -42,6 +42,7 @@ class Conv2d(Layer):
         *,
         stride: int | tuple[int, int] = 1,
         padding: int | tuple[int, int] = 0,
+        bias: bool = True,
         algorithm: str = "auto",
     ) -> None:
         if out_channels < 1:
@@ -50,6 +51,7 @@ class Conv2d(Layer):
         self.kernel_size = pair(kernel_size, "kernel_size", 1)
         self.stride = pair(stride, "stride", 1)
         self.padding = pair(padding, "padding", 0)
+        self.bias = bias
         if algorithm not in ("auto", *ALGORITHMS):
             raise ValueError(f"algorithm is {algorithm!r}, expected auto, {', '.join(ALGORITHMS)}")
         self.algorithm = self.chosen = algorithm  # bind chooses for "auto"
@@ -88,7 +90,8 @@ class Conv2d(Layer):
 
     def tensors(self) -> list[Tensor]:
         shape = (self.out_channels, self.input_shape[0], *self.kernel_size)
-        return [Tensor("weight", shape, he_uniform(self.geometry.fan_in)), Tensor("bias", (self.out_channels,), zeros)]
+        weight = Tensor("weight", shape, he_uniform(self.geometry.fan_in))
+        return [weight, Tensor("bias", shape[:1], zeros)] if self.bias else [weight]
 
     def forward_flops(self) -> int:
         return 2 * self.geometry.fan_in * math.prod(self.output_shape)
@@ -101,12 +104,16 @@ class Conv2d(Layer):
         sums, saved = self.correlation.forward(x, parameters[KERNELS], call.workspace)
         out_channels, height, width = self.output_shape
         y = call.workspace.array(self.name, "y", (*self.correlation.extent, x.shape[2], out_channels))
-        np.add(sums[0, 0], parameters["bias"], out=self.correlation.in_order_of_sums(y))
+        if self.bias:
+            np.add(sums[0, 0], parameters["bias"], out=self.correlation.in_order_of_sums(y))
+        else:
+            np.copyto(self.correlation.in_order_of_sums(y), sums[0, 0])
         return y[:height, :width], (sums, saved, parameters[KERNELS])
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
         sums, saved, kernels = saved
-        add_up(dy, call.gradients["bias"])
+        if self.bias:
+            add_up(dy, call.gradients["bias"])
         dy = zeros_beyond(dy, self.correlation.extent, self.name, call.workspace)
         sums[0, 0] = self.correlation.in_order_of_sums(dy)
         return self.correlation.backward(sums, saved, kernels, call)
