@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.layer import Pass
+from dptrain.system.cache import DEFAULT_KIB
+
+Strip = Callable[[slice, Array], None]  # is called with rows of the first axis but two of the sums, and their sums
 
 
 class Geometry(NamedTuple):
@@ -41,20 +45,29 @@ class Correlation(ABC):
 
     def __init__(self, geometry: Geometry, q: int) -> None:
         self.geometry, self.name, self.q = geometry, geometry.name, q
+        self.set_cache(DEFAULT_KIB)
+
+    def set_cache(self, kib: int) -> None:
+        """Set the size of the second-level cache, by which an algorithm may choose how much it computes at once."""
+        self.cache = kib << 10  # bytes
 
     @abstractmethod
     def prepare(self, weight: Array, workspace: Workspace) -> Any:
         """The kernels as the passes need them, from weight (O, C, KH, KW)."""
 
     @abstractmethod
-    def forward(self, x: Array, kernels: Any, workspace: Workspace) -> tuple[Array, Any]:
-        """The sums for x (H, W, N, C), and what `backward` needs."""
+    def forward(self, x: Array, kernels: Any, workspace: Workspace, take: Strip) -> Any:
+        """Compute the sums for x (H, W, N, C), strip by strip; returns what `backward` needs.
+
+        take(rows, sums) gets each strip: sums (q, q, ..., N, O) are those of `rows` of the first axis after q and q.
+        They are overwritten by the next strip.
+        """
 
     @abstractmethod
-    def backward(self, dsums: Array, saved: Any, kernels: Any, call: Pass) -> Array | None:
+    def backward(self, give: Strip, saved: Any, kernels: Any, call: Pass) -> Array | None:
         """Fill the gradient of the weight and return dx (H, W, N, C), if needed. Overwrites `saved`.
 
-        `dsums`, the gradient of the sums, was written over the sums that `forward` returned.
+        give(rows, dsums) must fill dsums with the gradient of the sums of a strip, of the same shape as in `forward`.
         """
 
     @abstractmethod
