@@ -27,7 +27,7 @@ DEFAULT_WARMUP, WARMUP_SHARE = 200, 10  # 200 steps, but at most a tenth of the 
 INTERVAL = re.compile(r"(\d+)([smh]?)", re.ASCII).fullmatch, "a number of steps, or a time such as 90s, 15m or 1h"
 FACTORS = (
     lambda table: all(type(one) in (int, float) and 0 <= one < math.inf for one in table.values()),
-    "factors of at least 0",
+    "numbers of at least 0",
 )
 
 
@@ -75,6 +75,9 @@ class OptimizerConfig(Config):
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
     group_lr: Mapping[str, Any] = key({}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10")
+    group_epochs: Mapping[str, Any] = key(
+        {}, BITS, "epochs after which groups are frozen", rule=FACTORS, example="first.bias = 3"
+    )
     group_decay: Mapping[str, Any] = key({}, BITS, "weight decay factors of groups", rule=FACTORS, example="bias = 1")
 
 
