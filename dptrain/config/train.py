@@ -70,7 +70,7 @@ class OptimizerConfig(Config):
     """optimizer"""
 
     optimizer: str = key("sgd", RUN, "update rule", choices=OPTIMIZERS)
-    momentum: float = key(0.9, BITS, "momentum of sgd and muon; 0 for none", at_least=0.0, below=1.0)
+    momentum: float = key(0.9, BITS, "momentum of sgd, lars and muon; 0 for none", at_least=0.0, below=1.0)
     nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd and muon")
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
