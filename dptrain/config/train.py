@@ -18,6 +18,7 @@ from dptrain.system.paths import typed_path
 
 RUN, BITS, FOLDER, PROCESS = Scope
 BORDERS = ("none", "reflect", "zero")
+TTA = ("none", "mirror", "mirror-translate")
 REDUCTIONS = {
     "tree": "dptrain.parallel.reduce.tree:TreeReducer",
     "mpi": "dptrain.parallel.reduce.mpi:MPIReducer",
@@ -56,13 +57,14 @@ class ModelConfig(Config):
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
 class AugmentationConfig(Config):
-    """augmentation of training images"""
+    """augmentation"""
 
     crop: str = key("none", BITS, "shift images randomly; how to fill the border", choices=BORDERS)
     crop_pixels: int = key(4, BITS, "for --crop: largest shift in each direction", at_least=1, below=65)
     flip: bool = key(False, BITS, "mirror half of the images, chosen at random (not for digits or text)")
     alternating_flip: bool = key(False, BITS, "for --flip: choose once, then mirror each image in every other epoch")
     cutout: int = key(0, BITS, "fill a random square of so many pixels a side with the mean (0: off)", at_least=0)
+    tta: str = key("none", PROCESS, "test-time augmentation, in addition at the end of the run", choices=TTA)
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
