@@ -60,7 +60,7 @@ class ConvPoolReLU(Layer):
             np.greater(pooled, 0, out=masks.active[rows])
             np.maximum(pooled, zeros, out=ordered[rows])
 
-        saved = self.correlation.forward(x, parameters[KERNELS], workspace, take)
+        saved = self.correlation.forward_strips(x, parameters[KERNELS], workspace, take)
         return y[:height, :width], (saved, parameters[KERNELS], masks)
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
@@ -75,7 +75,7 @@ class ConvPoolReLU(Layer):
         def give(rows: slice, dsums: Array) -> None:
             _pool_backward(dpooled[rows], masks.of(rows), dsums, self.name, workspace)
 
-        return self.correlation.backward(give, saved, kernels, call)
+        return self.correlation.backward_strips(give, saved, kernels, call)
 
     def _masks(self, shape: tuple[int, ...], workspace: Workspace) -> Masks:
         """Memory for the masks of pooled values of this shape."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dptrain.arrays.memory import Array, aligned_zeros
+from dptrain.arrays.scalars import power
 from dptrain.optim.optimizer import Optimizer, Parameter
 
 
@@ -40,17 +42,15 @@ class AdamW(Optimizer):
     def update(self, vectors: Mapping[str, Array], gradient: Array, lr: float, step: int) -> None:
         parameters, first, second = (vectors[name] for name in ("parameters", *self.slots))
         rate, scratch = self.rate(lr, step), self.scratch
-        if self.decay is not None:
-            np.multiply(self.decay, rate, out=scratch)
-            parameters *= np.subtract(1, scratch, out=scratch)
+        self.shrink(parameters, rate)
         first *= self.beta1
         first += np.multiply(gradient, 1 - self.beta1, out=scratch)
         second *= self.beta2
         np.multiply(gradient, gradient, out=gradient)
         second += np.multiply(gradient, 1 - self.beta2, out=scratch)
         np.sqrt(second, out=scratch)
-        scratch *= (1 - self.beta2 ** (step + 1)) ** -0.5
+        scratch *= 1 / math.sqrt(1 - power(self.beta2, step + 1))
         scratch += self.epsilon
         np.divide(first, scratch, out=self._step)
-        self._step *= 1 / (1 - self.beta1 ** (step + 1))
+        self._step *= 1 / (1 - power(self.beta1, step + 1))
         parameters -= np.multiply(self._step, rate, out=scratch)

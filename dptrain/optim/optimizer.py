@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
+
+import numpy as np
 
 from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, aligned_zeros
@@ -39,6 +42,32 @@ class Parameter:
         return self.rate == 0 or (self.schedule is not None and self.schedule(step) == 0)
 
 
+class Ranks(Protocol):
+    """What an optimizer that shares out its work over ranks needs: a part of dptrain.parallel's Communicator."""
+
+    rank: int
+    size: int
+
+    def allgather_slices(self, own: Array, whole: Array, counts: Sequence[int]) -> None:
+        """Join slices of a vector, `counts[r]` numbers from rank r."""
+
+    def confirm(self) -> None:
+        """RankLostError on all ranks if one has died; else what was gathered before is valid."""
+
+
+class OneRank:
+    """No other ranks."""
+
+    rank = 0
+    size = 1
+
+    def allgather_slices(self, own: Array, whole: Array, counts: Sequence[int]) -> None:
+        whole[...] = own
+
+    def confirm(self) -> None:
+        pass
+
+
 class Optimizer(ABC):
     """Updates the parameters (P,) in place from the mean gradient of a global batch.
 
@@ -53,13 +82,18 @@ class Optimizer(ABC):
         """`parameters` are the tensors of the vector, in order."""
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay is {weight_decay}, expected at least 0")
-        self.parameters = tuple(parameters)
+        self.parameters, self.weight_decay = tuple(parameters), weight_decay
+        self.ranks: Ranks = OneRank()
         self.layout = Layout({one.name: one.shape for one in parameters})
         decays = {one.name: one.decay * weight_decay for one in parameters}
         self.decay = self.layout.expand(decays) if any(decays.values()) else None  # (P,)
         self.scratch = aligned_zeros(self.layout.size)
         plain = all(one.rate == 1 and one.schedule is None for one in parameters)
         self._rates = None if plain else aligned_zeros(self.layout.size)
+
+    def join(self, ranks: Ranks) -> None:
+        """Make the updates together with these ranks, which all have the same vectors and gradients."""
+        self.ranks = ranks
 
     def rate(self, lr: float, step: int) -> float | Array:
         """The learning rate at a step: one for all parameters, or one for each, (P,).
@@ -72,13 +106,25 @@ class Optimizer(ABC):
             self._rates[part] = one.rate_at(lr, step)
         return self._rates
 
+    def shrink(self, parameters: Array, rate: float | Array) -> None:
+        """Decoupled weight decay (Loshchilov and Hutter 2019): parameters *= 1 - rate * weight_decay."""
+        if self.decay is not None:
+            np.multiply(self.decay, rate, out=self.scratch)
+            parameters *= np.subtract(1, self.scratch, out=self.scratch)
+
     def frozen(self, step: int) -> tuple[str, ...]:
         """The tensors that are not trained at a step. Their gradient is not needed."""
         return tuple(one.name for one in self.parameters if one.frozen(step))
 
     @abstractmethod
     def update(self, vectors: Mapping[str, Array], gradient: Array, lr: float, step: int) -> None:
-        """Make update `step` (0, 1, ...) of vectors["parameters"] and of the slots.
+        """Make update `step` (0, 1, ...) of vectors["parameters"] and of the slots, on all ranks.
 
-        `lr` is the run's learning rate; `rate` has each parameter's. `gradient` (P,) may be overwritten.
+        `lr` is the run's learning rate; `rate` has each parameter's. `gradient` (P,) may be overwritten. RankLostError
+        if a rank has died, on all ranks and before any vector changes.
         """
+
+
+def norm(array: Array) -> float:
+    """The Euclidean norm, summed in float64 in an order that depends on the size alone."""
+    return math.sqrt(float(np.square(array, dtype=np.float64).sum()))

@@ -13,7 +13,7 @@ from dptrain.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
-from dptrain.data.transforms import check_transforms, make_transforms
+from dptrain.data.transforms import check_transforms, check_views, make_transforms
 from dptrain.errors import DataError, UsageError
 from dptrain.nn.network import Network
 from dptrain.optim import optimizer_class, options_of
@@ -85,6 +85,7 @@ def set_up(
     def check(manifest: Manifest) -> None:
         count_steps(manifest, config.batch_size)
         check_transforms(config.crop, config.crop_pixels, config.cutout, manifest.image_shape)
+        check_views(config.tta, manifest.image_shape)
 
     task = open_task(config, communicator, check, loaded=loaded, architecture=architecture)
     manifest, network, source = task.manifest, task.network, task.architecture.source
@@ -95,7 +96,7 @@ def set_up(
     communicator.activity.enter("checking the model's layers")
     with together(communicator):
         schedule = plan_schedule(config, steps_per_epoch)
-        optimizer = make_optimizer(config, network)
+        optimizer = make_optimizer(config, network, steps_per_epoch)
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
         microbatches = (batches[shard].batch(0, step, Workspace()) for shard, step in ends)
         output = try_model(task.architecture, network, microbatches, config.seed)
@@ -216,9 +217,9 @@ def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
     return EvaluationWork(task.network, task.shards.test, Normalisation(normalised_as), longest)
 
 
-def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
+def make_optimizer(config: TrainConfig, network: Network, steps_per_epoch: int) -> Optimizer:
     """The optimizer of a run; UsageError for options, or groups of parameters, that do not exist."""
-    parameters = make_parameters(config, network)
+    parameters = make_parameters(config, network, steps_per_epoch)
     known = options_of(config.optimizer)
     flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
     try:

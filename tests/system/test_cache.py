@@ -1,8 +1,8 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from dptrain.system import cache
 from dptrain.system.cache import DEFAULT_KIB, second_level_cache
 
 
@@ -22,14 +22,14 @@ def test_the_size_of_the_second_level_cache_is_read_from_the_kernel(tmp_path: Pa
 @pytest.mark.parametrize("size", ["0K", "4M", "many", "9999999K"])
 def test_a_size_that_cannot_be_right_is_replaced(tmp_path: Path, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     describe(tmp_path / "index2", level="2", type="Unified", size=size)
-    monkeypatch.setattr(cache.os, "sysconf", lambda name: 0)
+    monkeypatch.setattr(os, "sysconf", lambda name: 0)
     assert second_level_cache(tmp_path) == DEFAULT_KIB
 
 
 def test_without_the_kernels_description_the_c_library_knows_the_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache.os, "sysconf", {191: 256 << 10}.__getitem__)
+    monkeypatch.setattr(os, "sysconf", {191: 256 << 10}.__getitem__)
     assert second_level_cache(tmp_path) == 256
 
 
@@ -37,5 +37,5 @@ def test_an_unknown_size_is_the_default(tmp_path: Path, monkeypatch: pytest.Monk
     def unknown(name: int) -> int:
         raise ValueError(name)
 
-    monkeypatch.setattr(cache.os, "sysconf", unknown)
+    monkeypatch.setattr(os, "sysconf", unknown)
     assert second_level_cache(tmp_path) == DEFAULT_KIB

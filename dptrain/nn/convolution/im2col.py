@@ -84,7 +84,7 @@ class Im2col(Correlation):
         np.copyto(kernels[: self.geometry.fan_in], weight.reshape(len(weight), -1).T)
         return kernels
 
-    def forward(self, x: Array, kernels: Array, workspace: Workspace, take: Strip) -> tuple[Array, Array]:
+    def forward_strips(self, x: Array, kernels: Array, workspace: Workspace, take: Strip) -> tuple[Array, Array]:
         samples = x.shape[-2]
         phases = workspace.array(self.name, "phases", (*self._phases, samples), zeroed=True)  # the border stays zero
         planes = x.transpose(3, 0, 1, 2)
@@ -98,7 +98,7 @@ class Im2col(Correlation):
             take(strip.rows, strip.sums)
         return cols, phases
 
-    def backward(self, give: Strip, saved: tuple[Array, Array], kernels: Array, call: Pass) -> Array | None:
+    def backward_strips(self, give: Strip, saved: tuple[Array, Array], kernels: Array, call: Pass) -> Array | None:
         (cols, phases), workspace = saved, call.workspace
         dweight, fan_in, samples = call.gradients["weight"], self.geometry.fan_in, phases.shape[-1]
         dkernels, of_strip = (workspace.array(self.name, name, kernels.shape) for name in ("dkernels", "of a strip"))

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.convolution.correlation import Correlation, Geometry, Strip
+from dptrain.nn.convolution.correlation import Geometry, WholeMap
 from dptrain.nn.convolution.products import matmul
 from dptrain.nn.layer import Pass
 
@@ -54,7 +54,7 @@ def transforms(m: int) -> tuple[Array, Array, Array]:
     return evaluate_tile.T, evaluate_kernel, interpolate
 
 
-class Winograd(Correlation):
+class Winograd(WholeMap):
     """Kernels 3x3 with stride 1, any padding; tiles of m x m outputs, m even, up to the next multiple of m."""
 
     def __init__(self, geometry: Geometry, q: int, m: int) -> None:
@@ -83,7 +83,7 @@ class Winograd(Correlation):
             prepared.append(u.reshape(-1, *source.shape[2:]))
         return prepared[0], prepared[1]
 
-    def forward(self, x: Array, kernels: tuple[Array, Array], workspace: Workspace, take: Strip) -> Array:
+    def forward(self, x: Array, kernels: tuple[Array, Array], workspace: Workspace) -> tuple[Array, Array]:
         m, n, out_channels = self.m, self.n, self.geometry.output_shape[0]
         to_outputs, _, of_pixels = self._transforms[workspace.dtype.char]
         v = workspace.array(self.name, "pixels transformed", (n, n, *self.tiles, *x.shape[2:]))
@@ -97,16 +97,15 @@ class Winograd(Correlation):
         half = workspace.scratch(self.name, "half", (m, *products.shape[1:]))
         sums = workspace.scratch(self.name, "sums", (m, m, *products.shape[2:]))
         along_both(to_outputs, products, half, sums)
-        take(slice(None), self._by_window(sums))
-        return v
+        a, q = m // self.q, self.q
+        return sums.reshape(a, q, a, q, *sums.shape[2:]).transpose(1, 3, 0, 2, *range(4, 8)), v
 
-    def backward(self, give: Strip, v: Array, kernels: tuple[Array, Array], call: Pass) -> Array | None:
+    def backward(self, dsums: Array, v: Array, kernels: tuple[Array, Array], call: Pass) -> Array | None:
         workspace, dweight = call.workspace, call.gradients["weight"]
         m, n, (out_channels, channels) = self.m, self.n, dweight.shape[:2]
         to_outputs, of_kernels, of_pixels = self._transforms[workspace.dtype.char]
-        shape = (*v.shape[2:5], out_channels)
-        dy = workspace.scratch(self.name, "sums", (m, m, *shape))
-        give(slice(None), self._by_window(dy))
+        shape = dsums.shape[4:]
+        dy = workspace.scratch(self.name, "sums", (m, m, *shape))  # the memory that dsums views
         half = workspace.scratch(self.name, "half of dproducts", (n, m, *shape))
         dproducts = workspace.scratch(self.name, "products", (n, n, *shape))
         along_both(to_outputs.T, dy, half, dproducts)
@@ -124,11 +123,6 @@ class Winograd(Correlation):
         for pixels, tiles in reversed(self._axes(dpadded, between, v)):
             self._scatter(of_pixels.T, tiles, pixels, workspace)
         return dpadded[self._inside]
-
-    def _by_window(self, sums: Array) -> Array:
-        """A view (q, q, m / q, m / q, ...) of sums (m, m, ...)."""
-        a, q = self.m // self.q, self.q
-        return sums.reshape(a, q, a, q, *sums.shape[2:]).transpose(1, 3, 0, 2, *range(4, 8))
 
     def in_order_of_sums(self, image: Array) -> Array:
         (down, across), a = self.tiles, self.m // self.q
