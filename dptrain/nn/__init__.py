@@ -34,10 +34,11 @@ from dptrain.nn.layers.global_pool import GlobalAvgPool2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.norm import BatchNorm2d
 from dptrain.nn.layers.pool import MaxPool2d
+from dptrain.nn.layers.shortcut import ZeroPadShortcut
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor, constant, he_uniform, ones, uniform, zeros
 
 __all__ = ["GELU", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Layer", "Linear", "MaxPool2d"]
-__all__ += ["ReLU"]
+__all__ += ["ReLU", "ZeroPadShortcut"]
 __all__ += ["Network", "Pass", "Residual", "Sequential", "check_layer"]
 __all__ += ["Tensor", "constant", "he_uniform", "ones", "uniform", "zeros"]
