@@ -1,0 +1,22 @@
+"""Named architectures. A new one is one file here and one line in ARCHITECTURES.
+
+An architecture is a function of the shape (C, H, W) of an image, the number of classes, and options of its own. It
+returns layers, in which `Sequential` and `Residual` can stand for a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dptrain.nn.graph import Part
+from dptrain.nn.zoo.convnet import convnet
+from dptrain.nn.zoo.linear import linear
+
+Architecture = Callable[..., Part]
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "convnet": convnet,
+    "linear": linear,
+}
+
+__all__ = ["ARCHITECTURES", "Architecture", "convnet", "linear"]
