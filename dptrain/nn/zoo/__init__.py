@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dptrain.nn.graph import Part
 from dptrain.nn.zoo.convnet import convnet
 from dptrain.nn.zoo.linear import linear
+from dptrain.nn.zoo.resnet20 import resnet20
 
 Architecture = Callable[..., Part]
 
 ARCHITECTURES: dict[str, Architecture] = {
     "convnet": convnet,
     "linear": linear,
+    "resnet20": resnet20,
 }
 
-__all__ = ["ARCHITECTURES", "Architecture", "convnet", "linear"]
+__all__ = ["ARCHITECTURES", "Architecture", "convnet", "linear", "resnet20"]
