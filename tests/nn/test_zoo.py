@@ -35,6 +35,14 @@ def test_resnet20_halves_the_maps_twice() -> None:
     assert shapes == [(16, 32, 32)] * 3 + [(32, 16, 16)] * 3 + [(64, 8, 8)] * 3
 
 
+def test_vgg11_has_eleven_layers_less_the_two_that_it_leaves_out() -> None:
+    shapes = shapes_of("vgg11")
+    weights = [shape for shape in shapes.values() if len(shape) > 1]
+    assert [shape[0] for shape in weights] == [64, 128, 256, 256, 512, 512, 512, 512, 10]
+    assert weights[-1] == (10, 512)
+    assert sum(map(math.prod, shapes.values())) == 9_228_362
+
+
 def test_convnet_is_two_convolutions_and_a_linear_layer() -> None:
     names = [layer.kind for layer in convnet((3, 32, 32), 10)]
     assert names == ["conv", "relu", "pool", "conv", "relu", "pool", "flatten", "linear"]

@@ -100,7 +100,7 @@ def test_another_seed_changes_the_bits(small: Path, tmp_path: Path) -> None:
 
 
 # Options that make a network small.
-SMALL: dict[str, dict[str, Any]] = {"resnet20": {"width": 2, "blocks": 1}}
+SMALL: dict[str, dict[str, Any]] = {"resnet20": {"width": 2, "blocks": 1}, "vgg11": {"width": 1}}
 
 CASES: dict[str, dict[str, Any]] = {
     **{f"--optimizer {name}": {"optimizer": name} for name in OPTIMIZERS},

@@ -12,6 +12,7 @@ from dptrain.nn.graph import Part
 from dptrain.nn.zoo.convnet import convnet
 from dptrain.nn.zoo.linear import linear
 from dptrain.nn.zoo.resnet20 import resnet20
+from dptrain.nn.zoo.vgg11 import vgg11
 
 Architecture = Callable[..., Part]
 
@@ -19,6 +20,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "convnet": convnet,
     "linear": linear,
     "resnet20": resnet20,
+    "vgg11": vgg11,
 }
 
-__all__ = ["ARCHITECTURES", "Architecture", "convnet", "linear", "resnet20"]
+__all__ = ["ARCHITECTURES", "Architecture", "convnet", "linear", "resnet20", "vgg11"]
