@@ -14,6 +14,7 @@ ARGUMENTS: dict[str, Callable[[], list[Any]]] = {
     "Dropout": lambda: [0.3],
     "Linear": lambda: [6],
     "MaxPool2d": lambda: [2],
+    "Scale": lambda: [0.25],
     "ZeroPadShortcut": lambda: [6],
 }
 LISTED = {name: getattr(nn, name) for name in nn.__all__ if isinstance(getattr(nn, name), type)}

@@ -78,8 +78,8 @@ class OptimizerConfig(Config):
     """optimizer"""
 
     optimizer: str = key("sgd", RUN, "update rule", choices=OPTIMIZERS)
-    momentum: float = key(0.9, BITS, "momentum of sgd; 0 for none", at_least=0.0, below=1.0)
-    nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd")
+    momentum: float = key(0.9, BITS, "momentum of sgd and muon; 0 for none", at_least=0.0, below=1.0)
+    nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd and muon")
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
     group_lr: Mapping[str, Any] = key({}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10")

@@ -103,7 +103,7 @@ def test_another_seed_changes_the_bits(small: Path, tmp_path: Path) -> None:
 SMALL: dict[str, dict[str, Any]] = {"resnet20": {"width": 2, "blocks": 1}, "vgg11": {"width": 1}}
 
 CASES: dict[str, dict[str, Any]] = {
-    **{f"--optimizer {name}": {"optimizer": name} for name in OPTIMIZERS},
+    **{f"--optimizer {name}": {"optimizer": name, "model_options": {"widths": [3, 5]}} for name in OPTIMIZERS},
     **{name: {"model": name, "model_options": SMALL.get(name, {})} for name in ARCHITECTURES},
     **{name: {"model": "every-layer", "model_options": {"layer": name}} for name in every_layer.LAYERS},
 }
