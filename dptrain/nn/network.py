@@ -16,7 +16,7 @@ from dptrain.arrays.random import NO_KEY, Draws, Purpose, random_words
 from dptrain.nn.fusion import fuse
 from dptrain.nn.graph import Builder, Graph, Part
 from dptrain.nn.layer import PLAIN, Parameters, Pass, Runner, Views, read_only
-from dptrain.nn.loss import softmax_cross_entropy
+from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 
 # For code that checks its result for NaN and infinity once, instead of at every warning.
 quiet = np.errstate(over="ignore", invalid="ignore")
@@ -131,6 +131,7 @@ class Network:
         workspace: Workspace,
         *,
         statistics: Array | None = None,
+        loss: CrossEntropy = CROSS_ENTROPY,
         draws: Draws = NO_KEY,
         runner: Runner = PLAIN,
     ) -> Outcome:
@@ -158,7 +159,7 @@ class Network:
                 part.fill(0)
             averages.fill(0)
             logits, saved = self.graph.forward(images[..., rows, :], passes, runner)
-            losses, dlogits = softmax_cross_entropy(logits, labels[rows], workspace)
+            losses, dlogits = loss(logits, labels[rows], workspace)
             loss_sum += float(losses.sum(dtype=np.float64))
             correct += int(np.count_nonzero(logits.argmax(axis=1) == labels[rows]))
             self.graph.backward(dlogits, saved, passes, runner)
