@@ -21,7 +21,7 @@ from dptrain.system.suggestions import EXPLANATIONS
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
-SUMMARY = ("step", "test_loss", "test_accuracy", "params_sha256", "run_dir")
+SUMMARY = ("step", "test_loss", "test_accuracy", "tta", "tta_accuracy", "params_sha256", "run_dir")
 HANDLES_SIGNALS = True  # a signal is handled after the step
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.arrays.functions import exp, log
 from dptrain.arrays.memory import Array, Workspace
 
 
@@ -89,7 +90,7 @@ def _softmax(logits: Array, workspace: Workspace) -> tuple[Array, Array, Array]:
     shifted = workspace.array("loss", "shifted", logits.shape)
     exponentials = workspace.array("loss", "exponentials", logits.shape)
     np.subtract(logits, logits.max(axis=1, keepdims=True), out=shifted)
-    np.exp(shifted, out=exponentials)
+    exp(shifted, exponentials, workspace)
     sums = exponentials.sum(axis=1)
     exponentials /= sums[:, None]
-    return shifted, exponentials, np.log(sums)
+    return shifted, exponentials, log(sums, workspace=workspace)

@@ -120,6 +120,7 @@ class TrainingStep:
 
     def __init__(self, work: GradientWork, optimizer: Optimizer, pool: ShardPool, communicator: Communicator) -> None:
         self.work, self.optimizer, self.pool, self.communicator = work, optimizer, pool, communicator
+        optimizer.join(communicator)
         self.layouts = vector_layouts(work.network, optimizer.slots)
 
     @quiet

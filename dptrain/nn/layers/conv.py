@@ -1,7 +1,7 @@
 """Convolution: the layer, and the choice of the algorithm that computes it.
 
     y[oh, ow, n, o] = bias[o] + sum over c, kh, kw of
-                      weight[o, c, kh, kw] * padded[oh * stride + kh, ow * stride + kw, n, c]
+                      weight[o, c, kh, kw] * padded[oh * stride + kh * dilation, ow * stride + kw * dilation, n, c]
 
 "Convolution" is the field's name for this cross-correlation: the kernel is not flipped.
 """
@@ -15,22 +15,35 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.convolution.correlation import Correlation, Geometry, zeros_beyond
-from dptrain.nn.convolution.cost import ALGORITHMS, cost
+from dptrain.nn.convolution.correlation import Correlation, Geometry, PixelOrder, zeros_beyond
+from dptrain.nn.convolution.cost import ALGORITHMS, cost, possible_algorithms
+from dptrain.nn.convolution.depthwise import Depthwise
+from dptrain.nn.convolution.grouped import Grouped
 from dptrain.nn.convolution.im2col import Im2col
-from dptrain.nn.convolution.winograd import KERNEL, Winograd
+from dptrain.nn.convolution.pointwise import Pointwise
+from dptrain.nn.convolution.winograd import Winograd
 from dptrain.nn.layer import Layer, Parameters, Pass, feature_maps, pair, windows
 from dptrain.nn.tensor import Tensor, he_uniform, zeros
 
 KERNELS = "kernels"  # in prepared parameters: the weight in the form that the algorithm needs
+OTHERS: dict[str, type[Correlation]] = {
+    "im2col": Im2col,
+    "pointwise": Pointwise,
+    "depthwise": Depthwise,
+    "grouped": Grouped,
+}  # than Winograd's
 
 
 class Conv2d(Layer):
-    """2-D convolution of x (H, W, N, C) with weight (O, C, KH, KW), plus bias (O,) unless `bias` is False.
+    """2-D convolution of x (H, W, N, C) with weight (O, C / groups, KH, KW), plus bias (O,) unless `bias` is False.
 
-    Output (OH, OW, N, O) with OH = (H + 2 * padding - KH) // stride + 1, and OW likewise. Kernel size,
-    stride and padding (zeros) are one number or (vertical, horizontal). `algorithm` is "auto", "im2col" (any
-    convolution), "winograd2" or "winograd4" (kernel 3, stride 1; relative error below 1e-6 and 5e-6).
+    Output (OH, OW, N, O) with OH = (H + 2 * padding - dilation * (KH - 1) - 1) // stride + 1, and OW likewise. Kernel
+    size, stride, padding (zeros) and dilation are one number or (vertical, horizontal). Each group of output channels
+    reads one group of input channels; with as many groups as channels the convolution is depthwise.
+
+    `algorithm` is "auto", or "im2col", "winograd2" or "winograd4" (kernel 3, stride 1; relative error below 1e-6 and
+    5e-6), or "pointwise" (kernel 1, no padding), all for one group without dilation; "depthwise" (as many groups as
+    input and output channels); or "grouped" (any convolution).
     """
 
     kind = "conv"
@@ -43,6 +56,8 @@ class Conv2d(Layer):
         stride: int | tuple[int, int] = 1,
         padding: int | tuple[int, int] = 0,
         bias: bool = True,
+        groups: int = 1,
+        dilation: int | tuple[int, int] = (1, 1),
         algorithm: str = "auto",
     ) -> None:
         if out_channels < 1:
@@ -51,12 +66,14 @@ class Conv2d(Layer):
         self.kernel_size = pair(kernel_size, "kernel_size", 1)
         self.stride = pair(stride, "stride", 1)
         self.padding = pair(padding, "padding", 0)
+        self.dilation = pair(dilation, "dilation", 1)
         self.bias = bias
+        if groups < 1 or out_channels % groups:
+            raise ValueError(f"groups is {groups}, expected a divisor of out_channels {out_channels}")
+        self.groups = groups
         if algorithm not in ("auto", *ALGORITHMS):
             raise ValueError(f"algorithm is {algorithm!r}, expected auto, {', '.join(ALGORITHMS)}")
         self.algorithm = self.chosen = algorithm  # bind chooses for "auto"
-        if algorithm not in self.possible_algorithms() and algorithm != "auto":
-            raise ValueError(f"algorithm {algorithm} is for kernel_size 3 and stride 1, it gets {self!r}")
 
     def spec(self) -> dict[str, Any]:
         spec = super().spec()
@@ -67,29 +84,35 @@ class Conv2d(Layer):
         return {"algorithm": self.chosen}
 
     def bind(self, input_shape: Shape) -> Shape:
-        self.input_shape = _, *extents = feature_maps(self, input_shape)
+        self.input_shape = channels, *extents = feature_maps(self, input_shape)
+        if channels % self.groups:
+            raise ValueError(f"{self!r} gets {channels} channels, expected a multiple of its groups")
         padded = [extent + 2 * padding for extent, padding in zip(extents, self.padding, strict=True)]
-        self.output_shape = (self.out_channels, *windows(padded, self.kernel_size, self.stride, repr(self)))
+        seen = [1 + (size - 1) * step for size, step in zip(self.kernel_size, self.dilation, strict=True)]
+        self.output_shape = (self.out_channels, *windows(padded, seen, self.stride, repr(self)))
+        shapes = self.input_shape, self.output_shape
         self.geometry = Geometry(
-            self.name, self.input_shape, self.output_shape, self.kernel_size, self.stride, self.padding
+            self.name, *shapes, self.kernel_size, self.stride, self.padding, self.dilation, self.groups
         )
+        possible = possible_algorithms(self.geometry)
         if self.algorithm == "auto":  # by shape alone, never by a timing
-            self.chosen = min(self.possible_algorithms(), key=lambda algorithm: cost(algorithm, self.geometry))
+            self.chosen = min(possible, key=lambda algorithm: cost(algorithm, self.geometry))
+        elif self.algorithm not in possible:
+            raise ValueError(
+                f"algorithm is {self.algorithm}, expected auto, {', '.join(possible)} for {self!r} of {channels} "
+                "channels"
+            )
         self.correlation = self.correlation_for(1)
         return self.output_shape
 
-    def possible_algorithms(self) -> tuple[str, ...]:
-        winograd = self.kernel_size == (KERNEL, KERNEL) and self.stride == (1, 1)
-        return ALGORITHMS if winograd else ALGORITHMS[:1]
-
     def correlation_for(self, q: int) -> Correlation:
         """The algorithm, with sums ordered by q x q windows; q is 1 or 2."""
-        if self.chosen == "im2col":
-            return Im2col(self.geometry, q)
-        return Winograd(self.geometry, q, int(self.chosen.removeprefix("winograd")))
+        if self.chosen.startswith("winograd"):
+            return Winograd(self.geometry, q, int(self.chosen.removeprefix("winograd")))
+        return OTHERS[self.chosen](self.geometry, q)
 
     def tensors(self) -> list[Tensor]:
-        shape = (self.out_channels, self.input_shape[0], *self.kernel_size)
+        shape = (self.out_channels, self.input_shape[0] // self.groups, *self.kernel_size)
         weight = Tensor("weight", shape, he_uniform(self.geometry.fan_in))
         return [weight, Tensor("bias", shape[:1], zeros)] if self.bias else [weight]
 
@@ -102,6 +125,10 @@ class Conv2d(Layer):
     def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
         parameters = with_kernels(self.correlation, call.parameters, call.workspace)
         sums, saved = self.correlation.forward(x, parameters[KERNELS], call.workspace)
+        if isinstance(self.correlation, PixelOrder):
+            if self.bias:
+                sums[0, 0].reshape(-1, x.shape[2] * self.out_channels)[...] += np.tile(parameters["bias"], x.shape[2])
+            return sums[0, 0], (sums, saved, parameters[KERNELS])
         out_channels, height, width = self.output_shape
         y = call.workspace.array(self.name, "y", (*self.correlation.extent, x.shape[2], out_channels))
         if self.bias:
@@ -114,6 +141,8 @@ class Conv2d(Layer):
         sums, saved, kernels = saved
         if self.bias:
             add_up(dy, call.gradients["bias"])
+        if isinstance(self.correlation, PixelOrder):
+            return self.correlation.backward(dy[None, None], saved, kernels, call)
         dy = zeros_beyond(dy, self.correlation.extent, self.name, call.workspace)
         sums[0, 0] = self.correlation.in_order_of_sums(dy)
         return self.correlation.backward(sums, saved, kernels, call)
