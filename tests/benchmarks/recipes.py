@@ -1,6 +1,6 @@
 """Accuracy, time and speed of a recipe over several seeds: one row of a table in Markdown.
 
-    python tests/benchmarks/recipes.py DATA --recipe NAME [--seeds 5] [--ranks 1] [--out FOLDER] [flags of dptrain train]
+    python tests/benchmarks/recipes.py DATA --recipe NAME [--seeds 5] [--ranks 1] [--out FOLDER] [flags of train]
 
 A run is `dptrain train` with all cores, or `dptrain launch -n R -- train` with more ranks. Wall time is that of the
 whole command, with start-up, evaluations and checkpoints; images/s is the median over epochs, of training alone. Each
