@@ -17,8 +17,7 @@ from dptrain.data.shard import Samples
 from dptrain.data.transforms import views
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.nn.check import CheckedRunner
-from dptrain.nn.hidden_state import is_users
-from dptrain.nn.layer import PLAIN, Runner
+from dptrain.nn.layer import PLAIN, Runner, is_users
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.parallel.communicator import Communicator
