@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn import Conv2d, Flatten, Network, he_uniform, uniform_fan_in
+from dptrain.nn import Conv2d, Flatten, Linear, Network, he_uniform, uniform_fan_in
 from dptrain.nn.tensor import Init
 
 SHAPE = (6, 5, 5)
@@ -36,6 +36,12 @@ def test_uniform_fan_in_is_the_default_of_pytorch() -> None:
     ours = weight(Conv2d(200, 3, init=uniform_fan_in))
     np.testing.assert_allclose(ours.std(), theirs.std(), rtol=0.03)
     np.testing.assert_allclose(abs(ours).max(), abs(theirs).max(), rtol=0.01)
+
+
+def test_a_linear_layer_takes_an_initialiser() -> None:
+    network = Network([Flatten(), Linear(500, init=uniform_fan_in)], SHAPE)
+    values = network.layout.views(network.initial(3)["parameters"])["linear1.weight"]
+    assert 0.99 / math.sqrt(150) < abs(values).max() <= 1 / math.sqrt(150)
 
 
 @pytest.mark.parametrize(("out", "kernel", "groups"), [(9, 3, 1), (4, 3, 1), (6, (2, 5), 3), (8, 1, 2)])
