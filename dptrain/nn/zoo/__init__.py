@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dptrain.nn.graph import Part
 from dptrain.nn.zoo.convnet import convnet
 from dptrain.nn.zoo.linear import linear
+from dptrain.nn.zoo.resnet9 import resnet9
 from dptrain.nn.zoo.resnet20 import resnet20
 from dptrain.nn.zoo.vgg11 import vgg11
 
@@ -21,6 +22,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "linear": linear,
     "resnet20": resnet20,
     "vgg11": vgg11,
+    "resnet9": resnet9,
 }
 
-__all__ = ["ARCHITECTURES", "Architecture", "convnet", "linear", "resnet20", "vgg11"]
+__all__ = ["ARCHITECTURES", "Architecture", "convnet", "linear", "resnet9", "resnet20", "vgg11"]
