@@ -15,6 +15,7 @@ from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
 from dptrain.data.transforms import check_transforms, check_views, make_transforms
 from dptrain.errors import DataError, UsageError
+from dptrain.nn.loss import CrossEntropy
 from dptrain.nn.network import Network
 from dptrain.optim import optimizer_class, options_of
 from dptrain.optim.optimizer import Optimizer
@@ -96,7 +97,7 @@ def set_up(
     communicator.activity.enter("checking the model's layers")
     with together(communicator):
         schedule = plan_schedule(config, steps_per_epoch)
-        optimizer = make_optimizer(config, network)
+        optimizer = make_optimizer(config, network, steps_per_epoch)
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
         microbatches = (batches[shard].batch(0, step, Workspace()) for shard, step in ends)
         output = try_model(task.architecture, network, microbatches, config.seed)
@@ -205,7 +206,8 @@ def assemble(config: TrainConfig, task: Task, batches: dict[int, ShardBatches], 
     network, communicator = task.network, task.communicator
     lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=3, requests=len(NO_REQUESTS))
     reducer = reducer_class(config.reduction)(task.placement, communicator, lengths)
-    gradients, evaluation = GradientWork(network, batches, reducer), make_evaluation(task, task.manifest)
+    gradients = GradientWork(network, batches, reducer, CrossEntropy(config.label_smoothing))
+    evaluation = make_evaluation(task, task.manifest)
     pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
     take_step = TrainingStep(gradients, optimizer, pool, communicator)
     return Engine(**vars(task), take_step=take_step, evaluation=evaluation, pool=pool)
@@ -217,9 +219,9 @@ def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
     return EvaluationWork(task.network, task.shards.test, Normalisation(normalised_as), longest)
 
 
-def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
+def make_optimizer(config: TrainConfig, network: Network, steps_per_epoch: int) -> Optimizer:
     """The optimizer of a run; UsageError for options, or groups of parameters, that do not exist."""
-    parameters = make_parameters(config, network)
+    parameters = make_parameters(config, network, steps_per_epoch)
     known = options_of(config.optimizer)
     flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
     try:

@@ -12,6 +12,7 @@ from dptrain.checkpoint.state import BUFFERS, TrainingState, vector_layouts
 from dptrain.data.batches import ShardBatches
 from dptrain.nn.finite import not_finite
 from dptrain.nn.layer import Layer, Runner
+from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.communicator import Communicator, known_to_all
@@ -83,9 +84,15 @@ class GradientReporter(Runner):
 class GradientWork(NetworkWork[float]):
     """Computes each shard's gradient, statistics and sums; the result is the share of time that its batch took."""
 
-    def __init__(self, network: Network, batches: Mapping[int, ShardBatches], reducer: Reducer) -> None:
+    def __init__(
+        self,
+        network: Network,
+        batches: Mapping[int, ShardBatches],
+        reducer: Reducer,
+        loss: CrossEntropy = CROSS_ENTROPY,
+    ) -> None:
         super().__init__(network)
-        self.batches, self.reducer = batches, reducer
+        self.batches, self.reducer, self.loss = batches, reducer, loss
         frozen = any(tensor.kind == "parameter" and not tensor.trained for tensor in network.tensors.values())
         self._starts: dict[str, int] = {}  # where the gradient of each stage begins
         for stage in network.stages if not frozen else ():  # the gradient of frozen parameters is cleared at the end
@@ -110,6 +117,7 @@ class GradientWork(NetworkWork[float]):
             statistics=parts.statistics,
             draws=batches.draws(epoch, step),
             runner=self.runner(reporter),
+            loss=self.loss,
         )
         parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels)
         for start, end in ((0, reporter.start), (parts.gradient.size, parts.vector.size)):

@@ -48,6 +48,8 @@ CONFIGS = st.builds(
     schedule_options=st.dictionaries(TEXT, TOML_VALUE, max_size=3),
     optimizer_options=st.dictionaries(TEXT, TOML_VALUE, max_size=3),
     group_lr=st.dictionaries(TEXT, st.floats(0, 1e3), max_size=3),
+    group_decay=st.dictionaries(TEXT, st.floats(0, 1e3), max_size=3),
+    group_epochs=st.dictionaries(TEXT, st.floats(0, 1e3), max_size=3),
     seed=COUNT,
     crop=st.sampled_from(BORDERS),
     crop_pixels=st.integers(1, 64),
@@ -55,6 +57,7 @@ CONFIGS = st.builds(
     alternating_flip=st.booleans(),
     cutout=st.integers(0, 100),
     tta=st.sampled_from(TTA),
+    label_smoothing=st.floats(0, 1, exclude_max=True),
     threads=COUNT,
     reduction=st.sampled_from(sorted(REDUCTIONS)),
     checkpoint_every=st.from_regex(r"[0-9]{1,9}[smh]?", fullmatch=True),
@@ -147,6 +150,7 @@ BOUNDS = [
     ("step_factor", 0.1, 0.0, "above 0.0"),
     ("crop_pixels", 1, 0, "at least 1"),
     ("crop_pixels", 64, 65, "below 65"),
+    ("label_smoothing", 0.0, 1.0, "below 1.0"),
     ("cutout", 0, -1, "at least 0"),
     ("seed", 0, -1, "at least 0"),
     ("seed", 2**63 - 1, 2**63, "a number below 2^63"),
@@ -251,7 +255,7 @@ def test_keys_of_the_run_folder_are_left_out_of_the_saved_configuration() -> Non
 def test_factors_are_checked_and_read_from_a_flag() -> None:
     assert from_text(KEYS["group_lr"], "head = 10, body = 0.5") == {"head": 10, "body": 0.5}
     for factor in ("10", -1, float("nan"), True):
-        assert refused(group_lr={"head": factor}).endswith("expected factors of at least 0")
+        assert refused(group_lr={"head": factor}).endswith("expected numbers of at least 0")
     with pytest.raises(UsageError, match=r"--group-lr 'head: 3': not TOML .* --group-lr 'head = 10'"):
         from_text(KEYS["group_lr"], "head: 3")
 
