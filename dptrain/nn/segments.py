@@ -147,6 +147,8 @@ class Microbatch:
     def forward(self, segment: Segment, rows: slice) -> Array:
         """Compute a block; returns the output of the last layer that was computed."""
         workspace = self._enter(segment, rows)
+        if isinstance(workspace, BlockWorkspace):
+            workspace.begin()
         local: dict[int, Array] = {}
         kept: list[Any] = []
         y = self._values[0][0][1]
@@ -222,7 +224,6 @@ class Microbatch:
         workspace, draws = self.workspace, self.draws.after(rows.start) if rows.start else self.draws
         if segment is not self.plan.segments[-1] and rows.stop - rows.start < self.samples:
             workspace = self.workspace.block((segment.level, rows.start))
-            workspace.begin()
         for number, _ in segment.tasks:
             call = self.passes[number]
             call.workspace, call.draws, call.drawn = workspace, draws, 0
