@@ -205,7 +205,10 @@ def assemble(config: TrainConfig, task: Task, batches: dict[int, ShardBatches], 
     network, communicator = task.network, task.communicator
     lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=3, requests=len(NO_REQUESTS))
     reducer = reducer_class(config.reduction)(task.placement, communicator, lengths)
-    gradients, evaluation = GradientWork(network, batches, reducer), make_evaluation(task, task.manifest)
+    gradients, evaluation = (
+        GradientWork(network, batches, reducer, config.accumulate),
+        make_evaluation(task, task.manifest),
+    )
     pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
     take_step = TrainingStep(gradients, optimizer, pool, communicator)
     return Engine(**vars(task), take_step=take_step, evaluation=evaluation, pool=pool)
