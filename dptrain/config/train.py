@@ -51,7 +51,13 @@ class DataConfig(Config):
 class ModelConfig(Config):
     """network"""
 
-    model: str = key("convnet", BITS, "convnet, linear, or FILE.py:FUNCTION", read=model_name, metavar="NAME")
+    model: str = key(
+        "convnet",
+        BITS,
+        "name of a built-in network such as resnet20, or FILE.py:FUNCTION",
+        read=model_name,
+        metavar="NAME",
+    )
     model_options: Mapping[str, Any] = key({}, BITS, "arguments of the model", example="widths = [32, 64]")
     allow_changed_model: bool = key(False, PROCESS, "resume although model files have changed since the checkpoint")
 

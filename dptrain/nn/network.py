@@ -18,7 +18,7 @@ from dptrain.arrays.random import NO_KEY, Draws, Purpose, random_words
 from dptrain.nn.fusion import fuse
 from dptrain.nn.graph import Builder, Graph, Part
 from dptrain.nn.layer import PLAIN, Parameters, Pass, Runner, Views, read_only
-from dptrain.nn.loss import softmax_cross_entropy
+from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.segments import Microbatch, Plan, Vectors
 
 # For code that checks its result for NaN and infinity once, instead of at every warning.
@@ -140,6 +140,7 @@ class Network:
         workspace: Workspace,
         *,
         statistics: Array | None = None,
+        loss: CrossEntropy = CROSS_ENTROPY,
         draws: Draws = NO_KEY,
         runner: Runner = PLAIN,
         frozen: Collection[str] = (),
@@ -170,7 +171,7 @@ class Network:
             keyed = draws.after(unit.start) if unit.start else draws
             images_of_unit = images[..., unit, :]
             microbatch = Microbatch(plan, passes, images_of_unit, total, block, workspace, keyed, runner)
-            part_loss, part_correct = _compute(microbatch, labels[unit], workspace)
+            part_loss, part_correct = _compute(microbatch, labels[unit], loss, workspace)
             loss_sum, correct = loss_sum + part_loss, correct + part_correct
         for name in (*self._constant, *frozen):
             gradient[self.layout.slices[name]] = 0
@@ -217,7 +218,9 @@ class Network:
         return [Views(by_layer.get(stage.name, {})) for stage in self.stages]
 
 
-def _compute(microbatch: Microbatch, labels: NDArray[np.int64], workspace: Workspace) -> tuple[float, int]:
+def _compute(
+    microbatch: Microbatch, labels: NDArray[np.int64], loss: CrossEntropy, workspace: Workspace
+) -> tuple[float, int]:
     """Both passes of a microbatch; the sum of its losses, and how many samples were classified correctly."""
     loss_sum, correct, samples = 0.0, 0, len(labels)
     *earlier, last = microbatch.plan.segments
@@ -227,7 +230,7 @@ def _compute(microbatch: Microbatch, labels: NDArray[np.int64], workspace: Works
         microbatch.join(segment)
     for rows in last.rows(samples):
         logits = microbatch.forward(last, rows)
-        losses, dlogits = softmax_cross_entropy(logits, labels[rows], workspace)
+        losses, dlogits = loss(logits, labels[rows], workspace)
         loss_sum += float(losses.sum(dtype=np.float64))
         correct += int(np.count_nonzero(logits.argmax(axis=1) == labels[rows]))
         microbatch.backward(last, rows, dlogits)

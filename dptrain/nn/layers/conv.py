@@ -111,6 +111,9 @@ class Conv2d(Layer):
             return Winograd(self.geometry, q, int(self.chosen.removeprefix("winograd")))
         return OTHERS[self.chosen](self.geometry, q)
 
+    def set_cache(self, kib: int) -> None:
+        self.correlation.set_cache(kib)
+
     def tensors(self) -> list[Tensor]:
         shape = (self.out_channels, self.input_shape[0] // self.groups, *self.kernel_size)
         weight = Tensor("weight", shape, he_uniform(self.geometry.fan_in))
@@ -124,28 +127,37 @@ class Conv2d(Layer):
 
     def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
         parameters = with_kernels(self.correlation, call.parameters, call.workspace)
-        sums, saved = self.correlation.forward(x, parameters[KERNELS], call.workspace)
         if isinstance(self.correlation, PixelOrder):
+            sums, saved = self.correlation.forward(x, parameters[KERNELS], call.workspace)
             if self.bias:
                 sums[0, 0].reshape(-1, x.shape[2] * self.out_channels)[...] += np.tile(parameters["bias"], x.shape[2])
-            return sums[0, 0], (sums, saved, parameters[KERNELS])
+            return sums[0, 0], (saved, parameters[KERNELS])
         out_channels, height, width = self.output_shape
         y = call.workspace.array(self.name, "y", (*self.correlation.extent, x.shape[2], out_channels))
-        if self.bias:
-            np.add(sums[0, 0], parameters["bias"], out=self.correlation.in_order_of_sums(y))
-        else:
-            np.copyto(self.correlation.in_order_of_sums(y), sums[0, 0])
-        return y[:height, :width], (sums, saved, parameters[KERNELS])
+        ordered = self.correlation.in_order_of_sums(y)
+
+        def take(rows: slice, sums: Array) -> None:
+            if self.bias:
+                np.add(sums[0, 0], parameters["bias"], out=ordered[rows])
+            else:
+                np.copyto(ordered[rows], sums[0, 0])
+
+        saved = self.correlation.forward_strips(x, parameters[KERNELS], call.workspace, take)
+        return y[:height, :width], (saved, parameters[KERNELS])
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
-        sums, saved, kernels = saved
+        saved, kernels = saved
         if self.bias:
             add_up(dy, call.gradients["bias"])
         if isinstance(self.correlation, PixelOrder):
             return self.correlation.backward(dy[None, None], saved, kernels, call)
         dy = zeros_beyond(dy, self.correlation.extent, self.name, call.workspace)
-        sums[0, 0] = self.correlation.in_order_of_sums(dy)
-        return self.correlation.backward(sums, saved, kernels, call)
+        ordered = self.correlation.in_order_of_sums(dy)
+
+        def give(rows: slice, dsums: Array) -> None:
+            dsums[0, 0] = ordered[rows]
+
+        return self.correlation.backward_strips(give, saved, kernels, call)
 
 
 def add_up(dy: Array, dbias: Array) -> None:
