@@ -75,6 +75,13 @@ class AugmentationConfig(Config):
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
+class LossConfig(Config):
+    """loss"""
+
+    label_smoothing: float = key(0.0, BITS, "share of the target that all classes get alike", at_least=0.0, below=1.0)
+
+
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class OptimizerConfig(Config):
     """optimizer"""
 
@@ -148,6 +155,7 @@ class TrainConfig(
     DataConfig,
     ModelConfig,
     AugmentationConfig,
+    LossConfig,
     OptimizerConfig,
     ScheduleConfig,
     ParallelConfig,

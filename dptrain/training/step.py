@@ -12,6 +12,7 @@ from dptrain.checkpoint.state import BUFFERS, TrainingState, vector_layouts
 from dptrain.data.batches import ShardBatches
 from dptrain.nn.finite import not_finite
 from dptrain.nn.layer import Layer, Runner
+from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.communicator import Communicator, known_to_all
@@ -83,9 +84,16 @@ class GradientReporter(Runner):
 class GradientWork(NetworkWork[float]):
     """Computes each shard's gradient, statistics and sums; the result is the share of time that its batch took."""
 
-    def __init__(self, network: Network, batches: Mapping[int, ShardBatches], reducer: Reducer, parts: int = 1) -> None:
+    def __init__(
+        self,
+        network: Network,
+        batches: Mapping[int, ShardBatches],
+        reducer: Reducer,
+        loss: CrossEntropy = CROSS_ENTROPY,
+        parts: int = 1,
+    ) -> None:
         super().__init__(network)
-        self.batches, self.reducer, self.parts = batches, reducer, parts
+        self.batches, self.reducer, self.loss, self.parts = batches, reducer, loss, parts
         self._starts: dict[str, int] = {}  # where the gradient of each stage begins
         for stage in network.stages:
             parameters = [part for name, part in network.layout.slices.items() if name.startswith(f"{stage.name}.")]
@@ -111,6 +119,7 @@ class GradientWork(NetworkWork[float]):
             statistics=parts.statistics,
             draws=batches.draws(epoch, step),
             runner=self.runner(reporter),
+            loss=self.loss,
             frozen=frozen,
             parts=self.parts,
         )
