@@ -49,6 +49,19 @@ def test_data_of_another_shape_or_other_classes_is_refused(
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("average", ["ema", "lookahead"])
+def test_the_average_is_evaluated_in_the_run_and_from_its_checkpoint(average: str, tmp_path: Path) -> None:
+    data = packed(tmp_path / "set")
+    finished, _ = run(configuration(data, tmp_path / "run", average=average, max_steps=13, lr=0.3))
+    path = tmp_path / "run" / "checkpoints/step-00000013.h5"
+    found = evaluation_of(data, path)
+    assert (found.loss, found.accuracy) == (finished["test_loss"], finished["test_accuracy"])
+    checkpoint = read_checkpoint(path)
+    layouts = {name: one for name, one in checkpoint.layouts.items() if not name.startswith("average")}
+    raw = evaluate_checkpoint(checkpoint.restricted(layouts, path), path, data, Communicator(), threads=1)
+    assert raw.loss != found.loss
+
+
 def test_other_samples_of_the_same_task_are_evaluated(trained: tuple[Path, Path], tmp_path: Path) -> None:
     assert evaluation_of(packed(tmp_path / "other", test=11, seed=9, shards=2), trained[1]).samples == 11
 
