@@ -15,6 +15,7 @@ from dptrain.config.train import BORDERS, KEYS, SUBJECTS, AugmentationConfig
 from dptrain.errors import UsageError
 from dptrain.system import record
 from dptrain.system.arguments import Parser, path_argument
+from dptrain.system.blas import request_portable_kernels
 from dptrain.system.streams import drop_failed_writes, print_whole, write_to_stderr
 from dptrain.system.suggestions import EXPLANATIONS
 
@@ -70,6 +71,14 @@ class ChosenRecipe(argparse.Action):
             parser.exit()
 
 
+def prepare(parsed: argparse.Namespace) -> None:
+    """Read the file of --config, as it may ask for --portable, which must be known before NumPy is imported."""
+    parsed.saved = read_toml(parsed.config) if parsed.config else {}
+    recipe = _recipe(parsed.recipe, parsed.saved)
+    if (recipe | parsed.saved | vars(parsed)).get("portable"):
+        request_portable_kernels()
+
+
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
     """Train; returns the exit status."""
     from dptrain.health.interruption import SignalInterruption
@@ -81,7 +90,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     drop_failed_writes()  # a run continues if its terminal closes or the disk of its log is full
     with together(communicator):
         given = {name: value for name, value in vars(parsed).items() if name in KEYS or name == "augment"}
-        saved = read_toml(parsed.config) if parsed.config else {}
+        saved = parsed.saved
         if "model" in saved:
             saved["model"] = model_in_toml(parsed.config, saved["model"])
         config = merged(_recipe(parsed.recipe, saved | given), saved, given)

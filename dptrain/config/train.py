@@ -106,6 +106,7 @@ class ParallelConfig(Config):
 
     threads: int = key(0, PROCESS, "shards that a rank computes at a time (0: its share of the cores)", at_least=0)
     reduction: str = key("tree", BITS, "sum of gradients (mpi: bits depend on the ranks)", choices=(*REDUCTIONS,))
+    portable: bool = key(False, BITS, "the same bits on every x86-64 CPU with AVX2 and FMA; see the documentation")
     elastic: bool = key(False, PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
     stall_limit: float = key(60.0, PROCESS, "report a rank without progress for so many seconds (0: off)", at_least=0.0)
     stall_abort: float = key(600.0, PROCESS, "end a job so many seconds after such a report (0: off)", at_least=0.0)

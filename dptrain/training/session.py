@@ -159,7 +159,7 @@ def open_task(
     """
     folder, threads = Path(config.data), config.threads or fair_threads(communicator)
     with together(communicator):
-        environment = numeric_environment(config.reduction)
+        environment = numeric_environment(config)
         manifest = read_manifest(folder)
         if (ranks := communicator.size) > manifest.shard_count:
             raise UsageError(
