@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain.commands.exit import end_at_once
 from dptrain.config.files import add_flags, merged, read_toml
-from dptrain.config.train import BORDERS, KEYS, SUBJECTS, AugmentationConfig
+from dptrain.config.train import BORDERS, KEYS, SUBJECTS, AugmentationConfig, TrainConfig
 from dptrain.errors import UsageError
 from dptrain.system import record
 from dptrain.system.arguments import Parser, path_argument
@@ -45,13 +45,32 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-def _recipe(name: str, later: dict[str, Any]) -> dict[str, Any]:
-    """Values by key of --recipe, which `later` values may override; {} without a recipe."""
-    if not name:
-        return {}
-    from dptrain.config.recipes import read_recipe, used_with
+def configuration(parsed: argparse.Namespace) -> TrainConfig:
+    """The configuration of a command line: defaults, then --recipe, then --config, then flags."""
+    given = {name: value for name, value in vars(parsed).items() if name in KEYS or name == "augment"}
+    recipe, saved = _sources(parsed)
+    if "model" in saved:
+        from dptrain.training.model_source import model_in_toml
 
-    return used_with(read_recipe(name), later)
+        saved["model"] = model_in_toml(parsed.config, saved["model"])
+    if not recipe:
+        return merged(saved, given)
+    from dptrain.config.recipes import used_with
+
+    return merged(used_with(recipe, saved | given), saved, given)
+
+
+def _sources(parsed: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values by key of --recipe and of the file of --config, which is read once, as it may be a pipe."""
+    if "sources" not in parsed:
+        recipe: dict[str, Any] = {}
+        if parsed.recipe:
+            from dptrain.config.recipes import read_recipe
+
+            recipe = read_recipe(parsed.recipe)
+        parsed.sources = recipe, read_toml(parsed.config) if parsed.config else {}
+    recipe, saved = parsed.sources
+    return {**recipe}, {**saved}
 
 
 class ChosenRecipe(argparse.Action):
@@ -72,10 +91,9 @@ class ChosenRecipe(argparse.Action):
 
 
 def prepare(parsed: argparse.Namespace) -> None:
-    """Read the file of --config, as it may ask for --portable, which must be known before NumPy is imported."""
-    parsed.saved = read_toml(parsed.config) if parsed.config else {}
-    recipe = _recipe(parsed.recipe, parsed.saved)
-    if (recipe | parsed.saved | vars(parsed)).get("portable"):
+    """Choose the kernels of --portable before NumPy is imported; the file of --config or a recipe may have the key."""
+    recipe, saved = _sources(parsed)
+    if (recipe | saved | vars(parsed)).get("portable"):
         request_portable_kernels()
 
 
@@ -85,15 +103,10 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     from dptrain.parallel.communicator import together
     from dptrain.report import REPORTERS
     from dptrain.training.loop import train
-    from dptrain.training.model_source import model_in_toml
 
     drop_failed_writes()  # a run continues if its terminal closes or the disk of its log is full
     with together(communicator):
-        given = {name: value for name, value in vars(parsed).items() if name in KEYS or name == "augment"}
-        saved = parsed.saved
-        if "model" in saved:
-            saved["model"] = model_in_toml(parsed.config, saved["model"])
-        config = merged(_recipe(parsed.recipe, saved | given), saved, given)
+        config = configuration(parsed)
         if not config.data:
             raise UsageError("no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 FOLDER")
     with SignalInterruption(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:

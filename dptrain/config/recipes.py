@@ -29,8 +29,8 @@ LIST = ("list", "help")  # --recipe list prints all recipes
 
 # Keys that suit a value of another key: a recipe's are not used when the user chooses another value.
 DEPENDENT = {
-    "model": ("model_options", "group_lr"),
-    "optimizer": ("lr", "momentum", "nesterov", "weight_decay", "optimizer_options", "group_lr"),
+    "model": ("model_options", "group_lr", "group_decay"),
+    "optimizer": ("lr", "momentum", "nesterov", "weight_decay", "optimizer_options", "group_lr", "group_decay"),
     "schedule": ("step_epochs", "step_factor", "schedule_options"),
 }
 

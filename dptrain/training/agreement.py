@@ -79,7 +79,8 @@ def without_paths(config: TrainConfig) -> dict[str, object]:
 def machine_notes(environment: dict[str, str], communicator: Communicator) -> list[str]:
     """A note if machines or libraries of the ranks differ, and one for a different Python."""
     python = f"{sys.executable} {platform.python_version()}, dptrain {dptrain.__version__}"
-    everyone = communicator.allgather((socket.gethostname(), python, comparable(environment)))
+    gathered = communicator.allgather((socket.gethostname(), python, environment))
+    everyone = [(host, other_python, comparable(other)) for host, other_python, other in gathered]
     _, first_python, first = everyone[0]
     different = sorted({key for *_, other in everyone for key in other if other[key] != first.get(key)})
     notes = []

@@ -46,8 +46,8 @@ def evaluate_checkpoint(
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
     Images are normalised with the checkpoint's mean and deviation. `model` replaces the checkpoint's architecture;
-    `tta` is the test-time augmentation; `threads` 0 is this rank's share of the cores; with `portable`, OpenBLAS must
-    use its Haswell kernels; rank 0 passes lines for the user to `note`. Either all ranks fail with a DptrainError, or none.
+    `tta` is the test-time augmentation; `threads` 0 is this rank's share of the cores; `portable` requires OpenBLAS's
+    Haswell kernels; rank 0 passes lines for the user to `note`. Either all ranks fail with a DptrainError, or none.
     """
     origin = checkpoint.origin
     with together(communicator):

@@ -99,9 +99,15 @@ def test_another_seed_changes_the_bits(small: Path, tmp_path: Path) -> None:
     assert len({run(config)[0]["params_sha256"] for config in configs}) == 2
 
 
+# Options that make a network small; vgg11's maps become 1 x 1, so each microbatch needs two samples.
+SMALL: dict[str, dict[str, Any]] = {
+    "resnet20": {"model_options": {"width": 2, "blocks": 1}},
+    "vgg11": {"model_options": {"width": 1}, "batch_size": 28, "epochs": 4},
+}
+
 CASES: dict[str, dict[str, Any]] = {
     **{f"--optimizer {name}": {"optimizer": name, "model_options": {"widths": [3, 5]}} for name in OPTIMIZERS},
-    **{name: {"model": name, "model_options": {}} for name in ARCHITECTURES},
+    **{name: {"model": name, "model_options": {}} | SMALL.get(name, {}) for name in ARCHITECTURES},
     **{name: {"model": "every-layer", "model_options": {"layer": name}} for name in every_layer.LAYERS},
 }
 
