@@ -100,6 +100,7 @@ def test_another_seed_changes_the_bits(small: Path, tmp_path: Path) -> None:
 
 
 CASES: dict[str, dict[str, Any]] = {
+    "loss options": {"label_smoothing": 0.2, "class_weights": {"class-1": 3, "4": 0.5}, "balance_classes": True},
     **{f"--optimizer {name}": {"optimizer": name, "model_options": {"widths": [3, 5]}} for name in OPTIMIZERS},
     "linear": {"model": "linear", "model_options": {}},  # test_recipes_same_bits.py has all other networks
     **{name: {"model": "every-layer", "model_options": {"layer": name}} for name in every_layer.LAYERS},

@@ -41,12 +41,13 @@ def joined_pass(
     parts = [batches[shard].batch(epoch, step, Workspace()) for shard in sorted(batches)]
     images = np.concatenate([images for images, _ in parts], axis=-2).astype(np.float64)
     labels = np.concatenate([labels for _, labels in parts])
-    gradient = np.zeros(session.network.layout.size)
+    loss, gradient = session.take_step.work.loss, np.zeros(session.network.layout.size)
     parameters = state.parameters.astype(np.float64)
     outcome = session.network.loss_and_grad(
-        ready(session.network, parameters), images, labels, gradient, Workspace(np.float64)
+        ready(session.network, parameters), images, labels, gradient, Workspace(np.float64), loss=loss
     )
-    return gradient / len(labels), outcome.loss_sum / len(labels), outcome.correct, len(labels)
+    weights = loss.sample_weights(labels)
+    return gradient / weights, outcome.loss_sum / weights, outcome.correct, len(labels)
 
 
 def assert_step_is_the_joined_pass(session: Session, state: TrainingState, epoch: int, step: int) -> int:
@@ -76,6 +77,12 @@ def test_the_gradient_of_all_shards_equals_one_pass_over_the_joined_batch(
     )
     session, state = session_and_state(config)
     assert assert_step_is_the_joined_pass(session, state, 0, 0) == 6 * shards
+
+
+def test_with_class_weights_the_gradient_is_divided_by_the_sum_of_the_weights(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"label_smoothing": 0.2, "class_weights": {"class-0": 7.5, "class-3": 0.1}, **PLAIN}
+    config = configuration(packed(tmp_path / "set"), tmp_path / "run", **options)
+    assert_step_is_the_joined_pass(*session_and_state(config), 0, 0)
 
 
 def test_an_uneven_last_microbatch_has_its_exact_weight(prepared: tuple[Session, TrainingState]) -> None:
