@@ -206,7 +206,7 @@ def assemble(config: TrainConfig, task: Task, batches: dict[int, ShardBatches], 
     network, communicator = task.network, task.communicator
     lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=3, requests=len(NO_REQUESTS))
     reducer = reducer_class(config.reduction)(task.placement, communicator, lengths)
-    gradients = GradientWork(network, batches, reducer, CrossEntropy(config.label_smoothing))
+    gradients = GradientWork(network, batches, reducer, CrossEntropy(config.label_smoothing), config.accumulate)
     evaluation = make_evaluation(task, task.manifest)
     pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
     take_step = TrainingStep(gradients, optimizer, pool, communicator)
