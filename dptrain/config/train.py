@@ -47,6 +47,7 @@ class DataConfig(Config):
 
     data: str = key("", PROCESS, "folder of the packed data set", read=typed_path, metavar="DATA")
     batch_size: int = key(128, RUN, "global batch size: a multiple of the number of shards", at_least=1)
+    accumulate: int = key(1, BITS, "parts of a shard's microbatch; batch norm sees one part at a time", at_least=1)
     seed: int = key(0, RUN, "seed of initial parameters, sample order and all random draws", at_least=0)
 
 

@@ -64,6 +64,7 @@ def first_not_finite(
     workspace: Workspace,
     draws: Draws = NO_KEY,
     loss: CrossEntropy = CROSS_ENTROPY,
+    parts: int = 1,
 ) -> str:
     """The first thing that is not finite in `loss_and_grad` of a microbatch, in words; "" when all is finite.
 
@@ -73,7 +74,7 @@ def first_not_finite(
     examiner = Examiner()
     prepared = network.prepare(vectors["parameters"], vectors["buffers"], workspace)
     gradient = np.empty(network.layout.size, workspace.dtype)
-    options: dict[str, Any] = {"loss": loss, "draws": draws, "runner": examiner}
+    options: dict[str, Any] = {"loss": loss, "draws": draws, "runner": examiner, "parts": parts}
     outcome = network.loss_and_grad(prepared, images, labels, gradient, workspace, **options)
     loss_value = not_finite(np.array(outcome.loss_sum, workspace.dtype))
     found = [

@@ -30,12 +30,13 @@ def examine_shards(
     batches: Mapping[int, ShardBatches],
     epoch: int,
     step: int,
+    parts: int = 1,
 ) -> dict[int, str]:
     """By shard of a rank, the first value of a step that is not finite, or "". The shards are computed again."""
     workspace = Workspace()
     return {
         shard: first_not_finite(
-            network, vectors, *one.batch(epoch, step, workspace), workspace, one.draws(epoch, step), loss
+            network, vectors, *one.batch(epoch, step, workspace), workspace, one.draws(epoch, step), loss, parts
         )
         for shard, one in batches.items()
     }

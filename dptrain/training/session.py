@@ -215,7 +215,8 @@ def assemble(
     network, communicator = task.network, task.communicator
     lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=4, requests=len(NO_REQUESTS))
     reducer = reducer_class(config.reduction)(task.placement, communicator, lengths)
-    gradients, evaluation = GradientWork(network, batches, reducer, loss), make_evaluation(task, task.manifest)
+    gradients = GradientWork(network, batches, reducer, loss, config.accumulate)
+    evaluation = make_evaluation(task, task.manifest)
     pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
     take_step = TrainingStep(gradients, optimizer, pool, communicator)
     return Engine(**vars(task), take_step=take_step, evaluation=evaluation, pool=pool)
