@@ -30,6 +30,10 @@ FACTORS = (
     lambda table: all(type(one) in (int, float) and 0 <= one < math.inf for one in table.values()),
     "numbers of at least 0",
 )
+WEIGHTS = (
+    lambda table: all(type(one) in (int, float) and 0 < one < math.inf for one in table.values()),
+    "weights above 0",
+)
 
 
 def model_name(text: str) -> str:
@@ -43,6 +47,7 @@ class DataConfig(Config):
 
     data: str = key("", PROCESS, "folder of the packed data set", read=typed_path, metavar="DATA")
     batch_size: int = key(128, RUN, "global batch size: a multiple of the number of shards", at_least=1)
+    accumulate: int = key(1, BITS, "parts of a shard's microbatch; batch norm sees one part at a time", at_least=1)
     seed: int = key(0, RUN, "seed of initial parameters, sample order and all random draws", at_least=0)
 
 
@@ -71,6 +76,17 @@ class AugmentationConfig(Config):
     alternating_flip: bool = key(False, BITS, "for --flip: choose once, then mirror each image in every other epoch")
     cutout: int = key(0, BITS, "fill a random square of so many pixels a side with the mean (0: off)", at_least=0)
     tta: str = key("none", PROCESS, "test-time augmentation, in addition at the end of the run", choices=TTA)
+
+
+@dataclass(frozen=True, init=False, repr=False, eq=False)
+class LossConfig(Config):
+    """training loss"""
+
+    label_smoothing: float = key(0.0, BITS, "share of the target for all classes alike", at_least=0.0, below=1.0)
+    class_weights: Mapping[str, Any] = key(
+        {}, BITS, "weights by class name or number (others: 1)", rule=WEIGHTS, example="cat = 2, dog = 0.5"
+    )
+    balance_classes: bool = key(False, BITS, "weight classes by 1 / their number of training samples")
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -148,6 +164,7 @@ class TrainConfig(
     DataConfig,
     ModelConfig,
     AugmentationConfig,
+    LossConfig,
     OptimizerConfig,
     ScheduleConfig,
     ParallelConfig,

@@ -35,6 +35,16 @@ def test_resnet20_halves_the_maps_twice() -> None:
     assert shapes == [(16, 32, 32)] * 3 + [(32, 16, 16)] * 3 + [(64, 8, 8)] * 3
 
 
+def test_resnet9_has_the_parameters_of_page() -> None:
+    """As dawn.py of cifar10-fast counts them, with weight and bias of the normalisations."""
+    shapes = shapes_of("resnet9")
+    assert sum(map(math.prod, shapes.values())) == 6_573_120
+    weights = [shape for shape in shapes.values() if len(shape) > 1]
+    assert [shape[0] for shape in weights] == [64, 128, 128, 128, 256, 512, 512, 512, 10]
+    with pytest.raises(ValueError, match="resnet9 needs images of at least 8 x 8 pixels, these are 7 x 9"):
+        ARCHITECTURES["resnet9"]((3, 7, 9), 10)
+
+
 def test_vgg11_has_eleven_layers_less_the_two_that_it_leaves_out() -> None:
     shapes = shapes_of("vgg11")
     weights = [shape for shape in shapes.values() if len(shape) > 1]

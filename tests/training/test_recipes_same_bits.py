@@ -21,12 +21,14 @@ from data_prep.__main__ import main as data_prep
 from dptrain.config.files import merged
 from dptrain.config.recipes import read_recipe, recipe_names
 from dptrain.config.train import TrainConfig
+from dptrain.nn.zoo import ARCHITECTURES
 from dptrain.training.loop import train
 
 STEPS = 20
 SMALL: dict[str, dict[str, Any]] = {
     "convnet": {"widths": [3, 5]},
     "resnet20": {"width": 2, "blocks": 1},
+    "resnet9": {"width": 1},
     "vgg11": {"width": 1},
 }
 
@@ -39,12 +41,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed(tmp_path_factory.mktemp("small") / "set", train=104, shape=(3, 12, 13))
 
 
-def small_run(name: str, data: Path, run_dir: Path, steps: int = STEPS) -> TrainConfig:
+def small_run(name: str, data: Path, run_dir: Path, steps: int = STEPS, threads: int = 1) -> TrainConfig:
     """A recipe for a small network, and for as many epochs as the steps need."""
     recipe = read_recipe(name)
     model = recipe["model"]
     options = {"model_options": recipe.get("model_options", {}) | SMALL[model]}
-    length = {"epochs": 3, "max_steps": steps, "batch_size": 16, "threads": 1}
+    length = {"epochs": 3, "max_steps": steps, "batch_size": 16, "threads": threads}
     return merged(recipe, {"data": str(data), "run_dir": str(run_dir)} | options | length)
 
 
@@ -52,14 +54,14 @@ def small_run(name: str, data: Path, run_dir: Path, steps: int = STEPS) -> Train
 def test_a_recipe_gives_the_same_bits_on_ranks_and_resumed(name: str, small: Path, tmp_path: Path) -> None:
     """The resumed run stops after step 11, in the middle of the second epoch."""
 
-    def end(folder: str, ranks: int, steps: int = STEPS) -> tuple[str, float, float | None]:
-        config = small_run(name, small, tmp_path / folder, steps)
+    def end(folder: str, ranks: int, steps: int = STEPS, threads: int = 1) -> tuple[str, float, float | None]:
+        config = small_run(name, small, tmp_path / folder, steps, threads)
         finished = on_ranks(ranks, lambda rank: train(config, rank))[0]
         assert finished is not None
         return finished.params_sha256, finished.test_loss, finished.tta_accuracy
 
     expected = end("alone", 1)
-    assert end("two", 2) == expected
+    assert end("two", 2, threads=2) == expected
     assert end("three", 3) == expected
     assert end("resumed", 3, steps=11) != expected
     assert end("resumed", 2) == expected
@@ -84,6 +86,7 @@ def small_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("convnet", (3, 2, 3), 4, "smaller than the kernel"),
         ("convnet-30", (3, 4, 4), 4, "--crop reflect needs images larger than 4 pixels, these are 4 x 4"),
+        ("resnet9", (3, 9, 7), 4, "--cutout 8 needs images larger than 8 pixels, these are 9 x 7"),
         ("resnet20", (3, 8, 8), 3, "--batch-size 128 is not a multiple of the 3 shards"),
     ],
 )
@@ -94,6 +97,11 @@ def test_a_recipe_that_does_not_fit_the_data_set_is_one_error(
     done = dptrain_here("train", data, "--recipe", name, "--run-dir", "run", cwd=tmp_path)
     assert_one_error(done, error, status=2)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_network_of_a_recipe_is_made_small() -> None:
+    assert {read_recipe(name)["model"] for name in recipe_names()} == SMALL.keys()
+    assert ARCHITECTURES.keys() - SMALL.keys() == {"linear"}
 
 
 @pytest.fixture(scope="module")

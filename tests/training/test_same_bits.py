@@ -99,15 +99,12 @@ def test_another_seed_changes_the_bits(small: Path, tmp_path: Path) -> None:
     assert len({run(config)[0]["params_sha256"] for config in configs}) == 2
 
 
-# Options that make a network small; vgg11's maps become 1 x 1, so each microbatch needs two samples.
-SMALL: dict[str, dict[str, Any]] = {
-    "resnet20": {"model_options": {"width": 2, "blocks": 1}},
-    "vgg11": {"model_options": {"width": 1}, "batch_size": 28, "epochs": 4},
-}
-
 CASES: dict[str, dict[str, Any]] = {
+    "loss options": {"label_smoothing": 0.2, "class_weights": {"class-1": 3, "4": 0.5}, "balance_classes": True},
     **{f"--optimizer {name}": {"optimizer": name, "model_options": {"widths": [3, 5]}} for name in OPTIMIZERS},
-    **{name: {"model": name, "model_options": {}} | SMALL.get(name, {}) for name in ARCHITECTURES},
+    "--group-epochs": {"group_epochs": {"conv1": 1.2, "head": 0.5}, "model_options": {"widths": [3, 5]}},
+    "--accumulate": {"accumulate": 2, "model": "every-layer", "model_options": {"layer": "BatchNorm2d"}},
+    "linear": {"model": "linear", "model_options": {}},  # test_recipes_same_bits.py has all other networks
     **{name: {"model": "every-layer", "model_options": {"layer": name}} for name in every_layer.LAYERS},
 }
 

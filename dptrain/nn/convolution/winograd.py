@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.convolution.correlation import Correlation, Geometry
+from dptrain.nn.convolution.correlation import Geometry, WholeMap
 from dptrain.nn.convolution.products import matmul
 from dptrain.nn.layer import Pass
 
@@ -54,7 +54,7 @@ def transforms(m: int) -> tuple[Array, Array, Array]:
     return evaluate_tile.T, evaluate_kernel, interpolate
 
 
-class Winograd(Correlation):
+class Winograd(WholeMap):
     """Kernels 3x3 with stride 1, any padding; tiles of m x m outputs, m even, up to the next multiple of m."""
 
     def __init__(self, geometry: Geometry, q: int, m: int) -> None:

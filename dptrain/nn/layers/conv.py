@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from dptrain.nn.convolution.im2col import Im2col
 from dptrain.nn.convolution.pointwise import Pointwise
 from dptrain.nn.convolution.winograd import Winograd
 from dptrain.nn.layer import Layer, Parameters, Pass, feature_maps, pair, windows
-from dptrain.nn.tensor import Tensor, he_uniform, zeros
+from dptrain.nn.tensor import Init, Tensor, dirac, he_uniform, zeros
 
 KERNELS = "kernels"  # in prepared parameters: the weight in the form that the algorithm needs
 OTHERS: dict[str, type[Correlation]] = {
@@ -40,6 +41,9 @@ class Conv2d(Layer):
     Output (OH, OW, N, O) with OH = (H + 2 * padding - dilation * (KH - 1) - 1) // stride + 1, and OW likewise. Kernel
     size, stride, padding (zeros) and dilation are one number or (vertical, horizontal). Each group of output channels
     reads one group of input channels; with as many groups as channels the convolution is depthwise.
+
+    The weight begins as `init(fan_in)`, such as `he_uniform` or `uniform_fan_in`. With `identity` the first filters
+    begin as identities, one for each channel that a group reads.
 
     `algorithm` is "auto", or "im2col", "winograd2" or "winograd4" (kernel 3, stride 1; relative error below 1e-6 and
     5e-6), or "pointwise" (kernel 1, no padding), all for one group without dilation; "depthwise" (as many groups as
@@ -58,6 +62,8 @@ class Conv2d(Layer):
         bias: bool = True,
         groups: int = 1,
         dilation: int | tuple[int, int] = (1, 1),
+        init: Callable[[int], Init] = he_uniform,
+        identity: bool = False,
         algorithm: str = "auto",
     ) -> None:
         if out_channels < 1:
@@ -71,6 +77,7 @@ class Conv2d(Layer):
         if groups < 1 or out_channels % groups:
             raise ValueError(f"groups is {groups}, expected a divisor of out_channels {out_channels}")
         self.groups = groups
+        self.init, self.identity = init, identity
         if algorithm not in ("auto", *ALGORITHMS):
             raise ValueError(f"algorithm is {algorithm!r}, expected auto, {', '.join(ALGORITHMS)}")
         self.algorithm = self.chosen = algorithm  # bind chooses for "auto"
@@ -111,9 +118,13 @@ class Conv2d(Layer):
             return Winograd(self.geometry, q, int(self.chosen.removeprefix("winograd")))
         return OTHERS[self.chosen](self.geometry, q)
 
+    def set_cache(self, kib: int) -> None:
+        self.correlation.set_cache(kib)
+
     def tensors(self) -> list[Tensor]:
         shape = (self.out_channels, self.input_shape[0] // self.groups, *self.kernel_size)
-        weight = Tensor("weight", shape, he_uniform(self.geometry.fan_in))
+        init = self.init(self.geometry.fan_in)
+        weight = Tensor("weight", shape, dirac(init) if self.identity else init)
         return [weight, Tensor("bias", shape[:1], zeros)] if self.bias else [weight]
 
     def forward_flops(self) -> int:
@@ -124,28 +135,37 @@ class Conv2d(Layer):
 
     def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
         parameters = with_kernels(self.correlation, call.parameters, call.workspace)
-        sums, saved = self.correlation.forward(x, parameters[KERNELS], call.workspace)
         if isinstance(self.correlation, PixelOrder):
+            sums, saved = self.correlation.forward(x, parameters[KERNELS], call.workspace)
             if self.bias:
                 sums[0, 0].reshape(-1, x.shape[2] * self.out_channels)[...] += np.tile(parameters["bias"], x.shape[2])
-            return sums[0, 0], (sums, saved, parameters[KERNELS])
+            return sums[0, 0], (saved, parameters[KERNELS])
         out_channels, height, width = self.output_shape
         y = call.workspace.array(self.name, "y", (*self.correlation.extent, x.shape[2], out_channels))
-        if self.bias:
-            np.add(sums[0, 0], parameters["bias"], out=self.correlation.in_order_of_sums(y))
-        else:
-            np.copyto(self.correlation.in_order_of_sums(y), sums[0, 0])
-        return y[:height, :width], (sums, saved, parameters[KERNELS])
+        ordered = self.correlation.in_order_of_sums(y)
+
+        def take(rows: slice, sums: Array) -> None:
+            if self.bias:
+                np.add(sums[0, 0], parameters["bias"], out=ordered[rows])
+            else:
+                np.copyto(ordered[rows], sums[0, 0])
+
+        saved = self.correlation.forward_strips(x, parameters[KERNELS], call.workspace, take)
+        return y[:height, :width], (saved, parameters[KERNELS])
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
-        sums, saved, kernels = saved
+        saved, kernels = saved
         if self.bias:
             add_up(dy, call.gradients["bias"])
         if isinstance(self.correlation, PixelOrder):
             return self.correlation.backward(dy[None, None], saved, kernels, call)
         dy = zeros_beyond(dy, self.correlation.extent, self.name, call.workspace)
-        sums[0, 0] = self.correlation.in_order_of_sums(dy)
-        return self.correlation.backward(sums, saved, kernels, call)
+        ordered = self.correlation.in_order_of_sums(dy)
+
+        def give(rows: slice, dsums: Array) -> None:
+            dsums[0, 0] = ordered[rows]
+
+        return self.correlation.backward_strips(give, saved, kernels, call)
 
 
 def add_up(dy: Array, dbias: Array) -> None:
