@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from checkpoints import resealed
 from mpi_runs import mpirun, own_mpi
-from training_runs import configuration, packed, run
+from training_runs import configuration, packed, run, session_and_state
 
 from data_prep.pack import ImageData, LabelledImages, pack
 from dptrain.checkpoint.format import read_checkpoint
@@ -57,6 +57,8 @@ def test_the_average_is_evaluated_in_the_run_and_from_its_checkpoint(average: st
     found = evaluation_of(data, path)
     assert (found.loss, found.accuracy) == (finished["test_loss"], finished["test_accuracy"])
     checkpoint = read_checkpoint(path)
+    _, initial = session_and_state(configuration(data, tmp_path / "other"))
+    assert not np.array_equal(checkpoint.state.vectors["average"], initial.parameters)
     layouts = {name: one for name, one in checkpoint.layouts.items() if not name.startswith("average")}
     raw = evaluate_checkpoint(checkpoint.restricted(layouts, path), path, data, Communicator(), threads=1)
     assert raw.loss != found.loss
