@@ -1,6 +1,3 @@
-import itertools
-from fractions import Fraction
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,31 +5,15 @@ from hypothesis import strategies as st
 from networks import random_parameters, training_pass
 
 from dptrain.arrays.memory import Array, Workspace
+from dptrain.nn.convolution.correlation import Correlation, Geometry
 from dptrain.nn.convolution.cost import ALGORITHMS
-from dptrain.nn.convolution.winograd import transforms
+from dptrain.nn.convolution.im2col import Im2col
+from dptrain.nn.convolution.tiles import POINTS, tilings
+from dptrain.nn.convolution.winograd import Winograd
 from dptrain.nn.layers.conv import Conv2d
 
-WINOGRAD = ("winograd2", "winograd4")
-
-
-@pytest.mark.parametrize("m", [2, 4])
-def test_the_transforms_filter_exactly(m: int) -> None:
-    """y[i] = sum of g[k] d[i + k] as an identity of bilinear forms, in exact arithmetic."""
-    exact = [
-        [[Fraction(value).limit_denominator(1000) for value in row] for row in matrix.tolist()]
-        for matrix in transforms(m)
-    ]
-    outputs, kernels, pixels = exact
-    for i, k, j in itertools.product(range(m), range(3), range(m + 2)):
-        coefficient = sum(outputs[i][f] * kernels[f][k] * pixels[f][j] for f in range(m + 2))
-        assert coefficient == (j == i + k)
-
-
-@pytest.mark.parametrize("m", [2, 4])
-def test_transforms_of_outputs_and_pixels_are_exact_in_float32(m: int) -> None:
-    outputs, _, pixels = transforms(m)
-    for matrix in (outputs, pixels):
-        assert (matrix == np.round(matrix)).all()
+WINOGRAD = tuple(f"winograd{m}" for m in POINTS)
+MOST = (1e-6, 1e-6, 2e-6, 3e-6, 6e-6)
 
 
 def run(algorithm: str, x: Array, weight: Array, dy: Array, padding: int, dtype: type) -> tuple[Array, Array, Array]:
@@ -50,32 +31,55 @@ def run(algorithm: str, x: Array, weight: Array, dy: Array, padding: int, dtype:
     return y, dx, call.gradients["weight"]
 
 
-@settings(max_examples=50, deadline=None)
+def passes(algorithm: Correlation, x: Array, weight: Array, dy: Array) -> tuple[Array, Array, Array]:
+    """The sums (q, q, H / q, W / q, N, O) and both gradients, for dy in the form of the sums."""
+    call = training_pass({"weight": weight}, Workspace(np.float64))
+    kernels = algorithm.prepare(weight, call.workspace)
+    sums, saved = algorithm.forward(x, kernels, call.workspace)
+    y = sums.copy()
+    sums[...] = dy
+    dx = algorithm.backward(sums, saved, kernels, call)
+    assert dx is not None
+    return y, dx, call.gradients["weight"]
+
+
+@settings(max_examples=100, deadline=None)
 @given(
-    algorithm=st.sampled_from(WINOGRAD),
-    channels=st.integers(1, 4),
-    out=st.integers(1, 4),
-    padding=st.integers(0, 3),
-    height=st.integers(3, 13),
-    width=st.integers(3, 13),
-    samples=st.integers(1, 3),
+    data=st.data(),
+    q=st.integers(1, 2),
+    channels=st.integers(1, 3),
+    out=st.integers(1, 3),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    height=st.integers(4, 17),
+    width=st.integers(4, 17),
+    samples=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
-def test_winograd_computes_the_same_convolution_as_im2col(
-    algorithm: str, channels: int, out: int, padding: int, height: int, width: int, samples: int, seed: int
+def test_all_tiles_compute_the_same_convolution_as_im2col(
+    data: st.DataObject,
+    q: int,
+    channels: int,
+    out: int,
+    padding: tuple[int, int],
+    height: int,
+    width: int,
+    samples: int,
+    seed: int,
 ) -> None:
+    output_shape = (out, height + 2 * padding[0] - 2, width + 2 * padding[1] - 2)
+    geometry = Geometry("conv1", (channels, height, width), output_shape, (3, 3), (1, 1), padding)
+    expected = Im2col(geometry, q)
+    rows, columns = (data.draw(st.sampled_from(list(tilings(extent, 6)))) for extent in expected.extent)
+    found = Winograd(geometry, q, rows, columns)
+    assert found.extent == expected.extent
     generator = np.random.default_rng(seed)
     x, weight = generator.normal(size=(height, width, samples, channels)), generator.normal(size=(out, channels, 3, 3))
-    dy = generator.normal(size=(height + 2 * padding - 2, width + 2 * padding - 2, samples, out))
-    for found, expected in zip(
-        run(algorithm, x, weight, dy, padding, np.float64),
-        run("im2col", x, weight, dy, padding, np.float64),
-        strict=True,
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+    dy = generator.normal(size=(q, q, expected.extent[0] // q, expected.extent[1] // q, samples, out))
+    for one, other in zip(passes(found, x, weight, dy), passes(expected, x, weight, dy), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize(("algorithm", "most"), [("im2col", 1e-6), ("winograd2", 1e-6), ("winograd4", 5e-6)])
+@pytest.mark.parametrize(("algorithm", "most"), [("im2col", 1e-6), *zip(WINOGRAD, MOST, strict=True)])
 @pytest.mark.parametrize("channels", [32, 256])
 def test_float32_is_as_accurate_as_stated(algorithm: str, most: float, channels: int) -> None:
     """Root-mean-square error over the root-mean-square value, against im2col in float64."""

@@ -35,8 +35,10 @@ class Correlation(ABC):
     so that pooling reads whole blocks; q is 1 without pooling. The axes between differ by algorithm: `in_order_of_sums`
     views an image in that order. `extent` is the height and width of all sums: that of the output, but an algorithm may
     add rows and columns without meaning, whose gradient must be zero, or leave out up to q - 1 in no pooling window.
+    `algorithm` names it in checkpoints: another name means that the bits may differ.
     """
 
+    algorithm: str
     extent: tuple[int, int]
 
     def __init__(self, geometry: Geometry, q: int) -> None:

@@ -16,9 +16,7 @@ import numpy as np
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation, Geometry, zeros_beyond
-from dptrain.nn.convolution.cost import ALGORITHMS, cost
-from dptrain.nn.convolution.im2col import Im2col
-from dptrain.nn.convolution.winograd import KERNEL, Winograd
+from dptrain.nn.convolution.cost import ALGORITHMS, correlation, possible_algorithms
 from dptrain.nn.layer import Layer, Parameters, Pass, feature_maps, pair, windows
 from dptrain.nn.tensor import Tensor, he_uniform, zeros
 
@@ -54,8 +52,8 @@ class Conv2d(Layer):
         self.bias = bias
         if algorithm not in ("auto", *ALGORITHMS):
             raise ValueError(f"algorithm is {algorithm!r}, expected auto, {', '.join(ALGORITHMS)}")
-        self.algorithm = self.chosen = algorithm  # bind chooses for "auto"
-        if algorithm not in self.possible_algorithms() and algorithm != "auto":
+        self.algorithm = algorithm
+        if algorithm not in ("auto", *possible_algorithms(self.kernel_size, self.stride)):
             raise ValueError(f"algorithm {algorithm} is for kernel_size 3 and stride 1, it gets {self!r}")
 
     def spec(self) -> dict[str, Any]:
@@ -73,20 +71,14 @@ class Conv2d(Layer):
         self.geometry = Geometry(
             self.name, self.input_shape, self.output_shape, self.kernel_size, self.stride, self.padding
         )
-        if self.algorithm == "auto":  # by shape alone, never by a timing
-            self.chosen = min(self.possible_algorithms(), key=lambda algorithm: cost(algorithm, self.geometry))
         self.correlation = self.correlation_for(1)
         return self.output_shape
 
-    def possible_algorithms(self) -> tuple[str, ...]:
-        winograd = self.kernel_size == (KERNEL, KERNEL) and self.stride == (1, 1)
-        return ALGORITHMS if winograd else ALGORITHMS[:1]
-
     def correlation_for(self, q: int) -> Correlation:
         """The algorithm, with sums ordered by q x q windows; q is 1 or 2."""
-        if self.chosen == "im2col":
-            return Im2col(self.geometry, q)
-        return Winograd(self.geometry, q, int(self.chosen.removeprefix("winograd")))
+        chosen = correlation(self.algorithm, self.geometry, q)
+        self.chosen = chosen.algorithm
+        return chosen
 
     def tensors(self) -> list[Tensor]:
         shape = (self.out_channels, self.input_shape[0], *self.kernel_size)
