@@ -28,24 +28,27 @@ def test_transforms_of_outputs_and_pixels_are_exact_in_float32(m: int) -> None:
         np.testing.assert_array_equal(matrix.astype(np.float32), matrix)
 
 
-@given(extent=st.integers(2, 70), largest=st.integers(2, 6))
-def test_every_tiling_covers_the_extent_exactly(extent: int, largest: int) -> None:
-    found = list(tilings(extent, largest))
+@given(windows=st.integers(1, 40), q=st.integers(1, 2), largest=st.integers(2, 6))
+def test_every_tiling_covers_the_extent_and_whole_pooling_windows(windows: int, q: int, largest: int) -> None:
+    extent = q * windows
+    found = list(tilings(extent, q, largest))
     assert found
     assert len(set(found)) == len(found)
     for tiling in found:
         sizes = [tiles.m for tiles in tiling for _ in range(tiles.number)]
-        assert sum(sizes) == extent
+        assert sum(sizes) == extent or (len(set(sizes)) == 1 and extent < sum(sizes) < extent + sizes[0])
+        assert sum(sizes) % q == 0
         assert sizes == sorted(sizes, reverse=True)
-        assert max(sizes) <= max(largest, 2 + extent % 2)
+        assert max(sizes) <= largest
         assert [tiles.start for tiles in tiling] == [0, *(tiles.stop for tiles in tiling[:-1])]
 
 
 @pytest.mark.parametrize(
-    ("extent", "expected"), [(3, {(3,)}), (7, {(3, 2, 2), (4, 3), (5, 2)}), (15, {(5, 5, 5), (4, 4, 4, 3)})]
+    ("extent", "expected"),
+    [(1, {(2,)}), (3, {(3,), (2, 2)}), (7, {(3, 2, 2), (4, 3), (5, 2), (4, 4)}), (15, {(5, 5, 5), (4, 4, 4, 3)})],
 )
-def test_tiles_mix_two_sizes(extent: int, expected: set[tuple[int, ...]]) -> None:
-    found = {tuple(tiles.m for tiles in tiling for _ in range(tiles.number)) for tiling in tilings(extent, 5)}
+def test_tiles_mix_two_sizes_or_reach_beyond_the_map(extent: int, expected: set[tuple[int, ...]]) -> None:
+    found = {tuple(tiles.m for tiles in tiling for _ in range(tiles.number)) for tiling in tilings(extent, 1, 5)}
     assert expected <= found
 
 

@@ -24,13 +24,13 @@ def possible_algorithms(kernel_size: tuple[int, int], stride: tuple[int, int]) -
 
 
 def correlation(algorithm: str, geometry: Geometry, q: int) -> Correlation:
-    """`algorithm` or, for "auto", the cheapest one, by shape alone; im2col for outputs of one row or column."""
+    """`algorithm` or, for "auto", the cheapest one, by shape alone."""
     height, width = computed(geometry, q)
     possible = possible_algorithms(geometry.kernel_size, geometry.stride)
-    if algorithm == IM2COL or possible == (IM2COL,) or min(height, width) < 2:
+    if algorithm == IM2COL or possible == (IM2COL,):
         return Im2col(geometry, q)
     largest = OF_TILES.get(algorithm, LARGEST_TILE)
-    ways = itertools.product(tilings(height, largest), tilings(width, largest))
+    ways = itertools.product(tilings(height, q, largest), tilings(width, q, largest))
     least, *tiles = min((cost_of_tiles(rows, columns, geometry), rows, columns) for rows, columns in ways)
     if algorithm == "auto" and cost_of_im2col(geometry, q) <= least:
         return Im2col(geometry, q)

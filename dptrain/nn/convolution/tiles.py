@@ -1,6 +1,6 @@
 """The transforms of Winograd's minimal filtering, and the tiles that cover an axis of a feature map.
 
-An axis of any extent is covered exactly by tiles of one or two sizes: 15 = 5+5+5, 7 = 4+3.
+Tiles of one or two sizes cover an axis: 15 = 5+5+5, 7 = 4+3. Where it costs less, tiles reach beyond: 7 = 4+4-1.
 """
 
 from __future__ import annotations
@@ -87,18 +87,18 @@ class Tiles(NamedTuple):
 Tiling = tuple[Tiles, ...]  # all tiles of one axis, the larger ones first
 
 
-def tilings(extent: int, largest: int) -> Iterator[Tiling]:
-    """The ways to cover an extent of at least 2 by tiles of at most `largest` outputs, of one or two sizes.
+def tilings(extent: int, q: int, largest: int) -> Iterator[Tiling]:
+    """The ways to cover an extent, a multiple of q, by tiles of at most `largest` outputs.
 
-    Where only 2 is allowed and the extent is odd, tiles of 3 are used too.
+    Tiles of two sizes cover it exactly. Tiles of one size may reach beyond it, up to another multiple of q.
     """
-    largest = max(largest, 2 + extent % 2)
     for m in range(2, largest + 1):
-        if extent % m == 0:
-            yield (Tiles(m, extent // m, 0),)
+        number = -(-extent // m)
+        if number * m == extent or number * m % q == 0:
+            yield (Tiles(m, number, 0),)
         for smaller in range(2, m):
             # More of the smaller tiles than this could be replaced by larger ones.
-            for number in range(1, m // math.gcd(m, smaller)):
-                large, rest = divmod(extent - number * smaller, m)
+            for count in range(1, m // math.gcd(m, smaller)):
+                large, rest = divmod(extent - count * smaller, m)
                 if large > 0 and rest == 0:
-                    yield (Tiles(m, large, 0), Tiles(smaller, number, large * m))
+                    yield (Tiles(m, large, 0), Tiles(smaller, count, large * m))

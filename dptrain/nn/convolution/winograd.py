@@ -34,7 +34,7 @@ from dptrain.nn.layer import Pass
 class Winograd(Correlation):
     """Kernels 3x3 with stride 1, any padding; `rows` and `columns` are the tiles along the height and the width.
 
-    They cover the output, without pixels in no pooling window.
+    They cover the output, and may reach beyond it. Pixels in no pooling window may be left out.
     """
 
     def __init__(self, geometry: Geometry, q: int, rows: Tiling, columns: Tiling) -> None:
@@ -45,7 +45,7 @@ class Winograd(Correlation):
         self.extent = (rows[-1].stop, columns[-1].stop)
         (ph, pw), (_, height, width) = geometry.padding, geometry.input_shape
         self._inside = (slice(ph, ph + height), slice(pw, pw + width))  # of the padding
-        self._padded = (height + 2 * ph, width + 2 * pw)
+        self._padded = (max(height + 2 * ph, self.extent[0] + SHARED), max(width + 2 * pw, self.extent[1] + SHARED))
         sizes = {tiles.m for tiles in (*rows, *columns)}
         matrices = {kind: {m: [one.astype(kind) for one in transforms(m)] for m in sizes} for kind in ("f", "d")}
         self.parts = [Part(self.name, down, across, matrices) for down in rows for across in columns]
