@@ -40,7 +40,7 @@ class TorchNetwork:
         weight, bias = (self.tensors.get(f"{layer.name}.{name}") for name in ("weight", "bias"))
         match type(layer).__name__:
             case "Conv2d":
-                return functional.conv2d(x, weight, bias, layer.stride, layer.padding)
+                return functional.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
             case "Linear":
                 return functional.linear(x, weight, bias)
             case "BatchNorm2d":

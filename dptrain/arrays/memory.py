@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
 from operator import is_
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ Views = TypeVar("Views")
 ALIGNMENT = 64  # bytes: one cache line, and the widest vector register
 HUGE_PAGE = 2 << 20  # bytes
 CHUNK = 32 << 20  # bytes allocated at a time; pages that are never written take no memory
+SCRATCH = "scratch"  # the owner of memory that all share
 APART = 5 * ALIGNMENT  # between arrays, so that those of 2^k bytes do not all share the same lines of the first cache
 
 
@@ -41,6 +42,14 @@ class Workspace:
         self._views: dict[tuple[str, str], tuple[tuple[Array, ...], Any]] = {}
         self._chunk: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._used = 0
+        self.allocations = 0
+        self._blocks: dict[Hashable, BlockWorkspace] = {}
+
+    def block(self, name: Hashable) -> BlockWorkspace:
+        """The memory of a block of samples, the same one for the same name."""
+        if name not in self._blocks:
+            self._blocks[name] = BlockWorkspace(self)
+        return self._blocks[name]
 
     def array(
         self, owner: str, purpose: str, shape: tuple[int, ...], dtype: DTypeLike | None = None, *, zeroed: bool = False
@@ -62,6 +71,7 @@ class Workspace:
 
     def _take(self, size: int) -> NDArray[np.uint8]:
         """New bytes."""
+        self.allocations += 1
         if self._used + size > len(self._chunk):
             self._chunk, self._used = huge_pages(max(size, CHUNK)), 0
         start = self._used
@@ -75,7 +85,7 @@ class Workspace:
         """
         array = self._arrays.get((owner, purpose))
         if array is None or array.shape != shape:
-            array = self._arrays[owner, purpose] = self.array("scratch", purpose, (math.prod(shape),)).reshape(shape)
+            array = self._arrays[owner, purpose] = self.array(SCRATCH, purpose, (math.prod(shape),)).reshape(shape)
         return array
 
     def views(self, owner: str, purpose: str, arrays: tuple[Array, ...], make: Callable[..., Views]) -> Views:
@@ -85,6 +95,65 @@ class Workspace:
             known = self._views[owner, purpose] = (arrays, make(*arrays))
         views: Views = known[1]
         return views
+
+
+class BlockWorkspace(Workspace):
+    """The memory of one block of samples, whose backward pass comes after the forward passes of other blocks.
+
+    Blocks compute in the memory of `shared`, which stays in the cache. After its forward pass a block takes over what
+    its backward pass needs (`keep`), and gets that memory again in later steps.
+    """
+
+    def __init__(self, shared: Workspace) -> None:
+        super().__init__(shared.dtype)
+        self._shared = shared
+        self._borrowed: dict[tuple[str, str], Array] = {}  # arrays of `shared`, since the last `keep`
+        self._allocations = 0
+
+    def begin(self) -> None:
+        """Begin a forward pass. Scratch memory that has grown since the last one is used from now on."""
+        if self._allocations != self._shared.allocations:
+            self._allocations = self._shared.allocations
+            self._arrays = {key: array for key, array in self._arrays.items() if key in self._memory}
+
+    def array(
+        self, owner: str, purpose: str, shape: tuple[int, ...], dtype: DTypeLike | None = None, *, zeroed: bool = False
+    ) -> Array:
+        if (owner, purpose) in self._memory:
+            return super().array(owner, purpose, shape, dtype, zeroed=zeroed)
+        array = self._shared.array(owner, purpose, shape, dtype, zeroed=zeroed)
+        if owner != SCRATCH:
+            self._borrowed[owner, purpose] = array
+        return array
+
+    def _take(self, size: int) -> NDArray[np.uint8]:
+        return self._shared._take(size)
+
+    def keep(self, saved: Any, owners: Collection[str] = ()) -> None:
+        """Keep the arrays in `saved`, views of them, and all arrays of `owners`; nothing else survives.
+
+        In containers other than tuples, lists and dictionaries an array is not found: then everything is kept.
+        """
+        arrays: list[Array] = []
+        complete = _find_arrays(saved, arrays)
+        for key, array in self._borrowed.items():
+            if key[0] in owners or not complete or any(np.may_share_memory(array, one) for one in arrays):
+                self._memory[key] = self._shared._memory.pop(key)
+                self._arrays[key] = self._shared._arrays.pop(key)
+        self._borrowed.clear()
+
+
+def _find_arrays(value: Any, arrays: list[Array]) -> bool:
+    """Append all arrays in nested tuples, lists and dictionaries; whether nothing in there can hide another one."""
+    if isinstance(value, np.ndarray):
+        arrays.append(value)
+        return not value.dtype.hasobject
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        complete = [_find_arrays(part, arrays) for part in value]  # a list: `all` alone would stop early
+        return all(complete)
+    return value is None or isinstance(value, bool | int | float | str | np.generic)
 
 
 def huge_pages(size: int) -> NDArray[np.uint8]:

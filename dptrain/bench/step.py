@@ -18,7 +18,7 @@ import numpy as np
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.bench.workload import STEPS_PER_EPOCH
 from dptrain.checkpoint.state import TrainingState
-from dptrain.nn.layer import Layer, Pass, Runner
+from dptrain.nn.layer import CoupledLayer, Layer, Pass, Runner
 from dptrain.nn.network import Network
 from dptrain.training.session import Engine
 from dptrain.training.step import Seconds
@@ -110,6 +110,13 @@ class StageTimer(Runner):
 
     def forward(self, layer: Layer, x: Array, call: Pass) -> Any:
         return self._time("forward", super().forward, layer, x, call)
+
+    def collect(self, layer: CoupledLayer, x: Array, call: Pass) -> Any:
+        return self._time("forward", super().collect, layer, x, call)
+
+    def collect_backward(self, layer: CoupledLayer, dy: Array, saved: Any, call: Pass) -> tuple[Array, Any]:
+        result: tuple[Array, Any] = self._time("backward", super().collect_backward, layer, dy, saved, call)
+        return result
 
     def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Any:
         return self._time("backward", super().backward, layer, dy, saved, call)

@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("data", type=path_argument, help="folder of a packed data set")
     help = "FILE.py:FUNCTION, for a checkpoint that was trained with one"
     parser.add_argument("--model", type=argument(model_name), default="", metavar="NAME", help=help)
-    add_flags(parser, ["threads"], defaults=True)
+    add_flags(parser, ["threads", "tta"], defaults=True)
 
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
@@ -40,6 +40,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         communicator,
         model=parsed.model,
         threads=parsed.threads,
+        tta=parsed.tta,
         note=lambda line: write_to_stderr(f"dptrain: {line}"),
     )
     classes = checkpoint.origin.classes
@@ -54,10 +55,11 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     if parsed.json:
         figures = {name: getattr(evaluation, name) for name in ("loss", "accuracy", "samples", "correct")}
         code = {"changed_model_files": evaluation.changed_model_files, "model_warning": evaluation.warning}
-        print(json.dumps({**figures, "class_accuracy": by_class, **code}))
+        print(json.dumps({**figures, "tta": parsed.tta, "class_accuracy": by_class, **code}))
         return 0
     print(f"test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")
-    print(f"({evaluation.correct:,} of {evaluation.samples:,})")
+    augmented = "" if parsed.tta == "none" else f", with test-time augmentation ({parsed.tta})"
+    print(f"({evaluation.correct:,} of {evaluation.samples:,}){augmented}")
     width = max(len(shown(name)) for name in classes)
     for name, accuracy in by_class.items():
         print(f"  {shown(name):<{width}}  " + ("no samples" if accuracy is None else f"{100 * accuracy:6.2f} %"))

@@ -7,7 +7,7 @@ import functools
 import json
 from contextlib import ExitStack, closing
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dptrain.commands.exit import end_at_once
 from dptrain.config.files import add_flags, merged, read_toml
@@ -21,15 +21,17 @@ from dptrain.system.suggestions import EXPLANATIONS
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
-SUMMARY = ("step", "test_loss", "test_accuracy", "params_sha256", "run_dir")
+SUMMARY = ("step", "test_loss", "test_accuracy", "tta", "tta_accuracy", "params_sha256", "run_dir")
 HANDLES_SIGNALS = True  # a signal is handled after the step
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the data set, the flags of all keys in one group a subject, and --config, --augment, --json."""
+    """Add the data set, the flags of all keys in one group a subject, and --recipe, --config, --augment, --json."""
     parser.usage = "dptrain train DATA [--flag value ...]"
     parser.explanations = EXPLANATIONS
     add_flags(parser, ["data"])
+    help = "a known training run: sets the flags that are not given (list: print all recipes)"
+    parser.add_argument("--recipe", action=ChosenRecipe, default="", metavar="NAME", help=help)
     help = "TOML file with keys named like the flags; flags win"
     parser.add_argument("--config", type=path_argument, metavar="FILE", help=help)
     parser.add_argument("--json", action="store_true", help="print a last line of JSON: accuracy, step, params_sha256")
@@ -40,6 +42,32 @@ def add_arguments(parser: Parser) -> None:
     groups[AugmentationConfig].add_argument(
         "--augment", choices=BORDERS, metavar="|".join(BORDERS), default=argparse.SUPPRESS, help=help
     )
+
+
+def _recipe(name: str, later: dict[str, Any]) -> dict[str, Any]:
+    """Values by key of --recipe, which `later` values may override; {} without a recipe."""
+    if not name:
+        return {}
+    from dptrain.config.recipes import read_recipe, used_with
+
+    return used_with(read_recipe(name), later)
+
+
+class ChosenRecipe(argparse.Action):
+    """--recipe NAME; `--recipe list` prints all recipes and ends, like --help."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        from dptrain.config import recipes  # here, as it is rarely needed
+
+        try:
+            setattr(namespace, self.dest, recipes.recipe_name(values))
+        except UsageError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        if values in recipes.LIST:
+            print(recipes.recipe_list())
+            parser.exit()
 
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
@@ -56,7 +84,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         saved = read_toml(parsed.config) if parsed.config else {}
         if "model" in saved:
             saved["model"] = model_in_toml(parsed.config, saved["model"])
-        config = merged(saved, given)
+        config = merged(_recipe(parsed.recipe, saved | given), saved, given)
         if not config.data:
             raise UsageError("no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 FOLDER")
     with SignalInterruption(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import Field, asdict
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not (saved and name in KEYS_OF_THE_FOLDER)}
 
 
-def parse_toml(text: str, origin: str, *, by_user: bool = False) -> dict[str, Any]:
-    """Values by key from TOML text; `origin` names the text in errors.
+def parse_toml(text: str, origin: str, *, by_user: bool = False, without: Collection[str] = ()) -> dict[str, Any]:
+    """Values by key from TOML text, `without` some names; `origin` names the text in errors.
 
     A whole number is accepted where a number is expected. In text written by a user, `~` in paths is expanded.
     """
@@ -49,6 +49,8 @@ def parse_toml(text: str, origin: str, *, by_user: bool = False) -> dict[str, An
     try:
         for spelled, value in files.parse_toml(text).items():
             name = spelled.replace("-", "_")
+            if name in without:
+                continue
             if name in values:
                 raise UsageError(f"{spelled!r} is given twice; keep one")
             values[name] = value if name == "augment" else _checked(spelled, value, by_user=by_user)

@@ -18,6 +18,7 @@ from dptrain.system.paths import typed_path
 
 RUN, BITS, FOLDER, PROCESS = Scope
 BORDERS = ("none", "reflect", "zero")
+TTA = ("none", "mirror", "mirror-translate")
 REDUCTIONS = {
     "tree": "dptrain.parallel.reduce.tree:TreeReducer",
     "mpi": "dptrain.parallel.reduce.mpi:MPIReducer",
@@ -56,13 +57,14 @@ class ModelConfig(Config):
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
 class AugmentationConfig(Config):
-    """augmentation of training images"""
+    """augmentation"""
 
     crop: str = key("none", BITS, "shift images randomly; how to fill the border", choices=BORDERS)
     crop_pixels: int = key(4, BITS, "for --crop: largest shift in each direction", at_least=1, below=65)
     flip: bool = key(False, BITS, "mirror half of the images, chosen at random (not for digits or text)")
     alternating_flip: bool = key(False, BITS, "for --flip: choose once, then mirror each image in every other epoch")
     cutout: int = key(0, BITS, "fill a random square of so many pixels a side with the mean (0: off)", at_least=0)
+    tta: str = key("none", PROCESS, "test-time augmentation, in addition at the end of the run", choices=TTA)
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -70,8 +72,8 @@ class OptimizerConfig(Config):
     """optimizer"""
 
     optimizer: str = key("sgd", RUN, "update rule", choices=OPTIMIZERS)
-    momentum: float = key(0.9, BITS, "momentum of sgd; 0 for none", at_least=0.0, below=1.0)
-    nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd")
+    momentum: float = key(0.9, BITS, "momentum of sgd and muon; 0 for none", at_least=0.0, below=1.0)
+    nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd and muon")
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
     group_lr: Mapping[str, Any] = key({}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10")

@@ -4,6 +4,8 @@ Flip and crop are the usual augmentation for CIFAR (He et al. 2016, section 4.2)
 position in the epoch: bit 0 decides the flip, bits 1 to 31 the vertical and bits 32 to 63 the horizontal offset of the
 crop. Cutout has a word of its own, with the vertical offset in bits 0 to 31 and the horizontal one in bits 32 to 63.
 An alternating flip has one word for each sample of the shard, the same in all epochs.
+
+Test-time augmentation (`views`) draws nothing.
 """
 
 from __future__ import annotations
@@ -94,6 +96,30 @@ def cut_out(images: Images, words: Words, size: int, fill: Images) -> Images:
     rows, columns = np.arange(height) - top[:, None], np.arange(width) - left[:, None]
     inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
     return np.where(inside[:, None], fill[:, None, None], images)
+
+
+def views(images: Images, tta: str) -> list[tuple[float, Images]]:
+    """Test-time augmentation: the views of images (N, C, H, W), with the weights of their logits in the mean.
+
+    "none" has the images alone. "mirror" has the mirror images too. "mirror-translate" has both (1/4 each), and both
+    shifted by one pixel along either direction of the main diagonal, with a reflected border (1/8 each; Jordan 2024).
+    """
+    mirror = images[..., ::-1]
+    if tta == "none":
+        return [(1.0, images)]
+    if tta == "mirror":
+        return [(1 / 2, images), (1 / 2, mirror)]
+    height, width = images.shape[2:]
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    shifted = [padded[:, :, start : start + height, start : start + width] for start in (0, 2)]
+    return [(1 / 4, images), (1 / 4, mirror), *((1 / 8, view) for one in shifted for view in (one, one[..., ::-1]))]
+
+
+def check_views(tta: str, image_shape: tuple[int, int, int]) -> None:
+    """UsageError when images (C, H, W) are too small for test-time augmentation."""
+    _, height, width = image_shape
+    if tta == "mirror-translate" and min(height, width) < 2:
+        raise UsageError(f"--tta {tta} needs images of at least 2 x 2 pixels, these are {height} x {width}")
 
 
 def check_transforms(crop: str, crop_pixels: int, cutout: int, image_shape: tuple[int, int, int]) -> None:

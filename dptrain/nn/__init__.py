@@ -1,7 +1,8 @@
 """The network in NumPy alone: no files, no MPI.
 
 Read in this order: tensor, layer; of layers: linear, activation, flatten, pool, conv; of convolution: correlation,
-im2col, winograd, products, cost; then graph, fused_conv, fusion, loss, network; then check, hidden_state, finite, zoo.
+im2col, winograd, products, cost; then graph, fused_conv, fusion, loss, segments, network; then check, hidden_state,
+finite, zoo.
 
 Shapes, everywhere in this package:
 
@@ -26,18 +27,23 @@ from dptrain.nn.check import check_layer
 from dptrain.nn.graph import Residual, Sequential
 from dptrain.nn.layer import Layer, Pass
 from dptrain.nn.layers.activation import ReLU
+from dptrain.nn.layers.avg_pool import AvgPool2d
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.dropout import Dropout
 from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.gelu import GELU
 from dptrain.nn.layers.global_pool import GlobalAvgPool2d
+from dptrain.nn.layers.layer_scale import LayerScale
+from dptrain.nn.layers.leaky_relu import LeakyReLU
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.norm import BatchNorm2d
 from dptrain.nn.layers.pool import MaxPool2d
+from dptrain.nn.layers.scale import Scale
+from dptrain.nn.layers.silu import SiLU
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor, constant, he_uniform, ones, uniform, zeros
 
-__all__ = ["GELU", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Layer", "Linear", "MaxPool2d"]
-__all__ += ["ReLU"]
+__all__ = ["GELU", "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Layer"]
+__all__ += ["LayerScale", "LeakyReLU", "Linear", "MaxPool2d", "ReLU", "Scale", "SiLU"]
 __all__ += ["Network", "Pass", "Residual", "Sequential", "check_layer"]
 __all__ += ["Tensor", "constant", "he_uniform", "ones", "uniform", "zeros"]

@@ -13,7 +13,7 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import Draws
 from dptrain.errors import ModelError
 from dptrain.nn.graph import Part
-from dptrain.nn.layer import PLAIN, Layer, Pass, Runner, read_only, where
+from dptrain.nn.layer import PLAIN, CoupledLayer, Layer, Pass, Runner, read_only, where
 from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor, zeros
@@ -31,11 +31,11 @@ class CheckedRunner(Runner):
     def __init__(self, network: Network, inner: Runner = PLAIN) -> None:
         self._inner = inner
         self._output_shapes = {node.layer.name: node.shape for node in network.graph.nodes}  # of a sample
-        self._input_shapes: dict[str, list[Shape]] = {}
+        self._input_shapes: dict[tuple[str, int], list[Shape]] = {}  # by layer and number of samples
 
     def forward(self, layer: Layer, x: Any, call: Pass) -> Any:
         inputs = [read_only(one) for one in (x if isinstance(x, tuple) else [x])]
-        self._input_shapes[layer.name] = [one.shape for one in inputs]
+        self._input_shapes[layer.name, inputs[0].shape[-2]] = [one.shape for one in inputs]
         given: Any = tuple(inputs) if isinstance(x, tuple) else inputs[0]
         result: Any = self._inner.forward(layer, given, call)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -47,13 +47,22 @@ class CheckedRunner(Runner):
 
     def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Any:
         result: Any = self._inner.backward(layer, dy, saved, call)
-        shapes = self._input_shapes[layer.name]
+        shapes = self._input_shapes[layer.name, dy.shape[-2]]
         parts = result if len(shapes) > 1 else (result,)
         fits = isinstance(parts, tuple) and len(parts) == len(shapes) and all(map(_has_shape, parts, shapes))
         if call.need_dx and not fits:
             expected = f"the gradient of its input, an array of shape {', '.join(map(str, shapes))}"
             raise _broken(layer, "backward returned", result, expected)
         return result
+
+    def collect(self, layer: CoupledLayer, x: Array, call: Pass) -> Any:
+        return self._inner.collect(layer, x, call)
+
+    def collect_backward(self, layer: CoupledLayer, dy: Array, saved: Any, call: Pass) -> tuple[Array, Any]:
+        return self._inner.collect_backward(layer, dy, saved, call)
+
+    def complete(self, layer: Layer) -> None:
+        self._inner.complete(layer)
 
 
 def _broken(layer: Layer, what: str, found: object, expected: str) -> ModelError:

@@ -118,11 +118,11 @@ class Graph:
     def __init__(self, nodes: Sequence[Node], trained: Collection[str]) -> None:
         self.nodes = list(nodes)
         self._values = nodes[-1].output + 1
-        self._wanted = [False] * self._values  # by value: is its gradient needed?
+        self.wanted = [False] * self._values  # by value: is its gradient needed?
         self.need_dx = []  # by node: whether its backward pass must return a gradient
         for node in nodes:
-            self.need_dx.append(any(self._wanted[value] for value in node.inputs))
-            self._wanted[node.output] = node.layer.name in trained or self.need_dx[-1]
+            self.need_dx.append(any(self.wanted[value] for value in node.inputs))
+            self.wanted[node.output] = node.layer.name in trained or self.need_dx[-1]
 
     def forward(self, x: Array, passes: Sequence[Pass], runner: Runner) -> tuple[Array, list[Any]]:
         """The output of the last node, and what each layer has saved."""
@@ -142,7 +142,7 @@ class Graph:
         """
         gradients = {self.nodes[-1].output: dy}
         for node, kept, call in zip(reversed(self.nodes), reversed(saved), reversed(passes), strict=True):
-            if not self._wanted[node.output]:
+            if not self.wanted[node.output]:
                 continue
             result: Any = runner.backward(node.layer, gradients.pop(node.output), kept, call)
             if not call.need_dx:
@@ -150,5 +150,5 @@ class Graph:
             for value, dx in zip(node.inputs, result if len(node.inputs) > 1 else (result,), strict=True):
                 if value in gradients:
                     gradients[value] += dx
-                elif self._wanted[value]:
+                elif self.wanted[value]:
                     gradients[value] = dx

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dptrain.arrays.memory import Array, Workspace, aligned_copy, aligned_zeros
 from dptrain.errors import DptrainError, ModelError
 from dptrain.nn.check import CheckedRunner, kind_of
-from dptrain.nn.layer import Layer, Parameters, Pass, where
+from dptrain.nn.layer import Layer, Parameters, Pass, is_users, is_users_class, where
 from dptrain.nn.network import Network, quiet
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import last_line, user_traceback
@@ -135,16 +135,6 @@ class _Checker(CheckedRunner):
         return result
 
 
-def _is_users_class(kind: type) -> bool:
-    """Whether it is neither dptrain's nor Python's."""
-    return kind.__module__.partition(".")[0] not in ("dptrain", "builtins", "abc", "typing")
-
-
-def is_users(layer: Layer) -> bool:
-    """Whether its passes are a user's code."""
-    return any(map(_is_users_class, type(layer).__mro__)) or not vars(layer).keys().isdisjoint(("forward", "backward"))
-
-
 def _sha256(values: Array) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(values).data).digest()
 
@@ -156,7 +146,7 @@ def _global_generators() -> bytes:
 def _state(network: Network, modules: Sequence[ModuleType]) -> dict[str, bytes]:
     """A digest of every attribute of the user's layers, classes, functions and modules, by a description."""
     layers = [layer for layer in network.layers if is_users(layer)]
-    classes = {kind for layer in layers for kind in type(layer).__mro__ if _is_users_class(kind)}
+    classes = {kind for layer in layers for kind in type(layer).__mro__ if is_users_class(kind)}
     names = {module.__name__ for module in modules} | {kind.__module__ for kind in classes}
     everything = [part for module in modules for part in vars(module).values()]
     classes |= {part for part in everything if isinstance(part, type) and part.__module__ in names}

@@ -58,6 +58,7 @@ class Pass:
     draws: Draws = NO_KEY
     layer_number: int = 0
     drawn: int = 0  # how often the layer has drawn
+    coupling: Any = None  # of a `CoupledLayer` that is computed in blocks: what `join` or `join_backward` returned
 
     def uniform(self, shape: Shape) -> Array:
         """New random numbers in [0, 1) for an array (..., N, C): 24 bits each, in the workspace's dtype.
@@ -189,6 +190,34 @@ class Layer:
         raise TypeError(f"{type(self).__name__} does not define backward")
 
 
+class CoupledLayer(Layer):
+    """A layer that couples samples only by sums over the microbatch, so it can be computed in blocks of samples.
+
+    Each pass has two phases. `collect` gets every block; `join` combines what it returned; then `forward` gets every
+    block, with what `join` returned as `call.coupling`. The blocks of the two phases may have different sizes. The
+    backward pass is alike: `collect_backward`, `join_backward`, `backward`. Without a coupling, `forward` and
+    `backward` get the whole microbatch and do all of it.
+    """
+
+    couples_samples = True
+
+    def collect(self, x: Array, call: Pass) -> Any:
+        """The sums of a block x (..., N, C)."""
+        raise TypeError(f"{type(self).__name__} does not define collect")
+
+    def join(self, parts: Sequence[Any], call: Pass) -> Any:
+        """What `forward` needs, from the sums of all blocks; writes `call.statistics`."""
+        raise TypeError(f"{type(self).__name__} does not define join")
+
+    def collect_backward(self, dy: Array, saved: Any, call: Pass) -> tuple[Array, Any]:
+        """What `backward` gets as dy (..., N, C), and its sums. `saved` is what `forward` returned for the block."""
+        raise TypeError(f"{type(self).__name__} does not define collect_backward")
+
+    def join_backward(self, parts: Sequence[Any], coupling: Any, call: Pass) -> Any:
+        """What `backward` needs, from the sums of all blocks and the coupling of `forward`; writes `call.gradients`."""
+        raise TypeError(f"{type(self).__name__} does not define join_backward")
+
+
 class Runner:
     """How a network calls its layers. A subclass can observe or check every call."""
 
@@ -201,6 +230,15 @@ class Runner:
     def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
         return layer.backward(dy, saved, call)
 
+    def collect(self, layer: CoupledLayer, x: Array, call: Pass) -> Any:
+        return layer.collect(x, call)
+
+    def collect_backward(self, layer: CoupledLayer, dy: Array, saved: Any, call: Pass) -> tuple[Array, Any]:
+        return layer.collect_backward(dy, saved, call)
+
+    def complete(self, layer: Layer) -> None:
+        """The gradients of the layer's parameters are complete: all samples have been computed."""
+
 
 PLAIN = Runner()
 
@@ -208,6 +246,16 @@ PLAIN = Runner()
 def where(layer: Layer) -> str:
     """A layer's name and type, for error messages."""
     return f"layer {layer.name} ({type(layer).__name__})"
+
+
+def is_users_class(kind: type) -> bool:
+    """Whether it is neither dptrain's nor Python's."""
+    return kind.__module__.partition(".")[0] not in ("dptrain", "builtins", "abc", "typing")
+
+
+def is_users(layer: Layer) -> bool:
+    """Whether its passes are a user's code."""
+    return any(map(is_users_class, type(layer).__mro__)) or not vars(layer).keys().isdisjoint(("forward", "backward"))
 
 
 def plain(value: Any) -> Any:

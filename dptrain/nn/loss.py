@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.arrays.functions import exp, log
 from dptrain.arrays.memory import Array, Workspace
 
 
@@ -20,10 +21,10 @@ def softmax_cross_entropy(logits: Array, labels: NDArray[np.int64], workspace: W
     shifted = workspace.array("loss", "shifted", logits.shape)
     exponentials = workspace.array("loss", "exponentials", logits.shape)
     np.subtract(logits, logits.max(axis=1, keepdims=True), out=shifted)
-    np.exp(shifted, out=exponentials)
+    exp(shifted, exponentials, workspace)
     sums = exponentials.sum(axis=1)
     rows = np.arange(len(logits))
-    losses = np.log(sums) - shifted[rows, labels]
+    losses = log(sums, workspace=workspace) - shifted[rows, labels]
     exponentials /= sums[:, None]
     exponentials[rows, labels] -= 1
     return losses, exponentials

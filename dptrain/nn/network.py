@@ -17,6 +17,7 @@ from dptrain.nn.fusion import fuse
 from dptrain.nn.graph import Builder, Graph, Part
 from dptrain.nn.layer import PLAIN, Parameters, Pass, Runner, Views, read_only
 from dptrain.nn.loss import softmax_cross_entropy
+from dptrain.nn.segments import Microbatch, Plan, Vectors
 
 # For code that checks its result for NaN and infinity once, instead of at every warning.
 quiet = np.errstate(over="ignore", invalid="ignore")
@@ -63,10 +64,14 @@ class Network:
         trained = {name.rpartition(".")[0] for name, tensor in self.tensors.items() if tensor.trained}
         if not trained:
             raise ValueError("the network has no parameters, there is nothing to train")
-        self.couples_samples = any(layer.couples_samples for layer in self.layers)
         self.block = _samples_of_a_block(sum(map(math.prod, shapes)), self.layout.size)
         self.graph = Graph(fuse(self.nodes) if fused else self.nodes, trained)
         self.stages = [node.layer for node in self.graph.nodes]  # the layers as they are computed, fused
+        self._slices = [
+            (_slice_of(self.layout, stage.name), _slice_of(self.buffer_layout, stage.name)) for stage in self.stages
+        ]
+        parameters = [part.stop - part.start for part, _ in self._slices]
+        self.plan = Plan(self.graph, parameters, self.block)
         self._constant = [name for name in self.layout.shapes if not self.tensors[name].trained]
         momentum = {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
         self._momentum = self.buffer_layout.expand(momentum)
@@ -136,43 +141,41 @@ class Network:
     ) -> Outcome:
         """Write the gradient of the summed loss to `gradient` (P,), for images (H, W, N, C) and labels (N,).
 
-        `statistics` (B,) become N times the layers' statistics. An empty microbatch gives zeros. More than `block`
-        samples are computed in blocks, whose sums are added in order, unless a layer couples samples.
+        `statistics` (B,) become N times the layers' statistics. An empty microbatch gives zeros. Samples are computed
+        in blocks (`dptrain.nn.segments`), whose sums are added in order.
         """
-        gradient.fill(0)  # a layer may add to it
-        if statistics is not None:
-            statistics.fill(0)
         samples, loss_sum, correct = images.shape[-2], 0.0, 0
-        block = self.block_of(samples)
-        part, averages = gradient, workspace.array("network", "statistics of a block", (self.buffer_layout.size,))
-        if samples > block:
+        if statistics is None:
+            statistics = workspace.array("network", "statistics", (self.buffer_layout.size,))
+        part, averages = gradient, workspace.array("network", "statistics of a block", statistics.shape)
+        if any(len(segment.rows(samples)) > 1 for segment in self.plan.segments):
             part = workspace.array("network", "gradient of a block", gradient.shape)
+        for vector in (gradient, part, statistics, averages):
+            vector.fill(0)  # a layer may add to it
+        if not samples:
+            return Outcome(0.0, 0)
         passes = self.passes(prepared, workspace, part, averages, draws)
-        for start in range(0, samples, block or 1):
-            rows = slice(start, start + block)
-            if start:
-                draws = draws.after(block)
-                for call in passes:
-                    call.draws, call.drawn = draws, 0
-            if part is not gradient:
-                part.fill(0)
-            averages.fill(0)
-            logits, saved = self.graph.forward(images[..., rows, :], passes, runner)
+        total, block = Vectors(gradient, statistics, self._slices), Vectors(part, averages, self._slices)
+        microbatch = Microbatch(self.plan, passes, images, total, block, workspace, draws, runner)
+        *earlier, last = self.plan.segments
+        for segment in earlier:
+            for rows in segment.rows(samples):
+                microbatch.forward(segment, rows)
+            microbatch.join(segment)
+        for rows in last.rows(samples):
+            logits = microbatch.forward(last, rows)
             losses, dlogits = softmax_cross_entropy(logits, labels[rows], workspace)
             loss_sum += float(losses.sum(dtype=np.float64))
             correct += int(np.count_nonzero(logits.argmax(axis=1) == labels[rows]))
-            self.graph.backward(dlogits, saved, passes, runner)
-            if part is not gradient:
-                gradient += part
-            if statistics is not None and statistics.size:
-                statistics += len(losses) * averages
+            microbatch.backward(last, rows, dlogits)
+        microbatch.join_backward(last)
+        for segment in reversed(earlier):
+            for rows in segment.rows(samples):
+                microbatch.backward(segment, rows)
+            microbatch.join_backward(segment)
         for name in self._constant:
             gradient[self.layout.slices[name]] = 0
         return Outcome(loss_sum, correct)
-
-    def block_of(self, samples: int) -> int:
-        """How many samples of a microbatch of `samples` are computed together, at most."""
-        return samples if self.couples_samples else self.block
 
     def passes(
         self, prepared: Prepared, workspace: Workspace, gradient: Array, statistics: Array, draws: Draws = NO_KEY
@@ -197,6 +200,12 @@ class Network:
     def _by_stage(self, layout: Layout, flat: Array) -> list[Views]:
         by_layer = layout.views_by_layer(flat)
         return [Views(by_layer.get(stage.name, {})) for stage in self.stages]
+
+
+def _slice_of(layout: Layout, layer: str) -> slice:
+    """The part of a flat vector that holds a layer's tensors."""
+    parts = [part for name, part in layout.slices.items() if name.startswith(f"{layer}.")]
+    return slice(parts[0].start, parts[-1].stop) if parts else slice(0, 0)
 
 
 def _samples_of_a_block(values: int, parameters: int) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dptrain.arrays.memory import Array, aligned_zeros
+from dptrain.arrays.scalars import power
 from dptrain.optim.optimizer import Optimizer, Parameter
 
 
@@ -49,8 +51,8 @@ class AdamW(Optimizer):
         np.multiply(gradient, gradient, out=gradient)
         second += np.multiply(gradient, 1 - self.beta2, out=scratch)
         np.sqrt(second, out=scratch)
-        scratch *= (1 - self.beta2 ** (step + 1)) ** -0.5
+        scratch *= 1 / math.sqrt(1 - power(self.beta2, step + 1))
         scratch += self.epsilon
         np.divide(first, scratch, out=self._step)
-        self._step *= 1 / (1 - self.beta1 ** (step + 1))
+        self._step *= 1 / (1 - power(self.beta1, step + 1))
         parameters -= np.multiply(self._step, rate, out=scratch)

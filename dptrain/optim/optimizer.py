@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, aligned_zeros
@@ -39,6 +39,32 @@ class Parameter:
         return self.rate == 0 or (self.schedule is not None and self.schedule(step) == 0)
 
 
+class Ranks(Protocol):
+    """What an optimizer that shares out its work over ranks needs: a part of dptrain.parallel's Communicator."""
+
+    rank: int
+    size: int
+
+    def allgather_slices(self, own: Array, whole: Array, counts: Sequence[int]) -> None:
+        """Join slices of a vector, `counts[r]` numbers from rank r."""
+
+    def confirm(self) -> None:
+        """RankLostError on all ranks if one has died; else what was gathered before is valid."""
+
+
+class OneRank:
+    """No other ranks."""
+
+    rank = 0
+    size = 1
+
+    def allgather_slices(self, own: Array, whole: Array, counts: Sequence[int]) -> None:
+        whole[...] = own
+
+    def confirm(self) -> None:
+        pass
+
+
 class Optimizer(ABC):
     """Updates the parameters (P,) in place from the mean gradient of a global batch.
 
@@ -53,13 +79,18 @@ class Optimizer(ABC):
         """`parameters` are the tensors of the vector, in order."""
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay is {weight_decay}, expected at least 0")
-        self.parameters = tuple(parameters)
+        self.parameters, self.weight_decay = tuple(parameters), weight_decay
+        self.ranks: Ranks = OneRank()
         self.layout = Layout({one.name: one.shape for one in parameters})
         decays = {one.name: one.decay * weight_decay for one in parameters}
         self.decay = self.layout.expand(decays) if any(decays.values()) else None  # (P,)
         self.scratch = aligned_zeros(self.layout.size)
         plain = all(one.rate == 1 and one.schedule is None for one in parameters)
         self._rates = None if plain else aligned_zeros(self.layout.size)
+
+    def join(self, ranks: Ranks) -> None:
+        """Make the updates together with these ranks, which all have the same vectors and gradients."""
+        self.ranks = ranks
 
     def rate(self, lr: float, step: int) -> float | Array:
         """The learning rate at a step: one for all parameters, or one for each, (P,).
@@ -78,7 +109,8 @@ class Optimizer(ABC):
 
     @abstractmethod
     def update(self, vectors: Mapping[str, Array], gradient: Array, lr: float, step: int) -> None:
-        """Make update `step` (0, 1, ...) of vectors["parameters"] and of the slots.
+        """Make update `step` (0, 1, ...) of vectors["parameters"] and of the slots, on all ranks.
 
-        `lr` is the run's learning rate; `rate` has each parameter's. `gradient` (P,) may be overwritten.
+        `lr` is the run's learning rate; `rate` has each parameter's. `gradient` (P,) may be overwritten. RankLostError
+        if a rank has died, on all ranks and before any vector changes.
         """

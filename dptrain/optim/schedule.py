@@ -20,6 +20,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dptrain.arrays.scalars import falling_cosine, power
+
 Schedule = Callable[[int], float]
 
 NAMES = ("constant", "step", "linear", "triangle", "cosine", "one-cycle")
@@ -48,7 +50,7 @@ def make_schedule(
     remaining = max(1, total_steps - warmup_steps)
     curves: dict[str, Schedule] = {
         "constant": lambda t: lr,
-        "step": lambda t: lr * factor ** (bisect_right(milestones, t + warmup_steps) if milestones else t // every),
+        "step": lambda t: lr * power(factor, bisect_right(milestones, t + warmup_steps) if milestones else t // every),
         "linear": lambda t: lr * (1 - min(t / remaining, 1.0)),
         "triangle": lambda t: _triangle(lr, t / remaining, start, peak, end),
         "cosine": lambda t: _cosine(lr, 0.0, t / remaining),
@@ -89,7 +91,7 @@ def _triangle(lr: float, progress: float, start: float, peak: float, end: float)
 
 def _cosine(start: float, end: float, progress: float) -> float:
     """Half a cosine from `start` at progress 0 to `end` at 1 and beyond."""
-    return end + (start - end) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    return end + (start - end) * falling_cosine(min(progress, 1.0))
 
 
 def _one_cycle(lr: float, progress: float) -> float:

@@ -35,9 +35,23 @@ class SGD(Optimizer):
         parameters, velocity = vectors["parameters"], vectors["momentum"]
         if self.decay is not None:
             gradient += np.multiply(parameters, self.decay, out=self.scratch)
-        velocity *= self.momentum
-        velocity += gradient
-        if self.nesterov:
-            gradient += np.multiply(velocity, self.momentum, out=self.scratch)
-        direction = gradient if self.nesterov else velocity
-        parameters -= np.multiply(direction, self.rate(lr, step), out=self.scratch)
+        rate = self.rate(lr, step)
+        descend(parameters, velocity, gradient, rate, self.scratch, momentum=self.momentum, nesterov=self.nesterov)
+
+
+def descend(
+    parameters: Array,
+    velocity: Array,
+    gradient: Array,
+    rate: float | Array,
+    scratch: Array,
+    *,
+    momentum: float,
+    nesterov: bool,
+) -> None:
+    """Change the velocity by the gradient, then the parameters by the velocity. Overwrites the gradient."""
+    velocity *= momentum
+    velocity += gradient
+    if nesterov:
+        gradient += np.multiply(velocity, momentum, out=scratch)
+    parameters -= np.multiply(gradient if nesterov else velocity, rate, out=scratch)

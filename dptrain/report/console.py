@@ -87,6 +87,8 @@ class Console:
     def _print_results(self, event: events.RunFinished) -> None:
         self.close()
         self._print(f"test accuracy {_percent(event.test_accuracy)} ({event.test_correct:,} of {event.test_samples:,})")
+        if event.tta_accuracy is not None:
+            self._print(f"test accuracy {_percent(event.tta_accuracy)} with test-time augmentation ({event.tta})")
         self._print(f"last checkpoint {event.last_checkpoint}")
         if event.best_checkpoint is not None and event.best_accuracy is not None:
             best = f"test accuracy {_percent(event.best_accuracy)}, step {event.best_step:,}"

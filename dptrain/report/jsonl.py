@@ -4,11 +4,13 @@
     {"event": "step",  "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "seconds": {...}}
     {"event": "epoch", "step", "epoch", "loss", "accuracy", "test_loss", "test_accuracy", "lr",
                        "images_per_second", "seconds": {...}, "evaluation_seconds", "params_sha256"}
+    {"event": "tta", "step", "tta", "test_loss", "test_accuracy"}
     {"event": "recovery", "step", "lost", "ranks", "threads", "recovery_seconds"}
 
 Loss and accuracy of a step are those of its global batch, of an epoch the means over its samples. "seconds" and
 "images_per_second" are measured on rank 0, without evaluation: for a step since the previous logged step, for an epoch
-since its start (null if this process made no step of it). Repeated steps are logged again, with the same values.
+since its start (null if this process made no step of it). "tta" has the figures of the end of the run with test-time
+augmentation, if --tta asks for it. Repeated steps are logged again, with the same values.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import numpy as np
 import dptrain
 from dptrain.errors import DptrainError
 from dptrain.system.files import append_text
-from dptrain.training.events import EvaluationFinished, Event, RanksLost, RunStarted, StepFinished
+from dptrain.training.events import EvaluationFinished, Event, RanksLost, RunFinished, RunStarted, StepFinished
 
 
 class JsonLines:
@@ -61,6 +63,8 @@ class JsonLines:
                 self._write("step", **event._asdict())
             case EvaluationFinished(repeated=False):
                 self._write("epoch", **event._asdict())
+            case RunFinished(tta_accuracy=float(accuracy)):
+                self._write("tta", step=event.step, tta=event.tta, test_loss=event.tta_loss, test_accuracy=accuracy)
 
     def _open(self, run_dir: Path) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""Loss and accuracy on the test split. Each rank computes its shards."""
+"""Loss and accuracy on the test split, with or without test-time augmentation. Each rank computes its shards."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, vector_layouts
 from dptrain.data.batches import Normalisation
 from dptrain.data.shard import Samples
+from dptrain.data.transforms import views
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.nn.check import CheckedRunner
-from dptrain.nn.hidden_state import is_users
-from dptrain.nn.layer import PLAIN, Runner
+from dptrain.nn.layer import PLAIN, Runner, is_users
 from dptrain.nn.loss import softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.parallel.communicator import Communicator
@@ -86,20 +86,38 @@ class EvaluationWork(NetworkWork[Figures]):
         self.shards, self.normalise, self.longest = shards, normalise, longest
 
     @quiet
-    def compute(self, shard: int, prepared: tuple[Prepared, slice], workspace: Workspace) -> Figures:
-        network, rows = prepared
+    def compute(self, shard: int, prepared: tuple[Prepared, slice, str], workspace: Workspace) -> Figures:
+        network, rows, tta = prepared
         images, labels = self.shards[shard].images[rows], self.shards[shard].labels[rows]
         losses: list[float] = []
         runner = self.runner()
         right = np.zeros(len(labels), bool)
         for start in range(0, len(labels), self.network.block):
             block = slice(start, start + self.network.block)
-            logits = self.network.predict(network, self.normalise(images[block], workspace), workspace, runner)
+            logits = self._logits(network, images[block], tta, workspace, runner)
             sample_losses, _ = softmax_cross_entropy(logits, labels[block], workspace)
             losses.append(float(sample_losses.sum(dtype=np.float64)))
             right[block] = logits.argmax(axis=1) == labels[block]
         count = self.network.classes
         return losses, np.bincount(labels, minlength=count), np.bincount(labels[right], minlength=count)
+
+    def _logits(
+        self, network: Prepared, images: NDArray[np.uint8], tta: str, workspace: Workspace, runner: Runner
+    ) -> Array:
+        """The mean logits (N, K) over all views of the images, added in the order of the views."""
+        mean: Array | None = None
+        for weight, view in views(images, tta):
+            logits = self.network.predict(network, self.normalise(view, workspace), workspace, runner)
+            if weight == 1:
+                return logits
+            logits *= weight  # a power of two, so this is exact
+            if mean is None:
+                mean = workspace.array("evaluation", "mean logits", logits.shape)
+                np.copyto(mean, logits)
+            else:
+                mean += logits
+        assert mean is not None
+        return mean
 
 
 def evaluate(
@@ -108,18 +126,20 @@ def evaluate(
     pool: ShardPool,
     communicator: Communicator,
     interruption: Interruption = NEVER,
+    tta: str = "none",
 ) -> Evaluation:
     """The evaluation of all ranks' shards, the same on every rank; AskedToEndError on all after a signal at any.
 
     `vectors` are those of a state; the pool must have been made with this work. Losses are summed with exact rounding
-    (math.fsum), so the result does not depend on the number of ranks.
+    (math.fsum), so the result does not depend on the number of ranks. `tta` is the test-time augmentation, see
+    `dptrain.data.transforms.views`.
     """
     communicator.activity.enter("evaluating")
     work.load(vectors)
     figures: list[Figures] = []
     size = BLOCKS * work.network.block
     for start in range(0, work.longest, size):
-        figures += pool.map(work, work.shards, slice(start, start + size))
+        figures += pool.map(work, work.shards, slice(start, start + size), tta)
         for signal_name in communicator.allgather(interruption.signal_name):
             if signal_name is not None:
                 raise AskedToEndError(signal_name)

@@ -13,6 +13,7 @@ from dptrain.checkpoint.state import vector_layouts
 from dptrain.config.files import parse_toml
 from dptrain.config.train import TrainConfig
 from dptrain.data.manifest import Manifest
+from dptrain.data.transforms import check_views
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.pool import make_pool
@@ -38,13 +39,14 @@ def evaluate_checkpoint(
     *,
     model: str = "",
     threads: int = 0,
+    tta: str = "none",
     note: Callable[[str], None] = lambda line: None,
 ) -> CheckpointEvaluation:
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
     Images are normalised with the checkpoint's mean and deviation. `model` replaces the checkpoint's architecture;
-    `threads` 0 is this rank's share of the cores; rank 0 passes lines for the user to `note`. Either all ranks fail
-    with a DptrainError, or none.
+    `tta` is the test-time augmentation; `threads` 0 is this rank's share of the cores; rank 0 passes lines for the
+    user to `note`. Either all ranks fail with a DptrainError, or none.
     """
     origin = checkpoint.origin
     with together(communicator):
@@ -56,7 +58,12 @@ def evaluate_checkpoint(
                 f"checkpoint; pass --model {shown(name, 300)}"
             )
     config = replace(trained, data=str(data), model=model or trained.model, threads=threads)
-    task = open_task(config, communicator, lambda found: check_task(origin, found, path, data), splits=("test",))
+
+    def check(found: Manifest) -> None:
+        check_task(origin, found, path, data)
+        check_views(tta, found.image_shape)
+
+    task = open_task(config, communicator, check, splits=("test",))
     network, source, tests = task.network, task.architecture.source, task.shards.test
     as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
     evaluation = make_evaluation(task, as_trained)
@@ -78,7 +85,7 @@ def evaluate_checkpoint(
         note(line)
     change = model_change(path, origin, trained.model, source, output, task.environment)
     with closing(make_pool(min(task.threads, len(tests)), [evaluation], communicator)) as pool:
-        found = evaluate(evaluation, checkpoint.state.vectors, pool, communicator)
+        found = evaluate(evaluation, checkpoint.state.vectors, pool, communicator, tta=tta)
     return CheckpointEvaluation(
         **vars(found),
         changed_model_files=changed_files(origin, trained.model, source),

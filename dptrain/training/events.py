@@ -91,7 +91,7 @@ class EvaluationFinished(NamedTuple):
 
 
 class RunFinished(NamedTuple):
-    """All steps are made and saved."""
+    """All steps are made and saved. Loss and accuracy with test-time augmentation are None unless `tta` asks for it."""
 
     step: int
     test_loss: float
@@ -104,6 +104,9 @@ class RunFinished(NamedTuple):
     best_checkpoint: str | None
     best_accuracy: float | None
     best_step: int
+    tta: str = "none"
+    tta_loss: float | None = None
+    tta_accuracy: float | None = None
 
 
 Event = Note | RunStarted | RanksLost | StepFinished | EvaluationStarted | EvaluationFinished | RunFinished

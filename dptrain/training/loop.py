@@ -37,7 +37,7 @@ def train(
         while True:
             try:
                 run.begin(communicator, interruption)
-                evaluation = finish_steps(run, interruption)
+                evaluation, augmented = finish_steps(run, interruption)
                 break
             except RankLostError:
                 if not config.elastic:
@@ -57,22 +57,33 @@ def train(
             best_checkpoint=str(run.folder.best) if run.folder.best else None,
             best_accuracy=run.folder.best_accuracy,
             best_step=run.folder.best_step,
+            tta=config.tta,
+            tta_loss=augmented.loss if augmented else None,
+            tta_accuracy=augmented.accuracy if augmented else None,
         )
         run.report.emit(finished)
     return finished
 
 
-def finish_steps(run: Run, interruption: Interruption) -> Evaluation:
-    """Make and save all remaining steps; PreemptedError on all ranks, with a checkpoint, if one received a signal."""
+def finish_steps(run: Run, interruption: Interruption) -> tuple[Evaluation, Evaluation | None]:
+    """Make and save all remaining steps; the last evaluation, and that with test-time augmentation if it is asked for.
+
+    PreemptedError on all ranks, with a checkpoint, if one received a signal.
+    """
+    augmented = None
     try:
         evaluation = make_steps(run, interruption)
+        if (tta := run.config.tta) != "none":
+            session = run.session
+            parts = session.evaluation, run.state.vectors, session.pool, session.communicator
+            augmented = evaluate(*parts, interruption, tta)
     except AskedToEndError:
         evaluation = None
     if run.saved_step != run.state.step:
         run.save()
     run.wait_until_saved()
     if evaluation is not None:
-        return evaluation
+        return evaluation, augmented
     communicator = run.session.communicator
     names = communicator.allgather(interruption.signal_name)
     signals = {rank: name for rank, name in zip(communicator.world_ranks, names, strict=True) if name}

@@ -13,7 +13,7 @@ from dptrain.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
-from dptrain.data.transforms import check_transforms, make_transforms
+from dptrain.data.transforms import check_transforms, check_views, make_transforms
 from dptrain.errors import DataError, UsageError
 from dptrain.nn.network import Network
 from dptrain.optim import optimizer_class, options_of
@@ -85,6 +85,7 @@ def set_up(
     def check(manifest: Manifest) -> None:
         count_steps(manifest, config.batch_size)
         check_transforms(config.crop, config.crop_pixels, config.cutout, manifest.image_shape)
+        check_views(config.tta, manifest.image_shape)
 
     task = open_task(config, communicator, check, loaded=loaded, architecture=architecture)
     manifest, network, source = task.manifest, task.network, task.architecture.source

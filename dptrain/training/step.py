@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from dptrain.arrays.memory import Array, Workspace
+from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.state import BUFFERS, TrainingState, vector_layouts
 from dptrain.data.batches import ShardBatches
 from dptrain.nn.finite import not_finite
-from dptrain.nn.layer import PLAIN, Layer, Pass, Runner
+from dptrain.nn.layer import Layer, Runner
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.communicator import Communicator, known_to_all
@@ -64,17 +64,20 @@ class StepOutcome:
 
 
 class GradientReporter(Runner):
-    """Reports the gradient of each stage after its backward pass; everything from `start` on is reported."""
+    """Reports the gradient of each stage when it is complete; everything from `start` on is reported.
+
+    `starts` has the place of each stage's gradient, by name and in order.
+    """
 
     def __init__(self, ready: Callable[[slice], None], starts: Mapping[str, int], end: int) -> None:
-        self.ready, self.starts, self.start = ready, starts, end
+        self.ready, self.start = ready, end
+        self._waiting, self._complete = list(starts.items()), set[str]()
 
-    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Array | None:
-        dx = super().backward(layer, dy, saved, call)
-        if layer.name in self.starts:
-            end, self.start = self.start, self.starts[layer.name]
+    def complete(self, layer: Layer) -> None:
+        self._complete.add(layer.name)
+        while self._waiting and self._waiting[-1][0] in self._complete:
+            end, (_, self.start) = self.start, self._waiting.pop()
             self.ready(slice(self.start, end))
-        return dx
 
 
 class GradientWork(NetworkWork[float]):
@@ -106,7 +109,7 @@ class GradientWork(NetworkWork[float]):
             workspace,
             statistics=parts.statistics,
             draws=batches.draws(epoch, step),
-            runner=self.runner(reporter if self.network.block_of(len(labels)) >= len(labels) else PLAIN),
+            runner=self.runner(reporter),
         )
         parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels)
         for start, end in ((0, reporter.start), (parts.gradient.size, parts.vector.size)):
@@ -120,6 +123,7 @@ class TrainingStep:
 
     def __init__(self, work: GradientWork, optimizer: Optimizer, pool: ShardPool, communicator: Communicator) -> None:
         self.work, self.optimizer, self.pool, self.communicator = work, optimizer, pool, communicator
+        optimizer.join(communicator)
         self.layouts = vector_layouts(work.network, optimizer.slots)
 
     @quiet

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dptrain.config.files import from_text, merged, parse_toml, read_toml, to_toml
 from dptrain.config.keys import Scope, flag
-from dptrain.config.train import BORDERS, KEYS, REDUCTIONS, SUBJECTS, TrainConfig
+from dptrain.config.train import BORDERS, KEYS, REDUCTIONS, SUBJECTS, TTA, TrainConfig
 from dptrain.errors import UsageError
 from dptrain.optim.schedule import NAMES as SCHEDULES
 
@@ -54,6 +54,7 @@ CONFIGS = st.builds(
     flip=st.booleans(),
     alternating_flip=st.booleans(),
     cutout=st.integers(0, 100),
+    tta=st.sampled_from(TTA),
     threads=COUNT,
     reduction=st.sampled_from(sorted(REDUCTIONS)),
     checkpoint_every=st.from_regex(r"[0-9]{1,9}[smh]?", fullmatch=True),

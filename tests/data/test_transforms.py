@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dptrain.arrays.random import Purpose, random_words
-from dptrain.data.transforms import check_transforms, cropped, cut_out, flipped
+from dptrain.data.transforms import check_transforms, check_views, cropped, cut_out, flipped, views
 from dptrain.errors import UsageError
 
 Images = NDArray[np.uint8]
@@ -169,3 +169,33 @@ def test_an_image_too_small_for_cutout_is_refused_with_what_to_do() -> None:
     with pytest.raises(UsageError, match="larger than 2 pixels, these are 2 x 9; use --crop zero or none, or fewer"):
         check_transforms("reflect", 2, 0, (1, 2, 9))
     check_transforms("reflect", 2, 0, (1, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("tta", "expected"),
+    [
+        ("none", [(1.0, 0, 0)]),
+        ("mirror", [(0.5, 0, 0), (0.5, 1, 0)]),
+        (
+            "mirror-translate",
+            [(1 / 4, 0, 0), (1 / 4, 1, 0), (1 / 8, 0, -1), (1 / 8, 1, -1), (1 / 8, 0, 1), (1 / 8, 1, 1)],
+        ),
+    ],
+)
+def test_views_are_mirror_images_and_shifts_by_one_pixel(tta: str, expected: list[tuple[float, int, int]]) -> None:
+    """As weight, mirrored, and the shift in H and W of the window into the image."""
+    images = random_images(3, (2, 4, 6))
+    found = views(images, tta)
+    assert [weight for weight, _ in found] == [weight for weight, _, _ in expected]
+    for (_, view), (_, mirrored, shift) in zip(found, expected, strict=True):
+        shifted = word(0, 1 + shift, 1 + shift)
+        window = pixel_by_pixel(images, np.array([shifted] * 3, np.uint64), "reflect", 1)
+        np.testing.assert_array_equal(view, window[..., ::-1] if mirrored else window)
+    assert sum(weight for weight, _ in found) == 1
+
+
+def test_an_image_of_one_pixel_cannot_be_shifted_with_a_reflected_border() -> None:
+    with pytest.raises(UsageError, match="--tta mirror-translate needs images of at least 2 x 2 pixels, these are 1 x"):
+        check_views("mirror-translate", (3, 1, 8))
+    check_views("mirror", (3, 1, 8))
+    check_views("mirror-translate", (3, 2, 2))

@@ -13,7 +13,7 @@ from networks import training_pass
 
 from dptrain import nn
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn import GELU, Pass, ReLU
+from dptrain.nn import GELU, LeakyReLU, Pass, ReLU, SiLU
 from dptrain.nn.check import check_layer
 from dptrain.nn.layers import activation
 from dptrain.nn.layers.activation import Activation
@@ -23,7 +23,11 @@ SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 # By name: the layer, and the function of torch.nn.functional with its options.
 ACTIVATIONS: dict[str, tuple[Callable[[], Activation], str, dict[str, Any]]] = {
     "GELU": (GELU, "gelu", {"approximate": "tanh"}),
+    "LeakyReLU": (LeakyReLU, "leaky_relu", {}),
+    "LeakyReLU with a large slope": (lambda: LeakyReLU(1.7), "leaky_relu", {"negative_slope": 1.7}),
+    "LeakyReLU with a negative slope": (lambda: LeakyReLU(-0.3), "leaky_relu", {"negative_slope": -0.3}),
     "ReLU": (ReLU, "relu", {}),
+    "SiLU": (SiLU, "silu", {}),
 }
 every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
 
@@ -104,3 +108,8 @@ def test_relu_clips_below_zero() -> None:
     y, dx = passes(made("ReLU"), x, np.ones_like(x))
     assert y.tolist() == [[0, 0, 2.5]]
     assert dx.tolist() == [[0, 0, 1]]
+
+
+def test_a_slope_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="negative_slope is inf, expected a finite number"):
+        LeakyReLU(float("inf"))

@@ -10,7 +10,8 @@ from networks import random_parameters, training_pass
 from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
-from dptrain.nn.convolution.cost import ALGORITHMS
+from dptrain.nn.convolution import depthwise
+from dptrain.nn.convolution.cost import DENSE
 from dptrain.nn.layers.conv import Conv2d
 
 Pair = tuple[int, int]
@@ -76,7 +77,7 @@ def test_backward_is_the_gradient(
     check_layer(layer, (channels, kernel[0] + more[0], kernel[1] + more[1]), samples)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [*DENSE, "grouped"])
 def test_backward_without_bias_is_the_gradient(algorithm: str) -> None:
     layer = Conv2d(3, padding=1, bias=False, algorithm=algorithm)
     check_layer(layer, (2, 5, 6), 2)
@@ -92,16 +93,27 @@ def test_backward_without_bias_is_the_gradient(algorithm: str) -> None:
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     more=st.tuples(st.integers(0, 5), st.integers(0, 5)),
     bias=st.booleans(),
+    groups=st.integers(1, 3),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     samples=st.integers(1, 3),
 )
 def test_passes_agree_with_pytorch(
-    channels: int, out: int, kernel: Pair, stride: Pair, padding: Pair, more: Pair, bias: bool, samples: int
+    channels: int,
+    out: int,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    more: Pair,
+    bias: bool,
+    groups: int,
+    dilation: Pair,
+    samples: int,
 ) -> None:
     import torch
 
-    layer = Conv2d(out, kernel, stride=stride, padding=padding, bias=bias)
-    generator = np.random.default_rng(samples)
-    extents = (kernel[0] + more[0], kernel[1] + more[1])
+    layer = Conv2d(groups * out, kernel, stride=stride, padding=padding, bias=bias, groups=groups, dilation=dilation)
+    generator, channels = np.random.default_rng(samples), groups * channels
+    extents = tuple(1 + d * (k - 1) + m for k, m, d in zip(kernel, more, dilation, strict=True))
     layer.name = "conv1"
     layer.bind((channels, *extents))
     parameters = random_parameters(layer, generator, np.float64)
@@ -112,7 +124,9 @@ def test_passes_agree_with_pytorch(
 
     tensors = {name: torch.tensor(values, requires_grad=True) for name, values in parameters.items()}
     given = torch.tensor(x.transpose(2, 3, 0, 1).copy(), requires_grad=True)
-    theirs = torch.nn.functional.conv2d(given, tensors["weight"], tensors.get("bias"), stride, padding)
+    theirs = torch.nn.functional.conv2d(
+        given, tensors["weight"], tensors.get("bias"), stride, padding, dilation, groups
+    )
     theirs.backward(torch.tensor(dy.transpose(2, 3, 0, 1).copy()))
     np.testing.assert_allclose(y, theirs.detach().numpy().transpose(2, 3, 0, 1), rtol=1e-9, atol=1e-12)
     dx = layer.backward(dy.copy(), saved, call)
@@ -156,11 +170,17 @@ def test_the_first_layer_computes_no_input_gradient() -> None:
         ((512, 2, 2), 512, {"padding": 1}, "winograd 1*2"),  # most of a 4 x 4 tile would be discarded
         ((64, 16, 16), 64, {"kernel_size": 5}, "im2col"),
         ((64, 16, 16), 64, {"stride": 2}, "im2col"),
+        ((64, 16, 16), 64, {"kernel_size": 1, "stride": 2}, "pointwise"),
+        ((64, 16, 16), 64, {"kernel_size": 1, "padding": 1}, "im2col"),
+        ((64, 16, 16), 64, {"groups": 64}, "depthwise"),
+        ((64, 16, 16), 128, {"groups": 64}, "grouped"),
+        ((64, 16, 16), 64, {"groups": 2}, "grouped"),
+        ((64, 16, 16), 64, {"dilation": 2}, "grouped"),
     ],
 )
 def test_auto_chooses_by_shape(shape: Shape, out: int, options: dict[str, Any], chosen: str) -> None:
     layer = Conv2d(out, **options)
-    layer.bind((32, 16, 16))  # the choice for an earlier network does not count
+    layer.bind((2 * shape[0], 16, 16))  # the choice for an earlier network does not count
     layer.bind(shape)
     assert layer.chosen == chosen
     assert layer.tuning() == {"algorithm": chosen}
@@ -170,10 +190,57 @@ def test_auto_chooses_by_shape(shape: Shape, out: int, options: dict[str, Any], 
 def test_an_unknown_or_unsuitable_algorithm_is_refused() -> None:
     with pytest.raises(ValueError, match="algorithm is 'fft', expected auto, im2col, winograd2, winograd3, winograd4"):
         Conv2d(3, algorithm="fft")
-    unsuitable: list[dict[str, Any]] = [{"stride": 2}, {"kernel_size": 5}]
+    unsuitable: list[dict[str, Any]] = [{"stride": 2}, {"kernel_size": 5}, {"groups": 3}, {"dilation": 2}]
     for options in unsuitable:
-        with pytest.raises(ValueError, match="winograd4 is for kernel_size 3 and stride 1"):
-            Conv2d(3, algorithm="winograd4", **options)
+        with pytest.raises(ValueError, match=r"algorithm is winograd4, expected auto, .*grouped for Conv2d\(3, "):
+            Conv2d(3, algorithm="winograd4", **options).bind((3, 9, 9))
+
+
+def test_unsuitable_groups_are_refused() -> None:
+    for groups in (0, 2, 4):
+        with pytest.raises(ValueError, match=f"groups is {groups}, expected a divisor of out_channels 3"):
+            Conv2d(3, groups=groups)
+    with pytest.raises(ValueError, match=r"groups=3.* gets 4 channels, expected a multiple of its groups"):
+        Conv2d(3, groups=3).bind((4, 5, 5))
+    with pytest.raises(ValueError, match=r"an input of \(5, 5\) is smaller than the kernel of \(7, 7\)"):
+        Conv2d(3, 3, dilation=3).bind((1, 5, 5))
+    with pytest.raises(ValueError, match="dilation is 0, expected a whole number of at least 1"):
+        Conv2d(3, dilation=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    groups=st.integers(1, 3),
+    channels=st.integers(1, 2),
+    out=st.integers(1, 2),
+    kernel=SIZES,
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 1),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    bias=st.booleans(),
+    samples=st.integers(1, 2),
+)
+def test_backward_with_groups_and_dilation_is_the_gradient(
+    groups: int,
+    channels: int,
+    out: int,
+    kernel: Pair,
+    stride: int,
+    padding: int,
+    dilation: Pair,
+    bias: bool,
+    samples: int,
+) -> None:
+    layer = Conv2d(groups * out, kernel, stride=stride, padding=padding, groups=groups, dilation=dilation, bias=bias)
+    check_layer(layer, (groups * channels, 5, 6), samples)
+
+
+@pytest.mark.parametrize("strip", [1, 60, 1 << 14])
+def test_strips_of_a_depthwise_convolution_give_the_same_gradient(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depthwise, "STRIP", strip)
+    layer = Conv2d(3, padding=1, groups=3)
+    check_layer(layer, (3, 5, 4), 2)
+    assert layer.chosen == "depthwise"
 
 
 def test_unsuitable_input_shapes_are_refused() -> None:

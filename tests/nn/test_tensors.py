@@ -170,16 +170,18 @@ class Options(Layer):
     ("layer", "spec", "line"),
     [
         (
-            Conv2d(3, 5, algorithm="im2col"),
+            Conv2d(3, 5, bias=False, algorithm="im2col"),
             {
                 "type": "Conv2d",
                 "out_channels": 3,
                 "kernel_size": [5, 5],
                 "stride": [1, 1],
                 "padding": [0, 0],
-                "bias": True,
+                "bias": False,
+                "groups": 1,
+                "dilation": [1, 1],
             },
-            "Conv2d(3, (5, 5), stride=(1, 1), padding=(0, 0))",
+            "Conv2d(3, (5, 5), stride=(1, 1), padding=(0, 0), bias=False)",
         ),
         (Flatten(), {"type": "Flatten"}, "Flatten()"),
         (

@@ -6,7 +6,7 @@ from networks import random_parameters, training_pass
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation, Geometry, zeros_beyond
-from dptrain.nn.convolution.cost import ALGORITHMS
+from dptrain.nn.convolution.cost import DENSE
 from dptrain.nn.convolution.im2col import Im2col
 from dptrain.nn.convolution.tiles import POINTS, tilings
 from dptrain.nn.convolution.winograd import Winograd
@@ -97,7 +97,7 @@ def test_float32_is_as_accurate_as_stated(algorithm: str, most: float, channels:
         assert error < most
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", DENSE)
 def test_a_smaller_microbatch_after_a_larger_one_is_computed_correctly(algorithm: str) -> None:
     """Borders and padding beyond the output stay zero in memory that another size has used."""
     layer = Conv2d(3, 3, padding=1, algorithm=algorithm)

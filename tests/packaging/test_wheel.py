@@ -80,6 +80,9 @@ def test_dptrain_is_the_only_top_level_package_and_is_complete(installed: Path) 
             if "__pycache__" not in source.parts:
                 assert (parts / source.relative_to(CHECKOUT / package)).is_file()
     assert (installed / "dptrain" / "py.typed").is_file()
+    assert {path.name for path in (CHECKOUT / "dptrain" / "recipes").glob("*.toml")} == {
+        path.name for path in (installed / "dptrain" / "recipes").glob("*.toml")
+    }
     assert {path.name for path in (CHECKOUT / "launch").glob("*.sh")} == {
         path.name for path in (installed / "dptrain" / "launch").glob("*.sh")
     }

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_runs import assert_one_error, dptrain_here, train_here
 from data_sets import image_data
 from mpi_runs import dptrain, own_mpi
 from networks import ready
+from thread_ranks import on_ranks
 from training_runs import configuration, packed, run, session_and_state
 
 from dptrain.arrays.memory import Workspace
 from dptrain.bench.workload import random_data, random_samples
 from dptrain.checkpoint.format import read_checkpoint
+from dptrain.config.train import TTA
 from dptrain.data.batches import Normalisation
 from dptrain.data.manifest import read_manifest
 from dptrain.data.shard import read_shard
+from dptrain.data.transforms import views
 from dptrain.nn import Conv2d, Flatten, Linear, Network
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.pool import ShardThreads
+from dptrain.report.jsonl import JsonLines
 from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
 from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
+from dptrain.training.loop import train
 
 TEST_SAMPLES = 137  # over two shards: 69 and 68, so each ends with an uneven batch
 
 
-def plain_loop(data: Path, checkpoint: Path) -> Evaluation:
+def plain_loop(data: Path, checkpoint: Path, tta: str = "none") -> Evaluation:
     """Sample by sample in float64, by the definition."""
     read, manifest = read_checkpoint(checkpoint), read_manifest(data)
     network = session_and_state(configuration(data, data))[0].network
@@ -38,8 +46,11 @@ def plain_loop(data: Path, checkpoint: Path) -> Evaluation:
     for shard in range(manifest.shard_count):
         part = read_shard(data, manifest, "test", shard)
         for image, label in zip(part.images, part.labels.tolist(), strict=True):
-            x = ((image / 255 - mean) / std).transpose(1, 2, 0)[:, :, None]
-            logits = network.predict(ready(network, parameters), x, Workspace(np.float64))[0].tolist()
+            mean_logits = np.zeros(len(manifest.classes))
+            for weight, view in views(image[None], tta):
+                x = ((view[0] / 255 - mean) / std).transpose(1, 2, 0)[:, :, None]
+                mean_logits += weight * network.predict(ready(network, parameters), x, Workspace(np.float64))[0]
+            logits = mean_logits.tolist()
             losses.append(math.log(sum(math.exp(z - max(logits)) for z in logits)) + max(logits) - logits[label])
             samples[label] += 1
             correct[label] += logits.index(max(logits)) == label
@@ -55,8 +66,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return data, folder / "run" / "checkpoints" / "step-00000014.h5"
 
 
-def evaluation_of(data: Path, checkpoint: Path, threads: int = 1) -> Evaluation:
-    return evaluate_checkpoint(read_checkpoint(checkpoint), checkpoint, data, Communicator(), threads=threads)
+def evaluation_of(data: Path, checkpoint: Path, threads: int = 1, tta: str = "none") -> Evaluation:
+    return evaluate_checkpoint(read_checkpoint(checkpoint), checkpoint, data, Communicator(), threads=threads, tta=tta)
 
 
 def test_non_finite_parameters_give_a_non_finite_loss_without_a_warning() -> None:
@@ -72,8 +83,9 @@ def test_non_finite_parameters_give_a_non_finite_loss_without_a_warning() -> Non
     assert found.samples == 3
 
 
-def test_loss_and_accuracy_equal_those_of_a_plain_loop_over_the_samples(trained: tuple[Path, Path]) -> None:
-    found, expected = evaluation_of(*trained), plain_loop(*trained)
+@pytest.mark.parametrize("tta", TTA)
+def test_loss_and_accuracy_equal_those_of_a_plain_loop_over_the_samples(trained: tuple[Path, Path], tta: str) -> None:
+    found, expected = evaluation_of(*trained, tta=tta), plain_loop(*trained, tta)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert (found.class_samples, found.class_correct) == (expected.class_samples, expected.class_correct)
     assert found.accuracy == sum(expected.class_correct) / TEST_SAMPLES
@@ -90,7 +102,50 @@ def test_every_test_sample_counts_once(shards: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [3, 8])
 def test_the_number_of_threads_does_not_change_a_bit_of_the_figures(threads: int, trained: tuple[Path, Path]) -> None:
-    assert evaluation_of(*trained, threads=threads) == evaluation_of(*trained, threads=1)
+    for tta in ("none", "mirror-translate"):
+        assert evaluation_of(*trained, threads=threads, tta=tta) == evaluation_of(*trained, tta=tta)
+
+
+@pytest.mark.parametrize("tta", ["mirror", "mirror-translate"])
+def test_a_run_reports_test_time_augmentation_in_addition_on_any_number_of_ranks(
+    tta: str, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The parameters and the other figures stay the same, and `dptrain eval` gives the same figures."""
+    data, checkpoint = trained
+    augmented = evaluation_of(*trained, tta=tta)
+    plain = evaluation_of(*trained)
+    for ranks in (1, 2, 3):
+        config = configuration(data, tmp_path / str(ranks), tta=tta)
+        with closing(JsonLines()) as log:
+            finished = on_ranks(ranks, partial(train, config, reporters=[log]))[0]
+        assert finished is not None
+        assert finished.params_sha256 == read_checkpoint(checkpoint).state.params_sha256
+        assert (finished.test_loss, finished.test_accuracy) == (plain.loss, plain.accuracy)
+        assert (finished.tta_loss, finished.tta_accuracy) == (augmented.loss, augmented.accuracy)
+        last = json.loads((tmp_path / str(ranks) / "metrics.jsonl").read_text().splitlines()[-1])
+        figures = {"test_loss": augmented.loss, "test_accuracy": augmented.accuracy}
+        assert last == {"event": "tta", "step": 14, "tta": tta, **figures}
+    assert augmented.loss != plain.loss
+
+
+def test_train_and_eval_print_the_accuracy_with_test_time_augmentation(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data, checkpoint = trained
+    done = train_here(data, tmp_path / "run", "--tta", "mirror", "--json")
+    words = "with test-time augmentation (mirror)"
+    assert f" % {words}\n" in done.stdout
+    accuracy = json.loads(done.stdout.splitlines()[-1])["tta_accuracy"]
+    assert (
+        f"accuracy {100 * accuracy:.2f} % ("
+        in dptrain_here("eval", "run", data, "--tta", "mirror", cwd=tmp_path).stdout
+    )
+    done = dptrain_here("eval", checkpoint, data, "--tta", "mirror", cwd=tmp_path)
+    assert f"of {TEST_SAMPLES}), {words}\n" in done.stdout
+    as_json = json.loads(dptrain_here("eval", checkpoint, data, "--tta", "mirror", "--json", cwd=tmp_path).stdout)
+    assert (as_json["tta"], as_json["accuracy"]) == ("mirror", accuracy)
+    done = dptrain_here("eval", checkpoint, data, "--tta", "mirrors", cwd=tmp_path)
+    assert_one_error(done, "--tta is 'mirrors'; did you mean 'mirror'", status=2)
 
 
 @pytest.mark.mpi

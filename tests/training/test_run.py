@@ -111,6 +111,23 @@ def test_a_second_rank_may_die_at_any_time_after_the_first(
     assert len(results) <= RANKS - 1  # the second rank may have ended before its death
 
 
+@pytest.mark.parametrize("rank", range(RANKS))
+@pytest.mark.parametrize("without_data", [None, "all"])
+def test_a_rank_may_die_while_the_ranks_share_out_an_update(
+    rank: int, without_data: str | None, data: Path, tmp_path: Path
+) -> None:
+    """Muon adds two collectives to a step: the death is in one of those of the last steps."""
+    changes: dict[str, Any] = {"optimizer": "muon", "model_options": {"widths": [3, 5]}}
+    expected = str(run(configuration(data, tmp_path / "alone", max_steps=LAST_STEP, **changes))[0]["params_sha256"])
+    _, counts = train_with_deaths(elastic(data, tmp_path / "whole", **changes), [])
+    others = None if without_data is None else [other for other in range(RANKS) if other != rank]
+    first = counts[rank] - 45
+    for call in range(first + 2 * rank + (without_data is None), counts[rank], 6):
+        config = elastic(data, tmp_path / f"run-{call}", **changes)
+        results, _ = train_with_deaths(config, [Death(rank, call, others)])
+        assert_undisturbed(config, results, expected)
+
+
 def test_elastic_is_not_saved_with_the_run(data: Path, undisturbed: str, tmp_path: Path) -> None:
     """`--config RUN/config.toml` must work with any MPI, and most MPIs do not support --elastic."""
     config = elastic(data, tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -21,11 +22,13 @@ class Geometry(NamedTuple):
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
 
     @property
     def fan_in(self) -> int:
         """Values that one output is summed from."""
-        return self.input_shape[0] * self.kernel_size[0] * self.kernel_size[1]
+        return self.input_shape[0] // self.groups * self.kernel_size[0] * self.kernel_size[1]
 
 
 class Correlation(ABC):
@@ -62,6 +65,73 @@ class Correlation(ABC):
     @abstractmethod
     def in_order_of_sums(self, image: Array) -> Array:
         """A view of image (extent / q, N, O), its axes as those of the sums after the first two."""
+
+
+class PixelOrder(Correlation):
+    """An algorithm that computes its sums as an image (extent, N, O)."""
+
+    def __init__(self, geometry: Geometry, q: int) -> None:
+        super().__init__(geometry, q)
+        _, height, width = geometry.output_shape
+        self.extent = (height // q * q, width // q * q)  # pixels in no pooling window are not computed
+
+    def new_sums(self, samples: int, workspace: Workspace) -> Array:
+        """The image. Without pooling it is the layer's own memory, so it can be the output."""
+        shape = (*self.extent, samples, self.geometry.output_shape[0])
+        if self.q > 1:
+            return workspace.scratch(self.name, "sums", shape)
+        return workspace.array(self.name, "image of sums", shape)
+
+    def by_window(self, sums: Array) -> Array:
+        """The image as a view (q, q, OH / q, OW / q, N, O)."""
+        (height, width), q = self.extent, self.q
+        return sums.reshape(height // q, q, width // q, q, *sums.shape[2:]).transpose(1, 3, 0, 2, 4, 5)
+
+    def by_pixel(self, dsums: Array) -> Array:
+        """The inverse of `by_window`."""
+        return dsums.transpose(2, 0, 3, 1, 4, 5).reshape(*self.extent, *dsums.shape[4:])
+
+    def in_order_of_sums(self, image: Array) -> Array:
+        return image
+
+    def padded(self, x: Array, workspace: Workspace) -> Array:
+        """x (H, W, N, C) with a border of zeros; without padding x itself."""
+        if self.geometry.padding == (0, 0):
+            return x
+        padded = workspace.array(self.name, "padded", self._padded_shape(x.shape[2]), zeroed=True)
+        np.copyto(self.inside(padded), x)  # the border stays zero
+        return padded
+
+    def new_dpadded(self, samples: int, workspace: Workspace) -> Array:
+        """Zeros in the shape of the padded input, for its gradient."""
+        dpadded = workspace.array(self.name, "dpadded", self._padded_shape(samples))
+        dpadded.fill(0)
+        return dpadded
+
+    def _padded_shape(self, samples: int) -> Shape:
+        (down, across), (channels, height, width) = self.geometry.padding, self.geometry.input_shape
+        return height + 2 * down, width + 2 * across, samples, channels
+
+    def inside(self, padded: Array) -> Array:
+        """The view of padded that is x."""
+        (down, across), (_, height, width) = self.geometry.padding, self.geometry.input_shape
+        return padded[down : down + height, across : across + width]
+
+    def places(self, padded: Array) -> list[tuple[int, int, Array]]:
+        """For each place (kh, kw) of the kernel, the view (OH, OW, N, C) of the pixels that the outputs read there."""
+        geometry = self.geometry
+        starts = (
+            range(0, size * step, step) for size, step in zip(geometry.kernel_size, geometry.dilation, strict=True)
+        )
+        (height, width), (down, across) = self.extent, geometry.stride
+        return [
+            (
+                kh,
+                kw,
+                padded[row : row + (height - 1) * down + 1 : down, column : column + (width - 1) * across + 1 : across],
+            )
+            for (kh, row), (kw, column) in itertools.product(*map(enumerate, starts))
+        ]
 
 
 def zeros_beyond(image: Array, extent: tuple[int, int], name: str, workspace: Workspace) -> Array:

@@ -20,18 +20,19 @@ of the pixels read the padded input in place, although its tiles overlap, and th
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.convolution.correlation import Correlation, Geometry
+from dptrain.nn.convolution.correlation import Geometry, PixelOrder
 from dptrain.nn.convolution.products import matmul
 from dptrain.nn.convolution.tiles import FAMILY, KERNEL, SHARED, Tiles, Tiling, transforms
 from dptrain.nn.layer import Pass
 
 
-class Winograd(Correlation):
+class Winograd(PixelOrder):
     """Kernels 3x3 with stride 1, any padding; `rows` and `columns` are the tiles along the height and the width.
 
     They cover the output, and may reach beyond it. Pixels in no pooling window may be left out.
@@ -44,11 +45,10 @@ class Winograd(Correlation):
         self.rows, self.columns = rows, columns
         self.extent = (rows[-1].stop, columns[-1].stop)
         (ph, pw), (_, height, width) = geometry.padding, geometry.input_shape
-        self._inside = (slice(ph, ph + height), slice(pw, pw + width))  # of the padding
         self._padded = (max(height + 2 * ph, self.extent[0] + SHARED), max(width + 2 * pw, self.extent[1] + SHARED))
         sizes = {tiles.m for tiles in (*rows, *columns)}
         matrices = {kind: {m: [one.astype(kind) for one in transforms(m)] for m in sizes} for kind in ("f", "d")}
-        self.parts = [Part(self.name, down, across, matrices) for down in rows for across in columns]
+        self.parts = [Part(self.name, down, across, self.extent[1], matrices) for down in rows for across in columns]
 
     def prepare(self, weight: Array, workspace: Workspace) -> list[Array]:
         """The transformed kernels of each part: (n * n, O, C)."""
@@ -59,39 +59,35 @@ class Winograd(Correlation):
 
     def forward(self, x: Array, kernels: list[Array], workspace: Workspace) -> tuple[Array, list[Array]]:
         padded = workspace.array(self.name, "padded", (*self._padded, *x.shape[2:]), zeroed=True)
-        padded[self._inside] = x  # the border stays zero
-        sums = workspace.scratch(self.name, "sums", (*self.extent, x.shape[2], self.geometry.output_shape[0]))
+        self.inside(padded)[...] = x  # the border stays zero
+        sums, out_channels = self.new_sums(x.shape[2], workspace), self.geometry.output_shape[0]
         transformed = []
         for part, u in zip(self.parts, kernels, strict=True):
-            arrays = part.arrays(padded, sums, "forward", workspace)
+            v = part.new_v(x, workspace)
+            arrays = part.arrays(padded, v, out_channels, "forward", workspace)
             if part.columns is self.columns[0]:
                 part.transform_along_height(arrays)  # for all columns
-            part.forward(arrays, u)
-            transformed.append(arrays.v)
-        height, width, q = *self.extent, self.q
-        return sums.reshape(height // q, q, width // q, q, *sums.shape[2:]).transpose(1, 3, 0, 2, 4, 5), transformed
+            part.forward(arrays, u, part.outputs(sums))
+            transformed.append(v)
+        return self.by_window(sums), transformed
 
     def backward(self, dsums: Array, transformed: list[Array], kernels: list[Array], call: Pass) -> Array | None:
         workspace, dweight = call.workspace, call.gradients["weight"]
-        (height, width), (samples, out_channels) = self.extent, dsums.shape[-2:]
-        dy = workspace.scratch(self.name, "sums", (height, width, samples, out_channels))  # the memory that dsums views
+        dy, out_channels = self.by_pixel(dsums), len(dweight)
         # Pixels that no tile reads stay zero.
-        dpadded = workspace.array(self.name, "dpadded", (*self._padded, samples, dweight.shape[1]), zeroed=True)
+        dpadded = workspace.array(self.name, "dpadded", (*self._padded, dsums.shape[-2], dweight.shape[1]), zeroed=True)
         dkernels = workspace.scratch(self.name, "dkernels", (KERNEL, KERNEL, *dweight.shape[:2]))
         dkernels.fill(0)
         # From the last part to the first: a part adds to the pixels that it has in common with the next one.
-        for part, u in reversed(list(zip(self.parts, kernels, strict=True))):
-            arrays = part.arrays(dpadded, dy, "backward", workspace)
-            part.backward(arrays, dkernels, workspace)
+        for part, v, u in reversed(list(zip(self.parts, transformed, kernels, strict=True))):
+            arrays = part.arrays(dpadded, v, out_channels, "backward", workspace)
+            part.backward(arrays, part.outputs(dy), dkernels, workspace)
             if call.need_dx:
                 part.backward_to_between(arrays, u, part.columns is self.columns[-1], workspace)
                 if part.columns is self.columns[0]:
                     part.backward_along_height(arrays, part.rows is self.rows[-1], workspace)
         np.copyto(dweight, dkernels.transpose(2, 3, 0, 1))
-        return dpadded[self._inside] if call.need_dx else None
-
-    def in_order_of_sums(self, image: Array) -> Array:
-        return image
+        return self.inside(dpadded) if call.need_dx else None
 
 
 class Arrays(NamedTuple):
@@ -107,14 +103,15 @@ class Arrays(NamedTuple):
     products: Array  # (n * n, tiles * tiles * N, O)
     half: Array  # transformed along the height: (m, n, tiles, tiles, N, O)
     half_tiles: Array  # a view of it: (m, tiles, tiles, n, R)
-    outputs: Array  # the part of the image: (m, tiles, tiles, m, R)
 
 
 class Part:
     """The tiles of one size along each axis."""
 
-    def __init__(self, name: str, rows: Tiles, columns: Tiles, matrices: dict[str, dict[int, list[Array]]]) -> None:
-        self.rows, self.columns = rows, columns
+    def __init__(
+        self, name: str, rows: Tiles, columns: Tiles, width: int, matrices: dict[str, dict[int, list[Array]]]
+    ) -> None:
+        self.rows, self.columns, self.width = rows, columns, width + SHARED  # of a row, in all its parts
         self.name, self._row = f"{name} {rows.m}x{columns.m}", f"{name} {rows.m}"
         self._matrices = {kind: (of_size[rows.m], of_size[columns.m]) for kind, of_size in matrices.items()}
 
@@ -127,21 +124,22 @@ class Part:
         along_both(down, across, places_first, half, u)
         return u.reshape(-1, *shape)
 
-    def arrays(self, padded: Array, image: Array, direction: str, workspace: Workspace) -> Arrays:
-        """For padded (H, W, N, C) and image (OH, OW, N, O) or their gradients. The memory is the same for both."""
-        (samples, channels), (_, width, _, out_channels) = padded.shape[2:], image.shape
-        n, m, counts = (self.rows.n, self.columns.n), self.rows.m, (self.rows.number, self.columns.number)
-        between = workspace.scratch(self._row, "between axes", (n[0], counts[0], width + SHARED, samples * channels))
-        v = workspace.array(self.name, "pixels transformed", (*n, *counts, samples, channels))
+    def new_v(self, x: Array, workspace: Workspace) -> Array:
+        """For the transformed pixels: (n, n, tiles, tiles, N, C)."""
+        shape = (self.rows.n, self.columns.n, self.rows.number, self.columns.number, *x.shape[2:])
+        return workspace.array(self.name, "pixels transformed", shape)
+
+    def arrays(self, padded: Array, v: Array, out_channels: int, direction: str, workspace: Workspace) -> Arrays:
+        """For padded (H, W, N, C), or its gradient, and v, with the memory that both passes use."""
+        n, m, counts, samples = (self.rows.n, self.columns.n), self.rows.m, v.shape[2:4], v.shape[4]
+        between = workspace.scratch(self._row, "between axes", (n[0], counts[0], self.width, math.prod(v.shape[4:])))
         products = workspace.scratch(self.name, "products", (*n, *counts, samples, out_channels))
         half = workspace.scratch(self.name, "half", (m, n[1], *counts, samples, out_channels))
-        return workspace.views(self.name, direction, (padded, between, v, products, half, image), self._views)
+        return workspace.views(self.name, direction, (padded, between, v, products, half), self._views)
 
-    def _views(self, padded: Array, between: Array, v: Array, products: Array, half: Array, image: Array) -> Arrays:
+    def _views(self, padded: Array, between: Array, v: Array, products: Array, half: Array) -> Arrays:
         places, (_, _, down, across, *_) = v.shape[0] * v.shape[1], v.shape
-        rows = padded[:, : between.shape[2]].reshape(len(padded), -1)
-        outputs = self.rows.outputs(image.reshape(len(image), -1))
-        outputs = outputs.reshape(*outputs.shape[:2], image.shape[1], -1).swapaxes(0, 1)
+        rows = padded[:, : self.width].reshape(len(padded), -1)
         return Arrays(
             rows,
             self.rows.windows(rows),
@@ -153,27 +151,31 @@ class Part:
             products.reshape(places, -1, products.shape[-1]),
             half,
             half.reshape(*half.shape[:2], down, across, -1).transpose(0, 2, 3, 1, 4),
-            self.columns.outputs(outputs),
         )
+
+    def outputs(self, image: Array) -> Array:
+        """The part's outputs in image (H, W, N, O), as a view (m, tiles, tiles, m, R)."""
+        rows = self.rows.outputs(image.reshape(len(image), -1))
+        return self.columns.outputs(rows.reshape(*rows.shape[:2], image.shape[1], -1).swapaxes(0, 1))
 
     def transform_along_height(self, arrays: Arrays) -> None:
         """Of the pixels, for all parts with the same rows."""
         (_, _, down), _ = self._matrices[arrays.v.dtype.char]
         matmul(down, arrays.read, out=arrays.written)
 
-    def forward(self, arrays: Arrays, u: Array) -> None:
+    def forward(self, arrays: Arrays, u: Array, outputs: Array) -> None:
         (to_rows, _, _), (to_columns, _, across) = self._matrices[arrays.v.dtype.char]
         matmul(across, arrays.read_between, out=arrays.tiles)
         matmul(arrays.v, u.swapaxes(1, 2), out=arrays.products)
         n, half = self.rows.n, arrays.half
         matmul(to_rows, arrays.products.reshape(n, -1), out=half.reshape(len(half), -1))
-        matmul(to_columns, arrays.half_tiles, out=arrays.outputs)
+        matmul(to_columns, arrays.half_tiles, out=outputs)
 
-    def backward(self, arrays: Arrays, dkernels: Array, workspace: Workspace) -> None:
+    def backward(self, arrays: Arrays, doutputs: Array, dkernels: Array, workspace: Workspace) -> None:
         """From the gradient of the outputs, that of the products. Adds the gradient of the kernels (KH, KW, O, C)."""
         shape = dkernels.shape[2:]
         (to_rows, down, _), (to_columns, across, _) = self._matrices[arrays.v.dtype.char]
-        matmul(to_columns.T, arrays.outputs, out=arrays.half_tiles)
+        matmul(to_columns.T, doutputs, out=arrays.half_tiles)
         n, half, dproducts = (self.rows.n, self.columns.n), arrays.half, arrays.products
         matmul(to_rows.T, half.reshape(len(half), -1), out=dproducts.reshape(n[0], -1))
         du = workspace.scratch(self.name, "dkernels transformed", (*n, *shape))

@@ -1,7 +1,7 @@
 """Convolution: the layer, and the choice of the algorithm that computes it.
 
     y[oh, ow, n, o] = bias[o] + sum over c, kh, kw of
-                      weight[o, c, kh, kw] * padded[oh * stride + kh, ow * stride + kw, n, c]
+                      weight[o, c, kh, kw] * padded[oh * stride + kh * dilation, ow * stride + kw * dilation, n, c]
 
 "Convolution" is the field's name for this cross-correlation: the kernel is not flipped.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.convolution.correlation import Correlation, Geometry, zeros_beyond
+from dptrain.nn.convolution.correlation import Correlation, Geometry, PixelOrder, zeros_beyond
 from dptrain.nn.convolution.cost import ALGORITHMS, correlation, possible_algorithms
 from dptrain.nn.layer import Layer, Parameters, Pass, feature_maps, pair, windows
 from dptrain.nn.tensor import Tensor, he_uniform, zeros
@@ -24,11 +24,15 @@ KERNELS = "kernels"  # in prepared parameters: the weight in the form that the a
 
 
 class Conv2d(Layer):
-    """2-D convolution of x (H, W, N, C) with weight (O, C, KH, KW), plus bias (O,) unless `bias` is False.
+    """2-D convolution of x (H, W, N, C) with weight (O, C / groups, KH, KW), plus bias (O,) unless `bias` is False.
 
-    Output (OH, OW, N, O) with OH = (H + 2 * padding - KH) // stride + 1, and OW likewise. Kernel size,
-    stride and padding (zeros) are one number or (vertical, horizontal). `algorithm` is "auto", "im2col" (any
-    convolution), "winograd2" or "winograd4" (kernel 3, stride 1; relative error below 1e-6 and 5e-6).
+    Output (OH, OW, N, O) with OH = (H + 2 * padding - dilation * (KH - 1) - 1) // stride + 1, and OW likewise. Kernel
+    size, stride, padding (zeros) and dilation are one number or (vertical, horizontal). Each group of output channels
+    reads one group of input channels; with as many groups as channels the convolution is depthwise.
+
+    `algorithm` is "auto", or "im2col", "winograd2" or "winograd4" (kernel 3, stride 1; relative error below 1e-6 and
+    5e-6), or "pointwise" (kernel 1, no padding), all for one group without dilation; "depthwise" (as many groups as
+    input and output channels); or "grouped" (any convolution).
     """
 
     kind = "conv"
@@ -41,6 +45,8 @@ class Conv2d(Layer):
         stride: int | tuple[int, int] = 1,
         padding: int | tuple[int, int] = 0,
         bias: bool = True,
+        groups: int = 1,
+        dilation: int | tuple[int, int] = (1, 1),
         algorithm: str = "auto",
     ) -> None:
         if out_channels < 1:
@@ -49,12 +55,14 @@ class Conv2d(Layer):
         self.kernel_size = pair(kernel_size, "kernel_size", 1)
         self.stride = pair(stride, "stride", 1)
         self.padding = pair(padding, "padding", 0)
+        self.dilation = pair(dilation, "dilation", 1)
         self.bias = bias
+        if groups < 1 or out_channels % groups:
+            raise ValueError(f"groups is {groups}, expected a divisor of out_channels {out_channels}")
+        self.groups = groups
         if algorithm not in ("auto", *ALGORITHMS):
             raise ValueError(f"algorithm is {algorithm!r}, expected auto, {', '.join(ALGORITHMS)}")
         self.algorithm = algorithm
-        if algorithm not in ("auto", *possible_algorithms(self.kernel_size, self.stride)):
-            raise ValueError(f"algorithm {algorithm} is for kernel_size 3 and stride 1, it gets {self!r}")
 
     def spec(self) -> dict[str, Any]:
         spec = super().spec()
@@ -65,12 +73,22 @@ class Conv2d(Layer):
         return {"algorithm": self.chosen}
 
     def bind(self, input_shape: Shape) -> Shape:
-        self.input_shape = _, *extents = feature_maps(self, input_shape)
+        self.input_shape = channels, *extents = feature_maps(self, input_shape)
+        if channels % self.groups:
+            raise ValueError(f"{self!r} gets {channels} channels, expected a multiple of its groups")
         padded = [extent + 2 * padding for extent, padding in zip(extents, self.padding, strict=True)]
-        self.output_shape = (self.out_channels, *windows(padded, self.kernel_size, self.stride, repr(self)))
+        seen = [1 + (size - 1) * step for size, step in zip(self.kernel_size, self.dilation, strict=True)]
+        self.output_shape = (self.out_channels, *windows(padded, seen, self.stride, repr(self)))
+        shapes = self.input_shape, self.output_shape
         self.geometry = Geometry(
-            self.name, self.input_shape, self.output_shape, self.kernel_size, self.stride, self.padding
+            self.name, *shapes, self.kernel_size, self.stride, self.padding, self.dilation, self.groups
         )
+        possible = possible_algorithms(self.geometry)
+        if self.algorithm not in ("auto", *possible):
+            raise ValueError(
+                f"algorithm is {self.algorithm}, expected auto, {', '.join(possible)} for {self!r} of {channels} "
+                "channels"
+            )
         self.correlation = self.correlation_for(1)
         return self.output_shape
 
@@ -81,7 +99,7 @@ class Conv2d(Layer):
         return chosen
 
     def tensors(self) -> list[Tensor]:
-        shape = (self.out_channels, self.input_shape[0], *self.kernel_size)
+        shape = (self.out_channels, self.input_shape[0] // self.groups, *self.kernel_size)
         weight = Tensor("weight", shape, he_uniform(self.geometry.fan_in))
         return [weight, Tensor("bias", shape[:1], zeros)] if self.bias else [weight]
 
@@ -95,6 +113,11 @@ class Conv2d(Layer):
         parameters = with_kernels(self.correlation, call.parameters, call.workspace)
         sums, saved = self.correlation.forward(x, parameters[KERNELS], call.workspace)
         out_channels, height, width = self.output_shape
+        if isinstance(self.correlation, PixelOrder):
+            if self.bias:
+                row = np.tile(parameters["bias"], x.shape[2])  # NumPy adds long rows faster
+                sums[0, 0].reshape(math.prod(self.correlation.extent), len(row))[...] += row
+            return sums[0, 0, :height, :width], (sums, saved, parameters[KERNELS])
         y = call.workspace.array(self.name, "y", (*self.correlation.extent, x.shape[2], out_channels))
         if self.bias:
             np.add(sums[0, 0], parameters["bias"], out=self.correlation.in_order_of_sums(y))
@@ -107,6 +130,8 @@ class Conv2d(Layer):
         if self.bias:
             add_up(dy, call.gradients["bias"])
         dy = zeros_beyond(dy, self.correlation.extent, self.name, call.workspace)
+        if isinstance(self.correlation, PixelOrder):
+            return self.correlation.backward(dy[None, None], saved, kernels, call)
         sums[0, 0] = self.correlation.in_order_of_sums(dy)
         return self.correlation.backward(sums, saved, kernels, call)
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from dptrain.arrays.functions import logistic
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.layers.activation import Activation
 
@@ -24,13 +25,10 @@ class GELU(Activation):
         s = self.temporary("sigmoid", x, workspace)
         square = self.temporary("square", x, workspace)
         np.multiply(x, x, out=square)
-        np.multiply(square, -SLOPE * CUBIC, out=s)
-        s -= SLOPE
-        s *= x  # -g
-        np.minimum(s, 80, out=s)
-        np.exp(s, out=s)
-        s += 1
-        np.reciprocal(s, out=s)
+        np.multiply(square, SLOPE * CUBIC, out=s)
+        s += SLOPE
+        s *= x  # g
+        logistic(s, s, workspace)
         np.multiply(x, s, out=y)
         if derivative is not None:
             # f' = s + y (1 - s) g'

@@ -40,10 +40,7 @@ class MaxPool2d(Layer):
         return self._max_along_backward(1, drows, row_masks, call.workspace)
 
     def _entries(self, axis: int, x: Array) -> list[Array]:
-        """Views: the first value of every window along an axis (0: height, 1: width), the second, ..."""
-        stride, span = self.stride[axis], self.stride[axis] * (self.output_shape[1 + axis] - 1) + 1
-        offsets = range(self.kernel_size[axis])
-        return [x[(slice(None),) * axis + (slice(offset, offset + span, stride),)] for offset in offsets]
+        return entries_of_windows(axis, x, self.kernel_size[axis], self.stride[axis], self.output_shape[1 + axis])
 
     def _max_along(self, axis: int, x: Array, workspace: Workspace) -> tuple[Array, Masks]:
         """Maximum along one axis, and for all but the last entry of a window a mask: is it the maximum?"""
@@ -80,3 +77,9 @@ class MaxPool2d(Layer):
             else:
                 entry += won
         return dx
+
+
+def entries_of_windows(axis: int, x: Array, kernel: int, stride: int, count: int) -> list[Array]:
+    """Views: the first value of each of `count` windows along an axis, the second, ... (axis 0: height, 1: width)."""
+    span = stride * (count - 1) + 1
+    return [x[(slice(None),) * axis + (slice(offset, offset + span, stride),)] for offset in range(kernel)]

@@ -1,0 +1,275 @@
+"""Segments: the parts of a network between layers that couple samples, computed block after block of samples.
+
+A layer that couples samples needs the whole microbatch before it can compute any output, so the network is cut there.
+Within a segment one block passes through all layers while its arrays are in the cache; then comes the next block.
+Values that a later segment reads are kept for the whole microbatch.
+
+    forward     each segment: every block, then `CoupledLayer.join` of what the blocks collected
+    loss        the last segment: every block forward, loss, and backward at once
+    backward    each earlier segment, in reverse: every block, then `CoupledLayer.join_backward`
+
+A network without such layers is one segment. A user's layer that couples samples gets its whole microbatch: its segment
+has a single block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from dptrain.arrays.memory import Array, BlockWorkspace, Workspace
+from dptrain.arrays.random import Draws
+from dptrain.nn.graph import Graph
+from dptrain.nn.layer import CoupledLayer, Pass, Runner, is_users
+
+# Samples of a block, in a network that couples samples. At least so many values a sample ... see `_block`.
+LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 256, 8
+OWNER = "segments"  # of arrays for whole microbatches
+
+
+class Phase(Enum):
+    """What a task computes of its layer: all, or one phase of a `CoupledLayer`."""
+
+    WHOLE = "whole"
+    COLLECT = "collect"
+    APPLY = "apply"
+
+
+class Task(NamedTuple):
+    """A node, by its number in the graph."""
+
+    number: int
+    phase: Phase
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tasks in the order of the forward pass; `block` samples are computed at a time, or all if it is None."""
+
+    level: int
+    tasks: tuple[Task, ...]
+    block: int | None
+
+    def rows(self, samples: int) -> list[slice]:
+        """The blocks of a microbatch."""
+        block = self.block or samples
+        return [slice(start, min(start + block, samples)) for start in range(0, samples, block)]
+
+
+class Plan:
+    """The segments of a graph, in which each node has so many `parameters`.
+
+    `block` is for a network that couples no samples.
+    """
+
+    def __init__(self, graph: Graph, parameters: Sequence[int], block: int) -> None:
+        self.graph = graph
+        self.users = {node.layer.name for node in graph.nodes if is_users(node.layer)}
+        self.level = [-1]  # by value: of the segment that computes it; the images are there before
+        available = [0]  # by value: the first level that can read blocks of it
+        self.crossing: set[int] = set()  # values that a later segment reads
+        tasks: defaultdict[int, list[Task]] = defaultdict(list)  # by level
+        alone: set[int] = set()  # levels with a layer that needs the whole microbatch at once
+        for number, node in enumerate(graph.nodes):
+            level, phase = max(available[value] for value in node.inputs), Phase.WHOLE
+            if isinstance(node.layer, CoupledLayer):
+                tasks[level].append(Task(number, Phase.COLLECT))
+                level, phase = level + 1, Phase.APPLY
+            elif node.layer.couples_samples:
+                level += 1
+                alone.add(level)
+            tasks[level].append(Task(number, phase))
+            self.crossing.update(value for value in node.inputs if self.level[value] < level)
+            self.level += [level] * (node.output + 1 - len(self.level))
+            available += [level + (level in alone)] * (node.output + 1 - len(available))
+        coupled = len(tasks) > 1
+        self.segments = [
+            Segment(level, tuple(some), None if level in alone else self._block(some, parameters) if coupled else block)
+            for level, some in sorted(tasks.items())
+        ]
+
+    def _block(self, tasks: Sequence[Task], parameters: Sequence[int]) -> int:
+        """How many samples to compute together, from the layers' output values for one sample and the parameters."""
+        computed = [task.number for task in tasks if task.phase is not Phase.COLLECT]
+        values = sum(math.prod(self.graph.nodes[number].shape) for number in computed)
+        block, total = LEAST_BLOCK, sum(parameters[number] for number in computed)
+        while block < LARGEST_BLOCK and block * values < TIMES_PARAMETERS * total:
+            block *= 2
+        return block
+
+
+class Vectors(NamedTuple):
+    """Flat vectors, a gradient (P,) and statistics (B,), and by node its slices of both."""
+
+    gradient: Array
+    statistics: Array
+    slices: Sequence[tuple[slice, slice]]
+
+
+class Microbatch:
+    """The passes of one microbatch, of images (H, W, N, C), through a plan.
+
+    `passes` are the contexts of the nodes. They write to the vectors of a block, which are added to those of the
+    microbatch, `total`. Both may have the same gradient, for a microbatch of one block.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        passes: Sequence[Pass],
+        images: Array,
+        total: Vectors,
+        block: Vectors,
+        workspace: Workspace,
+        draws: Draws,
+        runner: Runner,
+    ) -> None:
+        self.plan, self.passes, self.total, self.block = plan, passes, total, block
+        self.samples, self.workspace, self.draws, self.runner = images.shape[-2], workspace, draws, runner
+        self._values: dict[int, Array] = {0: images}  # of the whole microbatch
+        self._gradients: dict[int, Array] = {}  # of the same values; by ~number, what `collect_backward` returned
+        self._first: dict[int, tuple[int, int]] = {}  # by value: node and input whose gradient comes first
+        self._saved: dict[tuple[int, int], tuple[Any, int]] = {}  # by node and start of the block; with `Pass.drawn`
+        self._parts: defaultdict[int, list[Any]] = defaultdict(list)  # by node: what its blocks collected
+        self._couplings: dict[int, Any] = {}  # by node
+
+    def forward(self, segment: Segment, rows: slice) -> Array:
+        """Compute a block; returns the output of the last layer that was computed."""
+        workspace = self._enter(segment, rows)
+        local: dict[int, Array] = {}
+        y = self._values[0]
+        for number, phase in segment.tasks:
+            node, call = self.plan.graph.nodes[number], self.passes[number]
+            inputs = [local[value] if value in local else self._values[value][..., rows, :] for value in node.inputs]
+            given: Any = inputs[0] if len(inputs) == 1 else tuple(inputs)
+            if phase is Phase.COLLECT:
+                self._parts[number].append(self.runner.collect(cast(CoupledLayer, node.layer), given, call))
+                continue
+            call.coupling = self._couplings.get(number)
+            y, saved = self.runner.forward(node.layer, given, call)
+            local[node.output] = y
+            self._saved[number, rows.start] = saved, call.drawn
+            if phase is Phase.WHOLE:
+                self._add_statistics(number, rows.stop - rows.start)
+            if node.output in self.plan.crossing:
+                self._store(self._values, node.output, y, rows)
+        if isinstance(workspace, BlockWorkspace):
+            saved = [self._saved[task.number, rows.start] for task in segment.tasks if task.phase is not Phase.COLLECT]
+            workspace.keep(saved, self.plan.users)
+        return y
+
+    def join(self, segment: Segment) -> None:
+        """Combine what all blocks of the forward pass have collected."""
+        for number, phase in segment.tasks:
+            if phase is Phase.COLLECT:
+                layer, call = cast(CoupledLayer, self.plan.graph.nodes[number].layer), self.passes[number]
+                self._couplings[number] = layer.join(self._parts.pop(number), call)
+                self._add_statistics(number, self.samples)
+
+    def backward(self, segment: Segment, rows: slice, dy: Array | None = None) -> None:
+        """Compute a block; dy is the gradient of the last node's output, in the last segment."""
+        self._enter(segment, rows)
+        graph = self.plan.graph
+        local = {} if dy is None else {graph.nodes[-1].output: dy}
+        for number, phase in reversed(segment.tasks):
+            node, call = graph.nodes[number], self.passes[number]
+            if phase is Phase.COLLECT:
+                if not call.need_dx:
+                    continue
+                call.coupling = self._couplings[number]
+                x = self._values[node.inputs[0]][..., rows, :]
+                result: Any = self.runner.backward(node.layer, self._gradients[~number][..., rows, :], x, call)
+            elif not graph.wanted[node.output]:
+                continue
+            else:
+                dy = self._gradient_of(node.output, local, rows)
+                saved, call.drawn = self._saved.pop((number, rows.start))
+                if phase is Phase.APPLY:
+                    layer = cast(CoupledLayer, node.layer)
+                    dz, part = self.runner.collect_backward(layer, dy, saved, call)
+                    self._parts[number].append(part)
+                    if call.need_dx:
+                        self._store(self._gradients, ~number, dz, rows)
+                    continue
+                result = self.runner.backward(node.layer, dy, saved, call)
+                self._add_gradient(number, complete=rows.stop == self.samples)
+            if call.need_dx:
+                results = result if len(node.inputs) > 1 else (result,)
+                for place, (value, dx) in enumerate(zip(node.inputs, results, strict=True)):
+                    if graph.wanted[value]:
+                        self._add_gradient_of(value, dx, (number, place), segment, local, rows)
+
+    def join_backward(self, segment: Segment) -> None:
+        """Combine what all blocks of the backward pass have collected."""
+        for number, phase in reversed(segment.tasks):
+            if phase is Phase.APPLY and number in self._parts:
+                layer, call = cast(CoupledLayer, self.plan.graph.nodes[number].layer), self.passes[number]
+                self._couplings[number] = layer.join_backward(self._parts.pop(number), self._couplings[number], call)
+                self._add_gradient(number, complete=True)
+
+    def _enter(self, segment: Segment, rows: slice) -> Workspace:
+        """Let the passes of a segment compute a block; returns its workspace."""
+        workspace, draws = self.workspace, self.draws.after(rows.start) if rows.start else self.draws
+        if segment is not self.plan.segments[-1] and rows.stop - rows.start < self.samples:
+            workspace = self.workspace.block((segment.level, rows.start))
+            workspace.begin()
+        for number, _ in segment.tasks:
+            call = self.passes[number]
+            call.workspace, call.draws, call.drawn = workspace, draws, 0
+        return workspace
+
+    def _store(self, arrays: dict[int, Array], key: int, block: Array, rows: slice) -> None:
+        """Write a block to its place in an array of the whole microbatch."""
+        if rows.stop - rows.start == self.samples:
+            arrays[key] = block
+            return
+        if key not in arrays:
+            purpose = f"{'values' if arrays is self._values else 'gradients'} {key}"
+            shape = (*block.shape[:-2], self.samples, block.shape[-1])
+            arrays[key] = self.workspace.array(OWNER, purpose, shape)
+        np.copyto(arrays[key][..., rows, :], block)
+
+    def _add_gradient_of(
+        self, value: int, dx: Array, source: tuple[int, int], segment: Segment, local: dict[int, Array], rows: slice
+    ) -> None:
+        """Add dx, from a node's input `source`, to the gradient of a value."""
+        if self.plan.level[value] == segment.level:
+            if value in local:
+                local[value] += dx
+            else:
+                local[value] = dx
+        elif self._first.setdefault(value, source) == source:
+            self._store(self._gradients, value, dx, rows)
+        else:
+            self._gradients[value][..., rows, :] += dx
+
+    def _gradient_of(self, value: int, local: dict[int, Array], rows: slice) -> Array:
+        """The complete gradient of a value that this segment has computed."""
+        if value not in self._gradients:
+            return local.pop(value)
+        gradient = self._gradients[value][..., rows, :]
+        if value in local:
+            gradient += local.pop(value)
+        return gradient
+
+    def _add_statistics(self, number: int, samples: int) -> None:
+        """Add those that a node has written for a number of samples."""
+        _, part = self.block.slices[number]
+        if part.start < part.stop:
+            self.total.statistics[part] += samples * self.block.statistics[part]
+            self.block.statistics[part] = 0
+
+    def _add_gradient(self, number: int, *, complete: bool) -> None:
+        """Add the one that a node has written, which is the last one if `complete`."""
+        part, _ = self.block.slices[number]
+        if part.start < part.stop and self.block.gradient is not self.total.gradient:
+            self.total.gradient[part] += self.block.gradient[part]
+            self.block.gradient[part] = 0  # a layer may add to it
+        if complete:
+            self.runner.complete(self.plan.graph.nodes[number].layer)
