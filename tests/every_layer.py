@@ -15,6 +15,7 @@ ARGUMENTS: dict[str, Callable[[], list[Any]]] = {
     "Linear": lambda: [6],
     "MaxPool2d": lambda: [2],
     "Scale": lambda: [0.25],
+    "ZeroPadShortcut": lambda: [6],
 }
 LISTED = {name: getattr(nn, name) for name in nn.__all__ if isinstance(getattr(nn, name), type)}
 LAYERS = sorted(name for name, kind in LISTED.items() if issubclass(kind, nn.Layer) and kind is not nn.Layer)

@@ -53,6 +53,10 @@ class TorchNetwork:
                 return functional.max_pool2d(x, layer.kernel_size, layer.stride)
             case "GlobalAvgPool2d":
                 return x.mean(dim=(2, 3))
+            case "ZeroPadShortcut":
+                return functional.pad(
+                    x[:, :, :: layer.stride, :: layer.stride], (0, 0, 0, 0, 0, layer.out_channels - x.shape[1])
+                )
             case "Add":
                 return x + more[0]
             case other:

@@ -55,7 +55,7 @@ def make_workload(
         check_shards(communicator, shards, config.batch_size)
         environment, architecture = numeric_environment(config.reduction), find_architecture(config.model)
         network = build_network(architecture, config.model_options, shape, classes)
-        optimizer = make_optimizer(config, network)
+        optimizer = make_optimizer(config, network, STEPS_PER_EPOCH)
     manifest, data = random_data(communicator, shape, classes, shards, config.batch_size // shards * STEPS_PER_EPOCH)
     placement = Placement(shards, communicator.size)
     task = Task(communicator, manifest, placement, data, architecture, network, threads, environment)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain.commands.exit import end_at_once
 from dptrain.config.files import add_flags, merged, read_toml
-from dptrain.config.train import BORDERS, KEYS, SUBJECTS, AugmentationConfig
+from dptrain.config.train import BORDERS, KEYS, SUBJECTS, AugmentationConfig, TrainConfig
 from dptrain.errors import UsageError
 from dptrain.system import record
 from dptrain.system.arguments import Parser, path_argument
@@ -44,13 +44,19 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-def _recipe(name: str, later: dict[str, Any]) -> dict[str, Any]:
-    """Values by key of --recipe, which `later` values may override; {} without a recipe."""
-    if not name:
-        return {}
+def configuration(parsed: argparse.Namespace) -> TrainConfig:
+    """The configuration of a command line: defaults, then --recipe, then --config, then flags."""
+    given = {name: value for name, value in vars(parsed).items() if name in KEYS or name == "augment"}
+    saved = read_toml(parsed.config) if parsed.config else {}
+    if "model" in saved:
+        from dptrain.training.model_source import model_in_toml
+
+        saved["model"] = model_in_toml(parsed.config, saved["model"])
+    if not parsed.recipe:
+        return merged(saved, given)
     from dptrain.config.recipes import read_recipe, used_with
 
-    return used_with(read_recipe(name), later)
+    return merged(used_with(read_recipe(parsed.recipe), saved | given), saved, given)
 
 
 class ChosenRecipe(argparse.Action):
@@ -76,15 +82,10 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     from dptrain.parallel.communicator import together
     from dptrain.report import REPORTERS
     from dptrain.training.loop import train
-    from dptrain.training.model_source import model_in_toml
 
     drop_failed_writes()  # a run continues if its terminal closes or the disk of its log is full
     with together(communicator):
-        given = {name: value for name, value in vars(parsed).items() if name in KEYS or name == "augment"}
-        saved = read_toml(parsed.config) if parsed.config else {}
-        if "model" in saved:
-            saved["model"] = model_in_toml(parsed.config, saved["model"])
-        config = merged(_recipe(parsed.recipe, saved | given), saved, given)
+        config = configuration(parsed)
         if not config.data:
             raise UsageError("no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 FOLDER")
     with SignalInterruption(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:

@@ -28,9 +28,10 @@ ABOUT = "about"
 LIST = ("list", "help")  # --recipe list prints all recipes
 
 # Keys that suit a value of another key: a recipe's are not used when the user chooses another value.
+GROUPS = ("group_lr", "group_decay", "group_epochs")
 DEPENDENT = {
-    "model": ("model_options", "group_lr"),
-    "optimizer": ("lr", "momentum", "nesterov", "weight_decay", "optimizer_options", "group_lr"),
+    "model": ("model_options", *GROUPS),
+    "optimizer": ("lr", "momentum", "nesterov", "weight_decay", "optimizer_options", *GROUPS),
     "schedule": ("step_epochs", "step_factor", "schedule_options"),
 }
 

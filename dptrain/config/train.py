@@ -28,7 +28,7 @@ DEFAULT_WARMUP, WARMUP_SHARE = 200, 10  # 200 steps, but at most a tenth of the 
 INTERVAL = re.compile(r"(\d+)([smh]?)", re.ASCII).fullmatch, "a number of steps, or a time such as 90s, 15m or 1h"
 FACTORS = (
     lambda table: all(type(one) in (int, float) and 0 <= one < math.inf for one in table.values()),
-    "factors of at least 0",
+    "numbers of at least 0",
 )
 
 
@@ -50,7 +50,13 @@ class DataConfig(Config):
 class ModelConfig(Config):
     """network"""
 
-    model: str = key("convnet", BITS, "convnet, linear, or FILE.py:FUNCTION", read=model_name, metavar="NAME")
+    model: str = key(
+        "convnet",
+        BITS,
+        "name of a built-in network such as resnet20, or FILE.py:FUNCTION",
+        read=model_name,
+        metavar="NAME",
+    )
     model_options: Mapping[str, Any] = key({}, BITS, "arguments of the model", example="widths = [32, 64]")
     allow_changed_model: bool = key(False, PROCESS, "resume although model files have changed since the checkpoint")
 
@@ -72,11 +78,14 @@ class OptimizerConfig(Config):
     """optimizer"""
 
     optimizer: str = key("sgd", RUN, "update rule", choices=OPTIMIZERS)
-    momentum: float = key(0.9, BITS, "momentum of sgd and muon; 0 for none", at_least=0.0, below=1.0)
+    momentum: float = key(0.9, BITS, "momentum of sgd, lars and muon; 0 for none", at_least=0.0, below=1.0)
     nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd and muon")
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
     group_lr: Mapping[str, Any] = key({}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10")
+    group_epochs: Mapping[str, Any] = key(
+        {}, BITS, "epochs after which groups are frozen", rule=FACTORS, example="first.bias = 3"
+    )
     group_decay: Mapping[str, Any] = key({}, BITS, "weight decay factors of groups", rule=FACTORS, example="bias = 1")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,8 @@ class ConvPoolReLU(Layer):
     after pooling they touch a quarter of the values. Gradients are the same too, unless the bias rounds two values of a
     window to the same one.
 
-    The convolution orders its sums by pooling window, (2, 2, ...), so that pooling compares whole blocks.
+    The convolution orders its sums by pooling window, (2, 2, ...), so that pooling compares whole blocks. Each strip of
+    sums is pooled as soon as it is computed, and so is the gradient in the backward pass.
     """
 
     def __init__(self, conv: Conv2d, pool: MaxPool2d) -> None:
@@ -36,50 +37,87 @@ class ConvPoolReLU(Layer):
     def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
         return with_kernels(self.correlation, parameters, workspace)
 
+    def set_cache(self, kib: int) -> None:
+        self.correlation.set_cache(kib)
+
     def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
-        workspace = call.workspace
+        workspace, samples = call.workspace, x.shape[2]
         parameters = with_kernels(self.correlation, call.parameters, workspace)
-        sums, saved = self.correlation.forward(x, parameters[KERNELS], workspace)
-        pooled, masks = self._pool(sums, workspace)
-        if self.conv.bias:
-            pooled += parameters["bias"]
-        active = np.greater(pooled, 0, out=workspace.array(self.name, "active", pooled.shape, bool))
         channels, height, width = self.pool.output_shape
-        y = workspace.array(self.name, "y", (*self.pooled_extent, x.shape[2], channels))
-        np.maximum(pooled, 0, out=self.correlation.in_order_of_sums(y))
-        return y[:height, :width], (sums, saved, parameters[KERNELS], masks, active)
+        y = workspace.array(self.name, "y", (*self.pooled_extent, samples, channels))
+        ordered = self.correlation.in_order_of_sums(y)
+        masks = self._masks(ordered.shape, workspace)
+        # NumPy adds and compares long rows (N, O) faster than rows (O,), and much faster than single numbers.
+        zeros = workspace.array(self.name, "zeros", (samples, channels), zeroed=True)
+        bias = workspace.array(self.name, "bias", (samples, channels))
+        if self.conv.bias:
+            np.copyto(bias, parameters["bias"])
+
+        def take(rows: slice, sums: Array) -> None:
+            pooled = _pool(sums, masks.of(rows), self.name, workspace)
+            if self.conv.bias:
+                pooled += bias
+            np.greater(pooled, 0, out=masks.active[rows])
+            np.maximum(pooled, zeros, out=ordered[rows])
+
+        saved = self.correlation.forward_strips(x, parameters[KERNELS], workspace, take)
+        return y[:height, :width], (saved, parameters[KERNELS], masks)
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
-        sums, saved, kernels, masks, active = saved
+        saved, kernels, masks = saved
         workspace = call.workspace
         dy = zeros_beyond(dy, self.pooled_extent, self.name, workspace)
-        dpooled = workspace.scratch(self.name, "pooled", active.shape)
-        np.multiply(self.correlation.in_order_of_sums(dy), active, out=dpooled)
+        dpooled = workspace.array(self.name, "dpooled", masks.active.shape)
+        np.multiply(self.correlation.in_order_of_sums(dy), masks.active, out=dpooled)
         if self.conv.bias:
             add_up(dpooled, call.gradients["bias"])
-        self._pool_backward(dpooled, masks, sums, workspace)
-        return self.correlation.backward(sums, saved, kernels, call)
 
-    def _pool(self, sums: Array, workspace: Workspace) -> tuple[Array, tuple[Array, Array]]:
-        """The maximum over the first two axes, of two each, and masks of where the first of two wins.
+        def give(rows: slice, dsums: Array) -> None:
+            _pool_backward(dpooled[rows], masks.of(rows), dsums, self.name, workspace)
 
-        Columns are compared first, so that the first of equals in row-major order wins, as in MaxPool2d.
-        """
-        rows = workspace.scratch(self.name, "rows", (2, *sums.shape[2:]))
-        first_column = workspace.array(self.name, "first column", rows.shape, bool)
-        np.maximum(sums[:, 0], sums[:, 1], out=rows)
-        np.equal(sums[:, 0], rows, out=first_column)
-        pooled = workspace.scratch(self.name, "pooled", rows.shape[1:])
-        first_row = workspace.array(self.name, "first row", pooled.shape, bool)
-        np.maximum(rows[0], rows[1], out=pooled)
-        np.equal(rows[0], pooled, out=first_row)
-        return pooled, (first_column, first_row)
+        return self.correlation.backward_strips(give, saved, kernels, call)
 
-    def _pool_backward(self, dpooled: Array, masks: tuple[Array, Array], dsums: Array, workspace: Workspace) -> None:
-        """Fill dsums: each window's gradient goes to its maximum."""
-        first_column, first_row = masks
-        drows = workspace.scratch(self.name, "rows", first_column.shape)
-        np.multiply(dpooled, first_row, out=drows[0])
-        np.subtract(dpooled, drows[0], out=drows[1])
-        np.multiply(drows, first_column, out=dsums[:, 0])
-        np.subtract(drows, dsums[:, 0], out=dsums[:, 1])
+    def _masks(self, shape: tuple[int, ...], workspace: Workspace) -> Masks:
+        """Memory for the masks of pooled values of this shape."""
+        shapes = ((2, *shape), shape, shape)
+        return Masks(
+            *(workspace.array(self.name, name, one, bool) for name, one in zip(Masks._fields, shapes, strict=True))
+        )
+
+
+class Masks(NamedTuple):
+    """Of pooling: where the first of two columns has the maximum (2, ...), and where the first of two rows (...).
+
+    Then where the pooled value is above 0 (...).
+    """
+
+    first_column: Array
+    first_row: Array
+    active: Array
+
+    def of(self, rows: slice) -> Masks:
+        """Those of a strip."""
+        return Masks(self.first_column[:, rows], self.first_row[rows], self.active[rows])
+
+
+def _pool(sums: Array, masks: Masks, name: str, workspace: Workspace) -> Array:
+    """The maximum over the first two axes, of two each; fills the masks.
+
+    Columns are compared first, so that the first of equals in row-major order wins, as in MaxPool2d.
+    """
+    rows = workspace.scratch(name, "rows", (2, *sums.shape[2:]))
+    np.maximum(sums[:, 0], sums[:, 1], out=rows)
+    np.equal(sums[:, 0], rows, out=masks.first_column)
+    pooled = workspace.scratch(name, "pooled", rows.shape[1:])
+    np.maximum(rows[0], rows[1], out=pooled)
+    np.equal(rows[0], pooled, out=masks.first_row)
+    return pooled
+
+
+def _pool_backward(dpooled: Array, masks: Masks, dsums: Array, name: str, workspace: Workspace) -> None:
+    """Fill dsums: each window's gradient goes to its maximum."""
+    drows = workspace.scratch(name, "rows", masks.first_column.shape)
+    np.multiply(dpooled, masks.first_row, out=drows[0])
+    np.subtract(dpooled, drows[0], out=drows[1])
+    np.multiply(drows, masks.first_column, out=dsums[:, 0])
+    np.subtract(drows, dsums[:, 0], out=dsums[:, 1])

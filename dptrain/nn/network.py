@@ -16,7 +16,7 @@ from dptrain.arrays.random import NO_KEY, Draws, Purpose, random_words
 from dptrain.nn.fusion import fuse
 from dptrain.nn.graph import Builder, Graph, Part
 from dptrain.nn.layer import PLAIN, Parameters, Pass, Runner, Views, read_only
-from dptrain.nn.loss import softmax_cross_entropy
+from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.segments import Microbatch, Plan, Vectors
 
 # For code that checks its result for NaN and infinity once, instead of at every warning.
@@ -136,6 +136,7 @@ class Network:
         workspace: Workspace,
         *,
         statistics: Array | None = None,
+        loss: CrossEntropy = CROSS_ENTROPY,
         draws: Draws = NO_KEY,
         runner: Runner = PLAIN,
     ) -> Outcome:
@@ -164,7 +165,7 @@ class Network:
             microbatch.join(segment)
         for rows in last.rows(samples):
             logits = microbatch.forward(last, rows)
-            losses, dlogits = softmax_cross_entropy(logits, labels[rows], workspace)
+            losses, dlogits = loss(logits, labels[rows], workspace)
             loss_sum += float(losses.sum(dtype=np.float64))
             correct += int(np.count_nonzero(logits.argmax(axis=1) == labels[rows]))
             microbatch.backward(last, rows, dlogits)

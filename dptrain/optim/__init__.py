@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 OPTIMIZERS = {
     "sgd": "dptrain.optim.sgd:SGD",
     "adamw": "dptrain.optim.adamw:AdamW",
+    "lars": "dptrain.optim.lars:LARS",
     "muon": "dptrain.optim.muon:Muon",
 }
 NAMES = tuple(OPTIMIZERS)

@@ -42,9 +42,7 @@ class AdamW(Optimizer):
     def update(self, vectors: Mapping[str, Array], gradient: Array, lr: float, step: int) -> None:
         parameters, first, second = (vectors[name] for name in ("parameters", *self.slots))
         rate, scratch = self.rate(lr, step), self.scratch
-        if self.decay is not None:
-            np.multiply(self.decay, rate, out=scratch)
-            parameters *= np.subtract(1, scratch, out=scratch)
+        self.shrink(parameters, rate)
         first *= self.beta1
         first += np.multiply(gradient, 1 - self.beta1, out=scratch)
         second *= self.beta2

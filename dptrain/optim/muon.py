@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace, aligned_zeros
-from dptrain.optim.optimizer import Optimizer, Parameter, Ranks
+from dptrain.optim.optimizer import Optimizer, Parameter, Ranks, norm
 from dptrain.optim.sgd import descend
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # the slope at 0 is the largest with which singular values stay near 1
@@ -163,8 +163,3 @@ def orthogonal(matrix: Array, steps: int, workspace: Workspace) -> Array:
         x *= a
         x += product
     return x if wide is matrix else x.T
-
-
-def norm(array: Array) -> float:
-    """The Euclidean norm, summed in float64 in an order that depends on the size alone."""
-    return math.sqrt(float(np.square(array, dtype=np.float64).sum()))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
+
+import numpy as np
 
 from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, aligned_zeros
@@ -103,6 +106,12 @@ class Optimizer(ABC):
             self._rates[part] = one.rate_at(lr, step)
         return self._rates
 
+    def shrink(self, parameters: Array, rate: float | Array) -> None:
+        """Decoupled weight decay (Loshchilov and Hutter 2019): parameters *= 1 - rate * weight_decay."""
+        if self.decay is not None:
+            np.multiply(self.decay, rate, out=self.scratch)
+            parameters *= np.subtract(1, self.scratch, out=self.scratch)
+
     def frozen(self, step: int) -> tuple[str, ...]:
         """The tensors that are not trained at a step. Their gradient is not needed."""
         return tuple(one.name for one in self.parameters if one.frozen(step))
@@ -114,3 +123,8 @@ class Optimizer(ABC):
         `lr` is the run's learning rate; `rate` has each parameter's. `gradient` (P,) may be overwritten. RankLostError
         if a rank has died, on all ranks and before any vector changes.
         """
+
+
+def norm(array: Array) -> float:
+    """The Euclidean norm, summed in float64 in an order that depends on the size alone."""
+    return math.sqrt(float(np.square(array, dtype=np.float64).sum()))

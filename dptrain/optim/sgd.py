@@ -13,7 +13,8 @@ from dptrain.optim.optimizer import Optimizer, Parameter
 class SGD(Optimizer):
     """SGD with momentum, Nesterov's look-ahead and weight decay (Sutskever et al. 2013, as in PyTorch).
 
-    g = gradient + weight_decay * parameters
+    g = gradient + weight_decay * parameters   the gradient itself if `decoupled`; then, before the last line,
+                                               parameters *= 1 - lr * weight_decay (Loshchilov and Hutter 2019)
     v = momentum * v + g
     parameters -= lr * (g + momentum * v)      with Nesterov, else lr * v
     """
@@ -26,16 +27,19 @@ class SGD(Optimizer):
         *,
         momentum: float = 0.9,
         nesterov: bool = True,
+        decoupled: bool = False,
         weight_decay: float = 5e-4,
     ) -> None:
         super().__init__(parameters, weight_decay=weight_decay)
-        self.momentum, self.nesterov = momentum, nesterov
+        self.momentum, self.nesterov, self.decoupled = momentum, nesterov, decoupled
 
     def update(self, vectors: Mapping[str, Array], gradient: Array, lr: float, step: int) -> None:
         parameters, velocity = vectors["parameters"], vectors["momentum"]
-        if self.decay is not None:
-            gradient += np.multiply(parameters, self.decay, out=self.scratch)
         rate = self.rate(lr, step)
+        if self.decoupled:
+            self.shrink(parameters, rate)
+        elif self.decay is not None:
+            gradient += np.multiply(parameters, self.decay, out=self.scratch)
         descend(parameters, velocity, gradient, rate, self.scratch, momentum=self.momentum, nesterov=self.nesterov)
 
 

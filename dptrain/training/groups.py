@@ -18,29 +18,42 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from dptrain.config.keys import flag
-from dptrain.config.train import OptimizerConfig
+from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor
 from dptrain.optim.optimizer import Parameter
+from dptrain.optim.schedule import Schedule, make_schedule
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 
 DEFAULT = "default"
 
 
-def make_parameters(config: OptimizerConfig, network: Network) -> list[Parameter]:
+def make_parameters(config: TrainConfig, network: Network, steps_per_epoch: int) -> list[Parameter]:
     """The network's parameters as an optimizer knows them; UsageError for a group that does not exist."""
     names = addresses(network)
-    for key in ("group_lr", "group_decay"):
+    for key in ("group_lr", "group_decay", "group_epochs"):
         check_groups(flag(key), getattr(config, key), names.values())
     parameters = []
     for name, groups in names.items():
         tensor = network.tensors[name]
         rate, decay = first_entry(config.group_lr, groups, 1.0), first_entry(config.group_decay, groups, tensor.decays)
-        trained = tensor.trained
-        parameters.append(Parameter(name, tensor.shape, float(decay * trained), float(rate * trained), groups=groups))
+        schedule = None
+        if (epochs := first_entry(config.group_epochs, groups, -1.0)) >= 0:
+            schedule = line_to_zero(config, round(epochs * steps_per_epoch), steps_per_epoch)
+        if not tensor.trained:
+            rate, decay, schedule = 0, 0, None
+        parameters.append(Parameter(name, tensor.shape, float(decay), float(rate), schedule, groups))
     return parameters
+
+
+def line_to_zero(config: TrainConfig, steps: int, steps_per_epoch: int) -> Schedule:
+    """From --lr, after the run's warm-up, to 0 at `steps` and later."""
+    if steps == 0:
+        return lambda step: 0.0
+    warmup = min(config.warmup(config.epochs * steps_per_epoch), steps - 1)
+    return make_schedule("linear", config.lr, steps, warmup_steps=warmup)
 
 
 def addresses(network: Network) -> dict[str, tuple[str, ...]]:

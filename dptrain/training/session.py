@@ -96,7 +96,7 @@ def set_up(
     communicator.activity.enter("checking the model's layers")
     with together(communicator):
         schedule = plan_schedule(config, steps_per_epoch)
-        optimizer = make_optimizer(config, network)
+        optimizer = make_optimizer(config, network, steps_per_epoch)
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
         microbatches = (batches[shard].batch(0, step, Workspace()) for shard, step in ends)
         output = try_model(task.architecture, network, microbatches, config.seed)
@@ -217,9 +217,9 @@ def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
     return EvaluationWork(task.network, task.shards.test, Normalisation(normalised_as), longest)
 
 
-def make_optimizer(config: OptimizerConfig, network: Network) -> Optimizer:
+def make_optimizer(config: TrainConfig, network: Network, steps_per_epoch: int) -> Optimizer:
     """The optimizer of a run; UsageError for options, or groups of parameters, that do not exist."""
-    parameters = make_parameters(config, network)
+    parameters = make_parameters(config, network, steps_per_epoch)
     known = options_of(config.optimizer)
     flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
     try:

@@ -27,9 +27,7 @@ from torch.nn import functional
 from torch_networks import TorchNetwork
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.commands.train import add_arguments
-from dptrain.config.files import merged, read_toml
-from dptrain.config.train import KEYS
+from dptrain.commands.train import add_arguments, configuration
 from dptrain.parallel.communicator import Communicator
 from dptrain.system.arguments import Parser
 from dptrain.training.session import Session, set_up
@@ -101,12 +99,10 @@ class Run:
         return correct / samples
 
 
-def configuration(words: list[str]) -> Any:
+def configuration_of(words: list[str]) -> Any:
     parser = Parser()
     add_arguments(parser)
-    parsed = parser.parse_args(words)
-    given = {name: value for name, value in vars(parsed).items() if name in KEYS or name == "augment"}
-    return merged(read_toml(parsed.config) if parsed.config else {}, given)
+    return configuration(parser.parse_args(words))
 
 
 def main() -> int:
@@ -116,7 +112,7 @@ def main() -> int:
     parser.add_argument("--disturb", action="store_true")
     parser.add_argument("--cores", type=int, default=2)
     options, words = parser.parse_known_args()
-    config = configuration(words)
+    config = configuration_of(words)
     session = set_up(config, Communicator())
     torch.set_num_threads(options.cores)
     torch.manual_seed(0)

@@ -48,6 +48,8 @@ CONFIGS = st.builds(
     schedule_options=st.dictionaries(TEXT, TOML_VALUE, max_size=3),
     optimizer_options=st.dictionaries(TEXT, TOML_VALUE, max_size=3),
     group_lr=st.dictionaries(TEXT, st.floats(0, 1e3), max_size=3),
+    group_decay=st.dictionaries(TEXT, st.floats(0, 1e3), max_size=3),
+    group_epochs=st.dictionaries(TEXT, st.floats(0, 1e3), max_size=3),
     seed=COUNT,
     crop=st.sampled_from(BORDERS),
     crop_pixels=st.integers(1, 64),
@@ -251,7 +253,7 @@ def test_keys_of_the_run_folder_are_left_out_of_the_saved_configuration() -> Non
 def test_factors_are_checked_and_read_from_a_flag() -> None:
     assert from_text(KEYS["group_lr"], "head = 10, body = 0.5") == {"head": 10, "body": 0.5}
     for factor in ("10", -1, float("nan"), True):
-        assert refused(group_lr={"head": factor}).endswith("expected factors of at least 0")
+        assert refused(group_lr={"head": factor}).endswith("expected numbers of at least 0")
     with pytest.raises(UsageError, match=r"--group-lr 'head: 3': not TOML .* --group-lr 'head = 10'"):
         from_text(KEYS["group_lr"], "head: 3")
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from dptrain.nn.network import Network
@@ -9,6 +11,46 @@ from dptrain.nn.zoo import ARCHITECTURES, convnet
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_every_architecture_fits_any_images_and_classes(name: str, shape: tuple[int, ...], classes: int) -> None:
     assert Network(ARCHITECTURES[name](shape, classes), shape).classes == classes
+
+
+def shapes_of(name: str, **options: object) -> dict[str, tuple[int, ...]]:
+    """The shapes of all parameters for CIFAR."""
+    network = Network(ARCHITECTURES[name]((3, 32, 32), 10, **options), (3, 32, 32))
+    return dict(network.layout.shapes)
+
+
+def test_resnet20_has_the_parameters_of_the_paper() -> None:
+    """0.27 million for 20 layers, 0.85 million for 56 (He et al. 2015, table 6)."""
+    shapes = shapes_of("resnet20")
+    assert sum(map(math.prod, shapes.values())) == 269_722
+    assert sum(len(shape) > 1 for shape in shapes.values()) == 20
+    deep = shapes_of("resnet20", blocks=9)
+    assert sum(map(math.prod, deep.values())) == 853_018
+    assert sum(len(shape) > 1 for shape in deep.values()) == 56
+
+
+def test_resnet20_halves_the_maps_twice() -> None:
+    network = Network(ARCHITECTURES["resnet20"]((3, 32, 32), 10), (3, 32, 32))
+    shapes = [node.shape for node in network.nodes if node.layer.kind == "add"]
+    assert shapes == [(16, 32, 32)] * 3 + [(32, 16, 16)] * 3 + [(64, 8, 8)] * 3
+
+
+def test_resnet9_has_the_parameters_of_page() -> None:
+    """As dawn.py of cifar10-fast counts them, with weight and bias of the normalisations."""
+    shapes = shapes_of("resnet9")
+    assert sum(map(math.prod, shapes.values())) == 6_573_120
+    weights = [shape for shape in shapes.values() if len(shape) > 1]
+    assert [shape[0] for shape in weights] == [64, 128, 128, 128, 256, 512, 512, 512, 10]
+    with pytest.raises(ValueError, match="resnet9 needs images of at least 8 x 8 pixels, these are 7 x 9"):
+        ARCHITECTURES["resnet9"]((3, 7, 9), 10)
+
+
+def test_vgg11_has_eleven_layers_less_the_two_that_it_leaves_out() -> None:
+    shapes = shapes_of("vgg11")
+    weights = [shape for shape in shapes.values() if len(shape) > 1]
+    assert [shape[0] for shape in weights] == [64, 128, 256, 256, 512, 512, 512, 512, 10]
+    assert weights[-1] == (10, 512)
+    assert sum(map(math.prod, shapes.values())) == 9_228_362
 
 
 def test_convnet_is_two_convolutions_and_a_linear_layer() -> None:

@@ -59,6 +59,23 @@ def test_nesterov_without_momentum_is_plain_descent() -> None:
     np.testing.assert_array_equal(looking_ahead, plain)
 
 
+def test_decoupled_weight_decay_is_not_a_part_of_the_momentum() -> None:
+    """parameters *= 1 - lr * weight_decay at each step; the rest is the step without weight decay."""
+    parameters, gradients, rates = random_run(4)
+    plain, decoupled = SGD(PARAMETERS, weight_decay=0.0), SGD(PARAMETERS, weight_decay=0.3, decoupled=True)
+    velocity = np.zeros_like(parameters)
+    expected = {name: view.astype(np.float64) for name, view in LAYOUT.views(parameters).items()}
+    for gradient, lr in zip(gradients, rates, strict=True):
+        before = {"parameters": np.zeros_like(parameters), "momentum": velocity.copy()}
+        plain.update(before, gradient.copy(), lr, 0)
+        for name, step in LAYOUT.views(before["parameters"]).items():
+            expected[name] = expected[name] * (1 - 0.3 * lr * name.endswith("weight")) + step
+        decoupled.update({"parameters": parameters, "momentum": velocity}, gradient, lr, 0)
+        np.testing.assert_array_equal(velocity, before["momentum"])
+    for name, view in LAYOUT.views(parameters).items():
+        np.testing.assert_allclose(view, expected[name], rtol=1e-5, atol=2e-6)
+
+
 def test_biases_do_not_decay() -> None:
     parameters = np.ones(LAYOUT.size, np.float32)
     zeros = np.zeros_like(parameters)

@@ -13,6 +13,8 @@ from dptrain.nn.tensor import Tensor
 from dptrain.optim.optimizer import Parameter
 from dptrain.training.groups import addresses, make_parameters
 
+STEPS_PER_EPOCH = 10
+
 
 class Stem(Conv2d):
     """A convolution whose weight is not trained, and whose tensors are in a group of their own."""
@@ -30,7 +32,7 @@ def network() -> Network:
 
 
 def parameters(**tables: Any) -> dict[str, Parameter]:
-    return {one.name: one for one in make_parameters(TrainConfig(**tables), network())}
+    return {one.name: one for one in make_parameters(TrainConfig(**tables), network(), STEPS_PER_EPOCH)}
 
 
 def test_each_parameter_has_its_names_the_most_specific_first() -> None:
@@ -89,3 +91,24 @@ def test_a_factor_of_the_weight_decay_also_applies_where_none_is_by_default() ->
 def test_a_tensor_that_is_not_trained_has_neither_a_learning_rate_nor_weight_decay() -> None:
     untrained = parameters(group_lr={"first": 2}, group_decay={"first": 2})["conv1.weight"]
     assert (untrained.rate, untrained.decay, untrained.frozen(0)) == (0, 0, True)
+
+
+def test_a_group_with_epochs_follows_a_line_to_zero_and_is_then_frozen() -> None:
+    """As the bias of the first layer in airbench94_muon.py: initial_lr * (1 - step / steps)."""
+    options: dict[str, Any] = {"lr": 0.4, "warmup_steps": 0, "schedule": "cosine", "epochs": 8}
+    found = parameters(group_lr={"bias": 2}, group_epochs={"first.bias": 3, "norm": 0}, **options)
+    bias, norm = found["conv1.bias"], found["norm1.weight"]
+    expected = [2 * 0.4 * max(0, 1 - step / 30) for step in range(80)]
+    assert [bias.rate_at(0.1, step) for step in range(80)] == pytest.approx(expected)
+    assert [bias.frozen(step) for step in range(80)] == [step >= 30 for step in range(80)]
+    assert norm.frozen(0)
+    assert found["conv2.bias"].schedule is None
+    assert found["conv2.bias"].rate_at(0.1, 50) == 0.2
+
+
+@pytest.mark.parametrize(("warmup", "epochs", "rates"), [(4, 1, [0.1, 0.2, 0.3, 0.4, 0.4]), (20, 0.3, [0.2, 0.4, 0.4])])
+def test_the_line_begins_with_the_warm_up(warmup: int, epochs: float, rates: list[float]) -> None:
+    bias = parameters(lr=0.4, warmup_steps=warmup, epochs=9, group_epochs={"first.bias": epochs})["conv1.bias"]
+    assert [bias.rate_at(9.0, step) for step in range(len(rates))] == pytest.approx(rates)
+    assert not bias.frozen(round(epochs * STEPS_PER_EPOCH) - 1)
+    assert bias.rate_at(9.0, round(epochs * STEPS_PER_EPOCH)) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,9 @@ import numpy as np
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.layer import Pass
+from dptrain.system.cache import DEFAULT_KIB
+
+Strip = Callable[[slice, Array], None]  # called with rows of a map, and the sums of this strip or their gradient
 
 
 class Geometry(NamedTuple):
@@ -46,10 +50,38 @@ class Correlation(ABC):
 
     def __init__(self, geometry: Geometry, q: int) -> None:
         self.geometry, self.name, self.q = geometry, geometry.name, q
+        self.set_cache(DEFAULT_KIB)
+
+    def set_cache(self, kib: int) -> None:
+        """Set the size of the second-level cache, by which an algorithm may choose how much it computes at once."""
+        self.cache = kib << 10  # bytes
 
     @abstractmethod
     def prepare(self, weight: Array, workspace: Workspace) -> Any:
         """The kernels as the passes need them, from weight (O, C, KH, KW)."""
+
+    @abstractmethod
+    def forward_strips(self, x: Array, kernels: Any, workspace: Workspace, take: Strip) -> Any:
+        """Compute the sums for x (H, W, N, C), strip by strip; returns what `backward_strips` needs.
+
+        take(rows, sums) gets each strip: sums (q, q, ..., N, O) are those of `rows` of the first axis after q and q.
+        They are overwritten by the next strip.
+        """
+
+    @abstractmethod
+    def backward_strips(self, give: Strip, saved: Any, kernels: Any, call: Pass) -> Array | None:
+        """Fill the gradient of the weight and return dx (H, W, N, C), if needed. Overwrites `saved`.
+
+        give(rows, dsums) must fill dsums, of the same shape as in `forward_strips`, with the gradient of the sums.
+        """
+
+    @abstractmethod
+    def in_order_of_sums(self, image: Array) -> Array:
+        """A view of image (extent / q, N, O), its axes as those of the sums after the first two."""
+
+
+class WholeMap(Correlation):
+    """An algorithm that computes all sums at once, as one strip."""
 
     @abstractmethod
     def forward(self, x: Array, kernels: Any, workspace: Workspace) -> tuple[Array, Any]:
@@ -62,12 +94,18 @@ class Correlation(ABC):
         `dsums`, the gradient of the sums, was written over the sums that `forward` returned.
         """
 
-    @abstractmethod
-    def in_order_of_sums(self, image: Array) -> Array:
-        """A view of image (extent / q, N, O), its axes as those of the sums after the first two."""
+    def forward_strips(self, x: Array, kernels: Any, workspace: Workspace, take: Strip) -> tuple[Array, Any]:
+        sums, saved = self.forward(x, kernels, workspace)
+        take(slice(None), sums)
+        return sums, saved
+
+    def backward_strips(self, give: Strip, saved: tuple[Array, Any], kernels: Any, call: Pass) -> Array | None:
+        sums, saved_by_forward = saved
+        give(slice(None), sums)
+        return self.backward(sums, saved_by_forward, kernels, call)
 
 
-class PixelOrder(Correlation):
+class PixelOrder(WholeMap):
     """An algorithm that computes its sums as an image (extent, N, O)."""
 
     def __init__(self, geometry: Geometry, q: int) -> None:

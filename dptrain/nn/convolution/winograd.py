@@ -77,11 +77,14 @@ class Winograd(PixelOrder):
         # Pixels that no tile reads stay zero.
         dpadded = workspace.array(self.name, "dpadded", (*self._padded, dsums.shape[-2], dweight.shape[1]), zeroed=True)
         dkernels = workspace.scratch(self.name, "dkernels", (KERNEL, KERNEL, *dweight.shape[:2]))
-        dkernels.fill(0)
+        of_part = workspace.scratch(self.name, "dkernels of a part", dkernels.shape)
         # From the last part to the first: a part adds to the pixels that it has in common with the next one.
         for part, v, u in reversed(list(zip(self.parts, transformed, kernels, strict=True))):
             arrays = part.arrays(dpadded, v, out_channels, "backward", workspace)
-            part.backward(arrays, part.outputs(dy), dkernels, workspace)
+            last = part is self.parts[-1]
+            part.backward(arrays, part.outputs(dy), dkernels if last else of_part, workspace)
+            if not last:
+                dkernels += of_part
             if call.need_dx:
                 part.backward_to_between(arrays, u, part.columns is self.columns[-1], workspace)
                 if part.columns is self.columns[0]:
@@ -172,7 +175,7 @@ class Part:
         matmul(to_columns, arrays.half_tiles, out=outputs)
 
     def backward(self, arrays: Arrays, doutputs: Array, dkernels: Array, workspace: Workspace) -> None:
-        """From the gradient of the outputs, that of the products. Adds the gradient of the kernels (KH, KW, O, C)."""
+        """From the gradient of the outputs, that of the products. Fills that of the kernels (KH, KW, O, C)."""
         shape = dkernels.shape[2:]
         (to_rows, down, _), (to_columns, across, _) = self._matrices[arrays.v.dtype.char]
         matmul(to_columns.T, doutputs, out=arrays.half_tiles)
@@ -180,10 +183,8 @@ class Part:
         matmul(to_rows.T, half.reshape(len(half), -1), out=dproducts.reshape(n[0], -1))
         du = workspace.scratch(self.name, "dkernels transformed", (*n, *shape))
         matmul(dproducts.swapaxes(1, 2), arrays.v, out=du.reshape(-1, *shape))
-        of_part = workspace.scratch(self.name, "dkernels of a part", dkernels.shape)
         half = workspace.scratch(self.name, "half of dkernels", (KERNEL, n[1], *shape))
-        along_both(down.T, across.T, du, half, of_part)
-        dkernels += of_part
+        along_both(down.T, across.T, du, half, dkernels)
 
     def backward_to_between(self, arrays: Arrays, u: Array, last: bool, workspace: Workspace) -> None:
         """The gradient of the transformed pixels, written over them, and of the pixels between the two transforms."""

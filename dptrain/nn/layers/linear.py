@@ -11,14 +11,15 @@ from dptrain.nn.tensor import Tensor, he_uniform, zeros
 
 
 class Linear(Layer):
-    """x (N, F) @ weight (O, F)' + bias (O,), giving (N, O)."""
+    """x (N, F) @ weight (O, F)', plus bias (O,) unless `bias` is False, giving (N, O)."""
 
     kind = "linear"
 
-    def __init__(self, out_features: int) -> None:
+    def __init__(self, out_features: int, *, bias: bool = True) -> None:
         if out_features < 1:
             raise ValueError(f"out_features is {out_features}, expected at least 1")
         self.out_features = out_features
+        self.bias = bias
 
     def bind(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 1:
@@ -28,7 +29,8 @@ class Linear(Layer):
 
     def tensors(self) -> list[Tensor]:
         shape = (self.out_features, self.in_features)
-        return [Tensor("weight", shape, he_uniform(self.in_features)), Tensor("bias", shape[:1], zeros)]
+        weight = Tensor("weight", shape, he_uniform(self.in_features))
+        return [weight, Tensor("bias", shape[:1], zeros)] if self.bias else [weight]
 
     def forward_flops(self) -> int:
         return 2 * self.in_features * self.out_features
@@ -36,12 +38,14 @@ class Linear(Layer):
     def forward(self, x: Array, call: Pass) -> tuple[Array, Array]:
         y = call.workspace.array(self.name, "y", (len(x), self.out_features))
         np.matmul(x, call.parameters["weight"].T, out=y)
-        y += call.parameters["bias"]
+        if self.bias:
+            y += call.parameters["bias"]
         return y, x
 
     def backward(self, dy: Array, saved: Array, call: Pass) -> Array | None:
         np.matmul(dy.T, saved, out=call.gradients["weight"])
-        dy.sum(axis=0, out=call.gradients["bias"])
+        if self.bias:
+            dy.sum(axis=0, out=call.gradients["bias"])
         if not call.need_dx:
             return None
         return np.matmul(dy, call.parameters["weight"], out=call.workspace.array(self.name, "dx", saved.shape))

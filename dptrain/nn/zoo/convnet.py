@@ -1,8 +1,8 @@
-"""Named architectures. An architecture is a function that returns layers."""
+"""A plain convolutional network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from dptrain.arrays.layout import Shape
 from dptrain.nn.layer import Layer
@@ -11,8 +11,6 @@ from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
-
-Architecture = Callable[..., list[Layer]]
 
 
 def convnet(input_shape: Shape, classes: int, *, widths: Sequence[int] = (32, 64), kernel_size: int = 3) -> list[Layer]:
@@ -23,11 +21,3 @@ def convnet(input_shape: Shape, classes: int, *, widths: Sequence[int] = (32, 64
     for width in widths:
         layers += [Conv2d(width, kernel_size, padding=kernel_size // 2), ReLU(), MaxPool2d(2)]
     return [*layers, Flatten(), Linear(classes)]
-
-
-def linear(input_shape: Shape, classes: int) -> list[Layer]:
-    """Softmax regression: a network without convolutions."""
-    return [Flatten(), Linear(classes)]
-
-
-ARCHITECTURES: dict[str, Architecture] = {"convnet": convnet, "linear": linear}

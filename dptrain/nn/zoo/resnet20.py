@@ -1,0 +1,27 @@
+"""The residual network for CIFAR of He et al. 2015."""
+
+from __future__ import annotations
+
+from dptrain.arrays.layout import Shape
+from dptrain.nn.graph import Part, Residual
+from dptrain.nn.layers.activation import ReLU
+from dptrain.nn.layers.global_pool import GlobalAvgPool2d
+from dptrain.nn.layers.linear import Linear
+from dptrain.nn.layers.shortcut import ZeroPadShortcut
+from dptrain.nn.zoo.blocks import conv_norm
+
+
+def resnet20(input_shape: Shape, classes: int, *, width: int = 16, blocks: int = 3) -> list[Part]:
+    """ResNet of 6 * blocks + 2 layers (He et al. 2015, section 4.2): 3 blocks are ResNet-20, 9 are ResNet-56.
+
+    Three stages of `width`, 2 * `width` and 4 * `width` channels; the second and third begin with stride 2. Shortcuts
+    have no parameters (option A of the paper): see `ZeroPadShortcut`.
+    """
+    layers: list[Part] = [*conv_norm(width), ReLU()]
+    for stage in range(3):
+        channels = width * 2**stage
+        for block in range(blocks):
+            halves = stage > 0 and block == 0
+            body = [*conv_norm(channels, stride=2 if halves else 1), ReLU(), *conv_norm(channels)]
+            layers += [Residual(body, ZeroPadShortcut(channels) if halves else ()), ReLU()]
+    return [*layers, GlobalAvgPool2d(), Linear(classes)]
