@@ -124,7 +124,7 @@ class Layer:
         for key, value in values.items():
             if key in positional:
                 words.append(repr(value))
-            elif key not in defaults or value != defaults[key]:
+            elif key not in defaults or plain(value) != plain(defaults[key]):
                 words.append(f"{key}={value!r}")
         return f"{name}({', '.join(words)})"
 

@@ -77,3 +77,21 @@ def uniform(bound: float) -> Init:
 def he_uniform(fan_in: int) -> Init:
     """Uniform with variance 2 / fan_in, for an output that sums `fan_in` inputs (He et al. 2015)."""
     return uniform(math.sqrt(6 / fan_in))
+
+
+def uniform_fan_in(fan_in: int) -> Init:
+    """Uniform with variance 1 / (3 * fan_in), PyTorch's default for the weights of its layers."""
+    return uniform(1 / math.sqrt(fan_in))
+
+
+def dirac(others: Init) -> Init:
+    """The first C filters of a weight (O, C, KH, KW) copy a channel each, as by PyTorch's dirac_; `others` the rest."""
+
+    def init(shape: Shape, words: Words) -> Array:
+        values = np.array(np.broadcast_to(others(shape, words), shape))
+        channels = range(min(shape[:2]))
+        values[: len(channels)] = 0
+        values[channels, channels, shape[2] // 2, shape[3] // 2] = 1
+        return values
+
+    return init

@@ -10,7 +10,6 @@ from networks import random_parameters, training_pass
 from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
-from dptrain.nn.convolution import depthwise
 from dptrain.nn.convolution.cost import DENSE
 from dptrain.nn.layers.conv import Conv2d
 
@@ -233,14 +232,6 @@ def test_backward_with_groups_and_dilation_is_the_gradient(
 ) -> None:
     layer = Conv2d(groups * out, kernel, stride=stride, padding=padding, groups=groups, dilation=dilation, bias=bias)
     check_layer(layer, (groups * channels, 5, 6), samples)
-
-
-@pytest.mark.parametrize("strip", [1, 60, 1 << 14])
-def test_strips_of_a_depthwise_convolution_give_the_same_gradient(strip: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depthwise, "STRIP", strip)
-    layer = Conv2d(3, padding=1, groups=3)
-    check_layer(layer, (3, 5, 4), 2)
-    assert layer.chosen == "depthwise"
 
 
 def test_unsuitable_input_shapes_are_refused() -> None:

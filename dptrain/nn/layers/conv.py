@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation, Geometry, PixelOrder, zeros_beyond
 from dptrain.nn.convolution.cost import ALGORITHMS, correlation, possible_algorithms
 from dptrain.nn.layer import Layer, Parameters, Pass, feature_maps, pair, windows
-from dptrain.nn.tensor import Tensor, he_uniform, zeros
+from dptrain.nn.tensor import Init, Tensor, dirac, he_uniform, zeros
 
 KERNELS = "kernels"  # in prepared parameters: the weight in the form that the algorithm needs
 
@@ -29,6 +30,9 @@ class Conv2d(Layer):
     Output (OH, OW, N, O) with OH = (H + 2 * padding - dilation * (KH - 1) - 1) // stride + 1, and OW likewise. Kernel
     size, stride, padding (zeros) and dilation are one number or (vertical, horizontal). Each group of output channels
     reads one group of input channels; with as many groups as channels the convolution is depthwise.
+
+    The weight begins as `init(fan_in)`, such as `he_uniform` or `uniform_fan_in`. With `identity` the first filters
+    begin as identities, one for each channel that a group reads.
 
     `algorithm` is "auto", or one of these, all for one group without dilation: "im2col"; "winograd2" to "winograd6"
     (kernel 3, stride 1), with tiles of at most that extent; "pointwise" (kernel 1, no padding). Else "depthwise" (as
@@ -49,6 +53,8 @@ class Conv2d(Layer):
         bias: bool = True,
         groups: int = 1,
         dilation: int | tuple[int, int] = (1, 1),
+        init: Callable[[int], Init] = he_uniform,
+        identity: bool = False,
         algorithm: str = "auto",
     ) -> None:
         if out_channels < 1:
@@ -62,6 +68,7 @@ class Conv2d(Layer):
         if groups < 1 or out_channels % groups:
             raise ValueError(f"groups is {groups}, expected a divisor of out_channels {out_channels}")
         self.groups = groups
+        self.init, self.identity = init, identity
         if algorithm not in ("auto", *ALGORITHMS):
             raise ValueError(f"algorithm is {algorithm!r}, expected auto, {', '.join(ALGORITHMS)}")
         self.algorithm = algorithm
@@ -105,7 +112,8 @@ class Conv2d(Layer):
 
     def tensors(self) -> list[Tensor]:
         shape = (self.out_channels, self.input_shape[0] // self.groups, *self.kernel_size)
-        weight = Tensor("weight", shape, he_uniform(self.geometry.fan_in))
+        init = self.init(self.geometry.fan_in)
+        weight = Tensor("weight", shape, dirac(init) if self.identity else init)
         return [weight, Tensor("bias", shape[:1], zeros)] if self.bias else [weight]
 
     def forward_flops(self) -> int:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
 from dptrain.nn.layer import Layer, Pass
-from dptrain.nn.tensor import Tensor, he_uniform, zeros
+from dptrain.nn.tensor import Init, Tensor, he_uniform, zeros
 
 
 class Linear(Layer):
-    """x (N, F) @ weight (O, F)', plus bias (O,) unless `bias` is False, giving (N, O)."""
+    """x (N, F) @ weight (O, F)', plus bias (O,) unless `bias` is False, giving (N, O).
+
+    The weight begins as `init(F)`.
+    """
 
     kind = "linear"
 
-    def __init__(self, out_features: int, *, bias: bool = True) -> None:
+    def __init__(self, out_features: int, *, bias: bool = True, init: Callable[[int], Init] = he_uniform) -> None:
         if out_features < 1:
             raise ValueError(f"out_features is {out_features}, expected at least 1")
         self.out_features = out_features
-        self.bias = bias
+        self.bias, self.init = bias, init
 
     def bind(self, input_shape: Shape) -> Shape:
         if len(input_shape) != 1:
@@ -29,7 +34,7 @@ class Linear(Layer):
 
     def tensors(self) -> list[Tensor]:
         shape = (self.out_features, self.in_features)
-        weight = Tensor("weight", shape, he_uniform(self.in_features))
+        weight = Tensor("weight", shape, self.init(self.in_features))
         return [weight, Tensor("bias", shape[:1], zeros)] if self.bias else [weight]
 
     def forward_flops(self) -> int:
