@@ -53,7 +53,7 @@ def make_workload(
     threads = config.threads or fair_threads(communicator)
     with together(communicator):
         check_shards(communicator, shards, config.batch_size)
-        environment, architecture = numeric_environment(config.reduction), find_architecture(config.model)
+        environment, architecture = numeric_environment(config), find_architecture(config.model)
         network = build_network(architecture, config.model_options, shape, classes)
         optimizer = make_optimizer(config, network, STEPS_PER_EPOCH)
     manifest, data = random_data(communicator, shape, classes, shards, config.batch_size // shards * STEPS_PER_EPOCH)

@@ -15,7 +15,7 @@ from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
 from dptrain.data.transforms import check_transforms, check_views, make_transforms
 from dptrain.errors import DataError, UsageError
-from dptrain.nn.loss import CrossEntropy
+from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network
 from dptrain.optim import optimizer_class, options_of
 from dptrain.optim.optimizer import Optimizer
@@ -31,6 +31,7 @@ from dptrain.training.agreement import agree_on, machine_notes, numeric_environm
 from dptrain.training.architecture import Architecture, build_network, find_architecture
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.groups import make_parameters
+from dptrain.training.loss import make_loss, samples_by_class
 from dptrain.training.model_checks import agree_on_model, try_model
 from dptrain.training.step import NO_REQUESTS, GradientWork, TrainingStep
 
@@ -95,7 +96,9 @@ def set_up(
     last_step = min(total_steps, config.max_steps or total_steps)
     batches = make_batches(config, manifest, task.shards)
     communicator.activity.enter("checking the model's layers")
+    samples = samples_by_class(task.shards.train.values(), len(manifest.classes), communicator)
     with together(communicator):
+        loss = make_loss(config, manifest.classes, samples)
         schedule = plan_schedule(config, steps_per_epoch)
         optimizer = make_optimizer(config, network, steps_per_epoch)
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
@@ -121,7 +124,7 @@ def set_up(
     notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
     if config.warmup_steps >= last_step:
         notes.append(f"the warm-up never ends: --warmup-steps {config.warmup_steps} in a run of {last_step} steps")
-    engine = assemble(config, task, batches, optimizer)
+    engine = assemble(config, task, batches, optimizer, loss)
     return Session(**vars(engine), origin=origin, schedule=schedule, last_step=last_step, notes=notes)
 
 
@@ -160,7 +163,7 @@ def open_task(
     """
     folder, threads = Path(config.data), config.threads or fair_threads(communicator)
     with together(communicator):
-        environment = numeric_environment(config.reduction)
+        environment = numeric_environment(config)
         manifest = read_manifest(folder)
         if (ranks := communicator.size) > manifest.shard_count:
             raise UsageError(
@@ -201,12 +204,18 @@ def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -
     }
 
 
-def assemble(config: TrainConfig, task: Task, batches: dict[int, ShardBatches], optimizer: Optimizer) -> Engine:
+def assemble(
+    config: TrainConfig,
+    task: Task,
+    batches: dict[int, ShardBatches],
+    optimizer: Optimizer,
+    loss: CrossEntropy = CROSS_ENTROPY,
+) -> Engine:
     """Reduction, workers and pool. Whatever fails later must close the pool."""
     network, communicator = task.network, task.communicator
-    lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=3, requests=len(NO_REQUESTS))
+    lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=4, requests=len(NO_REQUESTS))
     reducer = reducer_class(config.reduction)(task.placement, communicator, lengths)
-    gradients = GradientWork(network, batches, reducer, CrossEntropy(config.label_smoothing), config.accumulate)
+    gradients = GradientWork(network, batches, reducer, loss, config.accumulate)
     evaluation = make_evaluation(task, task.manifest)
     pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
     take_step = TrainingStep(gradients, optimizer, pool, communicator)
