@@ -13,6 +13,7 @@ from dptrain.checkpoint.state import Layouts, TrainingState
 from dptrain.data.batches import ShardBatches
 from dptrain.errors import TrainingError
 from dptrain.nn.finite import first_not_finite, not_finite, not_finite_parts
+from dptrain.nn.loss import CrossEntropy
 from dptrain.nn.network import Network
 from dptrain.parallel.communicator import Communicator, known_to_all
 
@@ -23,12 +24,20 @@ LOWER_LR = (
 
 
 def examine_shards(
-    network: Network, vectors: Mapping[str, Array], batches: Mapping[int, ShardBatches], epoch: int, step: int
+    network: Network,
+    loss: CrossEntropy,
+    vectors: Mapping[str, Array],
+    batches: Mapping[int, ShardBatches],
+    epoch: int,
+    step: int,
+    parts: int = 1,
 ) -> dict[int, str]:
     """By shard of a rank, the first value of a step that is not finite, or "". The shards are computed again."""
     workspace = Workspace()
     return {
-        shard: first_not_finite(network, vectors, *one.batch(epoch, step, workspace), workspace, one.draws(epoch, step))
+        shard: first_not_finite(
+            network, vectors, *one.batch(epoch, step, workspace), workspace, one.draws(epoch, step), loss, parts
+        )
         for shard, one in batches.items()
     }
 
