@@ -14,14 +14,14 @@ from dptrain.nn.finite import not_finite
 from dptrain.nn.layer import Layer, Runner
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network, Prepared, quiet
-from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.parallel.pool import ShardPool
 from dptrain.parallel.reduce.reducer import Reducer
 from dptrain.training.evaluate import NetworkWork
 from dptrain.training.finite import examine_shards, first_of_all_shards, not_finite_error
+from dptrain.training.update import Update
 
-LOSS, CORRECT, SAMPLES = range(3)  # the sums that a step needs besides the gradient
+LOSS, CORRECT, SAMPLES, WEIGHTS = range(4)  # the sums that a step needs besides the gradient
 
 
 class Requests(NamedTuple):
@@ -55,7 +55,10 @@ class Seconds:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Of the global batch: mean loss, correct samples, samples, requests of any rank; `seconds` are this rank's."""
+    """Of the global batch: mean loss, correct samples, samples, requests of any rank; `seconds` are this rank's.
+
+    With class weights, mean loss and gradient are sums over the sum of the samples' weights.
+    """
 
     loss: float
     correct: int
@@ -117,13 +120,13 @@ class GradientWork(NetworkWork[float]):
             parts.gradient,
             workspace,
             statistics=parts.statistics,
+            loss=self.loss,
             draws=batches.draws(epoch, step),
             runner=self.runner(reporter),
-            loss=self.loss,
             frozen=frozen,
             parts=self.parts,
         )
-        parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels)
+        parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels), self.loss.sample_weights(labels)
         for start, end in ((0, reporter.start), (parts.gradient.size, parts.vector.size)):
             if start < end:
                 self.reducer.ready(shard, slice(start, end))
@@ -133,10 +136,10 @@ class GradientWork(NetworkWork[float]):
 class TrainingStep:
     """Makes steps on this rank's shards, together with all other ranks. The pool must know the work."""
 
-    def __init__(self, work: GradientWork, optimizer: Optimizer, pool: ShardPool, communicator: Communicator) -> None:
-        self.work, self.optimizer, self.pool, self.communicator = work, optimizer, pool, communicator
-        optimizer.join(communicator)
-        self.layouts = vector_layouts(work.network, optimizer.slots)
+    def __init__(self, work: GradientWork, update: Update, pool: ShardPool, communicator: Communicator) -> None:
+        self.work, self.update, self.pool, self.communicator = work, update, pool, communicator
+        update.optimizer.join(communicator)
+        self.layouts = vector_layouts(work.network, update.optimizer.slots, averaged=update.average is not None)
 
     @quiet
     def __call__(
@@ -151,25 +154,26 @@ class TrainingStep:
         started = clock()
         work.load(state.vectors)
         work.reducer.begin(requests)
-        shares = self.pool.map(work, work.batches, epoch, step, self.optimizer.frozen(state.step))
+        shares = self.pool.map(work, work.batches, epoch, step, self.update.optimizer.frozen(state.step))
         computed = clock()
         reduced = work.reducer.finish()
         finished, waiting = clock(), work.reducer.waited
         if not_finite(reduced.vector):  # on all ranks alike
-            found = examine_shards(work.network, work.vectors, work.batches, epoch, step, work.parts)
+            found = examine_shards(work.network, work.loss, work.vectors, work.batches, epoch, step, work.parts)
             where = first_of_all_shards(found, reduced.gradient, work.network.layout, self.communicator)
             loss = float(reduced.sums[LOSS])
             raise known_to_all(self.communicator, not_finite_error(loss, where, state.step + 1, lr))
-        samples = int(reduced.sums[SAMPLES])
+        samples, weights = int(reduced.sums[SAMPLES]), float(reduced.sums[WEIGHTS])
         gradient = reduced.gradient
-        gradient /= samples
-        self.optimizer.update(state.vectors, gradient, lr, state.step)
+        gradient /= weights
+        self.update.step(state.vectors, gradient, lr, state.step)
         if reduced.statistics.size:
             work.network.update_buffers(state.vectors[BUFFERS], reduced.statistics / samples)
+        self.update.finish(state.vectors, state.step)
         state.progress.step += 1
         state.progress.samples_seen += samples
         data = (computed - started) * sum(shares) / len(shares)
         compute = computed - started - data + clock() - finished
         seconds = Seconds(compute, data, waiting, finished - computed - waiting)
         requested = Requests(*map(bool, reduced.requests))
-        return StepOutcome(float(reduced.sums[LOSS]) / samples, int(reduced.sums[CORRECT]), samples, seconds, requested)
+        return StepOutcome(float(reduced.sums[LOSS]) / weights, int(reduced.sums[CORRECT]), samples, seconds, requested)
