@@ -114,6 +114,7 @@ class ParallelConfig(Config):
     """parallel computing"""
 
     threads: int = key(0, PROCESS, "shards that a rank computes at a time (0: its share of the cores)", at_least=0)
+    l2_kib: int = key(0, BITS, "KiB of a core's L2 cache to compute for (0: measured, or the checkpoint's)", at_least=0)
     reduction: str = key("tree", BITS, "sum of gradients (mpi: bits depend on the ranks)", choices=(*REDUCTIONS,))
     elastic: bool = key(False, PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
     stall_limit: float = key(60.0, PROCESS, "report a rank without progress for so many seconds (0: off)", at_least=0.0)

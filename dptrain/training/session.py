@@ -24,6 +24,7 @@ from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool, fair_threads, make_pool
 from dptrain.parallel.reduce import reducer_class
 from dptrain.parallel.reduce.reducer import Lengths
+from dptrain.system.cache import second_level_cache
 from dptrain.system.cgroups import check_memory
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, machine_notes, numeric_environment
@@ -76,10 +77,12 @@ def set_up(
     communicator: Communicator,
     loaded: LocalShards = NOTHING_LOADED,
     architecture: Architecture | None = None,
+    l2_kib: int = 0,
 ) -> Session:
     """Everything that training needs; every rank fails with a DptrainError or none does.
 
-    Shards in `loaded` are not read again, nor is the model file if its architecture is given.
+    Shards in `loaded` are not read again, nor is the model file if its architecture is given. For `l2_kib` see
+    `open_task`.
     """
 
     def check(manifest: Manifest) -> None:
@@ -87,7 +90,7 @@ def set_up(
         check_transforms(config.crop, config.crop_pixels, config.cutout, manifest.image_shape)
         check_views(config.tta, manifest.image_shape)
 
-    task = open_task(config, communicator, check, loaded=loaded, architecture=architecture)
+    task = open_task(config, communicator, check, loaded=loaded, architecture=architecture, l2_kib=l2_kib)
     manifest, network, source = task.manifest, task.network, task.architecture.source
     steps_per_epoch = count_steps(manifest, config.batch_size)
     total_steps = config.epochs * steps_per_epoch
@@ -152,11 +155,14 @@ def open_task(
     splits: Sequence[str] = SPLITS,
     loaded: LocalShards = NOTHING_LOADED,
     architecture: Architecture | None = None,
+    l2_kib: int = 0,
 ) -> Task:
     """Open the data set, build the network, load the rank's shards of some splits; `check` may refuse the manifest.
 
-    Every rank fails with a DptrainError or none does.
+    The network computes for the cache size of the configuration; without one for `l2_kib`, which is that of a
+    checkpoint; else for that of rank 0's machine. Every rank fails with a DptrainError or none does.
     """
+    l2_kib = communicator.broadcast(config.l2_kib or l2_kib or second_level_cache())
     folder, threads = Path(config.data), config.threads or fair_threads(communicator)
     with together(communicator):
         environment = numeric_environment(config.reduction)
@@ -170,6 +176,7 @@ def open_task(
         check(manifest)
         architecture = architecture or find_architecture(config.model)
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
+        network.set_cache(l2_kib)
         numbers, size = placement.shards_of(communicator.rank), network.layout.size
         vectors = VECTORS + len(numbers) * ("train" in splits)
         check_memory(4 * size * vectors, f"{size:,} parameters and {len(numbers)} shards")
