@@ -43,6 +43,7 @@ class DataConfig(Config):
 
     data: str = key("", PROCESS, "folder of the packed data set", read=typed_path, metavar="DATA")
     batch_size: int = key(128, RUN, "global batch size: a multiple of the number of shards", at_least=1)
+    accumulate: int = key(1, BITS, "parts of a shard's microbatch; batch norm sees one part at a time", at_least=1)
     seed: int = key(0, RUN, "seed of initial parameters, sample order and all random draws", at_least=0)
 
 
@@ -71,6 +72,13 @@ class AugmentationConfig(Config):
     alternating_flip: bool = key(False, BITS, "for --flip: choose once, then mirror each image in every other epoch")
     cutout: int = key(0, BITS, "fill a random square of so many pixels a side with the mean (0: off)", at_least=0)
     tta: str = key("none", PROCESS, "test-time augmentation, in addition at the end of the run", choices=TTA)
+
+
+@dataclass(frozen=True, init=False, repr=False, eq=False)
+class LossConfig(Config):
+    """loss"""
+
+    label_smoothing: float = key(0.0, BITS, "share of the target that all classes get alike", at_least=0.0, below=1.0)
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -148,6 +156,7 @@ class TrainConfig(
     DataConfig,
     ModelConfig,
     AugmentationConfig,
+    LossConfig,
     OptimizerConfig,
     ScheduleConfig,
     ParallelConfig,

@@ -62,6 +62,7 @@ def first_not_finite(
     labels: NDArray[np.int64],
     workspace: Workspace,
     draws: Draws = NO_KEY,
+    parts: int = 1,
 ) -> str:
     """The first thing that is not finite in `loss_and_grad` of a microbatch, in words; "" when all is finite.
 
@@ -71,7 +72,9 @@ def first_not_finite(
     examiner = Examiner()
     prepared = network.prepare(vectors["parameters"], vectors["buffers"], workspace)
     gradient = np.empty(network.layout.size, workspace.dtype)
-    outcome = network.loss_and_grad(prepared, images, labels, gradient, workspace, draws=draws, runner=examiner)
+    outcome = network.loss_and_grad(
+        prepared, images, labels, gradient, workspace, draws=draws, runner=examiner, parts=parts
+    )
     loss = not_finite(np.array(outcome.loss_sum, workspace.dtype))
     found = [
         *(f"the parameter {part}" for part in not_finite_parts(network.layout, vectors["parameters"])),

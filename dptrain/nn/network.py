@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,8 @@ class Network:
         ]
         parameters = [part.stop - part.start for part, _ in self._slices]
         self.plan = Plan(self.graph, parameters, self.block)
+        self._plans: dict[frozenset[str], Plan] = {frozenset(): self.plan}  # by the names of frozen parameters
+        self._parameters = parameters
         self._constant = [name for name in self.layout.shapes if not self.tensors[name].trained]
         momentum = {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
         self._momentum = self.buffer_layout.expand(momentum)
@@ -152,51 +156,62 @@ class Network:
         loss: CrossEntropy = CROSS_ENTROPY,
         draws: Draws = NO_KEY,
         runner: Runner = PLAIN,
+        frozen: Collection[str] = (),
+        parts: int = 1,
     ) -> Outcome:
         """Write the gradient of the summed loss to `gradient` (P,), for images (H, W, N, C) and labels (N,).
 
         `statistics` (B,) become N times the layers' statistics. An empty microbatch gives zeros. Samples are computed
-        in blocks (`dptrain.nn.segments`), whose sums are added in order.
+        in blocks (`dptrain.nn.segments`), whose sums are added in order. The gradient of the parameters `frozen` is 0,
+        and what only they need is not computed. If a layer couples samples, it couples those of each of `parts` equal
+        parts of the microbatch.
         """
+        plan = self._plan_without(frozen)
         samples, loss_sum, correct = images.shape[-2], 0.0, 0
         if statistics is None:
             statistics = workspace.array("network", "statistics", (self.buffer_layout.size,))
         part, averages = gradient, workspace.array("network", "statistics of a block", statistics.shape)
-        if any(len(segment.rows(samples)) > 1 for segment in self.plan.segments):
+        units = divided(samples, parts if plan.couples_samples else 1)
+        if len(units) > 1 or any(len(segment.rows(samples)) > 1 for segment in plan.segments):
             part = workspace.array("network", "gradient of a block", gradient.shape)
         for vector in (gradient, part, statistics, averages):
             vector.fill(0)  # a layer may add to it
         if not samples:
             return Outcome(0.0, 0)
-        passes = self.passes(prepared, workspace, part, averages, draws)
+        passes = self.passes(prepared, workspace, part, averages, draws, plan.graph)
         total, block = Vectors(gradient, statistics, self._slices), Vectors(part, averages, self._slices)
-        microbatch = Microbatch(self.plan, passes, images, total, block, workspace, draws, runner)
-        *earlier, last = self.plan.segments
-        for segment in earlier:
-            for rows in segment.rows(samples):
-                microbatch.forward(segment, rows)
-            microbatch.join(segment)
-        for rows in last.rows(samples):
-            logits = microbatch.forward(last, rows)
-            losses, dlogits = loss(logits, labels[rows], workspace)
-            loss_sum += float(losses.sum(dtype=np.float64))
-            correct += int(np.count_nonzero(logits.argmax(axis=1) == labels[rows]))
-            microbatch.backward(last, rows, dlogits)
-        microbatch.join_backward(last)
-        for segment in reversed(earlier):
-            for rows in segment.rows(samples):
-                microbatch.backward(segment, rows)
-            microbatch.join_backward(segment)
-        for name in self._constant:
+        for unit in units:
+            keyed = draws.after(unit.start) if unit.start else draws
+            images_of_unit = images[..., unit, :]
+            microbatch = Microbatch(plan, passes, images_of_unit, total, block, workspace, keyed, runner)
+            part_loss, part_correct = _compute(microbatch, labels[unit], loss, workspace)
+            loss_sum, correct = loss_sum + part_loss, correct + part_correct
+        for name in (*self._constant, *frozen):
             gradient[self.layout.slices[name]] = 0
         return Outcome(loss_sum, correct)
 
+    def _plan_without(self, frozen: Collection[str]) -> Plan:
+        """The plan whose backward pass leaves out what only frozen parameters need."""
+        names = frozenset(frozen)
+        if names not in self._plans:
+            trained = [name for name, tensor in self.tensors.items() if tensor.trained and name not in names]
+            graph = Graph(self.graph.nodes, {name.rpartition(".")[0] for name in trained})
+            self._plans[names] = Plan(graph, self._parameters, self.block)
+        return self._plans[names]
+
     def passes(
-        self, prepared: Prepared, workspace: Workspace, gradient: Array, statistics: Array, draws: Draws = NO_KEY
+        self,
+        prepared: Prepared,
+        workspace: Workspace,
+        gradient: Array,
+        statistics: Array,
+        draws: Draws = NO_KEY,
+        graph: Graph | None = None,
     ) -> list[Pass]:
         """The context of each stage for training, which writes to `gradient` (P,) and `statistics` (B,)."""
         views = zip(self._by_stage(self.layout, gradient), self._by_stage(self.buffer_layout, statistics), strict=True)
-        stages = zip(self.graph.nodes, self.graph.need_dx, prepared, views, strict=True)
+        graph = graph or self.graph
+        stages = zip(graph.nodes, graph.need_dx, prepared, views, strict=True)
         return [
             Pass(parameters, buffers, workspace, True, gradients, averages, need_dx, draws, node.output - 1)
             for node, need_dx, (parameters, buffers), (gradients, averages) in stages
@@ -214,6 +229,36 @@ class Network:
     def _by_stage(self, layout: Layout, flat: Array) -> list[Views]:
         by_layer = layout.views_by_layer(flat)
         return [Views(by_layer.get(stage.name, {})) for stage in self.stages]
+
+
+def _compute(
+    microbatch: Microbatch, labels: NDArray[np.int64], loss: CrossEntropy, workspace: Workspace
+) -> tuple[float, int]:
+    """Both passes of a microbatch; the sum of its losses, and how many samples were classified correctly."""
+    loss_sum, correct, samples = 0.0, 0, len(labels)
+    *earlier, last = microbatch.plan.segments
+    for segment in earlier:
+        for rows in segment.rows(samples):
+            microbatch.forward(segment, rows)
+        microbatch.join(segment)
+    for rows in last.rows(samples):
+        logits = microbatch.forward(last, rows)
+        losses, dlogits = loss(logits, labels[rows], workspace)
+        loss_sum += float(losses.sum(dtype=np.float64))
+        correct += int(np.count_nonzero(logits.argmax(axis=1) == labels[rows]))
+        microbatch.backward(last, rows, dlogits)
+    microbatch.join_backward(last)
+    for segment in reversed(earlier):
+        for rows in segment.rows(samples):
+            microbatch.backward(segment, rows)
+        microbatch.join_backward(segment)
+    return loss_sum, correct
+
+
+def divided(samples: int, parts: int) -> list[slice]:
+    """`parts` slices of 0 to `samples`, at most one apart in length, without empty ones."""
+    bounds = [part * samples // parts for part in range(parts + 1)]
+    return [slice(start, end) for start, end in pairwise(bounds) if start < end]
 
 
 def _slice_of(layout: Layout, layer: str) -> slice:

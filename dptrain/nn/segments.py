@@ -89,6 +89,7 @@ class Plan:
             self.level += [level] * (node.output + 1 - len(self.level))
             available += [level + (level in alone)] * (node.output + 1 - len(available))
         coupled = len(tasks) > 1
+        self.couples_samples = coupled or bool(alone)
         self.segments = [
             Segment(level, tuple(some), None if level in alone else self._block(some, parameters) if coupled else block)
             for level, some in sorted(tasks.items())

@@ -23,12 +23,19 @@ LOWER_LR = (
 
 
 def examine_shards(
-    network: Network, vectors: Mapping[str, Array], batches: Mapping[int, ShardBatches], epoch: int, step: int
+    network: Network,
+    vectors: Mapping[str, Array],
+    batches: Mapping[int, ShardBatches],
+    epoch: int,
+    step: int,
+    parts: int = 1,
 ) -> dict[int, str]:
     """By shard of a rank, the first value of a step that is not finite, or "". The shards are computed again."""
     workspace = Workspace()
     return {
-        shard: first_not_finite(network, vectors, *one.batch(epoch, step, workspace), workspace, one.draws(epoch, step))
+        shard: first_not_finite(
+            network, vectors, *one.batch(epoch, step, workspace), workspace, one.draws(epoch, step), parts
+        )
         for shard, one in batches.items()
     }
 

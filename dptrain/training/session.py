@@ -15,6 +15,7 @@ from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
 from dptrain.data.transforms import check_transforms, check_views, make_transforms
 from dptrain.errors import DataError, UsageError
+from dptrain.nn.loss import CrossEntropy
 from dptrain.nn.network import Network
 from dptrain.optim import optimizer_class, options_of
 from dptrain.optim.optimizer import Optimizer
@@ -212,7 +213,8 @@ def assemble(config: TrainConfig, task: Task, batches: dict[int, ShardBatches], 
     network, communicator = task.network, task.communicator
     lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=3, requests=len(NO_REQUESTS))
     reducer = reducer_class(config.reduction)(task.placement, communicator, lengths)
-    gradients, evaluation = GradientWork(network, batches, reducer), make_evaluation(task, task.manifest)
+    gradients = GradientWork(network, batches, reducer, CrossEntropy(config.label_smoothing), config.accumulate)
+    evaluation = make_evaluation(task, task.manifest)
     pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
     take_step = TrainingStep(gradients, optimizer, pool, communicator)
     return Engine(**vars(task), take_step=take_step, evaluation=evaluation, pool=pool)

@@ -12,6 +12,7 @@ from dptrain.checkpoint.state import BUFFERS, TrainingState, vector_layouts
 from dptrain.data.batches import ShardBatches
 from dptrain.nn.finite import not_finite
 from dptrain.nn.layer import Layer, Runner
+from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.communicator import Communicator, known_to_all
@@ -83,24 +84,32 @@ class GradientReporter(Runner):
 class GradientWork(NetworkWork[float]):
     """Computes each shard's gradient, statistics and sums; the result is the share of time that its batch took."""
 
-    def __init__(self, network: Network, batches: Mapping[int, ShardBatches], reducer: Reducer) -> None:
+    def __init__(
+        self,
+        network: Network,
+        batches: Mapping[int, ShardBatches],
+        reducer: Reducer,
+        loss: CrossEntropy = CROSS_ENTROPY,
+        parts: int = 1,
+    ) -> None:
         super().__init__(network)
-        self.batches, self.reducer = batches, reducer
-        frozen = any(tensor.kind == "parameter" and not tensor.trained for tensor in network.tensors.values())
+        self.batches, self.reducer, self.loss, self.parts = batches, reducer, loss, parts
         self._starts: dict[str, int] = {}  # where the gradient of each stage begins
-        for stage in network.stages if not frozen else ():  # the gradient of frozen parameters is cleared at the end
-            parts = [part for name, part in network.layout.slices.items() if name.startswith(f"{stage.name}.")]
-            if parts:
-                self._starts[stage.name] = min(part.start for part in parts)
+        for stage in network.stages:
+            parameters = [part for name, part in network.layout.slices.items() if name.startswith(f"{stage.name}.")]
+            if parameters:
+                self._starts[stage.name] = min(part.start for part in parameters)
 
     @quiet
-    def compute(self, shard: int, prepared: tuple[Prepared, int, int], workspace: Workspace) -> float:
+    def compute(self, shard: int, prepared: tuple[Prepared, int, int, tuple[str, ...]], workspace: Workspace) -> float:
         started = time.perf_counter()
-        network, epoch, step = prepared
+        network, epoch, step, frozen = prepared
         batches, parts = self.batches[shard], self.reducer.parts[shard]
         images, labels = batches.batch(epoch, step, workspace)
         loaded = time.perf_counter()
-        reporter = GradientReporter(lambda part: self.reducer.ready(shard, part), self._starts, parts.gradient.size)
+        # The gradient of frozen parameters is cleared at the end, and that of parts is added up.
+        starts = self._starts if not frozen and self.parts == 1 else {}
+        reporter = GradientReporter(lambda part: self.reducer.ready(shard, part), starts, parts.gradient.size)
         outcome = self.network.loss_and_grad(
             network,
             images,
@@ -110,6 +119,9 @@ class GradientWork(NetworkWork[float]):
             statistics=parts.statistics,
             draws=batches.draws(epoch, step),
             runner=self.runner(reporter),
+            loss=self.loss,
+            frozen=frozen,
+            parts=self.parts,
         )
         parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels)
         for start, end in ((0, reporter.start), (parts.gradient.size, parts.vector.size)):
@@ -139,12 +151,12 @@ class TrainingStep:
         started = clock()
         work.load(state.vectors)
         work.reducer.begin(requests)
-        shares = self.pool.map(work, work.batches, epoch, step)
+        shares = self.pool.map(work, work.batches, epoch, step, self.optimizer.frozen(state.step))
         computed = clock()
         reduced = work.reducer.finish()
         finished, waiting = clock(), work.reducer.waited
         if not_finite(reduced.vector):  # on all ranks alike
-            found = examine_shards(work.network, work.vectors, work.batches, epoch, step)
+            found = examine_shards(work.network, work.vectors, work.batches, epoch, step, work.parts)
             where = first_of_all_shards(found, reduced.gradient, work.network.layout, self.communicator)
             loss = float(reduced.sums[LOSS])
             raise known_to_all(self.communicator, not_finite_error(loss, where, state.step + 1, lr))

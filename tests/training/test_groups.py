@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from training_runs import configuration, packed, run, session_and_state
 
+from dptrain.checkpoint.folder import RunFolder
+from dptrain.checkpoint.format import read_checkpoint
 from dptrain.config.train import TrainConfig
 from dptrain.nn import BatchNorm2d, Conv2d, Flatten, Linear, ReLU
 from dptrain.nn.network import Network
@@ -112,3 +117,18 @@ def test_the_line_begins_with_the_warm_up(warmup: int, epochs: float, rates: lis
     assert [bias.rate_at(9.0, step) for step in range(len(rates))] == pytest.approx(rates)
     assert not bias.frozen(round(epochs * STEPS_PER_EPOCH) - 1)
     assert bias.rate_at(9.0, round(epochs * STEPS_PER_EPOCH)) == 0
+
+
+def test_a_frozen_group_keeps_its_bits_and_the_others_are_trained(tmp_path: Path) -> None:
+    """conv1 is frozen after the first of two epochs."""
+    data = packed(tmp_path / "set")
+    options: dict[str, Any] = {"model_options": {"widths": [3, 4]}, "group_epochs": {"conv1": 1}}
+    run(configuration(data, tmp_path / "run", **options))
+    steps = (7, 14)
+    folder = RunFolder(tmp_path / "run")
+    first, last = (read_checkpoint(folder.checkpoint_of(step)) for step in steps)
+    before, after = (one.layouts["parameters"].views(one.state.parameters) for one in (first, last))
+    for name in before:
+        assert np.array_equal(before[name], after[name]) == name.startswith("conv1."), name
+    _, initial = session_and_state(configuration(data, tmp_path / "other", **options))
+    assert not np.array_equal(first.layouts["parameters"].views(initial.parameters)["conv1.bias"], before["conv1.bias"])

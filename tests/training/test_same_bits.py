@@ -101,6 +101,8 @@ def test_another_seed_changes_the_bits(small: Path, tmp_path: Path) -> None:
 
 CASES: dict[str, dict[str, Any]] = {
     **{f"--optimizer {name}": {"optimizer": name, "model_options": {"widths": [3, 5]}} for name in OPTIMIZERS},
+    "--group-epochs": {"group_epochs": {"conv1": 1.2, "head": 0.5}, "model_options": {"widths": [3, 5]}},
+    "--accumulate": {"accumulate": 2, "model": "every-layer", "model_options": {"layer": "BatchNorm2d"}},
     "linear": {"model": "linear", "model_options": {}},  # test_recipes_same_bits.py has all other networks
     **{name: {"model": "every-layer", "model_options": {"layer": name}} for name in every_layer.LAYERS},
 }

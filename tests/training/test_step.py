@@ -19,7 +19,9 @@ from training_runs import BATCH_SIZE, SHARDS, STEPS_PER_EPOCH, TRAIN, configurat
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.state import TrainingState
 from dptrain.errors import ModelError, TrainingError
+from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Outcome
+from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.reduce.reducer import Parts
 from dptrain.training.evaluate import evaluate
 from dptrain.training.session import Session
@@ -34,7 +36,7 @@ def prepared(tmp_path: Path) -> tuple[Session, TrainingState]:
 
 
 def joined_pass(
-    session: Session, state: TrainingState, epoch: int, step: int
+    session: Session, state: TrainingState, epoch: int, step: int, loss: CrossEntropy = CROSS_ENTROPY
 ) -> tuple[NDArray[np.float64], float, int, int]:
     """Mean gradient, mean loss, correct answers and samples of the whole batch, in one pass in float64."""
     batches = session.take_step.work.batches
@@ -44,13 +46,15 @@ def joined_pass(
     gradient = np.zeros(session.network.layout.size)
     parameters = state.parameters.astype(np.float64)
     outcome = session.network.loss_and_grad(
-        ready(session.network, parameters), images, labels, gradient, Workspace(np.float64)
+        ready(session.network, parameters), images, labels, gradient, Workspace(np.float64), loss=loss
     )
     return gradient / len(labels), outcome.loss_sum / len(labels), outcome.correct, len(labels)
 
 
-def assert_step_is_the_joined_pass(session: Session, state: TrainingState, epoch: int, step: int) -> int:
-    gradient, loss, correct, samples = joined_pass(session, state, epoch, step)
+def assert_step_is_the_joined_pass(
+    session: Session, state: TrainingState, epoch: int, step: int, of: CrossEntropy = CROSS_ENTROPY
+) -> int:
+    gradient, loss, correct, samples = joined_pass(session, state, epoch, step, of)
     outcome = session.take_step(state, epoch, step, lr=0.01)
     error = np.linalg.norm(state.vectors["momentum"] - gradient) / np.linalg.norm(gradient)
     assert error < 1e-5
@@ -76,6 +80,17 @@ def test_the_gradient_of_all_shards_equals_one_pass_over_the_joined_batch(
     )
     session, state = session_and_state(config)
     assert assert_step_is_the_joined_pass(session, state, 0, 0) == 6 * shards
+
+
+def test_label_smoothing_is_used_in_training_but_not_in_evaluation(tmp_path: Path) -> None:
+    data = packed(tmp_path / "set")
+    config = configuration(data, tmp_path / "run", label_smoothing=0.2, **PLAIN)
+    session, state = session_and_state(config)
+    evaluations = [evaluate(session.evaluation, state.vectors, session.pool, Communicator())]
+    assert_step_is_the_joined_pass(session, state, 0, 0, CrossEntropy(0.2))
+    session, state = session_and_state(replace(config, label_smoothing=0.0))
+    evaluations.append(evaluate(session.evaluation, state.vectors, session.pool, Communicator()))
+    assert evaluations[0] == evaluations[1]
 
 
 def test_an_uneven_last_microbatch_has_its_exact_weight(prepared: tuple[Session, TrainingState]) -> None:

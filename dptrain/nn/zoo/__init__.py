@@ -1,4 +1,4 @@
-"""Named architectures. A new one is one file here and one line in ARCHITECTURES.
+"""Named architectures. A new one is one file here, NAME.py with a function NAME, and its name in the list below.
 
 An architecture is a function of the shape (C, H, W) of an image, the number of classes, and options of its own. It
 returns layers, in which `Sequential` and `Residual` can stand for a layer.
@@ -7,22 +7,29 @@ returns layers, in which `Sequential` and `Residual` can stand for a layer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
+from dptrain.arrays.layout import Shape
 from dptrain.nn.graph import Part
 from dptrain.nn.zoo.convnet import convnet
 from dptrain.nn.zoo.linear import linear
-from dptrain.nn.zoo.resnet9 import resnet9
-from dptrain.nn.zoo.resnet20 import resnet20
-from dptrain.nn.zoo.vgg11 import vgg11
 
 Architecture = Callable[..., Part]
+
+
+def _imported_when_called(name: str) -> Architecture:
+    def build(input_shape: Shape, classes: int, **options: Any) -> Part:
+        found: Part = getattr(import_module(f"{__name__}.{name}"), name)(input_shape, classes, **options)
+        return found
+
+    return build
+
 
 ARCHITECTURES: dict[str, Architecture] = {
     "convnet": convnet,
     "linear": linear,
-    "resnet20": resnet20,
-    "vgg11": vgg11,
-    "resnet9": resnet9,
+    **{name: _imported_when_called(name) for name in ("resnet20", "vgg11", "resnet9")},
 }
 
-__all__ = ["ARCHITECTURES", "Architecture", "convnet", "linear", "resnet9", "resnet20", "vgg11"]
+__all__ = ["ARCHITECTURES", "Architecture", "convnet", "linear"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dptrain.arrays.layout import Shape
 from dptrain.nn.layer import Layer
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.norm import BatchNorm2d
+from dptrain.nn.tensor import Init, uniform_fan_in
 
 
-def conv_norm(channels: int, *, stride: int = 1) -> list[Layer]:
+def conv_norm(channels: int, *, stride: int = 1, init: Callable[[int], Init] = uniform_fan_in) -> list[Layer]:
     """A 3 x 3 convolution that keeps the extent (divided by the stride), without bias, and batch normalisation."""
-    return [Conv2d(channels, 3, stride=stride, padding=1, bias=False), BatchNorm2d()]
+    return [Conv2d(channels, 3, stride=stride, padding=1, bias=False, init=init), BatchNorm2d()]
 
 
 def needs_pixels(name: str, input_shape: Shape, least: int) -> None:

@@ -8,6 +8,7 @@ from dptrain.nn.layers.activation import ReLU
 from dptrain.nn.layers.global_pool import GlobalAvgPool2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.shortcut import ZeroPadShortcut
+from dptrain.nn.tensor import he_uniform
 from dptrain.nn.zoo.blocks import conv_norm
 
 
@@ -17,11 +18,12 @@ def resnet20(input_shape: Shape, classes: int, *, width: int = 16, blocks: int =
     Three stages of `width`, 2 * `width` and 4 * `width` channels; the second and third begin with stride 2. Shortcuts
     have no parameters (option A of the paper): see `ZeroPadShortcut`.
     """
-    layers: list[Part] = [*conv_norm(width), ReLU()]
+    layers: list[Part] = [*conv_norm(width, init=he_uniform), ReLU()]
     for stage in range(3):
         channels = width * 2**stage
         for block in range(blocks):
             halves = stage > 0 and block == 0
-            body = [*conv_norm(channels, stride=2 if halves else 1), ReLU(), *conv_norm(channels)]
+            first = conv_norm(channels, stride=2 if halves else 1, init=he_uniform)
+            body = [*first, ReLU(), *conv_norm(channels, init=he_uniform)]
             layers += [Residual(body, ZeroPadShortcut(channels) if halves else ()), ReLU()]
     return [*layers, GlobalAvgPool2d(), Linear(classes)]

@@ -10,6 +10,7 @@ from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.layers.scale import Scale
+from dptrain.nn.tensor import uniform_fan_in
 from dptrain.nn.zoo.blocks import conv_norm, needs_pixels
 
 
@@ -18,6 +19,7 @@ def resnet9(input_shape: Shape, classes: int, *, width: int = 64, logit_scale: f
 
     Three stages halve the maps, and the first and the last of them have a residual branch. The maximum over each map
     goes to a linear layer without bias; the logits are multiplied by `logit_scale`.
+    Weights begin as in PyTorch.
     """
     needs_pixels("resnet9", input_shape, 8)
 
@@ -32,4 +34,10 @@ def resnet9(input_shape: Shape, classes: int, *, width: int = 64, logit_scale: f
     layers += [*conv(4), MaxPool2d(2)]
     layers += [*conv(8), MaxPool2d(2), residual(8)]
     whole_map = input_shape[1] // 8, input_shape[2] // 8
-    return [*layers, MaxPool2d(whole_map), Flatten(), Linear(classes, bias=False), Scale(logit_scale)]
+    return [
+        *layers,
+        MaxPool2d(whole_map),
+        Flatten(),
+        Linear(classes, bias=False, init=uniform_fan_in),
+        Scale(logit_scale),
+    ]
