@@ -13,10 +13,9 @@ from dptrain.errors import UsageError
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import fair_threads
-from dptrain.system.cache import second_level_cache
 from dptrain.training.agreement import numeric_environment
 from dptrain.training.architecture import build_network, find_architecture
-from dptrain.training.session import Engine, Task, assemble, make_batches, make_optimizer
+from dptrain.training.session import Engine, Task, assemble, choose_l2_kib, make_batches, make_optimizer
 
 STEPS_PER_EPOCH = 8
 
@@ -52,10 +51,10 @@ def make_workload(
 ) -> tuple[Engine, TrainingState]:
     """The engine and the initial state of a configuration; every rank fails with a DptrainError or none does."""
     threads = config.threads or fair_threads(communicator)
-    l2_kib = communicator.broadcast(config.l2_kib or second_level_cache())
+    l2_kib = communicator.broadcast(choose_l2_kib(config))
     with together(communicator):
         check_shards(communicator, shards, config.batch_size)
-        environment, architecture = numeric_environment(config.reduction), find_architecture(config.model)
+        environment, architecture = numeric_environment(config), find_architecture(config.model)
         network = build_network(architecture, config.model_options, shape, classes)
         network.set_cache(l2_kib)
         optimizer = make_optimizer(config, network, STEPS_PER_EPOCH)

@@ -30,6 +30,10 @@ FACTORS = (
     lambda table: all(type(one) in (int, float) and 0 <= one < math.inf for one in table.values()),
     "numbers of at least 0",
 )
+WEIGHTS = (
+    lambda table: all(type(one) in (int, float) and 0 < one < math.inf for one in table.values()),
+    "weights above 0",
+)
 
 
 def model_name(text: str) -> str:
@@ -76,9 +80,13 @@ class AugmentationConfig(Config):
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
 class LossConfig(Config):
-    """loss"""
+    """training loss"""
 
-    label_smoothing: float = key(0.0, BITS, "share of the target that all classes get alike", at_least=0.0, below=1.0)
+    label_smoothing: float = key(0.0, BITS, "share of the target for all classes alike", at_least=0.0, below=1.0)
+    class_weights: Mapping[str, Any] = key(
+        {}, BITS, "weights by class name or number (others: 1)", rule=WEIGHTS, example="cat = 2, dog = 0.5"
+    )
+    balance_classes: bool = key(False, BITS, "weight classes by 1 / their number of training samples")
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -124,6 +132,7 @@ class ParallelConfig(Config):
     threads: int = key(0, PROCESS, "shards that a rank computes at a time (0: its share of the cores)", at_least=0)
     l2_kib: int = key(0, BITS, "KiB of a core's L2 cache to compute for (0: measured, or the checkpoint's)", at_least=0)
     reduction: str = key("tree", BITS, "sum of gradients (mpi: bits depend on the ranks)", choices=(*REDUCTIONS,))
+    portable: bool = key(False, BITS, "the same bits on every x86-64 CPU with AVX2 and FMA; see the documentation")
     elastic: bool = key(False, PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
     stall_limit: float = key(60.0, PROCESS, "report a rank without progress for so many seconds (0: off)", at_least=0.0)
     stall_abort: float = key(600.0, PROCESS, "end a job so many seconds after such a report (0: off)", at_least=0.0)

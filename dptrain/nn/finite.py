@@ -12,6 +12,7 @@ from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import NO_KEY, Draws
 from dptrain.nn.layer import Layer, Pass, Runner
+from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network, quiet
 
 
@@ -62,6 +63,7 @@ def first_not_finite(
     labels: NDArray[np.int64],
     workspace: Workspace,
     draws: Draws = NO_KEY,
+    loss: CrossEntropy = CROSS_ENTROPY,
     parts: int = 1,
 ) -> str:
     """The first thing that is not finite in `loss_and_grad` of a microbatch, in words; "" when all is finite.
@@ -72,15 +74,14 @@ def first_not_finite(
     examiner = Examiner()
     prepared = network.prepare(vectors["parameters"], vectors["buffers"], workspace)
     gradient = np.empty(network.layout.size, workspace.dtype)
-    outcome = network.loss_and_grad(
-        prepared, images, labels, gradient, workspace, draws=draws, runner=examiner, parts=parts
-    )
-    loss = not_finite(np.array(outcome.loss_sum, workspace.dtype))
+    options: dict[str, Any] = {"loss": loss, "draws": draws, "runner": examiner, "parts": parts}
+    outcome = network.loss_and_grad(prepared, images, labels, gradient, workspace, **options)
+    loss_value = not_finite(np.array(outcome.loss_sum, workspace.dtype))
     found = [
         *(f"the parameter {part}" for part in not_finite_parts(network.layout, vectors["parameters"])),
         *(f"the buffer {part}" for part in not_finite_parts(network.buffer_layout, vectors["buffers"])),
         *examiner.outputs,
-        *([f"the loss is {loss}"] if loss else []),
+        *([f"the loss is {loss_value}"] if loss_value else []),
         *examiner.gradients,
         # Not finite only in the sum over blocks.
         *(f"the gradient of {part}" for part in not_finite_parts(network.layout, gradient)),

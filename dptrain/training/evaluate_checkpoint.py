@@ -41,13 +41,14 @@ def evaluate_checkpoint(
     model: str = "",
     threads: int = 0,
     tta: str = "none",
+    portable: bool = False,
     note: Callable[[str], None] = lambda line: None,
 ) -> CheckpointEvaluation:
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
     Images are normalised with the checkpoint's mean and deviation. `model` replaces the checkpoint's architecture;
-    `tta` is the test-time augmentation; `threads` 0 is this rank's share of the cores; rank 0 passes lines for the
-    user to `note`. Either all ranks fail with a DptrainError, or none.
+    `tta` is the test-time augmentation; `threads` 0 is this rank's share of the cores; `portable` requires OpenBLAS's
+    Haswell kernels; rank 0 passes lines for the user to `note`. Either all ranks fail with a DptrainError, or none.
     """
     origin = checkpoint.origin
     with together(communicator):
@@ -58,7 +59,7 @@ def evaluate_checkpoint(
                 f"{shown(path)} was trained with {shown(trained.model, 300)}. Refusing to run model code named by a "
                 f"checkpoint; pass --model {shown(name, 300)}"
             )
-    config = replace(trained, data=str(data), model=model or trained.model, threads=threads)
+    config = replace(trained, data=str(data), model=model or trained.model, threads=threads, portable=portable)
 
     def check(found: Manifest) -> None:
         check_task(origin, found, path, data)

@@ -13,6 +13,7 @@ from dptrain.checkpoint.state import Layouts, TrainingState
 from dptrain.data.batches import ShardBatches
 from dptrain.errors import TrainingError
 from dptrain.nn.finite import first_not_finite, not_finite, not_finite_parts
+from dptrain.nn.loss import CrossEntropy
 from dptrain.nn.network import Network
 from dptrain.parallel.communicator import Communicator, known_to_all
 
@@ -24,6 +25,7 @@ LOWER_LR = (
 
 def examine_shards(
     network: Network,
+    loss: CrossEntropy,
     vectors: Mapping[str, Array],
     batches: Mapping[int, ShardBatches],
     epoch: int,
@@ -34,7 +36,7 @@ def examine_shards(
     workspace = Workspace()
     return {
         shard: first_not_finite(
-            network, vectors, *one.batch(epoch, step, workspace), workspace, one.draws(epoch, step), parts
+            network, vectors, *one.batch(epoch, step, workspace), workspace, one.draws(epoch, step), loss, parts
         )
         for shard, one in batches.items()
     }

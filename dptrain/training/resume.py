@@ -13,6 +13,7 @@ from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import CheckpointError, DptrainError, UsageError
 from dptrain.system.cache import LARGEST_KIB
 from dptrain.system.text import shown
+from dptrain.training.agreement import comparable
 from dptrain.training.model_checks import model_change
 from dptrain.training.model_source import ModelSource
 
@@ -100,7 +101,8 @@ def check_resumable(
     if source is not None and before.model.rpartition(":")[2] == config.model.rpartition(":")[2]:
         changed.pop("model", None)  # the same function; whether its code is the same is checked above
     notes += [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
-    moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
+    there = comparable(earlier.environment)
+    moved = [key for key, value in comparable(origin.environment).items() if there.get(key) != value]
     moved += [
         "cache size (--l2-kib)" if layer == "network" else f"algorithm of {layer}"
         for layer, one in origin.tuning.items()

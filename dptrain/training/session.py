@@ -15,7 +15,7 @@ from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
 from dptrain.data.transforms import check_transforms, check_views, make_transforms
 from dptrain.errors import DataError, UsageError
-from dptrain.nn.loss import CrossEntropy
+from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network
 from dptrain.optim import optimizer_class, options_of
 from dptrain.optim.optimizer import Optimizer
@@ -25,13 +25,14 @@ from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool, fair_threads, make_pool
 from dptrain.parallel.reduce import reducer_class
 from dptrain.parallel.reduce.reducer import Lengths
-from dptrain.system.cache import second_level_cache
+from dptrain.system.cache import DEFAULT_KIB, second_level_cache
 from dptrain.system.cgroups import check_memory
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, machine_notes, numeric_environment
 from dptrain.training.architecture import Architecture, build_network, find_architecture
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.groups import make_parameters
+from dptrain.training.loss import make_loss, samples_by_class
 from dptrain.training.model_checks import agree_on_model, try_model
 from dptrain.training.step import NO_REQUESTS, GradientWork, TrainingStep
 
@@ -98,7 +99,9 @@ def set_up(
     last_step = min(total_steps, config.max_steps or total_steps)
     batches = make_batches(config, manifest, task.shards)
     communicator.activity.enter("checking the model's layers")
+    samples = samples_by_class(task.shards.train.values(), len(manifest.classes), communicator)
     with together(communicator):
+        loss = make_loss(config, manifest.classes, samples)
         schedule = plan_schedule(config, steps_per_epoch)
         optimizer = make_optimizer(config, network, steps_per_epoch)
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
@@ -124,7 +127,7 @@ def set_up(
     notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
     if config.warmup_steps >= last_step:
         notes.append(f"the warm-up never ends: --warmup-steps {config.warmup_steps} in a run of {last_step} steps")
-    engine = assemble(config, task, batches, optimizer)
+    engine = assemble(config, task, batches, optimizer, loss)
     return Session(**vars(engine), origin=origin, schedule=schedule, last_step=last_step, notes=notes)
 
 
@@ -160,13 +163,14 @@ def open_task(
 ) -> Task:
     """Open the data set, build the network, load the rank's shards of some splits; `check` may refuse the manifest.
 
-    The network computes for the cache size of the configuration; without one for `l2_kib`, which is that of a
-    checkpoint; else for that of rank 0's machine. Every rank fails with a DptrainError or none does.
+    The network computes for the cache size that rank 0 chooses; `l2_kib` is that of a checkpoint, or 0.
+
+    Every rank fails with a DptrainError or none does.
     """
-    l2_kib = communicator.broadcast(config.l2_kib or l2_kib or second_level_cache())
+    l2_kib = communicator.broadcast(choose_l2_kib(config, l2_kib))
     folder, threads = Path(config.data), config.threads or fair_threads(communicator)
     with together(communicator):
-        environment = numeric_environment(config.reduction)
+        environment = numeric_environment(config)
         manifest = read_manifest(folder)
         if (ranks := communicator.size) > manifest.shard_count:
             raise UsageError(
@@ -192,6 +196,11 @@ def open_task(
     return Task(communicator, manifest, placement, shards, architecture, network, threads, environment)
 
 
+def choose_l2_kib(config: TrainConfig, earlier: int = 0) -> int:
+    """The size of the second-level cache to compute for; `earlier` is that of a checkpoint, or 0."""
+    return config.l2_kib or earlier or (DEFAULT_KIB if config.portable else second_level_cache())
+
+
 def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -> dict[int, ShardBatches]:
     size = config.batch_size // manifest.shard_count
     transforms = make_transforms(
@@ -208,12 +217,18 @@ def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -
     }
 
 
-def assemble(config: TrainConfig, task: Task, batches: dict[int, ShardBatches], optimizer: Optimizer) -> Engine:
+def assemble(
+    config: TrainConfig,
+    task: Task,
+    batches: dict[int, ShardBatches],
+    optimizer: Optimizer,
+    loss: CrossEntropy = CROSS_ENTROPY,
+) -> Engine:
     """Reduction, workers and pool. Whatever fails later must close the pool."""
     network, communicator = task.network, task.communicator
-    lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=3, requests=len(NO_REQUESTS))
+    lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=4, requests=len(NO_REQUESTS))
     reducer = reducer_class(config.reduction)(task.placement, communicator, lengths)
-    gradients = GradientWork(network, batches, reducer, CrossEntropy(config.label_smoothing), config.accumulate)
+    gradients = GradientWork(network, batches, reducer, loss, config.accumulate)
     evaluation = make_evaluation(task, task.manifest)
     pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
     take_step = TrainingStep(gradients, optimizer, pool, communicator)

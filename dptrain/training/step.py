@@ -21,7 +21,7 @@ from dptrain.parallel.reduce.reducer import Reducer
 from dptrain.training.evaluate import NetworkWork
 from dptrain.training.finite import examine_shards, first_of_all_shards, not_finite_error
 
-LOSS, CORRECT, SAMPLES = range(3)  # the sums that a step needs besides the gradient
+LOSS, CORRECT, SAMPLES, WEIGHTS = range(4)  # the sums that a step needs besides the gradient
 
 
 class Requests(NamedTuple):
@@ -55,7 +55,10 @@ class Seconds:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """Of the global batch: mean loss, correct samples, samples, requests of any rank; `seconds` are this rank's."""
+    """Of the global batch: mean loss, correct samples, samples, requests of any rank; `seconds` are this rank's.
+
+    With class weights, mean loss and gradient are sums over the sum of the samples' weights.
+    """
 
     loss: float
     correct: int
@@ -117,13 +120,13 @@ class GradientWork(NetworkWork[float]):
             parts.gradient,
             workspace,
             statistics=parts.statistics,
+            loss=self.loss,
             draws=batches.draws(epoch, step),
             runner=self.runner(reporter),
-            loss=self.loss,
             frozen=frozen,
             parts=self.parts,
         )
-        parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels)
+        parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels), self.loss.sample_weights(labels)
         for start, end in ((0, reporter.start), (parts.gradient.size, parts.vector.size)):
             if start < end:
                 self.reducer.ready(shard, slice(start, end))
@@ -156,13 +159,13 @@ class TrainingStep:
         reduced = work.reducer.finish()
         finished, waiting = clock(), work.reducer.waited
         if not_finite(reduced.vector):  # on all ranks alike
-            found = examine_shards(work.network, work.vectors, work.batches, epoch, step, work.parts)
+            found = examine_shards(work.network, work.loss, work.vectors, work.batches, epoch, step, work.parts)
             where = first_of_all_shards(found, reduced.gradient, work.network.layout, self.communicator)
             loss = float(reduced.sums[LOSS])
             raise known_to_all(self.communicator, not_finite_error(loss, where, state.step + 1, lr))
-        samples = int(reduced.sums[SAMPLES])
+        samples, weights = int(reduced.sums[SAMPLES]), float(reduced.sums[WEIGHTS])
         gradient = reduced.gradient
-        gradient /= samples
+        gradient /= weights
         self.optimizer.update(state.vectors, gradient, lr, state.step)
         if reduced.statistics.size:
             work.network.update_buffers(state.vectors[BUFFERS], reduced.statistics / samples)
@@ -172,4 +175,4 @@ class TrainingStep:
         compute = computed - started - data + clock() - finished
         seconds = Seconds(compute, data, waiting, finished - computed - waiting)
         requested = Requests(*map(bool, reduced.requests))
-        return StepOutcome(float(reduced.sums[LOSS]) / samples, int(reduced.sums[CORRECT]), samples, seconds, requested)
+        return StepOutcome(float(reduced.sums[LOSS]) / weights, int(reduced.sums[CORRECT]), samples, seconds, requested)

@@ -13,10 +13,11 @@ from training_runs import configuration, packed, run, session_and_state
 
 from dptrain.checkpoint.format import Checkpoint, checkpoint_bytes, read_checkpoint
 from dptrain.config.train import TrainConfig
+from dptrain.system.cache import DEFAULT_KIB
 from dptrain.training import session
 from dptrain.training.loop import train
 from dptrain.training.resume import l2_kib_of
-from dptrain.training.session import set_up
+from dptrain.training.session import choose_l2_kib, set_up
 
 SMALL, LARGE = 16, 4096  # KiB: four strips of a map, and one
 
@@ -83,6 +84,16 @@ def test_the_machine_of_rank_0_decides_for_all_ranks(
     finished = on_ranks(2, lambda rank: train(config, rank))[0]
     assert finished is not None
     assert finished.params_sha256 in undisturbed.values()
+
+
+def test_a_portable_run_computes_for_the_same_size_on_every_machine(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(LARGE, monkeypatch)
+    config = configuration(data, tmp_path / "run")
+    assert choose_l2_kib(config) == LARGE
+    assert choose_l2_kib(replace(config, portable=True)) == DEFAULT_KIB
+    assert choose_l2_kib(replace(config, portable=True), SMALL) == SMALL  # a resume keeps the size
 
 
 @pytest.mark.parametrize("tuning", [{}, {"network": None}, {"network": {"l2_kib": "1"}}, {"network": {"l2_kib": -1}}])

@@ -100,6 +100,7 @@ def test_another_seed_changes_the_bits(small: Path, tmp_path: Path) -> None:
 
 
 CASES: dict[str, dict[str, Any]] = {
+    "loss options": {"label_smoothing": 0.2, "class_weights": {"class-1": 3, "4": 0.5}, "balance_classes": True},
     **{f"--optimizer {name}": {"optimizer": name, "model_options": {"widths": [3, 5]}} for name in OPTIMIZERS},
     "--group-epochs": {"group_epochs": {"conv1": 1.2, "head": 0.5}, "model_options": {"widths": [3, 5]}},
     "--accumulate": {"accumulate": 2, "model": "every-layer", "model_options": {"layer": "BatchNorm2d"}},

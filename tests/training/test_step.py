@@ -48,7 +48,8 @@ def joined_pass(
     outcome = session.network.loss_and_grad(
         ready(session.network, parameters), images, labels, gradient, Workspace(np.float64), loss=loss
     )
-    return gradient / len(labels), outcome.loss_sum / len(labels), outcome.correct, len(labels)
+    weights = loss.sample_weights(labels)
+    return gradient / weights, outcome.loss_sum / weights, outcome.correct, len(labels)
 
 
 def assert_step_is_the_joined_pass(
@@ -80,6 +81,12 @@ def test_the_gradient_of_all_shards_equals_one_pass_over_the_joined_batch(
     )
     session, state = session_and_state(config)
     assert assert_step_is_the_joined_pass(session, state, 0, 0) == 6 * shards
+
+
+def test_with_class_weights_the_gradient_is_divided_by_the_sum_of_the_weights(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"label_smoothing": 0.2, "class_weights": {"class-0": 7.5, "class-3": 0.1}, **PLAIN}
+    config = configuration(packed(tmp_path / "set"), tmp_path / "run", **options)
+    assert_step_is_the_joined_pass(*session_and_state(config), 0, 0, CrossEntropy(0.2, [7.5, 1, 1, 0.1, 1]))
 
 
 def test_label_smoothing_is_used_in_training_but_not_in_evaluation(tmp_path: Path) -> None:
