@@ -78,7 +78,9 @@ def vector_layouts(network: Network, slots: Iterable[str]) -> Layouts:
     return {PARAMETERS: network.layout, BUFFERS: network.buffer_layout, **dict.fromkeys(slots, network.layout)}
 
 
-def initial_state(network: Network, layouts: Layouts, seed: int) -> TrainingState:
-    """The state before step 0: parameters from the seed, all other vectors zero."""
+def initial_state(
+    network: Network, layouts: Layouts, seed: int, images: Iterable[Array] | None = None
+) -> TrainingState:
+    """The state before step 0: parameters from the seed and sample images, all other vectors zero."""
     vectors = {name: aligned_zeros(layout.size) for name, layout in layouts.items()}
-    return TrainingState(vectors | network.initial(seed))
+    return TrainingState(vectors | network.initial(seed, images))
