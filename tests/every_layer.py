@@ -25,7 +25,7 @@ LAYERS = sorted(name for name, kind in LISTED.items() if issubclass(kind, nn.Lay
 def build(input_shape: tuple[int, int, int], classes: int, *, layer: str) -> list[nn.Layer]:
     """A convolution, unless the layer must be the first, the layer, and a linear layer, with Flatten where needed."""
     for before, flat_behind in itertools.product((["Conv2d"], ["Conv2d", "Flatten"], []), (True, False)):
-        layers = [nn.Conv2d(4, 3, padding=1) if name == "Conv2d" else nn.Flatten() for name in before]
+        layers: list[nn.Layer] = [nn.Conv2d(4, 3, padding=1) if name == "Conv2d" else nn.Flatten() for name in before]
         layers += [LISTED[layer](*ARGUMENTS.get(layer, list)()), *([nn.Flatten()] if flat_behind else [])]
         layers += [nn.Linear(classes)]
         try:
