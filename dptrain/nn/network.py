@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -113,13 +113,21 @@ class Network:
             lines.append(f"{node.layer.name}: {node.layer!r}{of} -> {node.shape}")
         return lines
 
-    def initial(self, seed: int) -> dict[str, Array]:
-        """New vectors "parameters" (P,) and "buffers" (B,)."""
+    @property
+    def needs_images(self) -> bool:
+        """Whether initial values depend on training images."""
+        return any(tensor.from_images for tensor in self.tensors.values())
+
+    def initial(self, seed: int, images: Iterable[Array] | None = None) -> dict[str, Array]:
+        """New vectors "parameters" (P,) and "buffers" (B,), for blocks (H, W, N, C) of normalised sample images."""
         vectors = {"parameters": aligned_zeros(self.layout.size), "buffers": aligned_zeros(self.buffer_layout.size)}
         views = self.layout.views(vectors["parameters"]) | self.buffer_layout.views(vectors["buffers"])
         for number, (name, view) in enumerate(views.items()):
-            words = partial(random_words, seed, Purpose.INITIAL_PARAMETERS, number)
-            view[...] = self.tensors[name].init(view.shape, words)
+            words, tensor = partial(random_words, seed, Purpose.INITIAL_PARAMETERS, number), self.tensors[name]
+            if images is not None and tensor.from_images:
+                view[...] = tensor.from_images(images)
+            else:
+                view[...] = tensor.init(view.shape, words)
         return vectors
 
     def prepare(self, parameters: Array, buffers: Array, workspace: Workspace, runner: Runner = PLAIN) -> Prepared:
