@@ -92,7 +92,7 @@ def evaluated(vectors: Mapping[str, Array]) -> dict[str, Array]:
 def initial_state(
     network: Network, layouts: Layouts, seed: int, images: Iterable[Array] | None = None
 ) -> TrainingState:
-    """The state before step 0: parameters from the seed and sample images; averages equal to them; slots zero."""
+    """The state before step 0: parameters from the seed and sample images, averages equal to them, slots zero."""
     vectors = {name: aligned_zeros(layout.size) for name, layout in layouts.items()} | network.initial(seed, images)
     for name, average in AVERAGED.items():
         if average in layouts:
