@@ -17,6 +17,7 @@ from dptrain.optim.schedule import NAMES as SCHEDULES
 from dptrain.system.paths import typed_path
 
 RUN, BITS, FOLDER, PROCESS = Scope
+AVERAGES = ("none", "ema", "lookahead")
 BORDERS = ("none", "reflect", "zero")
 TTA = ("none", "mirror", "mirror-translate")
 REDUCTIONS = {
@@ -98,6 +99,9 @@ class OptimizerConfig(Config):
     nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd and muon")
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
+    clip_norm: float = key(0.0, BITS, "largest norm of the gradient, which is scaled down to it (0: off)", at_least=0.0)
+    average: str = key("none", RUN, "average of the parameters, evaluated in their place", choices=AVERAGES)
+    average_options: Mapping[str, Any] = key({}, BITS, "arguments of the average", example="decay = 0.99")
     group_lr: Mapping[str, Any] = key({}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10")
     group_epochs: Mapping[str, Any] = key(
         {}, BITS, "epochs after which groups are frozen", rule=FACTORS, example="first.bias = 3"
