@@ -24,7 +24,7 @@ from dptrain.training.architecture import Architecture
 from dptrain.training.events import RanksLost, RunStarted
 from dptrain.training.finite import check_finite
 from dptrain.training.reporting import RunReport
-from dptrain.training.resume import Found, check_resumable, find_checkpoint
+from dptrain.training.resume import Found, check_resumable, find_checkpoint, l2_kib_of_checkpoint
 from dptrain.training.session import Session, set_up
 from dptrain.training.step import Requests
 
@@ -81,7 +81,8 @@ class Run:
             watch = Watch(communicator, limit=limit, abort=abort, end=communicator.end_job)
             self._until_ranks_change.callback(watch.close)
         communicator.activity.enter("loading data")
-        self.session = set_up(self.config, communicator, self._loaded, self._architecture)
+        l2_kib = max(communicator.allgather(self._known_l2_kib(communicator)))
+        self.session = set_up(self.config, communicator, self._loaded, self._architecture, l2_kib)
         self._until_ranks_change.callback(self.session.pool.close)
         self._loaded, self._architecture = self.session.shards, self.session.architecture
         if not self._continue_after_deaths(communicator):
@@ -97,6 +98,15 @@ class Run:
             seconds = round(time.perf_counter() - self._noticed, 4)
             self.report.emit(RanksLost(facts, self.state.step, self.lost, seconds))
         self.began, self.lost = True, []
+
+    def _known_l2_kib(self, communicator: Communicator) -> int:
+        """The size of the cache that the run computes for: this rank's since it has begun, or the checkpoint's; or 0.
+
+        The network, and the workers that have it, are made before the checkpoint is opened.
+        """
+        if self.began:
+            return self.session.network.l2_kib
+        return l2_kib_of_checkpoint(self.config) if communicator.rank == 0 else 0
 
     def _continue_after_deaths(self, communicator: Communicator) -> bool:
         """Continue with the state of those ranks that have begun the run; False if no rank has.
