@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dptrain.checkpoint.state import TrainingState, initial_state
+from dptrain.checkpoint.state import TrainingState
 from dptrain.config.train import TrainConfig
 from dptrain.data.loading import LocalShards
 from dptrain.data.manifest import SPLITS, Manifest, Provenance, ShardEntry
@@ -15,6 +15,7 @@ from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import fair_threads
 from dptrain.training.agreement import numeric_environment
 from dptrain.training.architecture import build_network, find_architecture
+from dptrain.training.initial import first_state
 from dptrain.training.session import Engine, Task, assemble, choose_l2_kib, make_batches
 from dptrain.training.update import make_update
 
@@ -63,4 +64,4 @@ def make_workload(
     placement = Placement(shards, communicator.size)
     task = Task(communicator, manifest, placement, data, architecture, network, threads, environment)
     engine = assemble(config, task, make_batches(config, manifest, data), update)
-    return engine, initial_state(network, engine.take_step.layouts, config.seed)
+    return engine, first_state(engine, engine.take_step.layouts, config.seed)

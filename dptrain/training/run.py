@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dptrain.checkpoint.folder import KEPT, RunFolder
-from dptrain.checkpoint.state import TrainingState, initial_state
+from dptrain.checkpoint.state import TrainingState
 from dptrain.checkpoint.writer import CheckpointWriter
 from dptrain.config.files import to_toml
 from dptrain.config.train import TrainConfig
@@ -23,6 +23,7 @@ from dptrain.training.agreement import agree_on, check_replicas, without_paths
 from dptrain.training.architecture import Architecture
 from dptrain.training.events import RanksLost, RunStarted
 from dptrain.training.finite import check_finite
+from dptrain.training.initial import first_state
 from dptrain.training.reporting import RunReport
 from dptrain.training.resume import Found, check_resumable, find_checkpoint, l2_kib_of_checkpoint
 from dptrain.training.session import Session, set_up
@@ -160,7 +161,7 @@ class Run:
         if communicator.rank != 0:
             self.folder = RunFolder(path)
         if found is None:
-            self.state = initial_state(self.session.network, self.session.take_step.layouts, self.config.seed)
+            self.state = first_state(self.session, self.session.take_step.layouts, self.config.seed)
             return
         self.resumed, self.state = found[0], found[1].state.copy()  # what MPI received is not aligned
         if self.resumed == self.folder.checkpoint_of(self.state.step):
