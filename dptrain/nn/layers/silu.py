@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dptrain.arrays.functions import logistic
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.layers.activation import Activation
 
@@ -14,12 +15,7 @@ class SiLU(Activation):
     kind = "silu"
 
     def compute(self, x: Array, y: Array, derivative: Array | None, workspace: Workspace) -> None:
-        s = self.temporary("sigmoid", x, workspace)
-        np.negative(x, out=s)
-        np.minimum(s, 80, out=s)
-        np.exp(s, out=s)
-        s += 1
-        np.reciprocal(s, out=s)
+        s = logistic(x, self.temporary("sigmoid", x, workspace), workspace)
         np.multiply(x, s, out=y)
         if derivative is not None:
             # f' = s + y (1 - s)
