@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Hashable
 from operator import is_
 from typing import Any, TypeVar
@@ -135,12 +136,25 @@ class BlockWorkspace(Workspace):
         In containers other than tuples, lists and dictionaries an array is not found: then everything is kept.
         """
         arrays: list[Array] = []
-        complete = _find_arrays(saved, arrays)
-        for key, array in self._borrowed.items():
-            if key[0] in owners or not complete or any(np.may_share_memory(array, one) for one in arrays):
-                self._memory[key] = self._shared._memory.pop(key)
-                self._arrays[key] = self._shared._arrays.pop(key)
+        everything = not _find_arrays(saved, arrays)
+        starts = {_address(array): key for key, array in self._borrowed.items() if array.size}
+        in_order = sorted(starts)
+        keys = {key for key in self._borrowed if everything or key[0] in owners}
+        for array in arrays:
+            if array.size and (place := bisect_right(in_order, _address(array))):
+                start = in_order[place - 1]
+                if _address(array) < start + self._borrowed[starts[start]].nbytes:
+                    keys.add(starts[start])
+        for key in keys:
+            self._memory[key] = self._shared._memory.pop(key)
+            self._arrays[key] = self._shared._arrays.pop(key)
         self._borrowed.clear()
+
+
+def _address(array: Array) -> int:
+    """That of the first value."""
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _find_arrays(value: Any, arrays: list[Array]) -> bool:

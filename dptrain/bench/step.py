@@ -114,9 +114,8 @@ class StageTimer(Runner):
     def collect(self, layer: CoupledLayer, x: Array, call: Pass) -> Any:
         return self._time("forward", super().collect, layer, x, call)
 
-    def collect_backward(self, layer: CoupledLayer, dy: Array, saved: Any, call: Pass) -> tuple[Array, Any]:
-        result: tuple[Array, Any] = self._time("backward", super().collect_backward, layer, dy, saved, call)
-        return result
+    def collect_backward(self, layer: CoupledLayer, dy: Array, x: Array, saved: Any, out: Array, call: Pass) -> Any:
+        return self._time("backward", super().collect_backward, layer, dy, x, saved, out, call)
 
     def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Any:
         return self._time("backward", super().backward, layer, dy, saved, call)

@@ -15,7 +15,8 @@ from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import fair_threads
 from dptrain.training.agreement import numeric_environment
 from dptrain.training.architecture import build_network, find_architecture
-from dptrain.training.session import Engine, Task, assemble, make_batches, make_optimizer
+from dptrain.training.session import Engine, Task, assemble, make_batches
+from dptrain.training.update import make_update
 
 STEPS_PER_EPOCH = 8
 
@@ -53,11 +54,11 @@ def make_workload(
     threads = config.threads or fair_threads(communicator)
     with together(communicator):
         check_shards(communicator, shards, config.batch_size)
-        environment, architecture = numeric_environment(config.reduction), find_architecture(config.model)
+        environment, architecture = numeric_environment(config), find_architecture(config.model)
         network = build_network(architecture, config.model_options, shape, classes)
-        optimizer = make_optimizer(config, network, STEPS_PER_EPOCH)
+        update = make_update(config, network, STEPS_PER_EPOCH)
     manifest, data = random_data(communicator, shape, classes, shards, config.batch_size // shards * STEPS_PER_EPOCH)
     placement = Placement(shards, communicator.size)
     task = Task(communicator, manifest, placement, data, architecture, network, threads, environment)
-    engine = assemble(config, task, make_batches(config, manifest, data), optimizer)
+    engine = assemble(config, task, make_batches(config, manifest, data), update)
     return engine, initial_state(network, engine.take_step.layouts, config.seed)

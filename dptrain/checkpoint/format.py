@@ -132,9 +132,15 @@ class Checkpoint:
         """
         there, here = ({name: list(one.shapes.items()) for name, one in of.items()} for of in (self.layouts, layouts))
         for name, shapes in here.items():
-            if there.get(name) != shapes:
+            if name not in there:
+                kept = ", ".join(one for one in there if one not in (PARAMETERS, BUFFERS)) or "none"
                 raise CheckpointError(
-                    f"{shown(path)}: of another optimizer or network: it has {name} {shown(there.get(name), 300)}, "
+                    f"{shown(path)}: it has no {name}, which this run keeps from step to step; it has: "
+                    f"{shown(kept, 300)}. Give the --optimizer and --average it was trained with, or another --run-dir"
+                )
+            if there[name] != shapes:
+                raise CheckpointError(
+                    f"{shown(path)}: of another network: it has {name} {shown(there[name], 300)}, "
                     f"expected {shown(shapes, 300)}"
                 )
         ignored = tuple(f"the {name} of the checkpoint is ignored" for name in there if name not in here)

@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, aligned_copy, aligned_zeros
 from dptrain.nn.network import Network
+from dptrain.optim.average import AVERAGED
 
 PARAMETERS, BUFFERS = "parameters", "buffers"
 
@@ -32,7 +35,8 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """Named float32 vectors: "parameters" (P,), "buffers" (B,), and the slots of the optimizer, each (P,); progress.
+    """Named float32 vectors: "parameters" (P,), "buffers" (B,), the slots of the optimizer, each (P,), and if the run
+    averages them, "average" (P,) and "average_buffers" (B,); progress.
 
     A state holds no rank count and no generator state: a resume needs neither.
     """
@@ -73,12 +77,22 @@ class TrainingState:
         return TrainingState({name: aligned_copy(one) for name, one in self.vectors.items()}, replace(self.progress))
 
 
-def vector_layouts(network: Network, slots: Iterable[str]) -> Layouts:
-    """Layouts of the vectors of a network's state under an optimizer with these slots."""
-    return {PARAMETERS: network.layout, BUFFERS: network.buffer_layout, **dict.fromkeys(slots, network.layout)}
+def vector_layouts(network: Network, slots: Iterable[str], *, averaged: bool = False) -> Layouts:
+    """Layouts of the vectors of a network's state under an optimizer with these slots; `averaged` adds the averages."""
+    layouts = {PARAMETERS: network.layout, BUFFERS: network.buffer_layout}
+    averages = {AVERAGED[name]: layout for name, layout in layouts.items() if averaged}
+    return {**layouts, **dict.fromkeys(slots, network.layout), **averages}
+
+
+def evaluated(vectors: Mapping[str, Array]) -> dict[str, Array]:
+    """The parameters and buffers that an evaluation uses: their averages, if a state has them."""
+    return {name: vectors.get(average, vectors[name]) for name, average in AVERAGED.items()}
 
 
 def initial_state(network: Network, layouts: Layouts, seed: int) -> TrainingState:
-    """The state before step 0: parameters from the seed, all other vectors zero."""
-    vectors = {name: aligned_zeros(layout.size) for name, layout in layouts.items()}
-    return TrainingState(vectors | network.initial(seed))
+    """The state before step 0: parameters from the seed, averages equal to them, the optimizer's slots zero."""
+    vectors = {name: aligned_zeros(layout.size) for name, layout in layouts.items()} | network.initial(seed)
+    for name, average in AVERAGED.items():
+        if average in layouts:
+            np.copyto(vectors[average], vectors[name])
+    return TrainingState(vectors)

@@ -1,7 +1,8 @@
 """The commands of `dptrain`: each is one line below, and one module.
 
 A module here has `add_arguments(parser)` and `run(parsed, communicator, connection)`, which returns the exit status; it
-imports NumPy only within `run`. The modules of `PROGRAMS` have `main(arguments)` instead.
+imports NumPy only within `run`. `prepare(parsed)`, if it has that, is called before NumPy is imported. The modules of
+`PROGRAMS` have `main(arguments)` instead.
 """
 
 COMMANDS = {

@@ -12,13 +12,14 @@ from dptrain.config.files import add_flags
 from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 from dptrain.system.arguments import Parser, whole
+from dptrain.system.blas import request_portable_kernels
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
-STEP_KEYS = ("batch_size", "threads", "model", "model_options", "reduction")
+STEP_KEYS = ("batch_size", "threads", "model", "model_options", "reduction", "portable")
 TITLES = {  # of tables
     "layers": "us an image of one shard on one thread",
     "seconds": "seconds of each rank",
@@ -48,7 +49,7 @@ def add_arguments(parser: Parser) -> None:
     for kind in (step, data):
         add_flags(kind, ["threads"], defaults=True)
     for kind in (step, scaling):
-        add_flags(kind, ["model", "model_options", "reduction"], defaults=True)
+        add_flags(kind, ["model", "model_options", "reduction", "portable"], defaults=True)
         _add_numbers(kind, "--steps", 60, "steps to measure")
     _add_numbers(reduce, "--lengths", [60_362, 1_000_000, 10_000_000], "numbers in a gradient", nargs="+")
     _add_numbers(reduce, "--runs", 30, "repetitions")
@@ -63,6 +64,12 @@ def _add_numbers(parser: Parser, flag: str, default: Any, help: str, **more: Any
     listed = " ".join(map(str, default)) if isinstance(default, list) else default
     options = {"metavar": "N", "help": f"{help} (default: {listed or '1 2 4 ... all'})", **more}
     parser.add_argument(flag, type=whole(), default=default, **options)
+
+
+def prepare(parsed: argparse.Namespace) -> None:
+    """Choose the kernels before NumPy is imported."""
+    if getattr(parsed, "portable", False):
+        request_portable_kernels()
 
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
@@ -124,6 +131,7 @@ def _scaling(parsed: argparse.Namespace, communicator: Communicator) -> list[dic
     words = ["--image", *map(str, parsed.image)]
     for name in ("shards", "classes", "steps", "model", "reduction"):
         words += [f"--{name}", str(getattr(parsed, name))]
+    words += ["--portable"] if parsed.portable else []
     if parsed.model_options:
         options = ", ".join(f"{name} = {json.dumps(value)}" for name, value in parsed.model_options.items())
         words += ["--model-options", options]

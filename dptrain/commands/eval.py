@@ -10,6 +10,7 @@ from dptrain.commands import inspect
 from dptrain.config.files import add_flags
 from dptrain.config.train import model_name
 from dptrain.system.arguments import Parser, argument, path_argument
+from dptrain.system.blas import request_portable_kernels
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
 
@@ -23,7 +24,13 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("data", type=path_argument, help="folder of a packed data set")
     help = "FILE.py:FUNCTION, for a checkpoint that was trained with one"
     parser.add_argument("--model", type=argument(model_name), default="", metavar="NAME", help=help)
-    add_flags(parser, ["threads", "tta"], defaults=True)
+    add_flags(parser, ["threads", "tta", "portable"], defaults=True)
+
+
+def prepare(parsed: argparse.Namespace) -> None:
+    """Choose the kernels before NumPy is imported."""
+    if parsed.portable:
+        request_portable_kernels()
 
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
@@ -41,6 +48,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         model=parsed.model,
         threads=parsed.threads,
         tta=parsed.tta,
+        portable=parsed.portable,
         note=lambda line: write_to_stderr(f"dptrain: {line}"),
     )
     classes = checkpoint.origin.classes

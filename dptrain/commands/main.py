@@ -1,6 +1,6 @@
 """The command line: connects the ranks and runs one command.
 
-Nothing here imports NumPy before `request_one_thread` has run.
+Nothing here imports NumPy before `request_one_thread`, and the `prepare` of a command, have run.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ def _main(arguments: Sequence[str]) -> int:
                 return int(importlib.import_module(PROGRAMS[name]).main(arguments[1:]))
             request_one_thread()
             parsed = build_parser(name).parse_args(arguments)
+            if hasattr(parsed.command, "prepare"):
+                parsed.command.prepare(parsed)
         except UsageError as error:
             wrong = error  # reported when the ranks are connected, by one of them
         except SystemExit:  # --help or --version

@@ -15,6 +15,7 @@ from dptrain.config.train import BORDERS, KEYS, SUBJECTS, AugmentationConfig, Tr
 from dptrain.errors import UsageError
 from dptrain.system import record
 from dptrain.system.arguments import Parser, path_argument
+from dptrain.system.blas import request_portable_kernels
 from dptrain.system.streams import drop_failed_writes, print_whole, write_to_stderr
 from dptrain.system.suggestions import EXPLANATIONS
 
@@ -47,16 +48,29 @@ def add_arguments(parser: Parser) -> None:
 def configuration(parsed: argparse.Namespace) -> TrainConfig:
     """The configuration of a command line: defaults, then --recipe, then --config, then flags."""
     given = {name: value for name, value in vars(parsed).items() if name in KEYS or name == "augment"}
-    saved = read_toml(parsed.config) if parsed.config else {}
+    recipe, saved = _sources(parsed)
     if "model" in saved:
         from dptrain.training.model_source import model_in_toml
 
         saved["model"] = model_in_toml(parsed.config, saved["model"])
-    if not parsed.recipe:
+    if not recipe:
         return merged(saved, given)
-    from dptrain.config.recipes import read_recipe, used_with
+    from dptrain.config.recipes import used_with
 
-    return merged(used_with(read_recipe(parsed.recipe), saved | given), saved, given)
+    return merged(used_with(recipe, saved | given), saved, given)
+
+
+def _sources(parsed: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values by key of --recipe and of the file of --config, which is read once, as it may be a pipe."""
+    if "sources" not in parsed:
+        recipe: dict[str, Any] = {}
+        if parsed.recipe:
+            from dptrain.config.recipes import read_recipe
+
+            recipe = read_recipe(parsed.recipe)
+        parsed.sources = recipe, read_toml(parsed.config) if parsed.config else {}
+    recipe, saved = parsed.sources
+    return {**recipe}, {**saved}
 
 
 class ChosenRecipe(argparse.Action):
@@ -74,6 +88,13 @@ class ChosenRecipe(argparse.Action):
         if values in recipes.LIST:
             print(recipes.recipe_list())
             parser.exit()
+
+
+def prepare(parsed: argparse.Namespace) -> None:
+    """Choose the kernels of --portable before NumPy is imported; the file of --config or a recipe may have the key."""
+    recipe, saved = _sources(parsed)
+    if (recipe | saved | vars(parsed)).get("portable"):
+        request_portable_kernels()
 
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:

@@ -17,6 +17,7 @@ from dptrain.optim.schedule import NAMES as SCHEDULES
 from dptrain.system.paths import typed_path
 
 RUN, BITS, FOLDER, PROCESS = Scope
+AVERAGES = ("none", "ema", "lookahead")
 BORDERS = ("none", "reflect", "zero")
 TTA = ("none", "mirror", "mirror-translate")
 REDUCTIONS = {
@@ -98,6 +99,9 @@ class OptimizerConfig(Config):
     nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd and muon")
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
+    clip_norm: float = key(0.0, BITS, "largest norm of the gradient, which is scaled down to it (0: off)", at_least=0.0)
+    average: str = key("none", RUN, "average of the parameters, evaluated in their place", choices=AVERAGES)
+    average_options: Mapping[str, Any] = key({}, BITS, "arguments of the average", example="decay = 0.99")
     group_lr: Mapping[str, Any] = key({}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10")
     group_epochs: Mapping[str, Any] = key(
         {}, BITS, "epochs after which groups are frozen", rule=FACTORS, example="first.bias = 3"
@@ -131,6 +135,7 @@ class ParallelConfig(Config):
 
     threads: int = key(0, PROCESS, "shards that a rank computes at a time (0: its share of the cores)", at_least=0)
     reduction: str = key("tree", BITS, "sum of gradients (mpi: bits depend on the ranks)", choices=(*REDUCTIONS,))
+    portable: bool = key(False, BITS, "the same bits on every x86-64 CPU with AVX2 and FMA; see the documentation")
     elastic: bool = key(False, PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")
     stall_limit: float = key(60.0, PROCESS, "report a rank without progress for so many seconds (0: off)", at_least=0.0)
     stall_abort: float = key(600.0, PROCESS, "end a job so many seconds after such a report (0: off)", at_least=0.0)

@@ -58,8 +58,8 @@ class CheckedRunner(Runner):
     def collect(self, layer: CoupledLayer, x: Array, call: Pass) -> Any:
         return self._inner.collect(layer, x, call)
 
-    def collect_backward(self, layer: CoupledLayer, dy: Array, saved: Any, call: Pass) -> tuple[Array, Any]:
-        return self._inner.collect_backward(layer, dy, saved, call)
+    def collect_backward(self, layer: CoupledLayer, dy: Array, x: Array, saved: Any, out: Array, call: Pass) -> Any:
+        return self._inner.collect_backward(layer, dy, x, saved, out, call)
 
     def complete(self, layer: Layer) -> None:
         self._inner.complete(layer)

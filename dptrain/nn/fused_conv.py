@@ -1,4 +1,4 @@
-"""Convolution, ReLU and pooling of 2 x 2 windows, computed together."""
+"""Convolution, pooling of 2 x 2 windows, and ReLU if there is one, computed together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dptrain.nn.layers.pool import MaxPool2d
 
 
 class ConvPoolReLU(Layer):
-    """Conv2d, ReLU, MaxPool2d(2) computed as convolution, pooling, bias and ReLU.
+    """Conv2d, ReLU, MaxPool2d(2) computed as convolution, pooling, bias and ReLU; or Conv2d, MaxPool2d(2) likewise.
 
     Adding a bias and clipping at 0 are monotonic, also when rounded, so both commute with the maximum to the last bit;
     after pooling they touch a quarter of the values. Gradients are the same too, unless the bias rounds two values of a
@@ -24,15 +24,15 @@ class ConvPoolReLU(Layer):
     sums is pooled as soon as it is computed, and so is the gradient in the backward pass.
     """
 
-    def __init__(self, conv: Conv2d, pool: MaxPool2d) -> None:
-        self.conv, self.pool = conv, pool
+    def __init__(self, conv: Conv2d, pool: MaxPool2d, *, relu: bool = True) -> None:
+        self.conv, self.pool, self.relu = conv, pool, relu
         self.name = conv.name
         self.correlation = conv.correlation_for(2)
         height, width = self.correlation.extent
         self.pooled_extent = (height // 2, width // 2)
 
     def __repr__(self) -> str:
-        return f"ConvPoolReLU({self.conv!r}, {self.pool!r})"
+        return f"{'ConvPoolReLU' if self.relu else 'ConvPool'}({self.conv!r}, {self.pool!r})"
 
     def prepare(self, parameters: Parameters, workspace: Workspace) -> Parameters:
         return with_kernels(self.correlation, parameters, workspace)
@@ -55,6 +55,9 @@ class ConvPoolReLU(Layer):
 
         def take(rows: slice, sums: Array) -> None:
             pooled = _pool(sums, masks.of(rows), self.name, workspace)
+            if masks.active is None:
+                np.add(pooled, bias if self.conv.bias else zeros, out=ordered[rows])
+                return
             if self.conv.bias:
                 pooled += bias
             np.greater(pooled, 0, out=masks.active[rows])
@@ -67,8 +70,8 @@ class ConvPoolReLU(Layer):
         saved, kernels, masks = saved
         workspace = call.workspace
         dy = zeros_beyond(dy, self.pooled_extent, self.name, workspace)
-        dpooled = workspace.array(self.name, "dpooled", masks.active.shape)
-        np.multiply(self.correlation.in_order_of_sums(dy), masks.active, out=dpooled)
+        dpooled = workspace.array(self.name, "dpooled", masks.first_row.shape)
+        np.multiply(self.correlation.in_order_of_sums(dy), 1 if masks.active is None else masks.active, out=dpooled)
         if self.conv.bias:
             add_up(dpooled, call.gradients["bias"])
 
@@ -79,25 +82,24 @@ class ConvPoolReLU(Layer):
 
     def _masks(self, shape: tuple[int, ...], workspace: Workspace) -> Masks:
         """Memory for the masks of pooled values of this shape."""
-        shapes = ((2, *shape), shape, shape)
-        return Masks(
-            *(workspace.array(self.name, name, one, bool) for name, one in zip(Masks._fields, shapes, strict=True))
-        )
+        shapes = {"first_column": (2, *shape), "first_row": shape} | ({"active": shape} if self.relu else {})
+        return Masks(**{name: workspace.array(self.name, name, one, bool) for name, one in shapes.items()})
 
 
 class Masks(NamedTuple):
     """Of pooling: where the first of two columns has the maximum (2, ...), and where the first of two rows (...).
 
-    Then where the pooled value is above 0 (...).
+    Then where the pooled value is above 0 (...), for ReLU.
     """
 
     first_column: Array
     first_row: Array
-    active: Array
+    active: Array | None = None
 
     def of(self, rows: slice) -> Masks:
         """Those of a strip."""
-        return Masks(self.first_column[:, rows], self.first_row[rows], self.active[rows])
+        active = None if self.active is None else self.active[rows]
+        return Masks(self.first_column[:, rows], self.first_row[rows], active)
 
 
 def _pool(sums: Array, masks: Masks, name: str, workspace: Workspace) -> Array:

@@ -195,8 +195,8 @@ class CoupledLayer(Layer):
 
     Each pass has two phases. `collect` gets every block; `join` combines what it returned; then `forward` gets every
     block, with what `join` returned as `call.coupling`. The blocks of the two phases may have different sizes. The
-    backward pass is alike: `collect_backward`, `join_backward`, `backward`. Without a coupling, `forward` and
-    `backward` get the whole microbatch and do all of it.
+    backward pass is alike: `collect_backward`, `join_backward`, and `backward`, which gets x as `saved`. Without a
+    coupling, `forward` and `backward` get the whole microbatch and do all of it.
     """
 
     couples_samples = True
@@ -209,8 +209,8 @@ class CoupledLayer(Layer):
         """What `forward` needs, from the sums of all blocks; writes `call.statistics`."""
         raise TypeError(f"{type(self).__name__} does not define join")
 
-    def collect_backward(self, dy: Array, saved: Any, call: Pass) -> tuple[Array, Any]:
-        """What `backward` gets as dy (..., N, C), and its sums. `saved` is what `forward` returned for the block."""
+    def collect_backward(self, dy: Array, x: Array, saved: Any, out: Array, call: Pass) -> Any:
+        """The sums of a block; writes what `backward` gets as dy to `out`. `saved` is from `forward` of the block."""
         raise TypeError(f"{type(self).__name__} does not define collect_backward")
 
     def join_backward(self, parts: Sequence[Any], coupling: Any, call: Pass) -> Any:
@@ -233,8 +233,8 @@ class Runner:
     def collect(self, layer: CoupledLayer, x: Array, call: Pass) -> Any:
         return layer.collect(x, call)
 
-    def collect_backward(self, layer: CoupledLayer, dy: Array, saved: Any, call: Pass) -> tuple[Array, Any]:
-        return layer.collect_backward(dy, saved, call)
+    def collect_backward(self, layer: CoupledLayer, dy: Array, x: Array, saved: Any, out: Array, call: Pass) -> Any:
+        return layer.collect_backward(dy, x, saved, out, call)
 
     def complete(self, layer: Layer) -> None:
         """The gradients of the layer's parameters are complete: all samples have been computed."""

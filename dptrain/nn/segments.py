@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, BlockWorkspace, Workspace
 from dptrain.arrays.random import Draws
 from dptrain.nn.graph import Graph
@@ -105,6 +106,9 @@ class Plan:
         return block
 
 
+Blocks = list[tuple[slice, Array]]  # of an array (..., N, C) of the whole microbatch: samples, and the array of each
+
+
 class Vectors(NamedTuple):
     """Flat vectors, a gradient (P,) and statistics (B,), and by node its slices of both."""
 
@@ -133,8 +137,9 @@ class Microbatch:
     ) -> None:
         self.plan, self.passes, self.total, self.block = plan, passes, total, block
         self.samples, self.workspace, self.draws, self.runner = images.shape[-2], workspace, draws, runner
-        self._values: dict[int, Array] = {0: images}  # of the whole microbatch
-        self._gradients: dict[int, Array] = {}  # of the same values; by ~number, what `collect_backward` returned
+        everything = slice(0, self.samples)
+        self._values: defaultdict[int, Blocks] = defaultdict(list, {0: [(everything, images)]})
+        self._gradients: defaultdict[int, Blocks] = defaultdict(list)  # by value; by ~number, for `CoupledLayer`
         self._first: dict[int, tuple[int, int]] = {}  # by value: node and input whose gradient comes first
         self._saved: dict[tuple[int, int], tuple[Any, int]] = {}  # by node and start of the block; with `Pass.drawn`
         self._parts: defaultdict[int, list[Any]] = defaultdict(list)  # by node: what its blocks collected
@@ -143,11 +148,14 @@ class Microbatch:
     def forward(self, segment: Segment, rows: slice) -> Array:
         """Compute a block; returns the output of the last layer that was computed."""
         workspace = self._enter(segment, rows)
+        if isinstance(workspace, BlockWorkspace):
+            workspace.begin()
         local: dict[int, Array] = {}
-        y = self._values[0]
+        kept: list[Any] = []
+        y = self._values[0][0][1]
         for number, phase in segment.tasks:
             node, call = self.plan.graph.nodes[number], self.passes[number]
-            inputs = [local[value] if value in local else self._values[value][..., rows, :] for value in node.inputs]
+            inputs = [local[value] if value in local else self._value(value, rows, workspace) for value in node.inputs]
             given: Any = inputs[0] if len(inputs) == 1 else tuple(inputs)
             if phase is Phase.COLLECT:
                 self._parts[number].append(self.runner.collect(cast(CoupledLayer, node.layer), given, call))
@@ -159,10 +167,11 @@ class Microbatch:
             if phase is Phase.WHOLE:
                 self._add_statistics(number, rows.stop - rows.start)
             if node.output in self.plan.crossing:
-                self._store(self._values, node.output, y, rows)
+                self._values[node.output].append((rows, y))
+                kept.append(y)
+            kept.append(saved)
         if isinstance(workspace, BlockWorkspace):
-            saved = [self._saved[task.number, rows.start] for task in segment.tasks if task.phase is not Phase.COLLECT]
-            workspace.keep(saved, self.plan.users)
+            workspace.keep(kept, self.plan.users)
         return y
 
     def join(self, segment: Segment) -> None:
@@ -175,8 +184,7 @@ class Microbatch:
 
     def backward(self, segment: Segment, rows: slice, dy: Array | None = None) -> None:
         """Compute a block; dy is the gradient of the last node's output, in the last segment."""
-        self._enter(segment, rows)
-        graph = self.plan.graph
+        workspace, graph = self._enter(segment, rows), self.plan.graph
         local = {} if dy is None else {graph.nodes[-1].output: dy}
         for number, phase in reversed(segment.tasks):
             node, call = graph.nodes[number], self.passes[number]
@@ -184,19 +192,17 @@ class Microbatch:
                 if not call.need_dx:
                     continue
                 call.coupling = self._couplings[number]
-                x = self._values[node.inputs[0]][..., rows, :]
-                result: Any = self.runner.backward(node.layer, self._gradients[~number][..., rows, :], x, call)
+                dy = self._gathered(self._gradients[~number], rows, f"gradient {~number}", workspace)
+                result: Any = self.runner.backward(node.layer, dy, self._value(node.inputs[0], rows, workspace), call)
             elif not graph.wanted[node.output]:
                 continue
             else:
-                dy = self._gradient_of(node.output, local, rows)
+                dy = self._gradient_of(node.output, local, rows, workspace)
                 saved, call.drawn = self._saved.pop((number, rows.start))
                 if phase is Phase.APPLY:
-                    layer = cast(CoupledLayer, node.layer)
-                    dz, part = self.runner.collect_backward(layer, dy, saved, call)
-                    self._parts[number].append(part)
-                    if call.need_dx:
-                        self._store(self._gradients, ~number, dz, rows)
+                    layer, x = cast(CoupledLayer, node.layer), self._value(node.inputs[0], rows, workspace)
+                    out = self._new_block(self._gradients, ~number, dy.shape, rows) if call.need_dx else dy
+                    self._parts[number].append(self.runner.collect_backward(layer, dy, x, saved, out, call))
                     continue
                 result = self.runner.backward(node.layer, dy, saved, call)
                 self._add_gradient(number, complete=rows.stop == self.samples)
@@ -219,22 +225,36 @@ class Microbatch:
         workspace, draws = self.workspace, self.draws.after(rows.start) if rows.start else self.draws
         if segment is not self.plan.segments[-1] and rows.stop - rows.start < self.samples:
             workspace = self.workspace.block((segment.level, rows.start))
-            workspace.begin()
         for number, _ in segment.tasks:
             call = self.passes[number]
             call.workspace, call.draws, call.drawn = workspace, draws, 0
         return workspace
 
-    def _store(self, arrays: dict[int, Array], key: int, block: Array, rows: slice) -> None:
-        """Write a block to its place in an array of the whole microbatch."""
-        if rows.stop - rows.start == self.samples:
-            arrays[key] = block
-            return
-        if key not in arrays:
-            purpose = f"{'values' if arrays is self._values else 'gradients'} {key}"
-            shape = (*block.shape[:-2], self.samples, block.shape[-1])
-            arrays[key] = self.workspace.array(OWNER, purpose, shape)
-        np.copyto(arrays[key][..., rows, :], block)
+    def _value(self, value: int, rows: slice, workspace: Workspace) -> Array:
+        """A value of an earlier segment, or the images."""
+        if value == 0:
+            return self._values[0][0][1][..., rows, :]
+        return self._gathered(self._values[value], rows, f"value {value}", workspace)
+
+    def _gathered(self, blocks: Blocks, rows: slice, purpose: str, workspace: Workspace) -> Array:
+        """These rows as one array: a block, or a copy of parts of several."""
+        for place, array in blocks:
+            if place == rows:
+                return array
+        first = blocks[0][1]
+        whole = workspace.array(OWNER, purpose, (*first.shape[:-2], rows.stop - rows.start, first.shape[-1]))
+        for place, array in blocks:
+            start, stop = max(place.start, rows.start), min(place.stop, rows.stop)
+            if start < stop:
+                part = array[..., start - place.start : stop - place.start, :]
+                np.copyto(whole[..., start - rows.start : stop - rows.start, :], part)
+        return whole
+
+    def _new_block(self, blocks: dict[int, Blocks], key: int, shape: Shape, rows: slice) -> Array:
+        """Memory for a block that later segments read."""
+        array = self.workspace.array(OWNER, f"{key} from {rows.start}", shape)
+        blocks[key].append((rows, array))
+        return array
 
     def _add_gradient_of(
         self, value: int, dx: Array, source: tuple[int, int], segment: Segment, local: dict[int, Array], rows: slice
@@ -246,15 +266,20 @@ class Microbatch:
             else:
                 local[value] = dx
         elif self._first.setdefault(value, source) == source:
-            self._store(self._gradients, value, dx, rows)
+            np.copyto(self._new_block(self._gradients, value, dx.shape, rows), dx)
         else:
-            self._gradients[value][..., rows, :] += dx
+            for place, array in self._gradients[value]:
+                start, stop = max(place.start, rows.start), min(place.stop, rows.stop)
+                if start < stop:
+                    array[..., start - place.start : stop - place.start, :] += dx[
+                        ..., start - rows.start : stop - rows.start, :
+                    ]
 
-    def _gradient_of(self, value: int, local: dict[int, Array], rows: slice) -> Array:
+    def _gradient_of(self, value: int, local: dict[int, Array], rows: slice, workspace: Workspace) -> Array:
         """The complete gradient of a value that this segment has computed."""
         if value not in self._gradients:
             return local.pop(value)
-        gradient = self._gradients[value][..., rows, :]
+        gradient = self._gathered(self._gradients[value], rows, f"gradient {value}", workspace)
         if value in local:
             gradient += local.pop(value)
         return gradient

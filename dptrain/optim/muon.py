@@ -97,7 +97,7 @@ class Muon(Optimizer):
                 values *= math.sqrt(rows) / max(norm(values), EPSILON)
             else:
                 values *= 1 - rate * one.decay * self.weight_decay
-                rate *= max(1, rows / columns) ** 0.5
+                rate *= math.sqrt(max(1, rows / columns))
             values -= np.multiply(steps[one.name].reshape(-1), rate, out=scratch)
 
     def _ahead(self, velocity: Array, gradient: Array) -> Array:

@@ -14,6 +14,8 @@ from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, aligned_zeros
 from dptrain.optim.schedule import Schedule
 
+NORM_PART = 1 << 15  # numbers: their squares stay in the cache
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -127,4 +129,6 @@ class Optimizer(ABC):
 
 def norm(array: Array) -> float:
     """The Euclidean norm, summed in float64 in an order that depends on the size alone."""
-    return math.sqrt(float(np.square(array, dtype=np.float64).sum()))
+    flat = array.reshape(-1)
+    parts = (flat[start : start + NORM_PART] for start in range(0, flat.size, NORM_PART))
+    return math.sqrt(sum(float(np.square(part, dtype=np.float64).sum()) for part in parts))

@@ -1,15 +1,19 @@
-"""One BLAS thread for every shard.
+"""One BLAS thread for every shard, and the kernels of --portable.
 
 The order of additions in OpenBLAS depends on the number of threads, so the arithmetic contract requires exactly one.
-The cores compute several shards at the same time instead. `request_one_thread` must run before NumPy is imported, so
-this module does not import it.
+The cores compute several shards at the same time instead. The order also depends on the kernels, which OpenBLAS chooses
+by the CPU; its Haswell kernels run on every CPU with AVX2 and FMA. The functions named `request` must run before NumPy
+is imported, so this module does not import it.
 """
 
 from __future__ import annotations
 
 import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
 
-from dptrain.errors import DptrainError
+from dptrain.errors import DptrainError, UsageError
 
 THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
@@ -18,6 +22,9 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "OMP_NUM_THREADS",
 )
+KERNEL_VARIABLE = "OPENBLAS_CORETYPE"
+PORTABLE_KERNELS = "Haswell"
+INSTRUCTIONS = ("avx2", "fma")  # that these kernels need, as in /proc/cpuinfo
 
 
 def request_one_thread() -> None:
@@ -44,3 +51,38 @@ def ensure_one_thread() -> dict[str, str]:
     names = {f"{pool['internal_api']} {pool['version']}" for pool in pools}
     cores = {str(pool.get("architecture", "unknown")) for pool in pools}
     return {"blas": ", ".join(sorted(names)) or "unknown", "blas_core": ", ".join(sorted(cores)) or "unknown"}
+
+
+def request_portable_kernels() -> None:
+    """Make OpenBLAS use its Haswell kernels; UsageError on a CPU that cannot run them."""
+    missing = missing_instructions()
+    if missing:
+        raise UsageError(
+            f"--portable needs an x86-64 CPU with AVX2 and FMA, but the CPU of {platform.node()} has no "
+            f"{' and no '.join(missing)}: leave --portable out"
+        )
+    os.environ[KERNEL_VARIABLE] = PORTABLE_KERNELS
+
+
+def missing_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Which of the INSTRUCTIONS this CPU does not have. All of them if it is no x86-64 CPU."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return [] if platform.machine() == "x86_64" else [*INSTRUCTIONS]
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+    return [name for name in INSTRUCTIONS if name not in flags]
+
+
+def ensure_portable_kernels(found: Mapping[str, str]) -> None:
+    """DptrainError unless `found`, the result of `ensure_one_thread`, shows OpenBLAS with its Haswell kernels alone."""
+    libraries = {name.split()[0] for name in found["blas"].split(", ")}
+    if libraries != {"openblas"}:
+        raise DptrainError(
+            f"--portable needs NumPy with OpenBLAS, found {found['blas']}: install NumPy from PyPI, with pip"
+        )
+    if found["blas_core"] != PORTABLE_KERNELS:
+        raise DptrainError(
+            f"--portable needs OpenBLAS's {PORTABLE_KERNELS} kernels, found {found['blas_core']}: set "
+            f"{KERNEL_VARIABLE}={PORTABLE_KERNELS} before NumPy is imported, and use an OpenBLAS with DYNAMIC_ARCH"
+        )

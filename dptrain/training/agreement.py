@@ -16,15 +16,30 @@ from dptrain.checkpoint.state import Layouts, TrainingState
 from dptrain.config.train import TrainConfig
 from dptrain.errors import DptrainError, TrainingError
 from dptrain.parallel.communicator import Communicator, known_to_all
-from dptrain.system.blas import ensure_one_thread
+from dptrain.system.blas import ensure_one_thread, ensure_portable_kernels
 from dptrain.system.text import shown
 
+PORTABLE = " (portable)"  # after the model of the CPU
 NOT_FOUND = "a tensor that was not found again"  # failing memory may read differently the next time
 
 
-def numeric_environment(reduction: str) -> dict[str, str]:
-    """Libraries, CPU and reduction: the results depend on them in addition to the configuration."""
-    return {"numpy": np.__version__, **ensure_one_thread(), "cpu": _cpu_model(), "reduction": reduction}
+def numeric_environment(config: TrainConfig) -> dict[str, str]:
+    """Libraries, CPU and reduction: the results depend on them in addition to the configuration.
+
+    In a portable run the CPU is marked as such, and the results do not depend on it; DptrainError unless OpenBLAS uses
+    the kernels of a portable run.
+    """
+    blas, cpu = ensure_one_thread(), _cpu_model()
+    if config.portable:
+        ensure_portable_kernels(blas)
+        cpu += PORTABLE
+    return {"numpy": np.__version__, **blas, "cpu": cpu, "reduction": config.reduction}
+
+
+def comparable(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what the bits do not depend on: the CPU of a portable run."""
+    portable = environment.get("cpu", "").endswith(PORTABLE)
+    return {**environment, "cpu": "any"} if portable else {**environment}
 
 
 def _cpu_model() -> str:
@@ -64,7 +79,8 @@ def without_paths(config: TrainConfig) -> dict[str, object]:
 def machine_notes(environment: dict[str, str], communicator: Communicator) -> list[str]:
     """A note if machines or libraries of the ranks differ, and one for a different Python."""
     python = f"{sys.executable} {platform.python_version()}, dptrain {dptrain.__version__}"
-    everyone = communicator.allgather((socket.gethostname(), python, environment))
+    gathered = communicator.allgather((socket.gethostname(), python, environment))
+    everyone = [(host, other_python, comparable(other)) for host, other_python, other in gathered]
     _, first_python, first = everyone[0]
     different = sorted({key for *_, other in everyone for key in other if other[key] != first.get(key)})
     notes = []

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import Checkpoint, Origin
-from dptrain.checkpoint.state import vector_layouts
+from dptrain.checkpoint.state import PARAMETERS, evaluated, vector_layouts
 from dptrain.config.files import parse_toml
 from dptrain.config.train import TrainConfig
 from dptrain.data.manifest import Manifest
 from dptrain.data.transforms import check_views
 from dptrain.errors import CheckpointError, UsageError
+from dptrain.optim.average import AVERAGED
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.pool import make_pool
 from dptrain.system.text import shown
@@ -40,13 +41,15 @@ def evaluate_checkpoint(
     model: str = "",
     threads: int = 0,
     tta: str = "none",
+    portable: bool = False,
     note: Callable[[str], None] = lambda line: None,
 ) -> CheckpointEvaluation:
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
-    Images are normalised with the checkpoint's mean and deviation. `model` replaces the checkpoint's architecture;
-    `tta` is the test-time augmentation; `threads` 0 is this rank's share of the cores; rank 0 passes lines for the
-    user to `note`. Either all ranks fail with a DptrainError, or none.
+    Its averages of parameters and buffers are evaluated, if it has them. Images are normalised with its mean and
+    deviation. `model` replaces its architecture; `tta` is the test-time augmentation; `threads` 0 is this rank's share
+    of the cores; `portable` requires OpenBLAS's Haswell kernels; rank 0 passes lines for the user to `note`. Either all
+    ranks fail with a DptrainError, or none.
     """
     origin = checkpoint.origin
     with together(communicator):
@@ -57,7 +60,7 @@ def evaluate_checkpoint(
                 f"{shown(path)} was trained with {shown(trained.model, 300)}. Refusing to run model code named by a "
                 f"checkpoint; pass --model {shown(name, 300)}"
             )
-    config = replace(trained, data=str(data), model=model or trained.model, threads=threads)
+    config = replace(trained, data=str(data), model=model or trained.model, threads=threads, portable=portable)
 
     def check(found: Manifest) -> None:
         check_task(origin, found, path, data)
@@ -75,7 +78,9 @@ def evaluate_checkpoint(
             raise CheckpointError(
                 f"{shown(path)} has another architecture: {shown(difference, 500)}{code}; give the right --model"
             )
-        checkpoint = checkpoint.restricted(vector_layouts(network, ()), path)
+        averaged = AVERAGED[PARAMETERS] in checkpoint.layouts
+        checkpoint = checkpoint.restricted(vector_layouts(network, (), averaged=averaged), path)
+        vectors = evaluated(checkpoint.state.vectors)
         ends = (tests[shard] for shard in (min(tests), max(tests)))
         rows = slice(network.block)
         blocks = ((evaluation.normalise(one.images[rows], Workspace()), one.labels[rows]) for one in ends)
@@ -85,7 +90,7 @@ def evaluate_checkpoint(
         note(line)
     change = model_change(path, origin, trained.model, source, output, task.environment)
     with closing(make_pool(min(task.threads, len(tests)), [evaluation], communicator)) as pool:
-        found = evaluate(evaluation, checkpoint.state.vectors, pool, communicator, tta=tta)
+        found = evaluate(evaluation, vectors, pool, communicator, tta=tta)
     return CheckpointEvaluation(
         **vars(found),
         changed_model_files=changed_files(origin, trained.model, source),

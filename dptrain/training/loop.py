@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 
-from dptrain.checkpoint.state import TrainingState
+from dptrain.checkpoint.state import TrainingState, evaluated
 from dptrain.config.train import TrainConfig
 from dptrain.errors import PreemptedError, RankLostError, TrainingError
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
@@ -75,7 +75,7 @@ def finish_steps(run: Run, interruption: Interruption) -> tuple[Evaluation, Eval
         evaluation = make_steps(run, interruption)
         if (tta := run.config.tta) != "none":
             session = run.session
-            parts = session.evaluation, run.state.vectors, session.pool, session.communicator
+            parts = session.evaluation, evaluated(run.state.vectors), session.pool, session.communicator
             augmented = evaluate(*parts, interruption, tta)
     except AskedToEndError:
         evaluation = None
@@ -148,7 +148,9 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
     epoch = (state.step - 1) // session.origin.steps_per_epoch + 1
     run.report.emit(EvaluationStarted(state.step, epoch))
     check_replicas(state, session.take_step.layouts, session.communicator)  # before any figure is reported
-    evaluation = evaluate(session.evaluation, state.vectors, session.pool, session.communicator, interruption)
+    evaluation = evaluate(
+        session.evaluation, evaluated(state.vectors), session.pool, session.communicator, interruption
+    )
     if not math.isfinite(evaluation.loss):
         error = TrainingError(
             f"step {state.step}: the test loss is {evaluation.loss}: parameters have overflowed. "

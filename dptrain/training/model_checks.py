@@ -14,7 +14,7 @@ from dptrain.nn.network import Network
 from dptrain.parallel.communicator import Communicator
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import user_traceback
-from dptrain.training.agreement import agree_on
+from dptrain.training.agreement import agree_on, comparable
 from dptrain.training.architecture import Architecture
 from dptrain.training.model_source import ModelSource, describe_error
 
@@ -51,7 +51,7 @@ def agree_on_model(
 ) -> None:
     """DptrainError on all ranks if they have other files, or other outputs (`output_sha256`) on equal machines."""
     if source is not None:
-        machine = " ".join(environment.values())
+        machine = " ".join(comparable(environment).values())
         advice = f"copy the model's files to all hosts; if only the output differs: {UNSEEDED}"
         agree_on("model", {**source.hashes(), f"its output with {machine}": output}, communicator, advice)
 
@@ -75,7 +75,8 @@ def model_change(
         kept = kept_model(path, model, earlier.model_files)
         advice = f"; its code was kept: --model {shown(kept, 300)}" if kept else ""
         return f"{shown(path)} was trained with other code of the model: {shown(', '.join(files), 300)}{advice}"
-    if earlier.environment == environment and output != earlier.model_output_sha256 and output and source is not None:
+    same = comparable(earlier.environment) == comparable(environment)
+    if same and output != earlier.model_output_sha256 and output and source is not None:
         return f"the model has the same files as that of {shown(path)} but computes something else: {UNSEEDED}"
     return ""
 

@@ -12,6 +12,7 @@ from dptrain.config.keys import Scope, flag
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.system.text import shown
+from dptrain.training.agreement import comparable
 from dptrain.training.model_checks import model_change
 from dptrain.training.model_source import ModelSource
 
@@ -78,7 +79,8 @@ def check_resumable(
     if source is not None and before.model.rpartition(":")[2] == config.model.rpartition(":")[2]:
         changed.pop("model", None)  # the same function; whether its code is the same is checked above
     notes += [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
-    moved = [key for key, value in origin.environment.items() if earlier.environment.get(key) != value]
+    there = comparable(earlier.environment)
+    moved = [key for key, value in comparable(origin.environment).items() if there.get(key) != value]
     moved += [f"algorithm of {layer}" for layer, one in origin.tuning.items() if earlier.tuning.get(layer) != one]
     if moved:
         notes.append(f"another {', '.join(moved)} than the checkpoint's: bits may differ from an undisturbed run's")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import Origin
 from dptrain.config.files import to_toml
-from dptrain.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
+from dptrain.config.train import ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
 from dptrain.data.manifest import SPLITS, Manifest, read_manifest
@@ -17,8 +17,6 @@ from dptrain.data.transforms import check_transforms, check_views, make_transfor
 from dptrain.errors import DataError, UsageError
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network
-from dptrain.optim import optimizer_class, options_of
-from dptrain.optim.optimizer import Optimizer
 from dptrain.optim.schedule import Schedule, check_options, make_schedule
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
@@ -30,10 +28,10 @@ from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, machine_notes, numeric_environment
 from dptrain.training.architecture import Architecture, build_network, find_architecture
 from dptrain.training.evaluate import EvaluationWork
-from dptrain.training.groups import make_parameters
 from dptrain.training.loss import make_loss, samples_by_class
 from dptrain.training.model_checks import agree_on_model, try_model
 from dptrain.training.step import NO_REQUESTS, GradientWork, TrainingStep
+from dptrain.training.update import Update, make_update
 
 # Float32 vectors of the parameters' length that a rank has in addition to one gradient a shard: the parameters, their
 # copy for the workers, momentum, the summed gradient, the optimizer's scratch.
@@ -100,7 +98,7 @@ def set_up(
     with together(communicator):
         loss = make_loss(config, manifest.classes, samples)
         schedule = plan_schedule(config, steps_per_epoch)
-        optimizer = make_optimizer(config, network, steps_per_epoch)
+        update = make_update(config, network, steps_per_epoch)
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
         microbatches = (batches[shard].batch(0, step, Workspace()) for shard, step in ends)
         output = try_model(task.architecture, network, microbatches, config.seed)
@@ -124,7 +122,7 @@ def set_up(
     notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
     if config.warmup_steps >= last_step:
         notes.append(f"the warm-up never ends: --warmup-steps {config.warmup_steps} in a run of {last_step} steps")
-    engine = assemble(config, task, batches, optimizer, loss)
+    engine = assemble(config, task, batches, update, loss)
     return Session(**vars(engine), origin=origin, schedule=schedule, last_step=last_step, notes=notes)
 
 
@@ -163,7 +161,7 @@ def open_task(
     """
     folder, threads = Path(config.data), config.threads or fair_threads(communicator)
     with together(communicator):
-        environment = numeric_environment(config.reduction)
+        environment = numeric_environment(config)
         manifest = read_manifest(folder)
         if (ranks := communicator.size) > manifest.shard_count:
             raise UsageError(
@@ -208,7 +206,7 @@ def assemble(
     config: TrainConfig,
     task: Task,
     batches: dict[int, ShardBatches],
-    optimizer: Optimizer,
+    update: Update,
     loss: CrossEntropy = CROSS_ENTROPY,
 ) -> Engine:
     """Reduction, workers and pool. Whatever fails later must close the pool."""
@@ -218,7 +216,7 @@ def assemble(
     gradients = GradientWork(network, batches, reducer, loss, config.accumulate)
     evaluation = make_evaluation(task, task.manifest)
     pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
-    take_step = TrainingStep(gradients, optimizer, pool, communicator)
+    take_step = TrainingStep(gradients, update, pool, communicator)
     return Engine(**vars(task), take_step=take_step, evaluation=evaluation, pool=pool)
 
 
@@ -226,17 +224,6 @@ def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
     """The evaluation of a task's test split, with the mean and deviation of a manifest."""
     longest = max(entry.samples for entry in task.manifest.splits["test"])
     return EvaluationWork(task.network, task.shards.test, Normalisation(normalised_as), longest)
-
-
-def make_optimizer(config: TrainConfig, network: Network, steps_per_epoch: int) -> Optimizer:
-    """The optimizer of a run; UsageError for options, or groups of parameters, that do not exist."""
-    parameters = make_parameters(config, network, steps_per_epoch)
-    known = options_of(config.optimizer)
-    flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
-    try:
-        return optimizer_class(config.optimizer)(parameters, **flags, **config.optimizer_options)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--optimizer-options {shown(config.optimizer_options, 200)}: {error}") from error
 
 
 def count_steps(manifest: Manifest, batch_size: int) -> int:

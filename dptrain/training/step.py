@@ -14,12 +14,12 @@ from dptrain.nn.finite import not_finite
 from dptrain.nn.layer import Layer, Runner
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network, Prepared, quiet
-from dptrain.optim.optimizer import Optimizer
 from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.parallel.pool import ShardPool
 from dptrain.parallel.reduce.reducer import Reducer
 from dptrain.training.evaluate import NetworkWork
 from dptrain.training.finite import examine_shards, first_of_all_shards, not_finite_error
+from dptrain.training.update import Update
 
 LOSS, CORRECT, SAMPLES, WEIGHTS = range(4)  # the sums that a step needs besides the gradient
 
@@ -136,10 +136,10 @@ class GradientWork(NetworkWork[float]):
 class TrainingStep:
     """Makes steps on this rank's shards, together with all other ranks. The pool must know the work."""
 
-    def __init__(self, work: GradientWork, optimizer: Optimizer, pool: ShardPool, communicator: Communicator) -> None:
-        self.work, self.optimizer, self.pool, self.communicator = work, optimizer, pool, communicator
-        optimizer.join(communicator)
-        self.layouts = vector_layouts(work.network, optimizer.slots)
+    def __init__(self, work: GradientWork, update: Update, pool: ShardPool, communicator: Communicator) -> None:
+        self.work, self.update, self.pool, self.communicator = work, update, pool, communicator
+        update.optimizer.join(communicator)
+        self.layouts = vector_layouts(work.network, update.optimizer.slots, averaged=update.average is not None)
 
     @quiet
     def __call__(
@@ -154,7 +154,7 @@ class TrainingStep:
         started = clock()
         work.load(state.vectors)
         work.reducer.begin(requests)
-        shares = self.pool.map(work, work.batches, epoch, step, self.optimizer.frozen(state.step))
+        shares = self.pool.map(work, work.batches, epoch, step, self.update.optimizer.frozen(state.step))
         computed = clock()
         reduced = work.reducer.finish()
         finished, waiting = clock(), work.reducer.waited
@@ -166,9 +166,10 @@ class TrainingStep:
         samples, weights = int(reduced.sums[SAMPLES]), float(reduced.sums[WEIGHTS])
         gradient = reduced.gradient
         gradient /= weights
-        self.optimizer.update(state.vectors, gradient, lr, state.step)
+        self.update.step(state.vectors, gradient, lr, state.step)
         if reduced.statistics.size:
             work.network.update_buffers(state.vectors[BUFFERS], reduced.statistics / samples)
+        self.update.finish(state.vectors, state.step)
         state.progress.step += 1
         state.progress.samples_seen += samples
         data = (computed - started) * sum(shares) / len(shares)

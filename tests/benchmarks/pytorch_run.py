@@ -40,7 +40,7 @@ class Run:
 
     def __init__(self, session: Session, seed: int, by_shard: bool, disturb: bool) -> None:
         self.session, self.by_shard, self.workspace = session, by_shard, Workspace()
-        network, optimizer = session.network, session.take_step.optimizer
+        network, optimizer = session.network, session.take_step.update.optimizer
         vectors = network.initial(seed)
         if disturb:
             vectors["parameters"][0] = np.nextafter(vectors["parameters"][0], np.float32(9))

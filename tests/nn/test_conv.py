@@ -163,10 +163,10 @@ def test_the_first_layer_computes_no_input_gradient() -> None:
     ("shape", "out", "options", "chosen"),
     [
         ((3, 32, 32), 32, {"padding": 1}, "im2col"),  # three channels: transforms would cost more than they save
-        ((32, 16, 16), 64, {"padding": 1}, "winograd4"),
-        ((256, 8, 8), 256, {"padding": 1}, "winograd4"),
-        ((8, 16, 16), 8, {"padding": 1}, "winograd4"),
-        ((512, 2, 2), 512, {"padding": 1}, "winograd2"),  # most of a 4 x 4 tile would be discarded
+        ((32, 16, 16), 64, {"padding": 1}, "winograd 4*4"),
+        ((256, 8, 8), 256, {"padding": 1}, "winograd 2*4"),
+        ((8, 16, 16), 8, {"padding": 1}, "winograd 4*4"),
+        ((512, 2, 2), 512, {"padding": 1}, "winograd 1*2"),  # most of a 4 x 4 tile would be discarded
         ((64, 16, 16), 64, {"kernel_size": 5}, "im2col"),
         ((64, 16, 16), 64, {"stride": 2}, "im2col"),
         ((64, 16, 16), 64, {"kernel_size": 1, "stride": 2}, "pointwise"),
@@ -187,7 +187,7 @@ def test_auto_chooses_by_shape(shape: Shape, out: int, options: dict[str, Any], 
 
 
 def test_an_unknown_or_unsuitable_algorithm_is_refused() -> None:
-    with pytest.raises(ValueError, match="algorithm is 'fft', expected auto, im2col, winograd2, winograd4, pointwise"):
+    with pytest.raises(ValueError, match="algorithm is 'fft', expected auto, im2col, winograd2, winograd3, winograd4"):
         Conv2d(3, algorithm="fft")
     unsuitable: list[dict[str, Any]] = [{"stride": 2}, {"kernel_size": 5}, {"groups": 3}, {"dilation": 2}]
     for options in unsuitable:

@@ -1,7 +1,10 @@
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from every_layer import LAYERS, LISTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import ready
@@ -11,22 +14,24 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
 from dptrain.nn.convolution.cost import DENSE
 from dptrain.nn.fused_conv import ConvPoolReLU
+from dptrain.nn.fused_norm import NormActivation
 from dptrain.nn.graph import Residual
 from dptrain.nn.layer import Layer, Pass
-from dptrain.nn.layers.activation import ReLU
+from dptrain.nn.layers.activation import Activation, ReLU
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
+from dptrain.nn.layers.norm import BatchNorm2d
 from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor
 
 
-def layers(algorithm: str, kernel: int, stride: int, padding: int, bias: bool) -> list[Layer]:
+def layers(algorithm: str, kernel: int, stride: int, padding: int, bias: bool, relu: bool) -> list[Layer]:
     if algorithm.startswith("winograd"):
         kernel, stride = 3, 1
     conv = Conv2d(4, kernel, stride=stride, padding=padding, bias=bias, algorithm=algorithm)
-    return [conv, ReLU(), MaxPool2d(2), Flatten(), Linear(3)]
+    return [conv, *([ReLU()] if relu else []), MaxPool2d(2), Flatten(), Linear(3)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -36,42 +41,53 @@ def layers(algorithm: str, kernel: int, stride: int, padding: int, bias: bool) -
     stride=st.integers(1, 2),
     padding=st.integers(0, 2),
     bias=st.booleans(),
+    relu=st.booleans(),
     height=st.integers(5, 10),
     width=st.integers(5, 10),
     samples=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
 def test_the_fused_network_gives_the_results_of_the_plain_one(
-    algorithm: str, kernel: int, stride: int, padding: int, bias: bool, height: int, width: int, samples: int, seed: int
+    algorithm: str,
+    kernel: int,
+    stride: int,
+    padding: int,
+    bias: bool,
+    relu: bool,
+    height: int,
+    width: int,
+    samples: int,
+    seed: int,
 ) -> None:
-    arguments, shape = (algorithm, kernel, stride, padding, bias), (2, height, width)
+    arguments, shape = (algorithm, kernel, stride, padding, bias, relu), (2, height, width)
     plain = Network(layers(*arguments), shape, fused=False)
     fused = Network(layers(*arguments), shape)
-    assert len(fused.stages) == len(plain.stages) - 2
+    assert len(fused.stages) == len(plain.stages) - 1 - relu
     generator = np.random.default_rng(seed)
-    parameters = generator.normal(size=plain.layout.size).astype(np.float32)
-    images = generator.normal(size=array_shape(shape, samples)).astype(np.float32)
+    parameters = generator.normal(size=plain.layout.size)
+    images = generator.normal(size=array_shape(shape, samples))
     labels = generator.integers(0, 3, samples)
-    gradients = np.zeros((2, plain.layout.size), np.float32)
+    gradients = np.zeros((2, plain.layout.size))
     outcomes = [
-        network.loss_and_grad(ready(network, parameters), images, labels, gradient, Workspace())
+        network.loss_and_grad(ready(network, parameters), images, labels, gradient, Workspace(np.float64))
         for network, gradient in zip((plain, fused), gradients, strict=True)
     ]
-    # Bias and ReLU commute with the maximum exactly, but a matrix product rounds by a column's place in it.
+    # Bias and ReLU commute with the maximum exactly, but a matrix product rounds by a column's place in it, and tiles
+    # cover other pixels.
     assert outcomes[0].correct == outcomes[1].correct
-    np.testing.assert_allclose(outcomes[0].loss_sum, outcomes[1].loss_sum, rtol=1e-5)
-    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(outcomes[0].loss_sum, outcomes[1].loss_sum, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-10, atol=1e-10)
 
 
 class _AsOneLayer(Layer):
     """The fused layers as one layer, so that the gradient checker can check them."""
 
-    def __init__(self, conv: Conv2d) -> None:
-        self.conv, self.pool = conv, MaxPool2d(2)
+    def __init__(self, conv: Conv2d, relu: bool) -> None:
+        self.conv, self.pool, self.relu = conv, MaxPool2d(2), relu
 
     def bind(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         output_shape = self.pool.bind(self.conv.bind(input_shape))
-        self.joined = ConvPoolReLU(self.conv, self.pool)
+        self.joined = ConvPoolReLU(self.conv, self.pool, relu=self.relu)
         return output_shape
 
     def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
@@ -86,16 +102,45 @@ class _AsOneLayer(Layer):
 
 @pytest.mark.parametrize("algorithm", [*DENSE, "grouped"])
 @pytest.mark.parametrize("size", [(6, 5), (8, 4), (7, 9)], ids=str)
-def test_backward_is_the_gradient(size: tuple[int, int], algorithm: str) -> None:
-    check_layer(_AsOneLayer(Conv2d(3, 3, padding=1, algorithm=algorithm)), (2, *size), 2)
+@pytest.mark.parametrize("relu", [True, False])
+def test_backward_is_the_gradient(size: tuple[int, int], algorithm: str, relu: bool) -> None:
+    check_layer(_AsOneLayer(Conv2d(3, 3, padding=1, algorithm=algorithm), relu), (2, *size), 2)
 
 
-def test_only_conv_relu_pool_in_a_row_are_fused() -> None:
+ACTIVATIONS = [name for name in LAYERS if issubclass(LISTED[name], Activation)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("block", [3, 64])
+def test_norm_and_activation_fused_give_the_results_of_the_plain_network(
+    activation: str, scale: bool, block: int
+) -> None:
+    assert len(ACTIVATIONS) >= 4
+    layers = [Conv2d(4), BatchNorm2d(scale=scale), LISTED[activation](), Conv2d(3), Flatten(), Linear(3)]
+    generator, results = np.random.default_rng(0), []
+    images, labels = generator.normal(size=(7, 8, 10, 2)), generator.integers(0, 3, 10)
+    for fused in (False, True):
+        network = Network([copy(layer) for layer in layers], (2, 7, 8), fused=fused)
+        network.plan.segments = [replace(segment, block=block) for segment in network.plan.segments]
+        parameters = np.random.default_rng(1).normal(size=network.layout.size)
+        buffers = np.random.default_rng(2).uniform(0.5, 2, network.buffer_layout.size)
+        gradient, statistics, workspace = np.empty_like(parameters), np.empty_like(buffers), Workspace(np.float64)
+        prepared = network.prepare(parameters, buffers, Workspace(np.float64))
+        network.loss_and_grad(prepared, images, labels, gradient, workspace, statistics=statistics)
+        results.append((gradient, statistics, network.predict(prepared, images, workspace).copy()))
+        assert [type(stage) for stage in network.stages][1] is (NormActivation if fused else BatchNorm2d)
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-10)
+
+
+def test_only_known_layers_in_a_row_are_fused() -> None:
     def stages(*layers: Layer) -> list[type[Layer]]:
         return [type(stage) for stage in Network([*layers, Flatten(), Linear(2)], (1, 9, 9)).stages[:-2]]
 
     assert stages(Conv2d(2), ReLU(), Conv2d(2), ReLU(), MaxPool2d()) == [Conv2d, ReLU, ConvPoolReLU]
-    assert stages(Conv2d(2), MaxPool2d(), ReLU()) == [Conv2d, MaxPool2d, ReLU]
+    assert stages(Conv2d(2), MaxPool2d(), ReLU()) == [ConvPoolReLU, ReLU]
+    assert stages(MaxPool2d(), Conv2d(2), BatchNorm2d(), ReLU()) == [MaxPool2d, Conv2d, NormActivation]
 
 
 @pytest.mark.parametrize("pool", [MaxPool2d(3), MaxPool2d(2, stride=1), MaxPool2d((2, 1))], ids=repr)

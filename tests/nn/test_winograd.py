@@ -1,6 +1,3 @@
-import itertools
-from fractions import Fraction
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,87 +5,90 @@ from hypothesis import strategies as st
 from networks import random_parameters, training_pass
 
 from dptrain.arrays.memory import Array, Workspace
+from dptrain.nn.convolution.correlation import Correlation, Geometry, zeros_beyond
 from dptrain.nn.convolution.cost import DENSE
-from dptrain.nn.convolution.winograd import transforms
+from dptrain.nn.convolution.im2col import Im2col
+from dptrain.nn.convolution.tiles import Tiles, tilings
+from dptrain.nn.convolution.winograd import Winograd
 from dptrain.nn.layers.conv import Conv2d
 
-WINOGRAD = ("winograd2", "winograd4")
+MOST = {2: 1e-6, 3: 1e-6, 4: 2e-6, 5: 4e-6, 6: 8e-6}  # relative error by extent of the tiles
 
 
-@pytest.mark.parametrize("m", [2, 4])
-def test_the_transforms_filter_exactly(m: int) -> None:
-    """y[i] = sum of g[k] d[i + k] as an identity of bilinear forms, in exact arithmetic."""
-    exact = [
-        [[Fraction(value).limit_denominator(1000) for value in row] for row in matrix.tolist()]
-        for matrix in transforms(m)
-    ]
-    outputs, kernels, pixels = exact
-    for i, k, j in itertools.product(range(m), range(3), range(m + 2)):
-        coefficient = sum(outputs[i][f] * kernels[f][k] * pixels[f][j] for f in range(m + 2))
-        assert coefficient == (j == i + k)
+def passes(algorithm: Correlation, x: Array, weight: Array, dy: Array) -> tuple[Array, Array, Array]:
+    """The sums (H, W, N, O) and both gradients, for dy of the same shape."""
+    call = training_pass({"weight": weight}, Workspace(x.dtype))
+    kernels = algorithm.prepare(weight, call.workspace)
+    image = np.empty((*algorithm.extent, *dy.shape[2:]), x.dtype)
+    dimage = zeros_beyond(dy, algorithm.extent, "conv1", call.workspace)
+    q, (height, width) = algorithm.q, algorithm.extent
+    windows, dwindows = (
+        one.reshape(height // q, q, width // q, q, *dy.shape[2:]).transpose(1, 3, 0, 2, 4, 5) for one in (image, dimage)
+    )
 
+    def take(rows: slice, sums: Array) -> None:
+        windows[:, :, rows] = sums
 
-@pytest.mark.parametrize("m", [2, 4])
-def test_transforms_of_outputs_and_pixels_are_exact_in_float32(m: int) -> None:
-    outputs, _, pixels = transforms(m)
-    for matrix in (outputs, pixels):
-        assert (matrix == np.round(matrix)).all()
+    def give(rows: slice, dsums: Array) -> None:
+        dsums[...] = dwindows[:, :, rows]
 
-
-def run(algorithm: str, x: Array, weight: Array, dy: Array, padding: int, dtype: type) -> tuple[Array, Array, Array]:
-    """Output and both gradients of a convolution, computed in `dtype`."""
-    layer = Conv2d(len(weight), 3, padding=padding, algorithm=algorithm)
-    layer.name = "conv1"
-    height, width, _, channels = x.shape
-    layer.bind((channels, height, width))
-    parameters: dict[str, Array] = {"weight": weight.astype(dtype), "bias": np.zeros(len(weight), dtype)}
-    call = training_pass(parameters, Workspace(dtype))
-    y, saved = layer.forward(x.astype(dtype), call)
-    y = y.copy()
-    dx = layer.backward(dy.astype(dtype), saved, call)
+    saved = algorithm.forward_strips(x, kernels, call.workspace, take)
+    dx = algorithm.backward_strips(give, saved, kernels, call)
     assert dx is not None
-    return y, dx, call.gradients["weight"]
+    return image[: len(dy), : dy.shape[1]], dx, call.gradients["weight"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    algorithm=st.sampled_from(WINOGRAD),
-    channels=st.integers(1, 4),
-    out=st.integers(1, 4),
-    padding=st.integers(0, 3),
-    height=st.integers(3, 13),
-    width=st.integers(3, 13),
-    samples=st.integers(1, 3),
+    data=st.data(),
+    q=st.integers(1, 2),
+    channels=st.integers(1, 3),
+    out=st.integers(1, 3),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    height=st.integers(4, 17),
+    width=st.integers(4, 12),
+    samples=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
-def test_winograd_computes_the_same_convolution_as_im2col(
-    algorithm: str, channels: int, out: int, padding: int, height: int, width: int, samples: int, seed: int
+def test_all_tiles_compute_the_same_convolution_as_im2col(
+    data: st.DataObject,
+    q: int,
+    channels: int,
+    out: int,
+    padding: tuple[int, int],
+    height: int,
+    width: int,
+    samples: int,
+    seed: int,
 ) -> None:
+    output_shape = (out, height + 2 * padding[0] - 2, width + 2 * padding[1] - 2)
+    geometry = Geometry("conv1", (channels, height, width), output_shape, (3, 3), (1, 1), padding)
+    expected = Im2col(geometry, q)
+    rows, columns = (data.draw(st.sampled_from(list(tilings(extent, q, 6)))) for extent in expected.extent)
+    found = Winograd(geometry, q, rows, columns)
     generator = np.random.default_rng(seed)
     x, weight = generator.normal(size=(height, width, samples, channels)), generator.normal(size=(out, channels, 3, 3))
-    dy = generator.normal(size=(height + 2 * padding - 2, width + 2 * padding - 2, samples, out))
-    for found, expected in zip(
-        run(algorithm, x, weight, dy, padding, np.float64),
-        run("im2col", x, weight, dy, padding, np.float64),
-        strict=True,
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+    dy = generator.normal(size=(*expected.extent, samples, out))
+    for one, other in zip(passes(found, x, weight, dy), passes(expected, x, weight, dy), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("algorithm", "most"), [("im2col", 1e-6), ("winograd2", 1e-6), ("winograd4", 5e-6)])
+@pytest.mark.parametrize(("m", "most"), MOST.items())
 @pytest.mark.parametrize("channels", [32, 256])
-def test_float32_is_as_accurate_as_stated(algorithm: str, most: float, channels: int) -> None:
+def test_float32_is_as_accurate_as_stated(m: int, most: float, channels: int) -> None:
     """Root-mean-square error over the root-mean-square value, against im2col in float64."""
-    generator = np.random.default_rng(channels)
+    size, generator = 3 * m, np.random.default_rng(channels)
 
     def normal(*shape: int) -> Array:
         return generator.normal(size=shape).astype(np.float32)
 
-    x, weight, dy = normal(16, 16, 4, channels), normal(64, channels, 3, 3), normal(16, 16, 4, 64)
-    exact = run("im2col", x, weight, dy, 1, np.float64)
-    for found, expected in zip(run(algorithm, x, weight, dy, 1, np.float32), exact, strict=True):
-        error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
-        assert error < most
+    x, weight, dy = normal(size, size, 2, channels), normal(32, channels, 3, 3), normal(size, size, 2, 32)
+    geometry = Geometry("conv1", (channels, size, size), (32, size, size), (3, 3), (1, 1), (1, 1))
+    tiles = (Tiles(m, 3, 0),)
+    exact = passes(Im2col(geometry, 1), *(one.astype(np.float64) for one in (x, weight, dy)))
+    for found, expected in zip(passes(Winograd(geometry, 1, tiles, tiles), x, weight, dy), exact, strict=True):
+        assert found.dtype == np.float32
+        assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < most
 
 
 @pytest.mark.parametrize("algorithm", DENSE)

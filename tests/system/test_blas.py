@@ -1,4 +1,7 @@
-"""dptrain.system.blas: one BLAS thread, for any setting of the shell, and also if NumPy was imported before."""
+"""dptrain.system.blas: one BLAS thread, for any setting of the shell, and also if NumPy was imported before.
+
+And the kernels of --portable.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import threadpoolctl
 
-from dptrain.errors import DptrainError
+from dptrain.errors import DptrainError, UsageError
+from dptrain.system import blas
 from dptrain.system.blas import THREAD_VARIABLES, ensure_one_thread, request_one_thread
 
 REPORT = """
@@ -84,3 +89,48 @@ def test_a_blas_that_ignores_the_limit_is_an_error_with_the_variable_to_set(monk
         ensure_one_thread()
     info[1]["num_threads"] = 1
     assert ensure_one_thread() == {"blas": "stubborn 1", "blas_core": "unknown"}
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "missing"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu sse2 fma avx2 avx512f\n", []),
+        ("processor\t: 0\nflags\t\t: fpu sse2 avx\n", ["avx2", "fma"]),
+        ("processor\t: 0\nflags\t\t: fpu fma4 avx2\n", ["fma"]),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", ["avx2", "fma"]),
+    ],
+    ids=["AVX-512", "Sandy Bridge", "without FMA3", "ARM"],
+)
+def test_a_cpu_without_the_instructions_is_recognised(cpuinfo: str, missing: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(cpuinfo)
+    assert blas.missing_instructions(path) == missing
+
+
+def test_portable_kernels_are_refused_on_a_cpu_that_cannot_run_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blas, "missing_instructions", lambda: ["avx2", "fma"])
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Nehalem")
+    with pytest.raises(
+        UsageError, match=r"--portable needs an x86-64 CPU with AVX2 and FMA, but .* no avx2 and no fma"
+    ):
+        blas.request_portable_kernels()
+    assert os.environ["OPENBLAS_CORETYPE"] == "Nehalem"
+
+
+@pytest.mark.parametrize(
+    ("library", "kernels", "message"),
+    [
+        ("openblas 0.3.31", "Haswell", ""),
+        ("openblas 0.3.27, openblas 0.3.31", "Haswell", ""),
+        ("openblas 0.3.31", "SkylakeX", "found SkylakeX: set OPENBLAS_CORETYPE=Haswell before NumPy is imported"),
+        ("mkl 2025.1", "unknown", "needs NumPy with OpenBLAS, found mkl 2025.1: install NumPy from PyPI"),
+        ("unknown", "unknown", "needs NumPy with OpenBLAS, found unknown: install NumPy from PyPI"),
+    ],
+)
+def test_portable_runs_need_the_right_kernels(library: str, kernels: str, message: str) -> None:
+    found = {"blas": library, "blas_core": kernels}
+    if not message:
+        blas.ensure_portable_kernels(found)
+        return
+    with pytest.raises(DptrainError, match=message):
+        blas.ensure_portable_kernels(found)

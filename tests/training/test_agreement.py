@@ -46,6 +46,8 @@ def test_different_machines_are_reported() -> None:
     assert machine_notes(one, Ranks(("host2", python, one), ("host3", python, other))) == [
         "the ranks' machines differ (cpu): bits may depend on the number of ranks"
     ]
+    portable = [{"cpu": f"{name} (portable)", "numpy": "2"} for name in "xy"]
+    assert machine_notes(portable[0], Ranks(("host3", python, portable[1]))) == []
     old = "/usr/bin/python3 3.9.2, dptrain 0.1.0"
     (note,) = machine_notes(one, Ranks(("host1", python, one), ("host2", old, one)))
     assert note.startswith(f"rank 2 on host2 runs another Python: {old}; rank 0: {python}.")

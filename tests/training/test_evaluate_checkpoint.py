@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from checkpoints import resealed
 from mpi_runs import mpirun, own_mpi
-from training_runs import configuration, packed, run
+from training_runs import configuration, packed, run, session_and_state
 
 from data_prep.pack import ImageData, LabelledImages, pack
 from dptrain.checkpoint.format import read_checkpoint
@@ -47,6 +47,21 @@ def test_data_of_another_shape_or_other_classes_is_refused(
     with pytest.raises(CheckpointError, match="not the same task") as caught:
         evaluation_of(packed(tmp_path / "other", **change), trained[1])
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("average", ["ema", "lookahead"])
+def test_the_average_is_evaluated_in_the_run_and_from_its_checkpoint(average: str, tmp_path: Path) -> None:
+    data = packed(tmp_path / "set")
+    finished, _ = run(configuration(data, tmp_path / "run", average=average, max_steps=13, lr=0.3))
+    path = tmp_path / "run" / "checkpoints/step-00000013.h5"
+    found = evaluation_of(data, path)
+    assert (found.loss, found.accuracy) == (finished["test_loss"], finished["test_accuracy"])
+    checkpoint = read_checkpoint(path)
+    _, initial = session_and_state(configuration(data, tmp_path / "other"))
+    assert not np.array_equal(checkpoint.state.vectors["average"], initial.parameters)
+    layouts = {name: one for name, one in checkpoint.layouts.items() if not name.startswith("average")}
+    raw = evaluate_checkpoint(checkpoint.restricted(layouts, path), path, data, Communicator(), threads=1)
+    assert raw.loss != found.loss
 
 
 def test_other_samples_of_the_same_task_are_evaluated(trained: tuple[Path, Path], tmp_path: Path) -> None:

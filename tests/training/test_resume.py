@@ -127,6 +127,18 @@ def test_another_machine_is_noted_in_one_line(key: str, data: Path, tmp_path: Pa
     assert f"another {key} than the checkpoint's: bits may differ" in notes[0]
 
 
+def test_a_portable_run_may_continue_on_another_cpu(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, tmp_path / "run")
+    session, state = session_and_state(config)
+    here, there = (
+        replace(session.origin, environment={**session.origin.environment, "cpu": f"{name} (portable)"})
+        for name in ("one", "another")
+    )
+    checkpoint = Checkpoint(state, there, session.take_step.layouts)
+    assert check_resumable(Path("a.h5"), checkpoint, config, here) == []
+    assert len(check_resumable(Path("a.h5"), checkpoint, config, session.origin)) == 1
+
+
 def test_a_checkpoint_from_before_an_argument_was_added_to_a_layer_is_resumed(data: Path, tmp_path: Path) -> None:
     def end(steps: int) -> str:
         (finished,) = on_ranks(1, lambda rank: train(configuration(data, tmp_path / "run", max_steps=steps), rank))

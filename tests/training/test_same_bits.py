@@ -21,6 +21,7 @@ from data_prep.__main__ import main as data_prep
 from dptrain.config.train import TrainConfig
 from dptrain.nn.zoo import ARCHITECTURES
 from dptrain.optim import OPTIMIZERS
+from dptrain.optim.average import AVERAGES
 from dptrain.training.loop import train
 
 STEPS = 20
@@ -103,6 +104,11 @@ CASES: dict[str, dict[str, Any]] = {
     "loss options": {"label_smoothing": 0.2, "class_weights": {"class-1": 3, "4": 0.5}, "balance_classes": True},
     **{f"--optimizer {name}": {"optimizer": name, "model_options": {"widths": [3, 5]}} for name in OPTIMIZERS},
     "--group-epochs": {"group_epochs": {"conv1": 1.2, "head": 0.5}, "model_options": {"widths": [3, 5]}},
+    "--clip-norm": {"clip_norm": 0.5, "model_options": {"widths": [3, 5]}},
+    **{
+        f"--average {name}": {"average": name, "model": "every-layer", "model_options": {"layer": "BatchNorm2d"}}
+        for name in AVERAGES
+    },
     "--accumulate": {"accumulate": 2, "model": "every-layer", "model_options": {"layer": "BatchNorm2d"}},
     "linear": {"model": "linear", "model_options": {}},  # test_recipes_same_bits.py has all other networks
     **{name: {"model": "every-layer", "model_options": {"layer": name}} for name in every_layer.LAYERS},

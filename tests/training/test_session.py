@@ -82,6 +82,9 @@ def test_the_schedule_warms_up_and_then_drops_by_epochs(data: Path, tmp_path: Pa
             {"group_lr": {"tail": 10}},
             "--group-lr: the network has no group 'tail'; known: bias, conv1, first, head, linear1, .* such as conv1",
         ),
+        ({"average": "ema", "average_options": {"decay": 2}}, "--average-options {'decay': 2}: decay is 2, expected 0"),
+        ({"average_options": {"every": 2}}, "--average-options {'every': 2}: there is no average; choose one with"),
+        ({"optimizer": "muon", "optimizer_options": {"steps": "3"}}, "--optimizer-options {'steps': '3'}: .* steps 3"),
         ({"group_decay": {"frist": 0}}, "--group-decay: the network has no group 'frist'; did you mean 'first'?"),
     ],
 )

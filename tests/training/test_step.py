@@ -100,6 +100,17 @@ def test_label_smoothing_is_used_in_training_but_not_in_evaluation(tmp_path: Pat
     assert evaluations[0] == evaluations[1]
 
 
+def test_the_gradient_of_the_global_batch_is_clipped(tmp_path: Path) -> None:
+    data, clipped = packed(tmp_path / "set"), []
+    for limit in (0.0, 0.1):
+        config = configuration(data, tmp_path / "run", clip_norm=limit, **PLAIN)
+        session, state = session_and_state(config)
+        session.take_step(state, 0, 0, lr=0.01)
+        clipped.append(state.vectors["momentum"].astype(np.float64))
+    assert np.linalg.norm(clipped[1]) == pytest.approx(0.1)
+    np.testing.assert_allclose(clipped[1], clipped[0] * (0.1 / np.linalg.norm(clipped[0])), rtol=1e-4, atol=1e-9)
+
+
 def test_an_uneven_last_microbatch_has_its_exact_weight(prepared: tuple[Session, TrainingState]) -> None:
     session, state = prepared
     assert assert_step_is_the_joined_pass(session, state, 0, STEPS_PER_EPOCH - 1) == TRAIN % BATCH_SIZE

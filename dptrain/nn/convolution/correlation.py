@@ -42,8 +42,10 @@ class Correlation(ABC):
     so that pooling reads whole blocks; q is 1 without pooling. The axes between differ by algorithm: `in_order_of_sums`
     views an image in that order. `extent` is the height and width of all sums: that of the output, but an algorithm may
     add rows and columns without meaning, whose gradient must be zero, or leave out up to q - 1 in no pooling window.
+    `algorithm` names it in checkpoints: another name means that the bits may differ.
     """
 
+    algorithm: str
     extent: tuple[int, int]
 
     def __init__(self, geometry: Geometry, q: int) -> None:
@@ -104,7 +106,7 @@ class WholeMap(Correlation):
 
 
 class PixelOrder(WholeMap):
-    """An algorithm that computes its sums as an image (OH, OW, N, O)."""
+    """An algorithm that computes its sums as an image (extent, N, O)."""
 
     def __init__(self, geometry: Geometry, q: int) -> None:
         super().__init__(geometry, q)
@@ -112,8 +114,11 @@ class PixelOrder(WholeMap):
         self.extent = (height // q * q, width // q * q)  # pixels in no pooling window are not computed
 
     def new_sums(self, samples: int, workspace: Workspace) -> Array:
-        """The image (OH, OW, N, O). It is the layer's own memory, so it can be the output."""
-        return workspace.array(self.name, "image of sums", (*self.extent, samples, self.geometry.output_shape[0]))
+        """The image. Without pooling it is the layer's own memory, so it can be the output."""
+        shape = (*self.extent, samples, self.geometry.output_shape[0])
+        if self.q > 1:
+            return workspace.scratch(self.name, "sums", shape)
+        return workspace.array(self.name, "image of sums", shape)
 
     def by_window(self, sums: Array) -> Array:
         """The image as a view (q, q, OH / q, OW / q, N, O)."""

@@ -49,6 +49,8 @@ class Rows(NamedTuple):
 class Im2col(Correlation):
     """Any kernel, stride and padding."""
 
+    algorithm = "im2col"
+
     def __init__(self, geometry: Geometry, q: int) -> None:
         super().__init__(geometry, q)
         _, height, width = geometry.output_shape

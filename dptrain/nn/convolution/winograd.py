@@ -12,158 +12,213 @@ between them, as n * n matrix products, and each gradient is computed by the adj
     w[o, c, kh, kw]     the kernels                                    U = G w G'       along kh and along kw
     M[i, j] = V[i, j] @ U[i, j]                                        Y = A' M A       the m x m outputs
 
+Tiles may have two sizes along each axis. Those of one size along both are a *part* of the map, with its own products.
+
 Each transform along one axis is a matrix product over everything else: all tiles, samples and channels. The transforms
-of the pixels read the padded input in place, although its tiles overlap.
+of the pixels read the padded input in place, although its tiles overlap, and those of the outputs write the image.
 """
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn.convolution.correlation import Geometry, WholeMap
+from dptrain.nn.convolution.correlation import Geometry, PixelOrder
 from dptrain.nn.convolution.products import matmul
+from dptrain.nn.convolution.tiles import FAMILY, KERNEL, SHARED, Tiles, Tiling, transforms
 from dptrain.nn.layer import Pass
 
-KERNEL = 3
-POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 2, -2)}  # and infinity; small, for small rounding errors
 
+class Winograd(PixelOrder):
+    """Kernels 3x3 with stride 1, any padding; `rows` and `columns` are the tiles along the height and the width.
 
-def transforms(m: int) -> tuple[Array, Array, Array]:
-    """A' (m, n), G (n, 3) and B' (n, n) in float64, from n - 1 interpolation points and the point at infinity.
-
-    Toom and Cook multiply two polynomials with coefficients g (3) and y (m) by evaluating both at n points, multiplying
-    the values, and interpolating. With E_k the evaluation of k coefficients and L the interpolation, the product is
-    s = L [(E_3 g) * (E_m y)]. Filtering is its transpose (Winograd 1980): y = E_m' [(E_3 g) * (L' d)]. A point's factor
-    is moved from L to E_3, so that A' and B' hold integers, which are exact in float32.
+    They cover the output, and may reach beyond it. Pixels in no pooling window may be left out.
     """
-    points = POINTS[m]
-    n = m + KERNEL - 1
-    evaluate = np.zeros((n, n))
-    evaluate[:-1] = np.vander(points, n, increasing=True)
-    evaluate[-1, -1] = 1  # at infinity a polynomial is its highest coefficient
-    evaluate_kernel, evaluate_tile = evaluate[:, :KERNEL].copy(), evaluate[:, :m].copy()
-    evaluate_kernel[-1], evaluate_tile[-1] = np.eye(KERNEL)[-1], np.eye(m)[-1]
-    interpolate = np.zeros((n, n))  # row i: coefficients of the polynomial that is not 0 at point i alone
-    for i, point in enumerate(points):
-        others = [other for other in points if other != point]
-        interpolate[i, :-1] = np.poly(others)[::-1]
-        evaluate_kernel[i] /= np.prod([point - other for other in others])
-    interpolate[-1] = np.poly(points)[::-1]
-    return evaluate_tile.T, evaluate_kernel, interpolate
 
-
-class Winograd(WholeMap):
-    """Kernels 3x3 with stride 1, any padding; tiles of m x m outputs, m even, up to the next multiple of m."""
-
-    def __init__(self, geometry: Geometry, q: int, m: int) -> None:
+    def __init__(self, geometry: Geometry, q: int, rows: Tiling, columns: Tiling) -> None:
         super().__init__(geometry, q)
-        self.m, self.n = m, m + KERNEL - 1
-        _, height, width = geometry.output_shape
-        self.tiles = (-(-height // m), -(-width // m))
-        self.extent = (m * self.tiles[0], m * self.tiles[1])
-        self._padded = (self.extent[0] + KERNEL - 1, self.extent[1] + KERNEL - 1)  # what all tiles see
+        axes = ["+".join(f"{one.number}*{one.m}" for one in axis) for axis in (rows, columns)]
+        self.algorithm = f"{FAMILY} {axes[0]}" if axes[0] == axes[1] else f"{FAMILY} {axes[0]} by {axes[1]}"
+        self.rows, self.columns = rows, columns
+        self.extent = (rows[-1].stop, columns[-1].stop)
         (ph, pw), (_, height, width) = geometry.padding, geometry.input_shape
-        self._inside = (slice(ph, ph + height), slice(pw, pw + width))  # of the padding
-        matrices = transforms(m)
-        self._transforms = {kind: [one.astype(kind) for one in matrices] for kind in ("f", "d")}
+        self._padded = (max(height + 2 * ph, self.extent[0] + SHARED), max(width + 2 * pw, self.extent[1] + SHARED))
+        sizes = {tiles.m for tiles in (*rows, *columns)}
+        matrices = {kind: {m: [one.astype(kind) for one in transforms(m)] for m in sizes} for kind in ("f", "d")}
+        self.parts = [Part(self.name, down, across, self.extent[1], matrices) for down in rows for across in columns]
 
-    def prepare(self, weight: Array, workspace: Workspace) -> tuple[Array, Array]:
-        """The transformed kernels: (n * n, C, O) for the forward pass and (n * n, O, C) for the backward pass."""
-        _, of_kernels, _ = self._transforms[workspace.dtype.char]
-        prepared = []
-        for axes in ((2, 3, 1, 0), (2, 3, 0, 1)):
-            source = weight.transpose(axes)
-            places_first = workspace.scratch(self.name, "kernels", source.shape)
-            np.copyto(places_first, source)
-            half = workspace.scratch(self.name, "half of kernels", (self.n, KERNEL, *source.shape[2:]))
-            u = workspace.array(self.name, f"kernels transformed {axes}", (self.n, self.n, *source.shape[2:]))
-            along_both(of_kernels, places_first, half, u)
-            prepared.append(u.reshape(-1, *source.shape[2:]))
-        return prepared[0], prepared[1]
+    def prepare(self, weight: Array, workspace: Workspace) -> list[Array]:
+        """The transformed kernels of each part: (n * n, O, C)."""
+        source = weight.transpose(2, 3, 0, 1)
+        places_first = workspace.scratch(self.name, "kernels", source.shape)
+        np.copyto(places_first, source)
+        return [part.prepare(places_first, workspace) for part in self.parts]
 
-    def forward(self, x: Array, kernels: tuple[Array, Array], workspace: Workspace) -> tuple[Array, Array]:
-        m, n, out_channels = self.m, self.n, self.geometry.output_shape[0]
-        to_outputs, _, of_pixels = self._transforms[workspace.dtype.char]
-        v = workspace.array(self.name, "pixels transformed", (n, n, *self.tiles, *x.shape[2:]))
-        padded = workspace.array(self.name, "padded", (*self._padded, *v.shape[4:]), zeroed=True)
-        padded[self._inside] = x  # the border stays zero
-        between = workspace.scratch(self.name, "between axes", (n, self.tiles[0], *padded.shape[1:]))
-        for pixels, tiles in workspace.views(self.name, "tiles", (padded, between, v), self._overlapping):
-            matmul(of_pixels, pixels, out=tiles)
-        products = workspace.scratch(self.name, "products", (n, n, *v.shape[2:5], out_channels))
-        matmul(_by_place(v), kernels[0], out=_by_place(products))
-        half = workspace.scratch(self.name, "half", (m, *products.shape[1:]))
-        sums = workspace.scratch(self.name, "sums", (m, m, *products.shape[2:]))
-        along_both(to_outputs, products, half, sums)
-        a, q = m // self.q, self.q
-        return sums.reshape(a, q, a, q, *sums.shape[2:]).transpose(1, 3, 0, 2, *range(4, 8)), v
+    def forward(self, x: Array, kernels: list[Array], workspace: Workspace) -> tuple[Array, list[Array]]:
+        padded = workspace.array(self.name, "padded", (*self._padded, *x.shape[2:]), zeroed=True)
+        self.inside(padded)[...] = x  # the border stays zero
+        sums, out_channels = self.new_sums(x.shape[2], workspace), self.geometry.output_shape[0]
+        transformed = []
+        for part, u in zip(self.parts, kernels, strict=True):
+            v = part.new_v(x, workspace)
+            arrays = part.arrays(padded, v, out_channels, "forward", workspace)
+            if part.columns is self.columns[0]:
+                part.transform_along_height(arrays)  # for all columns
+            part.forward(arrays, u, part.outputs(sums))
+            transformed.append(v)
+        return self.by_window(sums), transformed
 
-    def backward(self, dsums: Array, v: Array, kernels: tuple[Array, Array], call: Pass) -> Array | None:
+    def backward(self, dsums: Array, transformed: list[Array], kernels: list[Array], call: Pass) -> Array | None:
         workspace, dweight = call.workspace, call.gradients["weight"]
-        m, n, (out_channels, channels) = self.m, self.n, dweight.shape[:2]
-        to_outputs, of_kernels, of_pixels = self._transforms[workspace.dtype.char]
-        shape = dsums.shape[4:]
-        dy = workspace.scratch(self.name, "sums", (m, m, *shape))  # the memory that dsums views
-        half = workspace.scratch(self.name, "half of dproducts", (n, m, *shape))
-        dproducts = workspace.scratch(self.name, "products", (n, n, *shape))
-        along_both(to_outputs.T, dy, half, dproducts)
-        du = workspace.scratch(self.name, "dkernels transformed", (n, n, out_channels, channels))
-        matmul(_by_place(dproducts).swapaxes(1, 2), _by_place(v), out=du.reshape(-1, out_channels, channels))
-        half = workspace.scratch(self.name, "half of dkernels", (KERNEL, n, out_channels, channels))
-        dkernels = workspace.scratch(self.name, "dkernels", (KERNEL, KERNEL, out_channels, channels))
-        along_both(of_kernels.T, du, half, dkernels)
+        dy, out_channels = self.by_pixel(dsums), len(dweight)
+        # Pixels that no tile reads stay zero.
+        dpadded = workspace.array(self.name, "dpadded", (*self._padded, dsums.shape[-2], dweight.shape[1]), zeroed=True)
+        dkernels = workspace.scratch(self.name, "dkernels", (KERNEL, KERNEL, *dweight.shape[:2]))
+        of_part = workspace.scratch(self.name, "dkernels of a part", dkernels.shape)
+        # From the last part to the first: a part adds to the pixels that it has in common with the next one.
+        for part, v, u in reversed(list(zip(self.parts, transformed, kernels, strict=True))):
+            arrays = part.arrays(dpadded, v, out_channels, "backward", workspace)
+            last = part is self.parts[-1]
+            part.backward(arrays, part.outputs(dy), dkernels if last else of_part, workspace)
+            if not last:
+                dkernels += of_part
+            if call.need_dx:
+                part.backward_to_between(arrays, u, part.columns is self.columns[-1], workspace)
+                if part.columns is self.columns[0]:
+                    part.backward_along_height(arrays, part.rows is self.rows[-1], workspace)
         np.copyto(dweight, dkernels.transpose(2, 3, 0, 1))
-        if not call.need_dx:
-            return None
-        matmul(_by_place(dproducts), kernels[1], out=_by_place(v))  # v becomes its gradient
-        dpadded = workspace.array(self.name, "dpadded", (*self._padded, *v.shape[4:]))
-        between = workspace.scratch(self.name, "between axes", (n, self.tiles[0], *dpadded.shape[1:]))
-        for pixels, tiles in reversed(self._axes(dpadded, between, v)):
-            self._scatter(of_pixels.T, tiles, pixels, workspace)
-        return dpadded[self._inside]
-
-    def in_order_of_sums(self, image: Array) -> Array:
-        (down, across), a = self.tiles, self.m // self.q
-        return image.reshape(down, a, across, a, *image.shape[2:]).transpose(1, 3, 0, 2, 4, 5)
-
-    def _axes(self, padded: Array, between: Array, v: Array) -> list[tuple[Array, Array]]:
-        """Source (..., extent, R) and destination (..., tiles, n, R) of the vertical and the horizontal transform."""
-        n, (down, across) = self.n, self.tiles
-        return [
-            (padded.reshape(len(padded), -1), between.reshape(n, down, -1).swapaxes(0, 1)),
-            (between.reshape(*between.shape[:3], -1), v.reshape(n, n, down, across, -1).transpose(0, 2, 3, 1, 4)),
-        ]
-
-    def _overlapping(self, padded: Array, between: Array, v: Array) -> list[tuple[Array, Array]]:
-        """The same with the sources as (..., tiles, n, R): neighbouring tiles share two pixels."""
-        return [
-            (sliding_window_view(pixels, self.n, axis=-2)[..., :: self.m, :, :].swapaxes(-1, -2), tiles)
-            for pixels, tiles in self._axes(padded, between, v)
-        ]
-
-    def _scatter(self, adjoint: Array, tiles: Array, pixels: Array, workspace: Workspace) -> None:
-        """The adjoint of a transform: each pixel of (..., extent, R) is the sum of its values in all tiles.
-
-        A tile's first m pixels are written, its others are added to those of the next tile.
-        """
-        m, (*others, count, _, run) = self.m, tiles.shape
-        matmul(adjoint[:m], tiles, out=pixels[..., : m * count, :].reshape(*others, count, m, run))
-        shared = workspace.scratch(self.name, "shared pixels", (*others, count, KERNEL - 1, run))
-        matmul(adjoint[m:], tiles, out=shared)
-        pixels[..., m * count :, :] = shared[..., -1, :, :]
-        following = pixels[..., m : m * count, :].reshape(*others, count - 1, m, run)
-        following[..., : KERNEL - 1, :] += shared[..., :-1, :, :]
+        return self.inside(dpadded) if call.need_dx else None
 
 
-def _by_place(transformed: Array) -> Array:
-    """(n, n, tiles, N, C) as n * n matrices (tiles * N, C)."""
-    return transformed.reshape(len(transformed) ** 2, -1, transformed.shape[-1])
+class Arrays(NamedTuple):
+    """The arrays of a part. R stands for N * C values of the input or N * O of the output."""
+
+    padded: Array  # (H, R of the part of a row that is read)
+    read: Array  # the pixels in it that each row of tiles reads: (tiles, n, R of it)
+    between: Array  # transformed along the height: (n, tiles, W, R)
+    written: Array  # a view of it: (tiles, n, R of it)
+    read_between: Array  # the pixels in it that each tile reads: (n, tiles, tiles, n, R)
+    v: Array  # (n * n, tiles * tiles * N, C)
+    tiles: Array  # a view of it: (n, tiles, tiles, n, R)
+    products: Array  # (n * n, tiles * tiles * N, O)
+    half: Array  # transformed along the height: (m, n, tiles, tiles, N, O)
+    half_tiles: Array  # a view of it: (m, tiles, tiles, n, R)
 
 
-def along_both(matrix: Array, source: Array, half: Array, out: Array) -> None:
-    """out (p, p, ...) = matrix (p, k) applied along the first two axes of source (k, k, ...); half is (p, k, ...)."""
-    p, k = matrix.shape
-    matmul(matrix, source.reshape(k, -1), out=half.reshape(p, -1))
-    matmul(matrix, half.reshape(p, k, -1), out=out.reshape(p, p, -1))
+class Part:
+    """The tiles of one size along each axis."""
+
+    def __init__(
+        self, name: str, rows: Tiles, columns: Tiles, width: int, matrices: dict[str, dict[int, list[Array]]]
+    ) -> None:
+        self.rows, self.columns, self.width = rows, columns, width + SHARED  # of a row, in all its parts
+        self.name, self._row = f"{name} {rows.m}x{columns.m}", f"{name} {rows.m}"
+        self._matrices = {kind: (of_size[rows.m], of_size[columns.m]) for kind, of_size in matrices.items()}
+
+    def prepare(self, places_first: Array, workspace: Workspace) -> Array:
+        """The transformed kernels (n * n, O, C), from (KH, KW, O, C)."""
+        shape = places_first.shape[2:]
+        (_, down, _), (_, across, _) = self._matrices[workspace.dtype.char]
+        half = workspace.scratch(self.name, "half of kernels", (self.rows.n, KERNEL, *shape))
+        u = workspace.array(self.name, "kernels transformed", (self.rows.n, self.columns.n, *shape))
+        along_both(down, across, places_first, half, u)
+        return u.reshape(-1, *shape)
+
+    def new_v(self, x: Array, workspace: Workspace) -> Array:
+        """For the transformed pixels: (n, n, tiles, tiles, N, C)."""
+        shape = (self.rows.n, self.columns.n, self.rows.number, self.columns.number, *x.shape[2:])
+        return workspace.array(self.name, "pixels transformed", shape)
+
+    def arrays(self, padded: Array, v: Array, out_channels: int, direction: str, workspace: Workspace) -> Arrays:
+        """For padded (H, W, N, C), or its gradient, and v, with the memory that both passes use."""
+        n, m, counts, samples = (self.rows.n, self.columns.n), self.rows.m, v.shape[2:4], v.shape[4]
+        between = workspace.scratch(self._row, "between axes", (n[0], counts[0], self.width, math.prod(v.shape[4:])))
+        products = workspace.scratch(self.name, "products", (*n, *counts, samples, out_channels))
+        half = workspace.scratch(self.name, "half", (m, n[1], *counts, samples, out_channels))
+        return workspace.views(self.name, direction, (padded, between, v, products, half), self._views)
+
+    def _views(self, padded: Array, between: Array, v: Array, products: Array, half: Array) -> Arrays:
+        places, (_, _, down, across, *_) = v.shape[0] * v.shape[1], v.shape
+        rows = padded[:, : self.width].reshape(len(padded), -1)
+        return Arrays(
+            rows,
+            self.rows.windows(rows),
+            between,
+            between.reshape(*between.shape[:2], -1).swapaxes(0, 1),
+            self.columns.windows(between),
+            v.reshape(places, -1, v.shape[-1]),
+            v.reshape(*v.shape[:2], down, across, -1).transpose(0, 2, 3, 1, 4),
+            products.reshape(places, -1, products.shape[-1]),
+            half,
+            half.reshape(*half.shape[:2], down, across, -1).transpose(0, 2, 3, 1, 4),
+        )
+
+    def outputs(self, image: Array) -> Array:
+        """The part's outputs in image (H, W, N, O), as a view (m, tiles, tiles, m, R)."""
+        rows = self.rows.outputs(image.reshape(len(image), -1))
+        return self.columns.outputs(rows.reshape(*rows.shape[:2], image.shape[1], -1).swapaxes(0, 1))
+
+    def transform_along_height(self, arrays: Arrays) -> None:
+        """Of the pixels, for all parts with the same rows."""
+        (_, _, down), _ = self._matrices[arrays.v.dtype.char]
+        matmul(down, arrays.read, out=arrays.written)
+
+    def forward(self, arrays: Arrays, u: Array, outputs: Array) -> None:
+        (to_rows, _, _), (to_columns, _, across) = self._matrices[arrays.v.dtype.char]
+        matmul(across, arrays.read_between, out=arrays.tiles)
+        matmul(arrays.v, u.swapaxes(1, 2), out=arrays.products)
+        n, half = self.rows.n, arrays.half
+        matmul(to_rows, arrays.products.reshape(n, -1), out=half.reshape(len(half), -1))
+        matmul(to_columns, arrays.half_tiles, out=outputs)
+
+    def backward(self, arrays: Arrays, doutputs: Array, dkernels: Array, workspace: Workspace) -> None:
+        """From the gradient of the outputs, that of the products. Fills that of the kernels (KH, KW, O, C)."""
+        shape = dkernels.shape[2:]
+        (to_rows, down, _), (to_columns, across, _) = self._matrices[arrays.v.dtype.char]
+        matmul(to_columns.T, doutputs, out=arrays.half_tiles)
+        n, half, dproducts = (self.rows.n, self.columns.n), arrays.half, arrays.products
+        matmul(to_rows.T, half.reshape(len(half), -1), out=dproducts.reshape(n[0], -1))
+        du = workspace.scratch(self.name, "dkernels transformed", (*n, *shape))
+        matmul(dproducts.swapaxes(1, 2), arrays.v, out=du.reshape(-1, *shape))
+        half = workspace.scratch(self.name, "half of dkernels", (KERNEL, n[1], *shape))
+        along_both(down.T, across.T, du, half, dkernels)
+
+    def backward_to_between(self, arrays: Arrays, u: Array, last: bool, workspace: Workspace) -> None:
+        """The gradient of the transformed pixels, written over them, and of the pixels between the two transforms."""
+        _, (_, _, across) = self._matrices[arrays.v.dtype.char]
+        matmul(arrays.products, u, out=arrays.v)
+        scatter(across.T, arrays.tiles, self.columns, last, arrays.between, workspace)
+
+    def backward_along_height(self, arrays: Arrays, last: bool, workspace: Workspace) -> None:
+        (_, _, down), _ = self._matrices[arrays.v.dtype.char]
+        scatter(down.T, arrays.written, self.rows, last, arrays.padded, workspace)
+
+
+def scatter(adjoint: Array, values: Array, tiles: Tiles, last: bool, pixels: Array, workspace: Workspace) -> None:
+    """The adjoint of `Tiles.windows` and a transform: a pixel of (..., extent, R) is the sum of its values in tiles.
+
+    A tile's first m pixels are written, its others are added to those of the next tile. After the last tile those of
+    the axis's next tiles must be there already, unless these are its last ones.
+    """
+    m, (*others, number, _, run) = tiles.m, values.shape
+    inside, beyond = tiles.outputs(pixels), pixels[..., tiles.stop : tiles.stop + SHARED, :]
+    matmul(adjoint[:m], values, out=inside)
+    shared = workspace.scratch("winograd", "shared pixels", (*others, number, SHARED, run))
+    matmul(adjoint[m:], values, out=shared)
+    inside[..., 1:, :SHARED, :] += shared[..., :-1, :, :]
+    if last:
+        beyond[...] = shared[..., -1, :, :]
+    else:
+        beyond += shared[..., -1, :, :]
+
+
+def along_both(down: Array, across: Array, source: Array, half: Array, out: Array) -> None:
+    """out (p, q, ...) = down (p, k) and across (q, l) applied along the first two axes of source (k, l, ...).
+
+    half is (p, l, ...).
+    """
+    matmul(down, source.reshape(len(source), -1), out=half.reshape(len(half), -1))
+    matmul(across, half.reshape(*half.shape[:2], -1), out=out.reshape(*out.shape[:2], -1))

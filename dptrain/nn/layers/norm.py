@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -75,15 +74,15 @@ class BatchNorm2d(CoupledLayer):
         ]
 
     def collect(self, x: Array, call: Pass) -> Moments:
-        rows, samples = by_rows(x), x.shape[2]
-        count = x.size // x.shape[3]
-        mean = _by_channel(rows.sum(axis=(0, 1)), samples) / count
-        shift, squares = np.tile(mean, samples), np.zeros(rows.shape[2], x.dtype)
+        rows, count = by_rows(x), x.size // x.shape[3]
+        mean = _by_channel(rows.sum(axis=0), x) / count
+        shift = tiled(mean, x, "shift", call.workspace)
+        squares = np.zeros(rows.shape[1], x.dtype)
         for piece in pieces(rows.shape):
-            columns, part = piece[-1], rows[piece]
-            part = np.subtract(part, shift[columns], out=_temporary("first", part.shape, call.workspace))
-            squares[columns] += np.multiply(part, part, out=part).sum(axis=(0, 1))
-        return Moments(count, mean, _by_channel(squares, samples))
+            columns, part = piece[1], rows[piece]
+            part = np.subtract(part, shift[columns], out=_temporary(part.shape, call.workspace))
+            squares[columns] += np.einsum("hl,hl->l", part, part)
+        return Moments(count, mean, _by_channel(squares, x))
 
     def join(self, parts: Sequence[Moments], call: Pass) -> Coupling:
         count, mean, squares = joined(parts)
@@ -102,39 +101,40 @@ class BatchNorm2d(CoupledLayer):
 
     def forward_activated(self, x: Array, call: Pass, activation: Activation | None) -> tuple[Array, Any]:
         """The same followed by an activation, piece by piece."""
-        workspace, rows, samples = call.workspace, by_rows(x), x.shape[2]
+        workspace, rows = call.workspace, by_rows(x)
         coupling = self._coupling_of(x, call)
-        shift, factor = np.tile(coupling.mean, samples), np.tile(self._factor(coupling, call), samples)
-        bias = np.tile(call.parameters["bias"], samples)
+        factor = self._factor(coupling, call)
+        offset = tiled(call.parameters["bias"] - coupling.mean * factor, x, "offset", workspace)
+        factor = tiled(factor, x, "factor", workspace)
         y = workspace.array(self.name, "y", rows.shape)
         derivative = None
         if activation is not None and call.training:
             derivative = workspace.array(self.name, "derivative", rows.shape, activation.derivative_dtype)
         for piece in pieces(rows.shape):
-            columns = piece[-1]
-            out = y[piece] if activation is None else _temporary("first", y[piece].shape, workspace)
-            np.subtract(rows[piece], shift[columns], out=out)
-            out *= factor[columns]
-            out += bias[columns]
+            columns = piece[1]
+            out = y[piece] if activation is None else _temporary(y[piece].shape, workspace)
+            np.multiply(rows[piece], factor[columns], out=out)
+            out += offset[columns]
             if activation is not None:
                 activation.compute(out, y[piece], None if derivative is None else derivative[piece], workspace)
-        return y.reshape(x.shape), (x, derivative, coupling)
+        return y.reshape(x.shape), (x if call.coupling is None else None, derivative, coupling)
 
-    def collect_backward(self, dy: Array, saved: Any, call: Pass) -> tuple[Array, tuple[Array, Array]]:
-        """dy becomes the gradient before the activation; the sums (C,) are those of dy and dy * normalised x."""
-        x, derivative, coupling = saved
-        rows, drows, samples = by_rows(x), by_rows(dy), x.shape[2]
-        shift = np.tile(coupling.mean, samples)
-        sums, along = np.zeros((2, rows.shape[2]), dy.dtype)
+    def collect_backward(self, dy: Array, x: Array, saved: Any, out: Array, call: Pass) -> tuple[Array, Array]:
+        """`out` becomes the gradient before the activation; the sums (C,) are those of it, and of it * normalised x."""
+        _, derivative, coupling = saved
+        rows, drows, douts = by_rows(x), by_rows(dy), by_rows(out)
+        shift = tiled(coupling.mean, x, "shift", call.workspace)
+        sums, along = np.zeros((2, rows.shape[1]), dy.dtype)
         for piece in pieces(rows.shape):
-            columns, dpart = piece[-1], drows[piece]
+            columns, dout = piece[1], douts[piece]
             if derivative is not None:
-                dpart *= derivative[piece]
-            sums[columns] += dpart.sum(axis=(0, 1))
-            part = np.subtract(rows[piece], shift[columns], out=_temporary("first", dpart.shape, call.workspace))
-            part *= dpart
-            along[columns] += part.sum(axis=(0, 1))
-        return dy, (_by_channel(sums, samples), _by_channel(along, samples) * coupling.scale)
+                np.multiply(drows[piece], derivative[piece], out=dout)
+            elif out is not dy:
+                np.copyto(dout, drows[piece])
+            sums[columns] += dout.sum(axis=0)
+            part = np.subtract(rows[piece], shift[columns], out=_temporary(dout.shape, call.workspace))
+            along[columns] += np.einsum("hl,hl->l", part, dout)
+        return _by_channel(sums, x), _by_channel(along, x) * coupling.scale
 
     def join_backward(self, parts: Sequence[tuple[Array, Array]], coupling: Coupling, call: Pass) -> Slopes:
         dbias, dweight = np.sum(parts, axis=0)
@@ -145,24 +145,25 @@ class BatchNorm2d(CoupledLayer):
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
         if call.coupling is None:
-            dy, sums = self.collect_backward(dy, saved, call)
-            x, slopes = saved[0], self.join_backward([sums], saved[2], call)
+            x = saved[0]
+            slopes = self.join_backward([self.collect_backward(dy, x, saved, dy, call)], saved[2], call)
         else:
             x, slopes = saved, call.coupling
         if not call.need_dx:
             return None
-        coupling = slopes.coupling
-        rows, drows, samples = by_rows(x), by_rows(dy), x.shape[2]
-        shift, slope = np.tile(coupling.mean, samples), np.tile(-slopes.along * coupling.scale, samples)
-        mean, factor = np.tile(slopes.mean, samples), np.tile(self._factor(coupling, call), samples)
+        # dx = factor * (dy - mean - along * (x - coupling.mean) * coupling.scale)
+        factor = self._factor(slopes.coupling, call)
+        slope = -factor * slopes.along * slopes.coupling.scale
+        offset = tiled(-factor * slopes.mean - slope * slopes.coupling.mean, x, "offset", call.workspace)
+        factor, slope = tiled(factor, x, "factor", call.workspace), tiled(slope, x, "slope", call.workspace)
+        rows, drows = by_rows(x), by_rows(dy)
         dx = call.workspace.array(self.name, "dx", rows.shape)
         for piece in pieces(rows.shape):
-            columns, out = piece[-1], dx[piece]
-            np.subtract(rows[piece], shift[columns], out=out)
-            out *= slope[columns]
-            out += drows[piece]
-            out -= mean[columns]
-            out *= factor[columns]
+            columns, out = piece[1], dx[piece]
+            np.multiply(rows[piece], slope[columns], out=out)
+            out += offset[columns]
+            part = np.multiply(drows[piece], factor[columns], out=_temporary(out.shape, call.workspace))
+            out += part
         return dx.reshape(x.shape)
 
     def _coupling_of(self, x: Array, call: Pass) -> Coupling:
@@ -192,23 +193,31 @@ def joined(parts: Sequence[Moments]) -> Moments:
 
 
 def by_rows(x: Array) -> Array:
-    """x (H, W, N, C) as (H, W, N * C): NumPy computes long rows faster than rows of C values."""
-    return x.reshape(*x.shape[:2], -1)
+    """x (H, W, N, C) as (H, W * N * C): NumPy computes long rows faster than rows of C values."""
+    return x.reshape(len(x), -1)
 
 
-def pieces(shape: Shape) -> Iterator[tuple[slice, slice, slice]]:
-    """Slices of an array (H, W, L), each of about PIECE values."""
-    height, width, length = shape
-    down, along = max(1, PIECE // (width * length)), max(1, PIECE // width)
+def tiled(values: Array, x: Array, purpose: str, workspace: Workspace) -> Array:
+    """values (C,), repeated for a row of x (H, W, N, C)."""
+    _, width, samples, channels = x.shape
+    row = workspace.scratch("norm", purpose, (width * samples, channels))
+    np.copyto(row, values)
+    return row.reshape(-1)
+
+
+def pieces(shape: Shape) -> Iterator[tuple[slice, slice]]:
+    """Slices of an array (H, L), each of at most PIECE values."""
+    height, length = shape
+    down = max(1, PIECE // max(1, length))
     for top in range(0, height, down):
-        for left in range(0, length, along):
-            yield slice(top, top + down), slice(None), slice(left, left + along)
+        for left in range(0, length, PIECE):
+            yield slice(top, top + down), slice(left, left + PIECE)
 
 
-def _temporary(purpose: str, shape: Shape, workspace: Workspace) -> Array:
-    return workspace.scratch("norm", f"{purpose} piece", (math.prod(shape),)).reshape(shape)
+def _temporary(shape: Shape, workspace: Workspace) -> Array:
+    return workspace.scratch("norm", "piece", shape)
 
 
-def _by_channel(sums: Array, samples: int) -> Array:
-    """(N * C,) summed over samples."""
-    return cast(Array, sums.reshape(samples, -1).sum(axis=0))
+def _by_channel(sums: Array, x: Array) -> Array:
+    """Sums of the columns of `by_rows(x)`, added up by channel: (C,)."""
+    return cast(Array, sums.reshape(-1, x.shape[3]).sum(axis=0))

@@ -15,7 +15,8 @@ class SiLU(Activation):
     kind = "silu"
 
     def compute(self, x: Array, y: Array, derivative: Array | None, workspace: Workspace) -> None:
-        s = logistic(x, self.temporary("sigmoid", x, workspace), workspace)
+        s = self.temporary("sigmoid", x, workspace)
+        logistic(x, s, workspace)
         np.multiply(x, s, out=y)
         if derivative is not None:
             # f' = s + y (1 - s)

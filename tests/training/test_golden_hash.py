@@ -1,0 +1,79 @@
+"""--portable: the same bits on every x86-64 CPU with AVX2 and FMA, whatever NumPy and OpenBLAS would choose."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import golden_runs
+import pytest
+
+from data_prep.__main__ import main as data_prep
+from dptrain.system.blas import missing_instructions
+
+# Hash of the parameters and test loss at the end of each run of golden_runs.py, the same on every machine. They change
+# only with the arithmetic of the project: see CONTRIBUTING. New values: the command at the head of golden_runs.py.
+GOLDEN = {
+    "convnet": "40bd3d7cdb1cd680dedcd57ef6c85738ecbecd5c50e4d449df05f02383324a7c 2.304425587877631",
+    "batch norm, GELU and Muon": "e34a88674a5b41df4e9673e963482b25a828150922ab7e56f0bae469cb8f91e7 2.3504475951194763",
+}
+
+pytestmark = pytest.mark.skipif(bool(missing_instructions()), reason="a CPU without AVX2 and FMA")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("golden") / "shapes"
+    assert data_prep(["shapes", str(folder), *golden_runs.IMAGES]) == 0
+    return folder
+
+
+def output(*words: str | Path, **variables: str) -> str:
+    """Standard output of a Python program that is started with these environment variables."""
+    command = [sys.executable, "-W", "ignore", *map(str, words)]  # NumPy warns of CPU features that it does not know
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR AVX512F AVX512CD AVX512_SKX"},
+        {"NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX2 FMA3 AVX512F", "OPENBLAS_CORETYPE": "Sandybridge"},
+    ],
+    ids=["all CPU features", "NumPy without AVX-512", "NumPy without AVX2, OpenBLAS set to Sandybridge"],
+)
+def test_the_bits_of_portable_runs_are_those_of_every_other_machine(
+    variables: dict[str, str], data: Path, tmp_path: Path
+) -> None:
+    found = json.loads(output(golden_runs.__file__, data, tmp_path / "runs", **variables))
+    assert found == GOLDEN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("portable", [True, False])
+def test_the_file_of_config_can_ask_for_portable_bits(portable: bool, data: Path, tmp_path: Path) -> None:
+    """NumPy must not be imported before the file is read."""
+    config = tmp_path / "portable.toml"
+    config.write_text(f"portable = {str(portable).lower()}\nepochs = 1\nbatch-size = 64\n")
+    trained = output(
+        *("-m", "dptrain", "train", data, "--config", config, "--run-dir", tmp_path / "run", "--json"),
+        OPENBLAS_CORETYPE="Sandybridge",
+    )
+    summary = json.loads(trained.splitlines()[-1])
+    golden, loss = GOLDEN["convnet"].split()
+    assert (summary["params_sha256"] == golden) == portable
+    evaluated = output(
+        *("-m", "dptrain", "eval", tmp_path / "run", data, "--json", "--portable"), OPENBLAS_CORETYPE="Sandybridge"
+    )
+    assert (repr(json.loads(evaluated)["loss"]) == loss) == portable
+    inspected = json.loads(output("-m", "dptrain", "inspect", tmp_path / "run", "--json"))
+    assert inspected["config"]["portable"] == portable
+    assert inspected["environment"]["blas_core"] == ("Haswell" if portable else "Sandybridge")
+    assert inspected["environment"]["cpu"].endswith("(portable)") == portable
