@@ -20,12 +20,8 @@ from dptrain.optim.adamw import AdamW
 from dptrain.optim.optimizer import Parameter
 
 CLASSES = 10
-SMALL = (
-    {"width": 8, "blocks": 1},
-    {"width": 8},
-    {"widths": [8, 16]},
-    {},
-)  # options; the first that an architecture takes
+# Options of narrow versions; an architecture gets the first that it takes.
+SMALL: tuple[dict[str, Any], ...] = ({"width": 8, "blocks": 1}, {"width": 8}, {"widths": [8, 16]}, {})
 # The last layer of these begins with He's weights: logits have twice the variance of its inputs. Others begin smaller.
 EXCESS_OF_LOSS = {"convnet": 5.0, "linear": 2.0, "resnet20": 2.0}
 
