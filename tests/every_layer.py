@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +23,9 @@ LAYERS = sorted(name for name, kind in LISTED.items() if issubclass(kind, nn.Lay
 
 
 def build(input_shape: tuple[int, int, int], classes: int, *, layer: str) -> list[nn.Layer]:
-    """A convolution, the layer, and a linear layer, with Flatten where it is needed."""
-    for flat_before, flat_behind in ((False, True), (False, False), (True, False)):
-        layers = [nn.Conv2d(4, 3, padding=1), *([nn.Flatten()] if flat_before else [])]
+    """A convolution, unless the layer must be the first, the layer, and a linear layer, with Flatten where needed."""
+    for before, flat_behind in itertools.product((["Conv2d"], ["Conv2d", "Flatten"], []), (True, False)):
+        layers: list[nn.Layer] = [nn.Conv2d(4, 3, padding=1) if name == "Conv2d" else nn.Flatten() for name in before]
         layers += [LISTED[layer](*ARGUMENTS.get(layer, list)()), *([nn.Flatten()] if flat_behind else [])]
         layers += [nn.Linear(classes)]
         try:
@@ -32,4 +33,4 @@ def build(input_shape: tuple[int, int, int], classes: int, *, layer: str) -> lis
         except ValueError:
             continue
         return layers
-    raise ValueError(f"{layer} does not fit between a convolution and a linear layer")
+    raise ValueError(f"{layer} does not fit before a linear layer")

@@ -39,7 +39,7 @@ class TorchNetwork:
     def _apply(self, layer: Any, training: bool, x: Any, *more: Any) -> Any:
         weight, bias = (self.tensors.get(f"{layer.name}.{name}") for name in ("weight", "bias"))
         match type(layer).__name__:
-            case "Conv2d":
+            case "Conv2d" | "WhiteningConv2d":
                 return functional.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
             case "Linear":
                 return functional.linear(x, weight, bias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dptrain.checkpoint.state import TrainingState, initial_state
+from dptrain.checkpoint.state import TrainingState
 from dptrain.config.train import TrainConfig
 from dptrain.data.loading import LocalShards
 from dptrain.data.manifest import SPLITS, Manifest, Provenance, ShardEntry
@@ -15,7 +15,8 @@ from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import fair_threads
 from dptrain.training.agreement import numeric_environment
 from dptrain.training.architecture import build_network, find_architecture
-from dptrain.training.session import Engine, Task, assemble, make_batches
+from dptrain.training.initial import first_state
+from dptrain.training.session import Engine, Task, assemble, choose_l2_kib, make_batches
 from dptrain.training.update import make_update
 
 STEPS_PER_EPOCH = 8
@@ -52,13 +53,15 @@ def make_workload(
 ) -> tuple[Engine, TrainingState]:
     """The engine and the initial state of a configuration; every rank fails with a DptrainError or none does."""
     threads = config.threads or fair_threads(communicator)
+    l2_kib = communicator.broadcast(choose_l2_kib(config))
     with together(communicator):
         check_shards(communicator, shards, config.batch_size)
         environment, architecture = numeric_environment(config), find_architecture(config.model)
         network = build_network(architecture, config.model_options, shape, classes)
+        network.set_cache(l2_kib)
         update = make_update(config, network, STEPS_PER_EPOCH)
     manifest, data = random_data(communicator, shape, classes, shards, config.batch_size // shards * STEPS_PER_EPOCH)
     placement = Placement(shards, communicator.size)
     task = Task(communicator, manifest, placement, data, architecture, network, threads, environment)
     engine = assemble(config, task, make_batches(config, manifest, data), update)
-    return engine, initial_state(network, engine.take_step.layouts, config.seed)
+    return engine, first_state(engine, engine.take_step.layouts, config.seed)

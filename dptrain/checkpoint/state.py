@@ -89,9 +89,11 @@ def evaluated(vectors: Mapping[str, Array]) -> dict[str, Array]:
     return {name: vectors.get(average, vectors[name]) for name, average in AVERAGED.items()}
 
 
-def initial_state(network: Network, layouts: Layouts, seed: int) -> TrainingState:
-    """The state before step 0: parameters from the seed, averages equal to them, the optimizer's slots zero."""
-    vectors = {name: aligned_zeros(layout.size) for name, layout in layouts.items()} | network.initial(seed)
+def initial_state(
+    network: Network, layouts: Layouts, seed: int, images: Iterable[Array] | None = None
+) -> TrainingState:
+    """The state before step 0: parameters from the seed and sample images, averages equal to them, slots zero."""
+    vectors = {name: aligned_zeros(layout.size) for name, layout in layouts.items()} | network.initial(seed, images)
     for name, average in AVERAGED.items():
         if average in layouts:
             np.copyto(vectors[average], vectors[name])

@@ -19,7 +19,7 @@ from dptrain.system.text import shown
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
-STEP_KEYS = ("batch_size", "threads", "model", "model_options", "reduction", "portable")
+STEP_KEYS = ("batch_size", "threads", "l2_kib", "model", "model_options", "reduction", "portable")
 TITLES = {  # of tables
     "layers": "us an image of one shard on one thread",
     "seconds": "seconds of each rank",
@@ -49,7 +49,7 @@ def add_arguments(parser: Parser) -> None:
     for kind in (step, data):
         add_flags(kind, ["threads"], defaults=True)
     for kind in (step, scaling):
-        add_flags(kind, ["model", "model_options", "reduction", "portable"], defaults=True)
+        add_flags(kind, ["model", "model_options", "reduction", "l2_kib", "portable"], defaults=True)
         _add_numbers(kind, "--steps", 60, "steps to measure")
     _add_numbers(reduce, "--lengths", [60_362, 1_000_000, 10_000_000], "numbers in a gradient", nargs="+")
     _add_numbers(reduce, "--runs", 30, "repetitions")
@@ -129,8 +129,8 @@ def _scaling(parsed: argparse.Namespace, communicator: Communicator) -> list[dic
             raise UsageError("bench scaling starts mpirun by itself: start it without mpirun")
     cores = sorted({1, *parsed.cores}) if parsed.cores else powers_of_two(len(os.sched_getaffinity(0)))
     words = ["--image", *map(str, parsed.image)]
-    for name in ("shards", "classes", "steps", "model", "reduction"):
-        words += [f"--{name}", str(getattr(parsed, name))]
+    for name in ("shards", "classes", "steps", "model", "reduction", "l2_kib"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(parsed, name))]
     words += ["--portable"] if parsed.portable else []
     if parsed.model_options:
         options = ", ".join(f"{name} = {json.dumps(value)}" for name, value in parsed.model_options.items())

@@ -60,6 +60,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         "parameters": {name: list(shape) for name, shape in checkpoint.layouts["parameters"].shapes.items()},
         "parameter_count": checkpoint.layouts["parameters"].size,
         "environment": origin.environment,
+        "tuning": origin.tuning,
         "config": parse_toml(origin.config, str(parsed.checkpoint)),
         "params_sha256": state.params_sha256,
         **({"model_files": origin.model_files} if origin.model_files else {}),

@@ -134,6 +134,7 @@ class ParallelConfig(Config):
     """parallel computing"""
 
     threads: int = key(0, PROCESS, "shards that a rank computes at a time (0: its share of the cores)", at_least=0)
+    l2_kib: int = key(0, BITS, "KiB of a core's L2 cache to compute for (0: measured, or the checkpoint's)", at_least=0)
     reduction: str = key("tree", BITS, "sum of gradients (mpi: bits depend on the ranks)", choices=(*REDUCTIONS,))
     portable: bool = key(False, BITS, "the same bits on every x86-64 CPU with AVX2 and FMA; see the documentation")
     elastic: bool = key(False, PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")

@@ -41,10 +41,21 @@ from dptrain.nn.layers.pool import MaxPool2d
 from dptrain.nn.layers.scale import Scale
 from dptrain.nn.layers.shortcut import ZeroPadShortcut
 from dptrain.nn.layers.silu import SiLU
+from dptrain.nn.layers.whitening import WhiteningConv2d
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor, constant, dirac, he_uniform, ones, uniform, uniform_fan_in, zeros
 
 __all__ = ["GELU", "AvgPool2d", "BatchNorm2d", "Conv2d", "Dropout", "Flatten", "GlobalAvgPool2d", "Layer"]
-__all__ += ["LayerScale", "LeakyReLU", "Linear", "MaxPool2d", "ReLU", "Scale", "SiLU", "ZeroPadShortcut"]
+__all__ += [
+    "LayerScale",
+    "LeakyReLU",
+    "Linear",
+    "MaxPool2d",
+    "ReLU",
+    "Scale",
+    "SiLU",
+    "WhiteningConv2d",
+    "ZeroPadShortcut",
+]
 __all__ += ["Network", "Pass", "Residual", "Sequential", "check_layer"]
 __all__ += ["Tensor", "constant", "dirac", "he_uniform", "ones", "uniform", "uniform_fan_in", "zeros"]

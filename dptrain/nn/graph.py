@@ -104,6 +104,8 @@ class Builder:
             name = f"{layer.name}.{tensor.name}"
             if not re.fullmatch(r"[A-Za-z_]\w*", tensor.name) or name in self.tensors:
                 raise ValueError(f"{layer!r} has a tensor named {tensor.name!r}, expected a new name, without dots")
+            if tensor.from_images and inputs != (0,):
+                raise ValueError(f"{layer!r} must read the images: put it first in the network")
             if not tensor.shape or min(tensor.shape) < 1:
                 raise ValueError(f"{layer!r}: {name} has the shape {tensor.shape}, expected extents of at least 1")
             self.tensors[name] = tensor

@@ -166,6 +166,9 @@ class Layer:
         """
         return input_shape
 
+    def set_cache(self, kib: int) -> None:
+        """The size of a core's second-level cache, by which the layer may choose how much it computes at once."""
+
     def tensors(self) -> Sequence[Tensor]:
         """The layer's parameters and buffers."""
         return ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -20,6 +20,7 @@ from dptrain.nn.graph import Builder, Graph, Part
 from dptrain.nn.layer import PLAIN, Parameters, Pass, Runner, Views, read_only
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.segments import Microbatch, Plan, Vectors
+from dptrain.system.cache import DEFAULT_KIB
 
 # For code that checks its result for NaN and infinity once, instead of at every warning.
 quiet = np.errstate(over="ignore", invalid="ignore")
@@ -80,6 +81,17 @@ class Network:
         momentum = {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
         self._momentum = self.buffer_layout.expand(momentum)
 
+        self.set_cache(DEFAULT_KIB)
+
+    def set_cache(self, kib: int) -> None:
+        """Set the size of a core's second-level cache. It decides how much is computed at once, and so the last bits.
+
+        It must not change while arrays in a workspace are in use.
+        """
+        self.l2_kib = kib
+        for stage in self.stages:
+            stage.set_cache(kib)
+
     def spec(self) -> dict[str, Any]:
         """What the network computes, in JSON values."""
         names = ["input", *(layer.name for layer in self.layers)]
@@ -101,8 +113,9 @@ class Network:
         return {**older, "layers": list(completed)}
 
     def tuning(self) -> dict[str, Any]:
-        """`Layer.tuning` by layer."""
-        return {layer.name: tuning for layer in self.layers if (tuning := layer.tuning())}
+        """The size of the cache, as that of the "network", and `Layer.tuning` by layer."""
+        of_layers = {layer.name: tuning for layer in self.layers if (tuning := layer.tuning())}
+        return {"network": {"l2_kib": self.l2_kib}, **of_layers}
 
     def description(self) -> list[str]:
         """One line a layer: how it was constructed, its inputs if not the line before, and its output shape."""
@@ -113,13 +126,21 @@ class Network:
             lines.append(f"{node.layer.name}: {node.layer!r}{of} -> {node.shape}")
         return lines
 
-    def initial(self, seed: int) -> dict[str, Array]:
-        """New vectors "parameters" (P,) and "buffers" (B,)."""
+    @property
+    def needs_images(self) -> bool:
+        """Whether initial values depend on training images."""
+        return any(tensor.from_images for tensor in self.tensors.values())
+
+    def initial(self, seed: int, images: Iterable[Array] | None = None) -> dict[str, Array]:
+        """New vectors "parameters" (P,) and "buffers" (B,), for blocks (H, W, N, C) of normalised sample images."""
         vectors = {"parameters": aligned_zeros(self.layout.size), "buffers": aligned_zeros(self.buffer_layout.size)}
         views = self.layout.views(vectors["parameters"]) | self.buffer_layout.views(vectors["buffers"])
         for number, (name, view) in enumerate(views.items()):
-            words = partial(random_words, seed, Purpose.INITIAL_PARAMETERS, number)
-            view[...] = self.tensors[name].init(view.shape, words)
+            words, tensor = partial(random_words, seed, Purpose.INITIAL_PARAMETERS, number), self.tensors[name]
+            if images is not None and tensor.from_images:
+                view[...] = tensor.from_images(images)
+            else:
+                view[...] = tensor.init(view.shape, words)
         return vectors
 
     def prepare(self, parameters: Array, buffers: Array, workspace: Workspace, runner: Runner = PLAIN) -> Prepared:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ from dptrain.arrays.memory import Array
 
 Words = Callable[[int], NDArray[np.uint64]]  # the first words of the tensor's own random sequence
 Init = Callable[[Shape, Words], "Array | float"]  # initial values of a tensor
+FromImages = Callable[[Iterable[Array]], Array]  # the same from images; the iterable can be iterated several times
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Tensor:
     decay        whether weight decay applies; unless given, to parameters of two or more axes
     group        parameters of a group can have another learning rate
     trainable    False keeps a parameter as it is
+    from_images  initial values from normalised sample images of the training set, blocks (H, W, N, C); only for a layer
+                 that reads the network's input. Without images, as in tests, `init` is used.
     momentum     of a buffer: each step sets it to (1 - momentum) * buffer + momentum * mean statistic of the batch
     """
 
@@ -37,6 +40,7 @@ class Tensor:
     group: str = "default"
     trainable: bool = True
     momentum: float = 0.1
+    from_images: FromImages | None = None
 
     @property
     def trained(self) -> bool:

@@ -21,6 +21,7 @@ from dptrain.parallel.pool import make_pool
 from dptrain.system.text import shown
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.model_checks import agree_on_model, changed_files, kept_model, model_change, try_model
+from dptrain.training.resume import l2_kib_of
 from dptrain.training.session import make_evaluation, open_task
 
 
@@ -66,7 +67,7 @@ def evaluate_checkpoint(
         check_task(origin, found, path, data)
         check_views(tta, found.image_shape)
 
-    task = open_task(config, communicator, check, splits=("test",))
+    task = open_task(config, communicator, check, splits=("test",), l2_kib=l2_kib_of(origin))
     network, source, tests = task.network, task.architecture.source, task.shards.test
     as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
     evaluation = make_evaluation(task, as_trained)

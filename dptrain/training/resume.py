@@ -10,7 +10,8 @@ from dptrain.checkpoint.format import Checkpoint, Origin, read_checkpoint
 from dptrain.config.files import parse_toml
 from dptrain.config.keys import Scope, flag
 from dptrain.config.train import KEYS, TrainConfig
-from dptrain.errors import CheckpointError, UsageError
+from dptrain.errors import CheckpointError, DptrainError, UsageError
+from dptrain.system.cache import LARGEST_KIB
 from dptrain.system.text import shown
 from dptrain.training.agreement import comparable
 from dptrain.training.model_checks import model_change
@@ -19,10 +20,15 @@ from dptrain.training.model_source import ModelSource
 Found = tuple[Path, Checkpoint]
 
 
-def find_checkpoint(config: TrainConfig, folder: RunFolder, note: Callable[[str], None]) -> Found | None:
-    """The checkpoint that --resume asks for, with its path; None to start a new run."""
+def find_checkpoint(
+    config: TrainConfig, folder: RunFolder, note: Callable[[str], None], *, set_aside: bool = True
+) -> Found | None:
+    """The checkpoint that --resume asks for, with its path; None to start a new run.
+
+    With `set_aside`, broken checkpoints of a run that is continued are renamed.
+    """
     if config.resume == "auto":
-        return folder.newest(note, set_aside=True) if config.run_dir else None
+        return folder.newest(note, set_aside=set_aside) if config.run_dir else None
     if config.resume == "never":
         if config.run_dir and (there := folder.candidates()):
             raise UsageError(
@@ -46,6 +52,22 @@ def find_checkpoint(config: TrainConfig, folder: RunFolder, note: Callable[[str]
             f"({there[-1].name}): resume from those with --resume auto, or choose another --run-dir"
         )
     return path, checkpoint
+
+
+def l2_kib_of_checkpoint(config: TrainConfig) -> int:
+    """The size of the cache that the checkpoint of --resume was computed for; 0 if there is none, or it has none."""
+    try:
+        found = find_checkpoint(config, RunFolder(Path(config.run_dir)), lambda line: None, set_aside=False)
+    except DptrainError:
+        return 0  # it is found again, and reported, when the run is opened
+    return 0 if found is None else l2_kib_of(found[1].origin)
+
+
+def l2_kib_of(origin: Origin) -> int:
+    """The size of the cache that a checkpoint was computed for; 0 if it is not known."""
+    of_network = origin.tuning.get("network")
+    size = of_network.get("l2_kib") if isinstance(of_network, dict) else 0
+    return size if isinstance(size, int) and 0 < size <= LARGEST_KIB else 0
 
 
 def check_resumable(
@@ -81,7 +103,11 @@ def check_resumable(
     notes += [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
     there = comparable(earlier.environment)
     moved = [key for key, value in comparable(origin.environment).items() if there.get(key) != value]
-    moved += [f"algorithm of {layer}" for layer, one in origin.tuning.items() if earlier.tuning.get(layer) != one]
+    moved += [
+        "cache size (--l2-kib)" if layer == "network" else f"algorithm of {layer}"
+        for layer, one in origin.tuning.items()
+        if earlier.tuning.get(layer) != one
+    ]
     if moved:
         notes.append(f"another {', '.join(moved)} than the checkpoint's: bits may differ from an undisturbed run's")
     return notes

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dptrain.checkpoint.folder import KEPT, RunFolder
-from dptrain.checkpoint.state import TrainingState, initial_state
+from dptrain.checkpoint.state import TrainingState
 from dptrain.checkpoint.writer import CheckpointWriter
 from dptrain.config.files import to_toml
 from dptrain.config.train import TrainConfig
@@ -23,8 +23,9 @@ from dptrain.training.agreement import agree_on, check_replicas, without_paths
 from dptrain.training.architecture import Architecture
 from dptrain.training.events import RanksLost, RunStarted
 from dptrain.training.finite import check_finite
+from dptrain.training.initial import first_state
 from dptrain.training.reporting import RunReport
-from dptrain.training.resume import Found, check_resumable, find_checkpoint
+from dptrain.training.resume import Found, check_resumable, find_checkpoint, l2_kib_of_checkpoint
 from dptrain.training.session import Session, set_up
 from dptrain.training.step import Requests
 
@@ -81,7 +82,8 @@ class Run:
             watch = Watch(communicator, limit=limit, abort=abort, end=communicator.end_job)
             self._until_ranks_change.callback(watch.close)
         communicator.activity.enter("loading data")
-        self.session = set_up(self.config, communicator, self._loaded, self._architecture)
+        l2_kib = max(communicator.allgather(self._known_l2_kib(communicator)))
+        self.session = set_up(self.config, communicator, self._loaded, self._architecture, l2_kib)
         self._until_ranks_change.callback(self.session.pool.close)
         self._loaded, self._architecture = self.session.shards, self.session.architecture
         if not self._continue_after_deaths(communicator):
@@ -97,6 +99,15 @@ class Run:
             seconds = round(time.perf_counter() - self._noticed, 4)
             self.report.emit(RanksLost(facts, self.state.step, self.lost, seconds))
         self.began, self.lost = True, []
+
+    def _known_l2_kib(self, communicator: Communicator) -> int:
+        """The size of the cache that the run computes for: this rank's since it has begun, or the checkpoint's; or 0.
+
+        The network, and the workers that have it, are made before the checkpoint is opened.
+        """
+        if self.began:
+            return self.session.network.l2_kib
+        return l2_kib_of_checkpoint(self.config) if communicator.rank == 0 else 0
 
     def _continue_after_deaths(self, communicator: Communicator) -> bool:
         """Continue with the state of those ranks that have begun the run; False if no rank has.
@@ -150,7 +161,7 @@ class Run:
         if communicator.rank != 0:
             self.folder = RunFolder(path)
         if found is None:
-            self.state = initial_state(self.session.network, self.session.take_step.layouts, self.config.seed)
+            self.state = first_state(self.session, self.session.take_step.layouts, self.config.seed)
             return
         self.resumed, self.state = found[0], found[1].state.copy()  # what MPI received is not aligned
         if self.resumed == self.folder.checkpoint_of(self.state.step):

@@ -23,6 +23,7 @@ from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool, fair_threads, make_pool
 from dptrain.parallel.reduce import reducer_class
 from dptrain.parallel.reduce.reducer import Lengths
+from dptrain.system.cache import DEFAULT_KIB, second_level_cache
 from dptrain.system.cgroups import check_memory
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, machine_notes, numeric_environment
@@ -76,10 +77,12 @@ def set_up(
     communicator: Communicator,
     loaded: LocalShards = NOTHING_LOADED,
     architecture: Architecture | None = None,
+    l2_kib: int = 0,
 ) -> Session:
     """Everything that training needs; every rank fails with a DptrainError or none does.
 
-    Shards in `loaded` are not read again, nor is the model file if its architecture is given.
+    Shards in `loaded` are not read again, nor is the model file if its architecture is given. For `l2_kib` see
+    `open_task`.
     """
 
     def check(manifest: Manifest) -> None:
@@ -87,7 +90,7 @@ def set_up(
         check_transforms(config.crop, config.crop_pixels, config.cutout, manifest.image_shape)
         check_views(config.tta, manifest.image_shape)
 
-    task = open_task(config, communicator, check, loaded=loaded, architecture=architecture)
+    task = open_task(config, communicator, check, loaded=loaded, architecture=architecture, l2_kib=l2_kib)
     manifest, network, source = task.manifest, task.network, task.architecture.source
     steps_per_epoch = count_steps(manifest, config.batch_size)
     total_steps = config.epochs * steps_per_epoch
@@ -154,11 +157,15 @@ def open_task(
     splits: Sequence[str] = SPLITS,
     loaded: LocalShards = NOTHING_LOADED,
     architecture: Architecture | None = None,
+    l2_kib: int = 0,
 ) -> Task:
     """Open the data set, build the network, load the rank's shards of some splits; `check` may refuse the manifest.
 
+    The network computes for the cache size that rank 0 chooses; `l2_kib` is that of a checkpoint, or 0.
+
     Every rank fails with a DptrainError or none does.
     """
+    l2_kib = communicator.broadcast(choose_l2_kib(config, l2_kib))
     folder, threads = Path(config.data), config.threads or fair_threads(communicator)
     with together(communicator):
         environment = numeric_environment(config)
@@ -172,6 +179,7 @@ def open_task(
         check(manifest)
         architecture = architecture or find_architecture(config.model)
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
+        network.set_cache(l2_kib)
         numbers, size = placement.shards_of(communicator.rank), network.layout.size
         vectors = VECTORS + len(numbers) * ("train" in splits)
         check_memory(4 * size * vectors, f"{size:,} parameters and {len(numbers)} shards")
@@ -184,6 +192,11 @@ def open_task(
         if problems := split_problems(manifest, split, [one for rank in everyone for one in rank[split]]):
             raise known_to_all(communicator, DataError(f"{shown(folder)}: {problems[0]}; pack the data set again"))
     return Task(communicator, manifest, placement, shards, architecture, network, threads, environment)
+
+
+def choose_l2_kib(config: TrainConfig, earlier: int = 0) -> int:
+    """The size of the second-level cache to compute for; `earlier` is that of a checkpoint, or 0."""
+    return config.l2_kib or earlier or (DEFAULT_KIB if config.portable else second_level_cache())
 
 
 def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -> dict[int, ShardBatches]:
