@@ -30,7 +30,8 @@ class CheckedRunner(Runner):
 
     def __init__(self, network: Network, inner: Runner = PLAIN) -> None:
         self._inner = inner
-        self._output_shapes = {node.layer.name: node.shape for node in network.graph.nodes}  # of a sample
+        nodes = [*network.evaluation_graph.nodes, *network.graph.nodes]
+        self._output_shapes = {node.layer.name: node.shape for node in nodes}  # of a sample
         self._input_shapes: dict[tuple[str, int], list[Shape]] = {}  # by layer and number of samples
 
     def forward(self, layer: Layer, x: Any, call: Pass) -> Any:

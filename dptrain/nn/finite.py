@@ -68,20 +68,22 @@ def first_not_finite(
 ) -> str:
     """The first thing that is not finite in `loss_and_grad` of a microbatch, in words; "" when all is finite.
 
-    In this order: parameters, buffers, outputs of the forward pass, the loss, gradients of the backward pass. `vectors`
-    holds "parameters" (P,) and "buffers" (B,). Fused layers have the first one's name.
+    In this order: parameters, buffers, outputs of the forward pass, the loss, statistics for the buffers, gradients of
+    the backward pass. `vectors` holds "parameters" (P,) and "buffers" (B,). Fused layers have the first one's name.
     """
     examiner = Examiner()
     prepared = network.prepare(vectors["parameters"], vectors["buffers"], workspace)
     gradient = np.empty(network.layout.size, workspace.dtype)
     options: dict[str, Any] = {"loss": loss, "draws": draws, "runner": examiner, "parts": parts}
-    outcome = network.loss_and_grad(prepared, images, labels, gradient, workspace, **options)
+    statistics = np.empty(network.buffer_layout.size, workspace.dtype)
+    outcome = network.loss_and_grad(prepared, images, labels, gradient, workspace, statistics=statistics, **options)
     loss_value = not_finite(np.array(outcome.loss_sum, workspace.dtype))
     found = [
         *(f"the parameter {part}" for part in not_finite_parts(network.layout, vectors["parameters"])),
         *(f"the buffer {part}" for part in not_finite_parts(network.buffer_layout, vectors["buffers"])),
         *examiner.outputs,
         *([f"the loss is {loss_value}"] if loss_value else []),
+        *(f"the statistic for {part}" for part in not_finite_parts(network.buffer_layout, statistics)),
         *examiner.gradients,
         # Not finite only in the sum over blocks.
         *(f"the gradient of {part}" for part in not_finite_parts(network.layout, gradient)),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, Workspace, aligned_zeros
 from dptrain.arrays.random import NO_KEY, Draws, Purpose, random_words
+from dptrain.nn.folding import FoldedNorm, fold
 from dptrain.nn.fusion import fuse
 from dptrain.nn.graph import Builder, Graph, Part
 from dptrain.nn.layer import PLAIN, Parameters, Pass, Runner, Views, read_only
@@ -29,6 +30,10 @@ quiet = np.errstate(over="ignore", invalid="ignore")
 LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 32, 8
 
 Prepared = list[tuple[Parameters, Views]]  # by stage: what `Layer.prepare` returned, and the buffers
+
+
+class PreparedEvaluation(list[tuple[Parameters, Views]]):
+    """The same by stage of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Network:
             raise ValueError("the network has no parameters, there is nothing to train")
         self.block = _samples_of_a_block(sum(map(math.prod, shapes)), self.layout.size)
         self.graph = Graph(fuse(self.nodes) if fused else self.nodes, trained)
+        self.evaluation_graph = Graph(fold(self.graph.nodes) if fused else self.nodes, trained)
         self.stages = [node.layer for node in self.graph.nodes]  # the layers as they are computed, fused
         self._slices = [
             (_slice_of(self.layout, stage.name), _slice_of(self.buffer_layout, stage.name)) for stage in self.stages
@@ -152,6 +158,24 @@ class Network:
         made = [runner.prepare(stage, tensors, workspace) for stage, tensors in zip(self.stages, views, strict=True)]
         return list(zip(made, self._by_stage(self.buffer_layout, read_only(buffers)), strict=True))
 
+    def prepare_evaluation(
+        self, parameters: Array, buffers: Array, workspace: Workspace, runner: Runner = PLAIN
+    ) -> PreparedEvaluation:
+        """The same for `predict` alone, which is faster then: batch normalisation is folded into convolutions."""
+        by_layer = self.layout.views_by_layer(read_only(parameters))
+        buffers_by_layer = self.buffer_layout.views_by_layer(read_only(buffers))
+        tensors = {
+            layer.name: {**by_layer.get(layer.name, {}), **buffers_by_layer.get(layer.name, {})}
+            for layer in self.layers
+        }
+        prepared = PreparedEvaluation()
+        for node in self.evaluation_graph.nodes:
+            layer = node.layer
+            views = layer.folded(tensors) if isinstance(layer, FoldedNorm) else Views(by_layer.get(layer.name, {}))
+            made = runner.prepare(layer, views, workspace)
+            prepared.append((made, Views(buffers_by_layer.get(layer.name, {}))))
+        return prepared
+
     def loss_and_grad(
         self,
         prepared: Prepared,
@@ -228,7 +252,8 @@ class Network:
     def predict(self, prepared: Prepared, images: Array, workspace: Workspace, runner: Runner = PLAIN) -> Array:
         """Logits (N, K) for images (H, W, N, C), all computed together; valid until the workspace is used again."""
         passes = [Pass(parameters, buffers, workspace) for parameters, buffers in prepared]
-        return self.graph.forward(images, passes, runner)[0]
+        graph = self.evaluation_graph if isinstance(prepared, PreparedEvaluation) else self.graph
+        return graph.forward(images, passes, runner)[0]
 
     def update_buffers(self, buffers: Array, mean_statistics: Array) -> None:
         """Move the running averages `buffers` (B,), in place, towards the mean statistics (B,) of a global batch."""

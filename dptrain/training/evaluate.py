@@ -53,6 +53,8 @@ Figures = tuple[list[float], NDArray[np.int64], NDArray[np.int64]]
 class NetworkWork(ShardWork[Result]):
     """A task that needs the network's parameters (P,) and buffers (B,); forked workers share the memory of both."""
 
+    trains = True  # whether it computes gradients
+
     def __init__(self, network: Network) -> None:
         self.network = network
         layouts = vector_layouts(network, ())
@@ -72,7 +74,8 @@ class NetworkWork(ShardWork[Result]):
     @quiet
     def prepare(self, *arguments: Any) -> Any:
         """The prepared network, then the arguments."""
-        return self.network.prepare(self.vectors[PARAMETERS], self.vectors[BUFFERS], self._workspace), *arguments
+        make = self.network.prepare if self.trains else self.network.prepare_evaluation
+        return make(self.vectors[PARAMETERS], self.vectors[BUFFERS], self._workspace), *arguments
 
 
 class EvaluationWork(NetworkWork[Figures]):
@@ -80,6 +83,8 @@ class EvaluationWork(NetworkWork[Figures]):
 
     `longest` is the number of samples in the largest shard of all ranks.
     """
+
+    trains = False
 
     def __init__(self, network: Network, shards: Mapping[int, Samples], normalise: Normalisation, longest: int) -> None:
         super().__init__(network)

@@ -11,6 +11,7 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.finite import first_not_finite, not_finite
 from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
+from dptrain.nn.layers.norm import BatchNorm2d
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import convnet
 
@@ -105,3 +106,13 @@ def test_a_gradient_that_overflows_only_in_the_sum_over_blocks_is_named() -> Non
             )
             == expected
         )
+
+
+def test_a_statistic_that_overflows_is_named_although_all_outputs_are_finite() -> None:
+    """An infinite variance makes every normalised value 0."""
+    network = Network([BatchNorm2d(), Flatten(), Linear(2)], SHAPE)
+    vectors = network.initial(0)
+    images, labels = np.zeros((*SHAPE[1:], 4, SHAPE[0]), np.float32), np.zeros(4, np.int64)
+    images[..., :2, :] = 1e30
+    found = first_not_finite(network, vectors, images, labels, Workspace())
+    assert found == "the statistic for norm1.running_var holds inf"

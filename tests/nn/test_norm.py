@@ -9,7 +9,8 @@ import pytest
 from networks import ready
 
 from dptrain.arrays.memory import Array, Workspace
-from dptrain.nn import BatchNorm2d, Flatten, Linear, Network, Pass, check_layer
+from dptrain.errors import ModelError
+from dptrain.nn import BatchNorm2d, Conv2d, Flatten, Linear, Network, Pass, check_layer
 from dptrain.nn.layer import Views
 
 
@@ -89,3 +90,12 @@ def test_invalid_options_are_refused(options: dict[str, Any]) -> None:
 def test_features_without_maps_are_refused() -> None:
     with pytest.raises(ValueError, match=r"needs feature maps \(C, H, W\), it gets \(12,\)"):
         BatchNorm2d().bind((12,))
+
+
+def test_one_value_a_channel_cannot_be_normalised() -> None:
+    network = Network([Conv2d(4), BatchNorm2d(), Flatten(), Linear(3)], (2, 3, 3))
+    images, gradient = np.ones((3, 3, 1, 2), np.float32), np.empty(network.layout.size, np.float32)
+    prepared = ready(network, network.initial(0)["parameters"])
+    message = r"layer norm1 \(BatchNorm2d\) has one value a channel .* of one sample.*use a larger --batch-size"
+    with pytest.raises(ModelError, match=message):
+        network.loss_and_grad(prepared, images, np.zeros(1, np.int64), gradient, Workspace())

@@ -10,7 +10,7 @@ import numpy as np
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.errors import ModelError
-from dptrain.nn.layer import CoupledLayer, Pass, feature_maps, where
+from dptrain.nn.layer import Arrays, CoupledLayer, Parameters, Pass, feature_maps, where
 from dptrain.nn.layers.activation import Activation
 from dptrain.nn.tensor import Tensor, ones, zeros
 
@@ -44,9 +44,10 @@ class Slopes(NamedTuple):
 class BatchNorm2d(CoupledLayer):
     """(x - mean) / deviation * weight + bias for each channel of x (H, W, N, C); weight (C,) and bias (C,).
 
-    In training, mean and variance are those of the shard's whole microbatch (Ioffe and Szegedy 2015). The running
-    averages, which an evaluation uses, move towards their mean over all shards, weighted by samples. As in PyTorch, the
-    running variance is the unbiased one.
+    In training, mean and variance are those of the shard's whole microbatch (Ioffe and Szegedy 2015). An evaluation
+    uses running averages. They move towards the mean over all shards, weighted by samples, of the shards' means and
+    unbiased variances, which is summed along the reduction tree. So the running variance is the expectation of the one
+    that training divides by; how far the means of shards differ is not a part of it.
 
     eps         is added to the variance
     momentum    the share of the new value in a running average
@@ -171,6 +172,12 @@ class BatchNorm2d(CoupledLayer):
         if not call.training:
             return Coupling(0, call.buffers["running_mean"], self._scale_of(call.buffers["running_var"]))
         return call.coupling or self.join([self.collect(x, call)], call)
+
+    def slope_and_offset(self, parameters: Parameters, buffers: Arrays) -> tuple[Array, Array]:
+        """a and b (C,): an evaluation computes a * x + b."""
+        scale = self._scale_of(buffers["running_var"])
+        slope = scale * parameters["weight"] if self.scale else scale
+        return slope, parameters["bias"] - buffers["running_mean"] * slope
 
     def _scale_of(self, variance: Array) -> Array:
         return cast(Array, 1 / np.sqrt(variance + np.asarray(self.eps, variance.dtype)))
