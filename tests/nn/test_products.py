@@ -79,7 +79,8 @@ def test_products_are_cut_only_for_kernels_that_multiply_small_matrices_in_place
     monkeypatch.setattr(products, "has_small_kernels", lambda: cut)
     monkeypatch.setattr(np, "matmul", matmul)
     products.matmul(np.ones((128, 256)), np.ones((256, 256)), np.empty((128, 256)))
-    products.matmul_of_long(np.ones((36, 8192)), np.ones((8192, 32)), np.empty((36, 32)), "layer", Workspace(np.float64))
+    long, workspace = np.ones((36, 8192)), Workspace(np.float64)
+    products.matmul_of_long(long, np.ones((8192, 32)), np.empty((36, 32)), "layer", workspace)
     assert shapes == ([(16, 128, 16), (16, 36, 32)] if cut else [(128, 256), (36, 32)])
 
 
