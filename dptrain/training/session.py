@@ -36,7 +36,7 @@ from dptrain.training.step import NO_REQUESTS, GradientWork, TrainingStep
 from dptrain.training.update import Update, make_update
 
 # Float32 vectors of the parameters' length that a rank has in addition to one gradient a shard: the parameters, their
-# copy for the workers, the summed gradient, the optimizer's scratch; in training also the optimizer's slots, the average.
+# copy for the workers, the summed gradient, the optimizer's scratch. Training adds the optimizer's slots and averages.
 VECTORS = 4
 
 
