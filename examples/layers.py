@@ -1,4 +1,5 @@
-"""Two layers made with dptrain's public API only: one that couples samples and has buffers, one that draws.
+"""Three layers made with dptrain's public API only: one that couples samples and has buffers, one that draws, and an
+activation.
 
 Arrays are (H, W, N, C): N samples, C channels. `call` is what a layer gets for a pass: see docs/layers.md.
 """
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.nn import Layer, Pass, Tensor, ones, zeros
+from dptrain.nn import Activation, Layer, Pass, Tensor, ones, zeros
 
 Array = NDArray[Any]
 
@@ -85,3 +86,22 @@ class ChannelDropout(Layer):
     def backward(self, dy: Array, saved: Array, call: Pass) -> Array:
         dy *= saved
         return dy
+
+
+class HardSwish(Activation):
+    """x * gate(x), where the gate rises from 0 at x = -3 to 1 at x = 3 (Howard et al. 2019)."""
+
+    kind = "hard_swish"
+
+    def compute(self, x: Array, y: Array, derivative: Array | None, workspace: Any) -> None:
+        """Write y and, unless it is None, the derivative: gate + x / 6 where the gate rises. x is a small piece."""
+        gate = self.temporary("gate", x, workspace)
+        np.add(x, 3, out=gate)
+        np.clip(gate, 0, 6, out=gate)
+        gate /= 6
+        np.multiply(x, gate, out=y)
+        if derivative is not None:
+            np.less(np.abs(x), 3, out=derivative)
+            derivative *= x
+            derivative /= 6
+            derivative += gate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layers import ChannelDropout, ChannelNorm
+from layers import ChannelDropout, ChannelNorm, HardSwish
 
 from dptrain.nn import Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU
 
@@ -11,6 +11,6 @@ def build(input_shape: tuple[int, ...], classes: int, width: int = 16, p: float 
     """Two convolutions, each normalised. `width` and `p` come from --model-options 'width = 8, p = 0.2'."""
     return [
         *(Conv2d(width, 3, padding=1), ChannelNorm(), ReLU(), MaxPool2d(2)),
-        *(Conv2d(2 * width, 3, padding=1), ChannelNorm(), ReLU(), ChannelDropout(p)),
+        *(Conv2d(2 * width, 3, padding=1), ChannelNorm(), HardSwish(), ChannelDropout(p)),
         *(Flatten(), Linear(classes)),
     ]

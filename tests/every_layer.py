@@ -18,8 +18,9 @@ ARGUMENTS: dict[str, Callable[[], list[Any]]] = {
     "Scale": lambda: [0.25],
     "ZeroPadShortcut": lambda: [6],
 }
+BASES = (nn.Layer, nn.Activation)
 LISTED = {name: getattr(nn, name) for name in nn.__all__ if isinstance(getattr(nn, name), type)}
-LAYERS = sorted(name for name, kind in LISTED.items() if issubclass(kind, nn.Layer) and kind is not nn.Layer)
+LAYERS = sorted(name for name, kind in LISTED.items() if issubclass(kind, nn.Layer) and kind not in BASES)
 
 
 def build(input_shape: tuple[int, int, int], classes: int, *, layer: str) -> list[nn.Layer]:

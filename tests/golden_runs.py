@@ -41,6 +41,7 @@ def build(input_shape: tuple[int, int, int], classes: int) -> list[Any]:
         nn.GELU(),
         nn.MaxPool2d(2),
         nn.Residual([nn.Conv2d(32, 3, padding=1), nn.BatchNorm2d(), nn.SiLU()]),
+        nn.Conv2d(32, 3, padding=1, groups=32),
         nn.Dropout(0.1),
         nn.Conv2d(48, 3, stride=2, padding=1),
         nn.BatchNorm2d(),

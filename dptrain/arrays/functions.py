@@ -13,8 +13,8 @@ exp, tanh and logistic share one reduction and one series. With n, the integer n
     tanh(x / 2) = (A + v) / (1 + A v)                   A = tanh(n ln 2 / 2) = (2^n - 1) / (2^n + 1),  v = r / w
     logistic(x) = 2^n (w + r) / (w - r + 2^n (w + r))
 
-The coefficients, and the method of log, are those of fdlibm (Sun Microsystems 1993; float32 by I. L. Taylor). Errors
-are at most 2 units in the last place (tanh and logistic: 3). An element's result does not depend on other elements.
+The coefficients of w are those of fdlibm (Sun Microsystems 1993; float32 by I. L. Taylor). Errors are at most 2 units
+in the last place (tanh, logistic and log of float64: 3). An element's result does not depend on other elements.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from numpy.typing import DTypeLike
 
 from dptrain.arrays.memory import Array, Workspace
 
-PIECE = 16384  # elements computed at a time: six arrays of this length fit 512 KiB of second-level cache
-SCRATCH = 4  # arrays for intermediate results
+PIECE = 16384  # elements computed at a time: five arrays of this length fit 512 KiB of second-level cache
+SCRATCH = 3  # arrays for intermediate results
 
 
 class Format:
@@ -41,29 +41,24 @@ class Format:
         bias: int,
         ln2: tuple[float, float],
         w: tuple[float, ...],
-        log: tuple[float, ...],
+        log_terms: int,
     ) -> None:
-        """Bits of the mantissa, bias of the exponent, the two parts of ln 2, coefficients of the series of w and log.
-
-        `w` is by powers of r^2 from the lowest, `log` by powers of s^2, see `_log_of_normal`.
-        """
+        """Bits of the mantissa, bias of the exponent, the two parts of ln 2, coefficients of w by powers of r^2."""
 
         def number(value: float) -> Array:
             return np.array(value, real)
 
         self.integer = np.dtype(f"i{np.dtype(real).itemsize}")  # of the same size
-        self.mantissa, self.bias = (np.array(value, self.integer) for value in (mantissa, bias))
+        self.bias = np.array(bias, self.integer)
         self.to_exponent = np.array(1 << mantissa, self.integer)  # an integer times this is at the exponent's place
         self.ln2_high, self.ln2_low = map(number, ln2)
         self.log2_e = number(1 / sum(ln2))
-        self.w, self.log = [number(one) for one in reversed(w)], [number(one) for one in reversed(log)]
-        self.half, self.one, self.two = map(number, (0.5, 1, 2))
+        self.w = [number(one) for one in reversed(w)]
+        self.log = [np.array(2 / (2 * j + 1)) for j in reversed(range(log_terms))]  # always float64, see `log`
+        self.half, self.one = map(number, (0.5, 1))
         # x + this has the integer nearest to x in its lowest bits, plus 1 or plus the bias.
         self.rounding_1, self.rounding_bias = (number(1.5 * 2.0**mantissa + offset) for offset in (1, bias))
 
-        self.smallest = 2.0 ** (1 - bias)  # normal number
-        self.large, self.log_large = number(2.0**mantissa), number(mantissa * sum(ln2))
-        self.root_half = np.array(0.5**0.5, real).view(self.integer)  # the bits of 1 / sqrt(2)
         self.normal = (bias - 1) * ln2[0] - 0.01  # exp(x) is a normal number for x from minus to plus this
         self.all_normal = number(-self.normal), number(self.normal)
         border = (bias + mantissa + 3) * ln2[0]  # exp(x) is 0 or infinite beyond it
@@ -78,7 +73,7 @@ FORMATS = {
         bias=127,
         ln2=(6.9314575195e-01, 1.4286067653e-06),
         w=(2.0, 1.6666625440e-1, -2.7667332906e-3),
-        log=(0.66666662693, 0.40000972152, 0.28498786688, 0.24279078841),
+        log_terms=5,
     ),
     np.dtype(np.float64): Format(
         np.float64,
@@ -93,17 +88,14 @@ FORMATS = {
             -1.65339022054652515390e-06,
             4.13813679705723846039e-08,
         ),
-        log=(
-            6.666666666666735130e-01,
-            3.999999999940941908e-01,
-            2.857142874366239149e-01,
-            2.222219843214978396e-01,
-            1.818357216161805012e-01,
-            1.531383769920937332e-01,
-            1.479819860511658591e-01,
-        ),
+        log_terms=11,
     ),
 }
+
+# For log, which computes in float64.
+SMALLEST, LARGE = 2.0**-1022, 2.0**52  # the smallest normal number; a factor that makes all smaller ones normal
+ONE, LN2, LOG_LARGE = np.array(1.0), np.array(0.6931471805599453), 36.04365338911715  # LOG_LARGE = 52 LN2
+MANTISSA, ROOT_HALF = np.array(52), np.array(0.5**0.5).view(np.int64)  # ROOT_HALF: the bits of 1 / sqrt(2)
 
 
 def exp(x: Array, out: Array | None = None, workspace: Workspace | None = None) -> Array:
@@ -111,9 +103,31 @@ def exp(x: Array, out: Array | None = None, workspace: Workspace | None = None) 
     return _in_pieces(_exp, x, out, workspace)
 
 
-def log(x: Array, out: Array | None = None, workspace: Workspace | None = None) -> Array:
-    """The natural logarithm: -inf at 0, NaN below."""
-    return _in_pieces(_log, x, out, workspace)
+def log(x: Array) -> Array:
+    """The natural logarithm, in new memory: -inf at 0, NaN below. For small arrays, such as one number a sample.
+
+    x = 2^k m with m from 1 / sqrt(2) to sqrt(2), and log(m) = 2 (s + s^3 / 3 + s^5 / 5 + ...)
+    with s = (m - 1) / (m + 1).
+    Computed in float64, also for float32.
+    """
+    wide, form = x.astype(np.float64), _format(x)
+    usual = not x.size or (wide.item(wide.argmin()) >= SMALLEST and wide.item(wide.argmax()) < np.inf)  # False with NaN
+    if not usual:
+        given, positive = wide, (wide > 0) & (wide < np.inf)
+        wide = np.where(positive, wide, 1)
+        wide[wide < SMALLEST] *= LARGE
+    bits = wide.view(np.int64)
+    k = (bits - ROOT_HALF) >> MANTISSA
+    m = (bits - (k << MANTISSA)).view(np.float64)
+    s = (m - ONE) / (m + ONE)
+    series: Array = np.empty_like(s)
+    _polynomial(s * s, form.log, series)
+    series *= s
+    series += k * LN2
+    if not usual:
+        series[positive & (given < SMALLEST)] -= LOG_LARGE
+        series[~positive] = np.where(given == np.inf, given, np.where(given == 0, -np.inf, np.nan))[~positive]
+    return series.astype(x.dtype, copy=False)
 
 
 def tanh(x: Array, out: Array | None = None, workspace: Workspace | None = None) -> Array:
@@ -126,15 +140,21 @@ def logistic(x: Array, out: Array | None = None, workspace: Workspace | None = N
     return _in_pieces(_logistic, x, out, workspace)
 
 
+def _format(x: Array) -> Format:
+    """The format of an array; TypeError if there is none."""
+    if x.dtype not in FORMATS:
+        raise TypeError(f"an array of {x.dtype}, expected float32 or float64")
+    return FORMATS[x.dtype]
+
+
 def _in_pieces(
     function: Callable[[Array, Array, list[Array], Format], None],
     x: Array,
     out: Array | None,
     workspace: Workspace | None,
 ) -> Array:
-    """out = function(x), in pieces that stay in the cache and without warnings. TypeError for other dtypes."""
-    if x.dtype not in FORMATS:
-        raise TypeError(f"an array of {x.dtype}, expected float32 or float64")
+    """out = function(x), in pieces that stay in the cache."""
+    form = _format(x)
     out = np.empty(x.shape, x.dtype) if out is None else out
     flat = np.ascontiguousarray(x).reshape(-1)
     result = out.reshape(-1) if out.flags.c_contiguous else np.empty_like(flat)
@@ -142,21 +162,20 @@ def _in_pieces(
     if workspace is None:
         scratch = list(np.empty((SCRATCH, length), x.dtype))
     else:
-        scratch = [one[:length] for one in workspace.array("functions", "scratch", (SCRATCH, PIECE))]
-    with np.errstate(all="ignore"):
-        for start in range(0, len(flat), PIECE):
-            piece = flat[start : start + PIECE]
-            if len(piece) < length:
-                scratch = [one[: len(piece)] for one in scratch]
-            function(piece, result[start : start + PIECE], scratch, FORMATS[x.dtype])
+        scratch = list(workspace.array("functions", "scratch", (SCRATCH, PIECE))[:, :length])
+    for start in range(0, len(flat), PIECE):
+        piece = flat[start : start + PIECE]
+        if len(piece) < length:
+            scratch = [one[: len(piece)] for one in scratch]
+        function(piece, result[start : start + PIECE], scratch, form)
     if not out.flags.c_contiguous:
         out[...] = result.reshape(out.shape)
     return out
 
 
 def _reduce(x: Array, rounding: Array, scratch: list[Array], form: Format) -> None:
-    """scratch[0] = n + rounding and scratch[1] = r; the others are overwritten."""
-    shifted, r, n, _ = scratch
+    """scratch[0] = n + rounding and scratch[1] = r; scratch[2] is overwritten."""
+    shifted, r, n = scratch
     np.multiply(x, form.log2_e, out=shifted)
     np.add(shifted, rounding, out=shifted)
     np.subtract(shifted, rounding, out=n)
@@ -179,7 +198,7 @@ def _polynomial(variable: Array, coefficients: list[Array], out: Array) -> None:
 def _exp(x: Array, out: Array, scratch: list[Array], form: Format) -> None:
     normal = -form.normal <= x.item(x.argmin()) and x.item(x.argmax()) <= form.normal  # False with a NaN
     _reduce(x if normal else np.clip(x, *form.all_exp), form.rounding_1, scratch, form)
-    shifted, r, squared, _ = scratch
+    shifted, r, squared = scratch
     np.multiply(r, r, out=squared)
     _polynomial(squared, form.w, out)
     np.subtract(out, r, out=out)
@@ -190,18 +209,20 @@ def _exp(x: Array, out: Array, scratch: list[Array], form: Format) -> None:
         bits = out.view(form.integer)
         np.multiply(exponent, form.to_exponent, out=exponent)
         np.add(bits, exponent, out=bits)
-    else:  # two factors, as 2^(n + 1) may be too large or too small
-        exponent -= (form.rounding_1 - 1).view(form.integer)
-        half = exponent >> 1
-        for part in (half, exponent - half):
+        return
+    exponent -= (form.rounding_1 - 1).view(form.integer)
+    half = exponent >> 1
+    with np.errstate(all="ignore"):
+        for part in (half, exponent - half):  # two factors, as 2^(n + 1) may be too large or too small
             out *= ((part + form.bias) * form.to_exponent).view(out.dtype)
 
 
+@np.errstate(all="ignore")  # of NaN
 def _tanh(x: Array, out: Array, scratch: list[Array], form: Format) -> None:
     np.clip(x, *form.all_tanh, out=out)
     np.add(out, out, out=out)
     _reduce(out, form.rounding_bias, scratch, form)
-    power, v, a, _ = scratch
+    power, v, a = scratch
     np.multiply(v, v, out=a)
     _polynomial(a, form.w, out)
     np.divide(v, out, out=v)
@@ -215,10 +236,11 @@ def _tanh(x: Array, out: Array, scratch: list[Array], form: Format) -> None:
     np.divide(out, v, out=out)
 
 
+@np.errstate(all="ignore")  # of NaN
 def _logistic(x: Array, out: Array, scratch: list[Array], form: Format) -> None:
     np.clip(x, *form.all_normal, out=out)
     _reduce(out, form.rounding_bias, scratch, form)
-    power, r, e, _ = scratch
+    power, r, e = scratch
     np.multiply(r, r, out=e)
     _polynomial(e, form.w, out)
     np.add(out, r, out=e)
@@ -233,43 +255,3 @@ def _to_power(shifted: Array, form: Format) -> None:
     """n + rounding_bias to 2^n, in place."""
     bits = shifted.view(form.integer)
     np.multiply(bits, form.to_exponent, out=bits)
-
-
-def _log(x: Array, out: Array, scratch: list[Array], form: Format) -> None:
-    if form.smallest <= x.item(x.argmin()) and x.item(x.argmax()) < np.inf:  # False with a NaN
-        _log_of_normal(x, out, scratch, form)
-        return
-    subnormal, normal = (x > 0) & (x < form.smallest), (x >= form.smallest) & (x < np.inf)
-    special = np.where(x == np.inf, x, np.where(x == 0, -np.inf, np.nan))
-    scaled = np.where(normal, x, np.where(subnormal, x * form.large, form.one))
-    _log_of_normal(scaled, out, scratch, form)
-    out[subnormal] -= form.log_large
-    np.copyto(out, special, where=~(normal | subnormal), casting="same_kind")
-
-
-def _log_of_normal(x: Array, out: Array, scratch: list[Array], form: Format) -> None:
-    """log(x) = k ln 2 + log(1 + f), 1 + f from 1 / sqrt(2) to sqrt(2); the series is one of s = f / (2 + f)."""
-    squared, f, k, series = scratch
-    exponent, mantissa = squared.view(form.integer), f.view(form.integer)
-    np.subtract(x.view(form.integer), form.root_half, out=exponent)
-    np.right_shift(exponent, form.mantissa, out=exponent)
-    np.copyto(k, exponent, casting="same_kind")
-    np.multiply(exponent, form.to_exponent, out=mantissa)
-    np.subtract(x.view(form.integer), mantissa, out=mantissa)
-    np.subtract(f, form.one, out=f)
-    np.add(f, form.two, out=out)
-    s = np.divide(f, out, out=out)
-    np.multiply(s, s, out=squared)
-    _polynomial(squared, form.log, series)
-    np.multiply(series, squared, out=series)
-    np.multiply(f, f, out=squared)
-    np.multiply(squared, form.half, out=squared)
-    # log(1 + f) = f - (f^2 / 2 - s (f^2 / 2 + series))
-    np.add(series, squared, out=series)
-    np.multiply(series, s, out=series)
-    np.multiply(k, form.ln2_low, out=out)
-    np.add(series, out, out=series)
-    np.subtract(squared, series, out=squared)
-    np.subtract(squared, f, out=squared)
-    np.multiply(k, form.ln2_high, out=k)
-    np.subtract(k, squared, out=out)

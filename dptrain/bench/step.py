@@ -89,11 +89,12 @@ def sgemm_rate() -> float:
 def training_flops(network: Network) -> int:
     """Floating-point operations per training image by the definition of the layers, independent of the algorithm.
 
-    A layer with weights has three products of the same size: forward, gradient of the weight, and gradient of the
-    input, which the first layer does not need.
+    A layer with weights has three products of the same size: forward, gradient of the weight, which a fixed weight does
+    not need, and gradient of the input, which the first layer does not need.
     """
     forward = [layer.forward_flops() for layer in network.layers]
-    return sum(3 * flops for flops in forward) - forward[0]
+    trained = [any(one.trained and len(one.shape) > 1 for one in layer.tensors()) for layer in network.layers]
+    return sum((2 + trains) * flops for trains, flops in zip(trained, forward, strict=True)) - forward[0]
 
 
 class StageTimer(Runner):

@@ -26,7 +26,7 @@ matrix product of a convolution is the next layer's input.
 from dptrain.nn.check import check_layer
 from dptrain.nn.graph import Residual, Sequential
 from dptrain.nn.layer import Layer, Pass
-from dptrain.nn.layers.activation import ReLU
+from dptrain.nn.layers.activation import Activation, ReLU
 from dptrain.nn.layers.avg_pool import AvgPool2d
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.dropout import Dropout
@@ -57,5 +57,5 @@ __all__ += [
     "WhiteningConv2d",
     "ZeroPadShortcut",
 ]
-__all__ += ["Network", "Pass", "Residual", "Sequential", "check_layer"]
+__all__ += ["Activation", "Network", "Pass", "Residual", "Sequential", "check_layer"]
 __all__ += ["Tensor", "constant", "dirac", "he_uniform", "ones", "uniform", "uniform_fan_in", "zeros"]

@@ -93,4 +93,4 @@ def _softmax(logits: Array, workspace: Workspace) -> tuple[Array, Array, Array]:
     exp(shifted, exponentials, workspace)
     sums = exponentials.sum(axis=1)
     exponentials /= sums[:, None]
-    return shifted, exponentials, log(sums, workspace=workspace)
+    return shifted, exponentials, log(sums)

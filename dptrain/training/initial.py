@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -17,7 +18,7 @@ from dptrain.system.tracebacks import user_traceback
 from dptrain.training.model_source import describe_error
 from dptrain.training.session import Task
 
-SAMPLE_IMAGES = 5000
+SAMPLE_IMAGES, SAMPLE_BYTES = 5000, 64 << 20  # at most
 BLOCK = 250  # images that are normalised at a time
 
 
@@ -54,10 +55,11 @@ def first_state(task: Task, layouts: Layouts, seed: int) -> TrainingState:
 
 
 def sample_images(shards: Mapping[int, Samples], count: int, communicator: Communicator) -> NDArray[np.uint8]:
-    """The first SAMPLE_IMAGES / S images of each of all S = `count` shards, in the order of the shards, on every rank.
+    """The first images of each of all S = `count` shards, in the order of the shards, on every rank.
 
     `shards` are those of this rank. data_prep has shuffled the images of a shard.
     """
-    ends = {shard: (shard + 1) * SAMPLE_IMAGES // count - shard * SAMPLE_IMAGES // count for shard in shards}
+    wanted = min(SAMPLE_IMAGES, SAMPLE_BYTES // math.prod(shards[min(shards)].images.shape[1:]))
+    ends = {shard: (shard + 1) * wanted // count - shard * wanted // count for shard in shards}
     parts = [shards[shard].images[: ends[shard]] for shard in sorted(shards)]
     return np.concatenate([part for rank in communicator.allgather(parts) for part in rank])

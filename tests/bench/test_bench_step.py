@@ -7,6 +7,7 @@ from dptrain.bench.step import layer_times, measure_step, training_flops
 from dptrain.bench.workload import make_workload
 from dptrain.checkpoint.state import TrainingState
 from dptrain.config.train import TrainConfig
+from dptrain.nn import Flatten, Linear, WhiteningConv2d
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import convnet, linear
 from dptrain.parallel.communicator import Communicator
@@ -24,6 +25,8 @@ def test_flops_follow_from_the_definition() -> None:
     assert training_flops(network) == 2 * conv1 + 3 * conv2 + 3 * linear1
     first_without_weights = Network(linear((3, 4, 4), 10), (3, 4, 4))
     assert training_flops(first_without_weights) == 3 * 2 * 48 * 10
+    fixed_weight = Network([WhiteningConv2d(), Flatten(), Linear(10)], (3, 4, 4))
+    assert training_flops(fixed_weight) == 2 * 12 * 24 * 9 + 3 * 2 * 24 * 9 * 10
 
 
 @pytest.mark.slow

@@ -8,9 +8,11 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from documents import CHECKOUT
 from mpi_runs import dptrain, own_mpi
+from networks import training_pass
 from thread_ranks import on_ranks
 from training_runs import LAST_STEP, configuration, flags, packed
 
@@ -54,6 +56,21 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_backward_passes_are_the_gradients(layers: ModuleType) -> None:
     check_layer(layers.ChannelNorm(), (3, 4, 5))
     check_layer(layers.ChannelDropout(0.4), (3, 4, 5))
+    check_layer(layers.HardSwish(), (3, 4, 5))
+
+
+def test_the_activation_agrees_with_pytorch(layers: ModuleType) -> None:
+    import torch
+
+    x = np.linspace(-5, 5, 1000, dtype=np.float32)[:, None]
+    layer, call = layers.HardSwish(), training_pass({})
+    given = torch.tensor(x, requires_grad=True)
+    expected = torch.nn.functional.hardswish(given)
+    expected.sum().backward()
+    y, saved = layer.forward(x, call)
+    assert given.grad is not None
+    np.testing.assert_allclose(y, expected.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(layer.backward(np.ones_like(x), saved, call), given.grad.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize(("ranks", "threads"), [(1, 2), (2, 1), (2, 2), (3, 1)])

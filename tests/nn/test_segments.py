@@ -13,7 +13,20 @@ from networks import ready
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import Draws
-from dptrain.nn import BatchNorm2d, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, Network, Pass, ReLU, Residual
+from dptrain.nn import (
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    MaxPool2d,
+    Network,
+    Pass,
+    ReLU,
+    Residual,
+    WhiteningConv2d,
+)
 from dptrain.nn.graph import Part
 from dptrain.nn.layer import Runner
 from dptrain.nn.loss import softmax_cross_entropy
@@ -65,6 +78,10 @@ NETWORKS: dict[str, Any] = {
     "identity across segments": lambda: [Conv2d(3), ReLU(), Residual(norm_block(3)), Residual([]), ReLU(), Flatten()],
     "one value for three norms": lambda: [Residual(BatchNorm2d(), Residual(BatchNorm2d(), BatchNorm2d())), Flatten()],
     "dropout": lambda: [Dropout(0.3), Conv2d(3), BatchNorm2d(), Dropout(0.2), Dropout(0.4), Flatten()],
+    "other convolutions": lambda: [
+        *(WhiteningConv2d(), Conv2d(4, 1), BatchNorm2d(), Conv2d(4, 1, bias=False), Conv2d(4, groups=4, padding=1)),
+        *(BatchNorm2d(), Conv2d(4, groups=4), Conv2d(4, 2, groups=2), BatchNorm2d(), Flatten()),
+    ],
     "user's first": lambda: [Centred(), Conv2d(3), BatchNorm2d(), ReLU(), Flatten()],
     "user's between": lambda: [Conv2d(3), Residual(norm_block(3), Centred()), Remembering(), Centred(), Flatten()],
     "user's memory": lambda: [Conv2d(3), Remembering(), BatchNorm2d(), Flatten()],

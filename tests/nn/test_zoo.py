@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from dptrain.nn.network import Network
@@ -51,6 +52,27 @@ def test_vgg11_has_eleven_layers_less_the_two_that_it_leaves_out() -> None:
     assert [shape[0] for shape in weights] == [64, 128, 256, 256, 512, 512, 512, 512, 10]
     assert weights[-1] == (10, 512)
     assert sum(map(math.prod, shapes.values())) == 9_228_362
+
+
+def test_airbench_has_the_shapes_of_its_source() -> None:
+    """airbench94_muon.py and lib_airbench93.py of cifar10-airbench."""
+    network = Network(ARCHITECTURES["airbench"]((3, 32, 32), 10), (3, 32, 32))
+    assert network.layout.size == 1_971_640
+    trained = sum(math.prod(one.shape) for one in network.tensors.values() if one.trained)
+    assert network.layout.size - trained == 24 * 3 * 2 * 2
+    assert sum(map(math.prod, shapes_of("airbench", widths=[64, 128, 128]).values())) == 569_016
+    assert [node.shape[1] for node in network.nodes if node.layer.kind == "conv"] == [31, 15, 15, 7, 7, 3]
+
+
+def test_airbench_begins_with_identities_and_a_head_of_unit_deviation() -> None:
+    network = Network(ARCHITECTURES["airbench"]((3, 32, 32), 10, unit_head=True), (3, 32, 32))
+    views = network.layout.views(network.initial(0)["parameters"])
+    for number, channels in ((1, 24), (2, 64), (6, 256)):
+        identities = np.zeros((channels, channels, 3, 3))
+        identities[np.arange(channels), np.arange(channels), 1, 1] = 1
+        np.testing.assert_array_equal(views[f"conv{number}.weight"][:channels], identities)
+    assert views["linear1.weight"].std() == pytest.approx(1, rel=0.03)
+    assert not views["norm1.bias"].any()
 
 
 def test_convnet_is_two_convolutions_and_a_linear_layer() -> None:

@@ -54,14 +54,15 @@ def whitened(tmp_path: Path) -> dict[str, Any]:
     return {"model": f"{tmp_path / 'whitened.py'}:build", "model_options": {}}
 
 
-@pytest.mark.parametrize("count", [18, 5000])
+@pytest.mark.parametrize(("images", "size"), [(18, 64 << 20), (5000, 64 << 20), (5000, 18 * 84)])
 def test_the_first_images_of_each_shard_are_taken_in_the_order_of_the_shards(
-    count: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: int, size: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(initial, "SAMPLE_IMAGES", count)
+    monkeypatch.setattr(initial, "SAMPLE_IMAGES", images)
+    monkeypatch.setattr(initial, "SAMPLE_BYTES", size)  # an image has 84
     alone = set_up(configuration(data, tmp_path / "run"), Communicator()).shards.train
     found = sample_images(alone, 4, Communicator())
-    numbers = [4, 5, 4, 5] if count == 18 else [26, 25, 25, 25]
+    numbers = [4, 5, 4, 5] if images == 18 or size == 18 * 84 else [26, 25, 25, 25]
     expected = [alone[shard].images[:number] for shard, number in enumerate(numbers)]
     np.testing.assert_array_equal(found, np.concatenate(expected))
 

@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet20": {"width": 2, "blocks": 1},
     "resnet9": {"width": 1},
     "vgg11": {"width": 1},
+    "airbench": {"widths": [2, 3, 3]},
 }
 
 each_recipe = pytest.mark.parametrize("name", recipe_names())
@@ -87,6 +88,7 @@ def small_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("convnet", (3, 2, 3), 4, "smaller than the kernel"),
         ("convnet-30", (3, 4, 4), 4, "--crop reflect needs images larger than 4 pixels, these are 4 x 4"),
         ("resnet9", (3, 9, 7), 4, "--cutout 8 needs images larger than 8 pixels, these are 9 x 7"),
+        ("airbench93", (3, 8, 9), 8, "airbench needs images of at least 9 x 9 pixels, these are 8 x 9"),
         ("resnet20", (3, 8, 8), 3, "--batch-size 128 is not a multiple of the 3 shards"),
     ],
 )

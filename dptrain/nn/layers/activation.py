@@ -63,6 +63,7 @@ class ReLU(Activation):
     derivative_dtype = bool
 
     def compute(self, x: Array, y: Array, derivative: Array | None, workspace: Workspace) -> None:
-        np.maximum(x, 0, out=y)
+        # With an array of zeros np.maximum takes a third of its time with the number 0.
+        np.maximum(x, workspace.array(self.name, "zeros", x.shape, zeroed=True), out=y)
         if derivative is not None:
             np.greater(x, 0, out=derivative)

@@ -29,7 +29,7 @@ def _imported_when_called(name: str) -> Architecture:
 ARCHITECTURES: dict[str, Architecture] = {
     "convnet": convnet,
     "linear": linear,
-    **{name: _imported_when_called(name) for name in ("resnet20", "vgg11", "resnet9")},
+    **{name: _imported_when_called(name) for name in ("resnet20", "vgg11", "resnet9", "airbench")},
 }
 
 __all__ = ["ARCHITECTURES", "Architecture", "convnet", "linear"]

@@ -1,0 +1,121 @@
+"""Checks of every architecture that need no reference: it memorises a batch, learns a pattern, and learns no noise.
+
+Narrow versions on small images, trained by AdamW in one process.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from networks import ready
+from numpy.typing import NDArray
+
+from dptrain.arrays.memory import Array, Workspace
+from dptrain.nn.network import Network
+from dptrain.nn.zoo import ARCHITECTURES
+from dptrain.optim.adamw import AdamW
+from dptrain.optim.optimizer import Parameter
+
+CLASSES = 10
+# Options of narrow versions; an architecture gets the first that it takes.
+SMALL: tuple[dict[str, Any], ...] = ({"width": 8, "blocks": 1}, {"width": 8}, {"widths": [8, 16]}, {})
+# The last layer of these begins with He's weights: logits have twice the variance of its inputs. Others begin smaller.
+EXCESS_OF_LOSS = {"convnet": 5.0, "linear": 2.0, "resnet20": 2.0}
+
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+def small(name: str) -> Network:
+    """A narrow version for the smallest images that it takes."""
+    for size in (8, 16, 32):
+        for options in SMALL:
+            try:
+                return Network(ARCHITECTURES[name]((3, size, size), CLASSES, **options), (3, size, size))
+            except (TypeError, ValueError):
+                continue
+    raise ValueError(f"{name} does not take 32 x 32 images")
+
+
+def patterns(network: Network, samples: int, seed: int) -> tuple[Array, NDArray[np.int64]]:
+    """A random image for each class, the same for every seed, plus noise: (H, W, N, C) and (N,)."""
+    channels, *extents = network.input_shape
+    labels = np.arange(samples, dtype=np.int64) % CLASSES
+    means = np.random.default_rng(0).normal(size=(*extents, CLASSES, channels))
+    noise = np.random.default_rng(seed).normal(0, 0.7, size=(*extents, samples, channels))
+    return (means[..., labels, :] + noise).astype(np.float32), labels
+
+
+def shuffled(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """In place of each label, every label equally often."""
+    return (labels + np.arange(len(labels)) // CLASSES) % CLASSES
+
+
+def trained(network: Network, images: Array, labels: NDArray[np.int64], steps: int, batch: int) -> dict[str, Array]:
+    """The vectors after training."""
+    optimizer = AdamW([Parameter(name, shape) for name, shape in network.layout.shapes.items()], weight_decay=0)
+    vectors = network.initial(0)
+    vectors |= {slot: np.zeros_like(vectors["parameters"]) for slot in optimizer.slots}
+    gradient, statistics = np.empty_like(vectors["parameters"]), np.empty_like(vectors["buffers"])
+    workspace, generator = Workspace(), np.random.default_rng(0)
+    for step in range(steps):
+        rows = generator.permutation(len(labels))[:batch]
+        prepared = network.prepare(vectors["parameters"], vectors["buffers"], workspace)
+        some = np.ascontiguousarray(images[..., rows, :])
+        network.loss_and_grad(prepared, some, labels[rows], gradient, workspace, statistics=statistics)
+        optimizer.update(vectors, gradient / batch, 0.01, step)
+        network.update_buffers(vectors["buffers"], statistics / batch)
+    return vectors
+
+
+def predictions(network: Network, vectors: dict[str, Array], images: Array) -> Array:
+    """Logits (N, K)."""
+    return network.predict(ready(network, vectors["parameters"], vectors["buffers"]), images, Workspace()).copy()
+
+
+def accuracy(network: Network, vectors: dict[str, Array], images: Array, labels: NDArray[np.int64]) -> float:
+    return float((predictions(network, vectors, images).argmax(axis=1) == labels).mean())
+
+
+@every_architecture
+def test_it_memorises_one_batch_with_shuffled_labels(name: str) -> None:
+    network = small(name)
+    images, labels = patterns(network, 40, seed=1)
+    labels = shuffled(labels)
+    assert accuracy(network, network.initial(0), images, labels) < 0.4
+    assert accuracy(network, trained(network, images, labels, steps=50, batch=40), images, labels) == 1
+
+
+@every_architecture
+def test_it_learns_a_pattern_but_nothing_from_shuffled_labels(name: str) -> None:
+    """On samples that it has not seen. Chance is 0.1."""
+    network = small(name)
+    images, labels = patterns(network, 200, seed=1)
+    unseen = patterns(network, 100, seed=2)
+    assert accuracy(network, trained(network, images, labels, steps=40, batch=50), *unseen) > 0.9
+    assert accuracy(network, trained(network, images, shuffled(labels), steps=40, batch=50), *unseen) < 0.35
+
+
+@every_architecture
+def test_the_loss_at_initialisation_is_log_k(name: str) -> None:
+    """Within 0.3, or by the table: logits of variance v add about v / 2."""
+    network = small(name)
+    images, labels = patterns(network, 60, seed=1)
+    vectors, gradient = network.initial(0), np.empty(network.layout.size, np.float32)
+    prepared = ready(network, vectors["parameters"], vectors["buffers"])
+    outcome = network.loss_and_grad(prepared, images, labels, gradient, Workspace())
+    expected = math.log(CLASSES)
+    assert expected - 0.1 < outcome.loss_sum / len(labels) < expected + EXCESS_OF_LOSS.get(name, 0.3)
+
+
+@every_architecture
+def test_the_evaluation_of_a_sample_does_not_depend_on_the_others(name: str) -> None:
+    network = small(name)
+    images, _ = patterns(network, 5, seed=1)
+    expected = predictions(network, network.initial(0), images)
+    images[..., [0, 1, 3, 4], :] *= -100
+    found = predictions(network, network.initial(0), images)
+    assert np.array_equal(found[2], expected[2])
+    assert not np.isclose(found[[0, 1, 3, 4]], expected[[0, 1, 3, 4]]).all()
