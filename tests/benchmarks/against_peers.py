@@ -1,6 +1,6 @@
 """Images per second and peak memory of dptrain's training step against PyTorch, TensorFlow and JAX.
 
-    python tests/benchmarks/against_peers.py [--work convnet-64 ...] [--peers pytorch ...] [--runs 5]
+    python tests/benchmarks/against_peers.py [--work convnet-64 ...] [--peers pytorch ...] [--runs 5] [--avx2]
 
 Each peer is installed when needed in a separate environment below ~/.cache/dptrain/peers (--environments), at the
 version written below. Each run is a new process on as many cores as it has threads, and all take turns, so
@@ -119,13 +119,24 @@ def report(entered: list[Contender]) -> None:
         )
 
 
+AVX2 = {  # as on a CPU without AVX-512
+    "OPENBLAS_CORETYPE": "Haswell",
+    "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "ATEN_CPU_CAPABILITY": "avx2",
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--peers", nargs="+", choices=REQUIREMENTS, default=list(REQUIREMENTS))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "dptrain" / "peers")
+    parser.add_argument("--avx2", action="store_true", help="hold NumPy, OpenBLAS and PyTorch to AVX2")
     options = parser.parse_args()
+    if options.avx2:
+        os.environ.update(AVX2)
     pythons = {peer: install(peer, options.environments) for peer in options.peers}
     for name in options.work:
         work = WORKS[name]
