@@ -47,6 +47,10 @@ class TorchNetwork:
                 return self._batch_norm(layer, training, x, weight, bias)
             case "ReLU":
                 return functional.relu(x)
+            case "GELU":
+                return functional.gelu(x, approximate="tanh")
+            case "Scale":
+                return x * layer.factor
             case "Flatten":
                 return x.flatten(1)
             case "MaxPool2d":

@@ -31,29 +31,32 @@ BENCHMARKS = {
     "reduce": "both reductions, for several lengths of the gradient",
     "data": "packing, reading and batches, each alone",
     "scaling": "the training step on more and more cores, as ranks and as one process",
+    "unconnected": "the training step of ranks against that of ranks that train alone",
 }
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the four benchmarks and their flags; `benchmark` is the function that runs one."""
+    """Add the benchmarks and their flags; `benchmark` is the function that runs one."""
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
-    step, reduce, data, scaling = (kinds.add_parser(name, help=text) for name, text in BENCHMARKS.items())
-    for kind, benchmark in ((step, _step), (reduce, _reduce), (data, _data), (scaling, _scaling)):
+    step, reduce, data, scaling, unconnected = (kinds.add_parser(name, help=text) for name, text in BENCHMARKS.items())
+    benchmarks = (_step, _reduce, _data, _scaling, _unconnected)
+    for kind, benchmark in zip((step, reduce, data, scaling, unconnected), benchmarks, strict=True):
         kind.set_defaults(benchmark=benchmark)
         kind.add_argument("--json", action="store_true", help="print JSON")
         _add_numbers(kind, "--shards", 8, "shards of the data")
-    for kind in (step, data, scaling):
+    for kind in (step, data, scaling, unconnected):
         add_flags(kind, ["batch_size"], defaults=True)
         _add_numbers(kind, "--image", [3, 32, 32], "shape of an image", nargs=3, metavar=("C", "H", "W"))
         _add_numbers(kind, "--classes", 10, "classes")
-    for kind in (step, data):
+    for kind in (step, data, unconnected):
         add_flags(kind, ["threads"], defaults=True)
-    for kind in (step, scaling):
+    for kind in (step, scaling, unconnected):
         add_flags(kind, ["model", "model_options", "reduction", "l2_kib", "portable"], defaults=True)
-        _add_numbers(kind, "--steps", 60, "steps to measure")
+        _add_numbers(kind, "--steps", 10 if kind is unconnected else 60, "steps to measure")
     _add_numbers(reduce, "--lengths", [60_362, 1_000_000, 10_000_000], "numbers in a gradient", nargs="+")
     _add_numbers(reduce, "--runs", 30, "repetitions")
     _add_numbers(data, "--samples", 50_000, "images")
+    _add_numbers(unconnected, "--runs", 60, "stretches of steps of each kind, in turn")
     _add_numbers(scaling, "--cores", None, "cores to run on", nargs="+")
     _add_numbers(scaling, "--batch-size-per-core", 64, "batch size per core, for weak scaling")
     _add_numbers(scaling, "--runs", 5, "runs of each setting, in turn")
@@ -118,6 +121,14 @@ def _data(parsed: argparse.Namespace, communicator: Communicator) -> dict[str, A
     rates = measure_batches(communicator, shape, parsed.classes, batch_size=parsed.batch_size, **sizes)
     files = measure_files(shape, parsed.classes, **sizes) if communicator.rank == 0 else {}
     return {**files, "batches": rates, "ranks": communicator.size, "threads": threads, "unit": "images/s"}
+
+
+def _unconnected(parsed: argparse.Namespace, communicator: Communicator) -> dict[str, Any]:
+    from dptrain.bench.unconnected import measure_unconnected
+
+    config = TrainConfig(**{name: getattr(parsed, name) for name in STEP_KEYS})
+    sizes = {"shards": parsed.shards, "steps": parsed.steps, "runs": parsed.runs}
+    return measure_unconnected(config, communicator, tuple(parsed.image), parsed.classes, **sizes)
 
 
 def _scaling(parsed: argparse.Namespace, communicator: Communicator) -> list[dict[str, Any]]:

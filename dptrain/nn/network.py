@@ -95,8 +95,8 @@ class Network:
         It must not change while arrays in a workspace are in use.
         """
         self.l2_kib = kib
-        for stage in self.stages:
-            stage.set_cache(kib)
+        for node in [*self.graph.nodes, *self.evaluation_graph.nodes]:
+            node.layer.set_cache(kib)
 
     def spec(self) -> dict[str, Any]:
         """What the network computes, in JSON values."""

@@ -29,7 +29,10 @@ from dptrain.arrays.random import Draws
 from dptrain.nn.graph import Graph
 from dptrain.nn.layer import CoupledLayer, Pass, Runner, is_users
 
-# Samples of a block, in a network that couples samples. At least so many values a sample ... see `_block`.
+# In a network that couples samples a block has 8 to 256 samples: doubled until its layers' outputs have 8 times as many
+# values as there are parameters. For wide layers with small maps the work for each parameter is large: 256 channels on
+# 3 x 3 pixels took 770 us a sample in blocks of 8, 330 in blocks of 64 (measured on Zen 4). Layers with larger maps
+# differ by less than 10 % from 8 to 64 samples; few samples need less memory.
 LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 256, 8
 OWNER = "segments"  # of arrays for whole microbatches
 

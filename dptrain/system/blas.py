@@ -49,8 +49,15 @@ def ensure_one_thread() -> dict[str, str]:
                 f"results need; set {variables} before starting"
             )
     names = {f"{pool['internal_api']} {pool['version']}" for pool in pools}
-    cores = {str(pool.get("architecture", "unknown")) for pool in pools}
-    return {"blas": ", ".join(sorted(names)) or "unknown", "blas_core": ", ".join(sorted(cores)) or "unknown"}
+    return {"blas": ", ".join(sorted(names)) or "unknown", "blas_core": ", ".join(sorted(kernels())) or "unknown"}
+
+
+def kernels() -> set[str]:
+    """OpenBLAS's names of the kernels that it has chosen for this CPU, such as "Haswell"."""
+    import threadpoolctl
+
+    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    return {str(pool.get("architecture", "unknown")) for pool in pools}
 
 
 def request_portable_kernels() -> None:

@@ -17,6 +17,7 @@ from dptrain.data.transforms import check_transforms, check_views, make_transfor
 from dptrain.errors import DataError, UsageError
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network
+from dptrain.optim import optimizer_class
 from dptrain.optim.schedule import Schedule, check_options, make_schedule
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
@@ -35,8 +36,8 @@ from dptrain.training.step import NO_REQUESTS, GradientWork, TrainingStep
 from dptrain.training.update import Update, make_update
 
 # Float32 vectors of the parameters' length that a rank has in addition to one gradient a shard: the parameters, their
-# copy for the workers, momentum, the summed gradient, the optimizer's scratch.
-VECTORS = 5
+# copy for the workers, the summed gradient, the optimizer's scratch. Training adds the optimizer's slots and averages.
+VECTORS = 4
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -181,7 +182,10 @@ def open_task(
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
         network.set_cache(l2_kib)
         numbers, size = placement.shards_of(communicator.rank), network.layout.size
-        vectors = VECTORS + len(numbers) * ("train" in splits)
+        vectors = VECTORS
+        if "train" in splits:
+            slots = optimizer_class(config.optimizer).slots
+            vectors += len(numbers) + len(slots) + (config.average != "none")
         check_memory(4 * size * vectors, f"{size:,} parameters and {len(numbers)} shards")
         shards = load_shards(folder, manifest, numbers, threads, splits, loaded, communicator.activity.progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description(), "algorithms": network.tuning()}

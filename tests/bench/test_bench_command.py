@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 from command_runs import assert_one_error, dptrain_here
 from mpi_runs import dptrain, own_mpi
+from thread_ranks import on_ranks
 
 from dptrain.bench import scaling, step
 from dptrain.bench.scaling import Setting, powers_of_two, settings
+from dptrain.bench.unconnected import measure_unconnected
+from dptrain.config.train import TrainConfig
+from dptrain.errors import DptrainError
+from dptrain.parallel.communicator import Communicator
 
 SMALL = ("--image", "1", "8", "8", "--classes", "3", "--batch-size", "16")
 
@@ -72,6 +77,29 @@ def test_bench_data_measures_packing_reading_and_batches(ranks: int, tmp_path: P
 def test_figures_are_printed_as_tables(words: tuple[str, ...], cells: list[str], tmp_path: Path) -> None:
     table = dptrain_here("bench", *words, cwd=tmp_path).stdout
     assert all(cell in table for cell in cells)
+
+
+@pytest.mark.mpi
+@pytest.mark.once
+def test_bench_unconnected_compares_ranks_with_ranks_that_train_alone(tmp_path: Path) -> None:
+    found = figures(2, tmp_path, "unconnected", *SMALL, "--steps", "2", "--runs", "3")
+    assert (found["ranks"], found["batch_size"], found["steps"], found["runs"]) == (2, 16, 2, 3)
+    assert min(found["connected_images_per_second"], found["unconnected_images_per_second"]) > 0
+    assert found["middle_half"][0] <= found["ratio"] <= found["middle_half"][1]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "shards", "message"),
+    [(1, 8, "start it with mpirun -n 2"), (2, 9, "--shards 9 is not a multiple of the 2 ranks")],
+)
+def test_bench_unconnected_refuses_what_cannot_be_compared(ranks: int, shards: int, message: str) -> None:
+    config = TrainConfig(threads=1)
+
+    def measure(rank: Communicator) -> None:
+        with pytest.raises(DptrainError, match=message):
+            measure_unconnected(config, rank, (1, 8, 8), 3, shards=shards, steps=1, runs=1)
+
+    on_ranks(ranks, measure)
 
 
 def test_scaling_has_settings_of_ranks_and_of_threads() -> None:

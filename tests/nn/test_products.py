@@ -1,10 +1,22 @@
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptrain.arrays.memory import Workspace
+from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution import products
+
+DETECT = products.has_small_kernels.__wrapped__  # before any test replaces it, and not cached
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_kernels() -> Iterator[None]:
+    """Products are cut as with OpenBLAS's kernels for AVX-512, on every CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "has_small_kernels", lambda: True)
+        yield
 
 
 @settings(max_examples=40, deadline=None)
@@ -52,3 +64,27 @@ def test_a_block_divides_the_extent_and_its_product_is_small(others: int, extent
     if block:
         assert extent % block == 0
         assert others * block <= products.SMALL
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_products_are_cut_only_for_kernels_that_multiply_small_matrices_in_place(
+    cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def matmul(a: Array, b: Array, out: Array) -> None:
+        shapes.append(out.shape)
+        np.einsum("...ik,...kj->...ij", a, b, out=out)
+
+    monkeypatch.setattr(products, "has_small_kernels", lambda: cut)
+    monkeypatch.setattr(np, "matmul", matmul)
+    products.matmul(np.ones((128, 256)), np.ones((256, 256)), np.empty((128, 256)))
+    long, workspace = np.ones((36, 8192)), Workspace(np.float64)
+    products.matmul_of_long(long, np.ones((8192, 32)), np.empty((36, 32)), "layer", workspace)
+    assert shapes == ([(16, 128, 16), (16, 36, 32)] if cut else [(128, 256), (36, 32)])
+
+
+@pytest.mark.parametrize(("core", "small"), [("SkylakeX", True), ("Haswell", False), ("Zen", False)])
+def test_small_kernels_are_recognised_by_name(core: str, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "kernels", lambda: {core})
+    assert DETECT() == small

@@ -48,7 +48,7 @@ def correlation(algorithm: str, geometry: Geometry, q: int) -> Correlation:
 
     On 22 shapes of 1 x 1 to 32 x 32 pixels and 3 to 512 channels, among them those of airbench, ResNet-20 and convnet,
     it took at most 19 % longer than the best, 2 % on average (measured: both passes of 8, 32 and 128 samples on a core
-    of Zen 4, with OpenBLAS's AVX-512 and AVX2 kernels).
+    of Zen 4, with OpenBLAS's AVX2 kernels).
     """
     possible = possible_algorithms(geometry)
     if algorithm == "auto" and not set(possible) & set(OF_TILES):

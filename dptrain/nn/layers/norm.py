@@ -75,15 +75,15 @@ class BatchNorm2d(CoupledLayer):
         ]
 
     def collect(self, x: Array, call: Pass) -> Moments:
-        rows, count = by_rows(x), x.size // x.shape[3]
+        rows, count, workspace = by_rows(x), x.size // x.shape[3], call.workspace
         mean = _by_channel(rows.sum(axis=0), x) / count
-        shift = tiled(mean, x, "shift", call.workspace)
-        squares = np.zeros(rows.shape[1], x.dtype)
-        for piece in pieces(rows.shape):
-            columns, part = piece[1], rows[piece]
-            part = np.subtract(part, shift[columns], out=_temporary(part.shape, call.workspace))
-            squares[columns] += np.einsum("hl,hl->l", part, part)
-        return Moments(count, mean, _by_channel(squares, x))
+        shift, squares = tiled(mean, x, "shift", workspace), np.zeros_like(mean)
+        for piece in pieces(x):
+            part = rows[piece]
+            part = np.subtract(part, shift[piece[1]], out=_temporary(part.shape, workspace))
+            part *= part
+            squares += _channel_sums(part, self.channels, workspace)
+        return Moments(count, mean, squares)
 
     def join(self, parts: Sequence[Moments], call: Pass) -> Coupling:
         count, mean, squares = joined(parts)
@@ -111,7 +111,7 @@ class BatchNorm2d(CoupledLayer):
         derivative = None
         if activation is not None and call.training:
             derivative = workspace.array(self.name, "derivative", rows.shape, activation.derivative_dtype)
-        for piece in pieces(rows.shape):
+        for piece in pieces(x):
             columns = piece[1]
             out = y[piece] if activation is None else _temporary(y[piece].shape, workspace)
             np.multiply(rows[piece], factor[columns], out=out)
@@ -125,17 +125,18 @@ class BatchNorm2d(CoupledLayer):
         _, derivative, coupling = saved
         rows, drows, douts = by_rows(x), by_rows(dy), by_rows(out)
         shift = tiled(coupling.mean, x, "shift", call.workspace)
-        sums, along = np.zeros((2, rows.shape[1]), dy.dtype)
-        for piece in pieces(rows.shape):
-            columns, dout = piece[1], douts[piece]
-            if derivative is not None:
-                np.multiply(drows[piece], derivative[piece], out=dout)
-            elif out is not dy:
+        sums, along = np.zeros((2, self.channels), dy.dtype)
+        for piece in pieces(x):
+            dout = douts[piece]
+            if derivative is None:
                 np.copyto(dout, drows[piece])
-            sums[columns] += dout.sum(axis=0)
-            part = np.subtract(rows[piece], shift[columns], out=_temporary(dout.shape, call.workspace))
-            along[columns] += np.einsum("hl,hl->l", part, dout)
-        return _by_channel(sums, x), _by_channel(along, x) * coupling.scale
+            else:
+                np.multiply(drows[piece], derivative[piece], out=dout)
+            sums += _channel_sums(dout, self.channels, call.workspace)
+            part = np.subtract(rows[piece], shift[piece[1]], out=_temporary(dout.shape, call.workspace))
+            part *= dout
+            along += _channel_sums(part, self.channels, call.workspace)
+        return sums, along * coupling.scale
 
     def join_backward(self, parts: Sequence[tuple[Array, Array]], coupling: Coupling, call: Pass) -> Slopes:
         dbias, dweight = np.sum(parts, axis=0)
@@ -147,7 +148,8 @@ class BatchNorm2d(CoupledLayer):
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
         if call.coupling is None:
             x = saved[0]
-            slopes = self.join_backward([self.collect_backward(dy, x, saved, dy, call)], saved[2], call)
+            dy, given = call.workspace.array(self.name, "dz", dy.shape), dy
+            slopes = self.join_backward([self.collect_backward(given, x, saved, dy, call)], saved[2], call)
         else:
             x, slopes = saved, call.coupling
         if not call.need_dx:
@@ -159,7 +161,7 @@ class BatchNorm2d(CoupledLayer):
         factor, slope = tiled(factor, x, "factor", call.workspace), tiled(slope, x, "slope", call.workspace)
         rows, drows = by_rows(x), by_rows(dy)
         dx = call.workspace.array(self.name, "dx", rows.shape)
-        for piece in pieces(rows.shape):
+        for piece in pieces(x):
             columns, out = piece[1], dx[piece]
             np.multiply(rows[piece], slope[columns], out=out)
             out += offset[columns]
@@ -212,13 +214,14 @@ def tiled(values: Array, x: Array, purpose: str, workspace: Workspace) -> Array:
     return row.reshape(-1)
 
 
-def pieces(shape: Shape) -> Iterator[tuple[slice, slice]]:
-    """Slices of an array (H, L), each of at most PIECE values."""
-    height, length = shape
+def pieces(x: Array) -> Iterator[tuple[slice, slice]]:
+    """Slices of `by_rows(x)`, each of at most PIECE values and of whole pixels (C,)."""
+    height, width, samples, channels = x.shape
+    length, along = width * samples * channels, max(1, PIECE // channels) * channels
     down = max(1, PIECE // max(1, length))
     for top in range(0, height, down):
-        for left in range(0, length, PIECE):
-            yield slice(top, top + down), slice(left, left + PIECE)
+        for left in range(0, length, along):
+            yield slice(top, top + down), slice(left, left + along)
 
 
 def _temporary(shape: Shape, workspace: Workspace) -> Array:
@@ -228,3 +231,12 @@ def _temporary(shape: Shape, workspace: Workspace) -> Array:
 def _by_channel(sums: Array, x: Array) -> Array:
     """Sums of the columns of `by_rows(x)`, added up by channel: (C,)."""
     return cast(Array, sums.reshape(-1, x.shape[3]).sum(axis=0))
+
+
+def _channel_sums(piece: Array, channels: int, workspace: Workspace) -> Array:
+    """(C,): a product with ones takes a quarter of the time of NumPy's sum of rows (measured)."""
+    pixels = piece.reshape(-1, channels)
+    units = workspace.scratch("norm", "ones", (len(pixels),))
+    units.fill(1)
+    sums: Array = units @ pixels
+    return sums

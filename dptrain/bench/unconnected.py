@@ -1,0 +1,64 @@
+"""bench unconnected: what synchronization costs, against ranks that train alone.
+
+Both train in the same processes, in stretches of a few steps that alternate, so that a drift of the machine's speed
+affects both. In one stretch the ranks make steps together; in the next each makes steps of its own, with its share of
+the shards and of the batch, and without a message to the others.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+from dptrain.bench.step import WARM_UP, take_steps
+from dptrain.bench.workload import make_workload
+from dptrain.config.train import TrainConfig
+from dptrain.errors import UsageError
+from dptrain.parallel.communicator import Communicator, together
+
+
+def measure_unconnected(
+    config: TrainConfig,
+    communicator: Communicator,
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    shards: int,
+    steps: int,
+    runs: int,
+) -> dict[str, Any]:
+    """Images/s of `runs` stretches of `steps` steps of each kind, and the median of the ratios of neighbours."""
+    ranks = communicator.size
+    with together(communicator):
+        if ranks == 1:
+            raise UsageError("bench unconnected compares ranks: start it with mpirun -n 2 or dptrain launch -n 2")
+        if shards % ranks:
+            raise UsageError(f"--shards {shards} is not a multiple of the {ranks} ranks: they could not be compared")
+    config = replace(config, threads=config.threads or 1)
+    connected = make_workload(config, communicator, shape, classes, shards)
+    share = replace(config, batch_size=config.batch_size // ranks)
+    alone = make_workload(share, Communicator(), shape, classes, shards // ranks)
+    for engine, state in (connected, alone):
+        take_steps(engine, state, WARM_UP)
+    rates: dict[str, list[float]] = {"connected": [], "unconnected": []}
+    for _ in range(runs):
+        for name, (engine, state) in (("connected", connected), ("unconnected", alone)):
+            communicator.barrier()
+            started = time.perf_counter()
+            take_steps(engine, state, steps)
+            seconds = communicator.allgather(time.perf_counter() - started)
+            rates[name].append(sum(share.batch_size * steps / one for one in seconds))
+    ratios = [together / apart for together, apart in zip(rates["connected"], rates["unconnected"], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4) if runs > 1 else (ratios[0],) * 3
+    return {
+        "connected_images_per_second": statistics.median(rates["connected"]),
+        "unconnected_images_per_second": statistics.median(rates["unconnected"]),
+        "ratio": statistics.median(ratios),
+        "middle_half": [low, high],
+        "ranks": ranks,
+        "batch_size": config.batch_size,
+        "steps": steps,
+        "runs": runs,
+    }
