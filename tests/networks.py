@@ -9,6 +9,21 @@ import numpy as np
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.layer import Layer, Pass
 from dptrain.nn.network import Network, Prepared
+from dptrain.nn.zoo import ARCHITECTURES
+
+# Options of narrow versions; an architecture gets the first that it takes.
+NARROW: tuple[dict[str, Any], ...] = ({"width": 8, "blocks": 1}, {"width": 8}, {"widths": [8, 16]}, {})
+
+
+def narrow(name: str, classes: int) -> Network:
+    """A narrow version of an architecture, for the smallest images that it takes."""
+    for size in (8, 16, 32):
+        for options in NARROW:
+            try:
+                return Network(ARCHITECTURES[name]((3, size, size), classes, **options), (3, size, size))
+            except (TypeError, ValueError):
+                continue
+    raise ValueError(f"{name} does not take 32 x 32 images")
 
 
 def ready(network: Network, parameters: Array, buffers: Array | None = None) -> Prepared:

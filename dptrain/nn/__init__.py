@@ -1,8 +1,8 @@
 """The network in NumPy alone: no files, no MPI.
 
-Read in this order: tensor, layer; of layers: linear, activation, flatten, pool, conv; of convolution: correlation,
-im2col, winograd, products, cost; then graph, fused_conv, fused_norm, fusion, folding, loss, segments, network; then
-check, hidden_state, finite, zoo.
+Read in this order: tensor, layer; of layers: linear, activation, flatten, pool, conv, whitening; of convolution:
+correlation, im2col, winograd, pointwise, depthwise, grouped, products, cost; then graph, fused_conv, fused_norm,
+fusion, folding, loss, segments, network; then check, hidden_state, finite, zoo.
 
 Shapes, everywhere in this package:
 

@@ -6,11 +6,10 @@ Narrow versions on small images, trained by AdamW in one process.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
-from networks import ready
+from networks import narrow, ready
 from numpy.typing import NDArray
 
 from dptrain.arrays.memory import Array, Workspace
@@ -20,23 +19,10 @@ from dptrain.optim.adamw import AdamW
 from dptrain.optim.optimizer import Parameter
 
 CLASSES = 10
-# Options of narrow versions; an architecture gets the first that it takes.
-SMALL: tuple[dict[str, Any], ...] = ({"width": 8, "blocks": 1}, {"width": 8}, {"widths": [8, 16]}, {})
 # The last layer of these begins with He's weights: logits have twice the variance of its inputs. Others begin smaller.
 EXCESS_OF_LOSS = {"convnet": 5.0, "linear": 2.0, "resnet20": 2.0}
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
-
-
-def small(name: str) -> Network:
-    """A narrow version for the smallest images that it takes."""
-    for size in (8, 16, 32):
-        for options in SMALL:
-            try:
-                return Network(ARCHITECTURES[name]((3, size, size), CLASSES, **options), (3, size, size))
-            except (TypeError, ValueError):
-                continue
-    raise ValueError(f"{name} does not take 32 x 32 images")
 
 
 def patterns(network: Network, samples: int, seed: int) -> tuple[Array, NDArray[np.int64]]:
@@ -81,7 +67,7 @@ def accuracy(network: Network, vectors: dict[str, Array], images: Array, labels:
 
 @every_architecture
 def test_it_memorises_one_batch_with_shuffled_labels(name: str) -> None:
-    network = small(name)
+    network = narrow(name, CLASSES)
     images, labels = patterns(network, 40, seed=1)
     labels = shuffled(labels)
     assert accuracy(network, network.initial(0), images, labels) < 0.4
@@ -91,7 +77,7 @@ def test_it_memorises_one_batch_with_shuffled_labels(name: str) -> None:
 @every_architecture
 def test_it_learns_a_pattern_but_nothing_from_shuffled_labels(name: str) -> None:
     """On samples that it has not seen. Chance is 0.1."""
-    network = small(name)
+    network = narrow(name, CLASSES)
     images, labels = patterns(network, 200, seed=1)
     unseen = patterns(network, 100, seed=2)
     assert accuracy(network, trained(network, images, labels, steps=40, batch=50), *unseen) > 0.9
@@ -101,7 +87,7 @@ def test_it_learns_a_pattern_but_nothing_from_shuffled_labels(name: str) -> None
 @every_architecture
 def test_the_loss_at_initialisation_is_log_k(name: str) -> None:
     """Within 0.3, or by the table: logits of variance v add about v / 2."""
-    network = small(name)
+    network = narrow(name, CLASSES)
     images, labels = patterns(network, 60, seed=1)
     vectors, gradient = network.initial(0), np.empty(network.layout.size, np.float32)
     prepared = ready(network, vectors["parameters"], vectors["buffers"])
@@ -112,7 +98,7 @@ def test_the_loss_at_initialisation_is_log_k(name: str) -> None:
 
 @every_architecture
 def test_the_evaluation_of_a_sample_does_not_depend_on_the_others(name: str) -> None:
-    network = small(name)
+    network = narrow(name, CLASSES)
     images, _ = patterns(network, 5, seed=1)
     expected = predictions(network, network.initial(0), images)
     images[..., [0, 1, 3, 4], :] *= -100
