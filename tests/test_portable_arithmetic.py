@@ -33,7 +33,7 @@ EXACT = {
 NOT_EXACT = {"linalg", "fft", "interp", "sinc", "logspace", "geomspace", "polyfit"}
 EXACT_MATH = {
     *("sqrt", "isqrt", "fsum", "prod", "gcd", "lcm", "comb", "floor", "ceil", "frexp", "ldexp"),
-    *("isfinite", "isnan", "isinf", "inf", "nan", "pi", "e"),
+    *("isfinite", "isnan", "isinf", "copysign", "inf", "nan", "pi", "e"),
 }
 
 
