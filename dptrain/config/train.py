@@ -102,11 +102,15 @@ class OptimizerConfig(Config):
     clip_norm: float = key(0.0, BITS, "largest norm of the gradient, which is scaled down to it (0: off)", at_least=0.0)
     average: str = key("none", RUN, "average of the parameters, evaluated in their place", choices=AVERAGES)
     average_options: Mapping[str, Any] = key({}, BITS, "arguments of the average", example="decay = 0.99")
-    group_lr: Mapping[str, Any] = key({}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10")
-    group_epochs: Mapping[str, Any] = key(
-        {}, BITS, "epochs after which groups are frozen", rule=FACTORS, example="first.bias = 3"
+    group_lr: Mapping[str, Any] = key(
+        {}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10", dotted=True
     )
-    group_decay: Mapping[str, Any] = key({}, BITS, "weight decay factors of groups", rule=FACTORS, example="bias = 1")
+    group_epochs: Mapping[str, Any] = key(
+        {}, BITS, "epochs after which groups are frozen", rule=FACTORS, example="first.bias = 3", dotted=True
+    )
+    group_decay: Mapping[str, Any] = key(
+        {}, BITS, "weight decay factors of groups", rule=FACTORS, example="bias = 1", dotted=True
+    )
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
