@@ -15,7 +15,7 @@ from dptrain.nn.check import check_layer
 from dptrain.nn.convolution.cost import DENSE
 from dptrain.nn.fused_conv import ConvPoolReLU
 from dptrain.nn.fused_norm import NormActivation
-from dptrain.nn.graph import Residual
+from dptrain.nn.graph import Part, Residual
 from dptrain.nn.layer import Layer, Pass
 from dptrain.nn.layers.activation import Activation, ReLU
 from dptrain.nn.layers.conv import Conv2d
@@ -173,8 +173,8 @@ def test_a_gradient_added_to_that_of_a_fused_layer_does_not_stay(algorithm: str)
     """Pooling leaves out the last row and column, so the convolution does not read the last pixels of its input."""
     shape, workspace = (2, 9, 9), Workspace(np.float64)
 
-    pooled = [Conv2d(4, algorithm=algorithm), MaxPool2d(2)]
-    parts = [Conv2d(4, algorithm="im2col"), Residual(Conv2d(4, 4, stride=3), pooled), Flatten(), Linear(3)]
+    pooled: list[Part] = [Conv2d(4, algorithm=algorithm), MaxPool2d(2)]
+    parts: list[Part] = [Conv2d(4, algorithm="im2col"), Residual(Conv2d(4, 4, stride=3), pooled), Flatten(), Linear(3)]
     network = Network(parts, shape)
     generator = np.random.default_rng(0)
     parameters, images = generator.normal(size=network.layout.size), generator.normal(size=array_shape(shape, 3))
