@@ -14,6 +14,7 @@ from typing import Any
 from dptrain.config.keys import Config, Scope, key
 from dptrain.optim import NAMES as OPTIMIZERS
 from dptrain.optim.schedule import NAMES as SCHEDULES
+from dptrain.system.cache import LARGEST_KIB
 from dptrain.system.paths import typed_path
 
 RUN, BITS, FOLDER, PROCESS = Scope
@@ -138,7 +139,13 @@ class ParallelConfig(Config):
     """parallel computing"""
 
     threads: int = key(0, PROCESS, "shards that a rank computes at a time (0: its share of the cores)", at_least=0)
-    l2_kib: int = key(0, BITS, "KiB of a core's L2 cache to compute for (0: measured, or the checkpoint's)", at_least=0)
+    l2_kib: int = key(
+        0,
+        BITS,
+        "KiB of a core's L2 cache to compute for (0: measured, or the checkpoint's)",
+        at_least=0,
+        below=LARGEST_KIB + 1,
+    )
     reduction: str = key("tree", BITS, "sum of gradients (mpi: bits depend on the ranks)", choices=(*REDUCTIONS,))
     portable: bool = key(False, BITS, "the same bits on every x86-64 CPU with AVX2 and FMA; see the documentation")
     elastic: bool = key(False, PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")

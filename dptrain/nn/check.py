@@ -57,7 +57,8 @@ class CheckedRunner(Runner):
         return result
 
     def collect(self, layer: CoupledLayer, x: Array, call: Pass) -> Any:
-        return self._inner.collect(layer, x, call)
+        self._input_shapes[layer.name, x.shape[-2]] = [x.shape]  # `backward` gets these blocks, not those of `forward`
+        return self._inner.collect(layer, read_only(x), call)
 
     def collect_backward(self, layer: CoupledLayer, dy: Array, x: Array, saved: Any, out: Array, call: Pass) -> Any:
         return self._inner.collect_backward(layer, dy, x, saved, out, call)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from dptrain.arrays.memory import Array
-from dptrain.config.keys import KIND_NAMES, flag
-from dptrain.config.train import KEYS, OptimizerConfig, TrainConfig
+from dptrain.config.keys import flag
+from dptrain.config.train import OptimizerConfig, TrainConfig
 from dptrain.errors import UsageError
 from dptrain.nn.network import Network
 from dptrain.optim import optimizer_class, options_of
@@ -18,6 +19,13 @@ from dptrain.optim.optimizer import Optimizer
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.training.groups import make_parameters
+
+NUMBERS = (int, float)
+EXPECTED: dict[type, tuple[tuple[type, ...], str]] = {  # of an option's value, by the type of the default value
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: (NUMBERS, "a finite number"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,32 +51,32 @@ class Update:
 def make_update(config: TrainConfig, network: Network, steps_per_epoch: int) -> Update:
     """The update of a run; UsageError for options, or groups of parameters, that do not exist."""
     parameters = make_parameters(config, network, steps_per_epoch)
-    kind, known = optimizer_class(config.optimizer), options_of(config.optimizer)
+    known = options_of(config.optimizer)
     flags = {one.name: getattr(config, one.name) for one in fields(OptimizerConfig) if one.name in known}
-    check_options("optimizer", config.optimizer, kind, config.optimizer_options)
+    check_options("--optimizer-options", optimizer_class(config.optimizer), config.optimizer_options, flags)
     try:
-        optimizer = kind(parameters, **flags, **config.optimizer_options)
-    except (TypeError, ValueError) as error:
+        optimizer = optimizer_class(config.optimizer)(parameters, **flags, **config.optimizer_options)
+    except ValueError as error:
         raise UsageError(f"--optimizer-options {shown(config.optimizer_options, 200)}: {error}") from error
     if config.average != "none":
-        check_options("average", config.average, AVERAGES[config.average], config.average_options)
+        check_options("--average-options", AVERAGES[config.average], config.average_options)
     try:
         average = make_average(config.average, config.average_options)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(f"--average-options {shown(config.average_options, 200)}: {error}") from error
     return Update(optimizer, config.clip_norm, average)
 
 
-def check_options(key: str, chosen: str, kind: type, options: Mapping[str, Any]) -> None:
-    """UsageError unless the class of what was chosen takes these options, with values of the types of its defaults."""
-    defaults = kind.__init__.__kwdefaults__ or {}  # type: ignore[misc]
+def check_options(what: str, kind: type, options: Mapping[str, Any], flags: Collection[str] = ()) -> None:
+    """UsageError unless each option is a keyword argument of `kind`, of the type of its default value, and no flag."""
+    defaults: dict[str, Any] = kind.__init__.__kwdefaults__ or {}  # type: ignore[misc]
     for name, value in options.items():
-        if name in KEYS:
-            raise UsageError(f"--{key}-options: {name} is not one of them: give it as {flag(name)}")
-        if name not in defaults:
-            hint = did_you_mean(name, defaults.keys() - KEYS.keys())
-            raise UsageError(f"--{key}-options: --{key} {chosen} has no option {shown(repr(name), 60)}; {hint}")
-        expected = type(defaults[name])
-        if type(value) is not expected and (type(value), expected) != (int, float) and expected in KIND_NAMES:
-            given = shown(repr(value), 100)
-            raise UsageError(f"--{key}-options: {name} is {given}, expected {KIND_NAMES[expected]}")
+        if name in flags:
+            raise UsageError(f"{what}: {name} has a flag: give {flag(name)} instead")
+        known = sorted(defaults.keys() - flags)
+        if name not in known:
+            hint = did_you_mean(name, known, f"known: {', '.join(known) or 'none'}")
+            raise UsageError(f"{what}: {kind.__name__} has no option {shown(repr(name), 60)}; {hint}")
+        types, words = EXPECTED[type(defaults[name])]
+        if type(value) not in types or (types == NUMBERS and not math.isfinite(value)):
+            raise UsageError(f"{what}: {name} is {shown(repr(value), 60)}, expected {words}")

@@ -89,9 +89,9 @@ class BatchNorm2d(CoupledLayer):
         count, mean, squares = joined(parts)
         if count < 2:
             raise ModelError(
-                f"{where(self)} gets only one value for each channel (one sample, a map of one pixel), expected at least "
-                "2: use another --batch-size, or a smaller --accumulate. The last microbatch of an epoch may be "
-                "smaller than the others"
+                f"{where(self)} gets one value for each channel (one sample, a map of one pixel), expected at least 2: "
+                "use another --batch-size, or a smaller --accumulate. The last microbatch of an epoch may be smaller "
+                "than the others"
             )
         variance = (squares / count).astype(call.workspace.dtype)
         call.statistics["running_mean"][...] = mean
