@@ -74,6 +74,7 @@ def test_it_memorises_one_batch_with_shuffled_labels(name: str) -> None:
     assert accuracy(network, trained(network, images, labels, steps=50, batch=40, lr=0.01), images, labels) == 1
 
 
+@pytest.mark.slow
 @every_architecture
 def test_it_learns_a_pattern_but_nothing_from_shuffled_labels(name: str) -> None:
     """On samples that it has not seen. Chance is 0.1."""

@@ -115,7 +115,11 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# One case of each kind is for launch/test.sh --quick: couples samples, draws, shares out an update, has an average.
+QUICK = ("BatchNorm2d", "Dropout", "--optimizer muon", "--average ema", "loss options")
+
+
+@pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in CASES])
 def test_every_optimizer_and_layer_gives_the_same_bits_on_ranks_threads_and_resumed(
     case: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
