@@ -27,6 +27,7 @@ from dptrain.nn import (
     Residual,
     WhiteningConv2d,
 )
+from dptrain.nn.check import CheckedRunner
 from dptrain.nn.graph import Part
 from dptrain.nn.layer import Runner
 from dptrain.nn.loss import softmax_cross_entropy
@@ -151,6 +152,15 @@ def assert_blocks_do_not_change_results(parts: Part, block: int) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks_give_the_results_of_the_whole_microbatch(name: str, block: int) -> None:
     assert_blocks_do_not_change_results([*NETWORKS[name](), Linear(3)], block)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_passes_are_checked_in_blocks_of_any_size(name: str) -> None:
+    network = in_blocks(Network([*NETWORKS[name](), Linear(3)], SHAPE), 4)
+    images, labels = microbatch(13)
+    expected = computed(network, images, labels, Workspace(np.float64))
+    found = computed(network, images, labels, Workspace(np.float64), CheckedRunner(network))
+    np.testing.assert_array_equal(found[0], expected[0])
 
 
 @pytest.mark.parametrize("layer", LAYERS)
