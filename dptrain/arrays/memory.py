@@ -113,6 +113,7 @@ class BlockWorkspace(Workspace):
 
     def begin(self) -> None:
         """Begin a forward pass. Scratch memory that has grown since the last one is used from now on."""
+        self._borrowed.clear()  # by the last backward pass, whose arrays other blocks may keep now
         if self._allocations != self._shared.allocations:
             self._allocations = self._shared.allocations
             self._arrays = {key: array for key, array in self._arrays.items() if key in self._memory}

@@ -22,6 +22,7 @@ from dptrain.system.text import shown
 
 NAMES = {name.replace("_", "-"): name for name in KEYS}  # names in TOML
 METAVARS = {int: "N", float: "X", str: "PATH", dict: "TOML"}
+NEEDED = {"alternating_flip": "flip", "crop_pixels": "crop"}  # flags that are of use only with another
 KEYS_OF_THE_FOLDER = {name for name, one in KEYS.items() if one.metadata["scope"] is Scope.FOLDER}
 
 
@@ -68,6 +69,7 @@ def _checked(spelled: str, value: Any, *, by_user: bool) -> Any:
         tables = "; keys are at the top level, not in tables" * isinstance(value, dict)
         raise UsageError(f"unknown key {shown(repr(spelled), 60)}{tables}; {near}")
     key = KEYS[name]
+    value = _typed_table(key, value)
     if type(value) is int and kind(key) in (float, str):
         value = kind(key)(value)
     check(key, value)
@@ -85,7 +87,7 @@ def merged(*sources: Mapping[str, Any]) -> TrainConfig:
     """A configuration from several sources; later ones win. The optimizer decides the default learning rate.
 
     UsageError for a key that the optimizer does not take, if the last source, the flags, has it, or if its value is not
-    the default (a saved configuration has every key).
+    the default (a saved configuration has every key); and for a flag of `NEEDED` without the other.
     """
     values: dict[str, Any] = {}
     for source in sources:
@@ -97,6 +99,9 @@ def merged(*sources: Mapping[str, Any]) -> TrainConfig:
         for name in sorted(others & values.keys()):
             if name in sources[-1] or values[name] != KEYS[name].default:
                 raise UsageError(f"{flag(name)} is not an option of --optimizer {optimizer}: leave it out")
+    for name, needed in NEEDED.items():  # a saved configuration has every key, so only flags are checked
+        if sources and sources[-1].get(name) and values.get(needed, KEYS[needed].default) == KEYS[needed].default:
+            raise UsageError(f"{flag(name)} has no effect without {flag(needed)}: add that, or leave it out")
     return TrainConfig(**values)
 
 
@@ -107,13 +112,28 @@ def _expand_augment(values: Mapping[str, Any]) -> dict[str, Any]:
     return short | {name: value for name, value in values.items() if name != "augment"}
 
 
+def _typed_table(key: Field[Any], value: Any) -> Any:
+    """A table as its key wants it: with `dotted`, `first.bias = 3` is the name "first.bias", not a table in a table."""
+    return _with_dotted_names(value) if key.metadata.get("dotted") and isinstance(value, dict) else value
+
+
+def _with_dotted_names(table: Mapping[str, Any]) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    for name, value in table.items():
+        if isinstance(value, dict) and value:
+            names |= {f"{name}.{rest}": one for rest, one in _with_dotted_names(value).items()}
+        else:
+            names[name] = value
+    return names
+
+
 def from_text(key: Field[Any], text: str) -> Any:
     """The checked value of a key from the text of its flag; a table is the inside of an inline table in TOML."""
     name, value = flag(key.name), text
     try:
         text.encode()
         if kind(key) is dict:
-            value = files.parse_toml(f"table = {{{text}}}")["table"]
+            value = _typed_table(key, files.parse_toml(f"table = {{{text}}}")["table"])
         elif "read" in key.metadata:
             value = key.metadata["read"](text)
         elif kind(key) is not str:

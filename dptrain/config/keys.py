@@ -30,7 +30,8 @@ def key(default: Any, scope: Scope, help: str, **more: Any) -> Any:
     """A field of a `Config`.
 
     More: a bound (`at_least`, `above`, `below`), a `rule` (condition and what an error says was expected), `choices`,
-    `read` (a function for text from a user, such as one that expands `~`), `metavar`, `example` (of a table).
+    `read` (a function for text from a user, such as one that expands `~`), `metavar`, `example` (of a table),
+    `dotted` (the names of a table may have dots).
     """
     metadata = {"scope": scope, "help": help, **more}
     if isinstance(default, dict):

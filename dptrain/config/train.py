@@ -14,6 +14,7 @@ from typing import Any
 from dptrain.config.keys import Config, Scope, key
 from dptrain.optim import NAMES as OPTIMIZERS
 from dptrain.optim.schedule import NAMES as SCHEDULES
+from dptrain.system.cache import LARGEST_KIB
 from dptrain.system.paths import typed_path
 
 RUN, BITS, FOLDER, PROCESS = Scope
@@ -102,11 +103,15 @@ class OptimizerConfig(Config):
     clip_norm: float = key(0.0, BITS, "largest norm of the gradient, which is scaled down to it (0: off)", at_least=0.0)
     average: str = key("none", RUN, "average of the parameters, evaluated in their place", choices=AVERAGES)
     average_options: Mapping[str, Any] = key({}, BITS, "arguments of the average", example="decay = 0.99")
-    group_lr: Mapping[str, Any] = key({}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10")
-    group_epochs: Mapping[str, Any] = key(
-        {}, BITS, "epochs after which groups are frozen", rule=FACTORS, example="first.bias = 3"
+    group_lr: Mapping[str, Any] = key(
+        {}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10", dotted=True
     )
-    group_decay: Mapping[str, Any] = key({}, BITS, "weight decay factors of groups", rule=FACTORS, example="bias = 1")
+    group_epochs: Mapping[str, Any] = key(
+        {}, BITS, "epochs after which groups are frozen", rule=FACTORS, example="first.bias = 3", dotted=True
+    )
+    group_decay: Mapping[str, Any] = key(
+        {}, BITS, "weight decay factors of groups", rule=FACTORS, example="bias = 1", dotted=True
+    )
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -134,7 +139,13 @@ class ParallelConfig(Config):
     """parallel computing"""
 
     threads: int = key(0, PROCESS, "shards that a rank computes at a time (0: its share of the cores)", at_least=0)
-    l2_kib: int = key(0, BITS, "KiB of a core's L2 cache to compute for (0: measured, or the checkpoint's)", at_least=0)
+    l2_kib: int = key(
+        0,
+        BITS,
+        "KiB of a core's L2 cache to compute for (0: measured, or the checkpoint's)",
+        at_least=0,
+        below=LARGEST_KIB + 1,
+    )
     reduction: str = key("tree", BITS, "sum of gradients (mpi: bits depend on the ranks)", choices=(*REDUCTIONS,))
     portable: bool = key(False, BITS, "the same bits on every x86-64 CPU with AVX2 and FMA; see the documentation")
     elastic: bool = key(False, PROCESS, "continue without ranks that die (Open MPI >= 5, mpirun --with-ft ulfm)")

@@ -32,11 +32,11 @@ class CheckedRunner(Runner):
         self._inner = inner
         nodes = [*network.evaluation_graph.nodes, *network.graph.nodes]
         self._output_shapes = {node.layer.name: node.shape for node in nodes}  # of a sample
-        shapes = {0: network.input_shape} | {node.output: node.shape for node in network.graph.nodes}
-        self._input_shapes = {node.layer.name: [shapes[one] for one in node.inputs] for node in network.graph.nodes}
+        self._input_shapes: dict[tuple[str, int], list[Shape]] = {}  # by layer and number of samples
 
     def forward(self, layer: Layer, x: Any, call: Pass) -> Any:
         inputs = [read_only(one) for one in (x if isinstance(x, tuple) else [x])]
+        self._input_shapes[layer.name, inputs[0].shape[-2]] = [one.shape for one in inputs]
         given: Any = tuple(inputs) if isinstance(x, tuple) else inputs[0]
         result: Any = self._inner.forward(layer, given, call)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -48,7 +48,7 @@ class CheckedRunner(Runner):
 
     def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Any:
         result: Any = self._inner.backward(layer, dy, saved, call)
-        shapes = [array_shape(shape, dy.shape[-2]) for shape in self._input_shapes[layer.name]]
+        shapes = self._input_shapes[layer.name, dy.shape[-2]]
         parts = result if len(shapes) > 1 else (result,)
         fits = isinstance(parts, tuple) and len(parts) == len(shapes) and all(map(_has_shape, parts, shapes))
         if call.need_dx and not fits:
@@ -57,7 +57,8 @@ class CheckedRunner(Runner):
         return result
 
     def collect(self, layer: CoupledLayer, x: Array, call: Pass) -> Any:
-        return self._inner.collect(layer, x, call)
+        self._input_shapes[layer.name, x.shape[-2]] = [x.shape]  # `backward` gets these blocks, not those of `forward`
+        return self._inner.collect(layer, read_only(x), call)
 
     def collect_backward(self, layer: CoupledLayer, dy: Array, x: Array, saved: Any, out: Array, call: Pass) -> Any:
         return self._inner.collect_backward(layer, dy, x, saved, out, call)

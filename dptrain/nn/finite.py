@@ -50,8 +50,10 @@ class Examiner(Runner):
         dx = super().backward(layer, dy, saved, call)
         for name, gradient in call.gradients.items():
             self.gradients += _held(f"the gradient of {layer.name}.{name}", gradient)
-        if dx is not None:
-            self.gradients += _held(f"the gradient of the input of {layer.name}", dx)
+        inputs = dx if isinstance(dx, tuple) else (dx,)  # a layer of a graph may have several inputs
+        for one in inputs:
+            if one is not None:
+                self.gradients += _held(f"the gradient of the input of {layer.name}", one)
         return dx
 
 

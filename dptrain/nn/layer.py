@@ -98,6 +98,7 @@ class Layer:
     kind = "layer"  # layers are named by kind and number: conv1, relu1, pool1, conv2, ...
     couples_samples = False  # True if a sample's output depends on other samples of the microbatch while training
     name = ""  # set by the network
+    unspecified: tuple[str, ...] = ()  # arguments of the constructor that set initial values or speed alone
 
     _arguments: dict[str, Any]  # of the constructor
 
@@ -131,9 +132,11 @@ class Layer:
     def spec(self) -> dict[str, Any]:
         """The layer's identity in JSON values, which checkpoints hold: its type and the arguments of its constructor.
 
-        An argument is read from the attribute of the same name, if there is one.
+        An argument is read from the attribute of the same name, if there is one. Those in `unspecified` are left out.
         """
         arguments = {name: plain(getattr(self, name, value)) for name, value in self._arguments.items()}
+        for name in self.unspecified:
+            arguments.pop(name, None)
         return {"type": type(self).__name__, **arguments}
 
     def complete(self, older: Mapping[str, Any]) -> dict[str, Any]:

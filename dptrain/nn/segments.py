@@ -182,7 +182,10 @@ class Microbatch:
         y = self._values[0][0][1]
         for number, phase in segment.tasks:
             node, call = self.plan.graph.nodes[number], self.passes[number]
-            inputs = [local[value] if value in local else self._value(value, rows, workspace) for value in node.inputs]
+            inputs = [
+                local[value] if value in local else self._value(value, segment, rows, workspace)
+                for value in node.inputs
+            ]
             given: Any = inputs[0] if len(inputs) == 1 else tuple(inputs)
             if phase is Phase.COLLECT:
                 self._parts[number].append(self.runner.collect(cast(CoupledLayer, node.layer), given, call))
@@ -224,14 +227,16 @@ class Microbatch:
                     continue
                 call.coupling = self._couplings[number]
                 dy = self._gathered(self._gradients[~number], rows, f"gradient {~number}", workspace)
-                result: Any = self.runner.backward(node.layer, dy, self._value(node.inputs[0], rows, workspace), call)
+                result: Any = self.runner.backward(
+                    node.layer, dy, self._value(node.inputs[0], segment, rows, workspace), call
+                )
             elif not graph.wanted[node.output]:
                 continue
             else:
                 dy = self._gradient_of(node.output, local, rows, workspace)
                 saved, call.drawn = self._saved.pop((number, rows.start))
                 if phase is Phase.APPLY:
-                    layer, x = cast(CoupledLayer, node.layer), self._value(node.inputs[0], rows, workspace)
+                    layer, x = cast(CoupledLayer, node.layer), self._value(node.inputs[0], segment, rows, workspace)
                     out = self._new_block(self._gradients, ~number, dy.shape, rows) if call.need_dx else dy
                     self._parts[number].append(self.runner.collect_backward(layer, dy, x, saved, out, call))
                     continue
@@ -273,11 +278,11 @@ class Microbatch:
             call.workspace, call.draws, call.drawn = workspace, draws, 0
         return workspace
 
-    def _value(self, value: int, rows: slice, workspace: Workspace) -> Array:
-        """A value of an earlier segment, or the images."""
+    def _value(self, value: int, segment: Segment, rows: slice, workspace: Workspace) -> Array:
+        """A value of an earlier segment, or the images. Each segment has its own copy, which its layers may save."""
         if value == 0:
             return self._values[0][0][1][..., rows, :]
-        return self._gathered(self._values[value], rows, f"value {value}", workspace)
+        return self._gathered(self._values[value], rows, f"value {value} for {segment.level}", workspace)
 
     def _gathered(self, blocks: Blocks, rows: slice, purpose: str, workspace: Workspace) -> Array:
         """These rows as one array: a block, or a copy of parts of several."""

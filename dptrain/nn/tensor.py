@@ -88,6 +88,14 @@ def uniform_fan_in(fan_in: int) -> Init:
     return uniform(1 / math.sqrt(fan_in))
 
 
+def small_uniform(fan_in: int) -> Init:
+    """Uniform with variance 1 / (300 * fan_in), for the last layer: its first logits hardly differ from class to class.
+
+    So the first loss of K classes is close to log K.
+    """
+    return uniform(0.1 / math.sqrt(fan_in))
+
+
 def dirac(others: Init) -> Init:
     """The first C filters of a weight (O, C, KH, KW) copy a channel each, as by PyTorch's dirac_; `others` the rest."""
 

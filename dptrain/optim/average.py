@@ -72,7 +72,7 @@ AVERAGES = {"ema": EMA, "lookahead": Lookahead}
 
 
 def make_average(name: str, options: Mapping[str, Any]) -> Average | None:
-    """The average of a name, or None for "none"; ValueError or TypeError for options that it does not take."""
+    """The average of a name, or None for "none"; ValueError for an option out of range."""
     if name == "none":
         if options:
             raise ValueError("there is no average; choose one with --average")

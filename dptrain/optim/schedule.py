@@ -26,6 +26,7 @@ Schedule = Callable[[int], float]
 
 NAMES = ("constant", "step", "linear", "triangle", "cosine", "one-cycle")
 OPTIONS = {"step": ("milestones",), "triangle": ("start", "peak", "end")}  # besides those that are flags
+LAST_STEP = 1 << 62  # of a number of epochs without end
 RISE = 0.3  # share of a one-cycle schedule that climbs
 
 
@@ -64,6 +65,11 @@ def make_schedule(
         return curve(step - warmup_steps)
 
     return schedule
+
+
+def steps_of(epochs: float, steps_per_epoch: int) -> int:
+    """The number of steps of so many epochs, which may be a fraction, rounded."""
+    return round(min(epochs * steps_per_epoch, LAST_STEP))
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:

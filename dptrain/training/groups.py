@@ -23,7 +23,7 @@ from dptrain.errors import UsageError
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor
 from dptrain.optim.optimizer import Parameter
-from dptrain.optim.schedule import Schedule, make_schedule
+from dptrain.optim.schedule import Schedule, make_schedule, steps_of
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 
@@ -31,7 +31,7 @@ DEFAULT = "default"
 
 
 def make_parameters(config: TrainConfig, network: Network, steps_per_epoch: int) -> list[Parameter]:
-    """The network's parameters as an optimizer knows them; UsageError for a group that does not exist."""
+    """The network's parameters as an optimizer knows them; UsageError for an unknown group."""
     names = addresses(network)
     for key in ("group_lr", "group_decay", "group_epochs"):
         check_groups(flag(key), getattr(config, key), names.values())
@@ -41,10 +41,14 @@ def make_parameters(config: TrainConfig, network: Network, steps_per_epoch: int)
         rate, decay = first_entry(config.group_lr, groups, 1.0), first_entry(config.group_decay, groups, tensor.decays)
         schedule = None
         if (epochs := first_entry(config.group_epochs, groups, -1.0)) >= 0:
-            schedule = line_to_zero(config, round(epochs * steps_per_epoch), steps_per_epoch)
+            schedule = line_to_zero(config, steps_of(epochs, steps_per_epoch), steps_per_epoch)
         if not tensor.trained:
             rate, decay, schedule = 0, 0, None
         parameters.append(Parameter(name, tensor.shape, float(decay), float(rate), schedule, groups))
+    if all(one.frozen(0) for one in parameters):
+        raise UsageError(
+            "--group-lr and --group-epochs freeze all parameters from the start: there is nothing to train"
+        )
     return parameters
 
 

@@ -18,7 +18,7 @@ from dptrain.errors import DataError, UsageError
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network
 from dptrain.optim import optimizer_class
-from dptrain.optim.schedule import Schedule, check_options, make_schedule
+from dptrain.optim.schedule import Schedule, check_options, make_schedule, steps_of
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
 from dptrain.parallel.pool import ShardPool, fair_threads, make_pool
@@ -139,13 +139,13 @@ def plan_schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
     except ValueError as error:
         raise UsageError(f"--schedule-options: {shown(error, 300)}") from error
     if "milestones" in options:
-        options["milestones"] = [round(epochs * steps_per_epoch) for epochs in options["milestones"]]
+        options["milestones"] = [steps_of(epochs, steps_per_epoch) for epochs in options["milestones"]]
     return make_schedule(
         config.schedule,
         config.lr,
         total_steps,
         warmup_steps=config.warmup(total_steps),
-        every=max(1, round(config.step_epochs * steps_per_epoch)),
+        every=max(1, steps_of(config.step_epochs, steps_per_epoch)),
         factor=config.step_factor,
         **options,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,35 @@ def test_factors_are_checked_and_read_from_a_flag() -> None:
         assert refused(group_lr={"head": factor}).endswith("expected numbers of at least 0")
     with pytest.raises(UsageError, match=r"--group-lr 'head: 3': not TOML .* --group-lr 'head = 10'"):
         from_text(KEYS["group_lr"], "head: 3")
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS.values() if "example" in key.metadata], ids=lambda key: key.name)
+def test_the_example_in_the_help_of_a_table_is_valid(key: Field[Any]) -> None:
+    assert from_text(key, key.metadata["example"])
+
+
+def test_names_of_groups_may_have_dots() -> None:
+    expected = {"first.bias": 3, "head": 2}
+    assert from_text(KEYS["group_epochs"], "first.bias = 3, head = 2") == expected
+    assert from_text(KEYS["group_epochs"], '"first.bias" = 3, head = 2') == expected
+    for text in ("group-epochs = { first.bias = 3, head = 2 }", "[group-epochs]\nhead = 2\nfirst.bias = 3"):
+        assert parse_toml(text, "text")["group_epochs"] == expected
+    assert from_text(KEYS["model_options"], "a.b = 3") == {"a": {"b": 3}}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"alternating_flip": True}, "--alternating-flip has no effect without --flip"),
+        ({"alternating_flip": True, "flip": False}, "--alternating-flip has no effect without --flip"),
+        ({"crop_pixels": 2}, "--crop-pixels has no effect without --crop"),
+    ],
+)
+def test_a_flag_without_the_one_that_it_needs_is_an_error(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        merged({}, flags)
+    assert merged({"flip": True, "crop": "zero"}, flags | {"flip": True})
+    assert merged(flags, {})  # a saved configuration has every key
 
 
 def test_each_optimizer_has_its_default_learning_rate(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.finite import first_not_finite, not_finite
+from dptrain.nn.graph import Residual
+from dptrain.nn.layers.activation import ReLU
+from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.norm import BatchNorm2d
@@ -90,6 +93,15 @@ def test_an_overflow_in_backward_names_the_layer_that_returns_it() -> None:
     views["conv2.bias"].fill(1e-30)  # logits of about 1e9
     views["linear1.weight"][...] = HUGE * np.array([1, -1, 1], np.float32)[:, None]
     assert "the gradient of the input of linear1 holds " in first_in(network, parameters)
+
+
+def test_an_overflow_in_a_residual_network_is_named() -> None:
+    """The backward pass of an addition returns two gradients."""
+    network = Network([Residual([Conv2d(2, 3, padding=1), ReLU()]), Flatten(), Linear(2)], SHAPE)
+    parameters = network.initial(0)["parameters"]
+    assert first_in(network, parameters) == ""
+    network.layout.views(parameters)["linear1.weight"][...] = HUGE * np.array([1, -1], np.float32)[:, None]
+    assert first_in(network, parameters).startswith("the output of linear1 holds ")
 
 
 def test_a_gradient_that_overflows_only_in_the_sum_over_blocks_is_named() -> None:

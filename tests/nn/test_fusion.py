@@ -15,7 +15,7 @@ from dptrain.nn.check import check_layer
 from dptrain.nn.convolution.cost import DENSE
 from dptrain.nn.fused_conv import ConvPoolReLU
 from dptrain.nn.fused_norm import NormActivation
-from dptrain.nn.graph import Residual
+from dptrain.nn.graph import Part, Residual
 from dptrain.nn.layer import Layer, Pass
 from dptrain.nn.layers.activation import Activation, ReLU
 from dptrain.nn.layers.conv import Conv2d
@@ -166,3 +166,19 @@ def test_a_value_that_is_used_twice_is_not_fused_away() -> None:
         [Residual([Conv2d(1), ReLU(), MaxPool2d()], MaxPool2d(4, stride=2)), Flatten(), Linear(2)], (1, 8, 8)
     )
     assert [type(stage) for stage in inside.stages[:2]] == [ConvPoolReLU, MaxPool2d]
+
+
+@pytest.mark.parametrize("algorithm", DENSE)
+def test_a_gradient_added_to_that_of_a_fused_layer_does_not_stay(algorithm: str) -> None:
+    """Pooling leaves out the last row and column, so the convolution does not read the last pixels of its input."""
+    shape, workspace = (2, 9, 9), Workspace(np.float64)
+
+    pooled: list[Part] = [Conv2d(4, algorithm=algorithm), MaxPool2d(2)]
+    parts: list[Part] = [Conv2d(4, algorithm="im2col"), Residual(Conv2d(4, 4, stride=3), pooled), Flatten(), Linear(3)]
+    network = Network(parts, shape)
+    generator = np.random.default_rng(0)
+    parameters, images = generator.normal(size=network.layout.size), generator.normal(size=array_shape(shape, 3))
+    gradients = np.zeros((2, network.layout.size))
+    for gradient in gradients:
+        network.loss_and_grad(ready(network, parameters), images, np.arange(3), gradient, workspace)
+    np.testing.assert_array_equal(gradients[1], gradients[0])

@@ -194,14 +194,14 @@ def test_an_empty_microbatch_has_a_zero_gradient() -> None:
     assert not gradient.any()
 
 
-def test_initial_weights_have_hes_variance_and_biases_are_zero() -> None:
+def test_initial_weights_have_hes_variance_or_a_small_one_in_the_last_layer_and_biases_are_zero() -> None:
     network = Network(convnet(SHAPE, 10, widths=[64, 128]), SHAPE)
     views = network.layout.views(network.initial(0)["parameters"])
-    fans = {"conv1": 3 * 9, "conv2": 64 * 9, "linear1": 128 * 64}
-    for layer, fan_in in fans.items():
+    variances = {"conv1": 2 / (3 * 9), "conv2": 2 / (64 * 9), "linear1": 1 / (300 * 128 * 64)}
+    for layer, variance in variances.items():
         weight = views[f"{layer}.weight"]
         spread = 4 / np.sqrt(2 * weight.size)  # four standard errors of a standard deviation
-        assert weight.std() == pytest.approx(np.sqrt(2 / fan_in), rel=spread), layer
+        assert weight.std() == pytest.approx(np.sqrt(variance), rel=spread), layer
         assert abs(weight.mean()) < 4 * weight.std() / np.sqrt(weight.size), layer
         assert not views[f"{layer}.bias"].any()
 

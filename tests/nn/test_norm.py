@@ -96,6 +96,6 @@ def test_one_value_a_channel_cannot_be_normalised() -> None:
     network = Network([Conv2d(4), BatchNorm2d(), Flatten(), Linear(3)], (2, 3, 3))
     images, gradient = np.ones((3, 3, 1, 2), np.float32), np.empty(network.layout.size, np.float32)
     prepared = ready(network, network.initial(0)["parameters"])
-    message = r"layer norm1 \(BatchNorm2d\) has one value a channel .* of one sample.*use a larger --batch-size"
+    message = r"layer norm1 \(BatchNorm2d\) gets one value for each channel.*: use another --batch-size"
     with pytest.raises(ModelError, match=message):
         network.loss_and_grad(prepared, images, np.zeros(1, np.int64), gradient, Workspace())

@@ -19,8 +19,6 @@ from dptrain.optim.adamw import AdamW
 from dptrain.optim.optimizer import Parameter
 
 CLASSES = 10
-# The last layer of these begins with He's weights: logits have twice the variance of its inputs. Others begin smaller.
-EXCESS_OF_LOSS = {"convnet": 5.0, "linear": 2.0, "resnet20": 2.0}
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
@@ -39,7 +37,9 @@ def shuffled(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return (labels + np.arange(len(labels)) // CLASSES) % CLASSES
 
 
-def trained(network: Network, images: Array, labels: NDArray[np.int64], steps: int, batch: int) -> dict[str, Array]:
+def trained(
+    network: Network, images: Array, labels: NDArray[np.int64], steps: int, batch: int, lr: float
+) -> dict[str, Array]:
     """The vectors after training."""
     optimizer = AdamW([Parameter(name, shape) for name, shape in network.layout.shapes.items()], weight_decay=0)
     vectors = network.initial(0)
@@ -51,7 +51,7 @@ def trained(network: Network, images: Array, labels: NDArray[np.int64], steps: i
         prepared = network.prepare(vectors["parameters"], vectors["buffers"], workspace)
         some = np.ascontiguousarray(images[..., rows, :])
         network.loss_and_grad(prepared, some, labels[rows], gradient, workspace, statistics=statistics)
-        optimizer.update(vectors, gradient / batch, 0.01, step)
+        optimizer.update(vectors, gradient / batch, lr, step)
         network.update_buffers(vectors["buffers"], statistics / batch)
     return vectors
 
@@ -71,7 +71,7 @@ def test_it_memorises_one_batch_with_shuffled_labels(name: str) -> None:
     images, labels = patterns(network, 40, seed=1)
     labels = shuffled(labels)
     assert accuracy(network, network.initial(0), images, labels) < 0.4
-    assert accuracy(network, trained(network, images, labels, steps=50, batch=40), images, labels) == 1
+    assert accuracy(network, trained(network, images, labels, steps=50, batch=40, lr=0.01), images, labels) == 1
 
 
 @every_architecture
@@ -80,20 +80,19 @@ def test_it_learns_a_pattern_but_nothing_from_shuffled_labels(name: str) -> None
     network = narrow(name, CLASSES)
     images, labels = patterns(network, 200, seed=1)
     unseen = patterns(network, 100, seed=2)
-    assert accuracy(network, trained(network, images, labels, steps=40, batch=50), *unseen) > 0.9
-    assert accuracy(network, trained(network, images, shuffled(labels), steps=40, batch=50), *unseen) < 0.35
+    assert accuracy(network, trained(network, images, labels, steps=40, batch=50, lr=0.004), *unseen) > 0.9
+    assert accuracy(network, trained(network, images, shuffled(labels), steps=40, batch=50, lr=0.004), *unseen) < 0.35
 
 
 @every_architecture
 def test_the_loss_at_initialisation_is_log_k(name: str) -> None:
-    """Within 0.3, or by the table: logits of variance v add about v / 2."""
+    """Logits of variance v add about v / 2; the last layers begin small, but not with zeros."""
     network = narrow(name, CLASSES)
     images, labels = patterns(network, 60, seed=1)
     vectors, gradient = network.initial(0), np.empty(network.layout.size, np.float32)
     prepared = ready(network, vectors["parameters"], vectors["buffers"])
     outcome = network.loss_and_grad(prepared, images, labels, gradient, Workspace())
-    expected = math.log(CLASSES)
-    assert expected - 0.1 < outcome.loss_sum / len(labels) < expected + EXCESS_OF_LOSS.get(name, 0.3)
+    assert outcome.loss_sum / len(labels) == pytest.approx(math.log(CLASSES), abs=0.05)
 
 
 @every_architecture

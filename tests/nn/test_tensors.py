@@ -180,8 +180,6 @@ class Options(Layer):
                 "bias": False,
                 "groups": 1,
                 "dilation": [1, 1],
-                "init": "he_uniform",
-                "identity": False,
             },
             "Conv2d(3, (5, 5), stride=(1, 1), padding=(0, 0), bias=False)",
         ),

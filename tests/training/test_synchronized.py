@@ -266,5 +266,5 @@ def test_one_value_a_channel_in_the_global_batch_cannot_be_normalised() -> None:
     vectors = {name: vector.astype(np.float64) for name, vector in network.initial(0).items()}
     image = np.random.default_rng(0).normal(size=(3, 3, 1, 2)), np.zeros(1, np.int64)
     assert np.isfinite(synchronized(network, vectors, [image, image])[0]).all()
-    with pytest.raises(ModelError, match=r"one value a channel in a global batch of one sample.*--batch-size"):
+    with pytest.raises(ModelError, match=r"gets one value for each channel .*--batch-size"):
         synchronized(network, vectors, [image, (image[0][:, :, :0], image[1][:0])])

@@ -74,8 +74,9 @@ class Winograd(PixelOrder):
     def backward(self, dsums: Array, transformed: list[Array], kernels: list[Array], call: Pass) -> Array | None:
         workspace, dweight = call.workspace, call.gradients["weight"]
         dy, out_channels = self.by_pixel(dsums), len(dweight)
-        # Pixels that no tile reads stay zero.
-        dpadded = workspace.array(self.name, "dpadded", (*self._padded, dsums.shape[-2], dweight.shape[1]), zeroed=True)
+        dpadded = workspace.array(self.name, "dpadded", (*self._padded, dsums.shape[-2], dweight.shape[1]))
+        for unread in (dpadded[self.extent[0] + SHARED :], dpadded[:, self.extent[1] + SHARED :]):
+            unread.fill(0)  # each time: other gradients may have been added to the last dx
         dkernels = workspace.scratch(self.name, "dkernels", (KERNEL, KERNEL, *dweight.shape[:2]))
         of_part = workspace.scratch(self.name, "dkernels of a part", dkernels.shape)
         # From the last part to the first: a part adds to the pixels that it has in common with the next one.

@@ -42,6 +42,7 @@ class Conv2d(Layer):
     """
 
     kind = "conv"
+    unspecified = ("algorithm", "init", "identity")
 
     def __init__(
         self,
@@ -72,11 +73,6 @@ class Conv2d(Layer):
         if algorithm not in ("auto", *ALGORITHMS):
             raise ValueError(f"algorithm is {algorithm!r}, expected auto, {', '.join(ALGORITHMS)}")
         self.algorithm = algorithm
-
-    def spec(self) -> dict[str, Any]:
-        spec = super().spec()
-        spec.pop("algorithm", None)
-        return spec
 
     def tuning(self) -> dict[str, Any]:
         return {"algorithm": self.chosen}

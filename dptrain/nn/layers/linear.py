@@ -19,6 +19,7 @@ class Linear(Layer):
     """
 
     kind = "linear"
+    unspecified = ("init",)
 
     def __init__(self, out_features: int, *, bias: bool = True, init: Callable[[int], Init] = he_uniform) -> None:
         if out_features < 1:

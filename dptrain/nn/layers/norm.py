@@ -108,10 +108,10 @@ class BatchNorm2d(CoupledLayer):
         moments = joined(parts)
         count, mean, squares = moments.values, moments.mean, moments.squares
         if count < 2:
-            batch = "global batch" if self.sync else "shard's microbatch"
             raise ModelError(
-                f"{where(self)} has one value a channel in a {batch} of one sample, expected at least 2 to "
-                "normalise: use a larger --batch-size"
+                f"{where(self)} gets one value for each channel (one sample, a map of one pixel), expected at least 2: "
+                "use another --batch-size, or a smaller --accumulate. The last microbatch of an epoch may be smaller "
+                "than the others"
             )
         variance = (squares / count).astype(call.workspace.dtype)
         call.statistics["running_mean"][...] = mean

@@ -11,6 +11,7 @@ from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.pool import MaxPool2d
+from dptrain.nn.tensor import small_uniform
 
 
 def convnet(input_shape: Shape, classes: int, *, widths: Sequence[int] = (32, 64), kernel_size: int = 3) -> list[Layer]:
@@ -20,4 +21,4 @@ def convnet(input_shape: Shape, classes: int, *, widths: Sequence[int] = (32, 64
     layers: list[Layer] = []
     for width in widths:
         layers += [Conv2d(width, kernel_size, padding=kernel_size // 2), ReLU(), MaxPool2d(2)]
-    return [*layers, Flatten(), Linear(classes)]
+    return [*layers, Flatten(), Linear(classes, init=small_uniform)]

@@ -8,7 +8,7 @@ from dptrain.nn.layers.activation import ReLU
 from dptrain.nn.layers.global_pool import GlobalAvgPool2d
 from dptrain.nn.layers.linear import Linear
 from dptrain.nn.layers.shortcut import ZeroPadShortcut
-from dptrain.nn.tensor import he_uniform
+from dptrain.nn.tensor import he_uniform, small_uniform
 from dptrain.nn.zoo.blocks import conv_norm
 
 
@@ -26,4 +26,4 @@ def resnet20(input_shape: Shape, classes: int, *, width: int = 16, blocks: int =
             first = conv_norm(channels, stride=2 if halves else 1, init=he_uniform)
             body = [*first, ReLU(), *conv_norm(channels, init=he_uniform)]
             layers += [Residual(body, ZeroPadShortcut(channels) if halves else ()), ReLU()]
-    return [*layers, GlobalAvgPool2d(), Linear(classes)]
+    return [*layers, GlobalAvgPool2d(), Linear(classes, init=small_uniform)]
