@@ -61,8 +61,8 @@ class Segment:
     block: int | None
 
     def rows(self, samples: int) -> list[slice]:
-        """The blocks of a microbatch."""
-        block = self.block or samples
+        """The blocks of a microbatch, which may be empty."""
+        block = self.block or max(1, samples)
         return [slice(start, min(start + block, samples)) for start in range(0, samples, block)]
 
 

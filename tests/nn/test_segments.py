@@ -177,6 +177,14 @@ def test_every_layer_keeps_what_its_backward_pass_needs(layer: str) -> None:
     assert_blocks_do_not_change_results([*build(SHAPE, 3, layer=layer), Centred()], 4)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_empty_microbatch_gives_zeros(name: str) -> None:
+    found = computed(Network([*NETWORKS[name](), Linear(3)], SHAPE), *microbatch(0), Workspace(np.float64))
+    assert not found[0].any()
+    assert not found[1].any()
+    assert found[2] == 0
+
+
 def test_checked_layers_get_blocks_of_any_size() -> None:
     """The blocks of norm1's forward pass have 5 samples, those of its backward pass 4."""
     network = in_blocks(Network([Conv2d(3), BatchNorm2d(), Remembering(), Flatten(), Linear(3)], SHAPE), 4)
