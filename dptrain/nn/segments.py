@@ -9,7 +9,7 @@ Values that a later segment reads are kept for the whole microbatch.
     backward    each earlier segment, in reverse: every block, then `CoupledLayer.join_backward`
 
 A network without such layers is one segment. A user's layer that couples samples gets its whole microbatch: its segment
-has a single block.
+has a single block. So does a user's subclass of BatchNorm2d, which may change what is normalised.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Plan:
         alone: set[int] = set()  # levels with a layer that needs the whole microbatch at once
         for number, node in enumerate(graph.nodes):
             level, phase = max(available[value] for value in node.inputs), Phase.WHOLE
-            if isinstance(node.layer, CoupledLayer):
+            if isinstance(node.layer, CoupledLayer) and node.layer.name not in self.users:
                 tasks[level].append(Task(number, Phase.COLLECT))
                 level, phase = level + 1, Phase.APPLY
             elif node.layer.couples_samples:

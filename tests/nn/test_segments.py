@@ -82,6 +82,21 @@ class CentredSquare(Centred):
         return dx
 
 
+class SquareNorm(BatchNorm2d):
+    """A user's normalisation of the squares: `collect` of its base class knows nothing of them."""
+
+    kind = "square_norm"
+
+    def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
+        y, saved = super().forward(x * x, call)
+        return y, (x, saved)
+
+    def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
+        x, of_squares = saved
+        dx = super().backward(dy, of_squares, call)
+        return None if dx is None else 2 * x * dx
+
+
 def norm_block(channels: int) -> list[Layer]:
     return [Conv2d(channels, 3, padding=1), BatchNorm2d(), ReLU(), Conv2d(channels, 3, padding=1), BatchNorm2d()]
 
@@ -102,6 +117,7 @@ NETWORKS: dict[str, Any] = {
     "a value that a user's layer keeps": lambda: [
         *(Conv2d(3), Residual([CentredSquare(), Conv2d(3, 1), BatchNorm2d()]), Flatten())
     ],
+    "user's normalisation": lambda: [Conv2d(3), SquareNorm(), Conv2d(3), BatchNorm2d(), Flatten()],
     "user's memory": lambda: [Conv2d(3), Remembering(), BatchNorm2d(), Flatten()],
 }
 
