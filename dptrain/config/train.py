@@ -49,7 +49,7 @@ class DataConfig(Config):
 
     data: str = key("", PROCESS, "folder of the packed data set", read=typed_path, metavar="DATA")
     batch_size: int = key(128, RUN, "global batch size: a multiple of the number of shards", at_least=1)
-    accumulate: int = key(1, BITS, "parts of a shard's microbatch; batch norm sees one part at a time", at_least=1)
+    accumulate: int = key(1, BITS, "parts of a shard's microbatch; batch norm normalises each part alone", at_least=1)
     seed: int = key(0, RUN, "seed of initial parameters, sample order and all random draws", at_least=0)
 
 
@@ -76,19 +76,19 @@ class AugmentationConfig(Config):
     crop_pixels: int = key(4, BITS, "for --crop: largest shift in each direction", at_least=1, below=65)
     flip: bool = key(False, BITS, "mirror half of the images, chosen at random (not for digits or text)")
     alternating_flip: bool = key(False, BITS, "for --flip: choose once, then mirror each image in every other epoch")
-    cutout: int = key(0, BITS, "fill a random square of so many pixels a side with the mean (0: off)", at_least=0)
-    tta: str = key("none", PROCESS, "test-time augmentation, in addition at the end of the run", choices=TTA)
+    cutout: int = key(0, BITS, "side in pixels of a random square, filled with the mean color (0: off)", at_least=0)
+    tta: str = key("none", PROCESS, "test-time augmentation: mean logits of mirrored and shifted images", choices=TTA)
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
 class LossConfig(Config):
     """training loss"""
 
-    label_smoothing: float = key(0.0, BITS, "share of the target for all classes alike", at_least=0.0, below=1.0)
+    label_smoothing: float = key(0.0, BITS, "share of the target spread over all classes", at_least=0.0, below=1.0)
     class_weights: Mapping[str, Any] = key(
         {}, BITS, "weights by class name or number (others: 1)", rule=WEIGHTS, example="cat = 2, dog = 0.5"
     )
-    balance_classes: bool = key(False, BITS, "weight classes by 1 / their number of training samples")
+    balance_classes: bool = key(False, BITS, "weight each class by the inverse of its number of training samples")
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
@@ -100,14 +100,19 @@ class OptimizerConfig(Config):
     nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd and muon")
     weight_decay: float = key(5e-4, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
-    clip_norm: float = key(0.0, BITS, "largest norm of the gradient, which is scaled down to it (0: off)", at_least=0.0)
-    average: str = key("none", RUN, "average of the parameters, evaluated in their place", choices=AVERAGES)
+    clip_norm: float = key(0.0, BITS, "scale a gradient with a larger norm down to this norm (0: off)", at_least=0.0)
+    average: str = key("none", RUN, "evaluate an average of the parameters instead of the parameters", choices=AVERAGES)
     average_options: Mapping[str, Any] = key({}, BITS, "arguments of the average", example="decay = 0.99")
     group_lr: Mapping[str, Any] = key(
         {}, BITS, "learning rate factors of groups", rule=FACTORS, example="head = 10", dotted=True
     )
     group_epochs: Mapping[str, Any] = key(
-        {}, BITS, "epochs after which groups are frozen", rule=FACTORS, example="first.bias = 3", dotted=True
+        {},
+        BITS,
+        "epochs for which groups are trained; then they are frozen",
+        rule=FACTORS,
+        example="first.bias = 3",
+        dotted=True,
     )
     group_decay: Mapping[str, Any] = key(
         {}, BITS, "weight decay factors of groups", rule=FACTORS, example="bias = 1", dotted=True
@@ -120,7 +125,7 @@ class ScheduleConfig(Config):
 
     epochs: int = key(10, BITS, "passes over the training split", at_least=1)
     max_steps: int = key(0, PROCESS, "stop after this step; the schedule still covers all epochs (0: off)", at_least=0)
-    lr: float = key(0.05, BITS, "highest learning rate (default for adamw: 0.001)", above=0.0)
+    lr: float = key(0.05, BITS, "highest learning rate (default for adamw: 0.001, for lars: 1)", above=0.0)
     schedule: str = key("cosine", BITS, "learning rate schedule", choices=SCHEDULES)
     warmup_steps: int = key(-1, BITS, "steps of linear warm-up (-1: 200, at most a tenth of the run)", at_least=-1)
     step_epochs: float = key(4.0, BITS, "for --schedule step: epochs between two drops", above=0.0)
@@ -142,7 +147,7 @@ class ParallelConfig(Config):
     l2_kib: int = key(
         0,
         BITS,
-        "KiB of a core's L2 cache to compute for (0: measured, or the checkpoint's)",
+        "L2 cache of a core in KiB, for block sizes (0: of this machine, or of the checkpoint)",
         at_least=0,
         below=LARGEST_KIB + 1,
     )

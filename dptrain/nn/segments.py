@@ -12,7 +12,7 @@ At a synchronized layer, `join` and `join_backward` pause: they yield the sums o
 of all shards.
 
 A network without such layers is one segment. A user's layer that couples samples gets its whole microbatch: its segment
-has a single block.
+has a single block. So does a user's subclass of BatchNorm2d, which may change what is normalised.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Segment:
     block: int | None
 
     def rows(self, samples: int) -> list[slice]:
-        """The blocks of a microbatch."""
-        block = self.block or samples
+        """The blocks of a microbatch, which may be empty."""
+        block = self.block or max(1, samples)
         return [slice(start, min(start + block, samples)) for start in range(0, samples, block)]
 
 
@@ -89,7 +89,7 @@ class Plan:
         alone: set[int] = set()  # levels with a layer that needs the whole microbatch at once
         for number, node in enumerate(graph.nodes):
             level, phase = max(available[value] for value in node.inputs), Phase.WHOLE
-            if isinstance(node.layer, CoupledLayer):
+            if isinstance(node.layer, CoupledLayer) and node.layer.name not in self.users:
                 tasks[level].append(Task(number, Phase.COLLECT))
                 level, phase = level + 1, Phase.APPLY
             elif node.layer.couples_samples:

@@ -78,15 +78,18 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         if option not in OPTIONS.get(name, ()):
             known = ", ".join(OPTIONS.get(name, ())) or "none"
             raise ValueError(f"{option!r} is not an option of --schedule {name}; its options: {known}")
-        numbers = value if isinstance(value, list | tuple) else [value]
-        if any(type(one) not in (int, float) or not 0 <= one < math.inf for one in numbers):
-            raise ValueError(f"{option} is {value!r}, expected numbers of at least 0")
-        if option == "milestones" and (numbers is not value or list(numbers) != sorted(numbers)):
-            raise ValueError(
-                f"milestones is {value!r}, expected a list of epochs in ascending order, such as [82, 123]"
-            )
-        if option != "milestones" and (numbers is value or value > 1):
+        if option == "milestones":
+            if not (isinstance(value, list | tuple) and all(map(_is_number, value)) and list(value) == sorted(value)):
+                raise ValueError(
+                    f"milestones is {value!r}, expected a list of epochs in ascending order, such as [82, 123]"
+                )
+        elif not (_is_number(value) and value <= 1):
             raise ValueError(f"{option} is {value!r}, expected a number from 0 to 1")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is finite and at least 0."""
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def _triangle(lr: float, progress: float, start: float, peak: float, end: float) -> float:

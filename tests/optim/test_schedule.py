@@ -86,12 +86,12 @@ def test_page_2019_climbs_for_5_of_24_epochs() -> None:
         ("step", {"peak": 0.5}, "'peak' is not an option of --schedule step; its options: milestones"),
         ("step", {"milestones": 82}, "expected a list of epochs"),
         ("step", {"milestones": [9, 8]}, "in ascending order"),
-        ("step", {"milestones": ["a"]}, "expected numbers of at least 0"),
+        ("step", {"milestones": ["a"]}, "expected a list of epochs"),
         ("triangle", {"peak": 1.5}, "peak is 1.5, expected a number from 0 to 1"),
         ("triangle", {"start": [0.5]}, "expected a number from 0 to 1"),
-        ("triangle", {"end": -1}, "expected numbers of at least 0"),
-        ("triangle", {"end": math.nan}, "expected numbers of at least 0"),
-        ("triangle", {"end": True}, "expected numbers of at least 0"),
+        ("triangle", {"end": -1}, "expected a number from 0 to 1"),
+        ("triangle", {"end": math.nan}, "expected a number from 0 to 1"),
+        ("triangle", {"end": True}, "expected a number from 0 to 1"),
     ],
 )
 def test_an_option_that_does_not_fit_the_schedule_is_an_error(

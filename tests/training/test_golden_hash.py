@@ -44,7 +44,10 @@ def output(*words: str | Path, **variables: str) -> str:
     "variables",
     [
         {},
-        {"NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR AVX512F AVX512CD AVX512_SKX"},
+        pytest.param(
+            {"NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR AVX512F AVX512CD AVX512_SKX"},
+            marks=pytest.mark.slow,
+        ),
         {"NPY_DISABLE_CPU_FEATURES": "X86_V3 X86_V4 AVX2 FMA3 AVX512F", "OPENBLAS_CORETYPE": "Sandybridge"},
     ],
     ids=["all CPU features", "NumPy without AVX-512", "NumPy without AVX2, OpenBLAS set to Sandybridge"],

@@ -51,6 +51,7 @@ def small_run(name: str, data: Path, run_dir: Path, steps: int = STEPS, threads:
     return merged(recipe, {"data": str(data), "run_dir": str(run_dir)} | options | length)
 
 
+@pytest.mark.slow
 @each_recipe
 def test_a_recipe_gives_the_same_bits_on_ranks_and_resumed(name: str, small: Path, tmp_path: Path) -> None:
     """The resumed run stops after step 11, in the middle of the second epoch."""
@@ -68,18 +69,19 @@ def test_a_recipe_gives_the_same_bits_on_ranks_and_resumed(name: str, small: Pat
     assert end("resumed", 2) == expected
 
 
+@pytest.mark.slow
 @each_recipe
 def test_a_recipe_starts_with_its_own_network(name: str, small_cifar: Path, tmp_path: Path) -> None:
-    """Two steps of 16 images on images of CIFAR's shape."""
-    words = ["--recipe", name, "--batch-size", "16", "--max-steps", "2", "--run-dir", "run", "--threads", "1"]
+    """One step of 4 images of CIFAR's shape."""
+    words = ["--recipe", name, "--batch-size", "4", "--max-steps", "1", "--run-dir", "run", "--threads", "1"]
     done = dptrain_here("train", small_cifar, *words, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["step"] == 2
+    assert json.loads(done.stdout.splitlines()[-1])["step"] == 1
 
 
 @pytest.fixture(scope="module")
 def small_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed(tmp_path_factory.mktemp("cifar") / "set", train=64, test=20, shards=2, shape=(3, 32, 32))
+    return packed(tmp_path_factory.mktemp("cifar") / "set", train=64, test=4, shards=2, shape=(3, 32, 32))
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ def test_a_second_rank_may_die_at_any_time_after_the_first(
     assert len(results) <= RANKS - 1  # the second rank may have ended before its death
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", range(RANKS))
 @pytest.mark.parametrize("without_data", [None, "all"])
 def test_a_rank_may_die_while_the_ranks_share_out_an_update(
