@@ -30,7 +30,7 @@ from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, BlockWorkspace, Workspace
 from dptrain.arrays.random import Draws
 from dptrain.nn.graph import Graph
-from dptrain.nn.layer import CoupledLayer, Pass, Runner, is_users
+from dptrain.nn.layer import CoupledLayer, Pass, Runner, is_users, where
 
 # In a network that couples samples a block has 8 to 256 samples: doubled until its layers' outputs have 8 times as many
 # values as there are parameters. For wide layers with small maps the work for each parameter is large: 256 channels on
@@ -93,6 +93,10 @@ class Plan:
                 tasks[level].append(Task(number, Phase.COLLECT))
                 level, phase = level + 1, Phase.APPLY
             elif node.layer.couples_samples:
+                if isinstance(node.layer, CoupledLayer) and node.layer.synchronized:
+                    raise ValueError(
+                        f"{where(node.layer)}: a subclass of BatchNorm2d is not synchronized: omit sync=True"
+                    )
                 level += 1
                 alone.add(level)
             tasks[level].append(Task(number, phase))

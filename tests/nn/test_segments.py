@@ -210,6 +210,11 @@ def test_checked_layers_get_blocks_of_any_size() -> None:
     np.testing.assert_array_equal(found[0], expected[0])
 
 
+def test_a_users_normalisation_is_not_synchronized() -> None:
+    with pytest.raises(ValueError, match=r"layer square_norm1 \(SquareNorm\): a subclass .* omit sync=True"):
+        Network([Conv2d(3), SquareNorm(sync=True), Flatten(), Linear(3)], SHAPE)
+
+
 def test_a_users_layer_that_couples_samples_gets_the_whole_microbatch() -> None:
     layer = Centred()
     network = in_blocks(Network([Conv2d(3), BatchNorm2d(), layer, ReLU(), Flatten(), Linear(3)], SHAPE), 4)
