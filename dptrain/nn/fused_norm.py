@@ -19,13 +19,19 @@ class NormActivation(CoupledLayer):
 
     def __init__(self, norm: BatchNorm2d, activation: Activation) -> None:
         self.norm, self.activation = norm, activation
-        self.name = norm.name
+        self.name, self.synchronized = norm.name, norm.synchronized
 
     def __repr__(self) -> str:
         return f"NormActivation({self.norm!r}, {self.activation!r})"
 
     def collect(self, x: Array, call: Pass) -> Any:
         return self.norm.collect(x, call)
+
+    def merge(self, parts: Sequence[Moments]) -> Moments:
+        return self.norm.merge(parts)
+
+    def merge_backward(self, parts: Sequence[Any]) -> Any:
+        return self.norm.merge_backward(parts)
 
     def join(self, parts: Sequence[Moments], call: Pass) -> Any:
         return self.norm.join(parts, call)
@@ -36,8 +42,8 @@ class NormActivation(CoupledLayer):
     def collect_backward(self, dy: Array, x: Array, saved: Any, out: Array, call: Pass) -> Any:
         return self.norm.collect_backward(dy, x, saved, out, call)
 
-    def join_backward(self, parts: Sequence[Any], coupling: Any, call: Pass) -> Any:
-        return self.norm.join_backward(parts, coupling, call)
+    def join_backward(self, parts: Sequence[Any], coupling: Any, call: Pass, total: Any = None) -> Any:
+        return self.norm.join_backward(parts, coupling, call, total)
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
         return self.norm.backward(dy, saved, call)

@@ -203,9 +203,13 @@ class CoupledLayer(Layer):
     block, with what `join` returned as `call.coupling`. The blocks of the two phases may have different sizes. The
     backward pass is alike: `collect_backward`, `join_backward`, and `backward`, which gets x as `saved`. Without a
     coupling, `forward` and `backward` get the whole microbatch and do all of it.
+
+    A `synchronized` layer couples the samples of all shards. What `merge` and `merge_backward` return is added by `+`
+    over the shards; `join` and `join_backward` get the total.
     """
 
     couples_samples = True
+    synchronized = False
 
     def collect(self, x: Array, call: Pass) -> Any:
         """The sums of a block x (..., N, C)."""
@@ -215,12 +219,23 @@ class CoupledLayer(Layer):
         """What `forward` needs, from the sums of all blocks; writes `call.statistics`."""
         raise TypeError(f"{type(self).__name__} does not define join")
 
+    def merge(self, parts: Sequence[Any]) -> Any:
+        """The sums of all blocks as one value, which can be pickled; `join` takes it, or a total, as the only part."""
+        raise TypeError(f"{type(self).__name__} does not define merge")
+
     def collect_backward(self, dy: Array, x: Array, saved: Any, out: Array, call: Pass) -> Any:
         """The sums of a block; writes what `backward` gets as dy to `out`. `saved` is from `forward` of the block."""
         raise TypeError(f"{type(self).__name__} does not define collect_backward")
 
-    def join_backward(self, parts: Sequence[Any], coupling: Any, call: Pass) -> Any:
-        """What `backward` needs, from the sums of all blocks and the coupling of `forward`; writes `call.gradients`."""
+    def merge_backward(self, parts: Sequence[Any]) -> Any:
+        """The sums of all blocks as one value, which can be pickled."""
+        raise TypeError(f"{type(self).__name__} does not define merge_backward")
+
+    def join_backward(self, parts: Sequence[Any], coupling: Any, call: Pass, total: Any = None) -> Any:
+        """What `backward` needs, from the sums of all blocks and the coupling of `forward`; writes `call.gradients`.
+
+        The gradients are those of the blocks alone, also if there is a `total` of all shards.
+        """
         raise TypeError(f"{type(self).__name__} does not define join_backward")
 
 

@@ -20,7 +20,7 @@ from dptrain.nn.fusion import fuse
 from dptrain.nn.graph import Builder, Graph, Part
 from dptrain.nn.layer import PLAIN, Parameters, Pass, Runner, Views, read_only
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
-from dptrain.nn.segments import Microbatch, Plan, Vectors
+from dptrain.nn.segments import Microbatch, Plan, Rounds, Vectors, alone
 from dptrain.system.cache import DEFAULT_KIB
 
 # For code that checks its result for NaN and infinity once, instead of at every warning.
@@ -196,7 +196,42 @@ class Network:
         `statistics` (B,) become N times the layers' statistics. An empty microbatch gives zeros. Samples are computed
         in blocks (`dptrain.nn.segments`), whose sums are added in order. The gradient of the parameters `frozen` is 0,
         and what only they need is not computed. If a layer couples samples, it couples those of each of `parts` equal
-        parts of the microbatch.
+        parts of the microbatch. Synchronized layers see this microbatch alone.
+        """
+        return alone(
+            self.in_rounds(
+                *(prepared, images, labels, gradient, workspace),
+                statistics=statistics,
+                loss=loss,
+                draws=draws,
+                runner=runner,
+                frozen=frozen,
+                parts=parts,
+            )
+        )
+
+    def rounds(self, frozen: Collection[str] = (), parts: int = 1) -> int:
+        """How often `in_rounds` pauses, at most: for a microbatch of at least one sample in each part."""
+        return self._plan_without(frozen).rounds * parts
+
+    def in_rounds(
+        self,
+        prepared: Prepared,
+        images: Array,
+        labels: NDArray[np.int64],
+        gradient: Array,
+        workspace: Workspace,
+        *,
+        statistics: Array | None = None,
+        loss: CrossEntropy = CROSS_ENTROPY,
+        draws: Draws = NO_KEY,
+        runner: Runner = PLAIN,
+        frozen: Collection[str] = (),
+        parts: int = 1,
+    ) -> Rounds[Outcome]:
+        """`loss_and_grad` that pauses at synchronized layers: there it yields sums, and is sent those of all shards.
+
+        `prepared` and the arrays in the workspace must stay as they are until the end.
         """
         plan = self._plan_without(frozen)
         samples, loss_sum, correct = images.shape[-2], 0.0, 0
@@ -216,7 +251,7 @@ class Network:
             keyed = draws.after(unit.start) if unit.start else draws
             images_of_unit = images[..., unit, :]
             microbatch = Microbatch(plan, passes, images_of_unit, total, block, workspace, keyed, runner)
-            part_loss, part_correct = _compute(microbatch, labels[unit], loss, workspace)
+            part_loss, part_correct = yield from _compute(microbatch, labels[unit], loss, workspace)
             loss_sum, correct = loss_sum + part_loss, correct + part_correct
         for name in (*self._constant, *frozen):
             gradient[self.layout.slices[name]] = 0
@@ -266,25 +301,25 @@ class Network:
 
 def _compute(
     microbatch: Microbatch, labels: NDArray[np.int64], loss: CrossEntropy, workspace: Workspace
-) -> tuple[float, int]:
+) -> Rounds[tuple[float, int]]:
     """Both passes of a microbatch; the sum of its losses, and how many samples were classified correctly."""
     loss_sum, correct, samples = 0.0, 0, len(labels)
     *earlier, last = microbatch.plan.segments
     for segment in earlier:
         for rows in segment.rows(samples):
             microbatch.forward(segment, rows)
-        microbatch.join(segment)
+        yield from microbatch.join(segment)
     for rows in last.rows(samples):
         logits = microbatch.forward(last, rows)
         losses, dlogits = loss(logits, labels[rows], workspace)
         loss_sum += float(losses.sum(dtype=np.float64))
         correct += int(np.count_nonzero(logits.argmax(axis=1) == labels[rows]))
         microbatch.backward(last, rows, dlogits)
-    microbatch.join_backward(last)
+    yield from microbatch.join_backward(last)
     for segment in reversed(earlier):
         for rows in segment.rows(samples):
             microbatch.backward(segment, rows)
-        microbatch.join_backward(segment)
+        yield from microbatch.join_backward(segment)
     return loss_sum, correct
 
 

@@ -8,18 +8,21 @@ Values that a later segment reads are kept for the whole microbatch.
     loss        the last segment: every block forward, loss, and backward at once
     backward    each earlier segment, in reverse: every block, then `CoupledLayer.join_backward`
 
+At a synchronized layer, `join` and `join_backward` pause: they yield the sums of the microbatch, and are sent the total
+of all shards.
+
 A network without such layers is one segment. A user's layer that couples samples gets its whole microbatch: its segment
-has a single block.
+has a single block. So does a user's subclass of BatchNorm2d, which may change what is normalised.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -27,7 +30,7 @@ from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, BlockWorkspace, Workspace
 from dptrain.arrays.random import Draws
 from dptrain.nn.graph import Graph
-from dptrain.nn.layer import CoupledLayer, Pass, Runner, is_users
+from dptrain.nn.layer import CoupledLayer, Pass, Runner, is_users, where
 
 # In a network that couples samples a block has 8 to 256 samples: doubled until its layers' outputs have 8 times as many
 # values as there are parameters. For wide layers with small maps the work for each parameter is large: 256 channels on
@@ -35,6 +38,10 @@ from dptrain.nn.layer import CoupledLayer, Pass, Runner, is_users
 # differ by less than 10 % from 8 to 64 samples; few samples need less memory.
 LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 256, 8
 OWNER = "segments"  # of arrays for whole microbatches
+
+Result = TypeVar("Result")
+Sums = dict[int, Any]  # by node
+Rounds = Generator[Sums, Sums, Result]  # yields the sums of a microbatch, and is sent those of all microbatches
 
 
 class Phase(Enum):
@@ -61,8 +68,8 @@ class Segment:
     block: int | None
 
     def rows(self, samples: int) -> list[slice]:
-        """The blocks of a microbatch."""
-        block = self.block or samples
+        """The blocks of a microbatch, which may be empty."""
+        block = self.block or max(1, samples)
         return [slice(start, min(start + block, samples)) for start in range(0, samples, block)]
 
 
@@ -82,10 +89,14 @@ class Plan:
         alone: set[int] = set()  # levels with a layer that needs the whole microbatch at once
         for number, node in enumerate(graph.nodes):
             level, phase = max(available[value] for value in node.inputs), Phase.WHOLE
-            if isinstance(node.layer, CoupledLayer):
+            if isinstance(node.layer, CoupledLayer) and node.layer.name not in self.users:
                 tasks[level].append(Task(number, Phase.COLLECT))
                 level, phase = level + 1, Phase.APPLY
             elif node.layer.couples_samples:
+                if isinstance(node.layer, CoupledLayer) and node.layer.synchronized:
+                    raise ValueError(
+                        f"{where(node.layer)}: a subclass of BatchNorm2d is not synchronized: omit sync=True"
+                    )
                 level += 1
                 alone.add(level)
             tasks[level].append(Task(number, phase))
@@ -98,6 +109,23 @@ class Plan:
             Segment(level, tuple(some), None if level in alone else self._block(some, parameters) if coupled else block)
             for level, some in sorted(tasks.items())
         ]
+        phases = (Phase.COLLECT, Phase.APPLY)
+        pauses = [self._synchronizes(segment, phase) for segment in self.segments for phase in phases]
+        self.rounds = sum(pauses)  # how often the passes of a microbatch pause
+
+    def joined(self, segment: Segment, phase: Phase) -> list[int]:
+        """The nodes of coupled layers that a segment joins: after COLLECT forward, after APPLY backward."""
+        numbers = [number for number, one in segment.tasks if one is phase]
+        if phase is Phase.COLLECT:
+            return numbers
+        return [number for number in reversed(numbers) if self.graph.wanted[self.graph.nodes[number].output]]
+
+    def coupled(self, number: int) -> CoupledLayer:
+        """The layer of such a node."""
+        return cast(CoupledLayer, self.graph.nodes[number].layer)
+
+    def _synchronizes(self, segment: Segment, phase: Phase) -> bool:
+        return any(self.coupled(number).synchronized for number in self.joined(segment, phase))
 
     def _block(self, tasks: Sequence[Task], parameters: Sequence[int]) -> int:
         """How many samples to compute together, from the layers' output values for one sample and the parameters."""
@@ -180,13 +208,17 @@ class Microbatch:
             workspace.keep(kept, self.plan.users)
         return y
 
-    def join(self, segment: Segment) -> None:
+    def join(self, segment: Segment) -> Rounds[None]:
         """Combine what all blocks of the forward pass have collected."""
-        for number, phase in segment.tasks:
-            if phase is Phase.COLLECT:
-                layer, call = cast(CoupledLayer, self.plan.graph.nodes[number].layer), self.passes[number]
-                self._couplings[number] = layer.join(self._parts.pop(number), call)
-                self._add_statistics(number, self.samples)
+        numbers = self.plan.joined(segment, Phase.COLLECT)
+        totals = yield from self._totals(
+            {number: layer.merge(self._parts[number]) for number, layer in self._synchronized(numbers)}
+        )
+        for number in numbers:
+            parts = self._parts.pop(number)
+            given = [totals[number]] if number in totals else parts
+            self._couplings[number] = self.plan.coupled(number).join(given, self.passes[number])
+            self._add_statistics(number, self.samples)
 
     def backward(self, segment: Segment, rows: slice, dy: Array | None = None) -> None:
         """Compute a block; dy is the gradient of the last node's output, in the last segment."""
@@ -220,13 +252,25 @@ class Microbatch:
                     if graph.wanted[value]:
                         self._add_gradient_of(value, dx, (number, place), segment, local, rows)
 
-    def join_backward(self, segment: Segment) -> None:
+    def join_backward(self, segment: Segment) -> Rounds[None]:
         """Combine what all blocks of the backward pass have collected."""
-        for number, phase in reversed(segment.tasks):
-            if phase is Phase.APPLY and number in self._parts:
-                layer, call = cast(CoupledLayer, self.plan.graph.nodes[number].layer), self.passes[number]
-                self._couplings[number] = layer.join_backward(self._parts.pop(number), self._couplings[number], call)
-                self._add_gradient(number, complete=True)
+        numbers = self.plan.joined(segment, Phase.APPLY)
+        totals = yield from self._totals(
+            {number: layer.merge_backward(self._parts[number]) for number, layer in self._synchronized(numbers)}
+        )
+        for number in numbers:
+            parts, coupling = self._parts.pop(number), self._couplings[number]
+            layer, call = self.plan.coupled(number), self.passes[number]
+            self._couplings[number] = layer.join_backward(parts, coupling, call, totals.get(number))
+            self._add_gradient(number, complete=True)
+
+    def _synchronized(self, numbers: Sequence[int]) -> list[tuple[int, CoupledLayer]]:
+        layers = [(number, self.plan.coupled(number)) for number in numbers]
+        return [(number, layer) for number, layer in layers if layer.synchronized]
+
+    def _totals(self, sums: Sums) -> Rounds[Sums]:
+        """The totals of all shards; pauses, unless there is nothing to synchronize."""
+        return (yield sums) if sums else {}
 
     def _enter(self, segment: Segment, rows: slice) -> Workspace:
         """Let the passes of a segment compute a block; returns its workspace."""
@@ -307,3 +351,14 @@ class Microbatch:
             self.block.gradient[part] = 0  # a layer may add to it
         if complete:
             self.runner.complete(self.plan.graph.nodes[number].layer)
+
+
+def alone(rounds: Rounds[Result]) -> Result:
+    """The result of a microbatch that is not synchronized with others."""
+    try:
+        sums = next(rounds)
+        while True:
+            sums = rounds.send(sums)
+    except StopIteration as end:
+        result: Result = end.value
+        return result

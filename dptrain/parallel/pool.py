@@ -136,7 +136,8 @@ class Worker(NamedTuple):
 class ShardProcesses(ShardPool):
     """The caller and `size` - 1 forked workers; each computes a contiguous block of a call's shards.
 
-    Only these `works` can be computed, as they are when the workers are forked.
+    Only these `works` can be computed, as they are when the workers are forked. Calls with the same shards compute each
+    of them in the same process.
     """
 
     def __init__(self, size: int, works: Sequence[ShardWork[Any]]) -> None:

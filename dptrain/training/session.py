@@ -232,7 +232,7 @@ def assemble(
     reducer = reducer_class(config.reduction)(task.placement, communicator, lengths)
     gradients = GradientWork(network, batches, reducer, loss, config.accumulate)
     evaluation = make_evaluation(task, task.manifest)
-    pool = make_pool(min(task.threads, len(batches)), [gradients, evaluation], communicator)
+    pool = make_pool(min(task.threads, len(batches)), [gradients, gradients.continuation, evaluation], communicator)
     take_step = TrainingStep(gradients, update, pool, communicator)
     return Engine(**vars(task), take_step=take_step, evaluation=evaluation, pool=pool)
 

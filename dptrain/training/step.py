@@ -1,11 +1,15 @@
-"""One synchronized step: microbatches, gradients, one reduction, one update."""
+"""One synchronized step: microbatches, gradients, one reduction, one update.
+
+A synchronized layer needs two small reductions more: one in the forward pass, one in the backward pass.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.state import BUFFERS, TrainingState, vector_layouts
@@ -14,8 +18,9 @@ from dptrain.nn.finite import not_finite
 from dptrain.nn.layer import Layer, Runner
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network, Prepared, quiet
+from dptrain.nn.segments import Sums
 from dptrain.parallel.communicator import Communicator, known_to_all
-from dptrain.parallel.pool import ShardPool
+from dptrain.parallel.pool import ShardPool, ShardWork
 from dptrain.parallel.reduce.reducer import Reducer
 from dptrain.training.evaluate import NetworkWork
 from dptrain.training.finite import examine_shards, first_of_all_shards, not_finite_error
@@ -84,8 +89,15 @@ class GradientReporter(Runner):
             self.ready(slice(self.start, end))
 
 
-class GradientWork(NetworkWork[float]):
-    """Computes each shard's gradient, statistics and sums; the result is the share of time that its batch took."""
+Progress = float | Sums  # of a shard: the share of time that its batch took, or sums to be added over all shards
+
+
+class GradientWork(NetworkWork[Progress]):
+    """Computes each shard's gradient, statistics and sums.
+
+    At a synchronized layer a shard pauses. It continues in the same process, by `continuation`: its microbatch and
+    everything computed of it stay there, so such a network needs memory for all microbatches of a rank at once.
+    """
 
     def __init__(
         self,
@@ -97,6 +109,10 @@ class GradientWork(NetworkWork[float]):
     ) -> None:
         super().__init__(network)
         self.batches, self.reducer, self.loss, self.parts = batches, reducer, loss, parts
+        self.continuation = Continuation(self)
+        self._workspaces: defaultdict[int, Workspace] = defaultdict(Workspace)  # by shard, if the network is paused
+        self._computations: dict[int, Generator[Progress, Any, None]] = {}  # by shard
+        self._seconds: dict[int, float] = {}  # by shard, without pauses
         self._starts: dict[str, int] = {}  # where the gradient of each stage begins
         for stage in network.stages:
             parameters = [part for name, part in network.layout.slices.items() if name.startswith(f"{stage.name}.")]
@@ -104,7 +120,26 @@ class GradientWork(NetworkWork[float]):
                 self._starts[stage.name] = min(part.start for part in parameters)
 
     @quiet
-    def compute(self, shard: int, prepared: tuple[Prepared, int, int, tuple[str, ...]], workspace: Workspace) -> float:
+    def compute(
+        self, shard: int, prepared: tuple[Prepared, int, int, tuple[str, ...]], workspace: Workspace
+    ) -> Progress:
+        self._seconds[shard] = 0.0
+        if self.network.rounds():
+            workspace = self._workspaces[shard]
+        self._computations[shard] = self._computation(shard, prepared, workspace)
+        return self.advance(shard)
+
+    def advance(self, shard: int, totals: Sums | None = None) -> Progress:
+        """Continue with the sums over all shards; after the end, the last result again."""
+        started = time.perf_counter()
+        result = self._computations[shard].send(totals)
+        self._seconds[shard] += time.perf_counter() - started
+        return result / self._seconds[shard] if isinstance(result, float) else result
+
+    def _computation(
+        self, shard: int, prepared: tuple[Prepared, int, int, tuple[str, ...]], workspace: Workspace
+    ) -> Generator[Progress, Any, None]:
+        """Yields sums, is sent those of all shards, and at the end yields the seconds that loading the batch took."""
         started = time.perf_counter()
         network, epoch, step, frozen = prepared
         batches, parts = self.batches[shard], self.reducer.parts[shard]
@@ -113,24 +148,43 @@ class GradientWork(NetworkWork[float]):
         # The gradient of frozen parameters is cleared at the end, and that of parts is added up.
         starts = self._starts if not frozen and self.parts == 1 else {}
         reporter = GradientReporter(lambda part: self.reducer.ready(shard, part), starts, parts.gradient.size)
-        outcome = self.network.loss_and_grad(
-            network,
-            images,
-            labels,
-            parts.gradient,
-            workspace,
-            statistics=parts.statistics,
-            loss=self.loss,
-            draws=batches.draws(epoch, step),
-            runner=self.runner(reporter),
-            frozen=frozen,
-            parts=self.parts,
-        )
+        given = (network, images, labels, parts.gradient, workspace)
+        options: dict[str, Any] = {
+            "statistics": parts.statistics,
+            "loss": self.loss,
+            "draws": batches.draws(epoch, step),
+            "runner": self.runner(reporter),
+            "frozen": frozen,
+            "parts": self.parts,
+        }
+        if self.network.rounds():
+            outcome = yield from self.network.in_rounds(*given, **options)
+        else:
+            outcome = self.network.loss_and_grad(*given, **options)
         parts.sums[:] = outcome.loss_sum, outcome.correct, len(labels), self.loss.sample_weights(labels)
         for start, end in ((0, reporter.start), (parts.gradient.size, parts.vector.size)):
             if start < end:
                 self.reducer.ready(shard, slice(start, end))
-        return (loaded - started) / (time.perf_counter() - started)
+        while True:
+            yield loaded - started
+
+
+class Continuation(ShardWork[Progress]):
+    """Continues the paused shards of a `GradientWork`."""
+
+    def __init__(self, work: GradientWork) -> None:
+        self.work = work
+
+    @quiet
+    def compute(self, shard: int, prepared: tuple[Sums | None], workspace: Workspace) -> Progress:
+        return self.work.advance(shard, *prepared)
+
+
+def add_sums(first: Sums | None, second: Sums | None) -> Sums | None:
+    """By node; None has no samples."""
+    if first is None or second is None:
+        return second if first is None else first
+    return {number: value + second[number] for number, value in first.items()}
 
 
 class TrainingStep:
@@ -154,8 +208,8 @@ class TrainingStep:
         started = clock()
         work.load(state.vectors)
         work.reducer.begin(requests)
-        shares = self.pool.map(work, work.batches, epoch, step, self.update.optimizer.frozen(state.step))
-        computed = clock()
+        shares = self._compute(epoch, step, self.update.optimizer.frozen(state.step))
+        computed, paused = clock(), work.reducer.waited
         reduced = work.reducer.finish()
         finished, waiting = clock(), work.reducer.waited
         if not_finite(reduced.vector):  # on all ranks alike
@@ -172,8 +226,20 @@ class TrainingStep:
         self.update.finish(state.vectors, state.step)
         state.progress.step += 1
         state.progress.samples_seen += samples
-        data = (computed - started) * sum(shares) / len(shares)
-        compute = computed - started - data + clock() - finished
-        seconds = Seconds(compute, data, waiting, finished - computed - waiting)
+        data = (computed - started - paused) * sum(shares) / len(shares)
+        compute = computed - started - paused - data + clock() - finished
+        seconds = Seconds(compute, data, waiting, finished - computed - (waiting - paused))
         requested = Requests(*map(bool, reduced.requests))
         return StepOutcome(float(reduced.sums[LOSS]) / weights, int(reduced.sums[CORRECT]), samples, seconds, requested)
+
+    def _compute(self, epoch: int, step: int, frozen: tuple[str, ...]) -> list[float]:
+        """Compute all shards; the share of time that each one's batch took."""
+        work, reducer = self.work, self.work.reducer
+        results = self.pool.map(work, work.batches, epoch, step, frozen)
+        for _ in range(work.network.rounds(frozen, work.parts)):
+            sums = {
+                shard: None if isinstance(result, float) else result
+                for shard, result in zip(work.batches, results, strict=True)
+            }
+            results = self.pool.map(work.continuation, work.batches, reducer.total(sums, add_sums))
+        return [result for result in results if isinstance(result, float)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn import BatchNorm2d, Conv2d, Flatten, Layer, Linear, Network, Pass, ReLU, Residual
 from dptrain.nn.layer import Runner
+from dptrain.nn.tensor import Tensor
 
 SHAPE = (2, 6, 6)
 NETWORKS: dict[str, Any] = {
@@ -55,6 +57,21 @@ def test_frozen_parameters_have_no_gradient_and_the_others_keep_their_bits(case:
         np.testing.assert_array_equal(views[name], 0 if name in frozen else expected[name])
     np.testing.assert_array_equal(found[1], everything[1])
     np.testing.assert_array_equal(gradient_of(network, [])[0], everything[0])
+
+
+class FixedWeight(Linear):
+    """Its weight is not trained, but its backward pass writes a gradient."""
+
+    def tensors(self) -> list[Tensor]:
+        return [replace(one, trainable=one.name != "weight") for one in super().tensors()]
+
+
+def test_parameters_that_are_not_trainable_have_no_gradient() -> None:
+    network = Network([Conv2d(3), Flatten(), FixedWeight(3)], SHAPE)
+    gradient = network.layout.views(gradient_of(network, [])[0])
+    assert not gradient["linear1.weight"].any()
+    assert gradient["linear1.bias"].any()
+    assert gradient["conv1.weight"].any()
 
 
 def test_what_only_frozen_parameters_need_is_not_computed() -> None:

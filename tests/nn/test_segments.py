@@ -82,6 +82,21 @@ class CentredSquare(Centred):
         return dx
 
 
+class SquareNorm(BatchNorm2d):
+    """A user's normalisation of the squares: `collect` of its base class knows nothing of them."""
+
+    kind = "square_norm"
+
+    def forward(self, x: Array, call: Pass) -> tuple[Array, Any]:
+        y, saved = super().forward(x * x, call)
+        return y, (x, saved)
+
+    def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
+        x, of_squares = saved
+        dx = super().backward(dy, of_squares, call)
+        return None if dx is None else 2 * x * dx
+
+
 def norm_block(channels: int) -> list[Layer]:
     return [Conv2d(channels, 3, padding=1), BatchNorm2d(), ReLU(), Conv2d(channels, 3, padding=1), BatchNorm2d()]
 
@@ -102,6 +117,7 @@ NETWORKS: dict[str, Any] = {
     "a value that a user's layer keeps": lambda: [
         *(Conv2d(3), Residual([CentredSquare(), Conv2d(3, 1), BatchNorm2d()]), Flatten())
     ],
+    "user's normalisation": lambda: [Conv2d(3), SquareNorm(), Conv2d(3), BatchNorm2d(), Flatten()],
     "user's memory": lambda: [Conv2d(3), Remembering(), BatchNorm2d(), Flatten()],
 }
 
@@ -177,6 +193,14 @@ def test_every_layer_keeps_what_its_backward_pass_needs(layer: str) -> None:
     assert_blocks_do_not_change_results([*build(SHAPE, 3, layer=layer), Centred()], 4)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_empty_microbatch_gives_zeros(name: str) -> None:
+    found = computed(Network([*NETWORKS[name](), Linear(3)], SHAPE), *microbatch(0), Workspace(np.float64))
+    assert not found[0].any()
+    assert not found[1].any()
+    assert found[2] == 0
+
+
 def test_checked_layers_get_blocks_of_any_size() -> None:
     """The blocks of norm1's forward pass have 5 samples, those of its backward pass 4."""
     network = in_blocks(Network([Conv2d(3), BatchNorm2d(), Remembering(), Flatten(), Linear(3)], SHAPE), 4)
@@ -184,6 +208,11 @@ def test_checked_layers_get_blocks_of_any_size() -> None:
     expected = computed(network, *batch, Workspace(np.float64))
     found = computed(network, *batch, Workspace(np.float64), CheckedRunner(network))
     np.testing.assert_array_equal(found[0], expected[0])
+
+
+def test_a_users_normalisation_is_not_synchronized() -> None:
+    with pytest.raises(ValueError, match=r"layer square_norm1 \(SquareNorm\): a subclass .* omit sync=True"):
+        Network([Conv2d(3), SquareNorm(sync=True), Flatten(), Linear(3)], SHAPE)
 
 
 def test_a_users_layer_that_couples_samples_gets_the_whole_microbatch() -> None:

@@ -139,6 +139,22 @@ def test_additions_follow_one_tree_on_any_number_of_ranks() -> None:
             assert total.text == expected
 
 
+def added(first: str, second: str) -> str:
+    return f"({first} {second})"
+
+
+@pytest.mark.parametrize("kind", [TreeReducer, MPIReducer])
+@pytest.mark.parametrize("shards", [1, 5, 8])
+def test_small_values_follow_the_same_tree_on_every_rank(kind: type[Reducer], shards: int) -> None:
+    def rank_program(communicator: Communicator) -> str:
+        placement = Placement(shards, communicator.size)
+        values = {shard: str(shard) for shard in placement.shards_of(communicator.rank)}
+        return kind(placement, communicator, Lengths(1, 0, 0, 0)).total(values, added)
+
+    for ranks in range(1, shards + 1):
+        assert on_ranks(ranks, rank_program) == [written_tree(list(range(shards)))] * ranks
+
+
 def sums_on(mpi: str, ranks: int, folder: Path) -> Any:
     done = mpirun(mpi, ranks, PROGRAMS / "reduction_sums.py", cwd=folder, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from networks import ready
 from numpy.typing import NDArray
-from training_runs import BATCH_SIZE, SHARDS, STEPS_PER_EPOCH, TRAIN, configuration, packed, session_and_state
+from training_runs import BATCH_SIZE, STEPS_PER_EPOCH, TRAIN, configuration, packed, session_and_state
 
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.state import TrainingState
@@ -143,6 +143,28 @@ def test_each_slice_of_a_shards_vector_is_reported_once_it_is_complete(
     session, state = session_and_state(
         configuration(packed(tmp_path / "set"), tmp_path / "run", batch_size=batch_size, **PLAIN)
     )
+    reported = reported_slices(session, state, monkeypatch)
+    gradient, length = session.network.layout.size, len(session.take_step.work.reducer.vectors[0])
+    first = session.network.layout.slices["linear1.weight"].start
+    for parts in reported.values():
+        assert [(part.start, part.stop) for part in parts] == [(first, gradient), (0, first), (gradient, length)]
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"group_lr": {"head.bias": 0}}])
+def test_slices_are_complete_with_parts_of_a_microbatch_and_with_frozen_parameters(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**PLAIN, "model": "resnet20", "model_options": {"width": 2, "blocks": 1}, **changes}
+    session, state = session_and_state(
+        configuration(packed(tmp_path / "set"), tmp_path / "run", batch_size=80, **options)
+    )
+    for parts in reported_slices(session, state, monkeypatch).values():
+        length = len(session.take_step.work.reducer.vectors[0])
+        assert sorted(index for part in parts for index in range(length)[part]) == list(range(length))
+
+
+def reported_slices(session: Session, state: TrainingState, monkeypatch: pytest.MonkeyPatch) -> dict[int, list[slice]]:
+    """By shard, what a step reports to the reduction. Checks that it does not change afterwards."""
     reducer, reported = session.take_step.work.reducer, defaultdict[int, list[tuple[slice, bytes]]](list)
 
     def ready(shard: int, part: slice) -> None:
@@ -157,11 +179,7 @@ def test_each_slice_of_a_shards_vector_is_reported_once_it_is_complete(
     monkeypatch.setattr(reducer, "ready", ready)
     monkeypatch.setattr(reducer, "finish", check_and_finish)
     session.take_step(state, 0, 0, 0.01)
-    assert len(reported) == SHARDS
-    gradient, length = session.network.layout.size, len(reducer.vectors[0])
-    first = session.network.layout.slices["linear1.weight"].start
-    for parts in reported.values():
-        assert [(part.start, part.stop) for part, _ in parts] == [(first, gradient), (0, first), (gradient, length)]
+    return {shard: [part for part, _ in parts] for shard, parts in reported.items()}
 
 
 def overflow_the_loss(session: Session, state: TrainingState) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -17,12 +20,20 @@ from dptrain.nn.tensor import Tensor, ones, zeros
 PIECE = 1 << 14  # values computed at a time, so that several arrays of them stay in a core's cache
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Moments:
     """By channel (C,): the mean, and the sum of squared deviations from it, of so many values."""
 
     values: int
     mean: Array
     squares: Array
+
+    def __add__(self, other: Moments) -> Moments:
+        """Of all values together (Chan, Golub and LeVeque 1979)."""
+        total = self.values + other.values
+        difference = other.mean - self.mean
+        squares = self.squares + (other.squares + difference**2 * (self.values * other.values / total))
+        return Moments(total, self.mean + difference * (other.values / total), squares)
 
 
 class Coupling(NamedTuple):
@@ -49,17 +60,22 @@ class BatchNorm2d(CoupledLayer):
     unbiased variances, which is summed along the reduction tree. So the running variance is the expectation of the one
     that training divides by; how far the means of shards differ is not a part of it.
 
+    With `sync`, training normalises by mean and variance of the global batch, the samples of all shards, and running
+    averages move towards those.
+
     eps         is added to the variance
     momentum    the share of the new value in a running average
     scale       False for a weight that is fixed at 1, and no parameter
+    sync        True for mean and variance of the global batch
     """
 
     kind = "norm"
 
-    def __init__(self, *, eps: float = 1e-5, momentum: float = 0.1, scale: bool = True) -> None:
+    def __init__(self, *, eps: float = 1e-5, momentum: float = 0.1, scale: bool = True, sync: bool = False) -> None:
         if not eps > 0 or not 0 <= momentum <= 1:
             raise ValueError(f"eps is {eps} and momentum {momentum}, expected eps above 0 and momentum from 0 to 1")
         self.eps, self.momentum, self.scale = eps, momentum, scale
+        self.sync = self.synchronized = sync
 
     def bind(self, input_shape: Shape) -> Shape:
         self.channels = feature_maps(self, input_shape)[0]
@@ -85,8 +101,12 @@ class BatchNorm2d(CoupledLayer):
             squares += _channel_sums(part, self.channels, workspace)
         return Moments(count, mean, squares)
 
+    def merge(self, parts: Sequence[Moments]) -> Moments:
+        return joined(parts)
+
     def join(self, parts: Sequence[Moments], call: Pass) -> Coupling:
-        count, mean, squares = joined(parts)
+        moments = joined(parts)
+        count, mean, squares = moments.values, moments.mean, moments.squares
         if count < 2:
             raise ModelError(
                 f"{where(self)} gets one value for each channel (one sample, a map of one pixel), expected at least 2: "
@@ -139,11 +159,18 @@ class BatchNorm2d(CoupledLayer):
             along += _channel_sums(part, self.channels, call.workspace)
         return sums, along * coupling.scale
 
-    def join_backward(self, parts: Sequence[tuple[Array, Array]], coupling: Coupling, call: Pass) -> Slopes:
+    def merge_backward(self, parts: Sequence[tuple[Array, Array]]) -> Array:
+        return cast(Array, np.sum(parts, axis=0, dtype=np.float64))
+
+    def join_backward(
+        self, parts: Sequence[tuple[Array, Array]], coupling: Coupling, call: Pass, total: Array | None = None
+    ) -> Slopes:
         dbias, dweight = np.sum(parts, axis=0)
         call.gradients["bias"][...] = dbias
         if self.scale:
             call.gradients["weight"][...] = dweight
+        if total is not None:
+            dbias, dweight = (sums.astype(call.workspace.dtype) for sums in total)
         return Slopes(coupling, dbias / coupling.values, dweight / coupling.values)
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
@@ -190,16 +217,10 @@ class BatchNorm2d(CoupledLayer):
 
 
 def joined(parts: Sequence[Moments]) -> Moments:
-    """The moments of all values together, in float64 (Chan, Golub and LeVeque 1979)."""
-    count, mean, squares = parts[0]
-    mean, squares = mean.astype(np.float64), squares.astype(np.float64)
-    for part in parts[1:]:
-        total = count + part.values
-        difference = part.mean - mean
-        squares += part.squares + difference**2 * (count * part.values / total)
-        mean += difference * (part.values / total)
-        count = total
-    return Moments(count, mean, squares)
+    """The moments of all values together, in float64."""
+    first = parts[0]
+    mean, squares = first.mean.astype(np.float64), first.squares.astype(np.float64)
+    return reduce(add, parts[1:], Moments(first.values, mean, squares))
 
 
 def by_rows(x: Array) -> Array:

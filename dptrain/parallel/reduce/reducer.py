@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from operator import iadd
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from dptrain.arrays.memory import Array
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Node, Placement, children
 from dptrain.parallel.pool import shared_zeros
+
+Value = TypeVar("Value")
 
 
 class Lengths(NamedTuple):
@@ -34,14 +37,12 @@ class Parts(NamedTuple):
     requests: Array
 
 
-def sum_tree(node: Node, parts: dict[Node, Array]) -> Array:
-    """The sum of a node's shards, from the sums of nodes below it. Overwrites the leftmost part."""
+def sum_tree(node: Node, parts: Mapping[Node, Value], add: Callable[[Value, Value], Value] = iadd) -> Value:
+    """The sum of a node's shards, from the sums of nodes below it. With `iadd` overwrites the leftmost part."""
     if node in parts:
         return parts[node]
     left, right = children(node)
-    total = sum_tree(left, parts)
-    total += sum_tree(right, parts)
-    return total
+    return add(sum_tree(left, parts, add), sum_tree(right, parts, add))
 
 
 class Reducer(ABC):
@@ -79,6 +80,20 @@ class Reducer(ABC):
         total = self._exchange([sum_tree(node, leaves) for node in self._subtrees])
         self._wait_for(self.communicator.confirm)
         return self._parts(total)
+
+    def total(self, values: Mapping[int, Value], add: Callable[[Value, Value], Value]) -> Value:
+        """The sum over all shards, along the tree, of small values that can be pickled; `values` are by shard.
+
+        All ranks call it; it leaves the vectors alone. `add` must not change its arguments. Each rank gets the sums of
+        all ranks' subtrees. RankLostError on all ranks if one has died.
+        """
+        leaves = {(shard, shard + 1): value for shard, value in values.items()}
+        partial = {node: sum_tree(node, leaves, add) for node in self._subtrees}
+        started = time.perf_counter()
+        everyone: list[dict[Node, Value]] = self.communicator.allgather(partial)
+        self.waited += time.perf_counter() - started
+        whole = {node: value for one in everyone for node, value in one.items()}
+        return sum_tree((0, self.placement.shards), whole, add)
 
     @abstractmethod
     def _exchange(self, partial: list[Array]) -> Array:
