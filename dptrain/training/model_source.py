@@ -145,7 +145,7 @@ def _unload(source: ModelSource) -> None:
     with contextlib.suppress(ValueError):
         sys.path.remove(str(source.folder))
     packages = {name.partition(".")[0] for name in source.modules}
-    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+    for name in [name for name in list(sys.modules) if name.partition(".")[0] in packages]:
         del sys.modules[name]
 
 

@@ -75,9 +75,10 @@ def test_the_filters_are_the_same_on_every_rank(
     config = configuration(data, tmp_path / "run", **whitened)
 
     def filters(communicator: Communicator) -> bytes:
-        session = set_up(config, communicator)
-        state = first_state(session, session.take_step.layouts, config.seed)
-        return session.network.layout.views(state.parameters)["whitening1.weight"].tobytes()
+        architecture = session.architecture  # threads of one process cannot import the model's file at the same time
+        of_rank = set_up(config, communicator, architecture=architecture)
+        state = first_state(of_rank, of_rank.take_step.layouts, config.seed)
+        return of_rank.network.layout.views(state.parameters)["whitening1.weight"].tobytes()
 
     session = set_up(config, Communicator())
     images = SampleImages(sample_images(session.shards.train, 4, Communicator()), Normalisation(session.manifest))

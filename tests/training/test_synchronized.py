@@ -193,7 +193,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case != "whole microbatches")) for case in CASES]
+)
 def test_the_same_bits_on_ranks_threads_and_resumed(case: str, tmp_path: Path) -> None:
     """Three epochs of 4 steps, the last of each with 2 samples in 4 shards; one run stops in the second."""
     data = packed(tmp_path / "set", train=50)
@@ -241,6 +243,7 @@ def test_a_rank_that_is_lost_at_a_norm_changes_no_state(tmp_path: Path, monkeypa
     assert state.digest() == expected.digest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 2])
 def test_an_elastic_run_survives_a_death_at_a_norm(rank: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"model": "chain", "model_options": {}, "max_steps": STEPS_PER_EPOCH}
