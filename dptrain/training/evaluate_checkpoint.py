@@ -22,7 +22,7 @@ from dptrain.system.text import shown
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.model_checks import agree_on_model, changed_files, kept_model, model_change, try_model
 from dptrain.training.resume import l2_kib_of
-from dptrain.training.session import make_evaluation, open_task
+from dptrain.training.session import Task, make_evaluation, open_task
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,7 @@ def evaluate_checkpoint(
     as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
     evaluation = make_evaluation(task, as_trained)
     with together(communicator):
-        here = replace(origin, architecture=tuple(network.description()), spec=network.spec())
-        if difference := origin.completed(network).difference(here):
-            change = model_change(path, origin, trained.model, source, "", task.environment)
-            code = f" ({change})" if change and ":" in trained.model else ""
-            raise CheckpointError(
-                f"{shown(path)} has another architecture: {shown(difference, 500)}{code}; give the right --model"
-            )
+        check_architecture(origin, task, trained.model, path)
         averaged = AVERAGED[PARAMETERS] in checkpoint.layouts
         checkpoint = checkpoint.restricted(vector_layouts(network, (), averaged=averaged), path)
         vectors = evaluated(checkpoint.state.vectors)
@@ -97,6 +91,18 @@ def evaluate_checkpoint(
         changed_model_files=changed_files(origin, trained.model, source),
         warning=f"{change}. These figures are not those of the trained network" if change else "",
     )
+
+
+def check_architecture(origin: Origin, task: Task, model: str, path: Path) -> None:
+    """CheckpointError unless the task's network is that of the checkpoint, which was trained with `model`."""
+    network = task.network
+    here = replace(origin, architecture=tuple(network.description()), spec=network.spec())
+    if difference := origin.completed(network).difference(here):
+        change = model_change(path, origin, model, task.architecture.source, "", task.environment)
+        code = f" ({change})" if change and ":" in model else ""
+        raise CheckpointError(
+            f"{shown(path)} has another architecture: {shown(difference, 500)}{code}; give the right --model"
+        )
 
 
 def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> None:

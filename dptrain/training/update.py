@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
@@ -69,7 +70,8 @@ def make_update(config: TrainConfig, network: Network, steps_per_epoch: int) -> 
 
 def check_options(what: str, kind: type, options: Mapping[str, Any], flags: Collection[str] = ()) -> None:
     """UsageError unless each option is a keyword argument of `kind`, of the type of its default value, and no flag."""
-    defaults: dict[str, Any] = kind.__init__.__kwdefaults__ or {}  # type: ignore[misc]
+    arguments = inspect.signature(kind).parameters.values()
+    defaults = {one.name: one.default for one in arguments if one.kind is one.KEYWORD_ONLY}
     for name, value in options.items():
         if name in flags:
             raise UsageError(f"{what}: {name} has a flag: give {flag(name)} instead")

@@ -11,14 +11,8 @@ from dptrain.nn.layer import Layer, Pass, feature_maps, pair, windows
 Masks = list[Array]
 
 
-class MaxPool2d(Layer):
-    """Maximum over windows of x (H, W, N, C): (OH, OW, N, C) with OH = (H - KH) // stride + 1.
-
-    `stride` is the kernel size unless given. The axes are pooled one after the other, the width first: so the first
-    of equal values, in row-major order, gets the gradient, as in PyTorch.
-    """
-
-    kind = "pool"
+class Pool2d(Layer):
+    """Base of pooling over windows of x (H, W, N, C): (OH, OW, N, C) with OH = (H - KH) // stride + 1."""
 
     def __init__(self, kernel_size: int | tuple[int, int] = 2, *, stride: int | tuple[int, int] | None = None) -> None:
         self.kernel_size = pair(kernel_size, "kernel_size", 1)
@@ -28,6 +22,22 @@ class MaxPool2d(Layer):
         self.input_shape = channels, *extents = feature_maps(self, input_shape)
         self.output_shape = (channels, *windows(extents, self.kernel_size, self.stride, repr(self)))
         return self.output_shape
+
+    def entries(self, axis: int, x: Array) -> list[Array]:
+        """Views: the first value of every window along an axis (0: height, 1: width), the second, ..."""
+        stride, span = self.stride[axis], self.stride[axis] * (self.output_shape[1 + axis] - 1) + 1
+        offsets = range(self.kernel_size[axis])
+        return [x[(slice(None),) * axis + (slice(offset, offset + span, stride),)] for offset in offsets]
+
+
+class MaxPool2d(Pool2d):
+    """Maximum over windows of x (H, W, N, C): (OH, OW, N, C) with OH = (H - KH) // stride + 1.
+
+    `stride` is the kernel size unless given. The axes are pooled one after the other, the width first: so the first
+    of equal values, in row-major order, gets the gradient, as in PyTorch.
+    """
+
+    kind = "pool"
 
     def forward(self, x: Array, call: Pass) -> tuple[Array, tuple[Masks, Masks]]:
         rows, row_masks = self._max_along(1, x, call.workspace)
@@ -39,12 +49,9 @@ class MaxPool2d(Layer):
         drows = self._max_along_backward(0, dy, column_masks, call.workspace)
         return self._max_along_backward(1, drows, row_masks, call.workspace)
 
-    def _entries(self, axis: int, x: Array) -> list[Array]:
-        return entries_of_windows(axis, x, self.kernel_size[axis], self.stride[axis], self.output_shape[1 + axis])
-
     def _max_along(self, axis: int, x: Array, workspace: Workspace) -> tuple[Array, Masks]:
         """Maximum along one axis, and for all but the last entry of a window a mask: is it the maximum?"""
-        entries = self._entries(axis, x)
+        entries = self.entries(axis, x)
         y = workspace.array(self.name, f"max{axis}", entries[0].shape)
         np.maximum(entries[0], entries[-1], out=y)
         for entry in entries[1:-1]:
@@ -67,7 +74,7 @@ class MaxPool2d(Layer):
             dx.fill(0)  # some values are in no window, or in several
         rest, part = (workspace.array(self.name, f"{purpose}{axis}", dy.shape) for purpose in ("rest", "part"))
         source = dy  # the gradient that no earlier entry got
-        for offset, entry in enumerate(self._entries(axis, dx)):
+        for offset, entry in enumerate(self.entries(axis, dx)):
             won = source
             if offset < len(masks):
                 won = np.multiply(source, masks[offset], out=part)
@@ -77,9 +84,3 @@ class MaxPool2d(Layer):
             else:
                 entry += won
         return dx
-
-
-def entries_of_windows(axis: int, x: Array, kernel: int, stride: int, count: int) -> list[Array]:
-    """Views: the first value of each of `count` windows along an axis, the second, ... (axis 0: height, 1: width)."""
-    span = stride * (count - 1) + 1
-    return [x[(slice(None),) * axis + (slice(offset, offset + span, stride),)] for offset in range(kernel)]
