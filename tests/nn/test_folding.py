@@ -11,6 +11,7 @@ from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn import GELU, BatchNorm2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, Network, ReLU, Residual
 from dptrain.nn.folding import FoldedNorm
+from dptrain.nn.fused_conv import ConvPoolReLU
 
 SHAPE = (3, 9, 8)
 
@@ -60,3 +61,12 @@ def test_a_users_convolution_is_not_folded() -> None:
     layers: list[Layer] = [Mine(4), BatchNorm2d(), Flatten(), Linear(3)]
     network = Network(layers, SHAPE)
     assert [node.layer for node in network.evaluation_graph.nodes] == layers
+
+
+def test_the_size_of_the_cache_reaches_folded_layers() -> None:
+    parts = [Conv2d(4, bias=False), MaxPool2d(), BatchNorm2d(scale=False), Flatten(), Linear(3)]
+    network = Network(parts, SHAPE)
+    network.set_cache(123)
+    (folded,) = (node.layer for node in network.evaluation_graph.nodes if isinstance(node.layer, FoldedNorm))
+    assert isinstance(folded.stage, ConvPoolReLU)
+    assert folded.stage.correlation.cache == 123 << 10
