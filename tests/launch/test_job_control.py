@@ -23,6 +23,12 @@ def state_of(process: int) -> str:
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def is_sleeping_rank(process: int) -> bool:
+    """Whether `sleep` has started in this process, with the environment of a rank."""
+    folder = Path(f"/proc/{process}")
+    return folder.joinpath("comm").read_text() == "sleep\n" and "_WORLD_RANK=" in folder.joinpath("environ").read_text()
+
+
 # A stand-in for mpirun that has started two ranks, one of which has a worker.
 RANKS = (
     f"OMPI_COMM_WORLD_RANK=0 sh -c 'sleep 30 & echo $! $$; wait' & OMPI_COMM_WORLD_RANK=1 sleep 30 & echo $!; {LOOP}"
@@ -35,7 +41,10 @@ def stand_in(fake_mpirun: Callable[..., str]) -> Iterator[tuple[subprocess.Popen
     mpirun = fake_mpirun(OPEN_MPI, RANKS)
     process = start_launch("-n", "2", "--mpirun", mpirun, "--", "train", "data", group=True)
     try:
-        yield process, [int(word) for _ in range(2) for word in first_output(process).split()]
+        ranks = [int(word) for _ in range(2) for word in first_output(process).split()]
+        # The shell prints a number after the fork; only the program that then starts has the environment of a rank.
+        wait_until(lambda: [is_sleeping_rank(rank) for rank in ranks].count(True) == 2)
+        yield process, ranks
     finally:
         for number in (signal.SIGCONT, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
