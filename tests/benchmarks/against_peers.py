@@ -5,8 +5,9 @@
 Each peer is installed when needed in a separate environment below ~/.cache/dptrain/peers (--environments), at the
 version written below. Each run is a new process on as many cores as it has threads, and all take turns, so
 that a drift of the machine's speed affects all of them. Each does the whole step: forward, backward, SGD with
-Nesterov momentum and weight decay. dptrain also gathers, casts and normalises its microbatches from 8 shards of uint8
-images and adds up their gradients; the peers get one ready float32 batch.
+Nesterov momentum and weight decay. dptrain also gathers, casts and normalises its microbatches from shards of uint8
+images and adds up their gradients; the peers get one ready float32 batch. The network of the recipe airbench94-muon has
+the recipe's 250 samples a shard; TensorFlow and JAX have no program for it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import urllib.request
 import venv
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,11 +31,28 @@ REQUIREMENTS = {"pytorch": "torch==2.13.0", "tensorflow": "tensorflow-cpu==2.21.
 
 @dataclass(frozen=True)
 class Work:
-    """The common task: a convnet of these widths, one thread for each process."""
+    """The common task: a network of these widths, one thread for each process."""
 
     batch: int
     widths: tuple[int, ...] = (32, 64)
     processes: int = 1
+    network: str = "convnet"
+    more_options: str = ""  # of dptrain's model
+    shards: int = 8
+    steps: int = 60
+
+    def can_be_done_by(self, peer: str) -> bool:
+        return peer == "pytorch" or (self.processes == 1 and self.network == "convnet")
+
+
+AIRBENCH = Work(
+    500,
+    (64, 256, 256),
+    network="airbench",
+    more_options=", logit_scale = 0.00390625, unit_head = true",
+    shards=2,
+    steps=6,
+)
 
 
 WORKS = {
@@ -42,6 +60,8 @@ WORKS = {
     "convnet-128": Work(128),
     "convnet-128-on-2": Work(128, processes=2),
     "wide-64": Work(64, (64, 128, 256)),
+    "airbench": AIRBENCH,
+    "airbench-on-2": replace(AIRBENCH, processes=2),
 }
 
 
@@ -68,17 +88,22 @@ class Contender:
 def contenders(work: Work, pythons: dict[str, str]) -> list[Contender]:
     """dptrain first, then every peer in each of its settings that can do the work."""
     widths = [str(width) for width in work.widths]
-    bench = ["bench", "step", "--json", "--threads", "1", "--batch-size", str(work.batch)]
-    bench += ["--model-options", f"widths = [{', '.join(widths)}]"]
+    steps = ["--steps", str(work.steps)]
+    options = f"widths = [{', '.join(widths)}]{work.more_options}"
+    bench = ["bench", "step", "--json", "--threads", "1", "--batch-size", str(work.batch), "--shards", str(work.shards)]
+    bench += [*steps, "--model", work.network, "--model-options", options]
     start = ["-m", "launch", "-n", str(work.processes), "--"] if work.processes > 1 else ["-m", "dptrain"]
     entered = [Contender("dptrain", [sys.executable, *start, *bench], work.processes)]
     for peer, python in pythons.items():
+        if not work.can_be_done_by(peer):
+            continue
         command = [python, str(PEERS / f"{peer}.py"), "--batch", str(work.batch), "--widths", *widths]
         if peer == "pytorch":
+            command += ["--network", work.network, *steps]
             for layout in ("contiguous", "channels_last"):
                 more = ["--layout", layout, "--processes", str(work.processes)]
                 entered.append(Contender(f"pytorch {layout}", [*command, *more], work.processes))
-        elif work.processes == 1:
+        else:
             entered.append(Contender(peer, command, work.processes))
     return entered
 
@@ -144,7 +169,7 @@ def main() -> int:
         for _ in range(options.runs):
             for contender in entered:
                 contender.run()
-        print(f"{name}: batch {work.batch}, widths {list(work.widths)}, {work.processes} x 1 thread")
+        print(f"{name}: {work.network}, batch {work.batch}, widths {list(work.widths)}, {work.processes} x 1 thread")
         report(entered)
     return 0
 
