@@ -345,12 +345,13 @@ class Microbatch:
 
     def _add_gradient(self, number: int, *, complete: bool) -> None:
         """Add the one that a node has written, which is the last one if `complete`."""
-        part, _ = self.block.slices[number]
+        layer, (part, _) = self.plan.graph.nodes[number].layer, self.block.slices[number]
         if part.start < part.stop and self.block.gradient is not self.total.gradient:
             self.total.gradient[part] += self.block.gradient[part]
-            self.block.gradient[part] = 0  # a layer may add to it
+            if layer.name in self.plan.users:
+                self.block.gradient[part] = 0  # it may add to it
         if complete:
-            self.runner.complete(self.plan.graph.nodes[number].layer)
+            self.runner.complete(layer)
 
 
 def alone(rounds: Rounds[Result]) -> Result:

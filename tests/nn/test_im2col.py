@@ -16,7 +16,7 @@ from dptrain.nn.layers.pool import MaxPool2d
 CONV1 = Geometry("conv1", (3, 32, 32), (32, 32, 32), (3, 3), (1, 1), (1, 1))
 
 
-@pytest.mark.parametrize(("kib", "rows"), [(2048, [16]), (1024, [16]), (512, [4] * 4), (256, [2] * 8), (64, [1] * 16)])
+@pytest.mark.parametrize(("kib", "rows"), [(2048, [16]), (1024, [16]), (512, [8] * 2), (256, [4] * 4), (64, [2] * 8)])
 def test_the_size_of_the_cache_decides_how_many_rows_are_computed_at_once(kib: int, rows: list[int]) -> None:
     algorithm = Im2col(CONV1, 2)
     algorithm.set_cache(kib)

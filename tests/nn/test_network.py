@@ -138,9 +138,15 @@ def test_a_large_microbatch_is_the_sum_of_its_blocks(samples: int) -> None:
     assert (outcome.loss_sum, outcome.correct) == (loss_sum, correct)
 
 
-@pytest.mark.parametrize(("widths", "block"), [([32, 64], 8), ([64, 128, 256], 16), ([8, 1024, 1024], 32)])
-def test_more_parameters_make_larger_blocks(widths: list[int], block: int) -> None:
-    assert Network(convnet(SHAPE, 10, widths=widths), SHAPE).block == block
+@pytest.mark.parametrize(
+    ("widths", "blocks"), [([32, 64], (8, 16)), ([64, 128, 256], (16, 16)), ([8, 1024, 1024], (32, 32))]
+)
+def test_more_parameters_and_a_larger_cache_make_larger_blocks(widths: list[int], blocks: tuple[int, int]) -> None:
+    network = Network(convnet(SHAPE, 10, widths=widths), SHAPE)
+    for kib, block in zip((1023, 1024), blocks, strict=True):
+        network.set_cache(kib)
+        assert network.block == block
+        assert [segment.block for segment in network.plan.segments] == [block]
 
 
 @pytest.mark.parametrize("fused", [True, False])

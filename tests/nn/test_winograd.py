@@ -27,10 +27,12 @@ def passes(algorithm: Correlation, x: Array, weight: Array, dy: Array) -> tuple[
     )
 
     def take(rows: slice, sums: Array) -> None:
-        windows[:, :, rows] = sums
+        for place in np.ndindex(q, q):
+            algorithm.in_order_of_sums(windows[place])[rows] = sums[place]
 
     def give(rows: slice, dsums: Array) -> None:
-        dsums[...] = dwindows[:, :, rows]
+        for place in np.ndindex(q, q):
+            dsums[place] = algorithm.in_order_of_sums(dwindows[place])[rows]
 
     saved = algorithm.forward_strips(x, kernels, call.workspace, take)
     dx = algorithm.backward_strips(give, saved, kernels, call)

@@ -49,6 +49,7 @@ class Winograd(PixelOrder):
         sizes = {tiles.m for tiles in (*rows, *columns)}
         matrices = {kind: {m: [one.astype(kind) for one in transforms(m)] for m in sizes} for kind in ("f", "d")}
         self.parts = [Part(self.name, down, across, self.extent[1], matrices) for down in rows for across in columns]
+        self._tile_order = q > 1 and len(self.parts) == 1 and rows[0].m % q == columns[0].m % q == 0
 
     def prepare(self, weight: Array, workspace: Workspace) -> list[Array]:
         """The transformed kernels of each part: (n * n, O, C)."""
@@ -67,7 +68,7 @@ class Winograd(PixelOrder):
             arrays = part.arrays(padded, v, out_channels, "forward", workspace)
             if part.columns is self.columns[0]:
                 part.transform_along_height(arrays)  # for all columns
-            part.forward(arrays, u, part.outputs(sums))
+            part.forward(arrays, u, self._outputs(part, sums))
             transformed.append(v)
         return self.by_window(sums), transformed
 
@@ -83,7 +84,7 @@ class Winograd(PixelOrder):
         for part, v, u in reversed(list(zip(self.parts, transformed, kernels, strict=True))):
             arrays = part.arrays(dpadded, v, out_channels, "backward", workspace)
             last = part is self.parts[-1]
-            part.backward(arrays, part.outputs(dy), dkernels if last else of_part, workspace)
+            part.backward(arrays, self._outputs(part, dy), dkernels if last else of_part, workspace)
             if not last:
                 dkernels += of_part
             if call.need_dx:
@@ -92,6 +93,41 @@ class Winograd(PixelOrder):
                     part.backward_along_height(arrays, part.rows is self.rows[-1], workspace)
         np.copyto(dweight, dkernels.transpose(2, 3, 0, 1))
         return self.inside(dpadded) if call.need_dx else None
+
+    def _outputs(self, part: Part, sums: Array) -> Array:
+        """The outputs of a part, as a view (m, tiles, tiles, m, R)."""
+        if not self._tile_order:
+            return part.outputs(sums)
+        return sums.reshape(*sums.shape[:4], -1).transpose(0, 2, 3, 1, 4)
+
+    # Where no pooling window is in two tiles, the sums are not an image but (m, m, tiles, tiles, N, O). Pooling then
+    # compares long rows, of all tiles: it takes a third less time (measured, second layer of the default network).
+
+    def new_sums(self, samples: int, workspace: Workspace) -> Array:
+        if not self._tile_order:
+            return super().new_sums(samples, workspace)
+        down, across = self.rows[0], self.columns[0]
+        shape = (down.m, across.m, down.number, across.number, samples, self.geometry.output_shape[0])
+        return workspace.scratch(self.name, "sums", shape)
+
+    def by_window(self, sums: Array) -> Array:
+        if not self._tile_order:
+            return super().by_window(sums)
+        (down, across, *others), q = sums.shape, self.q
+        return sums.reshape(down // q, q, across // q, q, *others).transpose(1, 3, 0, 2, 4, 5, 6, 7)
+
+    def by_pixel(self, dsums: Array) -> Array:
+        if not self._tile_order:
+            return super().by_pixel(dsums)
+        (down, across), q = dsums.shape[2:4], self.q
+        return dsums.transpose(2, 0, 3, 1, 4, 5, 6, 7).reshape(down * q, across * q, *dsums.shape[4:])
+
+    def in_order_of_sums(self, image: Array) -> Array:
+        if not self._tile_order:
+            return image
+        down, across = self.rows[0], self.columns[0]
+        tiles = image.reshape(down.number, down.m // self.q, across.number, across.m // self.q, *image.shape[2:])
+        return tiles.transpose(1, 3, 0, 2, 4, 5)
 
 
 class Arrays(NamedTuple):
