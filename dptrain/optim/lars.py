@@ -31,7 +31,7 @@ class LARS(Optimizer):
         *,
         momentum: float = 0.9,
         trust: float = 0.001,
-        weight_decay: float = 5e-4,
+        weight_decay: float = 2e-3,
     ) -> None:
         super().__init__(parameters, weight_decay=weight_decay)
         if not (0 <= momentum < 1 and trust > 0):

@@ -48,7 +48,7 @@ class Muon(Optimizer):
         steps: int = 3,
         normalise: bool = True,
         sgd_momentum: float = 0.85,
-        weight_decay: float = 5e-4,
+        weight_decay: float = 2e-3,
     ) -> None:
         super().__init__(parameters, weight_decay=weight_decay)
         if not (0 <= momentum < 1 and 0 <= sgd_momentum < 1 and isinstance(steps, int) and steps >= 1):

@@ -80,7 +80,7 @@ class Optimizer(ABC):
     slots: ClassVar[tuple[str, ...]]
     default_lr: ClassVar[float] = 0.05
 
-    def __init__(self, parameters: Sequence[Parameter], *, weight_decay: float = 5e-4) -> None:
+    def __init__(self, parameters: Sequence[Parameter], *, weight_decay: float = 2e-3) -> None:
         """`parameters` are the tensors of the vector, in order."""
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay is {weight_decay}, expected at least 0")

@@ -28,7 +28,7 @@ class SGD(Optimizer):
         momentum: float = 0.9,
         nesterov: bool = True,
         decoupled: bool = False,
-        weight_decay: float = 5e-4,
+        weight_decay: float = 2e-3,
     ) -> None:
         super().__init__(parameters, weight_decay=weight_decay)
         self.momentum, self.nesterov, self.decoupled = momentum, nesterov, decoupled

@@ -59,7 +59,7 @@ def test_keys_of_the_process_may_change_without_a_note(data: Path, tmp_path: Pat
         ("crop", "zero", "--crop none there, zero here"),
         ("flip", True, "--flip False there, True here"),
         ("schedule", "constant", "--schedule cosine there, constant here"),
-        ("weight_decay", 0.0, "--weight-decay 0.0005 there, 0.0 here"),
+        ("weight_decay", 0.0, "--weight-decay 0.002 there, 0.0 here"),
     ],
 )
 def test_a_changed_key_that_affects_the_bits_is_reported(
