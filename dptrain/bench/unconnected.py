@@ -3,6 +3,9 @@
 Both train in the same processes, in stretches of a few steps that alternate, so that a drift of the machine's speed
 affects both. In one stretch the ranks make steps together; in the next each makes steps of its own, with its share of
 the shards and of the batch, and without a message to the others.
+
+A step that all ranks make together takes as long as on the slowest of them, also where messages cost nothing. The
+limit of the ratio that follows from this is measured too, by the steps that the ranks make alone.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ def measure_unconnected(
     steps: int,
     runs: int,
 ) -> dict[str, Any]:
-    """Images/s of `runs` stretches of `steps` steps of each kind, and the median of the ratios of neighbours."""
+    """Medians over `runs` pairs of stretches of `steps` steps: images/s of each kind, their ratio, and its limit."""
     ranks = communicator.size
     with together(communicator):
         if ranks == 1:
@@ -43,13 +46,16 @@ def measure_unconnected(
     for engine, state in (connected, alone):
         take_steps(engine, state, WARM_UP)
     rates: dict[str, list[float]] = {"connected": [], "unconnected": []}
+    limits = []
     for _ in range(runs):
         for name, (engine, state) in (("connected", connected), ("unconnected", alone)):
             communicator.barrier()
             started = time.perf_counter()
-            take_steps(engine, state, steps)
+            _, durations = take_steps(engine, state, steps)
             seconds = communicator.allgather(time.perf_counter() - started)
             rates[name].append(sum(share.batch_size * steps / one for one in seconds))
+        slowest = sum(map(max, zip(*communicator.allgather(durations), strict=True))) / 1e3
+        limits.append(config.batch_size * steps / slowest / rates["unconnected"][-1])
     ratios = [together / apart for together, apart in zip(rates["connected"], rates["unconnected"], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if runs > 1 else (ratios[0],) * 3
     return {
@@ -57,6 +63,7 @@ def measure_unconnected(
         "unconnected_images_per_second": statistics.median(rates["unconnected"]),
         "ratio": statistics.median(ratios),
         "middle_half": [low, high],
+        "limit_by_the_slowest_rank": statistics.median(limits),
         "ranks": ranks,
         "batch_size": config.batch_size,
         "steps": steps,

@@ -86,6 +86,7 @@ def test_bench_unconnected_compares_ranks_with_ranks_that_train_alone(tmp_path: 
     assert (found["ranks"], found["batch_size"], found["steps"], found["runs"]) == (2, 16, 2, 3)
     assert min(found["connected_images_per_second"], found["unconnected_images_per_second"]) > 0
     assert found["middle_half"][0] <= found["ratio"] <= found["middle_half"][1]
+    assert 0.5 < found["limit_by_the_slowest_rank"] < 1.01  # with two ranks; the mean is at most the maximum
 
 
 @pytest.mark.parametrize(
