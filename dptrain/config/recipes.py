@@ -78,9 +78,10 @@ def recipe_list() -> str:
         known = about(name)
         facts = [f"{known['parameters']:,} parameters"]
         facts += [f"{known['petaflop']} PFLOP"] if "petaflop" in known else []
-        facts += [known["accuracy"]] if "accuracy" in known else []
-        facts += [f"{known['minutes']} min on {known['cpu']}"] if "minutes" in known else []
-        lines += [f"  {name:<{width}}  {known['summary']}", f"  {'':<{width}}  {'; '.join(facts)}"]
+        described = [known["summary"], "; ".join(facts)]
+        described += [known["accuracy"]] if "accuracy" in known else []
+        described += [f"{known['minutes']} min on {known['cpu']}"] if "minutes" in known else []
+        lines += [f"  {'' if number else name:<{width}}  {line}" for number, line in enumerate(described)]
     return "\n".join(lines)
 
 
