@@ -106,7 +106,7 @@ class WholeMap(Correlation):
 
 
 class PixelOrder(WholeMap):
-    """An algorithm that computes its sums as an image (extent, N, O)."""
+    """An algorithm that computes its sums as an image (extent, N, O), unless it replaces the order of the sums."""
 
     def __init__(self, geometry: Geometry, q: int) -> None:
         super().__init__(geometry, q)
