@@ -10,8 +10,10 @@ limit of the ratio that follows from this is measured too, by the steps that the
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,8 +56,7 @@ def measure_unconnected(
             _, durations = take_steps(engine, state, steps)
             seconds = communicator.allgather(time.perf_counter() - started)
             rates[name].append(sum(share.batch_size * steps / one for one in seconds))
-        slowest = sum(map(max, zip(*communicator.allgather(durations), strict=True))) / 1e3
-        limits.append(config.batch_size * steps / slowest / rates["unconnected"][-1])
+        limits.append(limit_by_the_slowest(communicator.allgather(durations)))
     ratios = [together / apart for together, apart in zip(rates["connected"], rates["unconnected"], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if runs > 1 else (ratios[0],) * 3
     return {
@@ -69,3 +70,12 @@ def measure_unconnected(
         "steps": steps,
         "runs": runs,
     }
+
+
+def limit_by_the_slowest(durations: Sequence[Sequence[float]]) -> float:
+    """Images/s if every step took as long as on the slowest rank, over the sum of the ranks' own; at most 1.
+
+    `durations` are those of the steps that each rank makes alone, by rank.
+    """
+    slowest = math.fsum(map(max, zip(*durations, strict=True)))
+    return len(durations) / slowest / math.fsum(1 / math.fsum(of_rank) for of_rank in durations)

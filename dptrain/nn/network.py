@@ -241,7 +241,8 @@ class Network:
         units = divided(samples, parts if plan.couples_samples else 1)
         if len(units) > 1 or any(len(segment.rows(samples)) > 1 for segment in plan.segments):
             part = workspace.array("network", "gradient of a block", gradient.shape)
-        for vector in (gradient, statistics, averages, *([] if part is gradient else [part])):
+            part.fill(0)
+        for vector in (gradient, statistics, averages):
             vector.fill(0)  # a layer may add to it
         if not samples:
             return Outcome(0.0, 0)

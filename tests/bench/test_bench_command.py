@@ -13,7 +13,7 @@ from thread_ranks import on_ranks
 
 from dptrain.bench import scaling, step
 from dptrain.bench.scaling import Setting, powers_of_two, settings
-from dptrain.bench.unconnected import measure_unconnected
+from dptrain.bench.unconnected import limit_by_the_slowest, measure_unconnected
 from dptrain.config.train import TrainConfig
 from dptrain.errors import DptrainError
 from dptrain.parallel.communicator import Communicator
@@ -86,7 +86,15 @@ def test_bench_unconnected_compares_ranks_with_ranks_that_train_alone(tmp_path: 
     assert (found["ranks"], found["batch_size"], found["steps"], found["runs"]) == (2, 16, 2, 3)
     assert min(found["connected_images_per_second"], found["unconnected_images_per_second"]) > 0
     assert found["middle_half"][0] <= found["ratio"] <= found["middle_half"][1]
-    assert 0.5 < found["limit_by_the_slowest_rank"] < 1.01  # with two ranks; the mean is at most the maximum
+    assert 0 < found["limit_by_the_slowest_rank"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("durations", "limit"),
+    [([[2, 2], [2, 2]], 1), ([[1, 3], [3, 1]], 2 / 3), ([[1, 1], [3, 3]], 1 / 2), ([[1], [2], [2]], 3 / 4)],
+)
+def test_a_step_together_takes_as_long_as_on_the_slowest_rank(durations: list[list[float]], limit: float) -> None:
+    assert limit_by_the_slowest(durations) == pytest.approx(limit)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,26 @@ def test_a_large_microbatch_is_the_sum_of_its_blocks(samples: int) -> None:
     assert (outcome.loss_sum, outcome.correct) == (loss_sum, correct)
 
 
+def test_a_users_layer_may_add_to_its_gradient_in_every_block() -> None:
+    class Adding(Linear):
+        def backward(self, dy: Array, saved: Array, call: Pass) -> None:
+            call.gradients["weight"][...] += dy.T @ saved
+            call.gradients["bias"][...] += dy.sum(axis=0)
+
+    generator = np.random.default_rng(3)
+    images, labels = generator.normal(size=(4, 4, 70, 2)).astype(np.float32), generator.integers(0, 3, 70)
+    gradients = []
+    for last in (Adding(3), Linear(3)):
+        network = Network([Flatten(), last], (2, 4, 4))
+        gradients.append(np.empty(network.layout.size, np.float32))
+        parameters, workspace = network.initial(0)["parameters"], Workspace()
+        for _ in range(2):  # the second time in used memory
+            network.loss_and_grad(ready(network, parameters), images, labels, gradients[-1], workspace)
+        assert len(network.plan.segments[0].rows(70)) == 3
+    added, written = gradients
+    np.testing.assert_allclose(added, written, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("widths", "blocks"), [([32, 64], (8, 16)), ([64, 128, 256], (16, 16)), ([8, 1024, 1024], (32, 32))]
 )

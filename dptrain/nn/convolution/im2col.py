@@ -70,8 +70,8 @@ class Im2col(Correlation):
     def strips(self, samples: int) -> list[slice]:
         """The rows of pooling windows that are computed at once.
 
-        So many that columns and sums take at most twice the cache. For 3.8 MiB on Zen 4 (1 MiB), two strips were 3 %
-        faster than one or three, and 8 % faster than four (the step of the default network).
+        So many that columns and sums take at most twice the cache. For 3.8 MiB on Zen 4 (1 MiB), two strips were 3 to
+        4 % faster than one or three, and 5 to 9 % faster than four (the step of the default network).
         """
         (height, width), q = self.extent, self.q
         bytes_of_row = 4 * q * width * samples * (self._rows + self.geometry.output_shape[0])
