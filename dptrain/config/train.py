@@ -13,6 +13,7 @@ from typing import Any
 
 from dptrain.config.keys import Config, Scope, key
 from dptrain.optim import NAMES as OPTIMIZERS
+from dptrain.optim import WEIGHT_DECAY
 from dptrain.optim.schedule import NAMES as SCHEDULES
 from dptrain.system.cache import LARGEST_KIB
 from dptrain.system.paths import typed_path
@@ -98,7 +99,7 @@ class OptimizerConfig(Config):
     optimizer: str = key("sgd", RUN, "update rule", choices=OPTIMIZERS)
     momentum: float = key(0.9, BITS, "momentum of sgd, lars and muon; 0 for none", at_least=0.0, below=1.0)
     nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd and muon")
-    weight_decay: float = key(2e-3, BITS, "weight decay; biases are excluded", at_least=0.0)
+    weight_decay: float = key(WEIGHT_DECAY, BITS, "weight decay; biases are excluded", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
     clip_norm: float = key(0.0, BITS, "scale a gradient with a larger norm down to this norm (0: off)", at_least=0.0)
     average: str = key("none", RUN, "evaluate an average of the parameters instead of the parameters", choices=AVERAGES)

@@ -18,6 +18,7 @@ OPTIMIZERS = {
     "muon": "dptrain.optim.muon:Muon",
 }
 NAMES = tuple(OPTIMIZERS)
+WEIGHT_DECAY = 2e-3  # that of --weight-decay; only the class AdamW has another default value
 
 
 def optimizer_class(name: str) -> type[Optimizer]:

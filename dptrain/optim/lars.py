@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dptrain.arrays.memory import Array
+from dptrain.optim import WEIGHT_DECAY
 from dptrain.optim.optimizer import Optimizer, Parameter, norm
 from dptrain.optim.sgd import descend
 
@@ -31,7 +32,7 @@ class LARS(Optimizer):
         *,
         momentum: float = 0.9,
         trust: float = 0.001,
-        weight_decay: float = 2e-3,
+        weight_decay: float = WEIGHT_DECAY,
     ) -> None:
         super().__init__(parameters, weight_decay=weight_decay)
         if not (0 <= momentum < 1 and trust > 0):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace, aligned_zeros
+from dptrain.optim import WEIGHT_DECAY
 from dptrain.optim.optimizer import Optimizer, Parameter, Ranks, norm
 from dptrain.optim.sgd import descend
 
@@ -48,7 +49,7 @@ class Muon(Optimizer):
         steps: int = 3,
         normalise: bool = True,
         sgd_momentum: float = 0.85,
-        weight_decay: float = 2e-3,
+        weight_decay: float = WEIGHT_DECAY,
     ) -> None:
         super().__init__(parameters, weight_decay=weight_decay)
         if not (0 <= momentum < 1 and 0 <= sgd_momentum < 1 and isinstance(steps, int) and steps >= 1):

@@ -12,6 +12,7 @@ import numpy as np
 
 from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, aligned_zeros
+from dptrain.optim import WEIGHT_DECAY
 from dptrain.optim.schedule import Schedule
 
 NORM_PART = 1 << 15  # numbers: their squares stay in the cache
@@ -80,7 +81,7 @@ class Optimizer(ABC):
     slots: ClassVar[tuple[str, ...]]
     default_lr: ClassVar[float] = 0.05
 
-    def __init__(self, parameters: Sequence[Parameter], *, weight_decay: float = 2e-3) -> None:
+    def __init__(self, parameters: Sequence[Parameter], *, weight_decay: float = WEIGHT_DECAY) -> None:
         """`parameters` are the tensors of the vector, in order."""
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay is {weight_decay}, expected at least 0")

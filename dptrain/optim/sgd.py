@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from dptrain.arrays.memory import Array
+from dptrain.optim import WEIGHT_DECAY
 from dptrain.optim.optimizer import Optimizer, Parameter
 
 
@@ -28,7 +29,7 @@ class SGD(Optimizer):
         momentum: float = 0.9,
         nesterov: bool = True,
         decoupled: bool = False,
-        weight_decay: float = 2e-3,
+        weight_decay: float = WEIGHT_DECAY,
     ) -> None:
         super().__init__(parameters, weight_decay=weight_decay)
         self.momentum, self.nesterov, self.decoupled = momentum, nesterov, decoupled
