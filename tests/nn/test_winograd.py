@@ -9,7 +9,7 @@ from dptrain.nn.convolution.correlation import Correlation, Geometry, zeros_beyo
 from dptrain.nn.convolution.cost import DENSE
 from dptrain.nn.convolution.im2col import Im2col
 from dptrain.nn.convolution.tiles import Tiles, tilings
-from dptrain.nn.convolution.winograd import Winograd
+from dptrain.nn.convolution.winograd import Winograd, WinogradByTile
 from dptrain.nn.layers.conv import Conv2d
 
 MOST = {2: 1e-6, 3: 1e-6, 4: 2e-6, 5: 4e-6, 6: 8e-6}  # relative error by extent of the tiles
@@ -67,12 +67,14 @@ def test_all_tiles_compute_the_same_convolution_as_im2col(
     geometry = Geometry("conv1", (channels, height, width), output_shape, (3, 3), (1, 1), padding)
     expected = Im2col(geometry, q)
     rows, columns = (data.draw(st.sampled_from(list(tilings(extent, q, 6)))) for extent in expected.extent)
-    found = Winograd(geometry, q, rows, columns)
+    orders = [Winograd, WinogradByTile] if WinogradByTile.is_possible(q, rows, columns) else [Winograd]
     generator = np.random.default_rng(seed)
     x, weight = generator.normal(size=(height, width, samples, channels)), generator.normal(size=(out, channels, 3, 3))
     dy = generator.normal(size=(*expected.extent, samples, out))
-    for one, other in zip(passes(found, x, weight, dy), passes(expected, x, weight, dy), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+    for order in orders:
+        found = order(geometry, q, rows, columns)
+        for one, other in zip(passes(found, x, weight, dy), passes(expected, x, weight, dy), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("m", "most"), MOST.items())

@@ -10,7 +10,7 @@ from dptrain.nn.convolution.grouped import Grouped
 from dptrain.nn.convolution.im2col import Im2col
 from dptrain.nn.convolution.pointwise import Pointwise
 from dptrain.nn.convolution.tiles import KERNEL, POINTS, Tiling, tilings
-from dptrain.nn.convolution.winograd import Winograd
+from dptrain.nn.convolution.winograd import Winograd, WinogradByTile
 
 OF_TILES = {f"winograd{m}": m for m in POINTS}  # with the extent of the largest tiles
 OTHERS: dict[str, type[Correlation]] = {
@@ -61,7 +61,8 @@ def correlation(algorithm: str, geometry: Geometry, q: int) -> Correlation:
     least, *tiles = min((cost_of_tiles(rows, columns, geometry), rows, columns) for rows, columns in ways)
     if algorithm == "auto" and cost_of_im2col(geometry, q) <= least:
         return Im2col(geometry, q)
-    return Winograd(geometry, q, *tiles)
+    by_tile = q > 1 and WinogradByTile.is_possible(q, *tiles)
+    return (WinogradByTile if by_tile else Winograd)(geometry, q, *tiles)
 
 
 def computed(geometry: Geometry, q: int) -> tuple[int, int]:

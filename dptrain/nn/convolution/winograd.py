@@ -49,9 +49,6 @@ class Winograd(PixelOrder):
         sizes = {tiles.m for tiles in (*rows, *columns)}
         matrices = {kind: {m: [one.astype(kind) for one in transforms(m)] for m in sizes} for kind in ("f", "d")}
         self.parts = [Part(self.name, down, across, self.extent[1], matrices) for down in rows for across in columns]
-        # Where no pooling window is in two tiles, the sums are not an image but (m, m, tiles, tiles, N, O). Then
-        # pooling compares long rows, of all tiles, in two thirds of the time (measured, the default network's conv2).
-        self._tile_order = q > 1 and len(self.parts) == 1 and rows[0].m % q == columns[0].m % q == 0
 
     def prepare(self, weight: Array, workspace: Workspace) -> list[Array]:
         """The transformed kernels of each part: (n * n, O, C)."""
@@ -98,32 +95,37 @@ class Winograd(PixelOrder):
 
     def _outputs(self, part: Part, sums: Array) -> Array:
         """The outputs of a part, as a view (m, tiles, tiles, m, R)."""
-        if not self._tile_order:
-            return part.outputs(sums)
+        return part.outputs(sums)
+
+
+class WinogradByTile(Winograd):
+    """The same sums in the order of tiles, (m, m, tiles, tiles, N, O) instead of an image.
+
+    For pooling, which then compares long rows, of all tiles, in two thirds of the time (measured, the default network's
+    conv2). The tiles have one size, and no pooling window is in two of them.
+    """
+
+    @staticmethod
+    def is_possible(q: int, rows: Tiling, columns: Tiling) -> bool:
+        return len(rows) == len(columns) == 1 and rows[0].m % q == columns[0].m % q == 0
+
+    def _outputs(self, part: Part, sums: Array) -> Array:
         return sums.reshape(*sums.shape[:4], -1).transpose(0, 2, 3, 1, 4)
 
     def new_sums(self, samples: int, workspace: Workspace) -> Array:
-        if not self._tile_order:
-            return super().new_sums(samples, workspace)
         down, across = self.rows[0], self.columns[0]
         shape = (down.m, across.m, down.number, across.number, samples, self.geometry.output_shape[0])
         return workspace.scratch(self.name, "sums", shape)
 
     def by_window(self, sums: Array) -> Array:
-        if not self._tile_order:
-            return super().by_window(sums)
         (down, across, *others), q = sums.shape, self.q
         return sums.reshape(down // q, q, across // q, q, *others).transpose(1, 3, 0, 2, 4, 5, 6, 7)
 
     def by_pixel(self, dsums: Array) -> Array:
-        if not self._tile_order:
-            return super().by_pixel(dsums)
         (down, across), q = dsums.shape[2:4], self.q
         return dsums.transpose(2, 0, 3, 1, 4, 5, 6, 7).reshape(down * q, across * q, *dsums.shape[4:])
 
     def in_order_of_sums(self, image: Array) -> Array:
-        if not self._tile_order:
-            return image
         down, across = self.rows[0], self.columns[0]
         tiles = image.reshape(down.number, down.m // self.q, across.number, across.m // self.q, *image.shape[2:])
         return tiles.transpose(1, 3, 0, 2, 4, 5)
