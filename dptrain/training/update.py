@@ -62,7 +62,7 @@ def make_update(config: TrainConfig, network: Network, steps_per_epoch: int) -> 
     if config.average != "none":
         check_options("--average-options", AVERAGES[config.average], config.average_options)
     try:
-        average = make_average(config.average, config.average_options)
+        average = make_average(config.average, config.average_options, config.epochs * steps_per_epoch)
     except ValueError as error:
         raise UsageError(f"--average-options {shown(config.average_options, 200)}: {error}") from error
     return Update(optimizer, config.clip_norm, average)

@@ -34,7 +34,7 @@ def run(average: Average | None) -> dict[str, Array]:
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
 def test_an_exponential_moving_average(decay: float) -> None:
-    vectors = run(make_average("ema", {"decay": decay}))
+    vectors = run(make_average("ema", {"decay": decay}, STEPS))
     for name, averaged in (("parameters", "average"), ("buffers", "average_buffers")):
         raw = np.full(SIZES[name], 3.0)
         expected = raw.copy()
@@ -48,7 +48,7 @@ def test_an_exponential_moving_average(decay: float) -> None:
 
 @pytest.mark.parametrize(("every", "alpha"), [(1, 0.5), (5, 0.5), (4, 1.0), (5, 0.8)])
 def test_lookahead_continues_from_the_average(every: int, alpha: float) -> None:
-    vectors = run(Lookahead(every=every, alpha=alpha))
+    vectors = run(Lookahead(STEPS, every=every, alpha=alpha))
     for name, averaged in (("parameters", "average"), ("buffers", "average_buffers")):
         fast = slow = np.full(SIZES[name], 3.0)
         for step, change in enumerate(changes(name).astype(np.float64)):
@@ -57,6 +57,19 @@ def test_lookahead_continues_from_the_average(every: int, alpha: float) -> None:
                 fast = slow = slow + alpha * (fast - slow)
         np.testing.assert_allclose(vectors[averaged], slow, rtol=1e-5)
         np.testing.assert_allclose(vectors[name], fast, rtol=1e-5)
+
+
+def test_the_share_of_lookahead_falls_from_1_to_alpha() -> None:
+    """airbench's rule: the average keeps 0.95^5 (t / T)^3 of itself after t steps."""
+    vectors = run(Lookahead(STEPS, every=4, alpha=1 - 0.95**5, power=3))
+    fast = slow = np.full(SIZES["parameters"], 3.0)
+    for step, change in enumerate(changes("parameters").astype(np.float64)):
+        fast = fast + change
+        if step % 4 == 3:
+            kept = 0.95**5 * ((step + 1) / STEPS) ** 3
+            fast = slow = kept * slow + (1 - kept) * fast
+    np.testing.assert_allclose(vectors["average"], slow, rtol=1e-5)
+    np.testing.assert_allclose(vectors["parameters"], fast, rtol=1e-5)
 
 
 def test_averages_begin_as_copies_and_are_evaluated_in_place_of_the_raw_vectors() -> None:
@@ -81,9 +94,10 @@ def test_averages_begin_as_copies_and_are_evaluated_in_place_of_the_raw_vectors(
         ("lookahead", {"every": 0}, "every is 0 and alpha 0.5, expected at least 1"),
         ("lookahead", {"every": 2.5}, "every is 2.5"),
         ("lookahead", {"alpha": 0.0}, "0 < alpha <= 1"),
+        ("lookahead", {"power": -1}, "power is -1, expected 0 or more"),
         ("none", {"decay": 0.9}, "choose one with --average"),
     ],
 )
 def test_options_out_of_range_are_refused(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        make_average(name, options)
+        make_average(name, options, STEPS)
