@@ -7,7 +7,7 @@ version written below. Each run is a new process on as many cores as it has thre
 that a drift of the machine's speed affects all of them. Each does the whole step: forward, backward, SGD with
 Nesterov momentum and weight decay. dptrain also gathers, casts and normalises its microbatches from shards of uint8
 images and adds up their gradients; the peers get one ready float32 batch. The network of the recipe airbench94-muon has
-the recipe's 250 samples a shard; TensorFlow and JAX have no program for it.
+the recipe's 250 samples a shard; TensorFlow and JAX have no program for it, nor for ResNet-20.
 """
 
 from __future__ import annotations
@@ -41,6 +41,13 @@ class Work:
     shards: int = 8
     steps: int = 60
 
+    @property
+    def options(self) -> str:
+        """Those of dptrain's model, in TOML."""
+        if self.network == "resnet20":
+            return f"width = {self.widths[0]}"
+        return f"widths = [{', '.join(map(str, self.widths))}]{self.more_options}"
+
     def can_be_done_by(self, peer: str) -> bool:
         return peer == "pytorch" or (self.processes == 1 and self.network == "convnet")
 
@@ -54,6 +61,8 @@ AIRBENCH = Work(
     steps=6,
 )
 
+RESNET20 = Work(128, (16,), network="resnet20", steps=12)
+
 
 WORKS = {
     "convnet-64": Work(64),
@@ -62,6 +71,8 @@ WORKS = {
     "wide-64": Work(64, (64, 128, 256)),
     "airbench": AIRBENCH,
     "airbench-on-2": replace(AIRBENCH, processes=2),
+    "resnet20": RESNET20,
+    "resnet20-on-2": replace(RESNET20, processes=2),
 }
 
 
@@ -89,9 +100,8 @@ def contenders(work: Work, pythons: dict[str, str]) -> list[Contender]:
     """dptrain first, then every peer in each of its settings that can do the work."""
     widths = [str(width) for width in work.widths]
     steps = ["--steps", str(work.steps)]
-    options = f"widths = [{', '.join(widths)}]{work.more_options}"
     bench = ["bench", "step", "--json", "--threads", "1", "--batch-size", str(work.batch), "--shards", str(work.shards)]
-    bench += [*steps, "--model", work.network, "--model-options", options]
+    bench += [*steps, "--model", work.network, "--model-options", work.options]
     start = ["-m", "launch", "-n", str(work.processes), "--"] if work.processes > 1 else ["-m", "dptrain"]
     entered = [Contender("dptrain", [sys.executable, *start, *bench], work.processes)]
     for peer, python in pythons.items():

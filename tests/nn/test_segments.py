@@ -257,4 +257,4 @@ def test_each_block_passes_through_its_segment_before_the_next() -> None:
 def test_a_block_is_larger_for_small_maps_with_wide_channels() -> None:
     parts = [Conv2d(16, padding=1), BatchNorm2d(), MaxPool2d(), Conv2d(256, padding=1), MaxPool2d(), BatchNorm2d()]
     network = Network([*parts, Conv2d(256, padding=1), BatchNorm2d(), Flatten(), Linear(10)], (3, 32, 32))
-    assert [segment.block for segment in network.plan.segments] == [8, 16, 256, 64]
+    assert [segment.block for segment in network.plan.segments] == [16, 16, 256, 64]

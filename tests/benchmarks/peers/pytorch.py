@@ -1,6 +1,6 @@
 """A training step of a network in eager PyTorch: prints images per second and peak memory as JSON.
 
-    python pytorch.py --batch 64 [--network convnet|airbench] [--widths 32 64] [--threads 1]
+    python pytorch.py --batch 64 [--network convnet|airbench|resnet20] [--widths 32 64] [--threads 1]
                       [--layout contiguous|channels_last] [--processes 2] [--steps 60]
 
 With several processes, DistributedDataParallel over gloo; --batch stays the global one.
@@ -50,7 +50,40 @@ def airbench(widths: list[int]) -> nn.Module:
     return nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(channels, 10, bias=False))
 
 
-NETWORKS = {"convnet": convnet, "airbench": airbench}
+class Block(nn.Module):  # type: ignore[misc]  # PyTorch is not installed where types are checked
+    """Two convolutions of ResNet-20, with a shortcut without parameters (He et al. 2015, option A)."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.added, self.stride = width - channels, stride
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shortcut = x
+        if self.added:
+            sides = (self.added // 2, self.added - self.added // 2)
+            shortcut = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *sides))
+        return nn.functional.relu(self.body(x) + shortcut)
+
+
+def resnet20(widths: list[int]) -> nn.Module:
+    (width,) = widths
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    for stage in range(3):
+        for block in range(3):
+            halves = stage > 0 and block == 0
+            layers.append(Block(width // 2 if halves else width, width, 2 if halves else 1))
+        width *= 2
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width // 2, 10))
+
+
+NETWORKS = {"convnet": convnet, "airbench": airbench, "resnet20": resnet20}
 
 
 def train(rank: int, options: argparse.Namespace) -> None:
