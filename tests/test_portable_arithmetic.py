@@ -19,8 +19,7 @@ TRAINING_PATH = [
     *(PACKAGE / "nn").rglob("*.py"),
     *(PACKAGE / "optim").rglob("*.py"),
     *(PACKAGE / "parallel" / "reduce").rglob("*.py"),
-    PACKAGE / "training" / "step.py",
-    PACKAGE / "training" / "evaluate.py",
+    *(PACKAGE / "training").rglob("*.py"),
 ]
 EXACT = {
     *("add", "subtract", "multiply", "divide", "reciprocal", "sqrt", "square", "negative", "absolute", "abs", "sign"),

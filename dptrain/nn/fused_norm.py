@@ -12,7 +12,7 @@ from dptrain.nn.layers.norm import BatchNorm2d, Moments
 
 
 class NormActivation(CoupledLayer):
-    """BatchNorm2d and an activation in one pass through the values, in pieces that stay in the first cache.
+    """BatchNorm2d and an activation in one pass through the values, in pieces that stay in the second-level cache.
 
     The values between the two are not stored. The derivative of the activation is kept for the backward pass.
     """

@@ -82,7 +82,7 @@ class Plan:
     def __init__(self, graph: Graph, parameters: Sequence[int], block: int) -> None:
         self.graph = graph
         self.users = {node.layer.name for node in graph.nodes if is_users(node.layer)}
-        self.level = [-1]  # by value: of the segment that computes it; the images are there before
+        self.level = [-1]  # by value: that of the segment which computes it, -1 for the images
         available = [0]  # by value: the first level that can read blocks of it
         self.crossing: set[int] = set()  # values that a later segment reads
         tasks: defaultdict[int, list[Task]] = defaultdict(list)  # by level
@@ -101,6 +101,7 @@ class Plan:
                 alone.add(level)
             tasks[level].append(Task(number, phase))
             self.crossing.update(value for value in node.inputs if self.level[value] < level)
+            # A fused node skips the numbers of the values inside it.
             self.level += [level] * (node.output + 1 - len(self.level))
             available += [level + (level in alone)] * (node.output + 1 - len(available))
         coupled = len(tasks) > 1
@@ -137,7 +138,7 @@ class Plan:
         return block
 
 
-Blocks = list[tuple[slice, Array]]  # of an array (..., N, C) of the whole microbatch: samples, and the array of each
+Blocks = list[tuple[slice, Array]]  # of an array (..., N, C) of the whole microbatch: a block's samples, and its array
 
 
 class Vectors(NamedTuple):
@@ -170,7 +171,7 @@ class Microbatch:
         self.samples, self.workspace, self.draws, self.runner = images.shape[-2], workspace, draws, runner
         everything = slice(0, self.samples)
         self._values: defaultdict[int, Blocks] = defaultdict(list, {0: [(everything, images)]})
-        self._gradients: defaultdict[int, Blocks] = defaultdict(list)  # by value; by ~number, for `CoupledLayer`
+        self._gradients: defaultdict[int, Blocks] = defaultdict(list)  # by value, or ~number between a node's phases
         self._first: dict[int, tuple[int, int]] = {}  # by value: node and input whose gradient comes first
         self._saved: dict[tuple[int, int], tuple[Any, int]] = {}  # by node and start of the block; with `Pass.drawn`
         self._parts: defaultdict[int, list[Any]] = defaultdict(list)  # by node: what its blocks collected
@@ -283,7 +284,7 @@ class Microbatch:
         return workspace
 
     def _value(self, value: int, segment: Segment, rows: slice, workspace: Workspace) -> Array:
-        """A value of an earlier segment, or the images. Each segment has its own copy, which its layers may save."""
+        """A value of an earlier segment, or the images. A copy is for one segment alone, whose layers may save it."""
         if value == 0:
             return self._values[0][0][1][..., rows, :]
         return self._gathered(self._values[value], rows, f"value {value} for {segment.level}", workspace)

@@ -64,7 +64,7 @@ class Lookahead(Average):
 
     After every `every` steps: average += a * (raw - average), then raw = average
 
-    a is `alpha`, or with a power above 0 falls from 1 to `alpha` over the run, as in airbench (Jordan 2024):
+    a is `alpha`, or with a power above 0 falls from 1 to `alpha` over the run, as airbench's share (Jordan 2024):
     a = 1 - (1 - alpha) * (t / total_steps)^power after t steps.
     """
 

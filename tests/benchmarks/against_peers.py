@@ -97,7 +97,7 @@ class Contender:
 
 
 def contenders(work: Work, pythons: dict[str, str]) -> list[Contender]:
-    """dptrain first, then every peer in each of its settings that can do the work."""
+    """dptrain first, then each peer that can do the work, once for each of its settings."""
     widths = [str(width) for width in work.widths]
     steps = ["--steps", str(work.steps)]
     bench = ["bench", "step", "--json", "--threads", "1", "--batch-size", str(work.batch), "--shards", str(work.shards)]

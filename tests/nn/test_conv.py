@@ -1,9 +1,10 @@
 import itertools
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from networks import random_parameters, training_pass
 
@@ -12,6 +13,8 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.check import check_layer
 from dptrain.nn.convolution.cost import DENSE
 from dptrain.nn.layers.conv import Conv2d
+from dptrain.nn.network import Network
+from dptrain.nn.zoo.airbench import airbench
 
 Pair = tuple[int, int]
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -83,6 +86,9 @@ def test_backward_without_bias_is_the_gradient(algorithm: str) -> None:
     assert [tensor.name for tensor in layer.tensors()] == ["weight"]
 
 
+PLAIN: dict[str, Any] = {"padding": (0, 0), "more": (4, 3), "bias": True, "dilation": (1, 1), "samples": 2}
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     channels=st.integers(1, 3),
@@ -96,6 +102,8 @@ def test_backward_without_bias_is_the_gradient(algorithm: str) -> None:
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     samples=st.integers(1, 3),
 )
+@example(**PLAIN, channels=3, out=2, kernel=(1, 1), stride=(2, 2), groups=1)  # a product of the pixels
+@example(**PLAIN, channels=1, out=1, kernel=(3, 3), stride=(1, 1), groups=3)  # depthwise
 def test_passes_agree_with_pytorch(
     channels: int,
     out: int,
@@ -157,6 +165,23 @@ def test_the_first_layer_computes_no_input_gradient() -> None:
     y, saved = layer.forward(np.ones((4, 4, 2, 1), np.float32), call)
     assert layer.backward(np.ones_like(y), saved, call) is None
     assert call.gradients["weight"].tolist() == np.full((2, 1, 3, 3), 2 * 2 * 2).tolist()
+
+
+def test_tiles_of_airbench_need_fewer_multiplications_than_tiles_of_4() -> None:
+    network = Network(airbench((3, 32, 32), 10), (3, 32, 32))
+    chosen = {name: tuning.get("algorithm") for name, tuning in network.tuning().items() if name.startswith("conv")}
+    expected = ["6*5", "3*5", "4*4 by 2*5+1*4", "2*4", "2*3", "1*3"]
+    assert list(chosen.values()) == [f"winograd {tiles}" for tiles in expected]
+
+    def places(tiles: str) -> list[int]:
+        """Of the products along each axis."""
+        axes = [[one.split("*") for one in axis.split("+")] for axis in tiles.split(" by ")]
+        return [sum(int(number) * (int(m) + 2) for number, m in axis) for axis in axes] * (3 - len(axes))
+
+    channels = [24 * 64, 64 * 64, 64 * 256, 256 * 256, 256 * 256, 256 * 256]
+    products = sum(math.prod(places(tiles)[:2]) * each for tiles, each in zip(expected, channels, strict=True))
+    of_4 = sum((6 * -(-size // 4)) ** 2 * each for size, each in zip([31, 15, 15, 7, 7, 3], channels, strict=True))
+    assert of_4 / products > 1.2
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,10 @@ from networks import narrow, ready
 from numpy.typing import NDArray
 
 from dptrain.arrays.memory import Array, Workspace
+from dptrain.config.recipes import read_recipe
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import ARCHITECTURES
+from dptrain.nn.zoo.airbench import airbench
 from dptrain.optim.adamw import AdamW
 from dptrain.optim.optimizer import Parameter
 
@@ -57,8 +59,9 @@ def trained(
 
 
 def predictions(network: Network, vectors: dict[str, Array], images: Array) -> Array:
-    """Logits (N, K)."""
-    return network.predict(ready(network, vectors["parameters"], vectors["buffers"]), images, Workspace()).copy()
+    """Logits (N, K), as in an evaluation."""
+    prepared = network.prepare_evaluation(vectors["parameters"], vectors["buffers"], Workspace())
+    return network.predict(prepared, images, Workspace()).copy()
 
 
 def accuracy(network: Network, vectors: dict[str, Array], images: Array, labels: NDArray[np.int64]) -> float:
@@ -85,10 +88,14 @@ def test_it_learns_a_pattern_but_nothing_from_shuffled_labels(name: str) -> None
     assert accuracy(network, trained(network, images, shuffled(labels), steps=40, batch=50, lr=0.004), *unseen) < 0.35
 
 
-@every_architecture
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "airbench94-muon"])
 def test_the_loss_at_initialisation_is_log_k(name: str) -> None:
     """Logits of variance v add about v / 2; the last layers begin small, but not with zeros."""
-    network = narrow(name, CLASSES)
+    if name == "airbench94-muon":
+        options = {**read_recipe(name)["model_options"], "widths": (2, 3, 3)}
+        network = Network(airbench((3, 16, 16), CLASSES, **options), (3, 16, 16))
+    else:
+        network = narrow(name, CLASSES)
     images, labels = patterns(network, 60, seed=1)
     vectors, gradient = network.initial(0), np.empty(network.layout.size, np.float32)
     prepared = ready(network, vectors["parameters"], vectors["buffers"])

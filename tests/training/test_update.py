@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dptrain.config.files import merged
+from dptrain.config.recipes import read_recipe
 from dptrain.config.train import TrainConfig
-from dptrain.nn import BatchNorm2d, Conv2d, Flatten, Linear, Network, ReLU
+from dptrain.nn import BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, Network, ReLU, Scale
 from dptrain.nn.tensor import Tensor
+from dptrain.training.architecture import build_network
 from dptrain.training.update import make_update
 
 BATCH, STEPS_PER_EPOCH, EPOCHS, FROZEN_AFTER = 2000, 2, 4, 3
@@ -38,19 +41,8 @@ def network() -> Network:
 
 
 def config() -> TrainConfig:
-    """The published learning rates as factors of Muon's, for the mean gradient: times the batch size for SGD."""
-    bias, head = BIAS_LR * BATCH, HEAD_LR * BATCH
-    return TrainConfig(
-        optimizer="muon",
-        lr=MUON_LR,
-        momentum=0.6,
-        warmup_steps=0,
-        epochs=EPOCHS,
-        weight_decay=DECAY / bias,
-        group_lr={"bias": bias / MUON_LR, "norm": bias / MUON_LR, "head": head / MUON_LR},
-        group_decay={"bias": 1, "norm": 1, "head": bias / head},
-        group_epochs={"first.bias": FROZEN_AFTER},
-    )
+    """The recipe, for fewer epochs."""
+    return merged(read_recipe("airbench94-muon"), {"epochs": EPOCHS})
 
 
 def published(start: dict[str, Any], gradients: list[dict[str, Any]]) -> dict[str, Any]:
@@ -87,7 +79,7 @@ def published(start: dict[str, Any], gradients: list[dict[str, Any]]) -> dict[st
     return p
 
 
-def test_the_groups_of_airbench94_muon_give_its_steps() -> None:
+def test_the_recipe_airbench94_muon_gives_the_published_steps() -> None:
     pytest.importorskip("torch")
     built, generator = network(), np.random.default_rng(0)
     update, layout = make_update(config(), built, STEPS_PER_EPOCH), built.layout
@@ -105,3 +97,20 @@ def test_the_groups_of_airbench94_muon_give_its_steps() -> None:
         found = layout.views(vectors["parameters"])[name]
         np.testing.assert_allclose(found, expected.numpy(), rtol=2e-4, atol=2e-5, err_msg=name)
         assert np.array_equal(found, start[name]) == (name in ("conv1.weight", "norm1.weight", "norm2.weight"))
+
+
+def test_the_recipe_airbench94_muon_has_the_published_network_and_data() -> None:
+    recipe = merged(read_recipe("airbench94-muon"))
+    assert (recipe.epochs, recipe.batch_size, recipe.label_smoothing) == (8, BATCH, 0.2)
+    assert (recipe.crop, recipe.crop_pixels, recipe.alternating_flip) == ("reflect", 2, True)
+    assert (recipe.schedule, recipe.warmup_steps, recipe.tta) == ("linear", 0, "mirror-translate")
+    layers = build_network(recipe.model, recipe.model_options, (3, 32, 32), 10).layers
+    norms = [layer for layer in layers if isinstance(layer, BatchNorm2d)]
+    assert [norm.channels for norm in norms] == [64, 64, 256, 256, 256, 256]
+    assert {(norm.eps, norm.momentum, norm.scale) for norm in norms} == {(1e-12, 0.4, False)}
+    assert [layer.kernel_size for layer in layers if isinstance(layer, MaxPool2d)] == [(2, 2), (2, 2), (2, 2), (3, 3)]
+    head, scale = layers[-2:]
+    assert isinstance(head, Linear)
+    assert not head.bias
+    assert isinstance(scale, Scale)
+    assert scale.factor == 1 / 256

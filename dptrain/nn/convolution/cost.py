@@ -32,7 +32,7 @@ SAMPLES = 16  # of a block
 
 
 def possible_algorithms(geometry: Geometry) -> tuple[str, ...]:
-    """Those that can compute a convolution; the first one is the fastest, except for "winograd*"."""
+    """Those that can compute a convolution. "auto" is the first one, or if Winograd's are possible, the cheapest."""
     channels, out_channels = geometry.input_shape[0], geometry.output_shape[0]
     if geometry.groups > 1 or geometry.dilation != (1, 1):
         depthwise = geometry.groups == channels == out_channels

@@ -35,7 +35,7 @@ from dptrain.nn.layer import Pass
 class Winograd(PixelOrder):
     """Kernels 3x3 with stride 1, any padding; `rows` and `columns` are the tiles along the height and the width.
 
-    They cover the output, and may reach beyond it. Pixels in no pooling window may be left out.
+    The tiles cover the output, and may reach beyond it. Outputs in no pooling window may be left out.
     """
 
     def __init__(self, geometry: Geometry, q: int, rows: Tiling, columns: Tiling) -> None:
@@ -62,7 +62,7 @@ class Winograd(PixelOrder):
         self.inside(padded)[...] = x  # the border stays zero
         sums, out_channels = self.new_sums(x.shape[2], workspace), self.geometry.output_shape[0]
         transformed = []
-        for part, u in zip(self.parts, kernels, strict=True):
+        for part, u in zip(self.parts, kernels, strict=True):  # parts with the same rows follow each other
             v = part.new_v(x, workspace)
             arrays = part.arrays(padded, v, out_channels, "forward", workspace)
             if part.columns is self.columns[0]:
@@ -134,11 +134,11 @@ class WinogradByTile(Winograd):
 class Arrays(NamedTuple):
     """The arrays of a part. R stands for N * C values of the input or N * O of the output."""
 
-    padded: Array  # (H, R of the part of a row that is read)
-    read: Array  # the pixels in it that each row of tiles reads: (tiles, n, R of it)
+    padded: Array  # (H, W * R), W being the part of a row that is read
+    read: Array  # the pixels in `padded` that each row of tiles reads: (tiles, n, W * R)
     between: Array  # transformed along the height: (n, tiles, W, R)
-    written: Array  # a view of it: (tiles, n, R of it)
-    read_between: Array  # the pixels in it that each tile reads: (n, tiles, tiles, n, R)
+    written: Array  # a view of `between`: (tiles, n, W * R)
+    read_between: Array  # the pixels in `between` that each tile reads: (n, tiles, tiles, n, R)
     v: Array  # (n * n, tiles * tiles * N, C)
     tiles: Array  # a view of it: (n, tiles, tiles, n, R)
     products: Array  # (n * n, tiles * tiles * N, O)
@@ -213,7 +213,7 @@ class Part:
         matmul(to_columns, arrays.half_tiles, out=outputs)
 
     def backward(self, arrays: Arrays, doutputs: Array, dkernels: Array, workspace: Workspace) -> None:
-        """From the gradient of the outputs, that of the products. Fills that of the kernels (KH, KW, O, C)."""
+        """Turn the gradient of the outputs into that of the products, and fill `dkernels` (KH, KW, O, C)."""
         shape = dkernels.shape[2:]
         (to_rows, down, _), (to_columns, across, _) = self._matrices[arrays.v.dtype.char]
         matmul(to_columns.T, doutputs, out=arrays.half_tiles)
@@ -238,8 +238,8 @@ class Part:
 def scatter(adjoint: Array, values: Array, tiles: Tiles, last: bool, pixels: Array, workspace: Workspace) -> None:
     """The adjoint of `Tiles.windows` and a transform: a pixel of (..., extent, R) is the sum of its values in tiles.
 
-    A tile's first m pixels are written, its others are added to those of the next tile. After the last tile those of
-    the axis's next tiles must be there already, unless these are its last ones.
+    A tile's first m pixels are written, its others are added to those of the next tile. Unless these tiles are the last
+    on the axis, the pixels of the tile after them must be there already.
     """
     m, (*others, number, _, run) = tiles.m, values.shape
     inside, beyond = tiles.outputs(pixels), pixels[..., tiles.stop : tiles.stop + SHARED, :]

@@ -40,7 +40,10 @@ class Moments:
 
 
 class Coupling(NamedTuple):
-    """By channel (C,): the mean, and 1 / deviation, of the values that were normalised together."""
+    """By channel (C,): the mean, and 1 / deviation, of the values that are normalised together.
+
+    `values` is how many there are, 0 for running averages.
+    """
 
     values: int
     mean: Array
@@ -60,8 +63,8 @@ class BatchNorm2d(CoupledLayer):
 
     In training, mean and variance are those of the shard's whole microbatch (Ioffe and Szegedy 2015). An evaluation
     uses running averages. They move towards the mean over all shards, weighted by samples, of the shards' means and
-    unbiased variances, which is summed along the reduction tree. So the running variance is the expectation of the one
-    that training divides by; how far the means of shards differ is not a part of it.
+    unbiased variances, which is summed along the reduction tree. So the running variance estimates the variance
+    within a microbatch; how far the means of shards differ is not a part of it.
 
     With `sync`, training normalises by mean and variance of the global batch, the samples of all shards, and running
     averages move towards those.
@@ -125,7 +128,7 @@ class BatchNorm2d(CoupledLayer):
         return self.forward_activated(x, call, None)
 
     def forward_activated(self, x: Array, call: Pass, activation: Activation | None) -> tuple[Array, Any]:
-        """The same followed by an activation, piece by piece."""
+        """Normalise and apply the activation, if there is one, piece by piece."""
         workspace, rows = call.workspace, by_rows(x)
         coupling = self._coupling_of(x, call)
         factor = self._factor(coupling, call)
@@ -178,19 +181,18 @@ class BatchNorm2d(CoupledLayer):
 
     def backward(self, dy: Array, saved: Any, call: Pass) -> Array | None:
         if call.coupling is None:
-            x = saved[0]
-            dy, given = call.workspace.array(self.name, "dz", dy.shape), dy
-            slopes = self.join_backward([self.collect_backward(given, x, saved, dy, call)], saved[2], call)
-        else:
-            x, slopes = saved, call.coupling
+            x, dz = saved[0], call.workspace.array(self.name, "dz", dy.shape)
+            slopes = self.join_backward([self.collect_backward(dy, x, saved, dz, call)], saved[2], call)
+        else:  # in blocks: `collect_backward` was called before
+            x, dz, slopes = saved, dy, call.coupling
         if not call.need_dx:
             return None
-        # dx = factor * (dy - mean - along * (x - coupling.mean) * coupling.scale)
+        # dx = factor * (dz - mean - along * (x - coupling.mean) * coupling.scale)
         factor = self._factor(slopes.coupling, call)
         slope = -factor * slopes.along * slopes.coupling.scale
         offset = tiled(-factor * slopes.mean - slope * slopes.coupling.mean, x, "offset", call.workspace)
         factor, slope = tiled(factor, x, "factor", call.workspace), tiled(slope, x, "slope", call.workspace)
-        rows, drows = by_rows(x), by_rows(dy)
+        rows, drows = by_rows(x), by_rows(dz)
         dx = call.workspace.array(self.name, "dx", rows.shape)
         for piece in pieces(x):
             columns, out = piece[1], dx[piece]

@@ -41,11 +41,16 @@ def airbench(widths: list[int]) -> nn.Module:
 
     whitening = nn.Conv2d(3, 24, 2)
     whitening.weight.requires_grad = False
-    layers: list[nn.Module] = [whitening, nn.GELU()]
+    layers: list[nn.Module] = [whitening, nn.GELU("tanh")]
     channels = 24
     for width in widths:
-        layers += [nn.Conv2d(channels, width, 3, padding="same", bias=False), nn.MaxPool2d(2), norm(width), nn.GELU()]
-        layers += [nn.Conv2d(width, width, 3, padding="same", bias=False), norm(width), nn.GELU()]
+        layers += [
+            nn.Conv2d(channels, width, 3, padding="same", bias=False),
+            nn.MaxPool2d(2),
+            norm(width),
+            nn.GELU("tanh"),
+        ]
+        layers += [nn.Conv2d(width, width, 3, padding="same", bias=False), norm(width), nn.GELU("tanh")]
         channels = width
     return nn.Sequential(*layers, nn.MaxPool2d(3), nn.Flatten(), nn.Linear(channels, 10, bias=False))
 
