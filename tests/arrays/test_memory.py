@@ -104,6 +104,30 @@ def test_a_layer_keeps_its_scratch_when_another_needs_a_larger_one() -> None:
     assert workspace.scratch("conv1", "sums", (2, 2)) is first
 
 
+def test_a_block_keeps_what_its_backward_pass_needs_and_nothing_else() -> None:
+    """The next block computes in the memory of everything else."""
+    shared, shape = Workspace(), (5, 7)
+
+    def forward(block: Workspace) -> dict[str, Array]:
+        return {name: block.array("conv1", name, shape) for name in ("saved", "viewed", "other")}
+
+    first, second = shared.block("first"), shared.block("second")
+    first.begin()
+    kept = forward(first)
+    first.keep(({"a": kept["saved"]}, [kept["viewed"].T[1:]]))
+    second.begin()
+    later = forward(second)
+    assert {name: np.shares_memory(kept[name], later[name]) for name in kept} == {
+        "saved": False,
+        "viewed": False,
+        "other": True,
+    }
+    second.keep(())
+    first.begin()
+    again = forward(first)
+    assert all(np.shares_memory(kept[name], again[name]) for name in kept)
+
+
 def test_arrays_of_any_size_never_overlap() -> None:
     workspace = Workspace()
     sizes = [
