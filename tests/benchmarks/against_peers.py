@@ -158,6 +158,7 @@ AVX2 = {  # as on a CPU without AVX-512
     "OPENBLAS_CORETYPE": "Haswell",
     "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
     "ATEN_CPU_CAPABILITY": "avx2",
 }
 
@@ -171,6 +172,8 @@ def main() -> int:
     parser.add_argument("--avx2", action="store_true", help="hold NumPy, OpenBLAS and PyTorch to AVX2")
     options = parser.parse_args()
     if options.avx2:
+        if options.peers != ["pytorch"]:
+            parser.error("--avx2 holds only PyTorch of the peers to AVX2: give --peers pytorch")
         os.environ.update(AVX2)
     pythons = {peer: install(peer, options.environments) for peer in options.peers}
     for name in options.work:
