@@ -37,16 +37,9 @@ class Work:
     widths: tuple[int, ...] = (32, 64)
     processes: int = 1
     network: str = "convnet"
-    more_options: str = ""  # of dptrain's model
+    options: str = "widths = [{}]"  # of dptrain's model, with a place for the widths
     shards: int = 8
     steps: int = 60
-
-    @property
-    def options(self) -> str:
-        """Those of dptrain's model, in TOML."""
-        if self.network == "resnet20":
-            return f"width = {self.widths[0]}"
-        return f"widths = [{', '.join(map(str, self.widths))}]{self.more_options}"
 
     def can_be_done_by(self, peer: str) -> bool:
         return peer == "pytorch" or (self.processes == 1 and self.network == "convnet")
@@ -56,12 +49,12 @@ AIRBENCH = Work(
     500,
     (64, 256, 256),
     network="airbench",
-    more_options=", logit_scale = 0.00390625, unit_head = true",
+    options="widths = [{}], logit_scale = 0.00390625, unit_head = true",
     shards=2,
     steps=6,
 )
 
-RESNET20 = Work(128, (16,), network="resnet20", steps=12)
+RESNET20 = Work(128, (16,), network="resnet20", options="width = {}", steps=12)
 
 
 WORKS = {
@@ -101,7 +94,7 @@ def contenders(work: Work, pythons: dict[str, str]) -> list[Contender]:
     widths = [str(width) for width in work.widths]
     steps = ["--steps", str(work.steps)]
     bench = ["bench", "step", "--json", "--threads", "1", "--batch-size", str(work.batch), "--shards", str(work.shards)]
-    bench += [*steps, "--model", work.network, "--model-options", work.options]
+    bench += [*steps, "--model", work.network, "--model-options", work.options.format(", ".join(widths))]
     start = ["-m", "launch", "-n", str(work.processes), "--"] if work.processes > 1 else ["-m", "dptrain"]
     entered = [Contender("dptrain", [sys.executable, *start, *bench], work.processes)]
     for peer, python in pythons.items():

@@ -15,7 +15,7 @@ from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.errors import ModelError
 from dptrain.nn.layer import Arrays, CoupledLayer, Parameters, Pass, feature_maps, read_only, where
-from dptrain.nn.layers import activation as activations
+from dptrain.nn.layers.activation import PIECE as ACTIVATED_PIECE
 from dptrain.nn.layers.activation import Activation
 from dptrain.nn.tensor import Tensor, ones, zeros
 
@@ -138,7 +138,7 @@ class BatchNorm2d(CoupledLayer):
         derivative = None
         if activation is not None and call.training:
             derivative = workspace.array(self.name, "derivative", rows.shape, activation.derivative_dtype)
-        for piece in pieces(x, PIECE if activation is None else activations.PIECE):
+        for piece in pieces(x, PIECE if activation is None else ACTIVATED_PIECE):
             columns = piece[1]
             out = y[piece] if activation is None else _temporary(y[piece].shape, workspace)
             np.multiply(rows[piece], factor[columns], out=out)
