@@ -198,6 +198,7 @@ EDITS: dict[str, Callable[[h5py.File, Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_file_of_version_1_with_wrong_contents_and_correct_hashes_is_refused(edit: str, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere.h5"

@@ -128,7 +128,10 @@ def wait_for_failure(files: FailingOS) -> None:
     time.sleep(0.2)  # until the thread has reported it
 
 
-@pytest.mark.parametrize("failing", range(1, 9))
+# The first and the last call are for launch/test.sh --quick.
+@pytest.mark.parametrize(
+    "failing", [pytest.param(call, marks=[pytest.mark.slow] * (1 < call < 8)) for call in range(1, 9)]
+)
 def test_a_run_whose_disk_fails_ends_at_the_next_step_and_can_be_resumed(
     failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -228,6 +228,7 @@ def limited(size: int, *arguments: str | Path, cwd: Path) -> Done:
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_one_error_and_keeps_the_earlier_checkpoint(
     data: Path, trained: Path, tmp_path: Path
 ) -> None:

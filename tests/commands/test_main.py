@@ -200,6 +200,7 @@ def test_a_rank_that_cannot_write_its_error_ends_the_others(data: Path, tmp_path
     assert done.returncode != 0
 
 
+@pytest.mark.slow
 def test_runs_started_at_the_same_time_get_separate_folders(data: Path, tmp_path: Path) -> None:
     words = flags(data, Path("x"))
     at = words.index("--run-dir")

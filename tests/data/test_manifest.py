@@ -108,6 +108,7 @@ def add_dataset(file: h5py.File) -> None:
     file["more"] = 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -41,7 +41,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         return QuietHandler(*arguments, directory=str(tmp_path / "www"))
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as instance:
-        thread = threading.Thread(target=instance.serve_forever)
+        thread = threading.Thread(target=instance.serve_forever, args=[0.01])  # seconds until it notices the shutdown
         thread.start()
         url = f"http://127.0.0.1:{instance.server_port}/cifar-10-binary.tar.gz"
         yield url

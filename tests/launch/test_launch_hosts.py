@@ -100,6 +100,7 @@ def test_a_slurm_job_has_as_many_ranks_as_tasks(fake_mpirun: Callable[..., str])
     assert words[words.index("-n") :][:2] == ["-n", "2"]
 
 
+@pytest.mark.slow
 def test_a_host_that_cannot_be_reached_is_left_out_of_a_restart(
     fake_mpirun: Callable[..., str], tmp_path: Path
 ) -> None:

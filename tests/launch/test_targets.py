@@ -180,6 +180,7 @@ def run_local(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_a_new_target_needs_one_class_and_one_line(tmp_path: Path) -> None:
     words = ["train", *flags(packed(tmp_path / "data"), tmp_path / "run", epochs=1), "--json"]
     done = run_local("--max-restarts", "1", "--", *words)

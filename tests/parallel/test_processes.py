@@ -283,6 +283,7 @@ except KeyboardInterrupt:
     assert (started.returncode, output, errors) == (0, "interrupted\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ENDING)
 def test_a_signal_while_workers_are_forked_ends_the_run_and_leaves_no_worker(
     number: signal.Signals, tmp_path: Path

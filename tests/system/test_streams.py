@@ -43,6 +43,7 @@ def run(body: str, folder: Path, *, redirect: str = "", flags: Sequence[str] = (
 UNWRITABLE = [">/dev/full", ">&-", ">&- 2>&-", "<&- >&- 2>&-", "| exit", ">/dev/full 2>/dev/full"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("-u",)], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("redirect", UNWRITABLE)
 def test_a_program_that_drops_failed_writes_continues(redirect: str, flags: Sequence[str], tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def test_a_checkpoint_of_version_1_without_hashes_is_resumed(begun: TrainConfig,
     assert memory.lines == []
 
 
+@pytest.mark.slow
 def test_a_run_is_reproduced_from_its_folder_alone(begun: TrainConfig, data: Path, tmp_path: Path) -> None:
     """With the saved configuration, in another folder, after the model file was deleted."""
     summary, _ = run(begun)
@@ -270,6 +271,7 @@ def build(input_shape, classes):
 """
 
 
+@pytest.mark.slow
 def test_a_model_that_draws_without_a_seed_is_not_resumed(data: Path, model: str, tmp_path: Path) -> None:
     """The files are the same, but each process builds a different network."""
     (tmp_path / "code" / "net.py").write_text(NET + UNSEEDED)

@@ -158,6 +158,7 @@ class Asked(Interruption):
     signal_name = "SIGTERM"
 
 
+@pytest.mark.slow
 def test_a_signal_that_came_before_a_death_ends_the_run_after_the_recovery(
     data: Path, undisturbed: str, tmp_path: Path
 ) -> None:

@@ -115,8 +115,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-# One case of each kind is for launch/test.sh --quick: couples samples, draws, shares out an update, has an average.
-QUICK = ("BatchNorm2d", "Dropout", "--optimizer muon", "--average ema", "loss options")
+# Three kinds are for launch/test.sh --quick: what couples samples, draws, or shares out an update.
+QUICK = ("BatchNorm2d", "Dropout", "--optimizer muon")
 
 
 @pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in CASES])

@@ -193,9 +193,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case != "whole microbatches")) for case in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_the_same_bits_on_ranks_threads_and_resumed(case: str, tmp_path: Path) -> None:
     """Three epochs of 4 steps, the last of each with 2 samples in 4 shards; one run stops in the second."""
     data = packed(tmp_path / "set", train=50)

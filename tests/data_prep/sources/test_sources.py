@@ -44,6 +44,7 @@ SOURCE = ImageSource("stripes", "pack stripes of two directions", add_arguments,
 '''
 
 
+@pytest.mark.slow
 def test_a_new_source_needs_one_file_and_one_line(tmp_path: Path) -> None:
     package = Path(shutil.copytree(Path(data_prep.__file__).parent, tmp_path / "data_prep"))
     (package / "sources" / "stripes.py").write_text(STRIPES)
