@@ -81,8 +81,11 @@ def evaluate_checkpoint(
         blocks = ((evaluation.normalise(one.images[rows], Workspace()), one.labels[rows]) for one in ends)
         output = try_model(task.architecture, network, blocks, config.seed, checkpoint.state.vectors)
     agree_on_model(source, output, task.environment, communicator)
-    if communicator.rank == 0 and (line := normalisation_note(origin, task.manifest, path, data)):
-        note(line)
+    if communicator.rank == 0:
+        if line := normalisation_note(origin, task.manifest, path, data):
+            note(line)
+        if trained.portable and not portable:
+            note(f"{shown(path)} is of a run with --portable; without it here, the loss may differ in its last digits")
     change = model_change(path, origin, trained.model, source, output, task.environment)
     with closing(make_pool(min(task.threads, len(tests)), [evaluation], communicator)) as pool:
         found = evaluate(evaluation, vectors, pool, communicator, tta=tta)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,17 @@ def test_images_are_normalised_with_the_values_of_the_checkpoint(trained: tuple[
     )  # the shards differ, so the order of the sum differs too
     (line,) = lines
     assert line == f"images are normalised with the mean and deviation of the checkpoint; those of {darker} differ"
+
+
+def test_the_evaluation_of_a_portable_run_without_portable_says_so(trained: tuple[Path, Path]) -> None:
+    data, path = trained
+    checkpoint = read_checkpoint(path)
+    origin = replace(checkpoint.origin, config=checkpoint.origin.config.replace("portable = false", "portable = true"))
+    lines: list[str] = []
+    for one in (checkpoint, replace(checkpoint, origin=origin)):
+        evaluate_checkpoint(one, path, data, Communicator(), threads=1, note=lines.append)
+    (line,) = lines
+    assert "is of a run with --portable" in line
 
 
 def test_a_checkpoint_without_a_mean_is_evaluated_with_that_of_the_data_set(tmp_path: Path) -> None:
