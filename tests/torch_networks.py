@@ -61,16 +61,12 @@ class TorchNetwork:
                 return functional.pad(
                     x[:, :, :: layer.stride, :: layer.stride], (0, 0, 0, 0, 0, layer.out_channels - x.shape[1])
                 )
-            case "GELU":
-                return functional.gelu(x, approximate="tanh")
             case "SiLU":
                 return functional.silu(x)
             case "LeakyReLU":
                 return functional.leaky_relu(x, layer.negative_slope)
             case "AvgPool2d":
                 return functional.avg_pool2d(x, layer.kernel_size, layer.stride)
-            case "Scale":
-                return x * layer.factor
             case "LayerScale":
                 return x * self.tensors[f"{layer.name}.scale"].reshape(1, -1, *([1] * (x.ndim - 2)))
             case "Add":

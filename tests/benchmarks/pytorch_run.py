@@ -3,7 +3,8 @@
     python tests/benchmarks/pytorch_run.py OUT DATA [any flag of dptrain train]
 
 Writes a line of JSON for each epoch to OUT/epochs.jsonl: mean loss of its steps, test accuracy, seconds. Order and
-augmentation of the samples, the schedule, and SGD's options are those of the configuration. Batch norm takes its
+augmentation of the samples, the schedule, SGD's flags and the groups of parameters are those of the configuration;
+other optimizers and losses are refused. Batch norm takes its
 moments from the whole batch, as users of PyTorch would; with --by-shard from the microbatch of each shard, as dptrain
 does. --disturb changes one initial parameter by a rounding error, to show how far two runs of PyTorch differ. The same
 command continues a run that was stopped. It needs the extra "torch".
@@ -28,8 +29,13 @@ from torch_networks import TorchNetwork
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.commands.train import add_arguments, configuration
+from dptrain.config.keys import flag
+from dptrain.config.train import TrainConfig
+from dptrain.errors import UsageError
+from dptrain.optim.sgd import SGD
 from dptrain.parallel.communicator import Communicator
 from dptrain.system.arguments import Parser
+from dptrain.training.initial import first_state
 from dptrain.training.session import Session, set_up
 
 EVALUATED = 500  # test images at a time
@@ -41,17 +47,22 @@ class Run:
     def __init__(self, session: Session, seed: int, by_shard: bool, disturb: bool) -> None:
         self.session, self.by_shard, self.workspace = session, by_shard, Workspace()
         network, optimizer = session.network, session.take_step.update.optimizer
-        vectors = network.initial(seed)
+        assert isinstance(optimizer, SGD)  # main has checked the configuration
+        vectors = first_state(session, session.take_step.layouts, seed).vectors
         if disturb:
             vectors["parameters"][0] = np.nextafter(vectors["parameters"][0], np.float32(9))
         self.network = TorchNetwork(network, vectors)
-        decays = {True: [], False: []}  # type: dict[bool, list[Any]]
-        for name in self.network.trained:
-            decays[network.tensors[name].decays].append(self.network.tensors[name])
-        decay = 0.0 if optimizer.decay is None else float(optimizer.decay.max())
-        groups = [{"params": decays[True], "weight_decay": decay}, {"params": decays[False]}]
-        options: Any = optimizer
-        self.optimizer = torch.optim.SGD(groups, lr=1.0, momentum=options.momentum, nesterov=options.nesterov)
+        groups: dict[Any, dict[str, Any]] = {}  # of tensors with the same learning rate and weight decay
+        for one in optimizer.parameters:
+            new = {"params": [], "weight_decay": one.decay * optimizer.weight_decay, "parameter": one}
+            group = groups.setdefault((one.decay, one.rate, one.schedule), new)
+            group["params"] += [self.network.tensors[one.name]] if one.name in self.network.trained else []
+        self.optimizer = torch.optim.SGD(
+            [group for group in groups.values() if group["params"]],
+            lr=1.0,
+            momentum=optimizer.momentum,
+            nesterov=optimizer.nesterov,
+        )
 
     def step(self, number: int) -> tuple[float, int]:
         """The summed loss and the samples of a step."""
@@ -69,7 +80,7 @@ class Run:
             (loss / samples).backward()
             total += loss.item()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.session.schedule(number)
+            group["lr"] = group["parameter"].rate_at(self.session.schedule(number), number)
         self.optimizer.step()
         with torch.no_grad():
             self.network.move_running_averages()
@@ -99,10 +110,18 @@ class Run:
         return correct / samples
 
 
-def configuration_of(words: list[str]) -> Any:
+def configuration_of(words: list[str]) -> TrainConfig:
+    """UsageError for what is computed by dptrain alone."""
     parser = Parser()
     add_arguments(parser)
-    return configuration(parser.parse_args(words))
+    config = configuration(parser.parse_args(words))
+    alone = ("clip_norm", "average", "label_smoothing", "class_weights", "optimizer_options")
+    for key in alone:
+        if getattr(config, key) != getattr(TrainConfig(), key):
+            raise UsageError(f"{flag(key)} is not known here; this program trains with SGD and plain cross-entropy")
+    if config.optimizer != "sgd":
+        raise UsageError(f"--optimizer {config.optimizer} is not known here; this program trains with SGD")
+    return config
 
 
 def main() -> int:
