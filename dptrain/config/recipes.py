@@ -33,6 +33,7 @@ DEPENDENT = {
     "model": ("model_options", *GROUPS),
     "optimizer": ("lr", "momentum", "nesterov", "weight_decay", "optimizer_options", *GROUPS),
     "schedule": ("step_epochs", "step_factor", "schedule_options"),
+    "average": ("average_options",),
 }
 
 

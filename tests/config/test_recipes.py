@@ -17,8 +17,11 @@ from dptrain.config.recipes import about, read_recipe, recipe_list, recipe_name,
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import UsageError
 from dptrain.training.architecture import build_network
+from dptrain.training.session import plan_schedule
+from dptrain.training.update import make_update
 
 CIFAR_SAMPLES = 50_000
+ALL_DECAY = {"norm": 1, "bias": 1}  # weight decay for all parameters, as in PyTorch and Caffe
 
 each_recipe = pytest.mark.parametrize("name", recipe_names())
 
@@ -116,6 +119,64 @@ def test_values_that_suit_only_a_replaced_value_are_not_used(
     assert not dropped & used.keys()
     config = merged(used, later)
     assert merged(saved_form(config), {}) == config
+
+
+# The values of each recipe's source, as it states them, and learning rates after some epochs.
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[float, float]]] = {
+    # He et al. 2015, section 4.2. Its 32,000, 48,000 and 64,000 steps are 81.8, 122.8 and 163.7 epochs.
+    "resnet20": (
+        {"batch_size": 128, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0001, "group_decay": ALL_DECAY}
+        | {"epochs": 164, "crop": "zero", "crop_pixels": 4, "flip": True, "cutout": 0, "average": "none"},
+        {0: 0.1, 81: 0.1, 83: 0.01, 122: 0.01, 124: 0.001, 163: 0.001},
+    ),
+    # dawn.py of cifar10-fast: PiecewiseLinear([0, 5, 24], [0, 0.4, 0]).
+    "resnet9": (
+        {"batch_size": 512, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0005}
+        | {"epochs": 24, "crop": "reflect", "crop_pixels": 4, "flip": True, "cutout": 8},
+        {0: 0, 2.5: 0.2, 5: 0.4, 14.5: 0.2, 24: 0},
+    ),
+    # main.py of pytorch-cifar, with fewer epochs.
+    "vgg11-small": (
+        {"batch_size": 128, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0005, "group_decay": ALL_DECAY}
+        | {"crop": "zero", "crop_pixels": 4, "flip": True, "cutout": 0},
+        {15: 0.05, 30: 0},
+    ),
+    # lib_airbench93.py: rates and decay for sums over 1,024 images, the rate without the factor 1 + 1 / (1 - 0.85).
+    "airbench93": (
+        {"batch_size": 1024, "momentum": 0.85, "nesterov": True, "weight_decay": 0.0153 / 11.5, "label_smoothing": 0.2}
+        | {
+            "group_lr": {"norm": 64},
+            "group_decay": {"first.bias": 1, "norm": 1 / 64},
+            "group_epochs": {"first.bias": 3},
+        }
+        | {"crop": "reflect", "crop_pixels": 2, "alternating_flip": True, "tta": "mirror-translate"},
+        {share * 11: 11.5 / (1 + 1 / 0.15) * part for share, part in {0: 0.2, 0.23: 1, 0.615: 0.535}.items()},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_has_the_values_of_its_source(name: str) -> None:
+    config = merged(read_recipe(name))
+    values, rates = PUBLISHED[name]
+    for key, value in values.items():
+        assert getattr(config, key) == (pytest.approx(value) if isinstance(value, float) else value), key
+    steps_per_epoch = -(-CIFAR_SAMPLES // config.batch_size)
+    schedule = plan_schedule(config, steps_per_epoch)
+    last = config.epochs * steps_per_epoch - 1
+    for epoch, rate in rates.items():
+        assert schedule(min(last, round(epoch * steps_per_epoch))) == pytest.approx(rate, rel=0.02, abs=0.002), epoch
+
+
+@each_recipe
+def test_any_flag_with_choices_overrides_a_recipe(name: str) -> None:
+    recipe = read_recipe(name)
+    network = build_network(recipe["model"], recipe.get("model_options", {}), (3, 32, 32), 10)
+    overridden = [{key: choice} for key, one in KEYS.items() for choice in one.metadata.get("choices", ())]
+    for flags in overridden:
+        make_update(merged(used_with(recipe, flags), flags), network, steps_per_epoch=5)
+    assert {"optimizer": "adamw"} in overridden
+    assert {"average": "ema"} in overridden
 
 
 def saved_form(config: TrainConfig) -> dict[str, Any]:
