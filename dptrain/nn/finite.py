@@ -13,7 +13,7 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import NO_KEY, Draws
 from dptrain.nn.layer import Layer, Pass, Runner
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
-from dptrain.nn.network import Network, quiet
+from dptrain.nn.network import Network, computable_alone, quiet
 
 
 def not_finite(values: Array) -> str:
@@ -73,6 +73,8 @@ def first_not_finite(
     In this order: parameters, buffers, outputs of the forward pass, the loss, statistics for the buffers, gradients of
     the backward pass. `vectors` holds "parameters" (P,) and "buffers" (B,). Fused layers have the first one's name.
     """
+    images, labels = computable_alone(network, images, labels)
+    parts = 1 if network.rounds() else parts
     examiner = Examiner()
     prepared = network.prepare(vectors["parameters"], vectors["buffers"], workspace)
     gradient = np.empty(network.layout.size, workspace.dtype)

@@ -23,7 +23,7 @@ from dptrain.arrays.memory import Array, Workspace, aligned_copy, aligned_zeros
 from dptrain.errors import DptrainError, ModelError
 from dptrain.nn.check import CheckedRunner, kind_of
 from dptrain.nn.layer import Layer, Parameters, Pass, is_users, is_users_class, where
-from dptrain.nn.network import Network, quiet
+from dptrain.nn.network import Network, computable_alone, quiet
 from dptrain.system.text import shown
 from dptrain.system.tracebacks import last_line, user_traceback
 
@@ -88,6 +88,7 @@ class _Checker(CheckedRunner):
     def compute(self, images: Array, labels: NDArray[np.int64]) -> list[tuple[str, bytes]]:
         """All results in order, each with its digest; none for a microbatch without samples."""
         network, self.results = self.network, []
+        images, labels = computable_alone(network, images, labels)
         if len(labels):
             prepared = network.prepare(self.vectors["parameters"], self.vectors["buffers"], self.shared, self)
             if self.train:

@@ -211,6 +211,10 @@ class CoupledLayer(Layer):
     couples_samples = True
     synchronized = False
 
+    def least_samples(self) -> int:
+        """How many samples a microbatch must have in training; if synchronized, the global batch."""
+        return 1
+
     def collect(self, x: Array, call: Pass) -> Any:
         """The sums of a block x (..., N, C)."""
         raise TypeError(f"{type(self).__name__} does not define collect")

@@ -324,6 +324,13 @@ def _compute(
     return loss_sum, correct
 
 
+def computable_alone(network: Network, images: Array, labels: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
+    """A microbatch for `loss_and_grad`; one sample is doubled if synchronized layers may need more than one."""
+    if network.rounds() and len(labels) == 1:
+        return np.concatenate([images, images], axis=-2), np.concatenate([labels, labels])
+    return images, labels
+
+
 def divided(samples: int, parts: int) -> list[slice]:
     """`parts` slices of 0 to `samples`, at most one apart in length, without empty ones."""
     bounds = [part * samples // parts for part in range(parts + 1)]

@@ -31,6 +31,7 @@ from dptrain.training.agreement import agree_on, machine_notes, numeric_environm
 from dptrain.training.architecture import Architecture, build_network, find_architecture
 from dptrain.training.evaluate import EvaluationWork
 from dptrain.training.loss import make_loss, samples_by_class
+from dptrain.training.microbatches import check_microbatches, count_steps
 from dptrain.training.model_checks import agree_on_model, try_model
 from dptrain.training.step import NO_REQUESTS, GradientWork, TrainingStep
 from dptrain.training.update import Update, make_update
@@ -103,6 +104,8 @@ def set_up(
         loss = make_loss(config, manifest.classes, samples)
         schedule = plan_schedule(config, steps_per_epoch)
         update = make_update(config, network, steps_per_epoch)
+        reached = min(steps_per_epoch, last_step)
+        check_microbatches(network.layers, manifest, config.batch_size, config.accumulate, reached)
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
         microbatches = (batches[shard].batch(0, step, Workspace()) for shard, step in ends)
         output = try_model(task.architecture, network, microbatches, config.seed)
@@ -124,6 +127,8 @@ def set_up(
         tuning=network.tuning(),
     )
     notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
+    if config.batch_size > (images := sum(entry.samples for entry in manifest.splits["train"])):
+        notes.append(f"--batch-size {config.batch_size} is more than the {images} images of the training split")
     if config.warmup_steps >= last_step:
         notes.append(f"the warm-up never ends: --warmup-steps {config.warmup_steps} in a run of {last_step} steps")
     engine = assemble(config, task, batches, update, loss)
@@ -230,7 +235,8 @@ def assemble(
     network, communicator = task.network, task.communicator
     lengths = Lengths(network.layout.size, network.buffer_layout.size, sums=4, requests=len(NO_REQUESTS))
     reducer = reducer_class(config.reduction)(task.placement, communicator, lengths)
-    gradients = GradientWork(network, batches, reducer, loss, config.accumulate)
+    parts = min(config.accumulate, config.batch_size // task.manifest.shard_count)
+    gradients = GradientWork(network, batches, reducer, loss, parts)
     evaluation = make_evaluation(task, task.manifest)
     pool = make_pool(min(task.threads, len(batches)), [gradients, gradients.continuation, evaluation], communicator)
     take_step = TrainingStep(gradients, update, pool, communicator)
@@ -241,16 +247,3 @@ def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
     """The evaluation of a task's test split, with the mean and deviation of a manifest."""
     longest = max(entry.samples for entry in task.manifest.splits["test"])
     return EvaluationWork(task.network, task.shards.test, Normalisation(normalised_as), longest)
-
-
-def count_steps(manifest: Manifest, batch_size: int) -> int:
-    """Steps an epoch: as many as the largest shard has microbatches, the same on every rank."""
-    shards = manifest.shard_count
-    if batch_size % shards:
-        below = batch_size // shards * shards
-        raise UsageError(
-            f"--batch-size {batch_size} is not a multiple of the {shards} shards of the data set; the nearest that "
-            f"are: {f'{below} and ' if below else ''}{below + shards}"
-        )
-    largest = max(entry.samples for entry in manifest.splits["train"])
-    return -(-largest // (batch_size // shards))

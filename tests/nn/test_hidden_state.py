@@ -12,7 +12,7 @@ from mpi_runs import dptrain, own_mpi
 from training_runs import configuration, flags, packed, run
 
 from dptrain.errors import ModelError
-from dptrain.nn import Flatten, Linear
+from dptrain.nn import BatchNorm2d, Flatten, Linear
 from dptrain.nn.hidden_state import check_layers
 from dptrain.nn.network import Network
 from dptrain.training.architecture import find_architecture
@@ -332,6 +332,12 @@ def test_a_microbatch_without_samples_is_not_computed() -> None:
     network = Network([Flatten(), Linear(5)], (2, 6, 7))
     empty = (np.zeros((6, 7, 0, 2), np.float32), np.zeros(0, np.int64))
     check_layers(network, network.initial(0), empty, empty)
+
+
+def test_a_synchronized_layer_may_get_one_sample_from_each_shard() -> None:
+    network = Network([BatchNorm2d(sync=True), Flatten(), Linear(5)], (2, 1, 1))
+    microbatch = (np.ones((1, 1, 1, 2), np.float32), np.zeros(1, np.int64))
+    check_layers(network, network.initial(0), microbatch, microbatch)
 
 
 def test_the_check_skips_networks_of_the_zoo(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -81,9 +82,9 @@ def test_running_averages_move_to_the_mean_over_the_samples_of_all_shards() -> N
     np.testing.assert_allclose(vectors["buffers"][2:], 0.9 + 0.1 * 4, rtol=0.1)
 
 
-@pytest.mark.parametrize("options", [{"eps": 0}, {"momentum": 1.5}, {"momentum": -0.1}])
+@pytest.mark.parametrize("options", [{"eps": 0}, {"eps": math.inf}, {"momentum": 1.5}, {"momentum": -0.1}])
 def test_invalid_options_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="expected eps above 0 and momentum from 0 to 1"):
+    with pytest.raises(ValueError, match="expected a finite eps above 0 and momentum from 0 to 1"):
         BatchNorm2d(**options)
 
 

@@ -10,32 +10,12 @@ import pytest
 from mpi_runs import dptrain, own_mpi
 from training_runs import LAST_STEP, STEPS_PER_EPOCH, configuration, flags, packed, run, session_and_state
 
-from dptrain.data.manifest import read_manifest
 from dptrain.errors import DptrainError, UsageError
-from dptrain.training.session import count_steps
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed(tmp_path_factory.mktemp("data") / "set")
-
-
-@pytest.mark.parametrize(
-    ("train", "shards", "batch_size"), [(101, 4, 16), (100, 4, 100), (100, 4, 4), (9, 8, 8), (7, 1, 3), (5, 5, 500)]
-)
-def test_steps_per_epoch_follow_from_the_largest_shard(
-    train: int, shards: int, batch_size: int, tmp_path: Path
-) -> None:
-    manifest = read_manifest(packed(tmp_path / "set", train=train, test=8, shards=shards))
-    assert count_steps(manifest, batch_size) == math.ceil(math.ceil(train / shards) / (batch_size // shards))
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "nearest"), [(18, "16 and 20"), (3, "that are: 4"), (1, "that are: 4"), (7, "4 and 8")]
-)
-def test_an_error_about_the_batch_size_suggests_the_nearest(batch_size: int, nearest: str, data: Path) -> None:
-    with pytest.raises(UsageError, match=f"--batch-size {batch_size} is not a multiple of the 4 shards.*{nearest}"):
-        count_steps(read_manifest(data), batch_size)
 
 
 def test_a_model_for_another_number_of_classes_is_refused(data: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -78,14 +79,20 @@ class BatchNorm2d(CoupledLayer):
     kind = "norm"
 
     def __init__(self, *, eps: float = 1e-5, momentum: float = 0.1, scale: bool = True, sync: bool = False) -> None:
-        if not eps > 0 or not 0 <= momentum <= 1:
-            raise ValueError(f"eps is {eps} and momentum {momentum}, expected eps above 0 and momentum from 0 to 1")
+        if not 0 < eps < math.inf or not 0 <= momentum <= 1:
+            raise ValueError(
+                f"eps is {eps} and momentum {momentum}, expected a finite eps above 0 and momentum from 0 to 1"
+            )
         self.eps, self.momentum, self.scale = eps, momentum, scale
         self.sync = self.synchronized = sync
 
     def bind(self, input_shape: Shape) -> Shape:
-        self.channels = feature_maps(self, input_shape)[0]
+        self.channels, height, width = feature_maps(self, input_shape)
+        self.pixels = height * width
         return input_shape
+
+    def least_samples(self) -> int:
+        return 1 if self.pixels > 1 else 2  # the variance needs two values
 
     def tensors(self) -> list[Tensor]:
         shape = (self.channels,)
@@ -116,8 +123,7 @@ class BatchNorm2d(CoupledLayer):
         if count < 2:
             raise ModelError(
                 f"{where(self)} gets one value for each channel (one sample, a map of one pixel), expected at least 2: "
-                "use another --batch-size, or a smaller --accumulate. The last microbatch of an epoch may be smaller "
-                "than the others"
+                "use another --batch-size"
             )
         variance = (squares / count).astype(call.workspace.dtype)
         call.statistics["running_mean"][...] = mean
