@@ -31,6 +31,7 @@ from dptrain.checkpoint.migrate import algorithms, header_1, layer_lines, read_v
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, Layouts, Progress, TrainingState
 from dptrain.data.manifest import ImageShape, check_images, check_names
 from dptrain.errors import BrokenCheckpointError, CheckpointError, DataError, LaterVersionError
+from dptrain.nn.finite import not_finite
 from dptrain.nn.network import Network
 from dptrain.system import files
 from dptrain.system.fields import Bounds, Sha256, Text, from_json
@@ -128,7 +129,7 @@ class Checkpoint:
     def restricted(self, layouts: Layouts, path: Path) -> Checkpoint:
         """A copy with only these vectors, with a note on the others.
 
-        CheckpointError unless it has each of them, with the same tensors in the same order.
+        CheckpointError unless it has each of them, with the same tensors in the same order, and all values are finite.
         """
         there, here = ({name: list(one.shapes.items()) for name, one in of.items()} for of in (self.layouts, layouts))
         for name, shapes in here.items():
@@ -145,6 +146,9 @@ class Checkpoint:
                 )
         ignored = tuple(f"the {name} of the checkpoint is ignored" for name in there if name not in here)
         state = TrainingState({name: self.state.vectors[name] for name in layouts}, self.state.progress)
+        for name, values in state.tensors(layouts):
+            if values.size and (what := not_finite(values)):
+                raise CheckpointError(f"{shown(path)}: the {name} holds {what}; use an earlier checkpoint")
         return replace(self, state=state, layouts=layouts, notes=self.notes + ignored)
 
 

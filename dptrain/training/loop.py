@@ -15,6 +15,7 @@ from dptrain.parallel.communicator import Communicator, known_to_all
 from dptrain.training.agreement import check_replicas
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.events import EvaluationStarted, Reporter, RunFinished
+from dptrain.training.finite import LOWER_LR, check_finite
 from dptrain.training.reporting import RunReport
 from dptrain.training.run import Run
 from dptrain.training.session import Session
@@ -147,14 +148,16 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
     session, state = run.session, run.state
     epoch = (state.step - 1) // session.origin.steps_per_epoch + 1
     run.report.emit(EvaluationStarted(state.step, epoch))
-    check_replicas(state, session.take_step.layouts, session.communicator)  # before any figure is reported
+    layouts = session.take_step.layouts
+    check_replicas(state, layouts, session.communicator)  # before any figure is reported
+    check_finite(state, layouts, session.communicator)
     evaluation = evaluate(
         session.evaluation, evaluated(state.vectors), session.pool, session.communicator, interruption
     )
     if not math.isfinite(evaluation.loss):
         error = TrainingError(
-            f"step {state.step}: the test loss is {evaluation.loss}: parameters have overflowed. "
-            "Nothing of this step is saved; try a lower --lr in another --run-dir"
+            f"step {state.step}: the test loss is {evaluation.loss}, though all parameters are finite. Nothing of this "
+            f"step is saved and earlier checkpoints are kept. {LOWER_LR}"
         )
         raise known_to_all(session.communicator, error)
     state.progress.test_accuracy = evaluation.accuracy

@@ -16,7 +16,7 @@ from mpi_runs import mpirun, own_mpi
 from training_runs import configuration, packed, run, session_and_state
 
 from data_prep.pack import ImageData, LabelledImages, pack
-from dptrain.checkpoint.format import read_checkpoint
+from dptrain.checkpoint.format import checkpoint_bytes, read_checkpoint
 from dptrain.data.manifest import SPLITS, read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.errors import CheckpointError, DataError, ModelError, UsageError
@@ -119,6 +119,26 @@ def test_the_evaluation_of_a_portable_run_without_portable_says_so(trained: tupl
         evaluate_checkpoint(one, path, data, Communicator(), threads=1, note=lines.append)
     (line,) = lines
     assert "is of a run with --portable" in line
+
+
+@pytest.mark.parametrize("vector", ["parameters", "momentum"])
+def test_a_checkpoint_with_a_value_that_is_not_finite_is_refused(
+    vector: str, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Only a program other than dptrain writes one."""
+    data, path = trained
+    checkpoint = read_checkpoint(path)
+    checkpoint.state.vectors[vector][3] = np.nan
+    broken = tmp_path / "broken.h5"
+    broken.write_bytes(checkpoint_bytes(checkpoint.state, checkpoint.origin, checkpoint.layouts))
+    message = r"broken\.h5: the (parameter|momentum of) conv1\.weight holds nan; use an earlier checkpoint"
+    with pytest.raises(CheckpointError, match=message):
+        run(configuration(data, tmp_path / "run", resume=str(broken)))
+    if vector == "momentum":  # an evaluation does not read it
+        assert evaluation_of(data, broken).samples == 37
+        return
+    with pytest.raises(CheckpointError, match=message):
+        evaluation_of(data, broken)
 
 
 def test_a_checkpoint_without_a_mean_is_evaluated_with_that_of_the_data_set(tmp_path: Path) -> None:

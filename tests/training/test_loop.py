@@ -317,6 +317,11 @@ def test_parameters_that_an_update_makes_infinite_are_not_saved(data: Path, tmp_
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
+def test_parameters_that_are_infinite_at_the_end_of_an_epoch_are_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"step 1: after the update the parameter conv1\.weight holds"):
+        run(configuration(data, tmp_path / "run", lr=1e39, warmup_steps=0, max_steps=1))
+
+
 def test_resuming_an_earlier_checkpoint_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
     """The repeated steps would overwrite those of the first attempt."""
     folder = tmp_path / "run"
