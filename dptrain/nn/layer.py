@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -302,12 +303,26 @@ def plain(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or type(value).__qualname__
 
 
+def whole_number(value: Any, what: str, least: int = 1) -> int:
+    """The value, if it is a whole number of at least `least`; ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{what} is {value!r}, expected a whole number of at least {least}")
+    return int(value)
+
+
+def whole_numbers(values: Any, what: str) -> list[int]:
+    """The values, if they are a list of one or more whole numbers of at least 1; ValueError otherwise."""
+    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+        raise ValueError(f"{what} is {values!r}, expected a list of whole numbers of at least 1")
+    return [whole_number(value, f"one of the {what}") for value in values]
+
+
 def pair(value: int | tuple[int, int], what: str, least: int) -> tuple[int, int]:
     """(vertical, horizontal) from one number or two; ValueError below `least`."""
     both = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(both) != 2 or not all(isinstance(part, int) and part >= least for part in both):
+    if len(both) != 2:
         raise ValueError(f"{what} is {value!r}, expected a whole number of at least {least}, or two of them")
-    return both[0], both[1]
+    return whole_number(both[0], what, least), whole_number(both[1], what, least)
 
 
 def windows(extents: Sequence[int], kernel: Sequence[int], stride: Sequence[int], what: str) -> tuple[int, ...]:

@@ -221,7 +221,9 @@ def test_an_unknown_or_unsuitable_algorithm_is_refused() -> None:
 
 
 def test_unsuitable_groups_are_refused() -> None:
-    for groups in (0, 2, 4):
+    with pytest.raises(ValueError, match="groups is 0, expected a whole number of at least 1"):
+        Conv2d(3, groups=0)
+    for groups in (2, 4):
         with pytest.raises(ValueError, match=f"groups is {groups}, expected a divisor of out_channels 3"):
             Conv2d(3, groups=groups)
     with pytest.raises(ValueError, match=r"groups=3.* gets 4 channels, expected a multiple of its groups"):

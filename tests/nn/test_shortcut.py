@@ -48,5 +48,5 @@ def test_it_fits_around_a_convolution_of_the_same_stride(height: int, width: int
 def test_fewer_channels_than_the_input_has_are_refused() -> None:
     with pytest.raises(ValueError, match=r"ZeroPadShortcut\(3\) gets 4 channels, expected at most 3"):
         ZeroPadShortcut(3).bind((4, 8, 8))
-    with pytest.raises(ValueError, match="out_channels is 3, stride 0: expected at least 1"):
+    with pytest.raises(ValueError, match="stride is 0, expected a whole number of at least 1"):
         ZeroPadShortcut(3, stride=0)

@@ -174,7 +174,25 @@ def test_an_error_of_a_users_layer_while_the_network_is_built_is_permanent(metho
     assert f"in {method}\n" in caught.value.details
 
 
-@pytest.mark.parametrize("options", [{"width": [3]}, {"widths": 3}, {"widths": [0]}, {"kernel_size": 2}])
-def test_an_unsuitable_option_is_reported_by_name(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=f"--model convnet with .*{next(iter(options))}.*, input"):
-        build_network("convnet", options, (3, 8, 8), 5)
+@pytest.mark.parametrize(
+    ("model", "options", "words"),
+    [
+        ("convnet", {"width": [3]}, "unexpected keyword argument 'width'"),
+        ("convnet", {"widths": 3}, "widths is 3, expected a list of whole numbers of at least 1"),
+        ("convnet", {"widths": []}, r"widths is \[\], expected a list"),
+        ("airbench", {"widths": "4"}, "widths is '4', expected a list"),
+        ("convnet", {"widths": [0]}, "one of the widths is 0, expected a whole number of at least 1"),
+        ("convnet", {"widths": [True]}, "one of the widths is True, expected"),
+        ("airbench", {"widths": [2, 2.5]}, r"one of the widths is 2\.5, expected"),
+        ("convnet", {"kernel_size": 2}, "kernel_size is 2, expected an odd number"),
+        ("convnet", {"kernel_size": "3"}, "kernel_size is '3', expected a whole number"),
+        ("resnet20", {"width": True}, "width is True, expected"),
+        ("resnet20", {"blocks": -1}, "blocks is -1, expected a whole number of at least 1"),
+        ("resnet9", {"width": "2"}, "width is '2', expected"),
+        ("resnet9", {"logit_scale": "1"}, "factor is '1', expected a finite number other than 0"),
+        ("vgg11", {"width": 2.5}, r"width is 2\.5, expected"),
+    ],
+)
+def test_an_unsuitable_option_is_reported_by_name(model: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=f"--model {model} with .*{next(iter(options))}.*, input .*: .*{words}"):
+        build_network(model, options, (3, 32, 32), 5)

@@ -18,7 +18,7 @@ from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation, Geometry, PixelOrder, zeros_beyond
 from dptrain.nn.convolution.cost import ALGORITHMS, correlation, possible_algorithms
-from dptrain.nn.layer import Layer, Parameters, Pass, feature_maps, pair, windows
+from dptrain.nn.layer import Layer, Parameters, Pass, feature_maps, pair, whole_number, windows
 from dptrain.nn.tensor import Init, Tensor, dirac, he_uniform, zeros
 
 KERNELS = "kernels"  # in prepared parameters: the weight in the form that the algorithm needs
@@ -34,11 +34,16 @@ class Conv2d(Layer):
     The weight begins as `init(fan_in)`, such as `he_uniform` or `uniform_fan_in`. With `identity` the first filters
     begin as identities, one for each channel that a group reads.
 
-    `algorithm` is "auto", or one of these, all for one group without dilation: "im2col"; "winograd2" to "winograd6"
-    (kernel 3, stride 1), with tiles of at most that extent; "pointwise" (kernel 1, no padding). Else "depthwise" (as
-    many groups as input and output channels) or "grouped" (any convolution). "auto" chooses by shape, with tiles of at
-    most 5. The rounding error relative to the norm, with up to 256 channels, is below 1e-6 for tiles of 2 and 3, 2e-6
-    for 4, 4e-6 for 5 and 8e-6 for 6.
+    `algorithm` is "auto", which chooses by shape, or one of these:
+
+    im2col                    one group, no dilation
+    winograd2 to winograd6    the same with kernel 3 and stride 1; the number is the largest extent of a tile
+    pointwise                 one group, kernel 1, no padding
+    depthwise                 as many groups as input channels and as output channels
+    grouped                   any convolution
+
+    "auto" uses tiles of at most 5. The rounding error of Winograd's algorithms relative to the norm, with up to 256
+    channels, is below 1e-6 for tiles of 2 and 3, 2e-6 for 4, 4e-6 for 5 and 8e-6 for 6.
     """
 
     kind = "conv"
@@ -58,15 +63,13 @@ class Conv2d(Layer):
         identity: bool = False,
         algorithm: str = "auto",
     ) -> None:
-        if out_channels < 1:
-            raise ValueError(f"out_channels is {out_channels}, expected at least 1")
-        self.out_channels = out_channels
+        self.out_channels = whole_number(out_channels, "out_channels")
         self.kernel_size = pair(kernel_size, "kernel_size", 1)
         self.stride = pair(stride, "stride", 1)
         self.padding = pair(padding, "padding", 0)
         self.dilation = pair(dilation, "dilation", 1)
         self.bias = bias
-        if groups < 1 or out_channels % groups:
+        if out_channels % whole_number(groups, "groups"):
             raise ValueError(f"groups is {groups}, expected a divisor of out_channels {out_channels}")
         self.groups = groups
         self.init, self.identity = init, identity

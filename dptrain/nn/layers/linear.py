@@ -8,7 +8,7 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
-from dptrain.nn.layer import Layer, Pass
+from dptrain.nn.layer import Layer, Pass, whole_number
 from dptrain.nn.tensor import Init, Tensor, he_uniform, zeros
 
 
@@ -22,9 +22,7 @@ class Linear(Layer):
     unspecified = ("init",)
 
     def __init__(self, out_features: int, *, bias: bool = True, init: Callable[[int], Init] = he_uniform) -> None:
-        if out_features < 1:
-            raise ValueError(f"out_features is {out_features}, expected at least 1")
-        self.out_features = out_features
+        self.out_features = whole_number(out_features, "out_features")
         self.bias, self.init = bias, init
 
     def bind(self, input_shape: Shape) -> Shape:

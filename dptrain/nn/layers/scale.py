@@ -16,8 +16,8 @@ class Scale(Layer):
     kind = "scale"
 
     def __init__(self, factor: float) -> None:
-        if not math.isfinite(factor) or factor == 0:
-            raise ValueError(f"factor is {factor}, expected a finite number other than 0")
+        if not isinstance(factor, int | float) or not math.isfinite(factor) or factor == 0:
+            raise ValueError(f"factor is {factor!r}, expected a finite number other than 0")
         self.factor = factor
 
     def forward(self, x: Array, call: Pass) -> tuple[Array, None]:

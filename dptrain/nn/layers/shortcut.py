@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
-from dptrain.nn.layer import Layer, Pass, feature_maps
+from dptrain.nn.layer import Layer, Pass, feature_maps, whole_number
 
 
 class ZeroPadShortcut(Layer):
@@ -17,9 +17,7 @@ class ZeroPadShortcut(Layer):
     kind = "shortcut"
 
     def __init__(self, out_channels: int, *, stride: int = 2) -> None:
-        if out_channels < 1 or stride < 1:
-            raise ValueError(f"out_channels is {out_channels}, stride {stride}: expected at least 1")
-        self.out_channels, self.stride = out_channels, stride
+        self.out_channels, self.stride = whole_number(out_channels, "out_channels"), whole_number(stride, "stride")
 
     def bind(self, input_shape: Shape) -> Shape:
         channels, height, width = feature_maps(self, input_shape)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from dptrain.arrays.layout import Shape
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import Layer, whole_numbers
 from dptrain.nn.layers.conv import Conv2d
 from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.gelu import GELU
@@ -34,6 +34,7 @@ def airbench(
     `logit_scale`. With `unit_head` the linear layer's weights begin with standard deviation 1, as in airbench94_muon;
     all others begin as in PyTorch.
     """
+    widths = whole_numbers(widths, "widths")
     shrinks = 2 ** len(widths)
     needs_pixels("airbench", input_shape, shrinks + 1)
     layers: list[Layer] = [WhiteningConv2d(2), GELU()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dptrain.arrays.layout import Shape
 from dptrain.nn.graph import Part, Residual
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import Layer, whole_number
 from dptrain.nn.layers.activation import ReLU
 from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
@@ -24,7 +24,7 @@ def resnet9(input_shape: Shape, classes: int, *, width: int = 64, logit_scale: f
     needs_pixels("resnet9", input_shape, 8)
 
     def conv(multiple: int) -> list[Layer]:
-        return [*conv_norm(multiple * width), ReLU()]
+        return [*conv_norm(multiple * whole_number(width, "width")), ReLU()]
 
     def residual(multiple: int) -> Residual:
         return Residual([*conv(multiple), *conv(multiple)])

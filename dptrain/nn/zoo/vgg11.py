@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dptrain.arrays.layout import Shape
-from dptrain.nn.layer import Layer
+from dptrain.nn.layer import Layer, whole_number
 from dptrain.nn.layers.activation import ReLU
 from dptrain.nn.layers.flatten import Flatten
 from dptrain.nn.layers.linear import Linear
@@ -24,7 +24,7 @@ def vgg11(input_shape: Shape, classes: int, *, width: int = 64) -> list[Layer]:
     extent = min(input_shape[1:])
     for stage in STAGES:
         for multiple in stage:
-            layers += [*conv_norm(multiple * width), ReLU()]
+            layers += [*conv_norm(multiple * whole_number(width, "width")), ReLU()]
         if extent > 1:
             layers.append(MaxPool2d(2))
             extent //= 2
