@@ -99,7 +99,7 @@ class OptimizerConfig(Config):
     optimizer: str = key("sgd", RUN, "update rule", choices=OPTIMIZERS)
     momentum: float = key(0.9, BITS, "momentum of sgd, lars and muon; 0 for none", at_least=0.0, below=1.0)
     nesterov: bool = key(True, BITS, "Nesterov momentum, for sgd and muon")
-    weight_decay: float = key(WEIGHT_DECAY, BITS, "weight decay; biases are excluded", at_least=0.0)
+    weight_decay: float = key(WEIGHT_DECAY, BITS, "weight decay, but not of biases and norms", at_least=0.0)
     optimizer_options: Mapping[str, Any] = key({}, BITS, "more arguments of the optimizer", example="beta2 = 0.95")
     clip_norm: float = key(0.0, BITS, "scale a gradient with a larger norm down to this norm (0: off)", at_least=0.0)
     average: str = key("none", RUN, "evaluate an average of the parameters instead of the parameters", choices=AVERAGES)

@@ -127,11 +127,13 @@ def check_transforms(crop: str, crop_pixels: int, cutout: int, image_shape: tupl
     _, height, width = image_shape
     if crop == "reflect" and min(height, width) <= crop_pixels:
         raise UsageError(
-            f"--crop reflect needs images larger than {crop_pixels} pixels, these are {height} x {width}; "
+            f"--crop reflect needs images of at least {crop_pixels + 1} x {crop_pixels + 1} pixels, these are "
+            f"{height} x {width}; "
             "use --crop zero or none, or fewer --crop-pixels"
         )
     if cutout and min(height, width) <= cutout:
         raise UsageError(
-            f"--cutout {cutout} needs images larger than {cutout} pixels, these are {height} x {width}; "
+            f"--cutout {cutout} needs images of at least {cutout + 1} x {cutout + 1} pixels, these are "
+            f"{height} x {width}; "
             "use a smaller square, or --cutout 0 for none"
         )

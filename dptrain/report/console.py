@@ -72,7 +72,7 @@ class Console:
             f"data   {run.data}: {run.train_samples:,} training and {run.test_samples:,} test images {shape}, "
             f"{run.classes} classes, {run.shards} shards"
         )
-        steps = f"{run.steps_per_epoch} steps an epoch, {run.last_step} in all"
+        steps = f"{_count(run.steps_per_epoch, 'step')} an epoch, {run.last_step} in all"
         self._print(f"model  {run.model}: {run.parameters:,} parameters; {steps}")
 
     def _show_step(self, event: events.StepFinished) -> None:

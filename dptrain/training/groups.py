@@ -8,7 +8,7 @@ A tensor has several names. In a table, the most specific one counts; this is th
     head.bias, head     in the last layer with parameters
     first.bias, first   in the first layer with parameters
     norm.bias, norm     in a normalisation
-    bias                any other bias
+    bias                any bias that is not in a normalisation
     default             in none of these groups: the weights of hidden layers
 """
 

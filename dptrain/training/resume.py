@@ -13,7 +13,7 @@ from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import CheckpointError, DptrainError, UsageError
 from dptrain.system.cache import LARGEST_KIB
 from dptrain.system.text import shown
-from dptrain.training.agreement import comparable
+from dptrain.training.agreement import PORTABLE, comparable
 from dptrain.training.model_checks import model_change
 from dptrain.training.model_source import ModelSource
 
@@ -103,6 +103,9 @@ def check_resumable(
     notes += [f"changed since the checkpoint: {shown(text, 500)}" for text in changed.values()]
     there = comparable(earlier.environment)
     moved = [key for key, value in comparable(origin.environment).items() if there.get(key) != value]
+    cpus = {one.get("cpu", "").removesuffix(PORTABLE) for one in (earlier.environment, origin.environment)}
+    if len(cpus) == 1 and "cpu" in moved:
+        moved[moved.index("cpu")] = flag("portable")
     moved += [
         "cache size (--l2-kib)" if layer == "network" else f"algorithm of {layer}"
         for layer, one in origin.tuning.items()

@@ -123,7 +123,7 @@ def test_words_of_an_epoch_reach_every_flip_and_offset_equally_often() -> None:
 @pytest.mark.parametrize(("height", "width"), [(4, 32), (32, 4), (1, 1)])
 def test_image_too_small_to_reflect_is_refused_with_what_to_do(height: int, width: int) -> None:
     images, words = random_images(1, (1, height, width)), np.array([5], np.uint64)
-    with pytest.raises(UsageError, match=rf"larger than 4 pixels, these are {height} x {width}; use --crop zero"):
+    with pytest.raises(UsageError, match=rf"at least 5 x 5 pixels, these are {height} x {width}; use --crop zero"):
         check_transforms("reflect", 4, 0, (1, height, width))
     for border in ("zero", "none"):
         check_transforms(border, 4, 0, (1, height, width))
@@ -163,10 +163,10 @@ def test_squares_of_cutout_reach_every_place_within_the_image_equally_often() ->
 
 
 def test_an_image_too_small_for_cutout_is_refused_with_what_to_do() -> None:
-    with pytest.raises(UsageError, match=r"--cutout 8 needs images larger than 8 pixels, these are 8 x 9; use a small"):
+    with pytest.raises(UsageError, match=r"--cutout 8 needs images of at least 9 x 9 pixels, these are 8 x 9; use"):
         check_transforms("none", 4, 8, (1, 8, 9))
     check_transforms("none", 4, 8, (1, 9, 9))
-    with pytest.raises(UsageError, match="larger than 2 pixels, these are 2 x 9; use --crop zero or none, or fewer"):
+    with pytest.raises(UsageError, match="at least 3 x 3 pixels, these are 2 x 9; use --crop zero or none, or fewer"):
         check_transforms("reflect", 2, 0, (1, 2, 9))
     check_transforms("reflect", 2, 0, (1, 3, 3))
 

@@ -128,6 +128,18 @@ def test_a_run_reports_test_time_augmentation_in_addition_on_any_number_of_ranks
     assert augmented.loss != plain.loss
 
 
+def test_test_time_augmentation_uses_the_average_of_the_parameters(tmp_path: Path) -> None:
+    data = packed(tmp_path / "set")
+    finished, _ = run(configuration(data, tmp_path / "run", average="ema", tta="mirror", lr=0.3))
+    path = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    averaged = evaluation_of(data, path, tta="mirror")
+    assert (finished["tta_loss"], finished["tta_accuracy"]) == (averaged.loss, averaged.accuracy)
+    checkpoint = read_checkpoint(path)
+    layouts = {name: one for name, one in checkpoint.layouts.items() if not name.startswith("average")}
+    raw = checkpoint.restricted(layouts, path)
+    assert evaluate_checkpoint(raw, path, data, Communicator(), threads=1, tta="mirror").loss != averaged.loss
+
+
 def test_train_and_eval_print_the_accuracy_with_test_time_augmentation(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -88,8 +88,8 @@ def small_cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "shape", "shards", "error"),
     [
         ("convnet", (3, 2, 3), 4, "smaller than the kernel"),
-        ("convnet-30", (3, 4, 4), 4, "--crop reflect needs images larger than 4 pixels, these are 4 x 4"),
-        ("resnet9", (3, 9, 7), 4, "--cutout 8 needs images larger than 8 pixels, these are 9 x 7"),
+        ("convnet-30", (3, 4, 4), 4, "--crop reflect needs images of at least 5 x 5 pixels, these are 4 x 4"),
+        ("resnet9", (3, 9, 7), 4, "--cutout 8 needs images of at least 9 x 9 pixels, these are 9 x 7"),
         ("airbench93", (3, 8, 9), 8, "airbench needs images of at least 9 x 9 pixels, these are 8 x 9"),
         ("resnet20", (3, 8, 8), 3, "--batch-size 128 is not a multiple of the 3 shards"),
     ],

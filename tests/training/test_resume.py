@@ -136,7 +136,18 @@ def test_a_portable_run_may_continue_on_another_cpu(data: Path, tmp_path: Path) 
     )
     checkpoint = Checkpoint(state, there, session.take_step.layouts)
     assert check_resumable(Path("a.h5"), checkpoint, config, here) == []
-    assert len(check_resumable(Path("a.h5"), checkpoint, config, session.origin)) == 1
+    (note,) = check_resumable(Path("a.h5"), checkpoint, config, session.origin)
+    assert note.startswith("another cpu than the checkpoint's: bits may differ")
+
+
+def test_a_portable_run_that_continues_without_the_flag_on_the_same_cpu_says_so(data: Path, tmp_path: Path) -> None:
+    config = configuration(data, tmp_path / "run")
+    session, state = session_and_state(config)
+    cpu = f"{session.origin.environment['cpu']} (portable)"
+    portable = replace(session.origin, environment={**session.origin.environment, "cpu": cpu})
+    checkpoint = Checkpoint(state, portable, session.take_step.layouts)
+    (note,) = check_resumable(Path("a.h5"), checkpoint, config, session.origin)
+    assert note.startswith("another --portable than the checkpoint's: bits may differ")
 
 
 def test_a_checkpoint_from_before_an_argument_was_added_to_a_layer_is_resumed(data: Path, tmp_path: Path) -> None:
