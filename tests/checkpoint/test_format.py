@@ -90,7 +90,9 @@ def test_the_identity_of_a_network_includes_its_layers_but_not_their_algorithms(
 
 
 def test_a_resume_takes_the_vectors_of_its_optimizer_and_reports_others(good: Path) -> None:
-    checkpoint = read_checkpoint(good)
+    checkpoint = read_checkpoint(good)  # its values are any bits
+    for vector in checkpoint.state.vectors.values():
+        np.nan_to_num(vector, copy=False)
     assert checkpoint.restricted(LAYOUTS, good).notes == ()
     plain = {name: LAYOUTS[name] for name in ("parameters", "buffers")}
     restricted = checkpoint.restricted(plain, good)
