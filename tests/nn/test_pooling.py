@@ -71,3 +71,23 @@ def test_unsuitable_input_shapes_are_refused() -> None:
         MaxPool2d(2).bind((12,))
     with pytest.raises(ValueError, match=r"an input of \(4, 1\) is smaller than the kernel of \(2, 2\)"):
         MaxPool2d(2).bind((3, 4, 1))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [((2, 2), (2, 2)), ((3, 2), (1, 3)), ((2, 3), (3, 1))])
+def test_maxima_and_gradients_agree_with_pytorch(kernel: Pair, stride: Pair) -> None:
+    """Also among equal values: the first of a window gets the gradient."""
+    import torch
+
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 5, (9, 8, 3, 2)).astype(np.float32)
+    layer = MaxPool2d(kernel, stride=stride)
+    layer.name = "pool1"
+    dy = generator.normal(size=array_shape(layer.bind((2, 9, 8)), 3)).astype(np.float32)
+    given = torch.tensor(x.transpose(2, 3, 0, 1).copy(), requires_grad=True)
+    expected = torch.nn.functional.max_pool2d(given, kernel, stride)
+    expected.backward(torch.tensor(dy.transpose(2, 3, 0, 1).copy()))
+    y, saved = layer.forward(x, training_pass({}))
+    np.testing.assert_array_equal(y.transpose(2, 3, 0, 1), expected.detach().numpy())
+    assert given.grad is not None
+    dx = layer.backward(dy.copy(), saved, training_pass({}))
+    np.testing.assert_allclose(dx.transpose(2, 3, 0, 1), given.grad.numpy(), rtol=1e-6, atol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import ready
+from networks import ready, training_pass
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn import Conv2d, Flatten, Linear, Network, WhiteningConv2d
@@ -103,6 +103,26 @@ def test_the_gradient_is_the_derivative_of_the_loss_and_the_filters_have_none() 
     network.loss_and_grad(ready(network, parameters), x, labels, gradient, workspace)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
     assert abs(gradient[network.layout.slices["whitening1.bias"]]).min() > 0
+
+
+def test_passes_agree_with_pytorch() -> None:
+    """The output, and the gradient of the bias."""
+    import torch
+
+    generator = np.random.default_rng(7)
+    layer, workspace = bound(WhiteningConv2d(3), 2), Workspace(np.float64)
+    x, weight = generator.normal(size=(9, 10, 4, 2)), generator.normal(size=(36, 2, 3, 3))
+    bias = torch.tensor(generator.normal(size=36), requires_grad=True)
+    expected = torch.nn.functional.conv2d(torch.tensor(x.transpose(2, 3, 0, 1).copy()), torch.tensor(weight), bias)
+    dy = generator.normal(size=(7, 8, 4, 36))
+    expected.backward(torch.tensor(dy.transpose(2, 3, 0, 1).copy()))
+    parameters = layer.prepare({"weight": weight, "bias": bias.detach().numpy()}, workspace)
+    call = training_pass(dict(parameters), workspace)
+    y, saved = layer.forward(x, call)
+    np.testing.assert_allclose(y.transpose(2, 3, 0, 1), expected.detach().numpy(), rtol=1e-9, atol=1e-12)
+    layer.backward(dy.copy(), saved, call)
+    assert bias.grad is not None
+    np.testing.assert_allclose(call.gradients["bias"], bias.grad.numpy(), rtol=1e-9)
 
 
 def test_without_images_the_filters_depend_on_the_seed() -> None:
