@@ -53,7 +53,7 @@ def _sizes(manifest: Manifest, batch_size: int, accumulate: int, steps: int) -> 
     shards, size = _samples(manifest), batch_size // manifest.shard_count
     for step in (0, *range(max(1, min(shards) // size), steps)):
         microbatches = [min(size, samples - step * size) for samples in shards if samples > step * size]
-        yield step, [[part.stop - part.start for part in divided(one, accumulate)] for one in microbatches]
+        yield step, [[part.stop - part.start for part in divided(one, min(one, accumulate))] for one in microbatches]
 
 
 def _samples(manifest: Manifest) -> list[int]:

@@ -56,6 +56,7 @@ CASES: dict[str, tuple[int, dict[str, Any], str | None]] = {
     "the last has one, but is not reached": (33, {"max_steps": 4}, None),
     "one in all": (32, {"batch_size": 4}, "in step 1 of an epoch a shard has 1."),
     "parts of one": (32, {"accumulate": 2}, "in step 1 of an epoch a shard has 1. .* or a smaller --accumulate"),
+    "very many parts": (32, {"accumulate": 10**9}, "in step 1 of an epoch a shard has 1."),
     "one in each shard, synchronized": (32, {"batch_size": 4, "model_options": {"sync": True}}, None),
     "one in all shards, synchronized": (33, {"model_options": {"sync": True}}, "all shards together have 1."),
 }
