@@ -1,14 +1,15 @@
 """Recipes: complete configurations of known training runs. A new recipe is one file, dptrain/recipes/NAME.toml.
 
-A recipe has keys of the configuration, which decide its results, and a table [about]. That table has `summary`,
-`source` and `parameters`, and where it applies:
+A recipe has keys of the configuration, which decide its results, and a table [about] with `summary`, `source`,
+`parameters`, and:
 
     flop-per-image   floating-point operations of one training step for one image: three times the forward pass, where
                      a multiplication and its addition count as two
     petaflop         10^15 such operations of the whole run
-    differences      what differs from the source
-    accuracy         of the test split, in percent, with the data and the seeds that it was measured on
-    minutes, cpu     the time of a run, and the processor that it was measured on
+    differences      what differs from the source, if anything does
+    accuracy         of the test split, in percent, with the data and the seeds that it was measured on, or whose figure
+                     it is
+    minutes, cpu     the time of a run on a processor, measured if it does not say how it was computed
 """
 
 from __future__ import annotations
@@ -77,11 +78,9 @@ def recipe_list() -> str:
     lines = ["Recipes for CIFAR-10: dptrain train DATA --recipe NAME. Any flag, and --config, overrides them.", ""]
     for name in names:
         known = about(name)
-        facts = [f"{known['parameters']:,} parameters"]
-        facts += [f"{known['petaflop']} PFLOP"] if "petaflop" in known else []
-        described = [known["summary"], "; ".join(facts)]
-        described += [known["accuracy"]] if "accuracy" in known else []
-        described += [f"{known['minutes']} min on {known['cpu']}"] if "minutes" in known else []
+        cost = f"{known['parameters']:,} parameters; {known['petaflop']} PFLOP"
+        time = f"{known['minutes']} min on {known['cpu']}"
+        described = [known["summary"], cost, known["accuracy"], time]
         lines += [f"  {'' if number else name:<{width}}  {line}" for number, line in enumerate(described)]
     return "\n".join(lines)
 
