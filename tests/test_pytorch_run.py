@@ -11,13 +11,11 @@ from training_runs import STEPS_PER_EPOCH, configuration, packed, session_and_st
 
 from dptrain.errors import UsageError
 
-pytest.importorskip("torch")
-
-from benchmarks.pytorch_run import Run, configuration_of
-
 
 def test_the_parameters_after_an_epoch_are_those_of_dptrain(tmp_path: Path) -> None:
     """With groups of parameters, whose rates and decays are large here, so that a missing one shows."""
+    from benchmarks.pytorch_run import Run
+
     options: dict[str, Any] = {
         "model": "resnet20",
         "model_options": {"width": 3, "blocks": 1},
@@ -56,5 +54,7 @@ def test_the_parameters_after_an_epoch_are_those_of_dptrain(tmp_path: Path) -> N
     "words", [["--optimizer", "adamw"], ["--clip-norm", "1"], ["--average", "ema"], ["--label-smoothing", "0.1"]]
 )
 def test_what_only_dptrain_computes_is_refused(words: list[str], tmp_path: Path) -> None:
+    from benchmarks.pytorch_run import configuration_of
+
     with pytest.raises(UsageError, match=f"{words[0]} .*is not known here"):
         configuration_of([str(tmp_path), *words])

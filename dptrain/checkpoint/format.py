@@ -31,7 +31,6 @@ from dptrain.checkpoint.migrate import algorithms, header_1, layer_lines, read_v
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, Layouts, Progress, TrainingState
 from dptrain.data.manifest import ImageShape, check_images, check_names
 from dptrain.errors import BrokenCheckpointError, CheckpointError, DataError, LaterVersionError
-from dptrain.nn.finite import not_finite
 from dptrain.nn.network import Network
 from dptrain.system import files
 from dptrain.system.fields import Bounds, Sha256, Text, from_json
@@ -146,9 +145,8 @@ class Checkpoint:
                 )
         ignored = tuple(f"the {name} of the checkpoint is ignored" for name in there if name not in here)
         state = TrainingState({name: self.state.vectors[name] for name in layouts}, self.state.progress)
-        for name, values in state.tensors(layouts):
-            if values.size and (what := not_finite(values)):
-                raise CheckpointError(f"{shown(path)}: the {name} holds {what}; use an earlier checkpoint")
+        if found := state.not_finite(layouts):
+            raise CheckpointError(f"{shown(path)}: the {found}; use an earlier checkpoint")
         return replace(self, state=state, layouts=layouts, notes=self.notes + ignored)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array, aligned_copy, aligned_zeros
+from dptrain.nn.finite import not_finite
 from dptrain.nn.network import Network
 from dptrain.optim.average import AVERAGED
 
@@ -71,6 +72,13 @@ class TrainingState:
         for name, layout in layouts.items():
             for tensor, part in layout.slices.items():
                 yield f"{words.get(name, f'{name} of')} {tensor}", self.vectors[name][part]
+
+    def not_finite(self, layouts: Layouts) -> str:
+        """The first tensor with a value that is not finite, such as "parameter conv1.weight holds nan"; "" for none."""
+        for name, values in self.tensors(layouts):
+            if values.size and (what := not_finite(values)):
+                return f"{name} holds {what}"
+        return ""
 
     def copy(self) -> TrainingState:
         """A copy that shares no memory, with vectors aligned for arithmetic."""

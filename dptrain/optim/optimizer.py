@@ -89,7 +89,7 @@ class Optimizer(ABC):
         self.ranks: Ranks = OneRank()
         self.layout = Layout({one.name: one.shape for one in parameters})
         decays = {one.name: one.decay * weight_decay for one in parameters}
-        if (largest := max(decays.values(), default=0.0)) > np.finfo(np.float32).max:
+        if (largest := max(decays.values(), default=0.0)) > float(np.finfo(np.float32).max):
             raise ValueError(f"the weight decay of a tensor is {largest}, more than a float32 number can be")
         self.decay = self.layout.expand(decays) if any(decays.values()) else None  # (P,)
         self.scratch = aligned_zeros(self.layout.size)

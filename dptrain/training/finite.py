@@ -12,7 +12,7 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.checkpoint.state import Layouts, TrainingState
 from dptrain.data.batches import ShardBatches
 from dptrain.errors import TrainingError
-from dptrain.nn.finite import first_not_finite, not_finite, not_finite_parts
+from dptrain.nn.finite import first_not_finite, not_finite_parts
 from dptrain.nn.loss import CrossEntropy
 from dptrain.nn.network import Network
 from dptrain.parallel.communicator import Communicator, known_to_all
@@ -76,10 +76,9 @@ def check_finite(state: TrainingState, layouts: Layouts, communicator: Communica
 
     An update with finite gradients can overflow; without this check only the loss of the next step would show it.
     """
-    for name, values in state.tensors(layouts):
-        if values.size and (what := not_finite(values)):
-            message = (
-                f"step {state.step}: after the update the {name} holds {what}. Nothing of this step is saved and "
-                f"earlier checkpoints are kept. {LOWER_LR}"
-            )
-            raise known_to_all(communicator, TrainingError(message))
+    if found := state.not_finite(layouts):
+        message = (
+            f"step {state.step}: after the update the {found}. Nothing of this step is saved and earlier checkpoints "
+            f"are kept. {LOWER_LR}"
+        )
+        raise known_to_all(communicator, TrainingError(message))

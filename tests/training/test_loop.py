@@ -309,17 +309,14 @@ def test_parameters_that_diverge_in_the_last_step_are_not_saved(data: Path, tmp_
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
-def test_parameters_that_an_update_makes_infinite_are_not_saved(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        TrainingError, match=r"step 1: after the update the parameter conv1\.weight holds (nan|-inf|inf)"
-    ):
-        run(configuration(data, tmp_path / "run", lr=1e39, warmup_steps=0, checkpoint_every="1"))
+@pytest.mark.parametrize("end", [{"checkpoint_every": "1"}, {"max_steps": 1}], ids=["checkpoint", "evaluation"])
+def test_parameters_that_an_update_makes_infinite_are_named_and_not_saved(
+    end: dict[str, Any], data: Path, tmp_path: Path
+) -> None:
+    message = r"step 1: after the update the parameter conv1\.weight holds (nan|-inf|inf)"
+    with pytest.raises(TrainingError, match=message):
+        run(configuration(data, tmp_path / "run", lr=1e39, warmup_steps=0, **end))
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
-
-
-def test_parameters_that_are_infinite_at_the_end_of_an_epoch_are_named(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"step 1: after the update the parameter conv1\.weight holds"):
-        run(configuration(data, tmp_path / "run", lr=1e39, warmup_steps=0, max_steps=1))
 
 
 def test_resuming_an_earlier_checkpoint_in_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:

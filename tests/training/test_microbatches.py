@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_runs import configuration, packed, run
+from training_runs import configuration, packed, run, session_and_state
 
 from dptrain.data.manifest import read_manifest
 from dptrain.errors import UsageError
@@ -79,6 +79,12 @@ def test_a_microbatch_that_is_too_small_for_a_layer_is_refused_at_the_start(
     with pytest.raises(UsageError, match=needed + ".*" + message):
         run(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_more_images_than_there_are_is_noted(data: Path, tmp_path: Path) -> None:
+    for batch_size, notes in ((100, []), (104, ["--batch-size 104 is more than the 101 images of the training split"])):
+        session, _ = session_and_state(configuration(data, tmp_path / "run", batch_size=batch_size, warmup_steps=0))
+        assert session.notes == notes
 
 
 def test_maps_of_more_than_one_pixel_need_one_sample(data: Path) -> None:

@@ -73,6 +73,10 @@ def test_the_schedule_warms_up_and_then_drops_by_epochs(data: Path, tmp_path: Pa
         ({"average": "ema", "average_options": {"decay": 2}}, "--average-options {'decay': 2}: decay is 2, expected 0"),
         ({"average_options": {"every": 2}}, "--average-options {'every': 2}: there is no average; choose one with"),
         ({"optimizer": "muon", "optimizer_options": {"steps": "3"}}, "steps is '3', expected a whole number"),
+        (
+            {"group_decay": {"conv1": 1e300}},
+            r"weight decay of a tensor is 2e\+297, more than a float32 number can be",
+        ),
         ({"group_decay": {"frist": 0}}, "--group-decay: the network has no group 'frist'; did you mean 'first'?"),
     ],
 )
