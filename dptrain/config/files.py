@@ -22,7 +22,12 @@ from dptrain.system.text import shown
 
 NAMES = {name.replace("_", "-"): name for name in KEYS}  # names in TOML
 METAVARS = {int: "N", float: "X", str: "PATH", dict: "TOML"}
-NEEDED = {"alternating_flip": "flip", "crop_pixels": "crop"}  # flags that are of use only with another
+NEEDED = {  # flags that are of use only with another: its name and value (None: any but the default)
+    "alternating_flip": ("flip", None),
+    "crop_pixels": ("crop", None),
+    "step_epochs": ("schedule", "step"),
+    "step_factor": ("schedule", "step"),
+}
 KEYS_OF_THE_FOLDER = {name for name, one in KEYS.items() if one.metadata["scope"] is Scope.FOLDER}
 
 
@@ -99,10 +104,14 @@ def merged(*sources: Mapping[str, Any]) -> TrainConfig:
         for name in sorted(others & values.keys()):
             if name in sources[-1] or values[name] != KEYS[name].default:
                 raise UsageError(f"{flag(name)} is not an option of --optimizer {optimizer}: leave it out")
-    for name, needed in NEEDED.items():  # a saved configuration has every key, so only flags are checked
-        if sources and sources[-1].get(name) and values.get(needed, KEYS[needed].default) == KEYS[needed].default:
-            raise UsageError(f"{flag(name)} has no effect without {flag(needed)}: add that, or leave it out")
-    return TrainConfig(**values)
+    config = TrainConfig(**values)
+    for name, (needed, value) in NEEDED.items():  # a saved configuration has every key, so only flags are checked
+        found = getattr(config, needed)
+        unmet = found == KEYS[needed].default if value is None else found != value
+        if unmet and sources and sources[-1].get(name):
+            other = flag(needed) if value is None else f"{flag(needed)} {value}"
+            raise UsageError(f"{flag(name)} has no effect without {other}: add that, or leave it out")
+    return config
 
 
 def _expand_augment(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -280,12 +280,14 @@ def test_names_of_groups_may_have_dots() -> None:
         ({"alternating_flip": True}, "--alternating-flip has no effect without --flip"),
         ({"alternating_flip": True, "flip": False}, "--alternating-flip has no effect without --flip"),
         ({"crop_pixels": 2}, "--crop-pixels has no effect without --crop"),
+        ({"step_epochs": 2.0}, "--step-epochs has no effect without --schedule step:"),
+        ({"step_factor": 0.5, "schedule": "linear"}, "--step-factor has no effect without --schedule step:"),
     ],
 )
 def test_a_flag_without_the_one_that_it_needs_is_an_error(flags: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         merged({}, flags)
-    assert merged({"flip": True, "crop": "zero"}, flags | {"flip": True})
+    assert merged({"crop": "zero"}, flags | {"flip": True, "schedule": "step"})
     assert merged(flags, {})  # a saved configuration has every key
 
 
