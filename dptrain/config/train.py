@@ -148,7 +148,7 @@ class ParallelConfig(Config):
     l2_kib: int = key(
         0,
         BITS,
-        "L2 cache of a core in KiB, for block sizes (0: of this machine, or of the checkpoint)",
+        "L2 cache of a core in KiB, for rows at a time (0: of this machine, or of the checkpoint)",
         at_least=0,
         below=LARGEST_KIB + 1,
     )

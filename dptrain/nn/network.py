@@ -26,9 +26,8 @@ from dptrain.system.cache import DEFAULT_KIB
 # For code that checks its result for NaN and infinity once, instead of at every warning.
 quiet = np.errstate(over="ignore", invalid="ignore")
 
-# A block has 8 to 32 samples: doubled until its layers' outputs have 8 times as many values as there are parameters.
-LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 8, 32, 8
-LARGE_CACHE_KIB = 1024  # from here on a block has at least 16 samples
+# A block has 16 to 32 samples: doubled until its layers' outputs have 8 times as many values as there are parameters.
+LEAST_BLOCK, LARGEST_BLOCK, TIMES_PARAMETERS = 16, 32, 8
 
 Prepared = list[tuple[Parameters, Views]]  # by stage: what `Layer.prepare` returned, and the buffers
 
@@ -92,7 +91,7 @@ class Network:
         It must not change while arrays in a workspace are in use.
         """
         self.l2_kib = kib
-        self.block = _samples_of_a_block(self._values, self.layout.size, kib)
+        self.block = _samples_of_a_block(self._values, self.layout.size)
         self.plan = Plan(self.graph, self._parameters, self.block)
         self._plans: dict[frozenset[str], Plan] = {frozenset(): self.plan}  # by the names of frozen parameters
         for node in [*self.graph.nodes, *self.evaluation_graph.nodes]:
@@ -343,14 +342,14 @@ def _slice_of(layout: Layout, layer: str) -> slice:
     return slice(parts[0].start, parts[-1].stop) if parts else slice(0, 0)
 
 
-def _samples_of_a_block(values: int, parameters: int, l2_kib: int) -> int:
+def _samples_of_a_block(values: int, parameters: int) -> int:
     """How many samples to compute together, from the layers' output values for one sample and the parameters.
 
     Few, so that they stay in a core's cache: 64 samples take a third longer than 16 (measured). But a block's work for
-    each parameter must stay small: with widths 64, 128 and 256, 16 samples ran 6 % faster than 8. So did the default
-    network with 1 MiB of second-level cache (3 to 5 %).
+    each parameter must stay small: 16 samples ran faster than 8, by 6 % with widths 64, 128 and 256, and the default
+    network by 3 to 5 % on Zen 4 and 5 to 8 % on Zen 3, which has half as much second-level cache.
     """
-    block = 2 * LEAST_BLOCK if l2_kib >= LARGE_CACHE_KIB else LEAST_BLOCK
+    block = LEAST_BLOCK
     while block < LARGEST_BLOCK and block * values < TIMES_PARAMETERS * parameters:
         block *= 2
     return block
