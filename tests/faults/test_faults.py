@@ -138,13 +138,13 @@ def test_a_run_stopped_at_a_random_step_resumes_with_other_ranks_and_threads(
     tally("runs stopped, and resumed on other ranks and threads with the same bits; step", stop)
 
 
-@pytest.mark.parametrize("seed", trials(4, 20))
+@pytest.mark.parametrize("seed", trials(2, 20))
 def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:
-    """The signal goes to each rank in turn, and to the launcher; also during evaluations and writes."""
+    """The signal goes to rank 0, to the launcher, and to the other ranks; also during evaluations and writes."""
     draw = random.Random(seed)
-    ranks, target = 3, seed % 4
+    ranks, target = 3, (0, 3, 1, 2)[seed % 4]
     number = draw.choice(ENDING if target < ranks else [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
     trainer = words(data, tmp_path / "run")
     with job(launched(own_mpi(), ranks, trainer=trainer), tmp_path / "run") as started:

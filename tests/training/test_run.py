@@ -111,20 +111,31 @@ def test_a_second_rank_may_die_at_any_time_after_the_first(
     assert len(results) <= RANKS - 1  # the second rank may have ended before its death
 
 
+SHARED_UPDATE: dict[str, Any] = {"optimizer": "muon", "model_options": {"widths": [3, 5]}}
+
+
+@pytest.fixture(scope="module")
+def calls_of_shared_updates(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str]:
+    """Collectives of each rank in such a run in which no rank dies, and the hash of one process."""
+    folder = tmp_path_factory.mktemp("shared updates")
+    finished, _ = run(configuration(data, folder / "alone", max_steps=LAST_STEP, **SHARED_UPDATE))
+    config = elastic(data, folder / "run", **SHARED_UPDATE)
+    results, counts = train_with_deaths(config, [])
+    assert_undisturbed(config, results, finished["params_sha256"])
+    return counts[0], finished["params_sha256"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", range(RANKS))
 @pytest.mark.parametrize("without_data", [None, "all"])
 def test_a_rank_may_die_while_the_ranks_share_out_an_update(
-    rank: int, without_data: str | None, data: Path, tmp_path: Path
+    rank: int, without_data: str | None, data: Path, calls_of_shared_updates: tuple[int, str], tmp_path: Path
 ) -> None:
-    """Muon adds two collectives to a step: the death is in one of those of the last steps."""
-    changes: dict[str, Any] = {"optimizer": "muon", "model_options": {"widths": [3, 5]}}
-    expected = str(run(configuration(data, tmp_path / "alone", max_steps=LAST_STEP, **changes))[0]["params_sha256"])
-    _, counts = train_with_deaths(elastic(data, tmp_path / "whole", **changes), [])
+    """Muon adds two collectives to a step: the death is in one of those of the last two steps."""
+    calls, expected = calls_of_shared_updates
     others = None if without_data is None else [other for other in range(RANKS) if other != rank]
-    first = counts[rank] - 45
-    for call in range(first + 2 * rank + (without_data is None), counts[rank], 6):
-        config = elastic(data, tmp_path / f"run-{call}", **changes)
+    for call in range(calls - 30 + 2 * rank + (without_data is None), calls, 6):
+        config = elastic(data, tmp_path / f"run-{call}", **SHARED_UPDATE)
         results, _ = train_with_deaths(config, [Death(rank, call, others)])
         assert_undisturbed(config, results, expected)
 
