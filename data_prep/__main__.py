@@ -1,6 +1,7 @@
 """Pack image data into the HDF5 shards that dptrain trains on, and check packed data sets.
 
 dptrain data-prep SOURCE OUT [--shards 8] [--limit N] [--force]
+dptrain data-prep PATH OUT      # the source is found by the file or folder PATH
 dptrain data-prep verify OUT
 dptrain data-prep info OUT
 """
@@ -12,13 +13,14 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from os.path import expanduser
+from os.path import exists, expanduser
 from pathlib import Path
 from typing import Any
 
-from dptrain.errors import DownloadError
+from dptrain.errors import DownloadError, UsageError
 from dptrain.system.arguments import Parser, path_argument, whole
 from dptrain.system.failures import failure
+from dptrain.system.paths import typed_path
 from dptrain.system.signals import ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output
@@ -30,6 +32,8 @@ from .sources import SOURCES
 from .staging import check_target
 from .verify import info, verify
 
+COMMANDS = ("verify", "info")  # besides the sources
+
 
 @ended_by_exception()
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     start_program()
     try:
-        words = list(sys.argv[1:] if arguments is None else arguments)
+        words = _with_source(list(sys.argv[1:] if arguments is None else arguments))
         options = _parser().parse_args(words)
         options.words = words
         if "shards" in options:  # the result is the data set, not the output
@@ -57,9 +61,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def _with_source(words: list[str]) -> list[str]:
+    """The words PATH OUT ... as SOURCE OUT --flag PATH ...; UsageError if no source can read the path."""
+    text, *others = words or [""]
+    known = text.startswith("-") or text in (*COMMANDS, *(source.name for source in SOURCES))
+    if known or not others or not exists(expanduser(text)):  # noqa: PTH110, PTH111 - do not raise
+        return words
+    path = Path(typed_path(text))
+    try:
+        found = next((source for source in SOURCES if source.path_flag and source.detects(path)), None)
+    except OSError as error:
+        raise UsageError(f"{shown(path)}: cannot be read: {error.strerror}") from error
+    if found is None:
+        raise UsageError(f"{shown(path)}: no source can read this; see {_program()} --help for the sources")
+    report(f"note: {shown(path)} is read as {found.name}")
+    at = next((place for place, word in enumerate(others) if not word.startswith("-")), 0)
+    return [found.name, *others[: at + 1], found.path_flag, text, *others[at + 1 :]]
+
+
+def _program() -> str:
+    return PROGRAM if " " in PROGRAM else f"python -m {PROGRAM}"
+
+
 def _parser() -> Parser:
-    program = PROGRAM if " " in PROGRAM else f"python -m {PROGRAM}"
-    parser = Parser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(_program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for source in SOURCES:
         command = _add_command(commands, source.name, source.help, _pack, _packing_options())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,15 +18,20 @@ from dptrain.data.manifest import SPLITS, Provenance, check_names
 from dptrain.errors import DataError
 from dptrain.system.text import shown
 
+from .spool import Spool
+
 MOST_CHANNELS = 4  # in images whose layout is recognised: grey, grey and alpha, RGB, RGBA
 LAYOUTS = ("channels_first", "channels_last")
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """One split of a source: images uint8 (n, C, H, W) or (n, H, W, C), labels of any integer type (n,)."""
+    """One split of a source: images uint8 (n, C, H, W) or (n, H, W, C), labels of any integer type (n,).
 
-    images: NDArray[np.uint8]
+    The images are an array, or a Spool of (n, C, H, W) if they should not be in memory at once.
+    """
+
+    images: Any
     labels: NDArray[Any]
 
 
@@ -49,13 +55,17 @@ class ImageData:
 class ImageSource:
     """A command of data_prep: its name, its help, its arguments, and how to read its images.
 
-    `read` gets the parsed arguments. Besides those of `add_arguments`, they have `seed`. It raises DataError.
+    `read` gets the parsed arguments. Besides those of `add_arguments`, they have `seed` and `folder`, the data set's
+    folder. It raises DataError. If the images are in a file or folder that the user names by `path_flag`, `detects`
+    states whether a path is one for this source. It is quick, and false for what cannot be read.
     """
 
     name: str
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     read: Callable[[argparse.Namespace], ImageData]
+    path_flag: str = ""
+    detects: Callable[[Path], bool] = lambda path: False
 
 
 def checked(data: ImageData) -> ImageData:
@@ -72,16 +82,18 @@ def checked(data: ImageData) -> ImageData:
 
 def _checked_split(split: str, part: LabelledImages, data: ImageData) -> LabelledImages:
     """Images as a view (n, C, H, W), labels as int64 (n,)."""
-    images, labels = np.asarray(part.images), np.asarray(part.labels)
+    spooled = isinstance(part.images, Spool)
+    images = part.images if spooled else np.asarray(part.images)
+    labels = np.asarray(part.labels)
     found = f"{split} images are {images.dtype} of the shape {shown(images.shape, 100)}"
-    if images.ndim != 4 or images.dtype != np.uint8:
+    if len(images.shape) != 4 or images.dtype != np.uint8:
         raise DataError(
             f"{found}, expected uint8 (n, C, H, W) or (n, H, W, C); add the axis of grey images by images[:, None]; "
             "convert values of 0 to 1 by (255 * images).round().astype(np.uint8)"
         )
     if not images.size:
         raise DataError(f"{found}, expected at least one image and one pixel")
-    if data.layout is None and not images.shape[1] <= MOST_CHANNELS < min(images.shape[2:]):
+    if data.layout is None and not spooled and not images.shape[1] <= MOST_CHANNELS < min(images.shape[2:]):
         raise DataError(
             f'{found}; state what that is: ImageData(..., layout="channels_last") for (n, H, W, C), '
             'layout="channels_first" for (n, C, H, W)'
@@ -94,6 +106,6 @@ def _checked_split(split: str, part: LabelledImages, data: ImageData) -> Labelle
     low, high, classes = int(labels.min()), int(labels.max()), len(data.classes)
     if low < 0 or high >= classes:
         raise DataError(f"{split} labels run from {low} to {high}, expected 0 to {classes - 1} for {classes} classes")
-    if data.layout == "channels_last":
+    if data.layout == "channels_last" and not spooled:
         images = images.transpose(0, 3, 1, 2)
     return LabelledImages(images, labels.astype(np.int64))

@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
@@ -34,6 +35,20 @@ def image_data(
     )
     names = tuple(f"class-{number}" for number in range(classes))
     return ImageData("random", names, train_split, test_split, layout="channels_first")
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """The content of an IDX file of unsigned bytes."""
+    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def write_idx_files(folder: Path) -> None:
+    """Random images 28x28 of 10 classes, in files with the names of MNIST's."""
+    folder.mkdir()
+    for split, part in (("train", (data := image_data(100, 40, 10, (1, 28, 28))).train), ("t10k", data.test)):
+        labels = part.labels.astype(np.uint8)
+        for name, array in ((f"{split}-images-idx3-ubyte", part.images[:, 0]), (f"{split}-labels-idx1-ubyte", labels)):
+            (folder / f"{name}.gz").write_bytes(gzip.compress(idx_bytes(array)))
 
 
 def cifar10_records(samples: int = BATCH_SAMPLES, seed: int = 0) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -8,6 +8,7 @@ from ..images import ImageSource
 
 MODULES = (
     "cifar10",
+    "idx",
     "shapes",
 )
 SOURCES: tuple[ImageSource, ...] = tuple(import_module(f".{name}", __name__).SOURCE for name in MODULES)

@@ -14,6 +14,7 @@ import gzip
 import io
 import math
 import pickle
+import re
 import tarfile
 import zlib
 from pathlib import Path
@@ -63,6 +64,8 @@ SOURCE = ImageSource(
     "pack CIFAR-10 from a published archive",
     add_arguments,
     lambda options: read_archive(find_archive(options.archive, VARIABLE, URL, SHA256)),
+    path_flag="--archive",
+    detects=lambda path: path.is_file() and re.fullmatch(r"cifar-10-.*\.tar\.gz", path.name) is not None,
 )
 
 

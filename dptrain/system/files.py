@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +24,11 @@ LONGEST_TEXT_FILE = 8 * MIB  # bytes of a manifest or a configuration
 def append_text(path: Path) -> TextIO:
     """Open a text file in UTF-8 for appending, or create it; OSError if it is a symbolic link or not a regular file."""
     return open(path, "a", encoding="utf-8", opener=lambda path, flags: _regular(path, flags | os.O_NOFOLLOW))
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading in binary."""
+    return open(path, "rb", opener=_regular)
 
 
 def _regular(path: str, flags: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from data_sets import binary_members, write_archive
+from data_sets import binary_members, write_archive, write_idx_files
 from documents import APPLIED, CHECKOUT, LINK, PAGES, RUN, SHOWN, Block, anchors, blocks, check_command, insert, prose
 from documents import inline_commands as commands_in_text
 
@@ -54,6 +54,9 @@ def reader(page: Path, small_data: Path, tmp_path: Path) -> Callable[[Block], No
         shutil.copytree(small_data / "data", tmp_path / "data")
     if "cifar-10-binary.tar.gz" in text:
         archive(tmp_path)
+    for folder in ("mnist", "fashion"):
+        if f" {folder} " in text:
+            write_idx_files(tmp_path / folder)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path),

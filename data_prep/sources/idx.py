@@ -1,0 +1,145 @@
+"""IDX files, as of MNIST (LeCun et al. 1998), Fashion-MNIST, KMNIST and EMNIST.
+
+    train-images-idx3-ubyte     the bytes 0, 0, 8, 3; the numbers of images, rows and columns; then the pixels
+    train-labels-idx1-ubyte     the bytes 0, 0, 8, 1; the number of labels; then the labels
+    t10k-images-idx3-ubyte ...  the same for the test split
+
+Numbers are big-endian uint32, and 8 stands for unsigned bytes. The names may end with .gz, have a dot in the place of
+the hyphen before idx, and begin with the name of the set, as in emnist-letters-train-images-idx3-ubyte.gz.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptrain.data.manifest import LARGEST_IMAGE, Provenance
+from dptrain.errors import DataError
+from dptrain.system.arguments import path_argument
+from dptrain.system.files import open_regular
+from dptrain.system.text import shown
+
+from ..images import ImageData, ImageSource, LabelledImages
+from ..spool import Spool
+
+UNSIGNED_BYTES = 8
+BLOCK = 4 << 20  # bytes of pixels in memory
+NAME = re.compile(r"(?P<set>.*?)(?P<split>train|t10k|test)[-_](?P<kind>images|labels)[-.]idx[13][-.]ubyte(?:\.gz)?")
+SPLIT_OF = {"train": "train", "t10k": "test", "test": "test"}
+FILES = [(split, kind) for split in ("train", "test") for kind in ("images", "labels")]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from",
+        dest="path",
+        type=path_argument,
+        required=True,
+        metavar="FOLDER",
+        help="folder of the four files, such as train-images-idx3-ubyte.gz",
+    )
+    parser.add_argument(
+        "--classes", metavar="NAME,...", help="names of the classes, in the order of the labels (default: numbers)"
+    )
+
+
+def detects(path: Path) -> bool:
+    """Whether a path is a folder with such files."""
+    return path.is_dir() and any(NAME.fullmatch(entry.name) for entry in path.iterdir())
+
+
+def read_idx(folder: Path, out: Path, classes: str | None = None) -> ImageData:
+    """Both splits, stored on the disk of `out`; DataError for files that are missing, damaged or do not fit."""
+    try:
+        name, paths = _find(folder)
+        splits = {}
+        for split in ("train", "test"):
+            images = _read_images(paths[split, "images"], out)
+            splits[split] = LabelledImages(images, _read_labels(paths[split, "labels"], len(images)))
+    except OSError as error:
+        raise DataError(f"{shown(folder)}: cannot be read: {error.strerror or error}") from error
+    most = max(int(split.labels.max()) for split in splits.values())
+    names = tuple(classes.split(",")) if classes else tuple(map(str, range(most + 1)))
+    if len(names) <= most:
+        raise DataError(f"--classes has {len(names)} names, but there are labels up to {most}")
+    return ImageData(name, names, **splits, source=Provenance("idx"), layout="channels_first")
+
+
+SOURCE = ImageSource(
+    "idx",
+    "pack IDX files, as of MNIST and Fashion-MNIST",
+    add_arguments,
+    lambda options: read_idx(options.path, options.folder, options.classes),
+    path_flag="--from",
+    detects=detects,
+)
+
+
+def _find(folder: Path) -> tuple[str, dict[tuple[str, str], Path]]:
+    """The name of the set, and the path of each of `FILES`; of a file and the same with .gz the first."""
+    sets: dict[str, dict[tuple[str, str], Path]] = {}
+    for path in sorted(folder.iterdir(), reverse=True):  # NAME.gz, then NAME
+        if found := NAME.fullmatch(path.name):
+            sets.setdefault(found["set"], {})[SPLIT_OF[found["split"]], found["kind"]] = path
+    if len(sets) > 1:
+        names = ", ".join(f"{name}*" if name else "without a prefix" for name in sorted(sets))
+        raise DataError(f"{shown(folder)}: files of {len(sets)} sets ({shown(names, 200)}); give each a folder")
+    (name, paths), *_ = [*sets.items(), ("", {})]
+    missing = [f"{'train' if split == 'train' else 't10k'}-{kind}-idx*-ubyte" for split, kind in FILES]
+    missing = [pattern for pattern, file in zip(missing, FILES, strict=True) if file not in paths]
+    if missing:
+        raise DataError(f"{shown(folder)}: no {', '.join(missing)} (with or without .gz)")
+    return name.strip("-_.") or folder.resolve().name or "idx", paths
+
+
+@contextmanager
+def _opened(path: Path, lengths: int) -> Iterator[tuple[BufferedIOBase, tuple[int, ...]]]:
+    """The file after its header, and the lengths in the header; DataError for a damaged file."""
+    try:
+        with open_regular(path) as file, gzip.open(file) if path.suffix == ".gz" else file as content:
+            start = content.read(4)
+            if start != bytes((0, 0, UNSIGNED_BYTES, lengths)):
+                expected = f"0 0 {UNSIGNED_BYTES} {lengths}"
+                raise DataError(f"begins with {shown(' '.join(map(str, start)) or 'nothing')}, expected {expected}")
+            yield content, struct.unpack(f">{lengths}I", content.read(4 * lengths))
+            if content.read(1):
+                raise DataError("has more bytes than its header states")
+    except DataError as error:
+        raise DataError(f"{shown(path)}: {error}") from None
+    except (EOFError, struct.error, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{shown(path)}: truncated or damaged: {error or 'ends too early'}") from error
+
+
+def _read_images(path: Path, out: Path) -> Spool:
+    with _opened(path, 3) as (content, (count, height, width)):
+        size = height * width
+        if not (count and 0 < size <= LARGEST_IMAGE):
+            raise DataError(f"its header states {count:,} images of {height} x {width} pixels")
+        spool, at_once = Spool(out, (1, height, width)), max(1, BLOCK // size)
+        while len(spool) < count:
+            wanted = min(at_once, count - len(spool))
+            block = content.read(wanted * size)
+            if len(block) != wanted * size:
+                raise DataError(f"ends after {len(spool) + len(block) // size:,} of {count:,} images")
+            spool.append(np.frombuffer(block, np.uint8).reshape(wanted, 1, height, width))
+    return spool
+
+
+def _read_labels(path: Path, images: int) -> NDArray[np.uint8]:
+    with _opened(path, 1) as (content, (count,)):
+        if count != images:
+            raise DataError(f"its header states {count:,} labels for {images:,} images")
+        labels = content.read(count)
+        if len(labels) != count:
+            raise DataError(f"ends after {len(labels):,} of {count:,} labels")
+    return np.frombuffer(labels, np.uint8)

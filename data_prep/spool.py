@@ -1,0 +1,74 @@
+"""Images on the disk in the order of their source, so that packing needs memory for one shard and not for the set."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptrain.errors import DataError
+from dptrain.system.text import shown
+
+
+class Spool:
+    """Images uint8 (n, C, H, W) in a file without a name, which is gone with the process.
+
+    It is on the disk of the data set `out`, where there must be room for the images anyway. /tmp may be memory.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, out: Path, image_shape: tuple[int, int, int]) -> None:
+        self._folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+        try:
+            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - kept
+        except OSError as error:
+            raise self._failed(error) from error
+        weakref.finalize(self, self._file.close)
+        self._count, self._image_shape = 0, image_shape
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, C, H, W), of the images so far."""
+        return (self._count, *self._image_shape)
+
+    @property
+    def size(self) -> int:
+        """The number of pixels."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, images: NDArray[np.uint8]) -> None:
+        """Add images (n, C, H, W); DataError when the disk is full."""
+        if images.shape[1:] != self._image_shape or images.dtype != self.dtype:
+            raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 (n, *{self._image_shape})")
+        content = np.ascontiguousarray(images).reshape(-1).data
+        try:
+            while content:
+                content = content[os.write(self._file.fileno(), content) :]
+        except OSError as error:
+            raise self._failed(error) from error
+        self._count += len(images)
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """The images of these numbers, in this order."""
+        images = np.empty((len(rows), *self._image_shape), np.uint8)
+        size = images[:1].size
+        try:
+            for image, row in zip(images, rows.tolist(), strict=True):
+                if not 0 <= row < self._count:
+                    raise IndexError(f"image {row} of {self._count}")
+                if os.preadv(self._file.fileno(), [image.reshape(-1).data], row * size) != size:
+                    raise OSError(0, "a read ended too early")  # on a local disk only after an error
+        except OSError as error:
+            raise self._failed(error) from error
+        return images
+
+    def _failed(self, error: OSError) -> DataError:
+        return DataError(f"{shown(self._folder)}: images cannot be stored there for packing: {error.strerror}")
