@@ -15,7 +15,7 @@ from data_sets import folder_bytes, image_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.pack import LabelledImages, pack
+from data_prep.pack import ImageData, LabelledImages, pack
 from data_prep.spool import Spool
 from dptrain.errors import DataError
 
@@ -43,6 +43,13 @@ def test_a_data_set_packed_from_the_disk_has_the_same_bytes(tmp_path: Path) -> N
 
     pack(tmp_path / "disk", replace(data, train=on_disk(data.train), test=on_disk(data.test)), shards=3)
     assert folder_bytes(tmp_path / "disk") == folder_bytes(tmp_path / "memory")
+
+
+def test_the_layout_of_images_on_the_disk_need_not_be_stated(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, (5, 2, 2))
+    spool.append(np.zeros((4, 5, 2, 2), np.uint8))
+    part = LabelledImages(spool, np.zeros(4, np.int64))
+    assert pack(tmp_path / "set", ImageData("five channels", ["one"], part, part), shards=2).image_shape == (5, 2, 2)
 
 
 def test_the_file_is_on_the_disk_of_the_data_set_and_has_no_name(tmp_path: Path) -> None:

@@ -121,7 +121,13 @@ def test_a_truncated_or_altered_gz_is_refused(tmp_path: Path) -> None:
     folder = written(tmp_path / "set", contents(), end=".gz")
     path = folder / f"{USUAL[IMAGES_FILE]}.gz"
     whole = path.read_bytes()
-    for damaged in (whole[:-4], whole[:100], whole[:-6] + b"\0" + whole[-5:], b"plain"):
+    for damaged in (
+        whole[:-4],
+        whole[:100],
+        whole[:10] + b"\x07" + whole[11:],  # a block of no known type
+        whole[:-6] + b"\0" + whole[-5:],
+        b"plain",
+    ):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=f"{path}: truncated or damaged"):
             read_idx(folder, tmp_path)
