@@ -10,15 +10,17 @@ import struct
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_prep.pack import ImageData, LabelledImages
-from data_prep.sources.cifar10 import BATCHES, CLASSES
+from data_prep.sources.cifar10 import BATCHES, CONTENTS
 
 BATCH_SAMPLES = 20  # of the small archives: two of each class a batch
+SMALL_CIFAR10 = replace(CONTENTS, samples=(BATCH_SAMPLES,) * len(BATCHES))
 
 
 def image_data(
@@ -61,7 +63,7 @@ def cifar10_records(samples: int = BATCH_SAMPLES, seed: int = 0) -> tuple[list[n
 
 def binary_members(samples: int = BATCH_SAMPLES) -> dict[str, bytes]:
     """Member names and contents of a cifar-10-binary.tar.gz."""
-    members = {"cifar-10-batches-bin/batches.meta.txt": ("\n".join(CLASSES) + "\n\n").encode()}
+    members = {"cifar-10-batches-bin/batches.meta.txt": ("\n".join(CONTENTS.classes) + "\n\n").encode()}
     for name, pixels, labels in zip(BATCHES, *cifar10_records(samples), strict=True):
         members[f"cifar-10-batches-bin/{name}.bin"] = np.concatenate([labels[:, None], pixels], axis=1).tobytes()
     return members
@@ -69,7 +71,7 @@ def binary_members(samples: int = BATCH_SAMPLES) -> dict[str, bytes]:
 
 def python_members(samples: int = BATCH_SAMPLES) -> dict[str, bytes]:
     """Member names and contents of a cifar-10-python.tar.gz."""
-    meta = {b"label_names": [name.encode() for name in CLASSES], b"num_vis": 3072}
+    meta = {b"label_names": [name.encode() for name in CONTENTS.classes], b"num_vis": 3072}
     members = {"cifar-10-batches-py/batches.meta": pickle.dumps(meta, protocol=2)}
     for name, pixels, labels in zip(BATCHES, *cifar10_records(samples), strict=True):
         batch = {b"batch_label": b"x", b"labels": labels.tolist(), b"data": pixels, b"filenames": [b"a.png"]}

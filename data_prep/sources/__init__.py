@@ -8,6 +8,7 @@ from ..images import ImageSource
 
 MODULES = (
     "cifar10",
+    "cifar100",
     "idx",
     "shapes",
 )

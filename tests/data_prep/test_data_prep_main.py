@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from data_sets import (
-    BATCH_SAMPLES,
+    SMALL_CIFAR10,
     assert_one_line_error,
     binary_members,
     run_data_prep,
@@ -32,7 +33,7 @@ SMALL = ("--train", "40", "--test", "20", "--shards", "4")
 @pytest.fixture
 def small_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small archive, for runs in this process: the size of a batch is set to fit."""
-    monkeypatch.setitem(cifar10.read_archive.__kwdefaults__ or {}, "batch_samples", BATCH_SAMPLES)
+    monkeypatch.setattr(cifar10, "CONTENTS", SMALL_CIFAR10)
     return write_archive(tmp_path / "small.tar.gz", binary_members())
 
 
@@ -170,7 +171,7 @@ def test_packing_and_info_say_whether_the_archive_is_a_published_one(
         ((), f"archive         small.tar.gz, NOT a published archive: results may differ (SHA-256 {sha256})"),
         ((sha256,), f"archive         small.tar.gz, a published archive (SHA-256 {sha256})"),
     ):
-        monkeypatch.setattr(cifar10, "PUBLISHED_SHA256", published)
+        monkeypatch.setattr(cifar10, "CONTENTS", replace(SMALL_CIFAR10, published_sha256=published))
         assert program.main(arguments) == 0
         assert words in capsys.readouterr().out
         assert read_manifest(tmp_path / "set").source.published is bool(published)

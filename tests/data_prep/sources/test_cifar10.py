@@ -8,16 +8,18 @@ import os
 import pickle
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from data_sets import BATCH_SAMPLES, binary_members, cifar10_records, python_members, write_archive
+from data_sets import BATCH_SAMPLES, SMALL_CIFAR10, binary_members, cifar10_records, python_members, write_archive
 
+from data_prep import cifar
+from data_prep.cifar import read_archive
 from data_prep.pack import ImageData, pack
-from data_prep.sources import cifar10
-from data_prep.sources.cifar10 import BATCHES, CLASSES, read_archive
+from data_prep.sources.cifar10 import BATCHES, CONTENTS
 from data_prep.verify import verify
 from dptrain.data.manifest import Provenance
 from dptrain.errors import DataError
@@ -29,7 +31,7 @@ META_PY = "cifar-10-batches-py/batches.meta"
 
 
 def read(path: Path) -> ImageData:
-    return read_archive(path, batch_samples=BATCH_SAMPLES)
+    return read_archive(path, SMALL_CIFAR10)
 
 
 def refused(path: Path) -> str:
@@ -57,7 +59,7 @@ def test_pixels_and_labels_are_in_the_order_of_the_batches(
         assert np.array_equal(split.images, expected)
         assert split.labels.dtype == np.int64
         assert np.array_equal(split.labels, np.concatenate(labels[batches]))
-    assert data.classes == CLASSES
+    assert data.classes == CONTENTS.classes
     # A record's bytes are the red plane, then green, then blue, each by rows.
     assert data.train.images[0, 1, 2, 3] == pixels[0][0, 1 * 1024 + 2 * 32 + 3]
 
@@ -90,11 +92,13 @@ def test_a_pickle_in_fortran_order_is_read(tmp_path: Path) -> None:
     assert np.array_equal(data.train.images[:BATCH_SAMPLES].reshape(-1, 3072), pixels[0])
 
 
-def test_published_archive_is_recognised_by_its_hash(binary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_archive_is_recognised_by_its_hash(binary: Path) -> None:
     source = read(binary).source
     assert source == Provenance("cifar10", "any-name.tar.gz", file_sha256(binary), published=False)
-    monkeypatch.setattr(cifar10, "PUBLISHED_SHA256", (file_sha256(binary),))
-    assert read(binary).source == Provenance("cifar10", "any-name.tar.gz", file_sha256(binary), published=True)
+    published = replace(SMALL_CIFAR10, published_sha256=(file_sha256(binary),))
+    assert read_archive(binary, published).source == Provenance(
+        "cifar10", "any-name.tar.gz", file_sha256(binary), published=True
+    )
 
 
 @pytest.mark.parametrize("kept", [0, 5, 0.3, 0.9, -1])
@@ -163,7 +167,7 @@ def test_label_above_nine_is_reported(tmp_path: Path) -> None:
 
 def test_class_names_in_another_order_are_refused(tmp_path: Path) -> None:
     members = binary_members()
-    members["cifar-10-batches-bin/batches.meta.txt"] = "\n".join(reversed(CLASSES)).encode()
+    members["cifar-10-batches-bin/batches.meta.txt"] = "\n".join(reversed(CONTENTS.classes)).encode()
     assert "has other classes than CIFAR-10: [b'truck', b'ship'" in refused(
         write_archive(tmp_path / "a.tar.gz", members)
     )
@@ -222,7 +226,7 @@ def test_pickle_that_runs_code_is_refused_and_not_run(member: str, tmp_path: Pat
 def test_numpy_does_not_read_the_state_of_pickled_arrays() -> None:
     """A forged state of a dtype makes NumPy use any memory as an object."""
     content = pickle.dumps({b"data": np.zeros(3)}, protocol=2)
-    assert isinstance(cifar10._unpickled(content, "batch")[b"data"], cifar10._Recorded)
+    assert isinstance(cifar._unpickled(content, "batch")[b"data"], cifar._Recorded)
 
 
 def test_codec_other_than_latin1_is_refused(tmp_path: Path) -> None:
@@ -277,8 +281,8 @@ def test_damaged_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_both_real_archives_hold_the_same_60000_images_which_are_packed_and_sound(
     cifar10_archive: Path, tmp_path: Path
 ) -> None:
-    binary = read_archive(cifar10_archive)
-    pickled = read_archive(cifar10_archive.with_name("cifar-10-python.tar.gz"))
+    binary = read_archive(cifar10_archive, CONTENTS)
+    pickled = read_archive(cifar10_archive.with_name("cifar-10-python.tar.gz"), CONTENTS)
     assert binary.train.images.shape == (50_000, 3, 32, 32)
     for one, other in ((binary.train, pickled.train), (binary.test, pickled.test)):
         assert np.array_equal(one.images, other.images)

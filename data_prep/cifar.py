@@ -1,0 +1,210 @@
+"""The archives of CIFAR-10 and CIFAR-100 (Krizhevsky 2009).
+
+    https://www.cs.toronto.edu/~kriz/cifar.html
+
+There are two of each: one of binary records, which are label bytes and 3072 pixel bytes, and one of pickles. An archive
+may be hostile: nothing is extracted to the disk, only members with the exact names are read, the number of bytes is
+limited, and the pickles import nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import pickle
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptrain.data.manifest import Provenance
+from dptrain.errors import DataError
+from dptrain.system.files import file_sha256
+from dptrain.system.text import shown
+
+from .images import ImageData, LabelledImages
+
+IMAGE_SHAPE = (3, 32, 32)
+PIXELS = math.prod(IMAGE_SHAPE)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the two archives of a data set hold, and which of the labels are read.
+
+    `binary` and `pickled` are members: the class names, then the batches, of `samples` images each. The last batch is
+    the test split.
+    """
+
+    name: str  # of the data set
+    title: str
+    binary: tuple[str, ...]
+    pickled: tuple[str, ...]
+    samples: tuple[int, ...]
+    published_sha256: tuple[str, ...]
+    classes: tuple[str, ...]
+    label_bytes: int = 1  # of a binary record
+    label_byte: int = 0  # the one that is read
+    labels_key: bytes = b"labels"  # of a pickled batch
+    names_key: bytes = b"label_names"
+
+
+def read_archive(path: Path, contents: Contents) -> ImageData:
+    """Read a CIFAR archive, binary or pickled.
+
+    The whole file is read, so that gzip's checksum covers it. Raises DataError for an archive that is missing,
+    truncated, damaged or another one.
+    """
+    count = sum(contents.samples)
+    images, labels = np.empty((count, *IMAGE_SHAPE), np.uint8), np.empty(count, np.int64)
+    try:
+        sha256 = file_sha256(path)
+        found = _read_members(path, contents, count * (2 * PIXELS + 512))
+        binary = all(name in found for name in contents.binary)
+        meta, *batches = contents.binary if binary else contents.pickled
+        names = found[meta].split() if binary else _unpickled(found[meta], meta).get(contents.names_key)
+        if names != [name.encode() for name in contents.classes]:
+            raise DataError(f"{meta} has other classes than {contents.title}: {shown(names, 200)}")
+        read_batch, start = _binary_batch if binary else _pickled_batch, 0
+        for member, samples in zip(batches, contents.samples, strict=True):
+            rows = slice(start, start := start + samples)
+            # Removed from the dictionary, so that the bytes of each batch are freed as soon as they are copied.
+            images[rows], given = read_batch(found.pop(member), member, samples, contents)
+            labels[rows] = _checked_labels(given, member, samples, len(contents.classes))
+    except (EOFError, ValueError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+        raise DataError(
+            f"archive {shown(path)}: not a complete .tar.gz file ({error or 'ends too early'}): truncated, damaged or "
+            "another file; download it again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"archive {shown(path)}: {error.strerror or error}; give another by --archive") from error
+    except DataError as error:
+        raise DataError(f"archive {shown(path)}: {error}") from error
+    end = count - contents.samples[-1]
+    train, test = (LabelledImages(images[rows], labels[rows]) for rows in (slice(end), slice(end, None)))
+    provenance = Provenance(contents.name, path.name, sha256, published=sha256 in contents.published_sha256)
+    return ImageData(contents.name, contents.classes, train, test, provenance)
+
+
+def _read_members(path: Path, wanted: Contents, most: int) -> dict[str, bytes]:
+    """All members of one of the two archives of at most `most` bytes, from one pass to the very end of the file."""
+    contents: dict[str, bytes] = {}
+    seen: list[str] = []
+    with gzip.open(path) as unzipped:
+        stream = _Bounded(unzipped, most, wanted.title)
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                seen.append(member.name)
+                if member.name not in (*wanted.binary, *wanted.pickled):
+                    continue
+                if not member.isreg() or member.issparse() or member.name in contents:
+                    raise DataError(f"{member.name} is not a regular file, or occurs twice")
+                file = archive.extractfile(member)
+                contents[member.name] = file.read() if file else b""
+                if len(contents[member.name]) != member.size:
+                    raise EOFError("ends too early")
+        while stream.read(1 << 20):
+            pass
+    archives = wanted.binary, wanted.pickled
+    missing = min(([name for name in names if name not in contents] for names in archives), key=len)
+    if missing:
+        held = shown(", ".join(seen), 200) or "nothing"
+        raise DataError(f"not a {wanted.title} archive: it holds {held}, and lacks {', '.join(missing)}")
+    return contents
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that fails after `most` bytes and 1 MiB, because a small .gz may unpack to terabytes."""
+
+    def __init__(self, file: gzip.GzipFile, most: int, title: str) -> None:
+        self._file, self._left, self._title = file, most + (1 << 20), title
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise DataError(f"unpacks to far more than {self._title} has; not a {self._title} archive")
+        return data
+
+
+def _binary_batch(content: bytes, where: str, samples: int, wanted: Contents) -> tuple[NDArray[np.uint8], Any]:
+    """Images and labels from records of the label bytes and the pixels in the order channel, row, column."""
+    size = wanted.label_bytes + PIXELS
+    if len(content) != samples * size:
+        raise DataError(f"{where} has {len(content):,} bytes, expected {samples * size:,}")
+    records = np.frombuffer(content, np.uint8).reshape(samples, size)
+    return records[:, wanted.label_bytes :].reshape(samples, *IMAGE_SHAPE), records[:, wanted.label_byte].tolist()
+
+
+def _pickled_batch(content: bytes, where: str, samples: int, wanted: Contents) -> tuple[NDArray[np.uint8], Any]:
+    """The same from a pickled dictionary; its labels may be anything."""
+    batch = _unpickled(content, where)
+    array = batch.get(b"data")
+    # What ndarray.__setstate__ gets: version, shape, dtype, whether in Fortran order, the bytes.
+    match array.state if isinstance(array, _Recorded) else None:
+        case (_, tuple(shape), _Recorded(arguments=("u1" | b"u1", *_)), 0 | 1 as fortran, bytes(pixels)) if (
+            shape == (samples, PIXELS) and len(pixels) == samples * PIXELS
+        ):
+            images = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if fortran else "C")
+            return images.reshape(samples, *IMAGE_SHAPE), batch.get(wanted.labels_key)
+    raise DataError(f"{where}: data is not an uint8 array ({samples}, {PIXELS})")
+
+
+def _checked_labels(labels: Any, where: str, samples: int, classes: int) -> list[int]:
+    valid = isinstance(labels, list) and all(type(label) is int and 0 <= label < classes for label in labels)
+    if not valid or len(labels) != samples:
+        raise DataError(f"{where}: labels is not a list of {samples:,} whole numbers from 0 to {classes - 1}")
+    return list(labels)
+
+
+def _unpickled(content: bytes, where: str) -> dict[bytes, Any]:
+    """The dictionary of a pickle; DataError for anything else."""
+    try:
+        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise DataError(f"{where}: not a readable pickle: {type(error).__name__}: {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: a pickled {type(value).__name__}, expected a dictionary")
+    return value
+
+
+class _Recorded:
+    """An array or dtype in a pickle, as the arguments and the state from which NumPy would make it.
+
+    NumPy itself must not read them: a forged state of a dtype makes it use any memory as an object.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads dictionaries, lists, numbers, strings and arrays, and imports nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        match module, name:
+            case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct") | ("numpy", "dtype"):
+                return _Recorded
+            case "numpy", "ndarray":
+                return None  # only the first argument of _reconstruct
+            case "_codecs", "encode":
+                return _encode
+        raise DataError(f"the pickle imports {module}.{name}, unlike CIFAR: it may be hostile; no code was run")
+
+
+def _encode(text: Any, encoding: object = None) -> bytes:
+    """Replaces _codecs.encode, with which Python 3 writes bytes to an old pickle."""
+    if encoding not in ("latin1", b"latin1"):
+        raise DataError(f"the pickle encodes text to {encoding!r}, unlike CIFAR: it may be hostile")
+    return str(text).encode("latin1")
