@@ -21,6 +21,7 @@ from dptrain.system.text import shown
 from .spool import Spool
 
 MOST_CHANNELS = 4  # in images whose layout is recognised: grey, grey and alpha, RGB, RGBA
+MOST_CLASSES = 1 << 16  # with numbers as names
 LAYOUTS = ("channels_first", "channels_last")
 
 
@@ -66,6 +67,17 @@ class ImageSource:
     read: Callable[[argparse.Namespace], ImageData]
     path_flag: str = ""
     detects: Callable[[Path], bool] = lambda path: False
+
+
+def class_names(given: str | None, *labels: NDArray[Any]) -> tuple[str, ...]:
+    """The names that a user gives, separated by commas, or numbers; DataError if there are too few for the labels."""
+    most = max(int(one.max()) for one in labels)
+    if most >= MOST_CLASSES:
+        raise DataError(f"labels up to {most}, expected at most {MOST_CLASSES - 1:,}")
+    names = tuple(given.split(",")) if given else tuple(map(str, range(most + 1)))
+    if len(names) <= most:
+        raise DataError(f"--classes has {len(names)} names, but there are labels up to {most}")
+    return names
 
 
 def checked(data: ImageData) -> ImageData:

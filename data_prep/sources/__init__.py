@@ -10,6 +10,7 @@ MODULES = (
     "cifar10",
     "cifar100",
     "idx",
+    "npz",
     "shapes",
 )
 SOURCES: tuple[ImageSource, ...] = tuple(import_module(f".{name}", __name__).SOURCE for name in MODULES)

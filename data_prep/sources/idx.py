@@ -29,7 +29,7 @@ from dptrain.system.arguments import path_argument
 from dptrain.system.files import open_regular
 from dptrain.system.text import shown
 
-from ..images import ImageData, ImageSource, LabelledImages
+from ..images import ImageData, ImageSource, LabelledImages, class_names
 from ..spool import Spool
 
 UNSIGNED_BYTES = 8
@@ -68,10 +68,7 @@ def read_idx(folder: Path, out: Path, classes: str | None = None) -> ImageData:
             splits[split] = LabelledImages(images, _read_labels(paths[split, "labels"], len(images)))
     except OSError as error:
         raise DataError(f"{shown(folder)}: cannot be read: {error.strerror or error}") from error
-    most = max(int(split.labels.max()) for split in splits.values())
-    names = tuple(classes.split(",")) if classes else tuple(map(str, range(most + 1)))
-    if len(names) <= most:
-        raise DataError(f"--classes has {len(names)} names, but there are labels up to {most}")
+    names = class_names(classes, *(split.labels for split in splits.values()))
     return ImageData(name, names, **splits, source=Provenance("idx"), layout="channels_first")
 
 

@@ -93,8 +93,8 @@ def test_a_label_above_the_classes_is_refused(tmp_path: Path) -> None:
         read_archive(path, replace(contents("coarse"), samples=tuple(SAMPLES.values())))
 
 
-def test_there_are_100_fine_and_20_coarse_classes_in_alphabetical_order() -> None:
-    """As in the published archives."""
+def test_the_published_archives_have_60000_images_in_100_fine_and_20_coarse_classes() -> None:
+    assert contents("fine").samples == (50_000, 10_000)
     for names, count in ((NAMES["fine"], 100), (NAMES["coarse"], 20)):
         assert len(set(names)) == count
         assert sorted(names) == list(names)

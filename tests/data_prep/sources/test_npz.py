@@ -1,0 +1,217 @@
+"""data_prep.sources.npz: arrays of an .npz file are packed, or refused with the reason."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.__main__ import main
+from data_prep.sources import npz
+from data_prep.sources.npz import read_npz
+from dptrain.data.manifest import Provenance, read_manifest
+from dptrain.data.shard import read_shard
+from dptrain.errors import DataError
+from dptrain.system.files import file_sha256
+
+RANDOM = np.random.default_rng(0)
+LABELS = np.arange(30) % 3
+
+
+def images(*shape: int) -> np.ndarray:
+    return RANDOM.integers(0, 256, (30, *shape), dtype=np.uint8)
+
+
+def saved(path: Path, **arrays: Any) -> Path:
+    """Arrays as Keras names them; those given replace the defaults."""
+    defaults = {"x_train": images(6, 8, 3), "y_train": LABELS, "x_test": images(6, 8, 3)[:12], "y_test": LABELS[:12]}
+    np.savez_compressed(path, **(defaults | arrays))
+    return path
+
+
+def refused(path: Path, *options: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        read_npz(path, path.parent, *options)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_pixel_and_label_is_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = saved(tmp_path / "my set.npz"), tmp_path / "out"
+    arrays = np.load(path)
+    assert main([str(path), str(out), "--shards", "2", "--classes", "a,b,c"]) == 0
+    assert f"note: {path} is read as npz" in capsys.readouterr().err
+    manifest = read_manifest(out)
+    assert (manifest.name, manifest.classes, manifest.image_shape) == ("my set", ("a", "b", "c"), (3, 6, 8))
+    assert manifest.source == Provenance("npz", "my set.npz", file_sha256(path), published=False)
+    for split in ("train", "test"):
+        for shard in range(2):
+            samples = read_shard(out, manifest, split, shard)
+            assert np.array_equal(samples.images, arrays[f"x_{split}"][samples.index].transpose(0, 3, 1, 2))
+            assert np.array_equal(samples.labels, arrays[f"y_{split}"][samples.index])
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "expected"),
+    [
+        ((6, 8), None, (1, 6, 8)),
+        ((6, 8, 3), None, (3, 6, 8)),
+        ((3, 6, 8), None, (3, 6, 8)),
+        ((2, 6, 3), "channels_last", (3, 2, 6)),
+        ((2, 6, 3), "channels_first", (2, 6, 3)),
+        ((9, 6, 8), "channels_first", (9, 6, 8)),
+    ],
+)
+@pytest.mark.parametrize("block", [1, 300, 1 << 20])
+def test_the_order_of_axes_is_known_by_the_shape_or_stated(
+    shape: tuple[int, ...],
+    layout: str | None,
+    expected: tuple[int, int, int],
+    block: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(npz, "BLOCK", block)
+    array = images(*shape)
+    path = saved(tmp_path / "a.npz", x_train=array, x_test=array[:12])
+    found = read_npz(path, tmp_path, (), layout).train.images
+    assert found.shape == (30, *expected)
+    last = len(shape) == 3 and expected != shape
+    right = array.transpose(0, 3, 1, 2) if last else array.reshape(30, *expected)
+    assert np.array_equal(found[np.arange(30)], right)
+
+
+def test_medmnist_and_arrays_of_other_names_are_read(tmp_path: Path) -> None:
+    grey, column = images(6, 8), LABELS[:, None].astype(np.uint8)
+    medmnist: dict[str, Any] = {
+        "train_images": grey,
+        "train_labels": column,
+        "val_images": grey,
+        "test_images": grey[:12],
+    }
+    np.savez(tmp_path / "medmnist.npz", **medmnist, test_labels=column[:12])
+    data = read_npz(tmp_path / "medmnist.npz", tmp_path)
+    assert (data.train.labels.tolist(), len(data.test.labels)) == (LABELS.tolist(), 12)
+    np.savez(tmp_path / "other.npz", a=grey, b=LABELS, c=grey[:12], d=LABELS[:12])
+    assert len(read_npz(tmp_path / "other.npz", tmp_path, ["a", "b", "c", "d"]).test.images) == 12
+    assert "holds a, b, c, d; expected x_train, y_train" in refused(tmp_path / "other.npz")
+    assert "name yours by --arrays" in refused(tmp_path / "other.npz")
+    assert "--arrays has 3 names, expected 4" in refused(tmp_path / "other.npz", ["a", "b", "c"])
+    assert "expected a, b, c, e" in refused(tmp_path / "other.npz", ["a", "b", "c", "e"])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x_train": images(6, 8, 3) / 255}, "x_train is float64 of the shape (30, 6, 8, 3), expected uint8 of"),
+        ({"x_train": images(6)}, "x_train is uint8 of the shape (30, 6), expected uint8 of (n, H, W)"),
+        ({"x_train": images(6, 0, 3)}, "of the shape (30, 6, 0, 3), expected"),
+        ({"x_train": images(9, 9, 9)}, "(30, 9, 9, 9); state the order of its axes by --layout channels_first or"),
+        ({"x_train": images(2, 9, 3)}, "(30, 2, 9, 3); state the order of its axes by"),
+        ({"x_train": np.asfortranarray(images(6, 8, 3))}, "x_train is stored column by column; save numpy.ascont"),
+        ({"x_train": np.array([None, 1])}, "x_train is object of the shape (2,), expected"),
+        ({"y_train": np.eye(3)[LABELS]}, "y_train is float64 of the shape (30, 3), expected integers of (30,)"),
+        ({"y_train": LABELS[:29]}, "y_train is int64 of the shape (29,), expected integers of (30,) or (30, 1), one"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_with_the_remedy(
+    arrays: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    assert message in refused(saved(tmp_path / "a.npz", **arrays))
+
+
+def test_labels_beyond_any_number_of_classes_are_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npz", y_train=LABELS * 2**60)
+    with pytest.raises(DataError, match="labels up to 2305843009213693952, expected at most 65,535"):
+        read_npz(path, tmp_path)
+
+
+def with_member(path: Path, name: str, content: bytes) -> Path:
+    """The archive with another content of a member."""
+    with zipfile.ZipFile(path) as archive:
+        members = {one: archive.read(one) for one in archive.namelist()} | {name: content}
+    with zipfile.ZipFile(path, "w") as archive:
+        for one, data in members.items():
+            archive.writestr(one, data)
+    return path
+
+
+def test_an_array_that_ends_before_its_shape_is_refused(tmp_path: Path) -> None:
+    for name, kept, message in (("x_train", -1, "ends after 29 of 30 images"), ("y_train", -1, "29 of 30 labels")):
+        path = saved(tmp_path / f"{name}.npz")
+        content = zipfile.ZipFile(path).read(f"{name}.npy")[:kept]
+        assert message in refused(with_member(path, f"{name}.npy", content))
+
+
+@pytest.mark.parametrize("header", [b"", b"\x93NUMPY\3\0", b"\x93NUMPY\1\0\1\0(", b"\x93NUMPY\1\0\3\0'a\n"])
+def test_an_array_with_a_damaged_header_is_refused(header: bytes, tmp_path: Path) -> None:
+    message = refused(with_member(saved(tmp_path / "a.npz"), "x_train.npy", header + bytes(100)))
+    assert "array x_train is not a .npy file of format 1.0 or 2.0, or is damaged" in message
+
+
+def test_a_damaged_or_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npz")
+    whole = path.read_bytes()
+    encrypted = whole.replace(b"PK\1\2" + whole[whole.index(b"PK\1\2") + 4 :][:4], b"PK\1\2\x14\0\x14\0")
+    flags = encrypted.index(b"PK\1\2") + 8
+    encrypted = encrypted[:flags] + b"\1" + encrypted[flags + 1 :]
+    middle = len(whole) // 4
+    for damaged in (whole[:-30], b"", whole[:middle] + bytes(64) + whole[middle + 64 :], encrypted):
+        path.write_bytes(damaged)
+        assert "not a readable .npz file, damaged or truncated: " in refused(path)
+    path.unlink()
+    assert "cannot be read: No such file" in refused(path)
+
+
+def test_a_pickle_is_not_loaded(tmp_path: Path) -> None:
+    mark = tmp_path / "was-run"
+
+    class Hostile:
+        def __reduce__(self) -> Any:
+            import os
+
+            return os.mkdir, (str(mark),)
+
+    content = io.BytesIO()
+    np.save(content, np.array([Hostile()], dtype=object), allow_pickle=True)
+    assert "is object of the shape (1,)" in refused(
+        with_member(saved(tmp_path / "a.npz"), "y_test.npy", content.getvalue())
+    )
+    assert not mark.exists()
+
+
+HEADER = b"\x93NUMPY\1\0"
+
+
+@given(content=st.binary(max_size=60), start=st.sampled_from([b"", HEADER, HEADER + b"\x46\0{'descr': '|u1', "]))
+@settings(deadline=None, max_examples=150)
+def test_any_bytes_of_an_array_are_read_or_refused(
+    content: bytes, start: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    path = with_member(saved(folder / "a.npz"), "x_train.npy", start + content)
+    with suppress(DataError):
+        read_npz(path, folder)
+
+
+@given(changes=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), min_size=1, max_size=3))
+@settings(deadline=None, max_examples=150)
+def test_any_altered_byte_of_the_file_is_harmless(
+    changes: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    path = saved(folder / "a.npz", x_train=images(3, 3), x_test=images(3, 3)[:12])
+    content = bytearray(path.read_bytes())
+    for place, value in changes:
+        content[place % len(content)] = value
+    path.write_bytes(content)
+    with suppress(DataError):
+        read_npz(path, folder)
