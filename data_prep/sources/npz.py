@@ -36,6 +36,8 @@ KNOWN = (
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
 BLOCK = 4 << 20  # bytes of pixels in memory
+# What zipfile raises for a damaged archive, one with a password, or one of an unknown method.
+DAMAGED = (EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -69,7 +71,7 @@ def read_npz(
         raise DataError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
     except DataError as error:
         raise DataError(f"{shown(path)}: {error}") from error
-    except (EOFError, ValueError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (ValueError, *DAMAGED) as error:
         reason = shown(str(error) or "ends too early", 200)
         raise DataError(f"{shown(path)}: not a readable .npz file, damaged or truncated: {reason}") from error
     train, test = splits
@@ -114,7 +116,7 @@ def _opened(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], tu
         try:
             version = npy.read_magic(stream)
             shape, fortran, dtype = HEADERS[version](stream)
-        except OSError:
+        except (OSError, *DAMAGED):
             raise
         except Exception as error:  # a damaged header can raise nearly anything
             raise DataError(f"array {name} is not a .npy file of format 1.0 or 2.0, or is damaged") from error

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib import format as npy
 
 from data_prep.__main__ import main
 from data_prep.sources import npz
@@ -118,6 +119,7 @@ def test_medmnist_and_arrays_of_other_names_are_read(tmp_path: Path) -> None:
         ({"x_train": images(2, 9, 3)}, "(30, 2, 9, 3); state the order of its axes by"),
         ({"x_train": np.asfortranarray(images(6, 8, 3))}, "x_train is stored column by column; save numpy.ascont"),
         ({"x_train": np.array([None, 1])}, "x_train is object of the shape (2,), expected"),
+        ({"y_train": LABELS * 1.0}, "y_train is float64 of the shape (30,), expected integers of (30,)"),
         ({"y_train": np.eye(3)[LABELS]}, "y_train is float64 of the shape (30, 3), expected integers of (30,)"),
         ({"y_train": LABELS[:29]}, "y_train is int64 of the shape (29,), expected integers of (30,) or (30, 1), one"),
     ],
@@ -144,6 +146,13 @@ def with_member(path: Path, name: str, content: bytes) -> Path:
     return path
 
 
+def test_images_larger_than_any_data_set_may_have_are_refused_by_their_shape(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    npy.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (30, 40_000, 40_000)})
+    path = with_member(saved(tmp_path / "a.npz"), "x_train.npy", header.getvalue())
+    assert "x_train is uint8 of the shape (30, 40000, 40000), expected" in refused(path)
+
+
 def test_an_array_that_ends_before_its_shape_is_refused(tmp_path: Path) -> None:
     for name, kept, message in (("x_train", -1, "ends after 29 of 30 images"), ("y_train", -1, "29 of 30 labels")):
         path = saved(tmp_path / f"{name}.npz")
@@ -164,7 +173,12 @@ def test_a_damaged_or_encrypted_archive_is_refused(tmp_path: Path) -> None:
     flags = encrypted.index(b"PK\1\2") + 8
     encrypted = encrypted[:flags] + b"\1" + encrypted[flags + 1 :]
     middle = len(whole) // 4
-    for damaged in (whole[:-30], b"", whole[:middle] + bytes(64) + whole[middle + 64 :], encrypted):
+    data = 30 + whole[26] + whole[28]  # where the first member's data begin, after its header, name and extra field
+    no_type = whole[:data] + b"\x07" + whole[data + 1 :]
+    method = whole.index(b"PK\1\2") + 10
+    unknown_method = whole[:8] + b"\x63" + whole[9:method] + b"\x63" + whole[method + 1 :]
+    zeros = whole[:middle] + bytes(64) + whole[middle + 64 :]
+    for damaged in (whole[:-30], b"", zeros, encrypted, no_type, unknown_method):
         path.write_bytes(damaged)
         assert "not a readable .npz file, damaged or truncated: " in refused(path)
     path.unlink()
