@@ -64,9 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _with_source(words: list[str]) -> list[str]:
     """The words PATH OUT ... as SOURCE OUT --flag PATH ...; UsageError if no source can read the path."""
     text, *others = words or [""]
-    known = text.startswith("-") or text in (*COMMANDS, *(source.name for source in SOURCES))
-    if known or not others or not exists(expanduser(text)):  # noqa: PTH110, PTH111 - do not raise
+    if not text or text.startswith("-") or text in (*COMMANDS, *(source.name for source in SOURCES)):
         return words
+    if not exists(expanduser(text)):  # noqa: PTH110, PTH111 - do not raise
+        if "/" in text or "." in text:
+            raise UsageError(f"{shown(text)}: no such file or folder, and no command has this name")
+        return words
+    if not others:
+        raise UsageError(f"the folder for the data set is missing: {_program()} {shown(text)} OUT")
     path = Path(typed_path(text))
     try:
         found = next((source for source in SOURCES if source.path_flag and source.detects(path)), None)
@@ -74,9 +79,10 @@ def _with_source(words: list[str]) -> list[str]:
         raise UsageError(f"{shown(path)}: cannot be read: {error.strerror}") from error
     if found is None:
         raise UsageError(f"{shown(path)}: no source can read this; see {_program()} --help for the sources")
+    if any(word.split("=")[0] == found.path_flag for word in others):
+        raise UsageError(f"{shown(path)} is given, and {found.path_flag} too: leave one out")
     report(f"note: {shown(path)} is read as {found.name}")
-    at = next((place for place, word in enumerate(others) if not word.startswith("-")), 0)
-    return [found.name, *others[: at + 1], found.path_flag, text, *others[at + 1 :]]
+    return [found.name, found.path_flag, text, *others]
 
 
 def _program() -> str:

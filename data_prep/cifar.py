@@ -31,14 +31,15 @@ from .images import ImageData, LabelledImages
 
 IMAGE_SHAPE = (3, 32, 32)
 PIXELS = math.prod(IMAGE_SHAPE)
+MOST_READS_AT_THE_END = 100
 
 
 @dataclass(frozen=True)
 class Contents:
     """What the two archives of a data set hold, and which of the labels are read.
 
-    `binary` and `pickled` are members: the class names, then the batches, of `samples` images each. The last batch is
-    the test split.
+    `binary` and `pickled` are names of archive members: first the file of class names, then one file for each batch of
+    `samples` images. The last batch is the test split.
     """
 
     name: str  # of the data set
@@ -69,14 +70,17 @@ def read_archive(path: Path, contents: Contents) -> ImageData:
         meta, *batches = contents.binary if binary else contents.pickled
         names = found[meta].split() if binary else _unpickled(found[meta], meta).get(contents.names_key)
         if names != [name.encode() for name in contents.classes]:
-            raise DataError(f"{meta} has other classes than {contents.title}: {shown(names, 200)}")
+            held: Any = type(names).__name__
+            if isinstance(names, list) and all(type(name) is bytes for name in names):
+                held = [name[:50] for name in names[:10]]  # of bounded length
+            raise DataError(f"{meta} has other classes than {contents.title}: {shown(held, 200)}")
         read_batch, start = _binary_batch if binary else _pickled_batch, 0
         for member, samples in zip(batches, contents.samples, strict=True):
             rows = slice(start, start := start + samples)
             # Removed from the dictionary, so that the bytes of each batch are freed as soon as they are copied.
             images[rows], given = read_batch(found.pop(member), member, samples, contents)
             labels[rows] = _checked_labels(given, member, samples, len(contents.classes))
-    except (EOFError, ValueError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+    except (EOFError, ValueError, LookupError, OverflowError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise DataError(
             f"archive {shown(path)}: not a complete .tar.gz file ({error or 'ends too early'}): truncated, damaged or "
             "another file; download it again"
@@ -93,7 +97,7 @@ def read_archive(path: Path, contents: Contents) -> ImageData:
 
 def _read_members(path: Path, wanted: Contents, most: int) -> dict[str, bytes]:
     """All members of one of the two archives of at most `most` bytes, from one pass to the very end of the file."""
-    contents: dict[str, bytes] = {}
+    found: dict[str, bytes] = {}
     seen: list[str] = []
     with gzip.open(path) as unzipped:
         stream = _Bounded(unzipped, most, wanted.title)
@@ -102,31 +106,38 @@ def _read_members(path: Path, wanted: Contents, most: int) -> dict[str, bytes]:
                 seen.append(member.name)
                 if member.name not in (*wanted.binary, *wanted.pickled):
                     continue
-                if not member.isreg() or member.issparse() or member.name in contents:
+                if not member.isreg() or member.issparse() or member.name in found:
                     raise DataError(f"{member.name} is not a regular file, or occurs twice")
                 file = archive.extractfile(member)
-                contents[member.name] = file.read() if file else b""
-                if len(contents[member.name]) != member.size:
+                found[member.name] = file.read() if file else b""
+                if len(found[member.name]) != member.size:
                     raise EOFError("ends too early")
         while stream.read(1 << 20):
             pass
     archives = wanted.binary, wanted.pickled
-    missing = min(([name for name in names if name not in contents] for names in archives), key=len)
+    missing = min(([name for name in names if name not in found] for names in archives), key=len)
     if missing:
         held = shown(", ".join(seen), 200) or "nothing"
         raise DataError(f"not a {wanted.title} archive: it holds {held}, and lacks {', '.join(missing)}")
-    return contents
+    return found
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that fails after `most` bytes and 1 MiB, because a small .gz may unpack to terabytes."""
+    """A stream that fails after `most` bytes and 1 MiB, because a small .gz may unpack to terabytes.
+
+    It also fails after many reads at the end of the file, which tarfile makes to skip a member of a forged size.
+    """
 
     def __init__(self, file: gzip.GzipFile, most: int, title: str) -> None:
         self._file, self._left, self._title = file, most + (1 << 20), title
+        self._reads_at_the_end = 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._file.read(size)
         self._left -= len(data)
+        self._reads_at_the_end += not data
+        if self._reads_at_the_end > MOST_READS_AT_THE_END:
+            raise EOFError
         if self._left < 0:
             raise DataError(f"unpacks to far more than {self._title} has; not a {self._title} archive")
         return data
@@ -150,7 +161,7 @@ def _pickled_batch(content: bytes, where: str, samples: int, wanted: Contents) -
         case (_, tuple(shape), _Recorded(arguments=("u1" | b"u1", *_)), 0 | 1 as fortran, bytes(pixels)) if (
             shape == (samples, PIXELS) and len(pixels) == samples * PIXELS
         ):
-            images = np.frombuffer(pixels, np.uint8).reshape(shape, order="F" if fortran else "C")
+            images = np.frombuffer(pixels, np.uint8).reshape((samples, PIXELS), order="F" if fortran else "C")
             return images.reshape(samples, *IMAGE_SHAPE), batch.get(wanted.labels_key)
     raise DataError(f"{where}: data is not an uint8 array ({samples}, {PIXELS})")
 
@@ -205,6 +216,8 @@ class _Unpickler(pickle.Unpickler):
 
 def _encode(text: Any, encoding: object = None) -> bytes:
     """Replaces _codecs.encode, with which Python 3 writes bytes to an old pickle."""
+    if type(text) is not str:  # str() of nested lists takes any time
+        raise DataError("the pickle encodes something that is not text, unlike CIFAR: it may be hostile")
     if encoding not in ("latin1", b"latin1"):
         raise DataError(f"the pickle encodes text to {encoding!r}, unlike CIFAR: it may be hostile")
-    return str(text).encode("latin1")
+    return text.encode("latin1")

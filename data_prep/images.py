@@ -58,7 +58,7 @@ class ImageSource:
 
     `read` gets the parsed arguments. Besides those of `add_arguments`, they have `seed` and `folder`, the data set's
     folder. It raises DataError. If the images are in a file or folder that the user names by `path_flag`, `detects`
-    states whether a path is one for this source. It is quick, and false for what cannot be read.
+    states whether a path is one for this source. It is quick, and may raise OSError.
     """
 
     name: str
@@ -74,7 +74,7 @@ def class_names(given: str | None, *labels: NDArray[Any]) -> tuple[str, ...]:
     most = max(int(one.max()) for one in labels)
     if most >= MOST_CLASSES:
         raise DataError(f"labels up to {most}, expected at most {MOST_CLASSES - 1:,}")
-    names = tuple(given.split(",")) if given else tuple(map(str, range(most + 1)))
+    names = tuple(given.split(",")) if given is not None else tuple(map(str, range(most + 1)))
     if len(names) <= most:
         raise DataError(f"--classes has {len(names)} names, but there are labels up to {most}")
     return names

@@ -17,7 +17,7 @@ from dptrain.system.text import shown
 class Spool:
     """Images uint8 (n, C, H, W) in a file without a name, which is gone with the process.
 
-    It is on the disk of the data set `out`, where there must be room for the images anyway. /tmp may be memory.
+    It is on the disk of the data set `out`, which needs free space for twice the images. /tmp may be memory.
     """
 
     dtype = np.dtype(np.uint8)

@@ -86,8 +86,12 @@ def _find(folder: Path) -> tuple[str, dict[tuple[str, str], Path]]:
     """The name of the set, and the path of each of `FILES`; of a file and the same with .gz the first."""
     sets: dict[str, dict[tuple[str, str], Path]] = {}
     for path in sorted(folder.iterdir(), reverse=True):  # NAME.gz, then NAME
-        if found := NAME.fullmatch(path.name):
-            sets.setdefault(found["set"], {})[SPLIT_OF[found["split"]], found["kind"]] = path
+        found = NAME.fullmatch(path.name)
+        if found and not path.name.startswith("."):  # macOS keeps a second file ._NAME for some files
+            files, key = sets.setdefault(found["set"], {}), (SPLIT_OF[found["split"]], found["kind"])
+            if key in files and files[key].name != f"{path.name}.gz":
+                raise DataError(f"{shown(folder)}: {files[key].name} and {path.name} are the same part of a set")
+            files[key] = path
     if len(sets) > 1:
         names = ", ".join(f"{name}*" if name else "without a prefix" for name in sorted(sets))
         raise DataError(f"{shown(folder)}: files of {len(sets)} sets ({shown(names, 200)}); give each a folder")
@@ -115,6 +119,8 @@ def _opened(path: Path, lengths: int) -> Iterator[tuple[BufferedIOBase, tuple[in
         raise DataError(f"{shown(path)}: {error}") from None
     except (EOFError, struct.error, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{shown(path)}: truncated or damaged: {error or 'ends too early'}") from error
+    except OSError as error:
+        raise DataError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
 
 
 def _read_images(path: Path, out: Path) -> Spool:

@@ -10,6 +10,7 @@ archive of .npy files (numpy.lib.format). Pickled objects are refused, and image
 from __future__ import annotations
 
 import argparse
+import lzma
 import math
 import zipfile
 import zlib
@@ -37,8 +38,7 @@ KNOWN = (
 )
 BLOCK = 4 << 20  # bytes of pixels in memory
 # What zipfile raises for a damaged archive, one with a password, or one of an unknown method.
-DAMAGED = (EOFError, zlib.error, zipfile.BadZipFile, RuntimeError)
-HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+DAMAGED = (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, RuntimeError)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +87,7 @@ SOURCE = ImageSource(
     lambda options: read_npz(
         options.path,
         options.folder,
-        options.arrays.split(",") if options.arrays else (),
+        () if options.arrays is None else options.arrays.split(","),
         options.layout,
         options.classes,
     ),
@@ -112,17 +112,22 @@ def _names(archive: zipfile.ZipFile, given: Sequence[str]) -> Sequence[str]:
 @contextmanager
 def _opened(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
     """The values of an array as a stream in row-major order, its shape and its type."""
+    if archive.namelist().count(f"{name}.npy") > 1:
+        raise DataError(f"array {name} occurs twice")
     with archive.open(f"{name}.npy") as stream:
         try:
-            version = npy.read_magic(stream)
-            shape, fortran, dtype = HEADERS[version](stream)
+            if npy.read_magic(stream) != (1, 0):  # others have headers of up to 4 GiB
+                raise ValueError
+            shape, fortran, dtype = npy.read_array_header_1_0(stream)
         except (OSError, *DAMAGED):
             raise
         except Exception as error:  # a damaged header can raise nearly anything
-            raise DataError(f"array {name} is not a .npy file of format 1.0 or 2.0, or is damaged") from error
+            raise DataError(f"array {name} is not a .npy file of format 1.0, or is damaged") from error
         if fortran and len(shape) > 1:
             raise DataError(f"array {name} is stored column by column; save numpy.ascontiguousarray({name})")
         yield stream, shape, dtype
+        if stream.read(1):  # zipfile checks the sum at the end
+            raise DataError(f"array {name} has more bytes than its shape needs")
 
 
 def _read_images(archive: zipfile.ZipFile, name: str, out: Path, layout: str | None) -> Spool:

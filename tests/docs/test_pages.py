@@ -55,7 +55,7 @@ def reader(page: Path, small_data: Path, tmp_path: Path) -> Callable[[Block], No
     if "cifar-10-binary.tar.gz" in text:
         archive(tmp_path)
     for folder in ("mnist", "fashion"):
-        if f" {folder} " in text:
+        if f"./{folder} " in text:
             write_idx_files(tmp_path / folder)
     (tmp_path / ".venv").symlink_to(sys.prefix)
     environment = os.environ | {

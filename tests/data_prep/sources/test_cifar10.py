@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import pickle
+import struct
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -197,6 +198,27 @@ def test_member_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     assert "or occurs twice" in refused(path)
 
 
+@pytest.mark.timeout(20)
+def test_a_member_that_states_an_endless_size_is_refused_at_once(tmp_path: Path) -> None:
+    entry = tarfile.TarInfo("x")
+    entry.size = 1 << 60
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(entry.tobuf(tarfile.GNU_FORMAT) + bytes(1024)))
+    assert "not a complete .tar.gz" in refused(path)
+
+
+def test_a_forged_sparse_member_is_refused(tmp_path: Path) -> None:
+    """It makes tarfile raise an IndexError."""
+    entry = tarfile.TarInfo("x")
+    entry.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1  # more of the map follows
+    header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:512]))
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(bytes(header[:512])))
+    assert "not a complete .tar.gz" in refused(path)
+
+
 def test_decompression_bomb_is_refused_early(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "a.tar.gz", {"zeros": bytes(64 << 20)})
     assert path.stat().st_size < 1 << 20
@@ -227,6 +249,34 @@ def test_numpy_does_not_read_the_state_of_pickled_arrays() -> None:
     """A forged state of a dtype makes NumPy use any memory as an object."""
     content = pickle.dumps({b"data": np.zeros(3)}, protocol=2)
     assert isinstance(cifar._unpickled(content, "batch")[b"data"], cifar._Recorded)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("member", [FIRST_PY, META_PY])
+def test_lists_in_lists_that_grow_without_end_are_refused(member: str, tmp_path: Path) -> None:
+    """As text they would have 8^14 parts. In the class names, and as text to encode."""
+    import _codecs
+
+    nested: list[Any] = []
+    for _ in range(14):
+        nested = [nested] * 8
+    members = python_members()
+    if member == META_PY:
+        members[member] = pickle.dumps({b"label_names": nested}, protocol=2)
+    else:
+        members[member] = pickle.dumps({b"data": Hostile(_codecs.encode, nested, "latin1")}, protocol=2)
+    assert member in refused(write_archive(tmp_path / "a.tar.gz", members))
+
+
+def test_a_shape_of_numbers_that_are_not_whole_is_no_traceback(tmp_path: Path) -> None:
+    """2.0 is equal to 2."""
+    members = python_members()
+    content = members[FIRST_PY]
+    count = b"K" + bytes([BATCH_SAMPLES]) + b"M" + (3072).to_bytes(2, "little")
+    assert content.count(count) == 1
+    numbers = b"G" + struct.pack(">d", BATCH_SAMPLES) + b"G" + struct.pack(">d", 3072)
+    members[FIRST_PY] = content.replace(count, numbers)
+    assert len(read(write_archive(tmp_path / "a.tar.gz", members)).train.labels) == 5 * BATCH_SAMPLES
 
 
 def test_codec_other_than_latin1_is_refused(tmp_path: Path) -> None:

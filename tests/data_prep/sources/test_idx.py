@@ -133,6 +133,23 @@ def test_a_truncated_or_altered_gz_is_refused(tmp_path: Path) -> None:
             read_idx(folder, tmp_path)
 
 
+def test_two_files_of_one_part_are_refused_and_hidden_files_ignored(tmp_path: Path) -> None:
+    folder = written(tmp_path / "set", contents())
+    (folder / f"._{USUAL[IMAGES_FILE]}").write_bytes(b"of macOS")
+    assert len(read_idx(folder, tmp_path).train.labels) == 30
+    (folder / "test-labels-idx1-ubyte").write_bytes(contents()[LABELS_FILE])
+    with pytest.raises(DataError, match="test-labels-idx1-ubyte and t10k-labels-idx1-ubyte are the same part of a set"):
+        read_idx(folder, tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = written(tmp_path / "set", contents())
+    (folder / USUAL[IMAGES_FILE]).unlink()
+    (folder / USUAL[IMAGES_FILE]).mkdir()
+    with pytest.raises(DataError, match=f"{USUAL[IMAGES_FILE]}: cannot be read: not a regular file"):
+        read_idx(folder, tmp_path)
+
+
 def test_missing_files_and_files_of_two_sets_are_refused(tmp_path: Path) -> None:
     files = contents()
     del files[LABELS_FILE]

@@ -160,10 +160,36 @@ def test_an_array_that_ends_before_its_shape_is_refused(tmp_path: Path) -> None:
         assert message in refused(with_member(path, f"{name}.npy", content))
 
 
-@pytest.mark.parametrize("header", [b"", b"\x93NUMPY\3\0", b"\x93NUMPY\1\0\1\0(", b"\x93NUMPY\1\0\3\0'a\n"])
+def test_more_bytes_than_the_shape_needs_and_arrays_of_one_name_are_refused(tmp_path: Path) -> None:
+    for name in ("x_train", "y_test"):
+        path = saved(tmp_path / f"{name}.npz")
+        longer = zipfile.ZipFile(path).read(f"{name}.npy") + b"x"
+        assert f"array {name} has more bytes than its shape needs" in refused(with_member(path, f"{name}.npy", longer))
+    path = saved(tmp_path / "a.npz")
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("y_train.npy", archive.read("y_train.npy"))
+    assert "array y_train occurs twice" in refused(path)
+
+
+def test_a_damaged_archive_of_another_compression_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npz")
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert len(read_npz(path, tmp_path).train.images) == 30
+    whole = path.read_bytes()
+    path.write_bytes(whole[:80] + b"\xff" * 100 + whole[180:])
+    assert "not a readable .npz file, damaged or truncated: " in refused(path)
+
+
+@pytest.mark.parametrize(
+    "header", [b"", b"\x93NUMPY\2\0", b"\x93NUMPY\3\0", b"\x93NUMPY\1\0\1\0(", b"\x93NUMPY\1\0\3\0'a\n"]
+)
 def test_an_array_with_a_damaged_header_is_refused(header: bytes, tmp_path: Path) -> None:
     message = refused(with_member(saved(tmp_path / "a.npz"), "x_train.npy", header + bytes(100)))
-    assert "array x_train is not a .npy file of format 1.0 or 2.0, or is damaged" in message
+    assert "array x_train is not a .npy file of format 1.0, or is damaged" in message
 
 
 def test_a_damaged_or_encrypted_archive_is_refused(tmp_path: Path) -> None:

@@ -74,6 +74,25 @@ def test_a_new_source_needs_one_file_and_one_line(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "set").shard_count == 5
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["digits.npz", "out"], "digits.npz: no such file or folder, and no command has this name"),
+        (["here.npz"], "the folder for the data set is missing: python -m data_prep here.npz OUT"),
+        (["here.npz", "out", "--from=other.npz"], "here.npz is given, and --from too: leave one out"),
+        (["here.txt", "out"], "here.txt: no source can read this; see python -m data_prep --help for the sources"),
+    ],
+)
+def test_a_path_in_the_place_of_a_source_is_refused_with_the_reason(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("here.npz", "here.txt"):
+        (tmp_path / name).touch()
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"data_prep: error: {message}\n"
+
+
 @pytest.mark.parametrize("options", [[], ["--seed", "5"], ["--limit=33"]])
 def test_the_command_to_pack_again_packs_the_same_images(options: list[str], tmp_path: Path) -> None:
     """Found in the field: the advice was a command that does not exist for data packed by another program."""
