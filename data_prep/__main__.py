@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _with_source(words: list[str]) -> list[str]:
-    """The words PATH OUT ... as SOURCE OUT --flag PATH ...; UsageError if no source can read the path."""
+    """The words PATH OUT ... as SOURCE --flag PATH OUT ...; UsageError if no source can read the path."""
     text, *others = words or [""]
     if not text or text.startswith("-") or text in (*COMMANDS, *(source.name for source in SOURCES)):
         return words

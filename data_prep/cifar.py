@@ -9,6 +9,7 @@ limited, and the pickles import nothing.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import io
 import math
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from dptrain.data.manifest import Provenance
 from dptrain.errors import DataError
+from dptrain.system.arguments import path_argument
 from dptrain.system.files import file_sha256
 from dptrain.system.text import shown
 
@@ -53,6 +55,22 @@ class Contents:
     label_byte: int = 0  # the one that is read
     labels_key: bytes = b"labels"  # of a pickled batch
     names_key: bytes = b"label_names"
+
+
+def add_archive_argument(parser: argparse.ArgumentParser, stem: str, variable: str, url: str) -> None:
+    """The argument --archive, for archives called {stem}-binary.tar.gz and {stem}-python.tar.gz."""
+    parser.add_argument(
+        "--archive",
+        type=path_argument,
+        metavar="FILE",
+        help=f"{stem}-binary.tar.gz or {stem}-python.tar.gz (default: the file named by the environment variable "
+        f"{variable}, or the file in the cache, or a download from {url})",
+    )
+
+
+def is_archive(path: Path, stem: str) -> bool:
+    """Whether a file has the name of such an archive."""
+    return path.is_file() and path.name.startswith(f"{stem}-") and path.name.endswith(".tar.gz")
 
 
 def read_archive(path: Path, contents: Contents) -> ImageData:

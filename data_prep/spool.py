@@ -6,12 +6,21 @@ import os
 import tempfile
 import weakref
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.errors import DataError
 from dptrain.system.text import shown
+
+BLOCK = 4 << 20  # bytes of pixels in memory
+
+
+class Readable(Protocol):
+    """A stream of bytes, which ends where a read gives fewer than asked for."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class Spool:
@@ -55,6 +64,23 @@ class Spool:
         except OSError as error:
             raise self._failed(error) from error
         self._count += len(images)
+
+    def read_from(self, stream: Readable, count: int, *, channels_last: bool = False) -> int:
+        """Append up to `count` images from a stream of their bytes, (C, H, W) or (H, W, C); returns how many it has."""
+        channels, height, width = self._image_shape
+        size = channels * height * width
+        at_once = max(1, BLOCK // size)
+        for start in range(0, count, at_once):
+            wanted = min(at_once, count - start)
+            block = stream.read(wanted * size)
+            if len(block) != wanted * size:
+                return start + len(block) // size
+            images = np.frombuffer(block, np.uint8)
+            if channels_last:
+                self.append(images.reshape(wanted, height, width, channels).transpose(0, 3, 1, 2))
+            else:
+                self.append(images.reshape(wanted, *self._image_shape))
+        return count
 
     def __getitem__(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
         """The images of these numbers, in this order."""

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import re
 
-from dptrain.system.arguments import path_argument
-
-from ..cifar import Contents, read_archive
+from ..cifar import Contents, add_archive_argument, is_archive, read_archive
 from ..download import find_archive
 from ..images import ImageSource
 
@@ -27,13 +24,7 @@ CONTENTS = Contents(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--archive",
-        type=path_argument,
-        metavar="FILE",
-        help="cifar-10-binary.tar.gz or cifar-10-python.tar.gz (default: the file named by the environment variable "
-        f"{VARIABLE}, or the file in the cache, or a download from {URL})",
-    )
+    add_archive_argument(parser, "cifar-10", VARIABLE, URL)
     parser.add_argument(
         "--optional", action="store_true", help="if the server cannot be reached, print a note instead of an error"
     )
@@ -45,5 +36,5 @@ SOURCE = ImageSource(
     add_arguments,
     lambda options: read_archive(find_archive(options.archive, VARIABLE, URL, SHA256), CONTENTS),
     path_flag="--archive",
-    detects=lambda path: path.is_file() and re.fullmatch(r"cifar-10-.*\.tar\.gz", path.name) is not None,
+    detects=lambda path: is_archive(path, "cifar-10"),
 )

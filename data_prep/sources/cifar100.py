@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
-from dptrain.system.arguments import path_argument
-
-from ..cifar import Contents, read_archive
+from ..cifar import Contents, add_archive_argument, is_archive, read_archive
 from ..download import find_archive
 from ..images import ImageData, ImageSource
 
@@ -50,13 +47,7 @@ def contents(labels: str) -> Contents:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--archive",
-        type=path_argument,
-        metavar="FILE",
-        help="cifar-100-binary.tar.gz or cifar-100-python.tar.gz (default: the file named by the environment variable "
-        f"{VARIABLE}, or the file in the cache, or a download from {URL})",
-    )
+    add_archive_argument(parser, "cifar-100", VARIABLE, URL)
     parser.add_argument(
         "--labels", choices=[*NAMES], default="fine", help="100 fine or 20 coarse classes (default: fine)"
     )
@@ -72,5 +63,5 @@ SOURCE = ImageSource(
     add_arguments,
     lambda options: read(options.archive, options.labels),
     path_flag="--archive",
-    detects=lambda path: path.is_file() and re.fullmatch(r"cifar-100-.*\.tar\.gz", path.name) is not None,
+    detects=lambda path: is_archive(path, "cifar-100"),
 )

@@ -33,7 +33,6 @@ from ..images import ImageData, ImageSource, LabelledImages, class_names
 from ..spool import Spool
 
 UNSIGNED_BYTES = 8
-BLOCK = 4 << 20  # bytes of pixels in memory
 NAME = re.compile(r"(?P<set>.*?)(?P<split>train|t10k|test)[-_](?P<kind>images|labels)[-.]idx[13][-.]ubyte(?:\.gz)?")
 SPLIT_OF = {"train": "train", "t10k": "test", "test": "test"}
 FILES = [(split, kind) for split in ("train", "test") for kind in ("images", "labels")]
@@ -125,16 +124,11 @@ def _opened(path: Path, lengths: int) -> Iterator[tuple[BufferedIOBase, tuple[in
 
 def _read_images(path: Path, out: Path) -> Spool:
     with _opened(path, 3) as (content, (count, height, width)):
-        size = height * width
-        if not (count and 0 < size <= LARGEST_IMAGE):
+        if not (count and 0 < height * width <= LARGEST_IMAGE):
             raise DataError(f"its header states {count:,} images of {height} x {width} pixels")
-        spool, at_once = Spool(out, (1, height, width)), max(1, BLOCK // size)
-        while len(spool) < count:
-            wanted = min(at_once, count - len(spool))
-            block = content.read(wanted * size)
-            if len(block) != wanted * size:
-                raise DataError(f"ends after {len(spool) + len(block) // size:,} of {count:,} images")
-            spool.append(np.frombuffer(block, np.uint8).reshape(wanted, 1, height, width))
+        spool = Spool(out, (1, height, width))
+        if (read := spool.read_from(content, count)) < count:
+            raise DataError(f"ends after {read:,} of {count:,} images")
     return spool
 
 

@@ -36,7 +36,6 @@ KNOWN = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
-BLOCK = 4 << 20  # bytes of pixels in memory
 # What zipfile raises for a damaged archive, one with a password, or one of an unknown method.
 DAMAGED = (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, RuntimeError)
 
@@ -143,16 +142,12 @@ def _read_images(archive: zipfile.ZipFile, name: str, out: Path, layout: str | N
             first, last = extents[0] <= MOST_CHANNELS, extents[-1] <= MOST_CHANNELS
             if first == last:
                 raise DataError(f"{found}; state the order of its axes by --layout {' or --layout '.join(LAYOUTS)}")
-            layout = LAYOUTS[0] if first else LAYOUTS[1]
-        to_channels_first = (0, 1, 2, 3) if layout == LAYOUTS[0] else (0, 3, 1, 2)
-        channels, height, width = (extents[axis - 1] for axis in to_channels_first[1:])
-        spool, size = Spool(out, (channels, height, width)), math.prod(extents)
-        while len(spool) < count:
-            wanted = min(max(1, BLOCK // size), count - len(spool))
-            block = stream.read(wanted * size)
-            if len(block) != wanted * size:
-                raise DataError(f"array {name} ends after {len(spool) + len(block) // size:,} of {count:,} images")
-            spool.append(np.frombuffer(block, np.uint8).reshape(wanted, *extents).transpose(to_channels_first))
+            layout = "channels_first" if first else "channels_last"
+        channels_last = layout == "channels_last"
+        channels, height, width = (extents[-1], *extents[:-1]) if channels_last else extents
+        spool = Spool(out, (channels, height, width))
+        if (read := spool.read_from(stream, count, channels_last=channels_last)) < count:
+            raise DataError(f"array {name} ends after {read:,} of {count:,} images")
     return spool
 
 

@@ -72,7 +72,6 @@ class Network:
         trained = {name.rpartition(".")[0] for name, tensor in self.tensors.items() if tensor.trained}
         if not trained:
             raise ValueError("the network has no parameters, there is nothing to train")
-        self._values = sum(map(math.prod, shapes))
         self.graph = Graph(fuse(self.nodes) if fused else self.nodes, trained)
         self.evaluation_graph = Graph(fold(self.graph.nodes) if fused else self.nodes, trained)
         self.stages = [node.layer for node in self.graph.nodes]  # the layers as they are computed, fused
@@ -80,6 +79,9 @@ class Network:
             (_slice_of(self.layout, stage.name), _slice_of(self.buffer_layout, stage.name)) for stage in self.stages
         ]
         self._parameters = [part.stop - part.start for part, _ in self._slices]
+        self.block = _samples_of_a_block(sum(map(math.prod, shapes)), self.layout.size)
+        self.plan = Plan(self.graph, self._parameters, self.block)
+        self._plans: dict[frozenset[str], Plan] = {frozenset(): self.plan}  # by the names of frozen parameters
         self._constant = [name for name in self.layout.shapes if not self.tensors[name].trained]
         momentum = {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
         self._momentum = self.buffer_layout.expand(momentum)
@@ -91,9 +93,6 @@ class Network:
         It must not change while arrays in a workspace are in use.
         """
         self.l2_kib = kib
-        self.block = _samples_of_a_block(self._values, self.layout.size)
-        self.plan = Plan(self.graph, self._parameters, self.block)
-        self._plans: dict[frozenset[str], Plan] = {frozenset(): self.plan}  # by the names of frozen parameters
         for node in [*self.graph.nodes, *self.evaluation_graph.nodes]:
             node.layer.set_cache(kib)
 

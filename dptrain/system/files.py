@@ -42,7 +42,7 @@ def _regular(path: str, flags: int) -> int:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a regular file, in hexadecimal."""
-    with open(path, "rb", opener=_regular) as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -51,7 +51,7 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
 
     The size is checked before the file is read: OSError with EFBIG if it is larger.
     """
-    with open(path, "rb", opener=_regular) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if most is None else most
         if size > most:
@@ -61,7 +61,7 @@ def read_bytes(path: Path, most: int | None = None) -> bytes:
 
 def read_start(path: Path, count: int) -> tuple[bytes, int]:
     """The first bytes of a regular file, and its size."""
-    with open(path, "rb", opener=_regular) as file:
+    with open_regular(path) as file:
         return file.read(count), os.fstat(file.fileno()).st_size
 
 

@@ -138,7 +138,7 @@ def test_a_run_stopped_at_a_random_step_resumes_with_other_ranks_and_threads(
     tally("runs stopped, and resumed on other ranks and threads with the same bits; step", stop)
 
 
-@pytest.mark.parametrize("seed", trials(2, 20))
+@pytest.mark.parametrize("seed", trials(3, 20))
 def test_a_signal_ends_the_run_with_a_checkpoint_and_status_75(
     seed: int, data: Path, undisturbed: str, tmp_path: Path, tally: Tally
 ) -> None:

@@ -14,6 +14,7 @@ from data_sets import idx_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep import spool
 from data_prep.__main__ import main
 from data_prep.sources import idx
 from data_prep.sources.idx import FILES, read_idx
@@ -59,7 +60,7 @@ def test_every_pixel_and_label_is_packed(end: str, tmp_path: Path, capsys: pytes
 
 
 def test_images_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idx, "BLOCK", 7 * 24)
+    monkeypatch.setattr(spool, "BLOCK", 7 * 24)
     data = read_idx(written(tmp_path / "set", contents(), end=".gz"), tmp_path)
     assert np.array_equal(data.train.images[np.arange(30)][:, 0], IMAGES["train"])
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib import format as npy
 
+from data_prep import spool
 from data_prep.__main__ import main
-from data_prep.sources import npz
 from data_prep.sources.npz import read_npz
 from dptrain.data.manifest import Provenance, read_manifest
 from dptrain.data.shard import read_shard
@@ -80,7 +80,7 @@ def test_the_order_of_axes_is_known_by_the_shape_or_stated(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(npz, "BLOCK", block)
+    monkeypatch.setattr(spool, "BLOCK", block)
     array = images(*shape)
     path = saved(tmp_path / "a.npz", x_train=array, x_test=array[:12])
     found = read_npz(path, tmp_path, (), layout).train.images
