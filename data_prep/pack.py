@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.data.manifest import SPLITS, Manifest, Provenance, ShardEntry, shard_name
-from dptrain.data.shard import Samples, write_shard
+from dptrain.data.shard import write_shard
 from dptrain.errors import UsageError
-from dptrain.system.signals import delayed_signals
 from dptrain.system.text import shown
 
 from . import report
@@ -61,13 +62,12 @@ def pack(
             samples: LabelledImages = getattr(data, split)
             for shard, dealt in enumerate(deal(chosen[split], samples.labels, shards)):
                 rows = dealt[shuffled(len(dealt), seed, number, shard + 1)]
-                # Contiguous (n, C, H, W) for every layout of the source: the bytes depend on the images alone.
-                part = Samples(np.ascontiguousarray(samples.images[rows]), samples.labels[rows], rows.astype(np.int64))
-                if split == "train":
-                    histogram += pixel_histogram(part.images)
-                with delayed_signals():
-                    path = folder / shard_name(split, shard, shards)
-                    splits[split].append(write_shard(path, part, split, shard, shards))
+                counted = histogram if split == "train" else np.zeros_like(histogram)
+                part = _Chosen(
+                    _ChosenImages(samples.images, rows, counted), samples.labels[rows], rows.astype(np.int64)
+                )
+                path = folder / shard_name(split, shard, shards)
+                splits[split].append(write_shard(path, part, split, shard, shards))
         mean, std = channel_statistics(histogram)
         manifest = Manifest(
             name=data.name,
@@ -84,6 +84,34 @@ def pack(
     if not histogram[:, 2:].any():
         report("note: all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
     return manifest
+
+
+@dataclass(frozen=True)
+class _ChosenImages:
+    """The images of some rows, which are read when they are written, and then counted in a histogram (C, 256)."""
+
+    images: Any
+    rows: NDArray[np.intp]
+    histogram: NDArray[np.int64]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.rows), *self.images.shape[1:]
+
+    def __getitem__(self, rows: slice) -> NDArray[np.uint8]:
+        # Contiguous (n, C, H, W) for every layout of the source: the bytes depend on the images alone.
+        images = np.ascontiguousarray(self.images[self.rows[rows]])
+        np.add(self.histogram, pixel_histogram(images), out=self.histogram)
+        return images
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The samples of one shard."""
+
+    images: _ChosenImages
+    labels: NDArray[np.int64]
+    index: NDArray[np.int64]
 
 
 def _choose_all(data: ImageData, shards: int, limit: int | None, seed: int) -> dict[str, NDArray[np.intp]]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +23,15 @@ from numpy.typing import NDArray
 from dptrain.data.manifest import FORMAT, VERSION, Manifest, Offsets, ShardEntry
 from dptrain.errors import DataError
 from dptrain.system import files
-from dptrain.system.hdf5 import plain_arrays, plain_hdf5
+from dptrain.system.hdf5 import plain_arrays, plain_file
 from dptrain.system.old_hdf5 import read_isolated
 from dptrain.system.text import shown
 
-ARRAYS = ("images", "labels", "index")
+FORMS = {"images": "|u1", "labels": "<i8", "index": "<i8"}  # types of the arrays
+ARRAYS = tuple(FORMS)
 ATTRIBUTES = ("format", "version", "split", "shard", "shards")
 REPAIR = "restore it from a copy, or pack the data set again"
+BLOCK = 4 << 20  # bytes of images that are written at a time
 
 
 @dataclass(frozen=True)
@@ -49,23 +53,70 @@ class Samples:
         """SHA-256 of names, types, shapes and contents of the three arrays."""
         digest = hashlib.sha256()
         for name in ARRAYS:
-            array = np.ascontiguousarray(getattr(self, name))
-            digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(array.reshape(-1).view(np.uint8).data)
+            array = getattr(self, name)
+            digest.update(_header(name, array))
+            for block in _blocks(array):
+                digest.update(block)
         return digest.hexdigest()
 
 
-def write_shard(path: Path, samples: Samples, split: str, shard: int, shards: int) -> ShardEntry:
+def _header(name: str, array: Any) -> bytes:
+    return f"{name} {FORMS[name]} {array.shape}\n".encode()
+
+
+def _blocks(array: Any) -> Iterator[memoryview]:
+    """The bytes of an array, a block of rows at a time."""
+    rows = max(1, BLOCK // max(1, math.prod(array.shape[1:])))
+    for start in range(0, array.shape[0], rows):
+        yield np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8).data
+
+
+class StoredImages(Protocol):
+    """Images uint8 (n, C, H, W): an array, or images that are read when a slice of them is taken."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[np.uint8]: ...
+
+
+class StoredSamples(Protocol):
+    """Samples whose images need not be in memory."""
+
+    @property
+    def images(self) -> StoredImages: ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+
+    @property
+    def index(self) -> NDArray[np.int64]: ...
+
+
+def write_shard(path: Path, samples: StoredSamples, split: str, shard: int, shards: int) -> ShardEntry:
     """Write one shard; returns its entry in the manifest. OSError when the file cannot be written.
 
     The same samples give the same `contents_sha256`. The bytes of the file depend on the version of HDF5, and with h5py
     3.11 also on the time.
     """
     attributes: dict[str, str | int] = dict(zip(ATTRIBUTES, (FORMAT, VERSION, split, shard, shards), strict=True))
-    content, offsets = plain_hdf5({name: getattr(samples, name) for name in ARRAYS}, attributes)
-    Path(path).write_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
-    return ShardEntry(Path(path).name, len(content), len(samples), digest, samples.sha256, Offsets(**offsets))
+    planned = plain_file({name: (FORMS[name], getattr(samples, name).shape) for name in ARRAYS}, attributes)
+    of_file, of_contents = hashlib.sha256(), hashlib.sha256()
+    with Path(path).open("wb") as file:
+        for part in planned.parts:  # the arrays are in the order of ARRAYS
+            if isinstance(part, bytes):
+                file.write(part)
+                of_file.update(part)
+                continue
+            array = getattr(samples, part)
+            of_contents.update(_header(part, array))
+            for block in _blocks(array):
+                file.write(block)
+                of_file.update(block)
+                of_contents.update(block)
+        size = file.tell()
+    hashes = of_file.hexdigest(), of_contents.hexdigest()
+    return ShardEntry(Path(path).name, size, len(samples.labels), *hashes, Offsets(**planned.offsets))
 
 
 def read_shard(folder: Path, manifest: Manifest, split: str, shard: int) -> Samples:
@@ -94,9 +145,8 @@ def _samples(content: bytes, manifest: Manifest, split: str, shard: int) -> Samp
     """The samples in a shard file; ValueError if its arrays are not those that the manifest states."""
     entry = manifest.splits[split][shard]
     forms: dict[str, tuple[str, tuple[int, ...]]] = {
-        "images": ("|u1", (entry.samples, *manifest.image_shape)),
-        "labels": ("<i8", (entry.samples,)),
-        "index": ("<i8", (entry.samples,)),
+        name: (dtype, (entry.samples, *(manifest.image_shape if name == "images" else ())))
+        for name, dtype in FORMS.items()
     }
     if entry.offsets is not None:
         places = {name: (*form, vars(entry.offsets)[name]) for name, form in forms.items()}

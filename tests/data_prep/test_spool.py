@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,31 @@ def test_a_data_set_packed_from_the_disk_has_the_same_bytes(tmp_path: Path) -> N
 
     pack(tmp_path / "disk", replace(data, train=on_disk(data.train), test=on_disk(data.test)), shards=3)
     assert folder_bytes(tmp_path / "disk") == folder_bytes(tmp_path / "memory")
+
+
+PACK_A_LARGE_SHARD = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from data_prep.pack import ImageData, LabelledImages, pack
+from data_prep.spool import Spool
+def part(count):
+    spool = Spool(Path(sys.argv[1]), (1, 1024, 1024))
+    for number in range(count):
+        spool.append(np.full((1, 1, 1024, 1024), number, np.uint8))
+    return LabelledImages(spool, np.zeros(count, np.int64))
+pack(Path(sys.argv[1]) / "warm", ImageData("warm", ["one"], part(2), part(2)), shards=1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pack(Path(sys.argv[1]) / "set", ImageData("large", ["one"], part(200), part(2)), shards=1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_shard_is_larger_than_the_memory_that_packing_needs(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", PACK_A_LARGE_SHARD, str(tmp_path)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) < 60_000  # KiB, for a shard of 204,800
+    assert (tmp_path / "set" / "train-000-of-001.h5").stat().st_size > 200 << 20
 
 
 def test_the_layout_of_images_on_the_disk_need_not_be_stated(tmp_path: Path) -> None:

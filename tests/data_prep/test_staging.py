@@ -58,7 +58,7 @@ def pack_and_die(out: Path, calls: int, *, force: bool) -> bool:
 
                 return call
 
-            for name in ("rename", "unlink", "mkdir", "rmdir", "write_text", "write_bytes"):
+            for name in ("rename", "unlink", "mkdir", "rmdir", "open"):
                 setattr(Path, name, dying(getattr(Path, name)))
             os.replace = dying(os.replace)
             pack(out, NEW, shards=2, force=force)
