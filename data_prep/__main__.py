@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dptrain.errors import DownloadError, UsageError
-from dptrain.system.arguments import Parser, path_argument, whole
+from dptrain.system.arguments import Parser, path_argument, share, whole
 from dptrain.system.failures import failure
 from dptrain.system.paths import typed_path
 from dptrain.system.signals import ended_by_exception
@@ -27,11 +27,13 @@ from dptrain.system.streams import drop_failed_writes, finish_output
 from dptrain.system.text import shown
 
 from . import PROGRAM, report
+from .images import ImageSource
 from .pack import pack
 from .sources import SOURCES
 from .staging import check_target
 from .verify import info, verify
 
+WORDS = {"train": "training", "test": "test", "validation": "validation"}
 COMMANDS = ("verify", "info")  # besides the sources
 
 
@@ -45,7 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         words = _with_source(list(sys.argv[1:] if arguments is None else arguments))
         options = _parser().parse_args(words)
-        options.words = words
         if "shards" in options:  # the result is the data set, not the output
             drop_failed_writes()
         status: int = options.run(options)
@@ -93,18 +94,8 @@ def _parser() -> Parser:
     parser = Parser(_program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for source in SOURCES:
-        command = _add_command(commands, source.name, source.help, _pack, _packing_options())
-        command.set_defaults(source=source)
-        source.add_arguments(command)
-        command.add_argument(
-            "--limit",
-            type=whole(),
-            metavar="N",
-            help="pack only N training images and N / 5 test images, with balanced classes",
-        )
-        command.add_argument(
-            "--seed", type=whole(0), default=0, metavar="N", help="seed of all random choices (default: 0)"
-        )
+        parents = _packing_options(), _source_options(source)
+        _add_command(commands, source.name, source.help, _pack, *parents).set_defaults(source=source)
     _add_command(commands, "verify", "check every hash and every record of a packed data set", _verify, _json_option())
     _add_command(commands, "info", "describe a packed data set", _info, _json_option())
     return parser
@@ -124,8 +115,28 @@ def _packing_options() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: Any, name: str, text: str, run: Any, parent: argparse.ArgumentParser) -> Any:
-    command = commands.add_parser(name, help=text, description=text, parents=[parent])
+def _source_options(source: ImageSource) -> argparse.ArgumentParser:
+    """Options that decide which images are packed."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    source.add_arguments(parser)
+    parser.add_argument(
+        "--limit",
+        type=whole(),
+        metavar="N",
+        help="pack only N training images and N / 5 test images, with balanced classes",
+    )
+    parser.add_argument(
+        "--validation-fraction",
+        type=share,
+        metavar="F",
+        help="make this share of each class of the training images the validation split (default: none)",
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="seed of all random choices (default: 0)")
+    return parser
+
+
+def _add_command(commands: Any, name: str, text: str, run: Any, *parents: argparse.ArgumentParser) -> Any:
+    command = commands.add_parser(name, help=text, description=text, parents=parents)
     command.add_argument("folder", metavar="OUT", type=path_argument, help="folder of the data set")
     command.set_defaults(run=run)
     return command
@@ -140,15 +151,23 @@ def _pack(options: argparse.Namespace) -> int:
             raise
         report(f"note: {shown(error)}")
         return error.status
-    counts = {"shards": options.shards, "seed": options.seed, "limit": options.limit}
+    counts = {name: getattr(options, name) for name in ("shards", "seed", "limit", "validation_fraction")}
     pack(options.folder, data, **counts, force=options.force, command=_command(options))
     return _info(options)
 
 
 def _command(options: argparse.Namespace) -> list[str]:
-    """The words of the command line that decide which images are packed."""
-    words = _packing_options().parse_known_args(options.words)[1]
-    return [word for number, word in enumerate(words) if not number or Path(expanduser(word)) != options.folder]  # noqa: PTH111 - does not raise
+    """The words of a command line that packs the same images."""
+    words: list[str] = [options.source.name]
+    for action in _source_options(options.source)._actions:
+        value, flag = getattr(options, action.dest), action.option_strings[0]
+        if value == action.default or action.dest == "processes":
+            continue
+        values = [] if value is True else list(map(str, value if isinstance(value, list) else [value]))
+        if values and values[0].startswith("-"):  # not the next flag
+            flag, values = f"{flag}={values[0]}", values[1:]
+        words += [flag, *values]
+    return words
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -174,7 +193,13 @@ def _info(options: argparse.Namespace) -> int:
     if source["archive"] is not None:
         verdict = "a published archive" if source["published"] else "NOT a published archive: results may differ"
         facts["archive"] = f"{source['archive']}, {verdict} (SHA-256 {source['sha256']})"
-    for name in ("archive", "classes", "image_shape", "mean", "std", "seed", "command", "manifest_sha256"):
+    if (preparation := facts["preparation"]) is not None:
+        sizes = (f"{height}x{width}" for height, width in (preparation["smallest"], preparation["largest"]))
+        facts["pictures"] = (
+            f"{preparation['sizes']:,} sizes, from {' to '.join(sizes)}; fitted by {preparation['fit']}; decoded by "
+            f"{preparation['decoder']}; {preparation['broken']:,} broken and left out"
+        )
+    for name in ("archive", "pictures", "classes", "image_shape", "mean", "std", "seed", "command", "manifest_sha256"):
         if name in facts:
             value = " ".join(map(str, facts[name])) if isinstance(facts[name], list) else facts[name]
             print(f"  {name.replace('_', ' '):<16}{shown(value)}")
@@ -183,10 +208,10 @@ def _info(options: argparse.Namespace) -> int:
 
 def _summary(facts: dict[str, Any]) -> str:
     """A data set in one line."""
+    counts = [f"{count:,} {WORDS[split]}" for split, count in facts["samples"].items()]
     return (
-        f"{shown(facts['folder'])}: {shown(facts['name'])}, {facts['samples']['train']:,} training and "
-        f"{facts['samples']['test']:,} test images, {len(facts['classes'])} classes, {facts['shards']} shards each, "
-        f"{facts['bytes'] / 1e6:.1f} MB"
+        f"{shown(facts['folder'])}: {shown(facts['name'])}, {', '.join(counts[:-1])} and {counts[-1]} images, "
+        f"{len(facts['classes'])} classes, {facts['shards']} shards each, {facts['bytes'] / 1e6:.1f} MB"
     )
 
 

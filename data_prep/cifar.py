@@ -29,11 +29,11 @@ from dptrain.system.arguments import path_argument
 from dptrain.system.files import file_sha256
 from dptrain.system.text import shown
 
+from .bounded import BoundedStream
 from .images import ImageData, LabelledImages
 
 IMAGE_SHAPE = (3, 32, 32)
 PIXELS = math.prod(IMAGE_SHAPE)
-MOST_READS_AT_THE_END = 100
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ def _read_members(path: Path, wanted: Contents, most: int) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     seen: list[str] = []
     with gzip.open(path) as unzipped:
-        stream = _Bounded(unzipped, most, wanted.title)
+        too_much = f"unpacks to far more than {wanted.title} has; not a {wanted.title} archive"
+        stream = BoundedStream(unzipped, most + (1 << 20), too_much)
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 seen.append(member.name)
@@ -138,27 +139,6 @@ def _read_members(path: Path, wanted: Contents, most: int) -> dict[str, bytes]:
         held = shown(", ".join(seen), 200) or "nothing"
         raise DataError(f"not a {wanted.title} archive: it holds {held}, and lacks {', '.join(missing)}")
     return found
-
-
-class _Bounded(io.RawIOBase):
-    """A stream that fails after `most` bytes and 1 MiB, because a small .gz may unpack to terabytes.
-
-    It also fails after many reads at the end of the file, which tarfile makes to skip a member of a forged size.
-    """
-
-    def __init__(self, file: gzip.GzipFile, most: int, title: str) -> None:
-        self._file, self._left, self._title = file, most + (1 << 20), title
-        self._reads_at_the_end = 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._left -= len(data)
-        self._reads_at_the_end += not data
-        if self._reads_at_the_end > MOST_READS_AT_THE_END:
-            raise EOFError
-        if self._left < 0:
-            raise DataError(f"unpacks to far more than {self._title} has; not a {self._title} archive")
-        return data
 
 
 def _binary_batch(content: bytes, where: str, samples: int, wanted: Contents) -> tuple[NDArray[np.uint8], Any]:

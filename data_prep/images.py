@@ -14,11 +14,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import SPLITS, Provenance, check_names
+from dptrain.data.manifest import SPLITS, Preparation, Provenance, check_names
 from dptrain.errors import DataError
 from dptrain.system.text import shown
 
-from .spool import Spool
+from .spool import Spool, SpooledRows
 
 MOST_CHANNELS = 4  # in images whose layout is recognised: grey, grey and alpha, RGB, RGBA
 MOST_CLASSES = 1 << 16  # with numbers as names
@@ -29,19 +29,22 @@ LAYOUTS = ("channels_first", "channels_last")
 class LabelledImages:
     """One split of a source: images uint8 (n, C, H, W) or (n, H, W, C), labels of any integer type (n,).
 
-    The images are an array, or a Spool of (n, C, H, W) if they should not be in memory at once.
+    The images are an array, or a Spool or rows of one, (n, C, H, W), if they should not be in memory at once.
+    `names` are those of files, for messages.
     """
 
     images: Any
     labels: NDArray[Any]
+    names: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """The result of a source: both splits in the order of the source, and their description.
+    """The result of a source: its splits in the order of the source, and their description.
 
     `source` states where the images come from (default: only the data set's name). `layout` states the order of the
-    axes. It may be omitted if the shape is (n, C, H, W) with C of at most 4, and H and W above 4.
+    axes. It may be omitted if the shape is (n, C, H, W) with C of at most 4, and H and W above 4. `preparation` states
+    how image files were decoded.
     """
 
     name: str
@@ -50,6 +53,13 @@ class ImageData:
     test: LabelledImages
     source: Provenance | None = None
     layout: Literal["channels_first", "channels_last"] | None = None
+    validation: LabelledImages | None = None
+    preparation: Preparation | None = None
+
+    @property
+    def splits(self) -> dict[str, LabelledImages]:
+        """The splits that there are, by name, in the order of SPLITS."""
+        return {split: part for split in SPLITS if (part := getattr(self, split)) is not None}
 
 
 @dataclass(frozen=True)
@@ -85,16 +95,18 @@ def checked(data: ImageData) -> ImageData:
     check_names(data.name, data.classes)
     if data.layout not in (None, *LAYOUTS):
         raise DataError(f"layout is {shown(repr(data.layout), 60)}, expected {' or '.join(map(repr, LAYOUTS))}")
-    train, test = (_checked_split(split, getattr(data, split), data) for split in SPLITS)
-    shapes = train.images.shape[1:], test.images.shape[1:]
-    if shapes[0] != shapes[1]:
-        raise DataError(f"train images (C, H, W) are {shapes[0]}, test images {shapes[1]}; expected the same")
-    return replace(data, classes=tuple(data.classes), train=train, test=test, layout="channels_first")
+    splits: dict[str, Any] = {split: _checked_split(split, part, data) for split, part in data.splits.items()}
+    shape = splits["train"].images.shape[1:]
+    for split, part in splits.items():
+        if part.images.shape[1:] != shape:
+            found = part.images.shape[1:]
+            raise DataError(f"train images (C, H, W) are {shape}, {split} images {found}; expected the same")
+    return replace(data, classes=tuple(data.classes), **splits, layout="channels_first")
 
 
 def _checked_split(split: str, part: LabelledImages, data: ImageData) -> LabelledImages:
     """Images as a view (n, C, H, W), labels as int64 (n,)."""
-    spooled = isinstance(part.images, Spool)
+    spooled = isinstance(part.images, Spool | SpooledRows)
     images = part.images if spooled else np.asarray(part.images)
     labels = np.asarray(part.labels)
     found = f"{split} images are {images.dtype} of the shape {shown(images.shape, 100)}"
@@ -120,4 +132,4 @@ def _checked_split(split: str, part: LabelledImages, data: ImageData) -> Labelle
         raise DataError(f"{split} labels run from {low} to {high}, expected 0 to {classes - 1} for {classes} classes")
     if data.layout == "channels_last" and not spooled:
         images = images.transpose(0, 3, 1, 2)
-    return LabelledImages(images, labels.astype(np.int64))
+    return replace(part, images=images, labels=labels.astype(np.int64))

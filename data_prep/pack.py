@@ -9,7 +9,7 @@ Shapes: n samples, C channels, H and W pixels, K classes, S shards.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import SPLITS, Manifest, Provenance, ShardEntry, shard_name
+from dptrain.data.manifest import SPLITS, Manifest, Preparation, Provenance, ShardEntry, shard_name
 from dptrain.data.shard import write_shard
 from dptrain.errors import UsageError
 from dptrain.system.text import shown
 
 from . import report
+from .copies import Fingerprints
+from .draw import choose, deal, shuffled, split_off
 from .images import ImageData, LabelledImages, checked
 from .staging import install, staged
 
-__all__ = ["ImageData", "LabelledImages", "Provenance", "pack"]
+__all__ = ["ImageData", "LabelledImages", "Preparation", "Provenance", "pack"]
 
 TEST_SHARE = 5  # training samples per test sample in a limited data set, as in CIFAR-10
 
@@ -38,15 +40,18 @@ def pack(
     shards: int = 8,
     seed: int = 0,
     limit: int | None = None,
+    validation_fraction: float | None = None,
     force: bool = False,
     command: Sequence[str] = (),
 ) -> Manifest:
     """Write `data` as a data set of `shards` shards a split to the folder `out`.
 
     Samples are shuffled once by `seed` and dealt to the shards: their sizes, and their counts of each class, differ by
-    at most one. `limit` keeps that many training samples and a fifth as many test samples (at least one for each
-    shard), with equally many samples of each class as far as possible. `index` in a shard is the sample's number in its
-    split of the source. `command` is written to the manifest (see Manifest).
+    at most one. `limit` keeps that many training samples and a fifth as many of each other split (at least one for each
+    shard), with equally many samples of each class as far as possible. With `validation_fraction`, this share of each
+    class of the training samples becomes the validation split. `index` in a shard is the sample's number in its split
+    of the source; a validation sample that was a training sample keeps that number. `command` is written to the
+    manifest (see Manifest).
 
     Raises UsageError for counts that do not fit, DataError for arrays or names that cannot be packed and for a folder
     that is in use or cannot be written; no files are left then. Notes on suspicious data go to standard error.
@@ -54,21 +59,23 @@ def pack(
     if not 0 <= seed < 2**63 or (limit is not None and limit < 1):
         raise UsageError(f"--seed {seed}, --limit {limit}: expected 0 to 2^63 - 1, and a limit of at least 1")
     data = checked(data)
-    chosen = _choose_all(data, shards, limit, seed)
-    histogram = np.zeros((data.train.images.shape[1], 256), np.int64)
-    splits: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
+    parts, chosen = _choose_all(data, shards, limit, validation_fraction, seed)
+    fingerprints = Fingerprints()
+    histograms = {split: np.zeros((data.train.images.shape[1], 256), np.int64) for split in chosen}
+    splits: dict[str, list[ShardEntry]] = {split: [] for split in chosen}
     with staged(out, force=force) as folder:
-        for number, split in enumerate(SPLITS):
-            samples: LabelledImages = getattr(data, split)
+        for split, samples in parts.items():
+
+            def seen(images: NDArray[np.uint8], rows: NDArray[np.intp], split: str = split) -> None:
+                histograms[split] += pixel_histogram(images)
+                fingerprints.add(split, images, rows)
+
             for shard, dealt in enumerate(deal(chosen[split], samples.labels, shards)):
-                rows = dealt[shuffled(len(dealt), seed, number, shard + 1)]
-                counted = histogram if split == "train" else np.zeros_like(histogram)
-                part = _Chosen(
-                    _ChosenImages(samples.images, rows, counted), samples.labels[rows], rows.astype(np.int64)
-                )
+                rows = dealt[shuffled(len(dealt), seed, SPLITS.index(split), shard + 1)]
+                part = _Chosen(_ChosenImages(samples.images, rows, seen), samples.labels[rows], rows.astype(np.int64))
                 path = folder / shard_name(split, shard, shards)
                 splits[split].append(write_shard(path, part, split, shard, shards))
-        mean, std = channel_statistics(histogram)
+        mean, std = channel_statistics(histograms["train"])
         manifest = Manifest(
             name=data.name,
             classes=tuple(data.classes),
@@ -79,20 +86,23 @@ def pack(
             source=data.source or Provenance(data.name),
             splits={split: tuple(entries) for split, entries in splits.items()},
             command=tuple(command),
+            preparation=data.preparation,
         )
         install(folder, manifest.to_json())
-    if not histogram[:, 2:].any():
+    for note in fingerprints.notes(parts):
+        report(f"note: {note}")
+    if not histograms["train"][:, 2:].any():
         report("note: all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
     return manifest
 
 
 @dataclass(frozen=True)
 class _ChosenImages:
-    """The images of some rows, which are read when they are written, and then counted in a histogram (C, 256)."""
+    """The images of some rows, which are read when they are written, and then passed to `seen` with their rows."""
 
     images: Any
     rows: NDArray[np.intp]
-    histogram: NDArray[np.int64]
+    seen: Callable[[NDArray[np.uint8], NDArray[np.intp]], None]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,7 +111,7 @@ class _ChosenImages:
     def __getitem__(self, rows: slice) -> NDArray[np.uint8]:
         # Contiguous (n, C, H, W) for every layout of the source: the bytes depend on the images alone.
         images = np.ascontiguousarray(self.images[self.rows[rows]])
-        np.add(self.histogram, pixel_histogram(images), out=self.histogram)
+        self.seen(images, self.rows[rows])
         return images
 
 
@@ -114,41 +124,31 @@ class _Chosen:
     index: NDArray[np.int64]
 
 
-def _choose_all(data: ImageData, shards: int, limit: int | None, seed: int) -> dict[str, NDArray[np.intp]]:
-    """The rows of each split that are packed; UsageError if they are fewer than the shards."""
-    limits = (limit, None if limit is None else max(limit // TEST_SHARE, shards))
-    chosen = {}
-    for number, split in enumerate(SPLITS):
-        labels = getattr(data, split).labels
-        rows = chosen[split] = _choose(labels, limits[number], seed, number)
-        if not 1 <= shards <= len(rows):
+def _choose_all(
+    data: ImageData, shards: int, limit: int | None, validation_fraction: float | None, seed: int
+) -> tuple[dict[str, LabelledImages], dict[str, NDArray[np.intp]]]:
+    """The source of each split, and its rows that are packed; UsageError if they are fewer than the shards."""
+    parts = data.splits
+    rows = {split: np.arange(len(part.labels)) for split, part in parts.items()}
+    if validation_fraction is not None:
+        if data.validation is not None:
+            raise UsageError("--validation-fraction: the source has a validation split already")
+        apart = split_off(data.train.labels, validation_fraction, seed, SPLITS.index("validation"))
+        rows["train"], rows["validation"] = np.flatnonzero(~apart), np.flatnonzero(apart)
+        parts["validation"] = data.train
+    for split, part in parts.items():
+        most = limit if split == "train" or limit is None else max(limit // TEST_SHARE, shards)
+        labels = part.labels[rows[split]]
+        rows[split] = rows[split][choose(labels, most, seed, SPLITS.index(split))]
+        if not 1 <= shards <= len(rows[split]):
             raise UsageError(
-                f"--shards {shards}: the {split} split has {len(rows):,} samples and every shard needs at least one; "
-                f"choose from 1 to {len(rows):,}"
+                f"--shards {shards}: the {split} split has {len(rows[split]):,} samples and every shard needs at least "
+                f"one; choose from 1 to {len(rows[split]):,}"
             )
-        counts = np.bincount(labels[rows], minlength=len(data.classes))
+        counts = np.bincount(part.labels[rows[split]], minlength=len(data.classes))
         if empty := [name for name, count in zip(data.classes, counts, strict=True) if not count]:
             report(f"note: the {split} split has no images of {len(empty)} classes: {shown(', '.join(empty), 200)}")
-    return chosen
-
-
-def shuffled(n: int, seed: int, split: int, number: int) -> NDArray[np.intp]:
-    """The numbers 0..n-1 in a random order that depends on the other arguments, (n,).
-
-    The order sorts n words of Philox (Salmon et al. 2011), which are the same in all versions of NumPy. The result of
-    `Generator.permutation` is not.
-    """
-    key = np.array([seed, split << 32 | number], np.uint64)
-    return np.argsort(np.random.Philox(key=key).random_raw(n), kind="stable")
-
-
-def deal(rows: NDArray[np.intp], labels: NDArray[np.int64], shards: int) -> list[NDArray[np.intp]]:
-    """Deal `rows` (m,), sorted stably by class, round robin to the shards.
-
-    Sizes differ by at most one, and so do the counts of each class, because its rows are consecutive.
-    """
-    by_class = rows[np.argsort(labels[rows], kind="stable")]
-    return [by_class[shard::shards] for shard in range(shards)]
+    return parts, rows
 
 
 def pixel_histogram(images: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -175,19 +175,3 @@ def channel_statistics(counts: NDArray[np.int64]) -> tuple[tuple[float, ...], tu
         means.append(total / (255 * n))
         deviations.append(math.sqrt(variance) / (255 * n) if variance else 1.0)
     return tuple(means), tuple(deviations)
-
-
-def _choose(labels: NDArray[np.int64], limit: int | None, seed: int, split: int) -> NDArray[np.intp]:
-    """The rows of a split that are packed, in shuffled order.
-
-    With a limit, rows are taken from each class in turn, in shuffled order, until there are enough.
-    """
-    order = shuffled(len(labels), seed, split, 0)
-    if limit is None or limit >= len(order):
-        return order
-    shuffled_labels = labels[order]
-    turn = np.empty(len(order), np.intp)  # the place of a row within its class
-    for label in np.unique(labels):
-        of_class = np.flatnonzero(shuffled_labels == label)
-        turn[of_class] = np.arange(len(of_class))
-    return order[np.sort(np.lexsort((shuffled_labels, turn))[:limit])]

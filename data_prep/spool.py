@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,9 @@ from numpy.typing import NDArray
 from dptrain.errors import DataError
 from dptrain.system.text import shown
 
+from .bounded import Readable
+
 BLOCK = 4 << 20  # bytes of pixels in memory
-
-
-class Readable(Protocol):
-    """A stream of bytes, which ends where a read gives fewer than asked for."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 class Spool:
@@ -65,6 +62,20 @@ class Spool:
             raise self._failed(error) from error
         self._count += len(images)
 
+    def allocate(self, count: int) -> None:
+        """Make it this many images long, to be set by number, also by forked processes."""
+        self._count = count
+
+    def __setitem__(self, row: int, image: NDArray[np.uint8]) -> None:
+        """Store one image (C, H, W); DataError when the disk is full."""
+        assert image.shape == self._image_shape
+        assert 0 <= row < self._count
+        try:
+            if os.pwrite(self._file.fileno(), image.reshape(-1).data, row * image.size) != image.size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a write is cut short on a full disk
+        except OSError as error:
+            raise self._failed(error) from error
+
     def read_from(self, stream: Readable, count: int, *, channels_last: bool = False) -> int:
         """Append up to `count` images from a stream of their bytes, (C, H, W) or (H, W, C); returns how many it has."""
         channels, height, width = self._image_shape
@@ -98,3 +109,26 @@ class Spool:
 
     def _failed(self, error: OSError) -> DataError:
         return DataError(f"{shown(self._folder)}: images cannot be stored there for packing: {error.strerror}")
+
+
+@dataclass(frozen=True)
+class SpooledRows:
+    """Some images of a spool, (n, C, H, W)."""
+
+    spool: Spool
+    rows: NDArray[np.intp]
+    dtype = Spool.dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return len(self.rows), *self.spool.shape[1:]
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+        return self.spool[self.rows[rows]]

@@ -96,7 +96,7 @@ def _finish(out: Path) -> None:
     partial = out / PARTIAL
     sync_folder(out)
     splits = json.loads((partial / MANIFEST).read_text(encoding="utf-8"))["splits"]
-    new = [entry["file"] for split in SPLITS for entry in splits[split]]
+    new = [entry["file"] for entries in splits.values() for entry in entries]
     _remove_shards(out, keep=new)
     for name in new:
         if (partial / name).exists():

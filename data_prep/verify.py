@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.data.loading import Tally, split_problems, tally
-from dptrain.data.manifest import SPLITS, Manifest, read_manifest
+from dptrain.data.manifest import Manifest, read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.errors import DataError
 from dptrain.system.text import shown
@@ -43,7 +43,7 @@ def verify(folder: Path) -> Verification:
         result.problems.append(str(error))
         return result
     result.manifest_sha256 = manifest.sha256
-    for split in SPLITS:
+    for split in manifest.split_names:
         histogram = np.zeros((manifest.image_shape[0], 256), np.int64)
         tallies: list[Tally] = []  # without the images: those of one shard are in memory at a time
         for shard in range(manifest.shard_count):
@@ -76,8 +76,9 @@ def info(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"folder": str(folder), **json.loads(manifest.to_json())}
     del facts["splits"], facts["format"], facts["version"]
     facts["command"] = list(manifest.command)
+    facts["preparation"] = None if manifest.preparation is None else asdict(manifest.preparation)
     facts["shards"] = manifest.shard_count
-    facts["samples"] = {split: manifest.samples(split) for split in SPLITS}
-    facts["bytes"] = sum(entry.bytes for split in SPLITS for entry in manifest.splits[split])
+    facts["samples"] = {split: manifest.samples(split) for split in manifest.split_names}
+    facts["bytes"] = sum(entry.bytes for split in manifest.split_names for entry in manifest.splits[split])
     facts["manifest_sha256"] = manifest.sha256
     return facts

@@ -10,7 +10,7 @@ from typing import Any
 
 from dptrain.checkpoint.format import HEADER, MAGIC, USER_BLOCK
 from dptrain.checkpoint.migrate import MAGIC_1, header_1
-from dptrain.data.manifest import MANIFEST, SPLITS
+from dptrain.data.manifest import MANIFEST, REQUIRED
 
 NUMBERS = (0, 1, -1, 2, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**63, 2**64, 10**30, -(2**63), 0.5, -0.0)
 OTHERS: tuple[Any, ...] = (
@@ -127,7 +127,7 @@ def forge_data_set(folder: Path, random_: random.Random) -> None:
     raw = json.loads((folder / MANIFEST).read_text())
     kind = random_.randrange(4)
     if kind < (3 if raw["version"] == 1 else 1):
-        entry = random_.choice(raw["splits"][random_.choice(SPLITS)])
+        entry = random_.choice(raw["splits"][random_.choice(REQUIRED)])
         content = forged_bytes((folder / entry["file"]).read_bytes(), random_)
         (folder / entry["file"]).write_bytes(content)
         entry |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

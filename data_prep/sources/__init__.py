@@ -10,6 +10,7 @@ MODULES = (
     "cifar10",
     "cifar100",
     "idx",
+    "images",
     "npz",
     "shapes",
 )

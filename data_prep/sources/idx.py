@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ def read_idx(folder: Path, out: Path, classes: str | None = None) -> ImageData:
     """Both splits, stored on the disk of `out`; DataError for files that are missing, damaged or do not fit."""
     try:
         name, paths = _find(folder)
-        splits = {}
+        splits: dict[str, Any] = {}
         for split in ("train", "test"):
             images = _read_images(paths[split, "images"], out)
             splits[split] = LabelledImages(images, _read_labels(paths[split, "labels"], len(images)))

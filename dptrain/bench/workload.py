@@ -7,7 +7,7 @@ import numpy as np
 from dptrain.checkpoint.state import TrainingState
 from dptrain.config.train import TrainConfig
 from dptrain.data.loading import LocalShards
-from dptrain.data.manifest import SPLITS, Manifest, Provenance, ShardEntry
+from dptrain.data.manifest import REQUIRED, Manifest, Provenance, ShardEntry
 from dptrain.data.shard import Samples
 from dptrain.errors import UsageError
 from dptrain.parallel.communicator import Communicator, together
@@ -42,7 +42,7 @@ def random_data(
 ) -> tuple[Manifest, LocalShards]:
     """A data set of random images, `samples` in each shard, and this rank's training shards."""
     names, mean, std = tuple(map(str, range(classes))), (0.5,) * shape[0], (0.29,) * shape[0]
-    splits = dict.fromkeys(SPLITS, (ShardEntry("", 0, samples, ""),) * shards)
+    splits = dict.fromkeys(REQUIRED, (ShardEntry("", 0, samples, ""),) * shards)
     manifest = Manifest("random", names, shape, mean, std, 0, Provenance("random"), splits)
     numbers = Placement(shards, communicator.size).shards_of(communicator.rank)
     return manifest, LocalShards({shard: random_samples(shape, classes, shard, samples) for shard in numbers}, {})

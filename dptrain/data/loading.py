@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import SPLITS, Manifest
+from dptrain.data.manifest import REQUIRED, Manifest
 from dptrain.data.shard import Samples, read_shard
 from dptrain.system.text import shown
 
@@ -31,7 +31,7 @@ def load_shards(
     manifest: Manifest,
     shards: Iterable[int],
     threads: int,
-    splits: Sequence[str] = SPLITS,
+    splits: Sequence[str] = REQUIRED,
     loaded: LocalShards = NOTHING_LOADED,
     progress: Callable[[], None] = lambda: None,
 ) -> LocalShards:
@@ -51,7 +51,7 @@ def load_shards(
 
     with ThreadPoolExecutor(threads) as pool:
         found = dict(zip(wanted, pool.map(load, wanted), strict=True))
-    return LocalShards(*({shard: one for (name, shard), one in found.items() if name == split} for split in SPLITS))
+    return LocalShards(*({shard: one for (name, shard), one in found.items() if name == split} for split in REQUIRED))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
-"""The data set format, version 2, and its manifest.json.
+"""The data set format, version 3, and its manifest.json.
 
 A data set is a folder:
 
     manifest.json             written last: a folder without it is not a data set
     train-000-of-008.h5 ...   the training split in S shards
     test-000-of-008.h5 ...    the test split in S shards
+    validation-000-of-008.h5  the same for the validation split, which not every data set has
 
 For each shard (see dptrain.data.shard) the manifest has its size and SHA-256, the offsets of its arrays in the file,
-and a SHA-256 of their contents alone. Version 1, without offsets and that second hash, is still read.
+and a SHA-256 of their contents alone. Version 2, without a validation split and a preparation, and version 1, also
+without offsets and that second hash, are still read.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ from dptrain.system.paths import dangling
 from dptrain.system.text import shown
 
 FORMAT = "dptrain-dataset"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "validation")
+REQUIRED = SPLITS[:2]
 LARGEST_IMAGE = 1 << 30  # bytes
 METADATA = 1 << 16  # most bytes of a shard besides its arrays
 LONGEST_NAME = 200  # characters
@@ -77,12 +80,29 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Preparation:
+    """How image files became images of one size.
+
+    `decoder` is the program that decoded them, with its version, and `fit` how another aspect ratio was handled: crop,
+    squash or pad. `broken` files were left out. The others had this number of different `sizes`, and `smallest` and
+    `largest` (height, width) are the first and the last of them in order.
+    """
+
+    decoder: str
+    fit: str
+    broken: Annotated[int, Bounds(0, LARGEST_IMAGE)]
+    sizes: Annotated[int, Bounds(1, LARGEST_IMAGE)]
+    smallest: tuple[Extent, Extent]
+    largest: tuple[Extent, Extent]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contents of manifest.json.
 
     `mean` and `std` of each channel are over all training pixels, scaled to 0..1. Shard s of a split is
     `splits[split][s]`. `command` has the arguments of the `dptrain data-prep` that packed the set, without the folder,
-    --shards and --force; it is empty if a program packed it.
+    --shards and --force; it is empty if a program packed it. `preparation` is that of image files.
     """
 
     name: str
@@ -95,6 +115,12 @@ class Manifest:
     splits: dict[str, tuple[ShardEntry, ...]]
     version: Annotated[int, Bounds(1, VERSION)] = VERSION
     command: tuple[str, ...] = ()
+    preparation: Preparation | None = None
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that the data set has, in the order of SPLITS."""
+        return tuple(split for split in SPLITS if split in self.splits)
 
     @property
     def shard_count(self) -> int:
@@ -109,6 +135,8 @@ class Manifest:
         raw = {"format": FORMAT, "version": self.version, **asdict(self)}
         if not self.command:
             del raw["command"]
+        if self.preparation is None:
+            del raw["preparation"]
         for entry in (entry for entries in raw["splits"].values() for entry in entries if self.version == 1):
             del entry["contents_sha256"], entry["offsets"]
         return json.dumps(raw, indent=1) + "\n"
@@ -122,7 +150,7 @@ class Manifest:
         if self.version == 1:
             return hashlib.sha256(self.to_json().encode()).hexdigest()
         facts = asdict(self)
-        del facts["version"], facts["command"]
+        del facts["version"], facts["command"], facts["preparation"]
         for split, entries in self.splits.items():
             facts["splits"][split] = [(entry.samples, entry.contents_sha256) for entry in entries]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -187,8 +215,9 @@ def _check(manifest: Manifest) -> None:
     """ValueError or DataError unless the parts of a manifest are consistent."""
     check_names(manifest.name, manifest.classes)
     check_images(manifest.image_shape, manifest.mean, manifest.std)
-    if set(manifest.splits) != set(SPLITS):
-        raise ValueError(f"the keys of splits are {shown(', '.join(manifest.splits), 80)}; expected train, test")
+    if not set(REQUIRED) <= set(manifest.splits) <= set(SPLITS):
+        found = shown(", ".join(manifest.splits), 80)
+        raise ValueError(f"the keys of splits are {found}; expected train, test and perhaps validation")
     shards = manifest.shard_count
     for split, entries in manifest.splits.items():
         names = [shard_name(split, shard, shards) for shard in range(shards)]
@@ -203,7 +232,9 @@ def _check(manifest: Manifest) -> None:
         for entry in entries:
             old = manifest.version == 1
             if (entry.offsets is None) != old or (entry.contents_sha256 is None) != old:
-                raise ValueError(f"{entry.file}: offsets and contents_sha256 belong to version 2, and to it only")
+                raise ValueError(
+                    f"{entry.file}: offsets and contents_sha256 belong to version 2 and later, and to these only"
+                )
             needed = entry.samples * (math.prod(manifest.image_shape) + 16)
             if not old and entry.bytes > needed + METADATA:
                 raise ValueError(f"{entry.file}: {entry.bytes:,} bytes, {entry.samples:,} samples need {needed:,}")

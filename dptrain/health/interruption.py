@@ -97,10 +97,3 @@ class SignalInterruption(Interruption):
         self._thread.join()
         os.close(self._reading)
         os.close(self._writing)
-
-
-def leave_signals_to_parent() -> None:
-    """For a forked worker: a terminal or a scheduler signals all processes of a job; the parent handles the signal."""
-    signal.set_wakeup_fd(-1)
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)

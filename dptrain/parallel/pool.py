@@ -9,7 +9,6 @@ networks does not survive a fork, there are threads instead.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import multiprocessing
 import os
@@ -33,11 +32,10 @@ import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace, out_of_memory
 from dptrain.errors import WorkerLostError
-from dptrain.health.interruption import leave_signals_to_parent
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
 from dptrain.system.cgroups import ROOT, cpu_limits
-from dptrain.system.signals import delayed_signals
+from dptrain.system.signals import delayed_signals, end_with_parent, leave_signals_to_parent
 
 Result = TypeVar("Result")
 
@@ -49,8 +47,6 @@ SWITCH_INTERVAL = 20e-6
 # Seconds to poll for a message before sleeping. Between two calls of a training step pass some 200 us, and waking a
 # process that sleeps takes 50 to 100 us more.
 PATIENCE = 1e-3
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 FORK = multiprocessing.get_context("fork")
 Answer = tuple[list[Any], BaseException | None]  # the results of a block of shards up to the first error, and the error
@@ -240,8 +236,8 @@ def _serve(
 ) -> None:
     """The main function of a worker: compute what the parent sends, until the pipe is closed."""
     leave_signals_to_parent()
-    if in_main_thread:  # the kernel kills this process when the thread that forked it ends
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if in_main_thread:
+        end_with_parent()
     for other in inherited:
         other.close()  # else the other workers would not notice the parent's death
     workspace = Workspace()

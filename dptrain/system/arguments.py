@@ -75,6 +75,17 @@ def whole(least: int = 1) -> Callable[[str], int]:
     return convert
 
 
+def share(text: str) -> float:
+    """The type of an argument that is a number above 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"found {shown(repr(text), 100)}, expected a number above 0 and below 1")
+    return value
+
+
 @argument
 def path_argument(text: str) -> Path:
     """The type of an argument that is a path; `~` is expanded."""

@@ -7,6 +7,7 @@ for number in handled(): signal.signal(number, handler)
 from __future__ import annotations
 
 import atexit
+import ctypes
 import signal
 import threading
 import time
@@ -23,6 +24,8 @@ ENDING = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals
 # Seconds in which further signals belong to the request of the first. `timeout` and some MPIs signal a process and then
 # its group; Slurm sends SIGTERM to every process while the batch script's trap sends SIGUSR1.
 SAME_REQUEST = 2.0
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def _in_main_thread() -> bool:
@@ -92,6 +95,18 @@ def delayed_signals() -> Iterator[None]:
                 handler(number, None)  # not raised again: the wakeup descriptor has received it already
             elif number in arrived:
                 signal.raise_signal(number)
+
+
+def leave_signals_to_parent() -> None:
+    """For a forked worker: a terminal or a scheduler signals all processes of a job; the parent handles the signal."""
+    signal.set_wakeup_fd(-1)
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """For a forked worker: the kernel kills this process when the thread that has forked it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def ignore_at_exit() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from dptrain.errors import ModelError, UsageError
 from dptrain.system.tracebacks import last_line, place, user_traceback
 
-NEEDED = {"dptrain", "numpy", "h5py", "mpi4py", "threadpoolctl", "rich", "pooch", "tomli_w"}
+NEEDED = {"dptrain", "numpy", "h5py", "mpi4py", "threadpoolctl", "rich", "pooch", "tomli_w", "PIL"}
 NOT_FROM_THE_FOLDER = NEEDED | sys.stdlib_module_names
 INSTALLED = {"site-packages", "dist-packages"}  # below the folder, if that is a home folder with an environment
 

@@ -12,7 +12,7 @@ from dptrain.config.files import to_toml
 from dptrain.config.train import ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
-from dptrain.data.manifest import SPLITS, Manifest, read_manifest
+from dptrain.data.manifest import REQUIRED, Manifest, read_manifest
 from dptrain.data.transforms import check_transforms, check_views, make_transforms
 from dptrain.errors import DataError, UsageError
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
@@ -160,7 +160,7 @@ def open_task(
     config: TrainConfig,
     communicator: Communicator,
     check: Callable[[Manifest], None],
-    splits: Sequence[str] = SPLITS,
+    splits: Sequence[str] = REQUIRED,
     loaded: LocalShards = NOTHING_LOADED,
     architecture: Architecture | None = None,
     l2_kib: int = 0,

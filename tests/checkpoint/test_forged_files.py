@@ -29,7 +29,7 @@ MEMORY = 256  # MiB that a read may add; the files are of a few KiB
 READER = """
 import json, resource, sys, time
 from pathlib import Path
-from dptrain.data.manifest import SPLITS, read_manifest
+from dptrain.data.manifest import REQUIRED, read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.data.loading import split_problems, tally
 from dptrain.errors import DptrainError
@@ -44,7 +44,7 @@ def read(path):
         return
     manifest = read_manifest(path)
     manifest.sha256
-    for split in SPLITS:
+    for split in REQUIRED:
         shards = [read_shard(path, manifest, split, shard) for shard in range(manifest.shard_count)]
         split_problems(manifest, split, [tally(one, manifest) for one in shards])
 

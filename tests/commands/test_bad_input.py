@@ -50,7 +50,7 @@ def swap(folder: Path) -> None:
 
 def manifest_of_another_version(folder: Path) -> None:
     path = folder / "manifest.json"
-    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    path.write_text(path.read_text().replace('"version": 3', '"version": 4'))
 
 
 def manifest_cut_short(folder: Path) -> None:
@@ -67,7 +67,7 @@ DAMAGES = {
     "altered": (alter, ["train-001-of-004.h5: ", "SHA-256", "altered"]),
     "truncated": (truncate, ["train-001-of-004.h5", "SHA-256", "cut short"]),
     "swapped": (swap, ["train-001-of-004.h5", "SHA-256"]),
-    "other version": (manifest_of_another_version, ["manifest.json", "version 3, this program reads versions 1 to 2"]),
+    "other version": (manifest_of_another_version, ["manifest.json", "version 4, this program reads versions 1 to 3"]),
     "manifest cut short": (manifest_cut_short, ["manifest.json", "cannot be read as JSON"]),
     "no manifest": (no_manifest, ["not a data set", "give the folder of a packed data set"]),
 }

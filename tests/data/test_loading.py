@@ -10,7 +10,7 @@ from data_sets import image_data
 
 from data_prep.pack import pack
 from dptrain.data.loading import load_shards
-from dptrain.data.manifest import SPLITS, Manifest
+from dptrain.data.manifest import REQUIRED, Manifest
 from dptrain.data.shard import Samples
 from dptrain.errors import DataError
 
@@ -65,7 +65,7 @@ def test_only_the_requested_splits_are_read(data_set: tuple[Path, Manifest]) -> 
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", REQUIRED)
 def test_shard_with_one_flipped_bit_is_reported(data_set: tuple[Path, Manifest], split: str, threads: int) -> None:
     folder, manifest = data_set
     path = folder / manifest.splits[split][2].file

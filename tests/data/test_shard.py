@@ -44,7 +44,7 @@ def test_any_hdf5_reader_finds_the_same_samples(folder: Path) -> None:
             assert np.array_equal(file[name][()], getattr(samples, name))
             assert file[name].dtype == getattr(samples, name).dtype
         attributes = {name: value.decode() if isinstance(value, bytes) else value for name, value in file.attrs.items()}
-    assert attributes == {"format": "dptrain-dataset", "version": 2, "split": "train", "shard": 0, "shards": 2}
+    assert attributes == {"format": "dptrain-dataset", "version": 3, "split": "train", "shard": 0, "shards": 2}
 
 
 @pytest.mark.parametrize("bit", range(0, 8, 3))

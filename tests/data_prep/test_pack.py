@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from data_prep import pack as pack_module
 from data_prep import staging
-from data_prep.pack import LabelledImages, channel_statistics, deal, pack, pixel_histogram, shuffled
-from dptrain.data.manifest import SPLITS, Manifest, read_manifest
+from data_prep.draw import deal, shuffled
+from data_prep.pack import LabelledImages, channel_statistics, pack, pixel_histogram
+from dptrain.data.manifest import REQUIRED, Manifest, read_manifest
 from dptrain.data.shard import Samples, read_shard
 from dptrain.errors import DataError, UsageError
 from dptrain.system.signals import delayed_signals
@@ -39,7 +40,7 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", REQUIRED)
 def test_every_sample_is_in_exactly_one_shard_with_its_image_and_label(split: str, tmp_path: Path) -> None:
     data = image_data()
     pack(tmp_path / "set", data, shards=4)

@@ -15,7 +15,7 @@ from data_sets import folder_bytes, image_data, run_data_prep
 
 from data_prep import staging
 from data_prep.pack import pack
-from dptrain.data.manifest import SPLITS, read_manifest
+from dptrain.data.manifest import REQUIRED, read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.errors import DataError, UsageError
 from dptrain.system.paths import typed_path
@@ -27,7 +27,7 @@ OLD, NEW = image_data(), image_data(seed=1)
 def assert_whole(out: Path) -> str:
     """Every shard of the data set can be read, and there are no other files. Returns the SHA-256 of the data set."""
     manifest = read_manifest(out)
-    for split in SPLITS:
+    for split in REQUIRED:
         for shard in range(manifest.shard_count):
             read_shard(out, manifest, split, shard)
     assert len(list(out.iterdir())) == 1 + 2 * manifest.shard_count

@@ -17,7 +17,7 @@ from training_runs import configuration, packed, run, session_and_state
 
 from data_prep.pack import ImageData, LabelledImages, pack
 from dptrain.checkpoint.format import checkpoint_bytes, read_checkpoint
-from dptrain.data.manifest import SPLITS, read_manifest
+from dptrain.data.manifest import REQUIRED, read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.errors import CheckpointError, DataError, ModelError, UsageError
 from dptrain.parallel.communicator import Communicator
@@ -83,7 +83,7 @@ def repacked_beside_darker_images(data: Path, out: Path, classes: tuple[str, ...
     """The same test images in a data set of other, darker training images."""
     manifest = read_manifest(data)
     splits = {}
-    for split in SPLITS:
+    for split in REQUIRED:
         parts = [read_shard(data, manifest, split, shard) for shard in range(manifest.shard_count)]
         images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
         splits[split] = LabelledImages(images // 3 if split == "train" else images, labels)

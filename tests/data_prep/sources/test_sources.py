@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def read(options: argparse.Namespace) -> ImageData:
     rows = np.tile(np.array([0, 255], np.uint8), (options.size, options.size // 2))
     images = np.stack([rows.T, rows] * 10)[..., None]
-    split = LabelledImages(images, np.arange(20) % 2)
-    return ImageData("stripes", ["horizontal", "vertical"], split, split, layout="channels_last")
+    train, test = (LabelledImages(one, np.arange(20) % 2) for one in (images, 255 - images))
+    return ImageData("stripes", ["horizontal", "vertical"], train, test, layout="channels_last")
 
 
 SOURCE = ImageSource("stripes", "pack stripes of two directions", add_arguments, read)
@@ -93,7 +93,7 @@ def test_a_path_in_the_place_of_a_source_is_refused_with_the_reason(
     assert capsys.readouterr().err == f"data_prep: error: {message}\n"
 
 
-@pytest.mark.parametrize("options", [[], ["--seed", "5"], ["--limit=33"]])
+@pytest.mark.parametrize("options", [[], ["--seed", "5"], ["--limit", "33"], ["--validation-fraction", "0.2"]])
 def test_the_command_to_pack_again_packs_the_same_images(options: list[str], tmp_path: Path) -> None:
     """Found in the field: the advice was a command that does not exist for data packed by another program."""
     folder = tmp_path / "my set"

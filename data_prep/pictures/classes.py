@@ -1,0 +1,111 @@
+"""Classes and splits of pictures by the names of their folders.
+
+    cats/one.jpg, dogs/two.png                                  a folder for each class
+    train/cats/one.jpg, test/cats/two.jpg, val/dogs/three.png   the same in a folder for each split
+
+One folder around all of these, as archives often have, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from dptrain.data.manifest import LONGEST_NAME
+from dptrain.errors import DataError
+from dptrain.system.text import shown
+
+from .containers import Container
+from .decode import SUFFIXES, is_picture
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+}
+
+
+class Picture(NamedTuple):
+    """A picture's number in its container, its name, its class, and its split ("" if it is not given)."""
+
+    number: int
+    name: str
+    label: str
+    split: str
+
+
+def find_pictures(container: Container) -> tuple[list[Picture], list[str]]:
+    """The pictures in folders of classes, in the order of their names, and notes for the user.
+
+    DataError if there are none, or if a folder of a class is empty.
+    """
+    numbers = [number for number, name in enumerate(container.files) if is_picture(name)]
+    top = _common_folders([container.files[number] for number in numbers])
+    below = {number: container.files[number].split("/")[top:] for number in numbers}
+    splits = any(parts[0].lower() in SPLIT_FOLDERS for parts in below.values() if len(parts) > 1)
+    pictures, loose = [], []
+    for number, parts in below.items():
+        name = container.files[number]
+        split = SPLIT_FOLDERS.get(parts[0].lower(), "") if splits else ""
+        if len(parts) < 2 + splits:
+            loose.append(name)
+        elif splits and not split:
+            raise DataError(
+                f"{shown(name)} is not in the folder of a split; beside others, the folders may be {_listed()}"
+            )
+        else:
+            pictures.append(Picture(number, name, parts[splits], split))
+    if not pictures:
+        raise DataError(
+            "no folder with pictures: expected a folder for each class, such as cats/one.jpg and dogs/two.png, with "
+            f"files of {', '.join(SUFFIXES)}; pictures in one folder can be packed with a table: see the source csv"
+        )
+    _check_no_folder_is_empty(container, pictures, top + splits)
+    return pictures, _notes(len(container.files) - len(numbers), loose)
+
+
+def class_names(labels: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The different labels in order, and the names of these classes: by number if all are numbers, else by letters."""
+    found = set(labels)
+    numeric = all(label.isascii() and label.isdecimal() for label in found)
+    ordered = sorted(found, key=(lambda label: (int(label), label)) if numeric else None)
+    return ordered, [shown(label, LONGEST_NAME).strip() for label in ordered]
+
+
+def _common_folders(names: Sequence[str]) -> int:
+    """The number of folders around all class folders."""
+    count = 0
+    parts = [name.split("/") for name in names]
+    while parts and all(
+        len(one) >= count + 3 and one[count] == parts[0][count] and one[count].lower() not in SPLIT_FOLDERS
+        for one in parts
+    ):
+        count += 1
+    return count
+
+
+def _check_no_folder_is_empty(container: Container, pictures: Sequence[Picture], depth: int) -> None:
+    """DataError for the folder of a class, at this depth, without a picture."""
+    used = {tuple(picture.name.split("/")[: depth + 1]) for picture in pictures}
+    around = {parts[:depth] for parts in used}
+    for folder in container.folders:
+        parts = tuple(folder.split("/"))
+        if len(parts) == depth + 1 and parts[:depth] in around and parts not in used:
+            raise DataError(f"{shown(folder)}: the folder of this class has no pictures; remove it, or add some")
+
+
+def _notes(others: int, loose: Sequence[str]) -> list[str]:
+    notes = []
+    if others:
+        notes.append(f"{others:,} other files are left out: pictures are files of {', '.join(SUFFIXES)}")
+    if loose:
+        notes.append(f"{len(loose):,} pictures are left out, which are in no folder of a class: {shown(loose[0], 200)}")
+    return notes
+
+
+def _listed() -> str:
+    return ", ".join(SPLIT_FOLDERS)

@@ -1,0 +1,106 @@
+"""One picture: from the bytes of an image file to pixels of a given size.
+
+The rules, in this order:
+
+- The format is PNG, JPEG, WebP or GIF, whatever the file is called. Of several frames, the first one is taken.
+- A picture of more than MOST_PIXELS pixels is refused before it is decoded.
+- The orientation in the EXIF data is applied.
+- 16-bit grey values keep their upper 8 bits; Pillow does the same with 16-bit colours.
+- Transparent pixels are laid over white.
+- Other modes (black and white, grey, palette, CMYK) are converted by Pillow to RGB or grey, without colour profiles.
+- The size is changed with Pillow's bicubic filter. A JPEG file of at least four times the size is first decoded at a
+  half, a quarter or an eighth of its size, as by Pillow's `thumbnail`.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dptrain.errors import DataError
+from dptrain.system.text import shown
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+MOST_PIXELS = 89_478_485  # as in Pillow's own check: 256 MiB for RGB
+DECODER = f"Pillow {PIL.__version__}"
+
+Fit = Literal["crop", "squash", "pad"]
+FITS: tuple[Fit, ...] = get_args(Fit)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What pictures are made into: C is 3 (RGB) or 1 (grey); `fit` states how another aspect ratio becomes H x W.
+
+    "crop" scales the picture until it covers the size, and cuts off what is beyond the centre; "squash" scales each
+    side alone; "pad" scales the picture until it fits into the size, and fills the rest with black.
+    """
+
+    image_shape: tuple[int, int, int]
+    fit: Fit = "crop"
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file has the name of a picture that can be read."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def decode(content: bytes, form: Form) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The pixels (C, H, W) of an image file, and the size (height, width) of the picture in the file.
+
+    DataError, without a name, if it cannot be decoded.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on damaged metadata, and on sizes that are checked here
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                size = image.height, image.width
+                if image.height * image.width > MOST_PIXELS:
+                    raise DataError(f"{size[0]:,} x {size[1]:,} pixels, expected at most {MOST_PIXELS:,} in all")
+                twice = 2 * max(form.image_shape[1:])
+                image.draft(None, (twice, twice))  # only JPEG files have this
+                ImageOps.exif_transpose(image, in_place=True)
+                fitted = _fitted(_converted(image, "RGB" if form.image_shape[0] == 3 else "L"), form)
+    except DataError:
+        raise
+    except UnidentifiedImageError:
+        raise DataError("not a PNG, JPEG, WebP or GIF file" if content else "the file is empty") from None
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = shown(str(error) or type(error).__name__, 200)
+        raise DataError(f"damaged or truncated: {reason}") from error
+    pixels = np.asarray(fitted)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)), size
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """The picture as RGB or L (grey)."""
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >= 1 << 16:
+            raise DataError(f"grey values from {values.min()} to {values.max()}, expected at most 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    elif image.mode in ("F", "LAB"):
+        raise DataError(f"pixels are of Pillow's mode {image.mode}, which is not read; save it as RGB")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _fitted(image: Image.Image, form: Form) -> Image.Image:
+    """The picture with the form's height and width."""
+    height, width = form.image_shape[1:]
+    if image.size == (width, height):
+        return image
+    if form.fit == "squash":
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    change = ImageOps.fit if form.fit == "crop" else ImageOps.pad
+    return change(image, (width, height), Image.Resampling.BICUBIC)

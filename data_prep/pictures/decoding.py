@@ -1,0 +1,146 @@
+"""Decodes pictures on several processes, and stores their pixels on the disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dptrain.errors import DataError
+from dptrain.system.files import read_bytes
+from dptrain.system.signals import end_with_parent, leave_signals_to_parent
+from dptrain.system.text import shown
+
+from ..spool import Spool
+from .containers import LARGEST_FILE
+from .decode import Form, decode
+
+AT_ONCE = 32  # pictures that a process decodes before it answers
+WAITING = 3  # groups of pictures a process, read and not yet decoded
+
+Group = list[tuple[int, bytes | str]]  # numbers and contents, or paths
+Outcome = tuple[int, tuple[int, int] | str]  # a number, and the size of the picture in its file, or why it is broken
+
+
+@dataclass
+class Decoded:
+    """The pixels of all pictures by number, the sizes (height, width) in the files, and why some are broken."""
+
+    spool: Spool
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    broken: dict[int, str] = field(default_factory=dict)
+
+
+def decode_all(
+    contents: Iterable[tuple[int, bytes | str]], count: int, form: Form, out: Path, processes: int
+) -> Decoded:
+    """Decode pictures with numbers below `count`, of which each has its content or its path.
+
+    They are stored on the disk of the data set `out`. Broken pictures are reported in the result. DataError if they
+    cannot be stored, or when a process ends, for example without memory.
+    """
+    spool = Spool(out, form.image_shape)
+    spool.allocate(count)
+    decoded = Decoded(spool)
+    for number, outcome in _progress(_outcomes(_grouped(contents), spool, form, processes), count):
+        if isinstance(outcome, str):
+            decoded.broken[number] = outcome
+        else:
+            decoded.sizes[outcome] += 1
+    return decoded
+
+
+def _grouped(contents: Iterable[tuple[int, bytes | str]]) -> Iterator[Group]:
+    group: Group = []
+    for one in contents:
+        group.append(one)
+        if len(group) == AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _outcomes(groups: Iterator[Group], spool: Spool, form: Form, processes: int) -> Iterator[Outcome]:
+    if processes == 1:
+        for group in groups:
+            yield from _decode_group(group, spool, form)
+        return
+    context = multiprocessing.get_context("fork")  # the spool's file has no name: only a forked process can have it
+    with ProcessPoolExecutor(processes, context, _begin, (spool, form)) as pool:
+        waiting: deque[tuple[Group, Future[list[Outcome]]]] = deque()
+        try:
+            for group in groups:
+                waiting.append((group, pool.submit(_decode_in_worker, group)))
+                if len(waiting) >= WAITING * processes:
+                    yield from _result(*waiting.popleft())
+            while waiting:
+                yield from _result(*waiting.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(group: Group, future: Future[list[Outcome]]) -> list[Outcome]:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        paths = [content for _, content in group if isinstance(content, str)]
+        where = f" at a picture from {shown(paths[0], 300)} on" if paths else ""
+        raise DataError(
+            f"a process that decodes pictures was killed{where}; if there was too little memory, use fewer --processes"
+        ) from None
+
+
+def _decode_group(group: Group, spool: Spool, form: Form) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    for number, content in group:
+        try:
+            file = read_bytes(Path(content), LARGEST_FILE) if isinstance(content, str) else content
+            pixels, size = decode(file, form)
+        except OSError as error:
+            outcomes.append((number, f"cannot be read: {error.strerror}"))
+            continue
+        except DataError as error:
+            outcomes.append((number, str(error)))
+            continue
+        spool[number] = pixels
+        outcomes.append((number, size))
+    return outcomes
+
+
+_worker: tuple[Spool, Form] | None = None  # what a forked process works with
+
+
+def _begin(spool: Spool, form: Form) -> None:
+    global _worker
+    leave_signals_to_parent()
+    end_with_parent()
+    _worker = spool, form
+
+
+def _decode_in_worker(group: Group) -> list[Outcome]:
+    assert _worker is not None
+    return _decode_group(group, *_worker)
+
+
+def _progress(outcomes: Iterator[Outcome], count: int) -> Iterator[Outcome]:
+    """The same outcomes, with a bar on a terminal."""
+    if not sys.stderr.isatty():
+        yield from outcomes
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("decoding pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    # Without a thread that draws: processes are forked meanwhile.
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
+        task = progress.add_task("", total=count)
+        for number, outcome in enumerate(outcomes):
+            yield outcome
+            if number % AT_ONCE == 0:
+                progress.update(task, completed=number + 1, refresh=True)

@@ -1,0 +1,169 @@
+"""From pictures with classes to the splits that are packed: options, broken pictures, and the test split."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from dptrain.data.manifest import SPLITS, Preparation, Provenance
+from dptrain.errors import DataError, UsageError
+from dptrain.system.arguments import share, whole
+from dptrain.system.text import shown
+
+from .. import report
+from ..draw import split_off
+from ..images import ImageData, LabelledImages
+from ..spool import SpooledRows
+from .classes import Picture, class_names
+from .containers import Container
+from .decode import DECODER, FITS, Form
+from .decoding import Decoded, decode_all
+
+SIZE = [32, 32]
+TEST_FRACTION = 0.2
+SHOWN = 10  # broken pictures that are listed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every source that decodes pictures."""
+    height, width = SIZE
+    parser.add_argument(
+        "--size",
+        type=whole(),
+        nargs=2,
+        default=SIZE,
+        metavar=("H", "W"),
+        help=f"height and width of the packed images (default: {height} {width})",
+    )
+    parser.add_argument(
+        "--fit",
+        choices=FITS,
+        default=FITS[0],
+        help="for another aspect ratio: crop the centre, squash, or pad with black (default: crop)",
+    )
+    parser.add_argument("--grey", action="store_true", help="pack grey images instead of RGB")
+    parser.add_argument(
+        "--test-fraction",
+        type=share,
+        metavar="F",
+        help=f"without a test split: this share of each class becomes the test split (default: {TEST_FRACTION})",
+    )
+    parser.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be decoded")
+    parser.add_argument(
+        "--processes", type=whole(), metavar="N", help="processes that decode pictures (default: one for each core)"
+    )
+
+
+def read_pictures(
+    name: str,
+    source: Provenance,
+    container: Container,
+    pictures: Sequence[Picture],
+    options: argparse.Namespace,
+    classes: Sequence[str] = (),
+) -> ImageData:
+    """Decode pictures; the order of samples is that of `pictures`. `classes` gives the order of the classes.
+
+    DataError for a broken picture, with the names of all, unless they are to be skipped.
+    """
+    splits = _splits(pictures, options.test_fraction)
+    labels, names = class_names(picture.label for picture in pictures)
+    if classes:
+        labels = names = _ordered(classes, labels)
+    height, width = options.size
+    form = Form((1 if options.grey else 3, height, width), options.fit)
+    processes = options.processes or len(os.sched_getaffinity(0))
+    numbers = [picture.number for picture in pictures]
+    decoded = decode_all(container.contents(numbers), len(container.files), form, options.folder, processes)
+    _report_broken(decoded, container.files, len(pictures), skip=options.skip_broken)
+    _report_sizes(decoded, options.size)
+    kept = [picture for picture in pictures if picture.number not in decoded.broken]
+    parts = _parts(kept, splits, labels, decoded, options)
+    preparation = Preparation(
+        decoder=DECODER,
+        fit=form.fit,
+        broken=len(decoded.broken),
+        sizes=len(decoded.sizes),
+        smallest=min(decoded.sizes),
+        largest=max(decoded.sizes),
+    )
+    return ImageData(name, names, **parts, source=source, layout="channels_first", preparation=preparation)
+
+
+def _splits(pictures: Sequence[Picture], test_fraction: float | None) -> dict[str, str]:
+    """The split that each split of the pictures becomes; the test split is missing if it is to be split off."""
+    found = {picture.split for picture in pictures}
+    if found == {""}:
+        return {"": "train"}
+    if "train" not in found:
+        raise DataError("there are no pictures of the split train")
+    if "test" in found and test_fraction is not None:
+        raise UsageError("--test-fraction: there is a test split already")
+    if "validation" in found and "test" not in found and test_fraction is None:
+        report("note: without a split test, the validation pictures are the test split; or give --test-fraction")
+        return {"train": "train", "validation": "test"}
+    return {split: split for split in found}
+
+
+def _ordered(classes: Sequence[str], labels: Sequence[str]) -> list[str]:
+    if missing := sorted(set(labels) - set(classes)):
+        raise DataError(f"--classes lacks {shown(', '.join(missing), 300)}, of which there are pictures")
+    return list(classes)
+
+
+def _parts(
+    pictures: Sequence[Picture],
+    splits: dict[str, str],
+    labels: Sequence[str],
+    decoded: Decoded,
+    options: argparse.Namespace,
+) -> dict[str, LabelledImages]:
+    """The splits by name."""
+    number_of = {label: number for number, label in enumerate(labels)}
+    rows: dict[str, list[int]] = {}
+    for place, picture in enumerate(pictures):
+        rows.setdefault(splits[picture.split], []).append(place)
+    if not rows.get("train"):
+        raise DataError("no picture of the training split can be decoded")
+    classes = np.array([number_of[picture.label] for picture in pictures], np.int64)
+    numbers = np.array([picture.number for picture in pictures], np.intp)
+    chosen = {split: np.array(places, np.intp) for split, places in rows.items()}
+    if "test" not in chosen:
+        fraction = TEST_FRACTION if options.test_fraction is None else options.test_fraction
+        apart = split_off(classes[chosen["train"]], fraction, options.seed, SPLITS.index("test"))
+        chosen["train"], chosen["test"] = chosen["train"][~apart], chosen["train"][apart]
+        report(f"note: {apart.sum():,} of {apart.size:,} pictures, drawn from each class, are the test split")
+    return {
+        split: LabelledImages(
+            SpooledRows(decoded.spool, numbers[places]),
+            classes[places],
+            [pictures[place].name for place in places.tolist()],
+        )
+        for split, places in chosen.items()
+    }
+
+
+def _report_broken(decoded: Decoded, names: Sequence[str], count: int, *, skip: bool) -> None:
+    """List broken pictures; DataError for them unless they are skipped, and if there are no others."""
+    broken = sorted(decoded.broken.items())
+    for number, why in broken[:SHOWN]:
+        report(f"broken: {shown(names[number], 500)}: {why}")
+    if len(broken) > SHOWN:
+        report(f"broken: and {len(broken) - SHOWN:,} more")
+    if len(broken) == count:
+        raise DataError(f"none of the {count:,} pictures can be decoded")
+    if broken and not skip:
+        raise DataError(
+            f"{len(broken):,} of {count:,} pictures are broken; repair or remove them, or leave them out by "
+            "--skip-broken"
+        )
+    if broken:
+        report(f"note: {len(broken):,} of {count:,} pictures are broken and left out")
+
+
+def _report_sizes(decoded: Decoded, size: Sequence[int]) -> None:
+    if len(decoded.sizes) == 1 and (found := next(iter(decoded.sizes))) != tuple(size) and max(found) <= 256:
+        report(f"note: all pictures are {found[0]}x{found[1]}; --size {found[0]} {found[1]} keeps their size")
