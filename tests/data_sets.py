@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.__main__ import _parser
 from data_prep.pack import ImageData, LabelledImages
 from data_prep.sources.cifar10 import BATCHES, CONTENTS
 
@@ -87,6 +88,13 @@ def write_archive(path: Path, members: dict[str, bytes]) -> Path:
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     return path
+
+
+def read_source(name: str, path: Path, out: Path, *words: str) -> ImageData:
+    """What a source reads from a path, for a data set at `out`, with these words of the command line."""
+    options = _parser().parse_args([name, str(out), "--from", str(path), *words])
+    data: ImageData = options.source.read(options)
+    return data
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:

@@ -6,12 +6,15 @@ from importlib import import_module
 
 from ..images import ImageSource
 
-MODULES = (
+MODULES = (  # in the order in which they are asked whether they can read a path
     "cifar10",
     "cifar100",
+    "csv",
+    "hdf5",
     "idx",
-    "images",
+    "npy",
     "npz",
+    "images",
     "shapes",
 )
 SOURCES: tuple[ImageSource, ...] = tuple(import_module(f".{name}", __name__).SOURCE for name in MODULES)

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_sets import read_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib import format as npy
 
 from data_prep import spool
 from data_prep.__main__ import main
-from data_prep.sources.npz import read_npz
+from data_prep.images import ImageData
 from dptrain.data.manifest import Provenance, read_manifest
 from dptrain.data.shard import read_shard
-from dptrain.errors import DataError
+from dptrain.errors import DataError, UsageError
 from dptrain.system.files import file_sha256
 
 RANDOM = np.random.default_rng(0)
@@ -37,9 +38,13 @@ def saved(path: Path, **arrays: Any) -> Path:
     return path
 
 
-def refused(path: Path, *options: Any) -> str:
+def read_npz(path: Path, *words: str) -> ImageData:
+    return read_source("npz", path, path.parent / "out", *words)
+
+
+def refused(path: Path, *words: str) -> str:
     with pytest.raises(DataError) as caught:
-        read_npz(path, path.parent, *options)
+        read_npz(path, *words)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -52,7 +57,7 @@ def test_every_pixel_and_label_is_packed(tmp_path: Path, capsys: pytest.CaptureF
     assert f"note: {path} is read as npz" in capsys.readouterr().err
     manifest = read_manifest(out)
     assert (manifest.name, manifest.classes, manifest.image_shape) == ("my set", ("a", "b", "c"), (3, 6, 8))
-    assert manifest.source == Provenance("npz", "my set.npz", file_sha256(path), published=False)
+    assert manifest.source == Provenance("npz", "my set.npz", file_sha256(path))
     for split in ("train", "test"):
         for shard in range(2):
             samples = read_shard(out, manifest, split, shard)
@@ -83,7 +88,7 @@ def test_the_order_of_axes_is_known_by_the_shape_or_stated(
     monkeypatch.setattr(spool, "BLOCK", block)
     array = images(*shape)
     path = saved(tmp_path / "a.npz", x_train=array, x_test=array[:12])
-    found = read_npz(path, tmp_path, (), layout).train.images
+    found = read_npz(path, *(["--layout", layout] if layout else [])).train.images
     assert found.shape == (30, *expected)
     last = len(shape) == 3 and expected != shape
     right = array.transpose(0, 3, 1, 2) if last else array.reshape(30, *expected)
@@ -99,14 +104,43 @@ def test_medmnist_and_arrays_of_other_names_are_read(tmp_path: Path) -> None:
         "test_images": grey[:12],
     }
     np.savez(tmp_path / "medmnist.npz", **medmnist, test_labels=column[:12])
-    data = read_npz(tmp_path / "medmnist.npz", tmp_path)
+    data = read_npz(tmp_path / "medmnist.npz")
     assert (data.train.labels.tolist(), len(data.test.labels)) == (LABELS.tolist(), 12)
     np.savez(tmp_path / "other.npz", a=grey, b=LABELS, c=grey[:12], d=LABELS[:12])
-    assert len(read_npz(tmp_path / "other.npz", tmp_path, ["a", "b", "c", "d"]).test.images) == 12
+    assert len(read_npz(tmp_path / "other.npz", "--arrays", "a,b,c,d").test.images) == 12
     assert "holds a, b, c, d; expected x_train, y_train" in refused(tmp_path / "other.npz")
     assert "name yours by --arrays" in refused(tmp_path / "other.npz")
-    assert "--arrays has 3 names, expected 4" in refused(tmp_path / "other.npz", ["a", "b", "c"])
-    assert "expected a, b, c, e" in refused(tmp_path / "other.npz", ["a", "b", "c", "e"])
+    assert "expected a, b, c, e" in refused(tmp_path / "other.npz", "--arrays", "a,b,c,e")
+    with pytest.raises(UsageError, match="--arrays has 3 names, expected 2, 4 or 6: images, labels of each of train"):
+        read_npz(tmp_path / "other.npz", "--arrays", "a,b,c")
+
+
+def test_validation_images_are_read(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {f"{split}_images": images(6, 8) for split in ("train", "val", "test")}
+    np.savez(tmp_path / "a.npz", **arrays, train_labels=LABELS, val_labels=LABELS[::-1], test_labels=LABELS)
+    validation = read_npz(tmp_path / "a.npz").validation
+    assert validation is not None
+    assert np.array_equal(validation.images[np.arange(30)][:, 0], arrays["val_images"])
+    assert np.array_equal(validation.labels, LABELS[::-1])
+
+
+def test_without_a_test_split_a_share_of_each_class_becomes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    array = images(6, 8)
+    np.savez(tmp_path / "a.npz", images=array, labels=LABELS)
+    for words, count in (((), 6), (("--test-fraction", "0.5"), 15)):
+        data = read_npz(tmp_path / "a.npz", *words)
+        assert np.bincount(data.test.labels).tolist() == [count // 3] * 3
+        assert f"note: {count} of 30 images, drawn from each class, are the test split" in capsys.readouterr().err
+        parts = [part.images[np.arange(len(part.labels))] for part in (data.train, data.test)]
+        both = np.concatenate(parts)[:, 0]
+        assert sorted(one.tobytes() for one in both) == sorted(one.tobytes() for one in array)
+        labels = dict(zip((one.tobytes() for one in array), LABELS.tolist(), strict=True))
+        found = np.concatenate([data.train.labels, data.test.labels]).tolist()
+        assert [labels[one.tobytes()] for one in both] == found
+    with pytest.raises(UsageError, match="--test-fraction: there is a test split already"):
+        read_npz(saved(tmp_path / "b.npz"), "--test-fraction", "0.5")
 
 
 @pytest.mark.parametrize(
@@ -133,7 +167,7 @@ def test_arrays_that_do_not_fit_are_refused_with_the_remedy(
 def test_labels_beyond_any_number_of_classes_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.npz", y_train=LABELS * 2**60)
     with pytest.raises(DataError, match="labels up to 2305843009213693952, expected at most 65,535"):
-        read_npz(path, tmp_path)
+        read_npz(path)
 
 
 def with_member(path: Path, name: str, content: bytes) -> Path:
@@ -178,7 +212,7 @@ def test_a_damaged_archive_of_another_compression_is_refused(tmp_path: Path) -> 
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    assert len(read_npz(path, tmp_path).train.images) == 30
+    assert len(read_npz(path).train.images) == 30
     whole = path.read_bytes()
     path.write_bytes(whole[:80] + b"\xff" * 100 + whole[180:])
     assert "not a readable .npz file, damaged or truncated: " in refused(path)
@@ -232,18 +266,18 @@ HEADER = b"\x93NUMPY\1\0"
 
 
 @given(content=st.binary(max_size=60), start=st.sampled_from([b"", HEADER, HEADER + b"\x46\0{'descr': '|u1', "]))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_any_bytes_of_an_array_are_read_or_refused(
     content: bytes, start: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     path = with_member(saved(folder / "a.npz"), "x_train.npy", start + content)
     with suppress(DataError):
-        read_npz(path, folder)
+        read_npz(path)
 
 
 @given(changes=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), min_size=1, max_size=3))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_any_altered_byte_of_the_file_is_harmless(
     changes: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -254,4 +288,4 @@ def test_any_altered_byte_of_the_file_is_harmless(
         content[place % len(content)] = value
     path.write_bytes(content)
     with suppress(DataError):
-        read_npz(path, folder)
+        read_npz(path)

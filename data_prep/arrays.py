@@ -1,0 +1,153 @@
+"""Images and labels in named arrays, as .npz, .npy and HDF5 files have them: which are read, and the splits they give.
+
+Images are uint8 (n, H, W), (n, H, W, C) or (n, C, H, W); labels are integers (n,) or (n, 1). An array is read as a
+stream of its values, in blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptrain.data.manifest import LARGEST_IMAGE, REQUIRED, SPLITS, Provenance
+from dptrain.errors import DataError, UsageError
+from dptrain.system.arguments import share
+from dptrain.system.text import shown
+
+from . import report
+from .draw import split_off
+from .images import LAYOUTS, MOST_CHANNELS, ImageData, LabelledImages, class_names
+from .spool import Spool, SpooledRows
+
+# Names of images and labels for training, test and validation, each as far as there are any.
+KNOWN = (
+    ("x_train", "y_train", "x_test", "y_test"),  # Keras
+    ("train_images", "train_labels", "test_images", "test_labels", "val_images", "val_labels"),  # MedMNIST
+    ("train_images", "train_labels", "test_images", "test_labels"),
+    ("images", "labels"),
+    ("x", "y"),
+    ("X", "y"),
+)
+TEST_FRACTION = 0.2
+
+
+class ArrayStream(NamedTuple):
+    """The values of an array in row-major order, its shape and its type."""
+
+    stream: IO[bytes]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+Opener = Callable[[str], AbstractContextManager[ArrayStream]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of every source of named arrays."""
+    listed = "; ".join(",".join(names) for names in KNOWN)
+    parser.add_argument(
+        "--arrays",
+        metavar="NAME,...",
+        help="names of the arrays of images and of labels: for training, then for test, then for validation, as far as "
+        f"there are any (default: the first of these: {listed})",
+    )
+    parser.add_argument("--layout", choices=LAYOUTS, help="order of the axes of images (default: by their shape)")
+    parser.add_argument(
+        "--classes", metavar="NAME,...", help="names of the classes, in the order of the labels (default: numbers)"
+    )
+    parser.add_argument(
+        "--test-fraction",
+        type=share,
+        metavar="F",
+        help=f"without a test split: this share of each class becomes the test split (default: {TEST_FRACTION})",
+    )
+
+
+def read_arrays(
+    name: str, source: Provenance, held: Collection[str], opened: Opener, options: argparse.Namespace
+) -> ImageData:
+    """The data set of the arrays that `opened` opens, of these that a file holds, stored on the disk of the data set.
+
+    DataError for arrays that are missing or damaged, or are no images and labels.
+    """
+    names = _names(held, options.arrays)
+    splits: dict[str, Any] = {}
+    for split, images, labels in zip(SPLITS, names[::2], names[1::2], strict=False):
+        spool = _read_images(images, opened, options)
+        splits[split] = LabelledImages(spool, _read_labels(labels, opened, len(spool)))
+    if "test" in splits and options.test_fraction is not None:
+        raise UsageError("--test-fraction: there is a test split already")
+    if "test" not in splits:
+        splits |= _split_test(splits["train"], options)
+    classes = class_names(options.classes, *(part.labels for part in splits.values()))
+    return ImageData(name, classes, **splits, source=source, layout="channels_first")
+
+
+def _names(held: Collection[str], given: str | None) -> Sequence[str]:
+    """The names of the arrays that are read."""
+    names = () if given is None else tuple(given.split(","))
+    if given is not None and len(names) not in (2, 4, 6):
+        raise UsageError(
+            f"--arrays has {len(names)} names, expected 2, 4 or 6: images, labels of each of {', '.join(SPLITS)}"
+        )
+    for known in (names,) if names else KNOWN:
+        if set(held).issuperset(known):
+            return known
+    expected = ", ".join(names) if names else " or ".join(", ".join(known) for known in KNOWN)
+    found = shown(", ".join(sorted(held)) or "no arrays", 200)
+    raise DataError(f"holds {found}; expected {expected}" + "; name yours by --arrays" * (not names))
+
+
+def _split_test(part: LabelledImages, options: argparse.Namespace) -> dict[str, LabelledImages]:
+    """Training and test split of the samples of one."""
+    labels = part.labels.astype(np.int64)
+    fraction = TEST_FRACTION if options.test_fraction is None else options.test_fraction
+    apart = split_off(labels, fraction, options.seed, SPLITS.index("test"))
+    report(f"note: {apart.sum():,} of {apart.size:,} images, drawn from each class, are the test split")
+    rows = (np.flatnonzero(one) for one in (~apart, apart))
+    return {
+        split: LabelledImages(SpooledRows(part.images, one), labels[one])
+        for split, one in zip(REQUIRED, rows, strict=True)
+    }
+
+
+def _read_images(name: str, opened: Opener, options: argparse.Namespace) -> Spool:
+    with opened(name) as (stream, shape, dtype):
+        found = f"array {name} is {dtype} of the shape {shown(shape, 100)}"
+        if dtype != np.uint8 or len(shape) not in (3, 4) or min(shape) < 1 or math.prod(shape[1:]) > LARGEST_IMAGE:
+            expected = "uint8 of (n, H, W), (n, H, W, C) or (n, C, H, W)"
+            raise DataError(f"{found}, expected {expected}; convert values of 0 to 1 by (255 * images).round()")
+        count, *extents = shape
+        layout = options.layout
+        if len(extents) == 2:
+            extents, layout = [1, *extents], "channels_first"
+        if layout is None:
+            first, last = extents[0] <= MOST_CHANNELS, extents[-1] <= MOST_CHANNELS
+            if first == last:
+                raise DataError(f"{found}; state the order of its axes by --layout {' or --layout '.join(LAYOUTS)}")
+            layout = "channels_first" if first else "channels_last"
+        channels_last = layout == "channels_last"
+        channels, height, width = (extents[-1], *extents[:-1]) if channels_last else extents
+        spool = Spool(options.folder, (channels, height, width))
+        if (read := spool.read_from(stream, count, channels_last=channels_last)) < count:
+            raise DataError(f"array {name} ends after {read:,} of {count:,} images")
+    return spool
+
+
+def _read_labels(name: str, opened: Opener, images: int) -> NDArray[Any]:
+    with opened(name) as (stream, shape, dtype):
+        if dtype.kind not in "iu" or shape not in ((images,), (images, 1)):
+            raise DataError(
+                f"array {name} is {dtype} of the shape {shown(shape, 100)}, expected integers of ({images},) or "
+                f"({images}, 1), one for each image; convert one-hot rows by labels.argmax(axis=1)"
+            )
+        content = stream.read(images * dtype.itemsize)
+        if len(content) != images * dtype.itemsize:
+            raise DataError(f"array {name} ends after {len(content) // dtype.itemsize:,} of {images:,} labels")
+    return np.frombuffer(content, dtype)

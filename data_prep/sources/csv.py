@@ -1,0 +1,98 @@
+"""Pictures that a table names: rows of a path and a class, and perhaps of a split (train, test or validation).
+
+    path,label,split        this first row is optional
+    photos/001.jpg,cat,train
+
+Paths are relative to the folder of the table, or to --root. The text is UTF-8; a name of other bytes is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from pathlib import Path
+
+from dptrain.data.manifest import Provenance
+from dptrain.errors import DataError
+from dptrain.system.arguments import path_argument
+from dptrain.system.files import file_sha256, open_regular
+from dptrain.system.text import shown
+
+from ..images import ImageData, ImageSource
+from ..pictures import reading
+from ..pictures.classes import SPLIT_FOLDERS, Picture
+from ..pictures.containers import Container
+
+COLUMNS = ("path", "label", "split")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from", dest="path", type=path_argument, required=True, metavar="FILE", help="the .csv file")
+    parser.add_argument(
+        "--root", type=path_argument, metavar="FOLDER", help="where its paths begin (default: the folder of the file)"
+    )
+    parser.add_argument(
+        "--classes", metavar="NAME,...", help="the classes in their order (default: by number or by letter)"
+    )
+    reading.add_arguments(parser)
+
+
+def read(options: argparse.Namespace) -> ImageData:
+    """All splits, stored on the disk of the data set; DataError for a table that cannot be read."""
+    path: Path = options.path
+    root = options.root or path.parent
+    try:
+        pictures = _pictures(path)
+        source = Provenance("csv", path.name, file_sha256(path))
+    except OSError as error:
+        raise DataError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
+    except (csv.Error, ValueError) as error:
+        raise DataError(f"{shown(path)}: {shown(error, 300)}") from error
+    files = [picture.name for picture in pictures]
+    container = Container(files, [], lambda numbers: ((n, os.path.join(root, files[n])) for n in numbers))  # noqa: PTH118
+    classes = () if options.classes is None else options.classes.split(",")
+    return reading.read_pictures(path.stem, source, container, pictures, options, classes)
+
+
+def _pictures(path: Path) -> list[Picture]:
+    """The rows of the table; ValueError, with the number of the line, for one that is not valid."""
+    pictures: list[Picture] = []
+    seen: set[str] = set()
+    with open_regular(path) as file:
+        text = (
+            line.decode("utf-8-sig" if not number else "utf-8", "surrogateescape") for number, line in enumerate(file)
+        )
+        rows = csv.reader(text, strict=True)
+        for row in rows:
+            if not row or (rows.line_num == 1 and tuple(cell.strip().lower() for cell in row) == COLUMNS[: len(row)]):
+                continue
+            if len(row) not in (2, 3):
+                raise ValueError(
+                    f"line {rows.line_num:,} has {len(row)} columns, expected path,label or path,label,split"
+                )
+            name, label, split = (*row, "")[:3]
+            if split and split.strip().lower() not in SPLIT_FOLDERS:
+                expected = ", ".join(SPLIT_FOLDERS)
+                raise ValueError(f"line {rows.line_num:,}: the split is {shown(repr(split), 80)}, expected {expected}")
+            if not name or "\0" in name or not label.strip():
+                raise ValueError(f"line {rows.line_num:,}: a path or a label is missing")
+            if name in seen:
+                raise ValueError(f"line {rows.line_num:,}: {shown(name, 300)} occurs twice")
+            seen.add(name)
+            pictures.append(Picture(len(pictures), name, label.strip(), SPLIT_FOLDERS.get(split.strip().lower(), "")))
+    if not pictures:
+        raise ValueError("it has no rows of path,label")
+    if len({bool(picture.split) for picture in pictures}) > 1:
+        raise ValueError("some rows have a split and others have none")
+    return pictures
+
+
+SOURCE = ImageSource(
+    "csv",
+    "pack pictures that a table of paths and classes names",
+    add_arguments,
+    read,
+    path_flag="--from",
+    detects=lambda path: path.is_file() and path.suffix.lower() == ".csv",
+)

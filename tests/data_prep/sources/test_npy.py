@@ -1,0 +1,62 @@
+"""data_prep.sources.npy: a folder of .npy files is packed as an .npz file of the same arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_sets import read_source
+
+from data_prep.__main__ import main
+from dptrain.data.manifest import read_manifest
+from dptrain.errors import DataError
+
+RANDOM = np.random.default_rng(0)
+LABELS = np.arange(20) % 4
+ARRAYS: dict[str, Any] = {
+    "x_train": RANDOM.integers(0, 256, (20, 5, 6, 3), dtype=np.uint8),
+    "y_train": LABELS,
+    "x_test": RANDOM.integers(0, 256, (20, 5, 6, 3), dtype=np.uint8),
+    "y_test": LABELS[::-1],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    for name, array in ARRAYS.items():
+        np.save(folder / name, array)
+    return folder
+
+
+def test_it_gives_the_same_samples_as_an_npz_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(folder.parent / "arrays.npz", **ARRAYS)
+    for path, out in ((folder, folder.parent / "a"), (folder.parent / "arrays.npz", folder.parent / "b")):
+        assert main([str(path), str(out), "--shards", "2"]) == 0
+    assert f"note: {folder} is read as npy" in capsys.readouterr().err
+    from_folder, from_npz = (read_manifest(folder.parent / name) for name in "ab")
+    assert (from_folder.name, from_npz.name) == ("arrays", "arrays")
+    for split, entries in from_folder.splits.items():
+        assert [one.contents_sha256 for one in entries] == [one.contents_sha256 for one in from_npz.splits[split]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x_test", b"", "array x_test is not a .npy file of format 1.0, or is damaged"),
+        ("y_test", b"cut", "array y_test ends after 19 of 20 labels"),
+        ("y_train", None, "holds x_test, x_train, y_test; expected x_train, y_train, x_test, y_test or"),
+    ],
+)
+def test_a_missing_or_damaged_file_is_refused(name: str, content: bytes | None, message: str, folder: Path) -> None:
+    path = folder / f"{name}.npy"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content and path.read_bytes()[:-1])
+    with pytest.raises(DataError) as caught:
+        read_source("npy", folder, folder.parent / "out")
+    assert f"{folder}: {message}" in str(caught.value)
