@@ -191,13 +191,19 @@ def _info(options: argparse.Namespace) -> int:
     print(_summary(facts))
     source = facts["source"]
     if source["archive"] is not None:
-        verdict = "a published archive" if source["published"] else "NOT a published archive: results may differ"
-        facts["archive"] = f"{source['archive']}, {verdict} (SHA-256 {source['sha256']})"
+        verdict = {
+            True: ", a published archive",
+            False: ", NOT a published archive: results may differ",
+            None: "",
+        }[source["published"]]
+        facts["archive"] = f"{source['archive']}{verdict} (SHA-256 {source['sha256']})"
     if (preparation := facts["preparation"]) is not None:
-        sizes = (f"{height}x{width}" for height, width in (preparation["smallest"], preparation["largest"]))
+        smallest, largest = (f"{height}x{width}" for height, width in (preparation["smallest"], preparation["largest"]))
+        count = preparation["sizes"]
+        sizes = f"1 size, {smallest}" if count == 1 else f"{count:,} sizes, from {smallest} to {largest}"
         facts["pictures"] = (
-            f"{preparation['sizes']:,} sizes, from {' to '.join(sizes)}; fitted by {preparation['fit']}; decoded by "
-            f"{preparation['decoder']}; {preparation['broken']:,} broken and left out"
+            f"{sizes}; fitted by {preparation['fit']}; decoded by {preparation['decoder']}; "
+            f"{preparation['broken']:,} broken and left out"
         )
     for name in ("archive", "pictures", "classes", "image_shape", "mean", "std", "seed", "command", "manifest_sha256"):
         if name in facts:

@@ -49,12 +49,12 @@ class Fingerprints:
             copies = others[np.isin(hashes[others], hashes[originals])]
             if len(copies):
                 original = originals[hashes[originals] == hashes[copies[0]]][0]
-                what = f"{len(copies):,} {other} images are exact copies of {split} images"
+                what = f"exact copies of {split} images in the {other} split: {len(copies):,}"
                 notes.append(f"{what}, such as {names(copies[0], original)}")
         order = np.lexsort((labels, hashes))  # equal images are neighbours, in the order of their classes
         mixed = (hashes[order][1:] == hashes[order][:-1]) & (labels[order][1:] != labels[order][:-1])
         if mixed.any():
             first = np.flatnonzero(mixed)[0]
             count = len(np.unique(hashes[order][1:][mixed]))
-            notes.append(f"{count:,} images occur in more than one class, such as {names(*order[first : first + 2])}")
+            notes.append(f"images in more than one class: {count:,}, such as {names(*order[first : first + 2])}")
         return notes

@@ -101,9 +101,9 @@ def _check_no_folder_is_empty(container: Container, pictures: Sequence[Picture],
 def _notes(others: int, loose: Sequence[str]) -> list[str]:
     notes = []
     if others:
-        notes.append(f"{others:,} other files are left out: pictures are files of {', '.join(SUFFIXES)}")
+        notes.append(f"other files are left out ({others:,}): pictures are files of {', '.join(SUFFIXES)}")
     if loose:
-        notes.append(f"{len(loose):,} pictures are left out, which are in no folder of a class: {shown(loose[0], 200)}")
+        notes.append(f"pictures in no folder of a class are left out ({len(loose):,}), such as {shown(loose[0], 200)}")
     return notes
 
 

@@ -15,7 +15,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +130,7 @@ def _zip(path: Path, archive: zipfile.ZipFile) -> Container:
             members[name] = member
     if sum(member.file_size for member in members.values()) > MOST_UNPACKED * path.stat().st_size + SLACK:
         raise DataError(TOO_MUCH)
-    files = sorted(name for name in members if not HIDDEN.search(name))
+    files = _visible(members)
 
     def contents(numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         with _reading(path):
@@ -139,7 +139,7 @@ def _zip(path: Path, archive: zipfile.ZipFile) -> Container:
                 _check_size(member.filename, member.file_size)
                 yield number, archive.read(member)
 
-    return Container(files, sorted(name for name in folders if not HIDDEN.search(name)), contents)
+    return Container(files, _visible(folders), contents)
 
 
 def _tar(path: Path) -> Container:
@@ -155,7 +155,7 @@ def _tar(path: Path) -> Container:
                 folders.append(name)
             else:
                 places[name] = place
-    files = sorted(name for name in places if not HIDDEN.search(name))
+    files = _visible(places)
 
     def contents(numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         wanted = {places[files[number]]: number for number in numbers}
@@ -169,7 +169,7 @@ def _tar(path: Path) -> Container:
                         raise EOFError
                     yield wanted[place], content
 
-    return Container(files, sorted(name for name in folders if not HIDDEN.search(name)), contents)
+    return Container(files, _visible(folders), contents)
 
 
 @contextmanager
@@ -199,6 +199,11 @@ def _checked(name: str, others: Mapping[str, object]) -> str:
     if clean in others:
         raise DataError(_refused(name, "occurs twice"))
     return clean
+
+
+def _visible(names: Iterable[str]) -> list[str]:
+    """The names without hidden ones and that of the top folder, sorted."""
+    return sorted(name for name in names if name and not HIDDEN.search(name))
 
 
 def _refused(name: str, why: str) -> str:

@@ -157,11 +157,10 @@ def _report_broken(decoded: Decoded, names: Sequence[str], count: int, *, skip: 
         raise DataError(f"none of the {count:,} pictures can be decoded")
     if broken and not skip:
         raise DataError(
-            f"{len(broken):,} of {count:,} pictures are broken; repair or remove them, or leave them out by "
-            "--skip-broken"
+            f"broken pictures: {len(broken):,} of {count:,}; repair or remove them, or leave them out by --skip-broken"
         )
     if broken:
-        report(f"note: {len(broken):,} of {count:,} pictures are broken and left out")
+        report(f"note: broken pictures are left out: {len(broken):,} of {count:,}")
 
 
 def _report_sizes(decoded: Decoded, size: Sequence[int]) -> None:

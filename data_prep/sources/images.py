@@ -35,9 +35,7 @@ def read(options: argparse.Namespace) -> ImageData:
     path = options.path
     try:
         archive = not path.is_dir()
-        source = (
-            Provenance("images", path.name, file_sha256(path), published=False) if archive else Provenance("images")
-        )
+        source = Provenance("images", path.name, file_sha256(path)) if archive else Provenance("images")
     except OSError as error:
         raise DataError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
     with opened(path) as container:

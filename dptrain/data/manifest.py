@@ -68,9 +68,9 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the images came from: the source `name`, such as cifar10, and the archive's file name and SHA-256.
+    """Where the images came from: the source `name`, such as cifar10, and the archive's file name and SHA-256, if any.
 
-    `published` states whether that is the SHA-256 of a published archive. Without an archive, all but `name` are None.
+    `published` states whether that is the SHA-256 of a published archive; it is None where no archive is published.
     """
 
     name: str

@@ -1,0 +1,81 @@
+"""data_prep.pictures.classes: which pictures belong to which class and split."""
+
+from __future__ import annotations
+
+import pytest
+
+from data_prep.pictures.classes import class_names, find_pictures
+from data_prep.pictures.containers import Container
+from dptrain.errors import DataError
+
+
+def container(*files: str, empty: tuple[str, ...] = ()) -> Container:
+    folders = {"/".join(name.split("/")[:end]) for name in files for end in range(1, name.count("/") + 1)}
+    return Container(sorted(files), sorted(folders | set(empty)), lambda numbers: iter([]))
+
+
+def found(*files: str) -> list[tuple[str, str, str]]:
+    """Name, class and split of each picture."""
+    return [picture[1:] for picture in find_pictures(container(*files))[0]]
+
+
+def refused(*files: str, empty: tuple[str, ...] = ()) -> str:
+    with pytest.raises(DataError) as caught:
+        find_pictures(container(*files, empty=empty))
+    return str(caught.value)
+
+
+def test_a_folder_is_a_class_with_all_pictures_below_it() -> None:
+    assert found("cats/1.PNG", "cats/more/2.jpeg", "dogs/3.webp") == [
+        ("cats/1.PNG", "cats", ""),
+        ("cats/more/2.jpeg", "cats", ""),
+        ("dogs/3.webp", "dogs", ""),
+    ]
+
+
+def test_folders_of_splits_are_recognised_by_their_usual_names() -> None:
+    names = ("train/cats/1.png", "Test/cats/2.png", "valid/dogs/3.png", "training/dogs/4.png")
+    assert {name: split for name, _, split in found(*names)} == {
+        "train/cats/1.png": "train",
+        "Test/cats/2.png": "test",
+        "valid/dogs/3.png": "validation",
+        "training/dogs/4.png": "train",
+    }
+    assert {label for _, label, _ in found(*names)} == {"cats", "dogs"}
+
+
+def test_folders_around_all_others_are_left_out() -> None:
+    assert [one[1:] for one in found("set/images/cats/1.png", "set/images/dogs/2.png")] == [("cats", ""), ("dogs", "")]
+    assert [one[1:] for one in found("set/train/cats/1.png", "set/test/dogs/2.png")] == [
+        ("dogs", "test"),
+        ("cats", "train"),
+    ]
+    assert found("train/cats/1.png") == [("train/cats/1.png", "cats", "train")]
+    assert found("cats/1.png") == [("cats/1.png", "cats", "")]
+
+
+def test_other_files_and_pictures_outside_the_classes_are_counted() -> None:
+    pictures, notes = find_pictures(container("cats/1.png", "cats/notes.txt", "dogs/2.png", "a.png", "b.png", "readme"))
+    assert [picture.name for picture in pictures] == ["cats/1.png", "dogs/2.png"]
+    assert notes == [
+        "other files are left out (2): pictures are files of .png, .jpg, .jpeg, .webp, .gif",
+        "pictures in no folder of a class are left out (2), such as a.png",
+    ]
+
+
+def test_what_has_no_classes_or_an_empty_one_is_refused() -> None:
+    assert "no folder with pictures: expected a folder for each class" in refused("1.png", "readme")
+    assert "dogs: the folder of this class has no pictures" in refused("cats/1.png", "dogs/readme")
+    assert "test/dogs: the folder of this class has no pictures" in refused(
+        "train/cats/1.png", "train/dogs/2.png", "test/cats/3.png", empty=("test/dogs",)
+    )
+    assert "other/cats/2.png is not in the folder of a split" in refused("train/cats/1.png", "other/cats/2.png")
+
+
+def test_classes_are_in_the_order_of_their_numbers_or_letters() -> None:
+    assert class_names(["10", "9", "9", "100"]) == (["9", "10", "100"], ["9", "10", "100"])
+    assert class_names(["b", "10", "9"]) == (["10", "9", "b"], ["10", "9", "b"])
+
+
+def test_the_name_of_a_class_can_be_printed() -> None:
+    assert class_names([" \udcff a\n", "dögs 🐕"])[1] == ["\\udcff a\\n", "dögs 🐕"]

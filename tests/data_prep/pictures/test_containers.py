@@ -1,0 +1,204 @@
+"""data_prep.pictures.containers: a folder, a zip and a tar archive have the same files; hostile ones are refused."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.pictures import containers
+from data_prep.pictures.containers import opened, stem
+from dptrain.errors import DataError
+
+FILES = {"a b/1.png": b"one", "a b/sub/2\n.png": b"two" * 999, "c/🐕.png": b"", "readme": b"text"}
+FOLDERS = ["a b", "a b/sub", "c", "empty"]
+TARS = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.bz2": "w:bz2", ".tar.xz": "w:xz"}
+
+
+def write_folder(path: Path) -> Path:
+    for name in FOLDERS:
+        (path / name).mkdir(parents=True)
+    for name, content in FILES.items():
+        (path / name).write_bytes(content)
+    (path / ".hidden").mkdir()
+    (path / ".hidden" / "3.png").write_bytes(b"")
+    return path
+
+
+def write_zip(path: Path, folder: Path, compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for file in sorted(folder.rglob("*"), reverse=True):
+            archive.write(file, file.relative_to(folder))
+        archive.writestr("__MACOSX/._1.png", b"")
+    return path
+
+
+def held(path: Path) -> tuple[dict[str, bytes], list[str]]:
+    """Names and contents of the files, and names of the folders."""
+    with opened(path) as container:
+        numbers = list(range(len(container.files)))[::-1]
+        contents = dict(container.contents(numbers))
+        found = {
+            name: Path(content).read_bytes() if isinstance(content := contents[number], str) else content
+            for number, name in enumerate(container.files)
+        }
+        assert list(found) == sorted(found)
+        return found, container.folders
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        held(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip", *TARS])
+def test_each_has_the_same_files_and_folders(suffix: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set")
+    path = folder.with_name(f"set{suffix}")
+    if suffix == ".zip":
+        write_zip(path, folder)
+    elif suffix:
+        with tarfile.open(path, TARS[suffix]) as archive:  # type: ignore[call-overload]
+            archive.add(folder, ".")
+    assert held(path) == (FILES, FOLDERS)
+    assert stem(path) == "set"
+
+
+def test_names_that_are_not_utf_8_are_kept(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\xfe.png")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / name).write_bytes(b"one")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(tmp_path / "set" / name, name)
+    for path in (tmp_path / "set", tmp_path / "set.tar"):
+        assert held(path) == ({name: b"one"}, [])
+
+
+def test_links_in_a_folder_are_followed_once(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "set")
+    (folder / "c" / "up").symlink_to(folder)
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "4.png").write_bytes(b"four")
+    assert held(folder)[0] == FILES | {"linked/4.png": b"four"}
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", link: str = "") -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.size, entry.linkname = kind, len(content), link
+        with tarfile.open(path.with_suffix(".tar"), "w") as archive:
+            archive.addfile(entry, io.BytesIO(content))
+
+    return write
+
+
+def zipped(name: str, mode: int = stat.S_IFREG) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        entry = zipfile.ZipInfo("x")
+        entry.filename = entry.orig_filename = name
+        entry.external_attr = mode << 16
+        with zipfile.ZipFile(path.with_suffix(".zip"), "w") as archive:
+            archive.writestr(entry, b"../outside")
+
+    return write
+
+
+HOSTILE = {
+    "absolute": (member("/etc/1.png"), "is a name outside the archive's folder"),
+    "parent": (member("cats/../../1.png"), "is a name outside the archive's folder"),
+    "backslashes": (member("cats\\..\\..\\1.png"), "is a name outside the archive's folder"),
+    "drive": (member("C:1.png"), "is a name outside the archive's folder"),
+    "symbolic link": (member("cats/1.png", tarfile.SYMTYPE, link="/etc/passwd"), "is a link or a device"),
+    "hard link": (member("cats/1.png", tarfile.LNKTYPE, link="../1.png"), "is a link or a device"),
+    "character device": (member("cats/1.png", tarfile.CHRTYPE), "is a link or a device"),
+    "block device": (member("cats/1.png", tarfile.BLKTYPE), "is a link or a device"),
+    "named pipe": (member("cats/1.png", tarfile.FIFOTYPE), "is a link or a device"),
+    "zip: absolute": (zipped("/etc/1.png"), "is a name outside the archive's folder"),
+    "zip: parent": (zipped("../1.png"), "is a name outside the archive's folder"),
+    "zip: NUL": (zipped("a\0b.png"), "is a name outside the archive's folder"),
+    "zip: symbolic link": (zipped("cats/1.png", stat.S_IFLNK), "is a link or a device"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_member_that_is_no_file_below_the_folder_is_refused(kind: str, tmp_path: Path) -> None:
+    write, why = HOSTILE[kind]
+    write(tmp_path / "set")
+    (path,) = tmp_path.iterdir()
+    assert why in refused(path)
+    assert "the archive is refused, and nothing of it is used" in refused(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for name in ("./a/1.png", "a//1.png"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    assert "occurs twice" in refused(tmp_path / "set.tar")
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.xz"])
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(suffix: str, tmp_path: Path) -> None:
+    zeros = tmp_path / "1.png"
+    zeros.write_bytes(bytes(30 << 20))
+    path = tmp_path / f"set{suffix}"
+    if suffix == ".zip":
+        write_zip(path, tmp_path)
+    else:
+        with tarfile.open(path, TARS[suffix]) as archive:  # type: ignore[call-overload]
+            archive.add(zeros, "cats/1.png")
+    assert "unpacks to more than 100 times its size" in refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar"])
+def test_a_file_larger_than_any_picture_is_refused(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(containers, "LARGEST_FILE", 999)
+    (folder := tmp_path / "set").mkdir()
+    (folder / "1.png").write_bytes(bytes(1000))
+    path = tmp_path / f"set{suffix}"
+    if suffix == ".zip":
+        write_zip(path, folder)
+    else:
+        with tarfile.open(path, "w") as archive:
+            archive.add(folder / "1.png", "1.png")
+    assert "1.png has 1,000 bytes, expected at most 999 for one picture" in refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tar.xz"])
+@given(cut=st.integers(0, 10_000), changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4))
+@settings(deadline=None, max_examples=40)
+def test_any_altered_archive_is_read_or_refused(
+    suffix: str, cut: int, changes: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("fuzz")
+    path = folder / f"set{suffix}"
+    if suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in FILES.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(path, TARS[suffix]) as tar:  # type: ignore[call-overload]
+            for name, content in FILES.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    whole = bytearray(path.read_bytes())
+    for place, value in changes:
+        whole[place % len(whole)] = value
+    path.write_bytes(whole[: len(whole) - cut % len(whole)] if not changes else whole)
+    with suppress(DataError):
+        held(path)
