@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,5 +22,6 @@ from dptrain.nn.network import Network
 def content(checkpoint: Checkpoint, network: Callable[[], Network]) -> bytes:
     """The bytes of the file; the network is not needed."""
     file = io.BytesIO()
-    np.savez(file, metadata=np.array(json.dumps(metadata(checkpoint))), **exported_tensors(checkpoint))
+    arrays: dict[str, Any] = {**exported_tensors(checkpoint), "metadata": np.array(json.dumps(metadata(checkpoint)))}
+    np.savez(file, **arrays)
     return file.getvalue()
