@@ -64,7 +64,7 @@ def export(parsed: argparse.Namespace) -> None:
         return network_of(checkpoint, parsed.checkpoint, parsed.model)
 
     if parsed.print_torch:
-        from dptrain.export.torch import source
+        from dptrain.export.pytorch import source
 
         print(source(checkpoint, rebuild()), end="")
         return

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import dptrain
 from dptrain.arrays.memory import Array
 from dptrain.checkpoint.format import Checkpoint
-from dptrain.export.torch import check_known
+from dptrain.export.pytorch import check_known
 from dptrain.export.values import exported_tensors, metadata, normalisation
 from dptrain.nn.graph import Add, Node
 from dptrain.nn.layers.activation import ReLU

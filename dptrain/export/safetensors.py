@@ -1,4 +1,4 @@
-"""safetensors: the state_dict of the PyTorch module that `dptrain.export.torch` writes, and metadata."""
+"""safetensors: the state_dict of the PyTorch module that `dptrain.export.pytorch` writes, and metadata."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dptrain.checkpoint.format import Checkpoint
-from dptrain.export.torch import source, state_dict
+from dptrain.export.pytorch import source, state_dict
 from dptrain.export.values import exported_tensors, metadata
 from dptrain.nn.network import Network
 from dptrain.system.extras import from_extra

@@ -123,7 +123,7 @@ def test_a_last_layer_for_other_classes_keeps_its_fresh_values_and_the_report_sa
 def test_tensors_that_no_layer_has_are_reported(source: Path, data: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"model": "convnet", "model_options": {"widths": [4]}, "max_steps": 1}
     _, _, memory = all_steps(tmp_path / "run", data, init_from=str(source), **changes)
-    assert memory.lines[0].endswith(f"2 of 4 tensors taken (params_sha256 {newest(source).state.params_sha256})")
+    assert memory.lines[0].endswith(f"3 of 4 tensors taken (params_sha256 {newest(source).state.params_sha256})")
     assert "not used: norm1.weight, norm1.bias, conv2.weight" in memory.lines[2]
 
 

@@ -1,4 +1,4 @@
-"""dptrain.export.torch and safetensors: the printed module loads the values strictly and computes the same logits."""
+"""dptrain.export.pytorch and safetensors: the printed module loads the values strictly and computes the same logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exported import CLASSES, as_floats, checkpoint_of, logits, networks, pixels
 from dptrain.checkpoint.format import Checkpoint
 from dptrain.errors import UsageError
 from dptrain.export import safetensors
-from dptrain.export.torch import source
+from dptrain.export.pytorch import source
 from dptrain.nn import Conv2d, Flatten, Linear, Network, ReLU
 from dptrain.nn.zoo import ARCHITECTURES
 
