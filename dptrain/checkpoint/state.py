@@ -98,10 +98,21 @@ def evaluated(vectors: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def initial_state(
-    network: Network, layouts: Layouts, seed: int, images: Iterable[Array] | None = None
+    network: Network,
+    layouts: Layouts,
+    seed: int,
+    images: Iterable[Array] | None = None,
+    values: Mapping[str, Array] | None = None,
 ) -> TrainingState:
-    """The state before step 0: parameters from the seed and sample images, averages equal to them, slots zero."""
+    """The state before step 0: parameters from the seed and sample images, averages equal to them, slots zero.
+
+    `values`, by full name, take the place of initial parameters and buffers.
+    """
     vectors = {name: aligned_zeros(layout.size) for name, layout in layouts.items()} | network.initial(seed, images)
+    for name in (PARAMETERS, BUFFERS):
+        for tensor, view in layouts[name].views(vectors[name]).items():
+            if values and tensor in values:
+                np.copyto(view, values[tensor])
     for name, average in AVERAGED.items():
         if average in layouts:
             np.copyto(vectors[average], vectors[name])

@@ -66,6 +66,14 @@ class ModelConfig(Config):
         metavar="NAME",
     )
     model_options: Mapping[str, Any] = key({}, BITS, "arguments of the model", example="widths = [32, 64]")
+    init_from: str = key(
+        "",
+        RUN,
+        "begin with the tensors of a checkpoint, run folder, .safetensors or .npz file that fit",
+        read=typed_path,
+        metavar="FILE",
+    )
+    freeze: str = key("", RUN, "layers and tensors that stay as they are: 'conv*,norm1.bias'", metavar="NAME[,NAME...]")
     allow_changed_model: bool = key(False, PROCESS, "resume although model files have changed since the checkpoint")
 
 

@@ -2,7 +2,7 @@
 
 Read in this order: tensor, layer; of layers: linear, activation, flatten, pool, conv, whitening; of convolution:
 correlation, im2col, winograd, pointwise, depthwise, grouped, products, cost; then graph, fused_conv, fused_norm,
-fusion, folding, loss, segments, network; then check, hidden_state, finite, zoo.
+fixed_norm, fusion, folding, loss, segments, network; then check, hidden_state, finite, zoo.
 
 Shapes, everywhere in this package:
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, Workspace, aligned_zeros
 from dptrain.arrays.random import NO_KEY, Draws, Purpose, random_words
+from dptrain.nn.fixed_norm import FixedNorm
 from dptrain.nn.folding import FoldedNorm, fold
 from dptrain.nn.fusion import fuse
-from dptrain.nn.graph import Builder, Graph, Part
-from dptrain.nn.layer import PLAIN, Parameters, Pass, Runner, Views, read_only
+from dptrain.nn.graph import Builder, Graph, Node, Part
+from dptrain.nn.layer import PLAIN, Layer, Parameters, Pass, Runner, Views, read_only
+from dptrain.nn.layers.norm import BatchNorm2d
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.segments import Microbatch, Plan, Rounds, Vectors, alone
 from dptrain.system.cache import DEFAULT_KIB
@@ -72,20 +74,45 @@ class Network:
         trained = {name.rpartition(".")[0] for name, tensor in self.tensors.items() if tensor.trained}
         if not trained:
             raise ValueError("the network has no parameters, there is nothing to train")
-        self.graph = Graph(fuse(self.nodes) if fused else self.nodes, trained)
-        self.evaluation_graph = Graph(fold(self.graph.nodes) if fused else self.nodes, trained)
+        self.block = _samples_of_a_block(sum(map(math.prod, shapes)), self.layout.size)
+        nodes = fuse(self.nodes) if fused else self.nodes
+        self.evaluation_graph = Graph(fold(nodes) if fused else nodes, trained)
+        self._fused = fused
+        self._compute_in_training(nodes)
+        self._moving: Any = True  # by value of the buffers, whether it follows the statistics; or all do
+        self._constant = [name for name in self.layout.shapes if not self.tensors[name].trained]
+        momentum = {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
+        self._momentum = self.buffer_layout.expand(momentum)
+        self.set_cache(DEFAULT_KIB)
+
+    def _compute_in_training(self, nodes: Sequence[Node]) -> None:
+        """Let a step compute these nodes, which are fused."""
+        trained = {name.rpartition(".")[0] for name, tensor in self.tensors.items() if tensor.trained}
+        self.graph = Graph(nodes, trained)
         self.stages = [node.layer for node in self.graph.nodes]  # the layers as they are computed, fused
         self._slices = [
             (_slice_of(self.layout, stage.name), _slice_of(self.buffer_layout, stage.name)) for stage in self.stages
         ]
         self._parameters = [part.stop - part.start for part, _ in self._slices]
-        self.block = _samples_of_a_block(sum(map(math.prod, shapes)), self.layout.size)
         self.plan = Plan(self.graph, self._parameters, self.block)
         self._plans: dict[frozenset[str], Plan] = {frozenset(): self.plan}  # by the names of frozen parameters
-        self._constant = [name for name in self.layout.shapes if not self.tensors[name].trained]
-        momentum = {name: self.tensors[name].momentum for name in self.buffer_layout.shapes}
-        self._momentum = self.buffer_layout.expand(momentum)
-        self.set_cache(DEFAULT_KIB)
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Keep the buffers among these tensors, by full name, as they are.
+
+        A BatchNorm2d of which all tensors are frozen normalises by its running averages in training too, as PyTorch's
+        does after `eval()`. Parameters are frozen by the optimizer, and by `frozen` of `loss_and_grad`. Call it before
+        `prepare`.
+        """
+        if buffers := [name for name in self.buffer_layout.shapes if name in names]:
+            self._moving = ~self.buffer_layout.expand(dict.fromkeys(buffers, True), bool)
+        nodes = [
+            replace(node, layer=FixedNorm(node.layer)) if _frozen_norm(node.layer, names) else node
+            for node in self.nodes
+        ]
+        if any(isinstance(node.layer, FixedNorm) for node in nodes):
+            self._compute_in_training(fuse(nodes) if self._fused else nodes)
+            self.set_cache(self.l2_kib)
 
     def set_cache(self, kib: int) -> None:
         """Set the size of a core's second-level cache. It decides how much is computed at once, and so the last bits.
@@ -291,7 +318,7 @@ class Network:
 
     def update_buffers(self, buffers: Array, mean_statistics: Array) -> None:
         """Move the running averages `buffers` (B,), in place, towards the mean statistics (B,) of a global batch."""
-        buffers += self._momentum * (mean_statistics - buffers)
+        np.add(buffers, self._momentum * (mean_statistics - buffers), out=buffers, where=self._moving)
 
     def _by_stage(self, layout: Layout, flat: Array) -> list[Views]:
         by_layer = layout.views_by_layer(flat)
@@ -333,6 +360,11 @@ def divided(samples: int, parts: int) -> list[slice]:
     """`parts` slices of 0 to `samples`, at most one apart in length, without empty ones."""
     bounds = [part * samples // parts for part in range(parts + 1)]
     return [slice(start, end) for start, end in pairwise(bounds) if start < end]
+
+
+def _frozen_norm(layer: Layer, names: Collection[str]) -> TypeGuard[BatchNorm2d]:
+    """Whether it is a BatchNorm2d, not a user's subclass, of which all tensors are among these names."""
+    return type(layer) is BatchNorm2d and all(f"{layer.name}.{tensor.name}" in names for tensor in layer.tensors())
 
 
 def _slice_of(layout: Layout, layer: str) -> slice:

@@ -72,7 +72,7 @@ def agree_on(
 def without_paths(config: TrainConfig) -> dict[str, object]:
     """The values that must be the same on all ranks. Paths may differ, as hosts have different disks."""
     resume = config.resume if config.resume in ("auto", "never") else "a path"
-    given = {"data": bool(config.data), "run_dir": bool(config.run_dir)}
+    given = {name: bool(getattr(config, name)) for name in ("data", "run_dir", "init_from")}
     return vars(config) | given | {"resume": resume, "model": config.model.rpartition("/")[2]}
 
 

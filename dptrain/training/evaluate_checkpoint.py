@@ -10,19 +10,18 @@ from pathlib import Path
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.checkpoint.state import PARAMETERS, evaluated, vector_layouts
-from dptrain.config.files import parse_toml
-from dptrain.config.train import TrainConfig
 from dptrain.data.manifest import Manifest
 from dptrain.data.transforms import check_views
-from dptrain.errors import CheckpointError, UsageError
+from dptrain.errors import CheckpointError
 from dptrain.optim.average import AVERAGED
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.pool import make_pool
 from dptrain.system.text import shown
 from dptrain.training.evaluate import Evaluation, evaluate
-from dptrain.training.model_checks import agree_on_model, changed_files, kept_model, model_change, try_model
+from dptrain.training.model_checks import agree_on_model, changed_files, model_change, try_model
+from dptrain.training.rebuild import check_network, trained_configuration
 from dptrain.training.resume import l2_kib_of
-from dptrain.training.session import Task, make_evaluation, open_task
+from dptrain.training.session import make_evaluation, open_task
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,7 @@ def evaluate_checkpoint(
     """
     origin = checkpoint.origin
     with together(communicator):
-        trained = TrainConfig(**parse_toml(origin.config, str(path)))
-        if ":" in trained.model and not model:
-            name = kept_model(path, trained.model, origin.model_files) or trained.model
-            raise UsageError(
-                f"{shown(path)} was trained with {shown(trained.model, 300)}. Refusing to run model code named by a "
-                f"checkpoint; pass --model {shown(name, 300)}"
-            )
+        trained = trained_configuration(origin, path, model)
     config = replace(trained, data=str(data), model=model or trained.model, threads=threads, portable=portable)
 
     def check(found: Manifest) -> None:
@@ -72,7 +65,10 @@ def evaluate_checkpoint(
     as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
     evaluation = make_evaluation(task, as_trained)
     with together(communicator):
-        check_architecture(origin, task, trained.model, path)
+        changed = (
+            model_change(path, origin, trained.model, source, "", task.environment) if ":" in trained.model else ""
+        )
+        check_network(origin, network, path, f" ({changed})" if changed else "")
         averaged = AVERAGED[PARAMETERS] in checkpoint.layouts
         checkpoint = checkpoint.restricted(vector_layouts(network, (), averaged=averaged), path)
         vectors = evaluated(checkpoint.state.vectors)
@@ -94,18 +90,6 @@ def evaluate_checkpoint(
         changed_model_files=changed_files(origin, trained.model, source),
         warning=f"{change}. These figures are not those of the trained network" if change else "",
     )
-
-
-def check_architecture(origin: Origin, task: Task, model: str, path: Path) -> None:
-    """CheckpointError unless the task's network is that of the checkpoint, which was trained with `model`."""
-    network = task.network
-    here = replace(origin, architecture=tuple(network.description()), spec=network.spec())
-    if difference := origin.completed(network).difference(here):
-        change = model_change(path, origin, model, task.architecture.source, "", task.environment)
-        code = f" ({change})" if change and ":" in model else ""
-        raise CheckpointError(
-            f"{shown(path)} has another architecture: {shown(difference, 500)}{code}; give the right --model"
-        )
 
 
 def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> None:

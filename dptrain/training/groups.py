@@ -26,6 +26,7 @@ from dptrain.optim.optimizer import Parameter
 from dptrain.optim.schedule import Schedule, make_schedule, steps_of
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
+from dptrain.training.finetune import frozen_tensors
 
 DEFAULT = "default"
 
@@ -35,19 +36,19 @@ def make_parameters(config: TrainConfig, network: Network, steps_per_epoch: int)
     names = addresses(network)
     for key in ("group_lr", "group_decay", "group_epochs"):
         check_groups(flag(key), getattr(config, key), names.values())
-    parameters = []
+    parameters, frozen = [], frozen_tensors(config.freeze, network)
     for name, groups in names.items():
         tensor = network.tensors[name]
         rate, decay = first_entry(config.group_lr, groups, 1.0), first_entry(config.group_decay, groups, tensor.decays)
         schedule = None
         if (epochs := first_entry(config.group_epochs, groups, -1.0)) >= 0:
             schedule = line_to_zero(config, steps_of(epochs, steps_per_epoch), steps_per_epoch)
-        if not tensor.trained:
+        if not tensor.trained or name in frozen:
             rate, decay, schedule = 0, 0, None
         parameters.append(Parameter(name, tensor.shape, float(decay), float(rate), schedule, groups))
     if all(one.frozen(0) for one in parameters):
         raise UsageError(
-            "--group-lr and --group-epochs freeze all parameters from the start: there is nothing to train"
+            "--freeze, --group-lr and --group-epochs freeze all parameters from the start: there is nothing to train"
         )
     return parameters
 

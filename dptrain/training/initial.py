@@ -33,8 +33,10 @@ class SampleImages(Iterable[Array]):
             yield self.normalise(self.images[start : start + BLOCK], Workspace())
 
 
-def first_state(task: Task, layouts: Layouts, seed: int) -> TrainingState:
+def first_state(task: Task, layouts: Layouts, seed: int, values: Mapping[str, Array] | None = None) -> TrainingState:
     """The state before step 0, the same bits on any number of ranks: each rank computes it from the same images.
+
+    `values` by full name, the same on all ranks, take the place of initial values.
 
     Every rank fails with a DptrainError or none does.
     """
@@ -46,7 +48,7 @@ def first_state(task: Task, layouts: Layouts, seed: int) -> TrainingState:
         )
     with together(task.communicator):
         try:
-            return initial_state(network, layouts, seed, images)
+            return initial_state(network, layouts, seed, images, values or {})
         except Exception as error:
             if source is None or isinstance(error, DptrainError):
                 raise

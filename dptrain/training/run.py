@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from dptrain.arrays.memory import Array
 from dptrain.checkpoint.folder import KEPT, RunFolder
 from dptrain.checkpoint.state import TrainingState
 from dptrain.checkpoint.writer import CheckpointWriter
@@ -22,6 +23,7 @@ from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, check_replicas, without_paths
 from dptrain.training.architecture import Architecture
 from dptrain.training.events import RanksLost, RunStarted
+from dptrain.training.finetune import read_initial_values
 from dptrain.training.finite import check_finite
 from dptrain.training.initial import first_state
 from dptrain.training.reporting import RunReport
@@ -151,24 +153,26 @@ class Run:
     def _open(self, communicator: Communicator) -> None:
         """Rank 0 claims the folder after all checks, and reads a checkpoint; all ranks receive it."""
         found: Found | None = None
+        values: dict[str, Array] | None = None
         communicator.activity.enter("opening the run")
         for note in self.session.notes:
             self.report.note(note)
         with together(communicator):
             if communicator.rank == 0:
-                found = self._open_folder()
-        path, found = communicator.broadcast((self.folder.path, found) if communicator.rank == 0 else None)
+                found, values = self._open_folder()
+        opened = (self.folder.path, found, values)
+        path, found, values = communicator.broadcast(opened if communicator.rank == 0 else None)
         if communicator.rank != 0:
             self.folder = RunFolder(path)
         if found is None:
-            self.state = first_state(self.session, self.session.take_step.layouts, self.config.seed)
+            self.state = first_state(self.session, self.session.take_step.layouts, self.config.seed, values)
             return
         self.resumed, self.state = found[0], found[1].state.copy()  # what MPI received is not aligned
         if self.resumed == self.folder.checkpoint_of(self.state.step):
             self.saved_step = self.state.step
 
-    def _open_folder(self) -> Found | None:
-        """On rank 0: claim the folder; returns the checkpoint to resume from."""
+    def _open_folder(self) -> tuple[Found | None, dict[str, Array] | None]:
+        """On rank 0: claim the folder; returns the checkpoint to resume from, or the values of --init-from."""
         config, session = self.config, self.session
         self.folder.close()  # it was opened before, but some ranks died before the run began
         self.folder = RunFolder(Path(config.run_dir))
@@ -183,12 +187,15 @@ class Run:
             found = path, checkpoint
             for note in [*checkpoint.notes, *notes]:
                 self.report.note(note)
+        values = None
+        if found is None and config.init_from:
+            values = read_initial_values(config.init_from, session.network, self.report.note)
         if not config.run_dir:
             self.folder = RunFolder.new(config.data, config.model)
         self.folder.claim()
         self._write_config()
         self.folder.remember_all()
-        return found
+        return found, values
 
     def requests(self, interruption: Interruption) -> Requests:
         """What this rank requests of all ranks with the next step."""

@@ -30,6 +30,7 @@ from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, machine_notes, numeric_environment
 from dptrain.training.architecture import Architecture, build_network, find_architecture
 from dptrain.training.evaluate import EvaluationWork
+from dptrain.training.finetune import frozen_tensors
 from dptrain.training.loss import make_loss, samples_by_class
 from dptrain.training.microbatches import check_microbatches, count_steps
 from dptrain.training.model_checks import agree_on_model, try_model
@@ -103,6 +104,7 @@ def set_up(
     with together(communicator):
         loss = make_loss(config, manifest.classes, samples)
         schedule = plan_schedule(config, steps_per_epoch)
+        network.freeze(frozen_tensors(config.freeze, network))
         update = make_update(config, network, steps_per_epoch)
         reached = min(steps_per_epoch, last_step)
         check_microbatches(network.layers, manifest, config.batch_size, config.accumulate, reached)

@@ -20,9 +20,9 @@ class ZeroPadShortcut(Layer):
         self.out_channels, self.stride = whole_number(out_channels, "out_channels"), whole_number(stride, "stride")
 
     def bind(self, input_shape: Shape) -> Shape:
-        channels, height, width = feature_maps(self, input_shape)
-        if self.out_channels < channels:
-            raise ValueError(f"{self!r} gets {channels} channels, expected at most {self.out_channels}")
+        self.in_channels, height, width = feature_maps(self, input_shape)
+        if self.out_channels < self.in_channels:
+            raise ValueError(f"{self!r} gets {self.in_channels} channels, expected at most {self.out_channels}")
         return (self.out_channels, -(-height // self.stride), -(-width // self.stride))
 
     def forward(self, x: Array, call: Pass) -> tuple[Array, tuple[int, ...]]:

@@ -1,0 +1,133 @@
+"""Tensors by name from a checkpoint, a run folder, or a file that dptrain or another program exported.
+
+Of a .safetensors or .npz file only the tensors that are wanted are read, so its size is bounded by the network's.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dptrain.arrays.layout import Shape
+from dptrain.arrays.memory import Array
+from dptrain.checkpoint.folder import RunFolder
+from dptrain.checkpoint.format import Checkpoint, read_checkpoint
+from dptrain.checkpoint.state import BUFFERS, PARAMETERS, evaluated
+from dptrain.errors import CheckpointError, UsageError
+from dptrain.nn.finite import not_finite
+from dptrain.system import files
+from dptrain.system.extras import from_extra
+from dptrain.system.text import shown
+
+FLOATS = {"F16", "F32", "F64"}  # of safetensors
+METADATA = "metadata"  # the array of an .npz file that is no tensor
+LONGEST_HEADER = 1 << 16  # bytes of an array's header in an .npz file
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Of a file: the shapes of its tensors by name, those that were wanted, float32, and its `params_sha256`, or ""."""
+
+    shapes: dict[str, Shape]
+    tensors: dict[str, Array]
+    params_sha256: str
+
+
+def read_pretrained(path: Path, wanted: Mapping[str, Shape], note: Callable[[str], None]) -> Pretrained:
+    """The tensors of a file or run folder that have a wanted name with its shape: of a checkpoint those that it
+    evaluates. Skipped checkpoints of a run folder are reported by `note`.
+
+    CheckpointError when it cannot be read, or holds a value that is not finite.
+    """
+    if path.suffix in READERS and not path.is_dir():
+        try:
+            files.open_regular(path).close()
+            found = READERS[path.suffix](path, wanted)
+        except OSError as error:
+            raise CheckpointError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{shown(path)}: not a readable {path.suffix} file: {shown(error, 300)}") from error
+    else:
+        found = _of_checkpoint(_checkpoint(path, note), wanted)
+    for name, values in found.tensors.items():
+        if what := not_finite(values):
+            raise CheckpointError(f"{shown(path)}: {shown(name)} holds {what}; use another file")
+    return found
+
+
+def _checkpoint(path: Path, note: Callable[[str], None]) -> Checkpoint:
+    if not path.is_dir():
+        return read_checkpoint(path)
+    newest = RunFolder(path).newest(note)
+    if newest is None:
+        raise UsageError(f"{shown(path)}: no checkpoints/step-*.h5 in this folder; give a run folder or a file")
+    return newest[1]
+
+
+def _of_checkpoint(checkpoint: Checkpoint, wanted: Mapping[str, Shape]) -> Pretrained:
+    vectors, tensors = evaluated(checkpoint.state.vectors), {}
+    for vector in (PARAMETERS, BUFFERS):
+        tensors.update(checkpoint.layouts[vector].views(vectors[vector]))
+    shapes = {name: array.shape for name, array in tensors.items()}
+    taken = {name: array.copy() for name, array in tensors.items() if wanted.get(name) == array.shape}
+    return Pretrained(shapes, taken, checkpoint.state.params_sha256)
+
+
+def _read_safetensors(path: Path, wanted: Mapping[str, Shape]) -> Pretrained:
+    package = from_extra("safetensors", "a .safetensors file")
+    shapes: dict[str, Shape] = {}
+    tensors: dict[str, Array] = {}
+    try:
+        with package.safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no mapping
+                part = file.get_slice(name)
+                shapes[name] = tuple(part.get_shape())
+                if wanted.get(name) == shapes[name] and part.get_dtype() in FLOATS:
+                    tensors[name] = file.get_tensor(name).astype(np.float32)
+            metadata = file.metadata() or {}
+    except package.SafetensorError as error:
+        raise ValueError(str(error)) from error
+    return Pretrained(shapes, tensors, metadata.get("params_sha256", ""))
+
+
+def _read_npz(path: Path, wanted: Mapping[str, Shape]) -> Pretrained:
+    shapes: dict[str, Shape] = {}
+    tensors: dict[str, Array] = {}
+    facts: Any = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            name = member.removesuffix(".npy")
+            shape, dtype = _header(archive, member)
+            if name == METADATA and shape == () and dtype.kind == "U" and dtype.itemsize <= files.LONGEST_TEXT_FILE:
+                facts = json.loads(str(_array(archive, member)))
+                continue
+            shapes[name] = shape
+            if wanted.get(name) == shape and dtype.kind == "f" and dtype.itemsize <= 8:
+                tensors[name] = _array(archive, member).astype(np.float32)
+    found = facts.get("params_sha256", "") if isinstance(facts, dict) else ""
+    return Pretrained(shapes, tensors, found if isinstance(found, str) else "")
+
+
+def _header(archive: zipfile.ZipFile, member: str) -> tuple[Shape, np.dtype[Any]]:
+    """Shape and dtype of an array."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file, max_header_size=LONGEST_HEADER)
+    return shape, dtype
+
+
+def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
+    """An array whose header is known, so it is not larger than expected."""
+    with archive.open(member) as file:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+READERS = {".safetensors": _read_safetensors, ".npz": _read_npz}
