@@ -17,13 +17,14 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dptrain.data.manifest import Fit
 from dptrain.errors import DataError
 from dptrain.system.text import shown
 
@@ -32,7 +33,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 MOST_PIXELS = 89_478_485  # as in Pillow's own check: 256 MiB for RGB
 DECODER = f"Pillow {PIL.__version__}"
 
-Fit = Literal["crop", "squash", "pad"]
 FITS: tuple[Fit, ...] = get_args(Fit)
 
 

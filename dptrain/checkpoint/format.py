@@ -29,7 +29,7 @@ from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, aligned_zeros
 from dptrain.checkpoint.migrate import algorithms, header_1, layer_lines, read_version_1, rename_params
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, Layouts, Progress, TrainingState
-from dptrain.data.manifest import ImageShape, check_images, check_names
+from dptrain.data.manifest import Fit, ImageShape, check_images, check_names
 from dptrain.errors import BrokenCheckpointError, CheckpointError, DataError, LaterVersionError
 from dptrain.nn.network import Network
 from dptrain.system import files
@@ -70,6 +70,7 @@ class Origin:
     model_output_sha256: str = ""  # of what it computes from fixed images with its initial parameters
     spec: dict[str, Any] = field(default_factory=dict)
     tuning: dict[str, Any] = field(default_factory=dict)
+    fit: Fit = "crop"  # how a picture of another aspect ratio becomes an image: as when the data set was packed
 
     def difference(self, other: Origin) -> str:
         """The first layer in which the network of another origin differs, in words; "" for the same network."""

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train a network on a packed data set",
     "launch": "start train, or another command, on several ranks",
     "eval": "measure loss and accuracy of a checkpoint on the test split",
+    "predict": "name the classes of pictures",
     "inspect": "print what a checkpoint contains",
     "export": "write a checkpoint as ONNX, safetensors or .npz, for other programs",
     "bench": "measure how fast this machine trains",

@@ -6,6 +6,7 @@ Order and augmentation depend on (seed, epoch, shard) and on nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,14 +68,24 @@ class ShardBatches:
         return random_words(self.seed, purpose, self.shard, len(self.samples), epoch=epoch)
 
 
+class HasStatistics(Protocol):
+    """A manifest, or another record with the mean and deviation of each channel, of pixels scaled to 0..1."""
+
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
 class Normalisation:
     """uint8 images (N, C, H, W) to floats (H, W, N, C): (pixel / 255 - mean) / std, per channel.
 
     The result stays in the workspace until the next call.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        mean, std = np.array(manifest.mean), np.array(manifest.std)
+    def __init__(self, origin: HasStatistics) -> None:
+        mean, std = np.array(origin.mean), np.array(origin.std)
         self.scale = (1 / (255 * std)).astype(np.float32)
         self.shift = (-mean / std).astype(np.float32)
 

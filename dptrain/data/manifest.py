@@ -23,7 +23,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from dptrain.errors import DataError
 from dptrain.system import files
@@ -42,6 +42,7 @@ LONGEST_NAME = 200  # characters
 REFUSED = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # HDF5 cannot hold NUL or a lone surrogate
 
 Extent = Annotated[int, Bounds(1, LARGEST_IMAGE)]
+Fit = Literal["crop", "squash", "pad"]
 ImageShape = tuple[Extent, Extent, Extent]
 
 
@@ -89,7 +90,7 @@ class Preparation:
     """
 
     decoder: str
-    fit: str
+    fit: Fit
     broken: Annotated[int, Bounds(0, LARGEST_IMAGE)]
     sizes: Annotated[int, Bounds(1, LARGEST_IMAGE)]
     smallest: tuple[Extent, Extent]

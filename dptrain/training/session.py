@@ -127,6 +127,7 @@ def set_up(
         model_output_sha256=output,
         spec=network.spec(),
         tuning=network.tuning(),
+        fit=manifest.preparation.fit if manifest.preparation else "crop",
     )
     notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
     if config.batch_size > (images := sum(entry.samples for entry in manifest.splits["train"])):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from picture_files import encoded, pixels
 from PIL import Image
 
-from data_prep.pictures.decode import MOST_PIXELS, Fit, Form, decode
+from data_prep.pictures.decode import MOST_PIXELS, Form, decode
+from dptrain.data.manifest import Fit
 from dptrain.errors import DataError
 
 
