@@ -12,5 +12,10 @@ COMMANDS = {
     "eval": "measure loss and accuracy of a checkpoint on the test split",
     "inspect": "print what a checkpoint contains",
     "bench": "measure how fast this machine trains",
+    "doctor": "check whether this machine and its software can train, and report what to do if not",
 }
-PROGRAMS = {"data-prep": "dptrain.data_prep.__main__", "launch": "dptrain.launch.__main__"}
+PROGRAMS = {
+    "data-prep": "dptrain.data_prep.__main__",
+    "launch": "dptrain.launch.__main__",
+    "doctor": "dptrain.commands.doctor",
+}
