@@ -13,20 +13,26 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from dptrain.commands import COMMANDS
-from dptrain.doctor.examination import Report, alone, examine_process, examine_ranks, not_connected, own_rank, started_by_launcher
-from dptrain.doctor.finding import FAILURE, OK, WARNING, Finding
+from dptrain.doctor.examination import (
+    Report,
+    alone,
+    examine_process,
+    examine_ranks,
+    not_connected,
+    own_rank,
+    started_by_launcher,
+)
+from dptrain.doctor.finding import FAILURE, LONGEST, OK, WARNING, Finding
 from dptrain.doctor.isolated import TIMEOUT
 from dptrain.errors import FAILED
 from dptrain.system.arguments import Parser, whole
 from dptrain.system.blas import request_one_thread
-from dptrain.system.cores import LOCAL_RANK
-from dptrain.system.launched import first_number
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.streams import finish_output, write_to_stderr
 from dptrain.system.text import shown
 
 MORE = "to check ranks too: mpirun -n 4 dptrain doctor, or dptrain launch -n 4 -- doctor"
-TURN = 1.0  # seconds
+TURN = 2.0  # seconds
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -59,15 +65,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _report_failures(report: Report) -> None:
-    """Report what has failed on a rank other than 0, after rank 0 and the first rank of each host had their turn.
+    """Report in one line what has failed on a rank other than 0, and the first remedy.
 
-    If they fail too, mpirun ends this rank meanwhile: the same failure is printed once.
+    Rank 0 gets the time to print before: some launchers end all ranks when it has failed, often of the same failure.
     """
-    time.sleep(TURN if first_number(LOCAL_RANK) == 0 else 2 * TURN)
-    for finding, _ in report.findings:
-        if finding.result == FAILURE:
-            where = f"rank {own_rank()} on {socket.gethostname()}"
-            write_to_stderr(shown(f"dptrain: {where}: {finding.check}: {finding.found}: {finding.remedy}"))
+    time.sleep(TURN)
+    failed = [finding for finding, _ in report.findings if finding.result == FAILURE]
+    text = "; ".join(f"{one.check}: {one.found}" for one in failed)
+    where = f"rank {own_rank()} on {socket.gethostname()}"
+    write_to_stderr(f"dptrain: {where} failed: {shown(text, LONGEST)} -> {failed[0].remedy}")
 
 
 def lines(report: Report) -> list[str]:
@@ -80,13 +86,17 @@ def lines(report: Report) -> list[str]:
         if finding.remedy:
             text.append(f"{'':<8} {'':<{width}}  -> {shown(finding.remedy)}")
     found = [finding for finding, _ in report.findings]
-    return [*text, "", _summary(found), *([MORE] if len(report.hosts) == 1 and report.connected else [])]
+    return [*text, "", _summary(found), *([MORE] if len(report.hosts) == 1 and not report.failed else [])]
 
 
 def _summary(findings: Sequence[Finding]) -> str:
-    counts = {result: sum(finding.result == result for finding in findings) for result in (FAILURE, WARNING, OK)}
+    """The number of checks by their result; of a check with several, the worst counts."""
+    worst: dict[str, str] = {}
+    for finding in findings:
+        worst[finding.check] = max(finding.result, worst.get(finding.check, OK), key=(OK, WARNING, FAILURE).index)
+    counts = {result: list(worst.values()).count(result) for result in (FAILURE, WARNING, OK)}
     words = [f"{count} {result}{'s' * (count != 1 and result != OK)}" for result, count in counts.items() if count]
-    return f"{len({finding.check for finding in findings})} checks: {', '.join(words)}"
+    return f"{len(worst)} checks: {', '.join(words)}"
 
 
 def ranks_and_hosts(ranks: Sequence[int], hosts: Sequence[str]) -> str:

@@ -14,9 +14,10 @@ from dptrain.doctor.isolated import EndedEarlyError, answers_of, run_isolated
 from dptrain.system.launched import RANK_VARIABLES, first_number, launched_size
 
 NOT_CONNECTED = (
-    "see the lines of MPI library and mpirun; start with dptrain launch; between hosts, check firewalls and ssh, and "
+    "see the lines of NumPy, MPI library and mpirun; start with dptrain launch; between hosts, check the firewall and "
     "give MPI the right network interface"
 )
+NEED_NUMPY = {"BLAS", "computation", "HDF5"}  # checks
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ def examine_process() -> list[Finding]:
     findings = run_all(software.checks())
     for name, module in (("NumPy", numeric), ("HDF5", hdf5), ("MPI library", mpi)):
         findings += run_isolated(name, f"{module.__name__}:checks", module.REMEDY)
+    failed = {one.check for one in findings if one.result == FAILURE}
+    if "NumPy" in failed:
+        because = failed & NEED_NUMPY
+        findings = [replace(one, remedy="repair NumPy first") if one.check in because else one for one in findings]
     findings += run_all(mpi.mpirun_checks(fact(findings, "mpi") or ""))
     return findings + run_all([*machine.checks(), *files.checks(), *network.checks()])
 
@@ -63,9 +68,7 @@ def alone(findings: Sequence[Finding], *, connected: bool = True) -> Report:
 def examine_ranks(findings: Sequence[Finding], timeout: float) -> Report:
     """The report of all ranks, in `timeout` seconds; of this process if the ranks cannot be connected."""
     try:
-        (answer,) = answers_of(
-            "dptrain.doctor.ranks:connect_and_compare", [one.to_json() for one in findings], timeout
-        )
+        (answer,) = answers_of("dptrain.doctor.ranks:connect_and_compare", [one.to_json() for one in findings], timeout)
     except EndedEarlyError as error:
         return not_connected(findings, f"MPI cannot connect the ranks: {error}")
     if "error" in answer:

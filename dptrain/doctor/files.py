@@ -51,8 +51,12 @@ LIMITS = (
 def checks() -> list[Check]:
     free = "free some space, or use another disk"
     return [
-        Check("working directory", lambda: check_folder(Path.cwd()), "change to a folder that exists and can be written"),
-        Check("temporary files", lambda: check_folder(Path(tempfile.gettempdir())), "set TMPDIR to a folder with space"),
+        Check(
+            "working directory", lambda: check_folder(Path.cwd()), "change to a folder that exists and can be written"
+        ),
+        Check(
+            "temporary files", lambda: check_folder(Path(tempfile.gettempdir())), "set TMPDIR to a folder with space"
+        ),
         Check("file locks", lambda: check_locks(Path.cwd()), "change to a folder that exists and can be written"),
         Check("shared memory", check_shared_memory, f"mount /dev/shm, or {free}"),
         *(Check(limit.name, partial(check_limit, limit), f"see ulimit {limit.flag}") for limit in LIMITS),
@@ -106,7 +110,9 @@ def check_shared_memory(folder: Path = SHARED_MEMORY) -> Finding:
     disk = os.statvfs(folder)
     free, ranks = disk.f_bavail * disk.f_frsize, max(first_number(LOCAL_RANKS), len(os.sched_getaffinity(0)))
     if free < SHARED_BY_RANK * ranks:
-        found = f"{folder} has {free / MIB:,.0f} MiB free, but {ranks} ranks may take {SHARED_BY_RANK * ranks / MIB:.0f}"
+        found = (
+            f"{folder} has {free / MIB:,.0f} MiB free, but {ranks} ranks may take {SHARED_BY_RANK * ranks / MIB:.0f}"
+        )
         remedy = "make it larger: docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm; or remove old files"
         return warning(found, remedy, free=free)
     return ok(f"{folder} can be written, {_about(free)} free", free=free)

@@ -15,11 +15,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from dptrain.doctor.finding import LONGEST, Check, Finding, failure
+from dptrain.doctor.finding import LONGEST, Finding, described, failure
 from dptrain.system.text import shown
 
 TIMEOUT = 60.0  # seconds
@@ -43,7 +44,7 @@ def run_isolated(name: str, checks: str, remedy: str, timeout: float = TIMEOUT) 
     except EndedEarlyError as error:
         answers = error.answers
         after = f", after the check of {answers[-1]['check']}" if answers else ""
-        more = [Check(name, lambda: failure(f"{error}{after}", remedy), remedy).run()]
+        more = [replace(failure(f"{error}{after}", remedy), check=name)]
     return [Finding(**answer) for answer in answers] + more
 
 
@@ -98,9 +99,12 @@ def _end(returncode: int) -> str:
 def _main(function: str) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print
-    for answer in resolve_name(function)(json.load(sys.stdin)):
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    try:
+        for answer in resolve_name(function)(json.load(sys.stdin)):
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+    except Exception as error:
+        sys.exit(described(error))
 
 
 if __name__ == "__main__":

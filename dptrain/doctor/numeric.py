@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dptrain.doctor.finding import Check, Finding, failure, ok, warning
 from dptrain.doctor.software import OLDEST, is_older
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 REMEDY = f"install NumPy again: pip install --force-reinstall 'numpy>={OLDEST['numpy']}'; unset {KERNEL_VARIABLE}"
 SHAPE, CLASSES, SHARDS, BATCH_SIZE, STEPS = (3, 32, 32), 10, 2, 16, 2
 # Two networks: between them they use every kind of convolution, batch normalisation, two optimizers.
-NETWORKS = (
+NETWORKS: tuple[dict[str, Any], ...] = (
     {"model": "convnet"},
     {"model": "airbench", "model_options": {"widths": [8, 16, 16]}, "optimizer": "muon", "lr": 0.01},
 )
@@ -84,7 +84,7 @@ def fixed_training() -> str:
 
     digest = hashlib.sha256()
     for values in NETWORKS:
-        config = TrainConfig(batch_size=BATCH_SIZE, threads=1, l2_kib=DEFAULT_KIB, **values)  # type: ignore[arg-type]
+        config = TrainConfig(batch_size=BATCH_SIZE, threads=1, l2_kib=DEFAULT_KIB, **values)
         digest.update(_train(config).encode())
     return digest.hexdigest()
 

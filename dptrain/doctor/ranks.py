@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dptrain.doctor.finding import Check, Finding, fact, failure, ok, warning
+from dptrain.doctor.finding import Check, Finding, described, fact, failure, ok, warning
+from dptrain.errors import DptrainError
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
@@ -23,13 +24,12 @@ OTHER_SOFTWARE = "start with dptrain launch, or with mpirun -x PATH, so that all
 
 def connect_and_compare(findings: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Start MPI with the findings of this rank; yields the report of all ranks, the same on each rank."""
-    from dptrain.errors import DptrainError
-    from dptrain.parallel.mpi import connect
-
     try:
+        from dptrain.parallel.mpi import connect
+
         communicator, connection = connect()
-    except DptrainError as error:
-        yield {"error": str(error)}
+    except Exception as error:  # for example, NumPy cannot be imported
+        yield {"error": str(error) if isinstance(error, DptrainError) else described(error)}
         return
     yield compare(communicator, connection, [Finding(**one) for one in findings], socket.gethostname())
 
@@ -114,7 +114,9 @@ def check_bits(communicator: Communicator, findings: list[Finding], host: str) -
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """Values that differ, such as "blas_core is Zen, not Haswell"."""
-    return ", ".join(f"{name} is {found.get(name)}, not {one}" for name, one in expected.items() if found.get(name) != one)
+    return ", ".join(
+        f"{name} is {found.get(name)}, not {one}" for name, one in expected.items() if found.get(name) != one
+    )
 
 
 def check_cores(communicator: Communicator, host: str) -> Finding:
@@ -152,7 +154,9 @@ def check_collectives(communicator: Communicator) -> Finding:
     gathered = np.zeros(LENGTH, np.float32)
     communicator.allgather_slices(received.reshape(ranks, -1).sum(axis=0), gathered, counts)
     right = {"Allreduce": np.array_equal(summed, total), "Alltoallv and Allgatherv": np.array_equal(gathered, total)}
-    wrong = [(name, other) for other, found in enumerate(communicator.allgather(right)) for name in found if not found[name]]
+    wrong = [
+        (name, other) for other, found in enumerate(communicator.allgather(right)) for name in found if not found[name]
+    ]
     if wrong:
         return failure(f"{wrong[0][0]} gave a wrong sum on rank {wrong[0][1]}", "use another MPI library or network")
     slowest = max(communicator.allgather(seconds))

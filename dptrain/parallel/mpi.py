@@ -1,4 +1,4 @@
-"""Ranks that communicate through MPI. The only file that imports mpi4py."""
+"""Ranks that communicate through MPI."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from dptrain.arrays.memory import Array
 from dptrain.errors import DptrainError, RankLostError
 from dptrain.health.activity import WAITING
 from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.mpi_library import library_name, load_library
 from dptrain.system.launched import RANK_VARIABLES as RANK_VARIABLES
 from dptrain.system.launched import launched_rank as launched_rank
 from dptrain.system.launched import launched_size as launched_size
@@ -176,22 +177,6 @@ def _remedy() -> str:
         f"start with dptrain launch, or with the mpirun beside {sys.executable}; if no launcher started this process, "
         "unset the variables OMPI_*, PMI_* and PMIX_*"
     )
-
-
-def load_library() -> Any:
-    """The module mpi4py.MPI. Its MPI library is loaded but not started; ImportError or RuntimeError if it cannot be."""
-    import mpi4py
-
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
-    from mpi4py import MPI
-
-    return MPI
-
-
-def library_name(mpi: Any) -> str:
-    """Name and version of the MPI library, such as "Open MPI v5.0.11"."""
-    name: str = mpi.Get_library_version().split("\n")[0].split(",")[0].replace("\t", " ").strip(" \x00")
-    return name
 
 
 def _load(started: str, ulfm: bool) -> Any:
