@@ -68,8 +68,9 @@ def check_folder(folder: Path) -> Finding:
     """Write a file of 1 MiB to the disk, so that a quota is noticed too; then see how much space is left."""
     name = shown(folder)
     try:
-        with tempfile.TemporaryFile(dir=folder, prefix=".dptrain-doctor-", buffering=0) as file:
+        with tempfile.TemporaryFile(dir=folder, prefix=".dptrain-doctor-") as file:
             file.write(bytes(TRIAL))
+            file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         remedy = "check its permissions, free some space, or change to another folder (TMPDIR for temporary files)"
@@ -79,12 +80,12 @@ def check_folder(folder: Path) -> Finding:
     if free < LEAST_DISK:
         remedy = "free some space: a checkpoint that cannot be written ends a run"
         return warning(f"{name} has {free / MIB:,.0f} MiB free, expected at least 1 GiB", remedy, free=free)
-    return ok(f"{name} can be written, {_about(free)} free", free=free)
+    return ok(f"{name} can be written, {_at_least(free)} free", free=free)
 
 
-def _about(size: int) -> str:
-    """GiB in two digits: the ranks of a host find almost the same."""
-    return f"about {float(f'{size / GIB:.2g}'):,.0f} GiB"
+def _at_least(size: int) -> str:
+    """GiB, rounded down to a power of 2: all ranks of a host find the same."""
+    return f"at least {1 << (size // GIB).bit_length() - 1:,} GiB"
 
 
 def check_locks(folder: Path) -> Finding:
@@ -115,7 +116,7 @@ def check_shared_memory(folder: Path = SHARED_MEMORY) -> Finding:
         )
         remedy = "make it larger: docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm; or remove old files"
         return warning(found, remedy, free=free)
-    return ok(f"{folder} can be written, {_about(free)} free", free=free)
+    return ok(f"{folder} can be written, {disk.f_blocks * disk.f_frsize / MIB:,.0f} MiB", free=free)
 
 
 def check_limit(limit: Limit) -> Finding:

@@ -60,14 +60,17 @@ def answers_of(function: str, value: Any, timeout: float = TIMEOUT) -> list[Any]
     """
     package = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), package])}
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__, function],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        close_fds=False,
-    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, function],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            close_fds=False,
+        )
+    except OSError as error:
+        raise EndedEarlyError(f"no process can be started for this check: {error.strerror}", []) from error
     late = ""
     with process:
         try:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import NamedTuple
 
 from dptrain.doctor.finding import Check, Finding, failure, ok, warning
 from dptrain.doctor.software import OLDEST, is_older
@@ -27,19 +26,21 @@ ROOT_ALLOWED = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 NOT_KNOWN = "an unknown MPI"
 
 
-class Kind(NamedTuple):
-    """An MPI: words in the version of its library, and in the answer of its mpirun to --version."""
+# An MPI, and a pattern of its library's version and of its mpirun's answer to --version. Open MPI's mpirun cannot
+# connect ranks that have the library of another major version. Intel's is the first, as it contains MPICH.
+KINDS = {
+    "Intel MPI": r"Intel\(R\) MPI",
+    "Open MPI": r"Open MPI\)? v?(\d+)",
+    "MPICH": r"MPICH|HYDRA",
+}
 
-    name: str
-    library: str
-    mpirun: str
 
-
-KINDS = (
-    Kind("Intel MPI", "Intel(R) MPI", "Intel(R) MPI"),  # first, as its mpirun is MPICH's too
-    Kind("Open MPI", "Open MPI", "Open MPI"),
-    Kind("MPICH", "MPICH", "HYDRA"),
-)
+def kind_of(version: str) -> str:
+    """The MPI of a library or mpirun, such as "MPICH" or "Open MPI 5"."""
+    for kind, pattern in KINDS.items():
+        if found := re.search(pattern, version):
+            return " ".join([kind, *found.groups()])
+    return NOT_KNOWN
 
 
 def checks() -> list[Check]:
@@ -58,7 +59,7 @@ def check_library() -> Finding:
     name = library_name(load_library())
     path = _loaded_library()
     package = _package_of(path)
-    kind = next((kind.name for kind in KINDS if kind.library in name), NOT_KNOWN)
+    kind = kind_of(name)
     found = f"{name}, {text}" + (f", {path}" if path else "") + (f" (package {package})" if package else "")
     facts = {"mpi4py": version, "library": name, "mpi": kind, "path": path, "package": package}
     if kind == NOT_KNOWN:
@@ -97,7 +98,7 @@ def check_mpirun(mpi: str) -> Finding:
     """The mpirun on PATH, which a user types, and the one beside Python, which `dptrain launch` starts."""
     beside = shutil.which("mpirun", path=str(Path(sys.executable).parent))  # not resolved: of a virtual environment
     on_path = shutil.which("mpirun")
-    found = {path: _kind_of(path) for path in dict.fromkeys([on_path, beside]) if path}
+    found = {path: _kind_of_program(path) for path in dict.fromkeys([on_path, beside]) if path}
     text = ", ".join(f"{shown(path)} is {kind}" for path, kind in found.items())
     right = next((path for path, kind in found.items() if kind == mpi), "")
     if not found:
@@ -112,7 +113,7 @@ def check_mpirun(mpi: str) -> Finding:
     return ok(text, mpirun=found)
 
 
-def _kind_of(mpirun: str) -> str:
+def _kind_of_program(mpirun: str) -> str:
     """The kind of an mpirun, and what is wrong with one that does not answer."""
     environment = {name: value for name, value in os.environ.items() if not LAUNCHERS.fullmatch(name)}
     command = [mpirun, "--version"]
@@ -121,14 +122,18 @@ def _kind_of(mpirun: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"broken ({shown(error, 200)})"
     answer = (done.stdout + done.stderr).decode(errors="replace")
-    return next((kind.name for kind in KINDS if kind.mpirun in answer), NOT_KNOWN)
+    return kind_of(answer)
 
 
 def check_user(mpi: str) -> Finding:
     """Open MPI's mpirun refuses to run as root."""
     if os.geteuid() != 0:
         return ok("not root")
-    if mpi != "Open MPI" or launched_size() is not None or all(os.environ.get(name) == "1" for name in ROOT_ALLOWED):
+    if (
+        not mpi.startswith("Open MPI")
+        or launched_size() is not None
+        or all(os.environ.get(name) == "1" for name in ROOT_ALLOWED)
+    ):
         return ok("root")
     remedy = f"use another user, dptrain launch, mpirun --allow-run-as-root, or set {'=1 and '.join(ROOT_ALLOWED)}=1"
     return warning("root, and Open MPI's mpirun refuses to run as root", remedy)
