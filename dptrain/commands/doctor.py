@@ -40,12 +40,12 @@ def main(arguments: Sequence[str]) -> int:
     purpose = COMMANDS["doctor"]
     parser = Parser(prog="dptrain doctor", description=f"{purpose[0].upper()}{purpose[1:]}.")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    help = f"seconds to wait for MPI and for other ranks (default: {TIMEOUT:g})"
+    help = f"seconds to wait for a library, and for the other ranks (default: {TIMEOUT:g})"
     parser.add_argument("--timeout", type=whole(), default=int(TIMEOUT), metavar="N", help=help)
     parsed = parser.parse_args(arguments)
     request_one_thread()
     with ended_by_exception():
-        findings = examine_process()
+        findings = examine_process(parsed.timeout)
         if not started_by_launcher():
             report = alone(findings)
         else:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dptrain.doctor import files, hdf5, machine, mpi, network, numeric, software
 from dptrain.doctor.finding import FAILURE, Finding, fact, failure, run_all
-from dptrain.doctor.isolated import EndedEarlyError, answers_of, run_isolated
+from dptrain.doctor.isolated import TIMEOUT, EndedEarlyError, answers_of, run_isolated
 from dptrain.system.launched import RANK_VARIABLES, first_number, launched_size
 
 NOT_CONNECTED = (
@@ -37,11 +37,11 @@ class Report:
         return {"failed": self.failed, "connected": self.connected, "hosts": list(self.hosts), "findings": findings}
 
 
-def examine_process() -> list[Finding]:
-    """The findings of this process alone."""
+def examine_process(timeout: float = TIMEOUT) -> list[Finding]:
+    """The findings of this process alone. Each check of a library may take `timeout` seconds."""
     findings = run_all(software.checks())
     for name, module in (("NumPy", numeric), ("HDF5", hdf5), ("MPI library", mpi)):
-        findings += run_isolated(name, f"{module.__name__}:checks", module.REMEDY)
+        findings += run_isolated(name, f"{module.__name__}:checks", module.REMEDY, timeout)
     failed = {one.check for one in findings if one.result == FAILURE}
     if "NumPy" in failed:
         because = failed & NEED_NUMPY
