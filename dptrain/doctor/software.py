@@ -45,7 +45,7 @@ def check_packages() -> Finding:
     wrong = [
         f"{name} {have or 'is missing'}"
         for name, have in found.items()
-        if not have or (have != "unknown" and is_older(have, OLDEST[name]))
+        if have != "unknown" and is_older(have, OLDEST[name])
     ]
     if wrong:
         wanted = " ".join(f"'{name}>={OLDEST[name]}'" for name in OLDEST if any(w.split()[0] == name for w in wrong))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from typing import Any
 import pytest
 from mpi_runs import mpirun, own_mpi
 
+from dptrain.commands import doctor as command
 from dptrain.commands.doctor import lines, ranks_and_hosts
 from dptrain.doctor import examination
-from dptrain.doctor.examination import Report, examine_ranks
+from dptrain.doctor.examination import Report, examine_ranks, not_connected
 from dptrain.doctor.finding import Finding, failure, ok, warning
 from dptrain.doctor.isolated import EndedEarlyError
 from dptrain.system.blas import missing_instructions
+from dptrain.system.signals import EndedBySignal
 
 pytestmark = pytest.mark.slow  # each run starts several processes
 
@@ -29,10 +32,14 @@ def doctor(cwd: Path, *words: str, modules: Path | None = None, **options: Any) 
     """A run in which Python finds `modules` first."""
     path = [str(modules)] if modules else []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, *filter(None, sys.path)])}
-    command = [sys.executable, "-m", "dptrain", "doctor", *words]
+    program = [sys.executable, "-m", "dptrain", "doctor", *words]
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False, **options
+        program, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False, **options
     )
+
+
+def named(finding: Finding, check: str) -> Finding:
+    return replace(finding, check=check)
 
 
 def found_in(done: subprocess.CompletedProcess[str]) -> dict[str, list[dict[str, Any]]]:
@@ -141,11 +148,62 @@ def test_of_four_ranks_one_with_another_result_is_reported_with_the_reason(tmp_p
     assert bits["found"].endswith("blas_core is Sandybridge, not Haswell")
 
 
+# Which rank prints, and with which status it ends
+
+
+def ends(
+    rank: int, report: Report | EndedBySignal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
+    """Status, output and errors of the command on one of 2 ranks that finds this, or gets a signal meanwhile."""
+
+    def examine(*_: Any) -> Report:
+        if isinstance(report, EndedBySignal):
+            raise report
+        return report
+
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+    monkeypatch.setattr(command, "TURN", 0)
+    monkeypatch.setattr(command, "examine_process", lambda _: [named(ok("well"), "NumPy")])
+    monkeypatch.setattr(command, "examine_ranks", examine)
+    status = command.main([])
+    return status, *capsys.readouterr()
+
+
+def test_only_rank_0_prints_the_report_of_all_ranks_and_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """mpirun ends all ranks when the first one fails: another rank must not fail before rank 0 has printed."""
+    report = Report(["a", "b"], [(named(failure("full", "free some"), "disk"), [1])])
+    status, out, err = ends(0, report, monkeypatch, capsys)
+    assert (status, err) == (1, "")
+    assert out.startswith("failure  disk  rank 1 on b: full\n")
+    assert ends(1, report, monkeypatch, capsys) == (0, "", "")
+
+
+def test_a_rank_that_is_not_connected_reports_its_failures_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = not_connected(
+        [named(ok("well"), "NumPy"), named(failure("none", "install it"), "MPI library")], "no answer"
+    )
+    status, out, err = ends(1, report, monkeypatch, capsys)
+    assert (status, out) == (1, "")
+    name = socket.gethostname()
+    assert err == f"dptrain: rank 1 on {name} failed: MPI library: none; ranks: no answer -> install it\n"
+
+
+def test_a_signal_while_ranks_connect_is_reported_by_rank_0(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = EndedBySignal(signal.SIGTERM)
+    assert ends(1, ended, monkeypatch, capsys) == (128 + signal.SIGTERM, "", "")
+    status, out, _ = ends(0, ended, monkeypatch, capsys)
+    assert status == 1
+    assert "failure  ranks  SIGTERM ended this rank while it waited for the others" in out
+
+
 # The report
-
-
-def named(finding: Finding, check: str) -> Finding:
-    return replace(finding, check=check)
 
 
 def test_a_line_says_which_ranks_have_a_finding_and_what_to_do() -> None:
