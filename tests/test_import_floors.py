@@ -17,7 +17,7 @@ FLOORS = [
     {"dptrain.parallel"},
     {"dptrain.checkpoint"},
     {"dptrain.training"},
-    {"dptrain.report", "dptrain.export", "dptrain.bench"},
+    {"dptrain.report", "dptrain.export", "dptrain.bench", "dptrain.doctor"},
     {"dptrain.commands"},
     {"dptrain.__main__"},
 ]

@@ -14,5 +14,10 @@ COMMANDS = {
     "inspect": "print what a checkpoint contains",
     "export": "write a checkpoint as ONNX, safetensors or .npz, for other programs",
     "bench": "measure how fast this machine trains",
+    "doctor": "check whether this machine and its software can train, and report what to do if not",
 }
-PROGRAMS = {"data-prep": "dptrain.data_prep.__main__", "launch": "dptrain.launch.__main__"}
+PROGRAMS = {
+    "data-prep": "dptrain.data_prep.__main__",
+    "launch": "dptrain.launch.__main__",
+    "doctor": "dptrain.commands.doctor",
+}

@@ -86,7 +86,7 @@ def leave(communicator: Communicator, status: int) -> int:
 
 def _abort(communicator: Communicator, status: int) -> int:
     """End every rank: the others may be waiting for this one."""
-    from dptrain.parallel.mpi import launched_size
+    from dptrain.system.launched import launched_size
 
     drop_failed_writes()
     finish_output()

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record.begin()
     status = _main(sys.argv[1:] if arguments is None else arguments)
     if record.launched():
-        from dptrain.parallel.mpi import launched_rank
+        from dptrain.system.launched import launched_rank
 
         if launched_rank() == 0:
             record.report_end(status, retry=may_retry(status))

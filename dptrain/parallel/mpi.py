@@ -1,4 +1,4 @@
-"""Ranks that communicate through MPI. The only file that imports mpi4py."""
+"""Ranks that communicate through MPI."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from dptrain.arrays.memory import Array
 from dptrain.errors import DptrainError, RankLostError
 from dptrain.health.activity import WAITING
 from dptrain.parallel.communicator import Communicator
+from dptrain.parallel.mpi_library import library_name, load_library
+from dptrain.system.launched import RANK_VARIABLES as RANK_VARIABLES
+from dptrain.system.launched import launched_rank as launched_rank
+from dptrain.system.launched import launched_size as launched_size
 from dptrain.system.signals import keep_dispositions
 from dptrain.system.text import shown
 
-# Variables that mpirun, srun and other launchers set for each process; the first one that is set is valid.
-RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
-SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 ULFM_VARIABLE = "OMPI_MCA_mpi_ft_enable"  # set to 1 by `mpirun --with-ft ulfm`
 START_PATIENCE = 60.0  # seconds for MPI to start
 
@@ -67,7 +68,7 @@ class MPICommunicator(Communicator):
         self._ranks = mpi.COMM_WORLD if communicator is None else communicator
         self.rank = self._ranks.Get_rank()
         self.size = self._ranks.Get_size()
-        self.implementation = mpi.Get_library_version().split("\n")[0].split(",")[0].replace("\t", " ").strip(" \x00")
+        self.implementation = library_name(mpi)
         # By the variable, not by a trial: under MPICH, mpi4py only imitates these calls.
         self.survives = os.environ.get(ULFM_VARIABLE) == "1" and hasattr(mpi, "ERR_PROC_FAILED")
         self._parting = False
@@ -136,23 +137,6 @@ class MPICommunicator(Communicator):
         self._ranks.Abort(status)
 
 
-def launched_size() -> int | None:
-    """How many ranks an MPI launcher started: None outside one, 0 if unknown. Does not import MPI, which takes 1 s."""
-    if not any(variable in os.environ for variable in (*RANK_VARIABLES, *SIZE_VARIABLES[:2])):
-        return None
-    return _first_number(SIZE_VARIABLES)
-
-
-def launched_rank() -> int:
-    """This process's rank according to its launcher, before MPI is loaded; 0 outside one."""
-    return _first_number(RANK_VARIABLES)
-
-
-def _first_number(variables: Sequence[str]) -> int:
-    found = (os.environ[variable] for variable in variables if variable in os.environ)
-    return next((int(text) for text in found if text.isdecimal()), 0)
-
-
 def connect() -> tuple[Communicator, str]:
     """The communicator of this process, and a line that describes it. A single rank does not load MPI.
 
@@ -197,11 +181,7 @@ def _remedy() -> str:
 
 def _load(started: str, ulfm: bool) -> Any:
     """Initialize MPI; the module mpi4py.MPI."""
-    import mpi4py
-
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
-    from mpi4py import MPI
-
+    MPI = load_library()
     by_pmix = "SLURM_STEP_ID" in os.environ and "PMIX_RANK" in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ
     if by_pmix and "MPICH" in MPI.Get_library_version():  # it would end the process at once
         raise DptrainError(f"{started} that MPICH cannot connect: {_remedy()}")

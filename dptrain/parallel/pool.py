@@ -268,7 +268,12 @@ def shared_zeros(length: int) -> Array:
 
 
 def fair_threads(communicator: Communicator, root: Path = ROOT) -> int:
-    """This rank's share of the host's cores, at least 1.
+    """This rank's share of the host's cores, at least 1."""
+    return max(1, int(core_share(communicator, root) + 1e-9))  # three times a third of a core is one core
+
+
+def core_share(communicator: Communicator, root: Path = ROOT) -> float:
+    """This rank's share of the host's cores.
 
     Each core is divided among the ranks that may run on it, and the CPU quota of a control group among the ranks in it
     (`dptrain.system.cgroups`, below `root`).
@@ -279,4 +284,4 @@ def fair_threads(communicator: Communicator, root: Path = ROOT) -> int:
     share = sum(1 / sum(core in others for others, _ in neighbours) for core in cores)
     for group, quota in quotas.items():
         share = min(share, quota / sum(group in limited for _, limited in neighbours))
-    return max(1, int(share + 1e-9))  # three times a third of a core is one core
+    return share

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import dptrain
-from dptrain.parallel.mpi import launched_size
+from dptrain.system.launched import launched_size
 from dptrain.system.streams import in_notebook
 from dptrain.system.text import shown
 from dptrain.training import events

@@ -1,7 +1,7 @@
-"""Limits of CPU time and memory: those of this machine, and those that a container or batch system sets by cgroups.
+"""Limits of CPU time, memory and processes: the machine's, and those that a container or batch system sets by cgroups.
 
 A process is in one group of each hierarchy; the limits of the groups above hold too. Version 2 has one hierarchy
-(cpu.max, memory.max), version 1 one for each controller (cpu.cfs_quota_us, memory.limit_in_bytes).
+(cpu.max, memory.max), version 1 one for each controller (cpu.cfs_quota_us, memory.limit_in_bytes). Both have pids.max.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ def memory_limit(root: Path = ROOT) -> int | None:
     if "MemTotal:" in machine:
         limits.append(1024 * (int(machine["MemTotal:"]) + int(machine.get("SwapTotal:", 0))))
     return min(limits, default=None)
+
+
+def process_room(root: Path = ROOT) -> int | None:
+    """How many processes and threads may still be started in the groups of this process; None without a limit."""
+    counts = [(_read(folder / "pids.max"), _read(folder / "pids.current")) for folder in _groups("pids", root)]
+    numbers = [(most.strip(), now.strip()) for most, now in counts]
+    return min((int(most) - int(now) for most, now in numbers if most.isdecimal() and now.isdecimal()), default=None)
 
 
 def check_memory(size: int, what: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dptrain.errors import LimitError
-from dptrain.system.cgroups import check_memory, cpu_limits, memory_limit
+from dptrain.system.cgroups import check_memory, cpu_limits, memory_limit, process_room
 
 
 def tree(root: Path, groups: str, files: dict[str, str]) -> Path:
@@ -70,3 +70,17 @@ def test_a_request_for_more_memory_than_available_is_refused_before_use() -> Non
     check_memory(1 << 20, "a few parameters")
     with pytest.raises(LimitError, match=r"many parameters need at least 1,024.0 GiB of memory, found [\d,.]+ GiB"):
         check_memory(1 << 40, "many parameters")
+
+
+@pytest.mark.parametrize(
+    ("files", "room"),
+    [
+        ({"job/pids.max": "100\n", "job/pids.current": "90\n"}, 10),
+        ({"job/pids.max": "max\n", "job/pids.current": "90\n"}, None),
+        ({"pids.max": "95", "pids.current": "92", "job/pids.max": "100", "job/pids.current": "90"}, 3),
+    ],
+)
+def test_the_room_for_processes_is_that_of_the_fullest_group(
+    files: dict[str, str], room: int | None, tmp_path: Path
+) -> None:
+    assert process_room(tree(tmp_path, "0::/job\n", files)) == room
