@@ -11,6 +11,7 @@ COMMANDS = {
     "launch": "start train, or another command, on several ranks",
     "eval": "measure loss and accuracy of a checkpoint on the test split",
     "inspect": "print what a checkpoint contains",
+    "report": "write an HTML page of a run, or one that compares several",
     "bench": "measure how fast this machine trains",
 }
 PROGRAMS = {"data-prep": "dptrain.data_prep.__main__", "launch": "dptrain.launch.__main__"}

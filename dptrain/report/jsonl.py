@@ -10,8 +10,9 @@
 
 Loss and accuracy of a step are those of its global batch, of an epoch the means over its samples. "seconds" and
 "images_per_second" are measured on rank 0, without evaluation: for a step since the previous logged step, for an epoch
-since its start (null if this process made no step of it). "rank_seconds" has the "seconds" of each rank. "tta" has the figures of the end of the run with test-time
-augmentation, if --tta asks for it. Repeated steps are logged again, with the same values.
+since its start (null if this process made no step of it). "rank_seconds" has the "seconds" of each rank. "tta" has the
+figures of the end of the run with test-time augmentation, if --tta asks for it. Repeated steps are logged again, with
+the same values.
 """
 
 from __future__ import annotations

@@ -33,6 +33,14 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def correct(self) -> int:
+        return int((self.labels == self.classes).sum())
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / len(self)
+
     def rows(self, chosen: NDArray[np.int64]) -> Predictions:
         """Some rows, in the order of their numbers int64 (n,)."""
         return Predictions(*(getattr(self, one.name)[chosen] for one in fields(self)))
