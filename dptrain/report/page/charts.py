@@ -64,14 +64,14 @@ def curve(name: str, style: str, lines: Sequence[Line], key: str, per_epoch: int
     return Curve(name, style, x, [value for _, value in found], steps, background)
 
 
-def chart(title: str, curves: Sequence[Curve], axis: Axis, *, per_epoch: int, wide: bool = False) -> Html:
+def chart(title: str, curves: Sequence[Curve], axis: Axis, *, per_epoch: int) -> Html:
     """A figure with all curves that have points; empty if none has."""
     curves = [one for one in curves if one.y]
     if not curves:
         return Html("")
     low, high = _range(curves, axis)
     first, last = _ends([0.0, *(value for one in curves for value in one.x)])
-    across = [value for value in ticks(first, last, 6) if first <= value <= last]
+    across = [value for value in ticks(first, last, 6, least=1) if first <= value <= last]
     up = [value for value in ticks(low, high, 5) if low <= value <= high]
 
     def left(x: float) -> float:
@@ -95,7 +95,8 @@ def chart(title: str, curves: Sequence[Curve], axis: Axis, *, per_epoch: int, wi
         *(element("span", _short(y, axis, up), class_="up", style=f"top:{100 * top(y):.2f}%") for y in up),
         *(element("span", f"{x:g}", class_="across", style=f"left:{100 * left(x):.2f}%") for x in across),
     ]
-    legend = [element("span", element("i", class_=f"key {one.style}"), one.name) for one in curves]
+    keys = (element("span", element("i", class_=f"key {one.style}"), one.name) for one in curves)
+    legend = element("span", *keys, class_="legend") if len(curves) > 1 else ""
     values = {
         "range": [first, last, low, high],
         "axis": [axis.scale, axis.digits, axis.unit],
@@ -119,10 +120,8 @@ def chart(title: str, curves: Sequence[Curve], axis: Axis, *, per_epoch: int, wi
         aria_valuenow=0,
         aria_valuetext=_summary(curves, axis),
     )
-    caption = element(
-        "figcaption", element("h3", title), element("span", *legend[: len(legend) * (len(legend) > 1)], class_="legend")
-    )
-    return element("figure", caption, plot, element("p", unit, class_="axis"), class_="chart wide" if wide else "chart")
+    caption = element("figcaption", element("h3", title), legend)
+    return element("figure", caption, plot, element("p", unit, class_="axis"), class_="chart")
 
 
 def script_json(value: object) -> Html:
@@ -157,9 +156,12 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high - low > least else (low - least / 2, high + least / 2)
 
 
-def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers that cover low to high, at most about `most`: multiples of 1, 2 or 5 times a power of 10."""
-    rough = (high - low) / most
+def ticks(low: float, high: float, most: int, least: float = 0) -> list[float]:
+    """Round numbers that cover low to high, about `most`: multiples of 1, 2 or 5 times a power of 10.
+
+    They are at least `least` apart.
+    """
+    rough = max((high - low) / most, least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     return [number * step for number in range(math.floor(low / step), math.ceil(high / step) + 1)]

@@ -12,7 +12,7 @@ from dptrain.report.page.markup import Html, element, join, scrolled, sentence, 
 from dptrain.report.page.pictures import Picture, data_uri
 
 MOST_CELLS = 25  # classes of a matrix with figures; a larger one is a picture
-MOST_PAIRS = 8
+MOST_PAIRS = 6
 BLUE, ORANGE = np.array([29, 95, 174]), np.array([203, 87, 8])
 
 Matrix = NDArray[np.int64]
@@ -92,4 +92,5 @@ def colored(matrix: Matrix) -> Picture:
     """Pixels (K, K, 3): white for no sample, darker for a larger share of the true class."""
     shares = np.sqrt(matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True)))[:, :, None]
     colors = np.where(np.eye(len(matrix), dtype=bool)[:, :, None], BLUE, ORANGE)
-    return np.rint(255 - shares * (255 - colors)).astype(np.uint8)
+    pixels: Picture = np.rint(255 - shares * (255 - colors)).astype(np.uint8)
+    return pixels

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from dptrain.config.keys import Scope
+from dptrain.config.train import KEYS
 from dptrain.report.page import figures
 from dptrain.report.page.charts import Axis, chart, curve
 from dptrain.report.page.facts import RunFacts
@@ -16,7 +18,18 @@ from dptrain.report.page.reproduce import inline_table
 
 LINKS = {"result": "Results", "curves": "Curves", "configuration": "Differences"}
 COLORS, DASHES = 8, ("", " dashed", " dotted")  # styles of page.css
-HEAD = ("run", "test accuracy", "test loss", "best test accuracy", "epochs", "time", "images/s", "ranks", "parameters")
+ALSO = ("data", "max_steps", "tta", "threads")  # keys that are compared besides those that decide the bits
+HEAD = (
+    "run",
+    "test accuracy",
+    "test loss",
+    "best test accuracy",
+    "epochs",
+    "time",
+    "images/s",
+    "ranks",
+    "params_sha256",
+)
 
 
 def compare_page(runs: Sequence[RunFacts]) -> str:
@@ -90,8 +103,8 @@ def charts(runs: Sequence[RunFacts], names: Sequence[str]) -> Html:
 
 
 def style(place: int) -> str:
-    """A color for each of eight runs, then the same colors dashed and dotted."""
-    return f"c{place % COLORS + 1}{DASHES[place // COLORS % len(DASHES)]}"
+    """Of 24 runs each has another color or other dashes. Between the dashes, an equal curve below is seen."""
+    return f"c{place % COLORS + 1}{DASHES[place % len(DASHES)]}"
 
 
 def differences(runs: Sequence[RunFacts], names: Sequence[str]) -> Html:
@@ -112,7 +125,7 @@ def everything(run: RunFacts) -> dict[str, str]:
     """Configuration, data set, environment and versions as text, by name."""
     found: dict[str, str] = {}
     for name, value in vars(run.config).items() if run.config else ():
-        if name not in ("run_dir", "resume"):
+        if KEYS[name].metadata["scope"] in (Scope.RUN, Scope.BITS) or name in ALSO:
             found[name.replace("_", "-")] = inline_table(value) if isinstance(value, dict) else str(value)
     if run.checkpoint is not None:
         origin = run.checkpoint.origin

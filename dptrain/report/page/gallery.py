@@ -27,7 +27,7 @@ def mistakes(facts: RunFacts) -> Html:
             alt=f"test sample {one.index}: {true}, predicted as {found}",
             class_="small" if max(height, width) <= 64 else None,
         )
-        text = [element("strong", f"{found} {percent(one.probability, 1)}"), element("span", f"is {true}")]
+        text = [element("strong", f"{found} {percent(one.probability, 1)}"), element("span", f"true: {true}")]
         items.append(element("li", image, *text, element("span", f"no. {one.index:,}")))
     lead = f"The {len(items)} wrong predictions with the highest probability. The number is the sample's in its source."
     return join([element("p", lead, class_="lead"), element("ul", *items, class_="pictures")])

@@ -52,7 +52,7 @@ function watch(plot) {
       const index = nearest(curve, curve === main || curve.back ? x : main.x[chosen]);
       const share = (high - curve.y[index]) / (high - low);
       const same = curve.steps[index] === main.steps[chosen];
-      const where = same ? "" : ` at ${place(curve.x[index], curve.steps[index])}`;
+      const where = same ? "" : `, step ${curve.steps[index].toLocaleString("en-US")}`;
       lines.push(`${curve.name}${where}: ${text(curve.y[index])}`);
       const row = document.createElement("span");
       const label = Object.assign(document.createElement("i"), { textContent: curve.name + where });

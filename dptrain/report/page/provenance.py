@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from dptrain.config.files import to_toml
 from dptrain.report.page import figures
@@ -22,13 +23,16 @@ def reproduce(facts: RunFacts) -> Html:
         parts.append(element("p", "This command makes the same parameters again, on any number of ranks and threads:"))
         commands = [train_command(config)]
         if manifest is not None and manifest.command:
-            commands.insert(0, manifest.repack_command(config.data, manifest.shard_count).removesuffix(" --force"))
+            commands.insert(
+                0, manifest.repack_command(Path(config.data), manifest.shard_count).removesuffix(" --force")
+            )
         parts.append(element("pre", element("code", *lines("\n".join(commands)))))
     else:
         parts.append(sentence(f"The command is left out: {facts.missing['config']}."))
     last, starts = facts.history.last, facts.history.starts
     start = starts[-1] if starts else {}
-    versions = start.get("versions") if isinstance(start.get("versions"), dict) else {}
+    versions = start.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
     known: list[tuple[str, object]] = [("params_sha256", code(last.get("params_sha256")))]
     if checkpoint is not None:
         origin = checkpoint.origin

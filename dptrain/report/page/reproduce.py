@@ -16,9 +16,9 @@ ALSO = ("max_steps", "tta")  # keys without an effect on the bits of a step, but
 def differing(config: TrainConfig) -> dict[str, object]:
     """Keys whose values are not the defaults, except those of the run folder."""
     return {
-        name: value
-        for name, value in vars(config).items()
-        if value != default(name) and KEYS[name].metadata["scope"] is not Scope.FOLDER
+        name: getattr(config, name)
+        for name, key in KEYS.items()
+        if getattr(config, name) != default(name) and key.metadata["scope"] is not Scope.FOLDER
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dptrain.checkpoint.state import PARAMETERS
 from dptrain.report.page import classes, figures, gallery, provenance, speed
 from dptrain.report.page.charts import Axis, chart, curve
 from dptrain.report.page.facts import RunFacts
@@ -81,6 +82,8 @@ def tiles(facts: RunFacts) -> Html:
         ("Time", figures.duration(history.seconds), "steps and evaluations"),
         ("Images per second", decimal(rate, 0), "median of the epochs"),
     ]
+    if facts.checkpoint is not None:
+        whole.append(("Parameters", f"{facts.checkpoint.layouts[PARAMETERS].size:,}", ""))
     parts = [
         element(
             "div",
