@@ -34,6 +34,11 @@ class Browser:
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
 
+    def close(self) -> None:
+        """Close the pipes, which ends the browser."""
+        self._to.close()
+        self._from.close()
+
     def _receive(self) -> dict[str, Any]:
         text = bytearray()
         while (one := self._from.read(1)) != b"\0":
@@ -97,6 +102,8 @@ def browser(program: str, folder: Path) -> Iterator[Browser]:
         for one in passed:
             os.close(one)
         try:
-            yield Browser(to_browser[1], from_browser[0])
+            page = Browser(to_browser[1], from_browser[0])
+            yield page
+            page.close()
         finally:
             process.kill()

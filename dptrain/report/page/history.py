@@ -58,7 +58,7 @@ class History:
 
 def number(line: object, name: str) -> float | None:
     """A finite number of a line; None if it has none of this name."""
-    value = line.get(name) if isinstance(line, Mapping) else None
+    value: Any = line.get(name) if isinstance(line, Mapping) else None
     return float(value) if type(value) in (int, float) and abs(value) < LARGEST else None
 
 

@@ -22,7 +22,7 @@ def test_a_grey_picture_is_a_grey_png() -> None:
 
 @pytest.mark.parametrize(("channels", "shape"), [(1, (5, 7)), (2, (5, 7)), (3, (5, 7, 3)), (4, (5, 7))])
 def test_three_channels_are_colors_and_others_show_the_first(channels: int, shape: tuple[int, ...]) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (channels, 5, 7), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (channels, 5, 7)).astype(np.uint8)
     found = sample_picture(image)
     assert found.shape == shape
     assert np.array_equal(found, image.transpose(1, 2, 0) if channels == 3 else image[0])
