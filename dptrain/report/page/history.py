@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +40,7 @@ class History:
     @property
     def steps_per_epoch(self) -> int:
         """0 if no epoch is finished. The last epoch of a run may be shorter than the others."""
-        return max((math.ceil(line["step"] / line["epoch"]) for line in self.epochs), default=0)
+        return max((line["step"] // line["epoch"] for line in self.epochs), default=0)
 
     def rank_seconds(self) -> list[dict[str, float]]:
         """By rank, the seconds of all epochs by kind; older runs have only those of rank 0."""

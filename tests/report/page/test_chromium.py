@@ -2,7 +2,7 @@
 
     DPTRAIN_SCREENSHOTS=FOLDER DPTRAIN_REPORT=RUN/report.html pytest -m long tests/report/page/test_chromium.py
 
-checks this page instead of a generated one, and writes screenshots of it at two widths, light and dark.
+checks this page instead of a generated one, and writes screenshots of its beginning at two widths, light and dark.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dptrain.training.loop import train
 
 pytestmark = pytest.mark.long
 WIDTHS = {"phone": (390, 844), "desktop": (1280, 900)}
+SHOWN = 2100  # pixels of the height of a screenshot
 HOSTILE = (
     "<script>document.title = 'hostile'</script>",
     "<img src=http://evil.example/x onerror=alert(1)>",
@@ -104,7 +105,7 @@ def test_a_page_is_whole_readable_and_silent(width: str, dark: bool, pages: list
         if folder := os.environ.get("DPTRAIN_SCREENSHOTS"):
             chromium.value("document.querySelectorAll('details').forEach((one) => { one.open = false; })")
             name = f"report-{width}-{'dark' if dark else 'light'}.png"
-            (Path(folder) / name).write_bytes(chromium.screenshot())
+            (Path(folder) / name).write_bytes(chromium.screenshot(size[0], SHOWN))
 
 
 def test_everything_is_reached_and_used_with_the_keyboard(pages: list[Path], chromium: Browser) -> None:
