@@ -106,13 +106,14 @@ def charts(facts: RunFacts) -> Html:
         ]
         for key in ("loss", "accuracy")
     )
-    lines = history.steps or history.epochs
+    lines = {line["step"]: line for line in (*history.steps, *history.epochs)}
+    rates = [lines[step] for step in sorted(lines)]
     parts = [
         chart("Loss", loss, Axis(4), per_epoch=per_epoch),
         chart("Accuracy", accuracy, Axis(2, scale=100, unit=" %"), per_epoch=per_epoch),
         chart(
             "Learning rate",
-            [curve("learning rate", "c4", lines, "lr", per_epoch)],
+            [curve("learning rate", "c4", rates, "lr", per_epoch)],
             Axis(6, zero=True),
             per_epoch=per_epoch,
         ),

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from dptrain.report.page.pictures import LARGEST, data_uri, filter_pictures, png, sample_picture
+from dptrain.report.page.pictures import LARGEST, Picture, data_uri, filter_pictures, png, sample_picture
 
 
 def test_a_grey_picture_is_a_grey_png() -> None:
@@ -22,14 +22,14 @@ def test_a_grey_picture_is_a_grey_png() -> None:
 
 @pytest.mark.parametrize(("channels", "shape"), [(1, (5, 7)), (2, (5, 7)), (3, (5, 7, 3)), (4, (5, 7))])
 def test_three_channels_are_colors_and_others_show_the_first(channels: int, shape: tuple[int, ...]) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (channels, 5, 7)).astype(np.uint8)
+    image: Picture = np.random.default_rng(0).integers(0, 256, (channels, 5, 7)).astype(np.uint8)
     found = sample_picture(image)
     assert found.shape == shape
     assert np.array_equal(found, image.transpose(1, 2, 0) if channels == 3 else image[0])
 
 
 def test_a_large_picture_is_reduced_to_means() -> None:
-    image = np.kron(np.array([[10, 200], [30, 40]], np.uint8), np.ones((100, 100), np.uint8))[None]
+    image: Picture = np.kron(np.array([[10, 200], [30, 40]]), np.ones((100, 100)))[None].astype(np.uint8)
     found = sample_picture(image)
     assert max(found.shape) <= LARGEST
     assert (found[0, 0], found[0, -1], found[-1, 0], found[-1, -1]) == (10, 200, 30, 40)
