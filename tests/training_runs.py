@@ -39,6 +39,7 @@ def settings(data: Path, run_dir: Path, **changes: Any) -> dict[str, Any]:
         "warmup_steps": 3,
         "threads": 1,
         "log_every": 1,
+        "report": False,
     }
     return small | changes
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": "name the classes of pictures",
     "inspect": "print what a checkpoint contains",
     "export": "write a checkpoint as ONNX, safetensors or .npz, for other programs",
+    "report": "write an HTML page of a run, or one that compares several",
     "bench": "measure how fast this machine trains",
     "doctor": "check whether this machine and its software can train, and report what to do if not",
 }

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptrain.commands import inspect
 from dptrain.config.files import add_flags
 from dptrain.config.train import model_name
+from dptrain.errors import UsageError
 from dptrain.system.arguments import Parser, argument, path_argument
 from dptrain.system.blas import request_portable_kernels
+from dptrain.system.durable import write_durably
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
+    from dptrain.training.evaluate_checkpoint import CheckpointEvaluation
 
 
 def add_arguments(parser: Parser) -> None:
@@ -24,6 +30,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("data", type=path_argument, help="folder of a packed data set")
     help = "FILE.py:FUNCTION, for a checkpoint that was trained with one"
     parser.add_argument("--model", type=argument(model_name), default="", metavar="NAME", help=help)
+    parser.add_argument("--confusion", action="store_true", help="also the confusion matrix")
+    help = "write the prediction for each test sample as CSV"
+    parser.add_argument("--predictions", type=path_argument, metavar="FILE", help=help)
     add_flags(parser, ["threads", "tta", "portable"], defaults=True)
 
 
@@ -40,6 +49,8 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
 
     with together(communicator):
         checkpoint = inspect.open_checkpoint(parsed.checkpoint)
+        classes = checkpoint.origin.classes
+        check_output(parsed, len(classes))
     evaluation = evaluate_checkpoint(
         checkpoint,
         parsed.checkpoint,
@@ -49,26 +60,60 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         threads=parsed.threads,
         tta=parsed.tta,
         portable=parsed.portable,
+        predictions=parsed.confusion or parsed.predictions is not None,
         note=lambda line: write_to_stderr(f"dptrain: {line}"),
     )
-    classes = checkpoint.origin.classes
+    if communicator.rank == 0:
+        if parsed.predictions is not None and evaluation.predictions is not None:
+            write_predictions(parsed.predictions, evaluation.predictions.to_csv(classes))
+        print_evaluation(parsed, evaluation, classes)
+    return 0
+
+
+def check_output(parsed: argparse.Namespace, classes: int) -> None:
+    """UsageError if --confusion or --predictions cannot be done, before the evaluation."""
+    from dptrain.report.confusion import MOST_CLASSES
+
+    if parsed.confusion and classes > MOST_CLASSES:
+        raise UsageError(f"--confusion: {classes:,} classes, expected at most {MOST_CLASSES:,}; use --predictions FILE")
+    if parsed.predictions is not None and not parsed.predictions.parent.is_dir():
+        raise UsageError(f"--predictions {shown(parsed.predictions)}: no such folder; make it, or choose another one")
+
+
+def write_predictions(path: Path, text: str) -> None:
+    """Write the file whole; UsageError when that fails."""
+    try:
+        write_durably(path, text.encode())
+    except OSError as error:
+        raise UsageError(f"--predictions {shown(path)}: cannot be written: {error.strerror}") from error
+
+
+def print_evaluation(parsed: argparse.Namespace, evaluation: CheckpointEvaluation, classes: Sequence[str]) -> None:
+    """Print the figures, as JSON if that is asked for."""
+    if evaluation.warning:
+        write_to_stderr(f"dptrain: WARNING: {shown(evaluation.warning)}")
     by_class = {
         name: right / count if count else None
         for name, right, count in zip(classes, evaluation.class_correct, evaluation.class_samples, strict=True)
     }
-    if communicator.rank != 0:
-        return 0
-    if evaluation.warning:
-        write_to_stderr(f"dptrain: WARNING: {shown(evaluation.warning)}")
+    confusion = None
+    if parsed.confusion and evaluation.predictions is not None:
+        confusion = evaluation.predictions.confusion(len(classes))
     if parsed.json:
         figures = {name: getattr(evaluation, name) for name in ("loss", "accuracy", "samples", "correct")}
         code = {"changed_model_files": evaluation.changed_model_files, "model_warning": evaluation.warning}
-        print(json.dumps({**figures, "tta": parsed.tta, "class_accuracy": by_class, **code}))
-        return 0
+        matrix = {} if confusion is None else {"classes": classes, "confusion": confusion.tolist()}
+        print(json.dumps({**figures, "tta": parsed.tta, "class_accuracy": by_class, **code, **matrix}))
+        return
     print(f"test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")
     augmented = "" if parsed.tta == "none" else f", with test-time augmentation ({parsed.tta})"
     print(f"({evaluation.correct:,} of {evaluation.samples:,}){augmented}")
     width = max(len(shown(name)) for name in classes)
     for name, accuracy in by_class.items():
         print(f"  {shown(name):<{width}}  " + ("no samples" if accuracy is None else f"{100 * accuracy:6.2f} %"))
-    return 0
+    if confusion is not None:
+        from dptrain.report.confusion import confusion_lines
+
+        print(*confusion_lines(confusion, classes, shutil.get_terminal_size().columns), sep="\n")
+    if parsed.predictions is not None:
+        print(f"predictions  {shown(parsed.predictions)}")

@@ -106,12 +106,19 @@ def merged(*sources: Mapping[str, Any]) -> TrainConfig:
                 raise UsageError(f"{flag(name)} is not an option of --optimizer {optimizer}: leave it out")
     config = TrainConfig(**values)
     for name, (needed, value) in NEEDED.items():  # a saved configuration has every key, so only flags are checked
-        found = getattr(config, needed)
-        unmet = found == KEYS[needed].default if value is None else found != value
-        if unmet and sources and sources[-1].get(name):
+        if not has_effect(config, name) and sources and sources[-1].get(name):
             other = flag(needed) if value is None else f"{flag(needed)} {value}"
             raise UsageError(f"{flag(name)} has no effect without {other}: add that, or leave it out")
     return config
+
+
+def has_effect(config: TrainConfig, name: str) -> bool:
+    """False for a key of `NEEDED` whose other key has not the value that it needs."""
+    if name not in NEEDED:
+        return True
+    needed, value = NEEDED[name]
+    found = getattr(config, needed)
+    return bool(found != KEYS[needed].default if value is None else found == value)
 
 
 def _expand_augment(values: Mapping[str, Any]) -> dict[str, Any]:

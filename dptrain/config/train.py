@@ -181,6 +181,7 @@ class CheckpointConfig(Config):
     )
     resume: str = key("auto", FOLDER, "checkpoint or run folder to resume (auto: the newest; never)", read=typed_path)
     log_every: int = key(50, PROCESS, "steps between two lines of metrics.jsonl", at_least=1)
+    report: bool = key(True, PROCESS, "write report.html into the run folder at the end of the run")
 
     @property
     def checkpoint_interval(self) -> tuple[int, int]:

@@ -82,6 +82,11 @@ def softmax_cross_entropy(logits: Array, labels: NDArray[np.int64], workspace: W
     return losses, softmax
 
 
+def softmax(logits: Array, workspace: Workspace) -> Array:
+    """The probabilities (N, K) of logits (N, K). They stay in the workspace until the next call."""
+    return _softmax(logits, workspace)[1]
+
+
 def _softmax(logits: Array, workspace: Workspace) -> tuple[Array, Array, Array]:
     """z = logits - max(logits) (N, K), softmax(logits) (N, K), and log(sum over k of exp(z_k)) (N,).
 

@@ -9,5 +9,6 @@ REPORTERS: tuple[type[Reporter], ...] = tuple(
     for name in (
         "dptrain.report.jsonl:JsonLines",
         "dptrain.report.console:Console",
+        "dptrain.report.html:HtmlPage",
     )
 )

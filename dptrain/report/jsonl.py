@@ -3,14 +3,16 @@
     {"event": "start", "step", "ranks", "threads", "resumed_from", "time" (UTC), "host", "command", "versions": {...}}
     {"event": "step",  "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "seconds": {...}}
     {"event": "epoch", "step", "epoch", "loss", "accuracy", "test_loss", "test_accuracy", "lr",
-                       "images_per_second", "seconds": {...}, "evaluation_seconds", "params_sha256"}
+                       "images_per_second", "seconds": {...}, "rank_seconds": [{...}, ...], "evaluation_seconds",
+                       "params_sha256"}
     {"event": "tta", "step", "tta", "test_loss", "test_accuracy"}
     {"event": "recovery", "step", "lost", "ranks", "threads", "recovery_seconds"}
 
 Loss and accuracy of a step are those of its global batch, of an epoch the means over its samples. "seconds" and
 "images_per_second" are measured on rank 0, without evaluation: for a step since the previous logged step, for an epoch
-since its start (null if this process made no step of it). "tta" has the figures of the end of the run with test-time
-augmentation, if --tta asks for it. Repeated steps are logged again, with the same values.
+since its start (null if this process made no step of it). "rank_seconds" has the "seconds" of each rank. "tta" has the
+figures of the end of the run with test-time augmentation, if --tta asks for it. Repeated steps are logged again, with
+the same values.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,19 +18,24 @@ from dptrain.data.transforms import views
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
 from dptrain.nn.check import CheckedRunner
 from dptrain.nn.layer import PLAIN, Runner, is_users
-from dptrain.nn.loss import softmax_cross_entropy
+from dptrain.nn.loss import softmax, softmax_cross_entropy
 from dptrain.nn.network import Network, Prepared, quiet
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.pool import Result, ShardPool, ShardWork, shared_zeros
+from dptrain.training.predictions import Predictions, by_index
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The mean loss of a split, and for each class its samples and the number classified correctly."""
+    """The mean loss of a split, and for each class its samples and the number classified correctly.
+
+    It has the predictions of all samples if they were asked for.
+    """
 
     loss: float
     class_samples: tuple[int, ...]
     class_correct: tuple[int, ...]
+    predictions: Predictions | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     @property
     def samples(self) -> int:
@@ -47,7 +52,14 @@ class Evaluation:
 
 BLOCKS = 16  # blocks of a shard per round; after each round the ranks exchange signals
 
-Figures = tuple[list[float], NDArray[np.int64], NDArray[np.int64]]
+
+class Figures(NamedTuple):
+    """Of some samples: the loss of each block; by class (K,) the samples and the correct ones; the predictions."""
+
+    losses: list[float]
+    samples: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    predictions: Predictions | None
 
 
 class NetworkWork(ShardWork[Result]):
@@ -79,7 +91,7 @@ class NetworkWork(ShardWork[Result]):
 
 
 class EvaluationWork(NetworkWork[Figures]):
-    """For some rows of each shard: the loss of each block, and by class (K,) the samples and the correct ones.
+    """The figures of some rows of each shard; their predictions only if a call asks for them.
 
     `longest` is the number of samples in the largest shard of all ranks.
     """
@@ -91,20 +103,28 @@ class EvaluationWork(NetworkWork[Figures]):
         self.shards, self.normalise, self.longest = shards, normalise, longest
 
     @quiet
-    def compute(self, shard: int, prepared: tuple[Prepared, slice, str], workspace: Workspace) -> Figures:
-        network, rows, tta = prepared
+    def compute(self, shard: int, prepared: tuple[Prepared, slice, str, bool], workspace: Workspace) -> Figures:
+        network, rows, tta, wanted = prepared
         images, labels = self.shards[shard].images[rows], self.shards[shard].labels[rows]
         losses: list[float] = []
         runner = self.runner()
-        right = np.zeros(len(labels), bool)
+        found = np.zeros(len(labels), np.int64)
+        probabilities = np.zeros(len(labels) if wanted else 0, np.float32)
         for start in range(0, len(labels), self.network.block):
             block = slice(start, start + self.network.block)
             logits = self._logits(network, images[block], tta, workspace, runner)
             sample_losses, _ = softmax_cross_entropy(logits, labels[block], workspace)
             losses.append(float(sample_losses.sum(dtype=np.float64)))
-            right[block] = logits.argmax(axis=1) == labels[block]
-        count = self.network.classes
-        return losses, np.bincount(labels, minlength=count), np.bincount(labels[right], minlength=count)
+            found[block] = logits.argmax(axis=1)
+            if wanted:
+                of_found = found[block][:, None]
+                probabilities[block] = np.take_along_axis(softmax(logits, workspace), of_found, axis=1)[:, 0]
+        samples, correct = (
+            np.bincount(some, minlength=self.network.classes) for some in (labels, labels[found == labels])
+        )
+        index = self.shards[shard].index[rows]
+        predictions = Predictions(index, labels, found, probabilities) if wanted else None
+        return Figures(losses, samples, correct, predictions)
 
     def _logits(
         self, network: Prepared, images: NDArray[np.uint8], tta: str, workspace: Workspace, runner: Runner
@@ -132,24 +152,26 @@ def evaluate(
     communicator: Communicator,
     interruption: Interruption = NEVER,
     tta: str = "none",
+    predictions: bool = False,
 ) -> Evaluation:
     """The evaluation of all ranks' shards, the same on every rank; AskedToEndError on all after a signal at any.
 
     `vectors` are those of a state; the pool must have been made with this work. Losses are summed with exact rounding
     (math.fsum), so the result does not depend on the number of ranks. `tta` is the test-time augmentation, see
-    `dptrain.data.transforms.views`.
+    `dptrain.data.transforms.views`. With `predictions` the evaluation has those of all samples.
     """
     communicator.activity.enter("evaluating")
     work.load(vectors)
     figures: list[Figures] = []
     size = BLOCKS * work.network.block
     for start in range(0, work.longest, size):
-        figures += pool.map(work, work.shards, slice(start, start + size), tta)
+        figures += pool.map(work, work.shards, slice(start, start + size), tta, predictions)
         for signal_name in communicator.allgather(interruption.signal_name):
             if signal_name is not None:
                 raise AskedToEndError(signal_name)
     everyone = [part for parts in communicator.allgather(figures) for part in parts]
-    samples = np.sum([part[1] for part in everyone], axis=0)
-    correct = np.sum([part[2] for part in everyone], axis=0)
-    loss = math.fsum(loss for part in everyone for loss in part[0]) / samples.sum()
-    return Evaluation(float(loss), tuple(samples.tolist()), tuple(correct.tolist()))
+    samples = np.sum([part.samples for part in everyone], axis=0)
+    correct = np.sum([part.correct for part in everyone], axis=0)
+    loss = math.fsum(loss for part in everyone for loss in part.losses) / samples.sum()
+    found = by_index([part.predictions for part in everyone if part.predictions is not None]) if predictions else None
+    return Evaluation(float(loss), tuple(samples.tolist()), tuple(correct.tolist()), predictions=found)

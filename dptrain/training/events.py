@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from dptrain.training.predictions import Predictions
+
 
 class RunFacts(NamedTuple):
     """Facts that are constant until ranks are lost. `connection` describes MPI in words, `mpi` is the library."""
@@ -73,6 +75,7 @@ class EvaluationStarted(NamedTuple):
 class EvaluationFinished(NamedTuple):
     """Loss and accuracy are means over the samples of the epoch; rate and seconds are of its steps alone.
 
+    `images_per_second` and `seconds` are those of rank 0, `rank_seconds` those of each rank.
     `images_per_second` is None if this process made no step. `repeated`: an earlier process has reported it already.
     """
 
@@ -85,13 +88,17 @@ class EvaluationFinished(NamedTuple):
     lr: float
     images_per_second: float | None
     seconds: dict[str, float]
+    rank_seconds: list[dict[str, float]]
     evaluation_seconds: float
     params_sha256: str
     repeated: bool
 
 
 class RunFinished(NamedTuple):
-    """All steps are made and saved. Loss and accuracy with test-time augmentation are None unless `tta` asks for it."""
+    """All steps are made and saved. Loss and accuracy with test-time augmentation are None unless `tta` asks for it.
+
+    `predictions` are those of the last evaluation, None without --report.
+    """
 
     step: int
     test_loss: float
@@ -107,6 +114,7 @@ class RunFinished(NamedTuple):
     tta: str = "none"
     tta_loss: float | None = None
     tta_accuracy: float | None = None
+    predictions: Predictions | None = None
 
 
 Event = Note | RunStarted | RanksLost | StepFinished | EvaluationStarted | EvaluationFinished | RunFinished

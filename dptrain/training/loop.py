@@ -61,6 +61,7 @@ def train(
             tta=config.tta,
             tta_loss=augmented.loss if augmented else None,
             tta_accuracy=augmented.accuracy if augmented else None,
+            predictions=evaluation.predictions,
         )
         run.report.emit(finished)
     return finished
@@ -140,7 +141,7 @@ def evaluation_is_due(session: Session, state: TrainingState) -> bool:
 
 
 def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
-    """Evaluate the parameters on the test split and report it.
+    """Evaluate the parameters on the test split and report it. The last evaluation has predictions for --report.
 
     TrainingError if ranks differ or the loss is not finite; AskedToEndError if a rank received a signal.
     """
@@ -151,16 +152,17 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
     layouts = session.take_step.layouts
     check_replicas(state, layouts, session.communicator)  # before any figure is reported
     check_finite(state, layouts, session.communicator)
-    evaluation = evaluate(
-        session.evaluation, evaluated(state.vectors), session.pool, session.communicator, interruption
-    )
+    parts = session.evaluation, evaluated(state.vectors), session.pool, session.communicator
+    predictions = run.config.report and state.step == session.last_step
+    evaluation = evaluate(*parts, interruption, predictions=predictions)
     if not math.isfinite(evaluation.loss):
         error = TrainingError(
             f"step {state.step}: the test loss is {evaluation.loss}, though all parameters are finite. Nothing of this "
             f"step is saved and earlier checkpoints are kept. {LOWER_LR}"
         )
         raise known_to_all(session.communicator, error)
+    rank_seconds = run.report.rank_seconds(session.communicator)
     state.progress.test_accuracy = evaluation.accuracy
     lr = session.schedule(max(0, state.step - 1))
-    run.report.evaluation_finished(state, evaluation, lr, epoch, time.perf_counter() - started)
+    run.report.evaluation_finished(state, evaluation, lr, epoch, time.perf_counter() - started, rank_seconds)
     return evaluation

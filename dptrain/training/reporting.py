@@ -9,6 +9,7 @@ from typing import Any
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.state import TrainingState
 from dptrain.config.train import TrainConfig
+from dptrain.parallel.communicator import Communicator
 from dptrain.training import events
 from dptrain.training.evaluate import Evaluation
 from dptrain.training.events import Event, Reporter, RunFacts
@@ -32,8 +33,11 @@ class Meter:
         """images_per_second over wall time without `other_seconds` (None if no step was made), and seconds by kind."""
         elapsed = time.perf_counter() - self.started - other_seconds
         rate = round(self.samples / elapsed, 1) if self.samples else None
-        rounded = {name: round(value, 4) for name, value in vars(self.seconds).items()}
-        return {"images_per_second": rate, "seconds": rounded}
+        return {"images_per_second": rate, "seconds": self.rounded()}
+
+    def rounded(self) -> dict[str, float]:
+        """The seconds by kind."""
+        return {name: round(value, 4) for name, value in vars(self.seconds).items()}
 
 
 class RunReport:
@@ -86,8 +90,18 @@ class RunReport:
         accuracy = outcome.correct / outcome.samples
         self.emit(events.StepFinished(state.step, epoch, outcome.loss, accuracy, lr, **figures, logged=logged))
 
+    def rank_seconds(self, communicator: Communicator) -> list[dict[str, float]]:
+        """By rank, the seconds of its steps since the epoch began. All ranks must call this."""
+        return communicator.allgather(self._since_epoch.rounded())
+
     def evaluation_finished(
-        self, state: TrainingState, evaluation: Evaluation, lr: float, epoch: int, seconds: float
+        self,
+        state: TrainingState,
+        evaluation: Evaluation,
+        lr: float,
+        epoch: int,
+        seconds: float,
+        rank_seconds: list[dict[str, float]],
     ) -> None:
         progress = state.progress
         event = events.EvaluationFinished(
@@ -99,6 +113,7 @@ class RunReport:
             test_accuracy=evaluation.accuracy,
             lr=lr,
             **self._since_epoch.figures(seconds),
+            rank_seconds=rank_seconds,
             evaluation_seconds=round(seconds, 4),
             params_sha256=state.params_sha256,
             repeated=state.step == self._evaluated_before,

@@ -83,6 +83,8 @@ def test_dptrain_is_the_only_top_level_package_and_is_complete(installed: Path) 
     assert {path.name for path in (CHECKOUT / "dptrain" / "recipes").glob("*.toml")} == {
         path.name for path in (installed / "dptrain" / "recipes").glob("*.toml")
     }
+    for name in ("page.html", "run.html", "compare.html", "page.css", "page.js"):
+        assert (installed / "dptrain" / "report" / "page" / name).is_file()
     assert {path.name for path in (CHECKOUT / "launch").glob("*.sh")} == {
         path.name for path in (installed / "dptrain" / "launch").glob("*.sh")
     }

@@ -45,6 +45,7 @@ KEYS = {
         "lr",
         "images_per_second",
         "seconds",
+        "rank_seconds",
         "evaluation_seconds",
         "params_sha256",
     },
@@ -96,6 +97,7 @@ def test_an_epochs_figures_are_the_means_of_its_steps(data: Path, tmp_path: Path
         for name in ("loss", "accuracy"):
             mean = sum(line[name] * size for line, size in zip(steps, sizes, strict=True)) / TRAIN
             assert epoch[name] == pytest.approx(mean)
+        assert epoch["rank_seconds"] == [epoch["seconds"]]
         for name in SECONDS:
             assert epoch["seconds"][name] == pytest.approx(sum(line["seconds"][name] for line in steps), abs=1e-3)
         assert epoch["lr"] == steps[-1]["lr"]
@@ -118,7 +120,7 @@ def test_a_resumed_run_appends_the_same_figures_as_an_uninterrupted_one(data: Pa
     resumed_from = str(tmp_path / "run/checkpoints/step-00000004.h5")
     expected = {"event": "start", "step": 4, "ranks": 1, "threads": 2, "resumed_from": resumed_from}
     assert expected.items() <= lines[len(first)].items()
-    timed = {"images_per_second", "seconds", "evaluation_seconds"}
+    timed = {"images_per_second", "seconds", "rank_seconds", "evaluation_seconds"}
     figures = [
         [{key: value for key, value in line.items() if key not in timed} for line in part]
         for part in (of("step", lines), of("step", whole), of("epoch", lines)[1:], of("epoch", whole))

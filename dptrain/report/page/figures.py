@@ -1,0 +1,72 @@
+"""Figures of a run as text, the same on every page."""
+
+from __future__ import annotations
+
+import statistics
+from datetime import datetime
+
+from dptrain.report.page.facts import RunFacts
+from dptrain.report.page.history import Line, number
+
+NONE = "-"  # for a figure that is not known
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    return NONE if share is None else f"{100 * share:.{digits}f} %"
+
+
+def decimal(value: float | None, digits: int = 4) -> str:
+    return NONE if value is None else f"{value:,.{digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Such as 1 h 05 min, 3 min 20 s or 4.2 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def count(value: int, what: str) -> str:
+    """Such as 1 rank or 2 ranks."""
+    return f"{value:,} {what}{'' if value == 1 else 's'}"
+
+
+def moment(line: Line) -> str:
+    """The time of a start, such as 28 Nov 2026, 04:38 UTC; "" if the line has none."""
+    try:
+        return f"{datetime.fromisoformat(line['time']):%d %b %Y, %H:%M %Z}"
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
+def workers(line: Line) -> str:
+    """The ranks and threads of a start, such as 2 ranks of 4 threads."""
+    ranks, threads = line.get("ranks"), line.get("threads")
+    if type(ranks) is not int or type(threads) is not int:
+        return NONE
+    return f"{count(ranks, 'rank')} of {count(threads, 'thread')}"
+
+
+def rate(facts: RunFacts) -> float | None:
+    """The median of the epochs' images per second."""
+    found = [value for line in facts.history.epochs if (value := number(line, "images_per_second")) is not None]
+    return statistics.median(found) if found else None
+
+
+def best(facts: RunFacts) -> Line:
+    """The line of the epoch with the highest test accuracy, the first of several."""
+    return max(facts.history.epochs, key=lambda line: number(line, "test_accuracy") or 0.0, default={})
+
+
+def progress(facts: RunFacts) -> tuple[str, str]:
+    """Epochs and steps, such as 5 and 1,955 steps; of an unfinished run 3 of 5, and 800 of 1,955 steps."""
+    done = facts.history.last.get("step", 0)
+    steps = max([done, *(line["step"] for line in facts.history.steps[-1:])])
+    epochs = facts.config.epochs if facts.config else 0
+    per_epoch, last = facts.steps_per_epoch, facts.last_step
+    passed = steps / per_epoch if per_epoch else 0
+    if steps < last:
+        return f"{passed:.3g} of {epochs:,}", f"{steps:,} of {last:,} steps"
+    return f"{passed:.3g}", count(steps, "step")

@@ -1,0 +1,93 @@
+"""How to make the run again, what its bits depend on, and its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from dptrain.config.files import to_toml
+from dptrain.report.page import figures
+from dptrain.report.page.facts import RunFacts, with_kept_model
+from dptrain.report.page.markup import Html, definitions, element, folded, join, sentence, table
+from dptrain.report.page.reproduce import default, differing, inline_table, train_command
+from dptrain.system.text import shown_lines
+
+LONGEST_CONFIGURATION = 1 << 18
+
+
+def reproduce(facts: RunFacts) -> Html:
+    """The command, and everything that the bits depend on."""
+    parts: list[object] = []
+    config, checkpoint, manifest = with_kept_model(facts), facts.checkpoint, facts.manifest
+    if config is not None:
+        parts.append(element("p", "This command makes the same parameters again, on any number of ranks and threads:"))
+        commands = [train_command(config)]
+        if manifest is not None and manifest.command:
+            commands.insert(
+                0, manifest.repack_command(Path(config.data), manifest.shard_count).removesuffix(" --force")
+            )
+        parts.append(element("pre", element("code", *lines("\n".join(commands)))))
+    else:
+        parts.append(sentence(f"The command is left out: {facts.missing['config']}."))
+    last, starts = facts.history.last, facts.history.starts
+    start = starts[-1] if starts else {}
+    versions = start.get("versions")
+    versions = versions if isinstance(versions, dict) else {}
+    known: list[tuple[str, object]] = [("params_sha256", code(last.get("params_sha256")))]
+    if checkpoint is not None:
+        origin = checkpoint.origin
+        shape = " x ".join(map(str, origin.input_shape))
+        samples = "" if manifest is None else (
+            f"{manifest.samples('train'):,} training and {manifest.samples('test'):,} test images, "
+        )  # fmt: skip
+        known += [
+            ("data set", f"{origin.data_name}: {samples}{shape}, {len(origin.classes):,} classes"),
+            ("data hash", code(origin.manifest_sha256)),
+            ("parameters", f"{checkpoint.layouts['parameters'].size:,}"),
+            *((name, origin.environment[name]) for name in origin.environment),
+        ]
+    known += [(name, versions[name]) for name in ("dptrain", "python", "mpi4py", "mpi") if versions.get(name)]
+    known += [("host", start.get("host")), ("ranks", figures.workers(start))]
+    parts += [element("h3", "Environment"), definitions(known)]
+    rows = [
+        [figures.moment(one), figures.workers(one), f"{one['step']:,}", code(" ".join(map(str, command)))]
+        for one in starts
+        if isinstance(command := one.get("command"), list)
+    ]
+    head = ["time", "ranks", "from step", "command of a rank"]
+    parts.append(folded(f"{figures.count(len(rows), 'start')} of the run", table("Starts", head, rows, texts=(1, 3))))
+    return join(parts)
+
+
+def code(value: object) -> Html | None:
+    return None if value is None else element("code", value)
+
+
+def configuration(facts: RunFacts) -> Html:
+    """Keys that differ from the defaults, then the whole configuration and the layers."""
+    parts: list[object] = []
+    if facts.config is not None:
+        rows = [
+            [name.replace("_", "-"), code(written(value)), code(written(default(name)) or figures.NONE)]
+            for name, value in differing(facts.config).items()
+        ]
+        parts.append(table("Keys that differ from their defaults", ["key", "value", "default"], rows, texts=(1, 2)))
+        text = shown_lines(to_toml(facts.config, folder=False), LONGEST_CONFIGURATION)
+        parts.append(folded("All keys (config.toml)", element("pre", element("code", *lines(text)))))
+    else:
+        parts.append(sentence(f"The configuration is left out: {facts.missing['config']}."))
+    if facts.checkpoint is not None:
+        layers = join(element("li", element("code", line)) for line in facts.checkpoint.origin.architecture)
+        parts.append(folded("Layers", element("ol", layers, start=0)))
+    return join(parts)
+
+
+def written(value: object) -> str:
+    return inline_table(value) if isinstance(value, dict) else str(value)
+
+
+def lines(text: str) -> Iterator[object]:
+    """The lines of a text that is safe, with their line breaks."""
+    for line in text.rstrip("\n").split("\n"):
+        yield line
+        yield Html("\n")

@@ -1,0 +1,41 @@
+"""Writes the page of a run, or of several, as one file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dptrain.errors import UsageError
+from dptrain.report.page.compare import compare_page
+from dptrain.report.page.facts import NOTHING_ASKED, Asked, facts_of, summary_of
+from dptrain.report.page.run import run_page
+from dptrain.system.durable import write_durably
+from dptrain.system.text import shown
+from dptrain.training.predictions import Predictions
+
+NAME = "report.html"  # in the run folder
+
+
+def write_report(
+    folder: Path, output: Path | None = None, asked: Asked = NOTHING_ASKED, predictions: Predictions | None = None
+) -> Path:
+    """Write the page of the run in a folder, by default into that folder; returns the path of the page.
+
+    `predictions` are those of the newest checkpoint. DataError if there is no run, UsageError if the page cannot be
+    written.
+    """
+    return _write(output or folder / NAME, run_page(facts_of(folder, asked, predictions)))
+
+
+def write_comparison(folders: Sequence[Path], output: Path) -> Path:
+    """Write the page that compares the runs in some folders; errors as in `write_report`."""
+    return _write(output, compare_page([summary_of(folder) for folder in folders]))
+
+
+def _write(path: Path, text: str) -> Path:
+    try:
+        write_durably(path, text.encode())
+    except OSError as error:
+        advice = "choose another file with --output"
+        raise UsageError(f"{shown(path)}: cannot be written: {error.strerror}; {advice}") from error
+    return path

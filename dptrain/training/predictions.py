@@ -1,0 +1,71 @@
+"""What a network predicts for each sample of a split: the confusion matrix, and the samples that it gets wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptrain.arrays.memory import Array
+
+COLUMNS = ("index", "class", "predicted", "probability")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Predictions:
+    """Row i of each array belongs to one sample.
+
+    index          int64 (N,), the sample's number in its source
+    labels         int64 (N,), its class
+    classes        int64 (N,), the class with the largest logit, the first of several
+    probabilities  float32 (N,), the softmax probability of that class
+    """
+
+    index: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    probabilities: Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def correct(self) -> int:
+        return int((self.labels == self.classes).sum())
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / len(self)
+
+    def rows(self, chosen: NDArray[np.int64]) -> Predictions:
+        """Some rows, in the order of their numbers int64 (n,)."""
+        return Predictions(*(getattr(self, one.name)[chosen] for one in fields(self)))
+
+    def confusion(self, classes: int) -> NDArray[np.int64]:
+        """Samples by true class (row) and predicted class (column), int64 (K, K) for K classes."""
+        pairs = self.labels * classes + self.classes
+        return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
+
+    def mistakes(self, most: int) -> Predictions:
+        """The wrong predictions with the highest probabilities, at most `most`, from the highest on."""
+        wrong = np.flatnonzero(self.labels != self.classes)
+        return self.rows(wrong[np.argsort(-self.probabilities[wrong], kind="stable")[:most]])
+
+    def to_csv(self, names: Sequence[str]) -> str:
+        """CSV with the `COLUMNS` and one line a sample; `names` are those of the classes."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        values = zip(self.index.tolist(), self.labels.tolist(), self.classes.tolist(), self.probabilities, strict=True)
+        writer.writerows([index, names[label], names[found], str(share)] for index, label, found, share in values)
+        return text.getvalue()
+
+
+def by_index(parts: Sequence[Predictions]) -> Predictions:
+    """All parts together, sorted by the samples' index: the same for any number of shards."""
+    joined = Predictions(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Predictions)))
+    return joined.rows(np.argsort(joined.index, kind="stable"))
