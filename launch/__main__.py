@@ -43,7 +43,7 @@ def make_parser() -> Parser:
     """The launcher's flags."""
     parser = Parser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [--max-restarts K] [...] -- train DATA ...",
+        usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [...] -- train DATA ...",
         description="Start dptrain on several ranks, on one host or several. After -- comes dptrain's command line.",
     )
     parser.advice_on_words = f"write dptrain's command line after --, for example: {EXAMPLE}"

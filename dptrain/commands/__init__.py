@@ -6,11 +6,17 @@ imports NumPy only within `run`. `prepare(parsed)`, if it has that, is called be
 """
 
 COMMANDS = {
-    "data-prep": "pack images into a data set, or check a packed one",
+    "prep": "pack images into a data set, or check a packed one",
     "train": "train a network on a packed data set",
     "launch": "start train, or another command, on several ranks",
     "eval": "measure loss and accuracy of a checkpoint on the test split",
     "inspect": "print what a checkpoint contains",
     "bench": "measure how fast this machine trains",
+    "completion": "print a script that completes commands and flags in a shell",
 }
-PROGRAMS = {"data-prep": "dptrain.data_prep.__main__", "launch": "dptrain.launch.__main__"}
+PROGRAMS = {
+    "prep": "dptrain.data_prep.__main__",
+    "launch": "dptrain.launch.__main__",
+    "completion": "dptrain.commands.completion",
+}
+ALIASES = {"data-prep": "prep"}  # earlier names, which still work

@@ -27,6 +27,8 @@ class RunFacts(NamedTuple):
     threads: int
     connection: str
     mpi: str
+    batch_size: int = 0  # global
+    hosts: tuple[str, ...] = ()  # the host of each rank
 
 
 class Note(NamedTuple):
@@ -63,6 +65,12 @@ class StepFinished(NamedTuple):
     images_per_second: float | None
     seconds: dict[str, float]
     logged: bool
+
+
+class CheckpointSaved(NamedTuple):
+    """The checkpoint of `step` is on the disk. Reported with a step that comes later."""
+
+    step: int
 
 
 class EvaluationStarted(NamedTuple):
@@ -109,7 +117,16 @@ class RunFinished(NamedTuple):
     tta_accuracy: float | None = None
 
 
-Event = Note | RunStarted | RanksLost | StepFinished | EvaluationStarted | EvaluationFinished | RunFinished
+Event = (
+    Note
+    | RunStarted
+    | RanksLost
+    | StepFinished
+    | CheckpointSaved
+    | EvaluationStarted
+    | EvaluationFinished
+    | RunFinished
+)
 
 
 class Reporter(Protocol):

@@ -250,5 +250,5 @@ def test_an_abbreviated_flag_is_an_error_with_the_full_flag() -> None:
 def test_an_option_before_a_command_with_its_own_command_line_is_handled(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version", "launch"]) == 0
     assert capsys.readouterr().out == f"dptrain {__version__}\n"
-    assert main(["--unknown", "data-prep"]) == 2
+    assert main(["--unknown", "prep"]) == 2
     assert "unknown argument '--unknown'" in capsys.readouterr().err
