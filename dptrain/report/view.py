@@ -118,9 +118,8 @@ class View:
         figures, shares = self._figures(), self._shares()
         if sum(len(text) + len(GAP) for _, text in (*figures, *shares)) <= width:
             figures, shares = [*figures, *shares], []
-        return self._rendered(self._bars(width), width) + [
-            *filter(None, (fitted(figures, width, GAP), fitted(shares, width, GAP)))
-        ]
+        lines = (fitted(figures, width, GAP), fitted(shares, width, GAP))
+        return [*self._rendered(self._bars(width), width), *filter(None, lines)]
 
     def _rendered(self, renderable: Any, width: int) -> list[str]:
         """What rich makes of it, as lines with the escape sequences of colors that the terminal has."""

@@ -135,11 +135,12 @@ def erase_before_text(sequence: str) -> None:
     out, error = _descriptors.get("stdout"), _descriptors.get("stderr")
     if out is not None:
         out.prefix = sequence.encode("ascii")
-        if error is not None and (not sequence or _same_terminal()):
+        if error is not None and (not sequence or same_terminal()):
             error.prefix = out.prefix
 
 
-def _same_terminal() -> bool:
+def same_terminal() -> bool:
+    """Whether standard output and standard error are one terminal."""
     return os.isatty(1) and os.isatty(2) and os.fstat(1).st_rdev == os.fstat(2).st_rdev
 
 
