@@ -14,7 +14,7 @@ DESCRIPTION = "Distributed data-parallel training of convolutional networks on C
 EXAMPLES = """
 examples:
   dptrain prep cifar10 data/cifar10            pack a data set
-  dptrain train data/cifar10                   train on all cores of this machine
+  dptrain train data/cifar10                   train on all cores
   dptrain launch -n 2 -- train data/cifar10    the same on 2 ranks
   dptrain eval runs/RUN data/cifar10           evaluate the last checkpoint
 
