@@ -19,7 +19,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 FOLDERS = {"data", "folder", "run_dir"}  # arguments that are folders
 EXAMPLES = """
 examples:
-  eval "$(dptrain completion bash)"            in ~/.bashrc
+  dptrain completion bash > ~/.dptrain.bash    read by `source` in ~/.bashrc
   dptrain completion zsh > ~/.zfunc/_dptrain   if ~/.zfunc is in zsh's fpath
   dptrain completion tcsh > ~/.dptrain.tcsh    read by `source` in ~/.tcshrc
 """

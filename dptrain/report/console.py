@@ -151,7 +151,7 @@ class Console:
         program = "dptrain" if shutil.which("dptrain") else "python -m dptrain"
         results = lines_of(result_rows(event, pace.elapsed, pace.steps, pace.rate()))
         offers = [f"  {line}" for line in lines_of(next_commands(run, program))]
-        self._print("\n".join([*results, "next:", *offers]), escaped=True)
+        self._print("\n".join(["", *results, "", "next:", *offers]), escaped=True)
 
     def _print(self, text: str, *, escaped: bool = False) -> None:
         """Print text above the view. Names in it may come from files, so it is `shown`, or was `escaped` before."""

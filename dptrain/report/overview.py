@@ -26,7 +26,7 @@ def start_rows(run: RunFacts, step: int, resumed_from: str | None) -> Rows:
         ("data set", f"{run.data}: {images}"),
         ("network", f"{run.model}: {run.parameters:,} parameters"),
         ("ranks", run.connection),
-        *([("hosts", _hosts(run.hosts))] if run.hosts else []),
+        *([("hosts" if len({*run.hosts}) > 1 else "host", _hosts(run.hosts))] if run.hosts else []),
         ("threads", f"{count(run.threads, 'shard')} at a time{each}"),
         ("shards", f"{run.shards}, {_share(run.shards, run.ranks)} on each rank" if run.ranks > 1 else f"{run.shards}"),
         ("steps", f"{run.last_step:,} in all, {run.steps_per_epoch:,} an epoch"),
@@ -58,6 +58,7 @@ def next_commands(run: RunFacts, program: str = "dptrain") -> Rows:
     def line(*words: str) -> str:
         return f"{program} {shlex.join(words)}"
 
+    model = ["--model", run.model] if ":" in run.model else []  # code is run only if the command names it
     launch = ["launch", "-n", str(run.ranks), "--"] if run.ranks > 1 else []
     again = [*launch, "train", "--config", str(Path(run.run_dir) / "config.toml"), "--run-dir", run.run_dir]
     if run.last_step < run.epochs * run.steps_per_epoch:
@@ -65,7 +66,7 @@ def next_commands(run: RunFacts, program: str = "dptrain") -> Rows:
     else:
         more, purpose = ["--epochs", str(2 * run.epochs)], f"resume for {count(run.epochs, 'more epoch')}"
     return [
-        ("accuracy by class", line("eval", run.run_dir, run.data)),
+        ("accuracy by class", line("eval", run.run_dir, run.data, *model)),
         ("checkpoint contents", line("inspect", run.run_dir)),
         (purpose, line(*again, *more)),
     ]

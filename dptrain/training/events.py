@@ -136,4 +136,4 @@ class Reporter(Protocol):
         """Handle an event."""
 
     def close(self) -> None:
-        """Close files and bars; also called after an error, and if there was no event."""
+        """Close files and views; also called after an error, and if there was no event."""

@@ -33,7 +33,7 @@ def test_the_start_has_all_facts_of_the_run() -> None:
         "global batch": "160 images, 20 of each shard",
     }
     alone = dict(start_rows(FACTS._replace(ranks=1, hosts=("here",), batch_size=8), 0, None))
-    assert (alone["run folder"], alone["hosts"], alone["shards"]) == ("runs/one", "here", "8")
+    assert (alone["run folder"], alone["host"], alone["shards"]) == ("runs/one", "here", "8")
     assert alone["threads"] == "2 shards at a time"
     assert alone["global batch"] == "8 images, 1 of each shard"
 
@@ -50,6 +50,8 @@ def test_the_next_commands_are_quoted_for_a_shell() -> None:
         assert "runs/it's $HOME; ok" in words
     texts = dict(next_commands(odd))
     assert shlex.split(texts["accuracy by class"])[1:] == ["eval", "runs/it's $HOME; ok", "a set"]
+    own = dict(next_commands(FACTS._replace(model="my net.py:build")))
+    assert shlex.split(own["accuracy by class"])[-2:] == ["--model", "my net.py:build"]
     again = shlex.split(texts["resume for 2 more epochs"])
     assert again[1:7] == ["launch", "-n", "3", "--", "train", "--config"]
     assert again[-2:] == ["--epochs", "4"]
