@@ -10,7 +10,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -24,12 +24,17 @@ class Terminal:
     """A process with a terminal of this size; `shell` gives it job control. The text above the screen is kept."""
 
     def __init__(
-        self, command: Sequence[str | Path], cwd: Path, columns: int = 100, rows: int = 30, **environment: str
+        self,
+        command: Sequence[str | Path],
+        cwd: Path,
+        columns: int = 100,
+        rows: int = 30,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.screen = pyte.HistoryScreen(columns, rows, history=10_000, ratio=0.5)
         self._stream = pyte.ByteStream(self.screen)
         self.written = b""
-        variables = {key: value for key, value in os.environ.items() if key not in FORGOTTEN}
+        inherited = {key: value for key, value in os.environ.items() if key not in FORGOTTEN}
         self._end, there = pty.openpty()
         self._set_size(columns, rows)
         self.process = subprocess.Popen(
@@ -38,7 +43,7 @@ class Terminal:
             stdout=there,
             stderr=there,
             cwd=cwd,
-            env={**variables, "TERM": "xterm-256color", **environment},
+            env={**inherited, "TERM": "xterm-256color", **(variables or {})},
             start_new_session=True,
             preexec_fn=_take_terminal,
         )

@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def output_on_terminal(command: list[str], cwd: Path, **environment: str) -> str:
     """What a process writes when its standard output is a terminal of 140 columns."""
-    with Terminal(command, cwd, columns=140, **environment) as terminal:
+    with Terminal(command, cwd, columns=140, variables=environment) as terminal:
         assert terminal.finish() == 0, terminal.lines
         return terminal.written.decode().replace("\r\n", "\n")
 
@@ -228,8 +228,8 @@ def test_the_console_describes_the_start_and_the_end_of_a_run(
     assert "steps         14 in all, 7 an epoch\n" in out
     assert f"last checkpoint  {tmp_path / 'run/checkpoints/step-00000014.h5'}\n" in out
     assert re.search(r"^time             [\d.]+ s, 11 steps, [\d,]+ images/s$", out, re.MULTILINE)
-    for name in ("metrics.jsonl", "config.toml"):
-        assert f" {tmp_path / 'run' / name}\n" in out
+    assert f"metrics          {tmp_path / 'run/metrics.jsonl'}\n" in out
+    assert f"configuration    {tmp_path / 'run/config.toml'}\n" in out
     right = re.search(r"^test accuracy    ([\d.]+) % \((\d+) of 37\), test loss [\d.]+$", out, re.MULTILINE)
     best = re.search(r"best checkpoint  (\S+) \(test accuracy ([\d.]+) %, step (\d+)\)", out)
     assert right is not None

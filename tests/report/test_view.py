@@ -98,7 +98,7 @@ def test_text_of_a_run_and_of_its_workers_is_printed_above_the_view(data: Path, 
 @pytest.mark.slow
 def test_a_stopped_run_leaves_a_clean_screen_and_continues(data: Path, tmp_path: Path) -> None:
     shell = ["bash", "--norc", "--noprofile", "-i"]
-    with Terminal(shell, tmp_path, columns=100, PS1="prompt> ") as terminal:
+    with Terminal(shell, tmp_path, columns=100, variables={"PS1": "prompt> "}) as terminal:
         words = command(data, tmp_path, 0.1, threads=2)
         (tmp_path / "train.sh").write_text(f"exec {' '.join(repr(word) for word in words)}\n")
         terminal.type("bash train.sh\n")
@@ -134,7 +134,7 @@ def test_ranks_of_the_launcher_share_its_terminal(data: Path, tmp_path: Path) ->
     ("variables", "view"), [({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, False)], ids=["no color", "dumb"]
 )
 def test_colors_and_the_view_can_be_refused(variables: dict[str, str], view: bool, data: Path, tmp_path: Path) -> None:
-    with Terminal(command(data, tmp_path, 0.0), tmp_path, **variables) as terminal:
+    with Terminal(command(data, tmp_path, 0.0), tmp_path, variables=variables) as terminal:
         assert terminal.finish() == 0
         assert re.search(rb"\x1b\[[349]\dm", terminal.written) is None
         assert (b"\x1b" in terminal.written) == view
