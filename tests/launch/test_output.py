@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from launch_runs import CHECKOUT, LOOP, OPEN_MPI, start_launch
@@ -176,8 +177,14 @@ def test_without_a_view_bytes_are_written_as_they_are(code: str) -> None:
     assert written.count(b"\x1b[J") == code.count("[J") + bool(code)  # the end of the view erases it once more
 
 
-def test_errors_written_elsewhere_do_not_change_the_view() -> None:
-    assert on_terminal(f"{START}report('a line')", errors="2>/dev/null").lines == ["the run", "", "bar 1", "figures 1"]
+def test_errors_written_elsewhere_do_not_change_the_view(tmp_path: Path) -> None:
+    assert on_terminal(f"{START}report('a line')", errors=f"2>{tmp_path}/errors").lines == [
+        "the run",
+        "",
+        "bar 1",
+        "figures 1",
+    ]
+    assert (tmp_path / "errors").read_bytes() == b"launch: a line\n"
 
 
 def test_the_view_of_dead_ranks_is_removed() -> None:
