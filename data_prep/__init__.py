@@ -3,7 +3,7 @@
 from dptrain.system.streams import write_to_stderr
 
 # In a checkout this package is at the top level; installed, it is dptrain.data_prep.
-PROGRAM = "data_prep" if __name__ == "data_prep" else "dptrain data-prep"
+PROGRAM = "data_prep" if __name__ == "data_prep" else "dptrain prep"
 
 
 def report(text: str) -> None:

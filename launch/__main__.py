@@ -26,7 +26,7 @@ from dptrain.system.cores import VARIABLE as BIND
 from dptrain.system.failures import failure
 from dptrain.system.signals import EndedBySignal, ended_by_exception
 from dptrain.system.start import start_program
-from dptrain.system.streams import in_notebook, write_to_stderr
+from dptrain.system.streams import in_notebook, on_dumb_terminal, write_to_stderr
 
 from .hosts import parse_hosts, read_hostfile, spread
 from .output import SCREEN, report
@@ -43,7 +43,7 @@ def make_parser() -> Parser:
     """The launcher's flags."""
     parser = Parser(
         prog=PROGRAM,
-        usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [--max-restarts K] [...] -- train DATA ...",
+        usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [...] -- train DATA ...",
         description="Start dptrain on several ranks, on one host or several. After -- comes dptrain's command line.",
     )
     parser.advice_on_words = f"write dptrain's command line after --, for example: {EXAMPLE}"
@@ -154,7 +154,7 @@ def launch(arguments: Sequence[str]) -> int:
         raise UsageError(f"found nothing after --, expected dptrain's command line; for example: {EXAMPLE}")
     try:
         with ended_by_exception():
-            job = make_job(options, trainer, bar_columns())
+            job = make_job(options, trainer, view_columns())
     except EndedBySignal as ended:
         report(f"stopped by {signal_label(ended.status - 128)} before the job was started: nothing was lost")
         return PREEMPTED if trainer[0] == "train" else ended.status
@@ -170,9 +170,9 @@ def launch(arguments: Sequence[str]) -> int:
     return status
 
 
-def bar_columns() -> int | None:
-    """The terminal's width for a progress bar; None without a terminal, and in a notebook, which saves each frame."""
-    if not sys.stdout.isatty() or in_notebook():
+def view_columns() -> int | None:
+    """The terminal's width for a live view; None where there is none: no terminal, TERM=dumb, a notebook."""
+    if not sys.stdout.isatty() or in_notebook() or on_dumb_terminal():
         return None
     return os.get_terminal_size(sys.stdout.fileno()).columns or 80
 

@@ -55,7 +55,7 @@ def run_attempt(
             returncode = signals.wait_for(process, processes)
         for relay in relays:  # only now: a rank that outlived mpirun had the streams open
             relay.finish()
-        SCREEN.end_bar()
+        SCREEN.end_view()
     recent = b"\n".join(relay.recent for relay in relays)
     ended = signals.explain(target.outcome(returncode, recent.decode(errors="replace")), server.finish())
     if target.notices and not (verbose or ended.reason or ended.reported):

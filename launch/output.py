@@ -1,7 +1,7 @@
 """The output of a job, passed on at once without mpirun's notices, and the launcher's own lines.
 
-A rank may draw a progress bar on the terminal: a line, and an empty one below it, where the cursor waits. Text on
-standard error is printed above the bar, as the bar's next frame would erase it.
+Rank 0 may draw a live view on the terminal (dptrain/report/view.py). A frame of it leaves the cursor at its first line,
+which is empty. Text that is printed there erases the frame first; rank 0 draws the next one below the text.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import IO
 
 from dptrain.errors import OutputError
-from dptrain.system.streams import Descriptor
+from dptrain.system.streams import Descriptor, same_terminal
 
-HIDE_CURSOR, UP, SHOW_CURSOR = b"\x1b[?25l", b"\x1b[1A", b"\x1b[?25h"  # at the start, in later frames, at the end
-ERASE_BAR = b"\r\x1b[2K" + UP + b"\x1b[2K"  # from the empty line up to the bar's line
+ERASE = b"\x1b[J"  # from the cursor to the end of the screen; begins a frame, and without another one ends the view
+FRAME_END = re.compile(rb"\x1b\[\d+A\r+\n")  # Open MPI's terminal adds a \r
 NOTICE_BYTES = 8192  # more than a notice has
 QUIET_SECONDS = 0.1
 PIPE_BYTES = 1 << 20  # a pipe holds no more
@@ -30,32 +30,33 @@ class Screen:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a signal handler may interrupt the main thread within a write
-        self._bar = False
+        self._frame = False  # whether a frame is on the terminal
         self.lost: OutputError | None = None  # why standard output could not be written
 
     def out(self, content: bytes) -> None:
         """Write bytes of the job to standard output."""
+        if not content:
+            return
         with self._lock:
             try:
-                Descriptor(1, "standard output", drops=False).write(content)
+                Descriptor(1, "standard output", drops=False).write(ERASE + content if self._frame else content)
             except OutputError as error:
                 self.lost = error
-            drawn, ended = max(content.rfind(HIDE_CURSOR), content.rfind(UP)), content.rfind(SHOW_CURSOR)
-            if drawn != ended:
-                self._bar = drawn > ended
+            drawn = max((found.start() for found in FRAME_END.finditer(content)), default=-1)
+            self._frame = drawn > content.rfind(ERASE)
 
     def error(self, content: bytes) -> None:
-        """Write bytes to standard error, above the bar if there is one on the same terminal."""
+        """Write bytes to standard error, in the place of a frame on the same terminal."""
         with self._lock, contextlib.suppress(OutputError):
-            one_terminal = os.isatty(1) and os.isatty(2) and os.fstat(1).st_rdev == os.fstat(2).st_rdev
-            if self._bar and one_terminal and content.endswith(b"\n"):
-                content = ERASE_BAR + content + b"\n"
+            if self._frame and same_terminal():
+                content, self._frame = ERASE + content, False
             Descriptor(2, "standard error", drops=False).write(content)
 
-    def end_bar(self) -> None:
-        """Remove a bar that the ranks have left, and show the cursor again."""
-        if self._bar and os.isatty(1):
-            self.out(ERASE_BAR + SHOW_CURSOR)
+    def end_view(self) -> None:
+        """Remove a frame that the ranks have left."""
+        with self._lock:
+            if self._frame:
+                self.out(b"\r" + ERASE)
 
 
 SCREEN = Screen()

@@ -88,7 +88,7 @@ class Signals:
         while processes and (new := set(processes.find(only_ranks=True) or processes.find()) - reached):
             send(new, signal.SIGSTOP)
             reached |= new  # and look again, as a rank may just have forked a worker
-        SCREEN.end_bar()
+        SCREEN.end_view()
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)  # returns when this process is continued
         for each, handler in before.items():

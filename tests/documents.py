@@ -132,7 +132,7 @@ def script_of(words: list[str]) -> tuple[str, list[str]]:
 
 def check_module(module: str, arguments: list[str]) -> None:
     if module in ("launch", "data_prep"):
-        check_dptrain([module.replace("_", "-"), *arguments])
+        check_dptrain([module.replace("data_", ""), *arguments])
     elif module == "dptrain":
         check_dptrain(arguments)
     elif module == "pytest":
@@ -148,7 +148,7 @@ def check_dptrain(words: list[str]) -> None:
         return
     command, *arguments = words
     program = ["dptrain", command]
-    if command in ("bench", "data-prep") and arguments and not arguments[0].startswith("-"):
+    if command in ("bench", "prep", "data-prep") and arguments and not arguments[0].startswith("-"):
         program.append(arguments.pop(0))
     if command == "launch" and "--" in arguments:
         split = arguments.index("--")

@@ -2,7 +2,7 @@
 
     python tests/golden_runs.py DATA FOLDER
 
-DATA is a data set of `dptrain data-prep shapes`, FOLDER a new folder for the runs.
+DATA is a data set of `dptrain prep shapes`, FOLDER a new folder for the runs.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ class CheckpointWriter:
         self._submitted = time.monotonic()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._last: Future[None] | None = None
+        self.saved_step = -1  # of the newest checkpoint that is on the disk
 
     def due(self, step: int) -> bool:
         """Whether `--checkpoint-every` requires a checkpoint of this step."""
@@ -40,6 +41,7 @@ class CheckpointWriter:
     def _write(self, state: TrainingState) -> None:
         content = checkpoint_bytes(state, self.origin, self.layouts)
         self.folder.save(state.step, content, state.progress.test_accuracy)
+        self.saved_step = state.step
 
     @property
     def failed(self) -> bool:

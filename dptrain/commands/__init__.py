@@ -6,7 +6,7 @@ imports NumPy only within `run`. `prepare(parsed)`, if it has that, is called be
 """
 
 COMMANDS = {
-    "data-prep": "pack images into a data set, or check a packed one",
+    "prep": "pack images into a data set, or check a packed one",
     "train": "train a network on a packed data set",
     "launch": "start train, or another command, on several ranks",
     "eval": "measure loss and accuracy of a checkpoint on the test split",
@@ -16,9 +16,12 @@ COMMANDS = {
     "report": "write an HTML page of a run, or one that compares several",
     "bench": "measure how fast this machine trains",
     "doctor": "check whether this machine and its software can train, and report what to do if not",
+    "completion": "print a script that completes commands and flags in a shell",
 }
 PROGRAMS = {
-    "data-prep": "dptrain.data_prep.__main__",
+    "prep": "dptrain.data_prep.__main__",
     "launch": "dptrain.launch.__main__",
     "doctor": "dptrain.commands.doctor",
+    "completion": "dptrain.commands.completion",
 }
+ALIASES = {"data-prep": "prep"}  # earlier names, which still work

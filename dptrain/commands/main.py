@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from dptrain.commands import PROGRAMS
+from dptrain.commands import ALIASES, PROGRAMS
 from dptrain.commands.exit import end, leave, may_retry
 from dptrain.commands.parser import build_parser
 from dptrain.errors import UsageError
@@ -41,8 +41,9 @@ def _main(arguments: Sequence[str]) -> int:
         name = next((word for word in arguments if not word.startswith("-")), "")
         parsed, wrong = argparse.Namespace(), None
         try:
-            if name in PROGRAMS and arguments[0] == name:
-                return int(importlib.import_module(PROGRAMS[name]).main(arguments[1:]))
+            program = ALIASES.get(name, name)
+            if program in PROGRAMS and arguments[0] == name:
+                return int(importlib.import_module(PROGRAMS[program]).main(arguments[1:]))
             request_one_thread()
             parsed = build_parser(name).parse_args(arguments)
             if hasattr(parsed.command, "prepare"):

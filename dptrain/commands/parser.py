@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from typing import Any
 
 import dptrain
 from dptrain.commands import COMMANDS, PROGRAMS
@@ -12,12 +13,13 @@ from dptrain.system.arguments import Parser
 DESCRIPTION = "Distributed data-parallel training of convolutional networks on CPUs."
 EXAMPLES = """
 examples:
-  dptrain data-prep cifar10 data/cifar10           pack a data set
-  dptrain train data/cifar10                       train on all cores of this machine
-  dptrain launch -n 2 -- train data/cifar10        the same on 2 ranks
-  dptrain eval runs/RUN data/cifar10               evaluate the newest checkpoint of a run
+  dptrain prep cifar10 data/cifar10            pack a data set
+  dptrain train data/cifar10                   train on all cores
+  dptrain launch -n 2 -- train data/cifar10    the same on 2 ranks
+  dptrain eval runs/RUN data/cifar10           evaluate the last checkpoint
 
 `dptrain COMMAND --help` describes the flags of a command.
+`dptrain train -h` shows only the most used ones.
 """
 
 
@@ -34,11 +36,13 @@ def build_parser(command: str = "") -> Parser:
         usage="dptrain [--help] [--version] COMMAND ...",
     )
     parser.add_argument("--version", action="version", version=f"dptrain {dptrain.__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND ...", prog="dptrain")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND [...]", prog="dptrain")
     for name, purpose in COMMANDS.items():
-        one = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
-        if name == command and name not in PROGRAMS:
-            module = importlib.import_module(f"dptrain.commands.{name}")
+        chosen = name == command and name not in PROGRAMS
+        module: Any = importlib.import_module(f"dptrain.commands.{name}") if chosen else None
+        options: dict[str, Any] = {"help": purpose, "description": f"{purpose[0].upper()}{purpose[1:]}."}
+        one = commands.add_parser(name, **options, add_help=not hasattr(module, "ADDS_HELP"))
+        if chosen:
             module.add_arguments(one)
             one.set_defaults(command=module)
     return parser

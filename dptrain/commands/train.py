@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain.commands.exit import end_at_once
 from dptrain.config.files import add_flags, merged, read_toml
-from dptrain.config.train import BORDERS, KEYS, SUBJECTS, AugmentationConfig, TrainConfig
+from dptrain.config.train import BORDERS, KEYS, SUBJECTS, TrainConfig
 from dptrain.errors import UsageError
 from dptrain.system import record
 from dptrain.system.arguments import Parser, path_argument
@@ -24,25 +24,70 @@ if TYPE_CHECKING:
 
 SUMMARY = ("step", "test_loss", "test_accuracy", "tta", "tta_accuracy", "params_sha256", "run_dir")
 HANDLES_SIGNALS = True  # a signal is handled after the step
+ADDS_HELP = True  # -h prints the most used flags, --help all
+USAGE = "dptrain train DATA [--flag value ...]"
+MOST_USED = ("epochs", "batch_size", "lr", "model", "threads", "run_dir")  # and --recipe, --augment, --config
+SHORT_HELP = f"""usage: {USAGE}
+
+most used flags:
+  --recipe NAME         a known training run (list: print all)
+  --epochs N            passes over the training split
+  --batch-size N        images of a step, over all ranks
+  --lr X                highest learning rate
+  --model NAME          built-in network, or FILE.py:FUNCTION
+  --augment BORDER      random shifts and mirrored images: reflect, zero
+  --threads N           cores of each rank (default: all)
+  --run-dir PATH        folder of the run; the same folder resumes a run
+  --config FILE         TOML file with keys named like the flags
+  --quiet, --log-json   print only the result, or JSON instead of text
+  --help                all flags, with their defaults
+"""
+EXAMPLES = """
+examples:
+  dptrain train data/cifar10 --epochs 30 --augment reflect --run-dir runs/one
+  dptrain train data/cifar10 --recipe airbench94-muon
+  dptrain train data/cifar10 --model my_net.py:build --model-options 'width = 8'
+  dptrain launch -n 2 -- train data/cifar10        two MPI ranks: the same bits
+"""
 
 
 def add_arguments(parser: Parser) -> None:
-    """Add the data set, the flags of all keys in one group a subject, and --recipe, --config, --augment, --json."""
-    parser.usage = "dptrain train DATA [--flag value ...]"
-    parser.explanations = EXPLANATIONS
+    """Add the data set, the most used flags, those of the output, and the flags of other keys in a group a subject."""
+    parser.usage, parser.epilog, parser.explanations = USAGE, EXAMPLES, EXPLANATIONS
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("-h", action=ShortHelp, nargs=0, help="show the most used flags and exit")
+    parser.add_argument("--help", action="help", help="show all flags and exit")
+    _add_most_used(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print a last line of JSON: accuracy, step, params_sha256")
+    one_of = output.add_mutually_exclusive_group()
+    one_of.add_argument("--quiet", action="store_true", help="print only errors, warnings and the result")
+    help = "print JSON instead of text: the lines of metrics.jsonl"
+    one_of.add_argument("--log-json", action="store_true", help=help)
+    for subject in SUBJECTS:
+        names = [one.name for one in fields(subject) if one.name not in ("data", *MOST_USED)]
+        add_flags(parser.add_argument_group(subject.__doc__), names)
+
+
+def _add_most_used(parser: Parser) -> None:
+    """The data set and the group of flags that most users need."""
     add_flags(parser, ["data"])
+    group = parser.add_argument_group("most used")
     help = "a known training run: sets the flags that are not given (list: print all recipes)"
-    parser.add_argument("--recipe", action=ChosenRecipe, default="", metavar="NAME", help=help)
+    group.add_argument("--recipe", action=ChosenRecipe, default="", metavar="NAME", help=help)
+    add_flags(group, MOST_USED)
+    help, border = "short for --crop BORDER --flip (none: neither)", "|".join(BORDERS)
+    group.add_argument("--augment", choices=BORDERS, metavar=border, default=argparse.SUPPRESS, help=help)
     help = "TOML file with keys named like the flags; flags win"
-    parser.add_argument("--config", type=path_argument, metavar="FILE", help=help)
-    parser.add_argument("--json", action="store_true", help="print a last line of JSON: accuracy, step, params_sha256")
-    groups = {subject: parser.add_argument_group(subject.__doc__) for subject in SUBJECTS}
-    for subject, group in groups.items():
-        add_flags(group, [one.name for one in fields(subject) if one.name != "data"])
-    help = "short for --crop BORDER --flip (none: neither)"
-    groups[AugmentationConfig].add_argument(
-        "--augment", choices=BORDERS, metavar="|".join(BORDERS), default=argparse.SUPPRESS, help=help
-    )
+    group.add_argument("--config", type=path_argument, metavar="FILE", help=help)
+
+
+class ShortHelp(argparse.Action):
+    """-h: the most used flags, on one screen."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(SHORT_HELP + EXAMPLES.rstrip())
+        parser.exit()
 
 
 def configuration(parsed: argparse.Namespace) -> TrainConfig:
@@ -101,16 +146,17 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     """Train; returns the exit status."""
     from dptrain.health.interruption import SignalInterruption
     from dptrain.parallel.communicator import together
-    from dptrain.report import REPORTERS
+    from dptrain.report import REPORTERS, output_reporter
     from dptrain.training.loop import train
 
     drop_failed_writes()  # a run continues if its terminal closes or the disk of its log is full
     with together(communicator):
         config = configuration(parsed)
         if not config.data:
-            raise UsageError("no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 FOLDER")
+            raise UsageError("no data set: dptrain train FOLDER; pack one with: dptrain prep cifar10 FOLDER")
     with SignalInterruption(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
-        reporters = [stack.enter_context(closing(kind())) for kind in REPORTERS]
+        output = output_reporter(quiet=parsed.quiet, log_json=parsed.log_json, result=not parsed.json)
+        reporters = [stack.enter_context(closing(one)) for one in (*(kind() for kind in REPORTERS), output)]
         end = train(config, communicator, reporters, interruption, connection)
     if end is None:
         return 0  # this is not rank 0

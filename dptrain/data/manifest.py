@@ -102,7 +102,7 @@ class Manifest:
     """The contents of manifest.json.
 
     `mean` and `std` of each channel are over all training pixels, scaled to 0..1. Shard s of a split is
-    `splits[split][s]`. `command` has the arguments of the `dptrain data-prep` that packed the set, without the folder,
+    `splits[split][s]`. `command` has the arguments of the `dptrain prep` that packed the set, without the folder,
     --shards and --force; it is empty if a program packed it. `preparation` is that of image files.
     """
 
@@ -161,7 +161,7 @@ class Manifest:
         if not self.command:
             return f"as before, with --shards {shards} --force (in a program: shards={shards}, force=True)"
         source, *options = self.command
-        words = ["dptrain", "data-prep", source, str(folder), *options, "--shards", str(shards), "--force"]
+        words = ["dptrain", "prep", source, str(folder), *options, "--shards", str(shards), "--force"]
         return shown(shlex.join(words))
 
 
@@ -209,7 +209,7 @@ def _why_missing(folder: Path) -> str:
         return f"not a data set: no {MANIFEST}; give the folder of a packed data set"
     else:
         why = f"not a data set: no {MANIFEST} (was packing interrupted?)"
-    return f"{why}; pack one first, for example: dptrain data-prep cifar10 {shown(shlex.quote(str(folder)))}"
+    return f"{why}; pack one first, for example: dptrain prep cifar10 {shown(shlex.quote(str(folder)))}"
 
 
 def _check(manifest: Manifest) -> None:

@@ -8,7 +8,17 @@ REPORTERS: tuple[type[Reporter], ...] = tuple(
     resolve_name(name)
     for name in (
         "dptrain.report.jsonl:JsonLines",
-        "dptrain.report.console:Console",
         "dptrain.report.html:HtmlPage",
     )
-)
+)  # fmt: skip
+
+
+def output_reporter(*, quiet: bool, log_json: bool, result: bool = True) -> Reporter:
+    """The reporter that prints: for people, almost nothing (--quiet), or JSON. `result`: --quiet prints the result."""
+    if log_json:
+        from dptrain.report.jsonl import JsonOutput
+
+        return JsonOutput()
+    from dptrain.report.console import Console, Quiet
+
+    return Quiet(result=result) if quiet else Console()

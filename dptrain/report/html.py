@@ -20,12 +20,10 @@ class HtmlPage:
             try:
                 from dptrain.report.page.write import write_report
 
-                path = write_report(folder, predictions=event.predictions)
+                write_report(folder, predictions=event.predictions)
             except Exception as error:
                 text = failure(error)[0].partition("\n")[0]
                 write_to_stderr(f"dptrain: the report is not written: {text}; later: dptrain report {shown(folder)}")
-            else:
-                print(f"report          {shown(path)}", flush=True)
 
     def close(self) -> None:
         """The file is closed after it is written."""

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per line, for each start, logged step, epoch and recovery.
+"""metrics.jsonl, and the same lines on standard output: a JSON object for each start, logged step, epoch and recovery.
 
     {"event": "start", "step", "ranks", "threads", "resumed_from", "time" (UTC), "host", "command", "versions": {...}}
     {"event": "step",  "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "seconds": {...}}
@@ -32,7 +32,9 @@ import numpy as np
 import dptrain
 from dptrain.errors import DptrainError
 from dptrain.system.files import append_text
-from dptrain.training.events import EvaluationFinished, Event, RanksLost, RunFinished, RunStarted, StepFinished
+from dptrain.system.streams import write_to_stderr
+from dptrain.system.text import shown
+from dptrain.training.events import EvaluationFinished, Event, Note, RanksLost, RunFinished, RunStarted, StepFinished
 
 
 class JsonLines:
@@ -43,30 +45,10 @@ class JsonLines:
 
     def handle(self, event: Event) -> None:
         """Write the line of an event; DptrainError when it cannot be written."""
-        match event:
-            case RunStarted(run, step, resumed_from):
-                self._open(Path(run.run_dir))
-                self._write(
-                    "start",
-                    step=step,
-                    ranks=run.ranks,
-                    threads=run.threads,
-                    resumed_from=resumed_from,
-                    time=datetime.now(UTC).isoformat(timespec="seconds"),
-                    host=socket.gethostname(),
-                    command=sys.argv,
-                    versions=_versions(run.mpi),
-                )
-            case RanksLost(run, step, lost, seconds):
-                self._open(Path(run.run_dir))
-                ranks: dict[str, Any] = {"lost": lost, "ranks": run.ranks, "threads": run.threads}
-                self._write("recovery", step=step, **ranks, recovery_seconds=seconds)
-            case StepFinished(logged=True):
-                self._write("step", **event._asdict())
-            case EvaluationFinished(repeated=False):
-                self._write("epoch", **event._asdict())
-            case RunFinished(tta_accuracy=float(accuracy)):
-                self._write("tta", step=event.step, tta=event.tta, test_loss=event.tta_loss, test_accuracy=accuracy)
+        if isinstance(event, RunStarted | RanksLost):
+            self._open(Path(event.run.run_dir))
+        if (line := line_of(event)) is not None:
+            self._write(line)
 
     def _open(self, run_dir: Path) -> None:
         self.close()
@@ -78,11 +60,11 @@ class JsonLines:
         except OSError as error:
             raise self._failure(error) from error
 
-    def _write(self, event: str, *, logged: bool = True, repeated: bool = False, **values: Any) -> None:
-        """Append one line and flush it. `logged` and `repeated` of an event are left out."""
+    def _write(self, line: str) -> None:
+        """Append one line and flush it."""
         assert self._file is not None
         try:
-            self._file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
+            self._file.write(f"{line}\n")
             self._file.flush()
         except OSError as error:
             raise self._failure(error) from error
@@ -100,6 +82,52 @@ class JsonLines:
             with contextlib.suppress(OSError):  # closing tries to write that one again
                 self._file.close()
             self._file = None
+
+
+class JsonOutput:
+    """Prints the same lines on standard output. Notes go to standard error."""
+
+    def handle(self, event: Event) -> None:
+        """Print the line of an event."""
+        if isinstance(event, Note):
+            write_to_stderr(f"dptrain: {shown(event.text)}")
+        elif (line := line_of(event)) is not None:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def line_of(event: Event) -> str | None:
+    """The JSON of an event, None for one that is not logged."""
+    match event:
+        case RunStarted(run, step, resumed_from):
+            return _json(
+                "start",
+                step=step,
+                ranks=run.ranks,
+                threads=run.threads,
+                resumed_from=resumed_from,
+                time=datetime.now(UTC).isoformat(timespec="seconds"),
+                host=socket.gethostname(),
+                command=sys.argv,
+                versions=_versions(run.mpi),
+            )
+        case RanksLost(run, step, lost, seconds):
+            ranks: dict[str, Any] = {"lost": lost, "ranks": run.ranks, "threads": run.threads}
+            return _json("recovery", step=step, **ranks, recovery_seconds=seconds)
+        case StepFinished(logged=True):
+            return _json("step", **event._asdict())
+        case EvaluationFinished(repeated=False):
+            return _json("epoch", **event._asdict())
+        case RunFinished(tta_accuracy=float(accuracy)):
+            return _json("tta", step=event.step, tta=event.tta, test_loss=event.tta_loss, test_accuracy=accuracy)
+    return None
+
+
+def _json(event: str, *, logged: bool = True, repeated: bool = False, **values: Any) -> str:
+    """One line; `logged` and `repeated` of an event are left out."""
+    return json.dumps({"event": event, **values}, allow_nan=False)
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -47,7 +47,8 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Called by argparse for a command, or the value of a flag that has choices."""
         if action.choices is not None and value not in action.choices:
-            what = f"{action.option_strings[0]} is" if action.option_strings else "unknown command"
+            of_commands = isinstance(action, argparse._SubParsersAction)
+            what = "unknown command" if of_commands else f"{(*action.option_strings, action.dest)[0]} is"
             raise UsageError(f"{what} {shown(repr(value), 100)}; {did_you_mean(str(value), action.choices)}")
 
 

@@ -31,12 +31,19 @@ class Descriptor(io.FileIO):
     def __init__(self, number: int, name: str, *, drops: bool) -> None:
         super().__init__(number, "w", closefd=False)
         self.what, self.drops, self.lost = name, drops, False
+        self.prefix, self.ends_line = (
+            b"",
+            True,
+        )  # written before any text; whether the last text ended with a line break
         self._slow = False  # the reader did not read within PATIENCE, so the next write does not wait
 
     def write(self, content: Any, /) -> int:
         """Write all of `content`, which is bytes or a buffer; returns its length."""
         left = memoryview(content).cast("B")
         length = len(left)
+        if length:
+            self.ends_line = left[-1] == ord("\n")
+            left = memoryview(self.prefix + left.tobytes()) if self.prefix else left
         try:
             while left:
                 written = super().write(left)  # typeshed: an int; None where the descriptor would block
@@ -120,6 +127,28 @@ def print_whole(text: str) -> bool:
     return descriptor is None or not descriptor.lost
 
 
+def erase_before_text(sequence: str) -> None:
+    """Write this escape sequence before any text on standard output, and on standard error if it is on that terminal.
+
+    It removes what a live view has drawn there. Workers that are forked later do the same. "": no longer.
+    """
+    out, error = _descriptors.get("stdout"), _descriptors.get("stderr")
+    if out is not None:
+        out.prefix = sequence.encode("ascii")
+        if error is not None and (not sequence or same_terminal()):
+            error.prefix = out.prefix
+
+
+def same_terminal() -> bool:
+    """Whether standard output and standard error are one terminal."""
+    return os.isatty(1) and os.isatty(2) and os.fstat(1).st_rdev == os.fstat(2).st_rdev
+
+
+def incomplete_line() -> bool:
+    """Whether text without a line break at its end was written last."""
+    return not all(descriptor.ends_line for descriptor in _descriptors.values())
+
+
 def finish_output() -> None:
     """Flush standard output, before the exit status is decided. After an OutputError the text is dropped."""
     try:
@@ -132,6 +161,11 @@ def finish_output() -> None:
 def in_notebook() -> bool:
     """Whether a notebook started this process; it saves everything that a command prints in its file."""
     return "ipykernel" in sys.modules or any(variable in os.environ for variable in NOTEBOOK_VARIABLES)
+
+
+def on_dumb_terminal() -> bool:
+    """Whether the terminal has no cursor that can be moved, such as a shell within Emacs."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
 
 
 def write_to_stderr(line: str) -> None:

@@ -29,6 +29,8 @@ class RunFacts(NamedTuple):
     threads: int
     connection: str
     mpi: str
+    batch_size: int = 0  # global
+    hosts: tuple[str, ...] = ()  # the host of each rank
 
 
 class Note(NamedTuple):
@@ -65,6 +67,12 @@ class StepFinished(NamedTuple):
     images_per_second: float | None
     seconds: dict[str, float]
     logged: bool
+
+
+class CheckpointSaved(NamedTuple):
+    """The checkpoint of `step` is on the disk. Reported with a step that comes later."""
+
+    step: int
 
 
 class EvaluationStarted(NamedTuple):
@@ -117,7 +125,16 @@ class RunFinished(NamedTuple):
     predictions: Predictions | None = None
 
 
-Event = Note | RunStarted | RanksLost | StepFinished | EvaluationStarted | EvaluationFinished | RunFinished
+Event = (
+    Note
+    | RunStarted
+    | RanksLost
+    | StepFinished
+    | CheckpointSaved
+    | EvaluationStarted
+    | EvaluationFinished
+    | RunFinished
+)
 
 
 class Reporter(Protocol):
@@ -127,4 +144,4 @@ class Reporter(Protocol):
         """Handle an event."""
 
     def close(self) -> None:
-        """Close files and bars; also called after an error, and if there was no event."""
+        """Close files and views; also called after an error, and if there was no event."""

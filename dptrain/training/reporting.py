@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -58,7 +59,7 @@ class RunReport:
         self.emit(events.Note(text))
 
     def begin(self, session: Session, state: TrainingState, folder: RunFolder) -> RunFacts:
-        """Begin to measure, at the start or after a recovery; returns the facts of the run."""
+        """Begin to measure, at the start or after a recovery, on all ranks; returns the facts of the run."""
         self._since_logged = self._since_epoch = Meter()
         self._evaluated_before = -1 if state.progress.test_accuracy is None else state.step
         manifest, communicator = session.manifest, session.communicator
@@ -79,6 +80,8 @@ class RunReport:
             threads=session.pool.size,
             connection=self.connection,
             mpi=communicator.implementation,
+            batch_size=self.config.batch_size,
+            hosts=tuple(communicator.allgather(socket.gethostname())),
         )
 
     def step_finished(self, state: TrainingState, outcome: StepOutcome, lr: float, epoch: int) -> None:

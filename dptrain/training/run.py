@@ -22,7 +22,7 @@ from dptrain.parallel.watch import Watch
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, check_replicas, without_paths
 from dptrain.training.architecture import Architecture
-from dptrain.training.events import RanksLost, RunStarted
+from dptrain.training.events import CheckpointSaved, RanksLost, RunStarted
 from dptrain.training.finetune import read_initial_values
 from dptrain.training.finite import check_finite
 from dptrain.training.initial import first_state
@@ -50,6 +50,7 @@ class Run:
         self.resumed: Path | None = None
         self.writer: CheckpointWriter | None = None
         self.saved_step = -1
+        self._reported_step = -1  # of the newest checkpoint that reporters know
         self.began = False
         self.lost: list[int] = []
         self._noticed = 0.0
@@ -200,6 +201,9 @@ class Run:
     def requests(self, interruption: Interruption) -> Requests:
         """What this rank requests of all ranks with the next step."""
         writer = self.writer
+        if writer is not None and writer.saved_step > self._reported_step:
+            self._reported_step = writer.saved_step
+            self.report.emit(CheckpointSaved(self._reported_step))
         return Requests(
             end=interruption.signal_name is not None,
             save_failed=writer is not None and writer.failed,

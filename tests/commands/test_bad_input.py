@@ -110,7 +110,7 @@ def test_a_wrong_flag_or_value_is_one_error_with_advice(
     ("arguments", "words"),
     [
         (["trian", "set"], ["unknown command 'trian'", "did you mean 'train'?"]),
-        (["train"], ["no data set", "dptrain data-prep cifar10"]),
+        (["train"], ["no data set", "dptrain prep cifar10"]),
         ([], ["required"]),
         (["eval"], ["checkpoint, data"]),
         (["--lr", "0.1"], ["unknown command '0.1'", "train"]),

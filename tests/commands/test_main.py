@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from dptrain import __version__
 from dptrain.commands import COMMANDS
 from dptrain.commands.main import main
 from dptrain.commands.parser import build_parser
+from dptrain.commands.train import EXAMPLES
 from dptrain.config.files import read_toml
 from dptrain.config.keys import flag
 from dptrain.config.train import TrainConfig
@@ -92,7 +95,7 @@ def test_train_inspect_and_eval_agree_in_json(data: Path, tmp_path: Path) -> Non
     assert inspected["parameter_count"] == 3 * 2 * 9 + 3 + 5 * 27 + 5
     assert inspected["parameters"]["conv1.weight"] == [3, 2, 3, 3]
     assert inspected["config"]["batch_size"] == 16
-    assert f"params_sha256   {summary['params_sha256']}" in done.stdout
+    assert f"params_sha256    {summary['params_sha256']}" in done.stdout
 
 
 def test_inspect_and_eval_print_the_same_figures_for_people(data: Path, trained: Path, tmp_path: Path) -> None:
@@ -227,6 +230,42 @@ def test_every_command_has_a_help(command: str, capsys: pytest.CaptureFixture[st
     assert err == ""
 
 
+@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS if command != "prep")])
+def test_a_help_is_as_wide_as_the_terminal(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command, "--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_the_short_help_of_train_fits_the_screen(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["train", "-h"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) < 24
+    assert max(map(len, short.splitlines())) <= 80
+    assert main(["train", "--help"]) == 0
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    assert set(re.findall(r"--[a-z-]+", short)) <= known
+
+
+def test_an_example_of_the_help_is_a_valid_command_line() -> None:
+    for line in EXAMPLES.strip().splitlines()[1:]:
+        words = shlex.split(line.strip().split("    ")[0])  # a text may follow
+        assert words[0] == "dptrain"
+        build_parser("train").parse_args(words[words.index("train") :])
+
+
+def test_data_prep_is_another_name_of_prep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data-prep", "shapes", str(tmp_path / "set"), "--train", "40", "--test", "20", "--shards", "2"]) == 0
+    assert main(["prep", "info", str(tmp_path / "set"), "--json"]) == 0
+    facts = capsys.readouterr().out
+    assert json.loads(facts[facts.index("\n{") :])["samples"] == {"train": 40, "test": 20}
+
+
 def test_help_has_every_flag_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -250,5 +289,5 @@ def test_an_abbreviated_flag_is_an_error_with_the_full_flag() -> None:
 def test_an_option_before_a_command_with_its_own_command_line_is_handled(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version", "launch"]) == 0
     assert capsys.readouterr().out == f"dptrain {__version__}\n"
-    assert main(["--unknown", "data-prep"]) == 2
+    assert main(["--unknown", "prep"]) == 2
     assert "unknown argument '--unknown'" in capsys.readouterr().err

@@ -73,13 +73,13 @@ def test_a_summary_that_cannot_be_written_is_a_warning(data: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("redirect", [">/dev/full", ">&-"])
-@pytest.mark.parametrize("command", ["inspect RUN", "eval RUN DATA", "train --help", "data-prep info DATA"])
+@pytest.mark.parametrize("command", ["inspect RUN", "eval RUN DATA", "train --help", "prep info DATA"])
 def test_a_result_that_cannot_be_printed_is_one_error(
     command: str, redirect: str, data: Path, trained: Path, tmp_path: Path
 ) -> None:
     words = [{"RUN": str(trained), "DATA": str(data)}.get(word, word) for word in command.split()]
     done = dptrain(*words, redirect=redirect, cwd=tmp_path)
-    program = "dptrain data-prep" if "data-prep" in command else "dptrain"
+    program = "dptrain prep" if "prep" in command else "dptrain"
     reason = "No space left on device" if "full" in redirect else "Bad file descriptor"
     assert done.returncode == 1
     assert done.stderr == f"{program}: error: standard output cannot be written: {reason}\n"
@@ -250,13 +250,13 @@ def test_a_deleted_working_directory_is_no_problem_or_one_error(data: Path, trai
     leave = f"rmdir {gone};"
     script = f'cd {gone}; {leave} "$@"'
     statuses = {}
-    for words in (["inspect", trained], ["data-prep", "shapes", "here"], ["train", *flags(data, tmp_path / "run")]):
+    for words in (["inspect", trained], ["prep", "shapes", "here"], ["train", *flags(data, tmp_path / "run")]):
         gone.mkdir(exist_ok=True)
         command = ["bash", "-c", script, "bash", sys.executable, "-m", "dptrain", *map(str, words)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         statuses[str(words[0])] = done.returncode
         assert "Traceback" not in done.stderr
-    assert statuses == {"inspect": 0, "data-prep": 1, "train": 0}
+    assert statuses == {"inspect": 0, "prep": 1, "train": 0}
 
 
 @pytest.mark.parametrize(

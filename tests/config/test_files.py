@@ -218,7 +218,7 @@ def test_a_run_folder_behind_a_broken_link_is_not_created(data: Path, tmp_path: 
     done = dptrain_here("train", *flags(data, tmp_path / "link"), cwd=tmp_path)
     assert_one_error(done, "--run-dir", "symbolic link", status=2)
     assert not (tmp_path / "gone").exists()
-    for words in (["eval", str(tmp_path / "x")], ["data-prep", "verify"]):
+    for words in (["eval", str(tmp_path / "x")], ["prep", "verify"]):
         done = dptrain_here(*words, tmp_path / "link", cwd=tmp_path)
         assert done.returncode != 0
         assert done.stderr.count("\n") == 1

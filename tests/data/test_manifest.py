@@ -243,7 +243,7 @@ def test_manifest_that_is_not_json_is_refused(content: bytes, folder: Path) -> N
 
 
 def test_the_error_of_a_missing_manifest_says_how_to_pack(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="dptrain data-prep"):
+    with pytest.raises(DataError, match="dptrain prep"):
         read_manifest(tmp_path)
 
 

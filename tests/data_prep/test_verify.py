@@ -96,7 +96,7 @@ def test_manifest_that_is_missing_or_of_another_version_is_the_problem(
 def test_only_a_new_or_empty_folder_gets_the_advice_to_pack_into_it(tmp_path: Path) -> None:
     """Found in the field: the advice for a run folder was to pack a data set into it."""
     for folder in (tmp_path, tmp_path / "new"):
-        assert f"pack one first, for example: dptrain data-prep cifar10 {folder}" in only_problem(verify(folder))
+        assert f"pack one first, for example: dptrain prep cifar10 {folder}" in only_problem(verify(folder))
     (tmp_path / "metrics.jsonl").touch()
     assert only_problem(verify(tmp_path)).endswith("no manifest.json; give the folder of a packed data set")
 

@@ -50,7 +50,7 @@ def reader(page: Path, small_data: Path, tmp_path: Path) -> Callable[[Block], No
             shutil.copytree(CHECKOUT / name, tmp_path / name, symlinks=True, ignore=ignored)
         elif (CHECKOUT / name).exists():
             shutil.copy(CHECKOUT / name, tmp_path)
-    if "data-prep cifar10 data/cifar10" not in text:  # otherwise the page packs it
+    if "prep cifar10 data/cifar10" not in text:  # otherwise the page packs it
         shutil.copytree(small_data / "data", tmp_path / "data")
     if "cifar-10-binary.tar.gz" in text:
         archive(tmp_path)

@@ -1,19 +1,19 @@
-"""launch.output: the output of a job without mpirun's notices, and a progress bar on the same terminal."""
+"""launch.output: the output of a job without mpirun's notices, and a live view on the same terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import pty
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from launch_runs import CHECKOUT, LOOP, OPEN_MPI, start_launch
+from terminals import Terminal
 
 from launch.output import Relay
 from launch.targets.mpich import MPICH
@@ -134,68 +134,59 @@ def test_a_process_that_has_left_the_job_and_keeps_the_stream_open_does_not_dela
     assert "the tail\n" in errors
 
 
-FRAME = "\r\x1b[2K\x1b[1A\x1b[2K"
-
-
-def on_terminal(code: str, *, errors_elsewhere: bool = False) -> str:
-    here, there = pty.openpty()
+def on_terminal(code: str, *, errors: str = "") -> Terminal:
+    """The terminal after a program that uses SCREEN, whose standard error may be redirected."""
     program = f"from launch.output import SCREEN, report\n{code}"
-    errors = subprocess.DEVNULL if errors_elsewhere else there
-    with subprocess.Popen([sys.executable, "-c", program], cwd=CHECKOUT, stdout=there, stderr=errors) as process:
-        os.close(there)
-        written = b""
-        try:
-            while chunk := os.read(here, 65536):
-                written += chunk
-        except OSError:  # on Linux: the other end is closed
-            pass
-        os.close(here)
-    assert process.returncode == 0
-    return written.decode().replace("\r\n", "\n")
+    terminal = Terminal(["bash", "-c", f'"$@" {errors}', "bash", sys.executable, "-c", program], CHECKOUT, rows=12)
+    with terminal:
+        assert terminal.finish() == 0, terminal.lines
+    return terminal
 
 
-def shown(written: str) -> list[str]:
-    """The lines of a terminal that supports what is used here: erasing a line, and moving up."""
-    lines, row = [""], 0
-    for part in written.replace("\r", "").replace("\n", "\x1b\n\x1b").split("\x1b"):
-        if part == "\n":
-            row += 1
-            lines += [""] * (row == len(lines))
-        elif part.startswith("[1A"):
-            row, lines = row - 1, lines
-            lines[row] += part[3:]
-        elif part.startswith("[2K"):
-            lines[row] = part[3:]
-        elif part.startswith("[?25"):
-            lines[row] += part[5:]
-        else:
-            lines[row] += part
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
+def frame(number: int) -> str:
+    """The code that prints a frame of two lines, as rank 0 does."""
+    return f"SCREEN.out(b'\\r\\x1b[J\\r\\nbar {number}\\r\\nfigures {number}\\x1b[3A\\r\\n')\n"
 
 
-BAR = "SCREEN.out(b'\\x1b[?25lbar 1\\n')\n"
-NEXT = f"SCREEN.out({FRAME.encode()!r} + b'bar 2\\n')\n"
+START = "SCREEN.out(b'the run\\n')\n" + frame(1)
+END = "SCREEN.out(b'\\r\\x1b[J')\n"
 
 
-def test_a_line_is_printed_above_the_bar() -> None:
+def test_lines_are_printed_above_the_next_frame() -> None:
     """Found in the field: the lines that name the run folder were cut or overwritten by the bar."""
-    assert shown(on_terminal(f"{BAR}report('a line')\n{NEXT}")) == ["launch: a line", "bar 2"]
-    assert shown(on_terminal(f"{BAR}SCREEN.error(b'one\\ntwo\\n')\n{NEXT}")) == ["one", "two", "bar 2"]
+    for text in ("report('one')\nreport('two')\n", "SCREEN.out(b'launch: one\\n')\nSCREEN.out(b'launch: two\\n')\n"):
+        assert on_terminal(START + text).lines == ["the run", "launch: one", "launch: two"]
+        again = on_terminal(START + text + frame(2)).lines
+        assert again == ["the run", "launch: one", "launch: two", "", "bar 2", "figures 2"]
 
 
-@pytest.mark.parametrize("code", ["", BAR + "SCREEN.out(b'\\x1b[?25h')\n"], ids=["no bar", "ended bar"])
-def test_without_a_bar_bytes_are_written_as_they_are(code: str) -> None:
-    assert on_terminal(f"{code}SCREEN.error(b'text')").endswith("text")
-    assert FRAME not in on_terminal(f"{code}SCREEN.error(b'text\\n')")
+def test_frames_replace_each_other_and_the_last_one_is_removed() -> None:
+    assert on_terminal(START + frame(2) + frame(3)).lines == ["the run", "", "bar 3", "figures 3"]
+    assert on_terminal(START + frame(2) + END + "SCREEN.out(b'the end\\n')").lines == ["the run", "the end"]
 
 
-def test_errors_written_elsewhere_do_not_change_the_bar() -> None:
-    assert on_terminal(f"{BAR}report('a line')", errors_elsewhere=True) == "\x1b[?25lbar 1\n"
+def test_a_frame_in_two_parts_is_one_frame() -> None:
+    parts = frame(2).replace("bar 2", "bar ')\nSCREEN.out(b'2")
+    assert on_terminal(START + parts).lines == ["the run", "", "bar 2", "figures 2"]
 
 
-def test_the_bar_of_dead_ranks_is_removed_and_the_cursor_is_shown() -> None:
-    written = on_terminal(f"{BAR}SCREEN.end_bar()\nreport('the end')")
-    assert shown(written) == ["launch: the end"]
-    assert "\x1b[?25h" in written
+@pytest.mark.parametrize("code", ["", START + END], ids=["no view", "ended view"])
+def test_without_a_view_bytes_are_written_as_they_are(code: str) -> None:
+    written = on_terminal(f"{code}SCREEN.error(b'text')").written
+    assert written.endswith(b"text")
+    assert written.count(b"\x1b[J") == code.count("[J") + bool(code)  # the end of the view erases it once more
+
+
+def test_errors_written_elsewhere_do_not_change_the_view(tmp_path: Path) -> None:
+    assert on_terminal(f"{START}report('a line')", errors=f"2>{tmp_path}/errors").lines == [
+        "the run",
+        "",
+        "bar 1",
+        "figures 1",
+    ]
+    assert (tmp_path / "errors").read_bytes() == b"launch: a line\n"
+
+
+def test_the_view_of_dead_ranks_is_removed() -> None:
+    assert on_terminal(f"{START}SCREEN.end_view()\nreport('the end')").lines == ["the run", "launch: the end"]
+    assert on_terminal("SCREEN.end_view()").written == b""

@@ -101,7 +101,7 @@ def test_every_command_works_in_a_folder_that_contains(beside: str, installed: P
         (tmp_path / "launch").mkdir()
         (tmp_path / "launch" / "__init__.py").write_text(BROKEN)
     run = Installation(installed, tmp_path)
-    assert_right(run.dptrain("data-prep", "shapes", "set", "--train", "40", "--test", "20", "--shards", "2"), "shapes")
+    assert_right(run.dptrain("prep", "shapes", "set", "--train", "40", "--test", "20", "--shards", "2"), "shapes")
     assert_right(run.module("dptrain.data_prep", "info", "set"), "40 training and 20 test images")
     launched = run.dptrain("launch", "-n", "2", "--", "train", "set", *TRAINED)
     assert_right(launched, "2 ranks", "best checkpoint run/checkpoints/best.h5")
@@ -118,7 +118,7 @@ def test_the_script_starts_ranks_of_the_installed_package(installed: Path, tmp_p
     (tmp_path / "dptrain").mkdir()
     (tmp_path / "dptrain" / "__init__.py").write_text(BROKEN)
     run = Installation(installed, tmp_path)
-    assert_right(run.dptrain("data-prep", "shapes", "set", "--train", "40", "--test", "20", "--shards", "2"))
+    assert_right(run.dptrain("prep", "shapes", "set", "--train", "40", "--test", "20", "--shards", "2"))
     assert_right(run.dptrain("launch", "-n", "2", "--", "train", "set", *TRAINED), "2 ranks")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +18,7 @@ from dptrain.commands.main import main
 from dptrain.errors import DptrainError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training import reporting
-from dptrain.training.events import EvaluationFinished, Event, RunStarted
+from dptrain.training.events import CheckpointSaved, EvaluationFinished, Event, RunStarted, StepFinished
 from dptrain.training.loop import train
 from dptrain.training.reporting import Meter
 from dptrain.training.step import Seconds, StepOutcome
@@ -57,7 +58,7 @@ def test_a_third_reporter_needs_one_class_and_one_line_in_the_list(
     epochs = [line for line in lines if line["event"] == "epoch"]
     assert rows == [[str(line[key]) for key in ("epoch", "loss", "test_accuracy")] for line in epochs]
     assert len(rows) == 2
-    assert "epoch 2/2 (step 14)" in capsys.readouterr().out
+    assert "epoch 2/2  step 14" in capsys.readouterr().out
 
 
 class Keeping:
@@ -81,10 +82,27 @@ def test_only_the_reporters_of_rank_0_receive_events(data: Path, tmp_path: Path)
         return train(config, communicator, [reporters[communicator.rank]])
 
     on_ranks(2, program)
-    kinds = [type(event).__name__ for event in reporters[0].events]
+    kinds = [type(event).__name__ for event in reporters[0].events if not isinstance(event, CheckpointSaved)]
     epoch = ["StepFinished"] * STEPS_PER_EPOCH + ["EvaluationStarted", "EvaluationFinished"]
     assert kinds == ["RunStarted", *epoch, *epoch, "RunFinished"]
     assert reporters[1].events == []
+
+
+def test_a_checkpoint_is_reported_once_when_it_is_on_the_disk(data: Path, tmp_path: Path) -> None:
+    class Looking(Keeping):
+        def handle(self, event: Event) -> None:
+            if isinstance(event, CheckpointSaved):
+                assert (tmp_path / f"run/checkpoints/step-{event.step:08}.h5").is_file()
+                super().handle(event)
+            elif isinstance(event, StepFinished):
+                time.sleep(0.02)  # for the thread that writes
+
+    reporter = Looking()
+    train(configuration(data, tmp_path / "run", checkpoint_every="2"), Communicator(), [reporter])
+    steps = [event.step for event in reporter.events if isinstance(event, CheckpointSaved)]
+    assert steps == sorted(set(steps))
+    assert set(steps) <= {2, 4, 6, 7, 8, 10, 12}
+    assert len(steps) > 3
 
 
 def test_events_hold_only_plain_values(data: Path, tmp_path: Path) -> None:

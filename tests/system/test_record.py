@@ -82,7 +82,7 @@ def test_a_long_reason_is_cut() -> None:
         (["tran"], [2]),
         (["inspect", "no/such/run"], [1]),
         (["train", "no/such/data"], [1]),
-        (["data-prep", "info", "no/such/data"], [1]),
+        (["prep", "info", "no/such/data"], [1]),
         (["launch", "-n", "0"], [2]),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_new_source_needs_one_file_and_one_line(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "set")
     assert manifest.image_shape == (1, 6, 6)
     again = shlex.split(manifest.repack_command(tmp_path / "set", 5))
-    assert again[:4] == ["dptrain", "data-prep", "stripes", str(tmp_path / "set")]
+    assert again[:4] == ["dptrain", "prep", "stripes", str(tmp_path / "set")]
     assert again[4:] == ["--size", "6", "--shards", "5", "--force"]
     run(*again[2:])
     assert read_manifest(tmp_path / "set").shard_count == 5
@@ -102,7 +102,7 @@ def test_the_command_to_pack_again_packs_the_same_images(options: list[str], tmp
     manifest = read_manifest(folder)
     assert list(manifest.command) == ["shapes", "--train", "50", "--test", "30", *options]
     command = shlex.split(manifest.repack_command(folder, 5))
-    assert command[:3] == ["dptrain", "data-prep", "shapes"]
+    assert command[:3] == ["dptrain", "prep", "shapes"]
     samples = load_shards(folder, manifest, range(2), 1).train
     assert main(command[2:]) == 0
     again = read_manifest(folder)
