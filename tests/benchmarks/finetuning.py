@@ -3,7 +3,7 @@
     python tests/benchmarks/finetuning.py [--archive cifar-10-binary.tar.gz] [--seeds 3] [--out FOLDER]
 
 The source is a convnet that is trained for 3 epochs on 10,000 of the first 40,000 training images. The target has five
-classes, with 1,000 of the last 10,000 training images and 2,000 test images. All its runs make 50 steps of 40 images.
+classes, with 1,000 of the last 10,000 training images and 200 test images. All its runs make 50 steps of 40 images.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def pack_both(archive: Path | None, folder: Path) -> None:
     ten = LabelledImages(images[:40_000], labels[:40_000])
     pack(folder / "ten", ImageData("ten", data.classes, ten, data.test, layout="channels_first"), limit=10_000)
     numbers = [list(data.classes).index(name) for name in CHOSEN]
-    few = _of_classes(images[40_000:], labels[40_000:], numbers, 1_000)
-    test = _of_classes(data.test.images[:], data.test.labels, numbers, 2_000)
-    pack(folder / "five", ImageData("five", CHOSEN, few, test, layout="channels_first"))
+    few = _of_classes(images[40_000:], labels[40_000:], numbers)
+    test = _of_classes(data.test.images[:], data.test.labels, numbers)
+    pack(folder / "five", ImageData("five", CHOSEN, few, test, layout="channels_first"), limit=1_000)
 
 
-def _of_classes(images: Any, labels: Any, numbers: list[int], count: int) -> LabelledImages:
-    """The first images of these classes, which are numbered again from 0."""
-    chosen = np.flatnonzero(np.isin(labels, numbers))[:count]
+def _of_classes(images: Any, labels: Any, numbers: list[int]) -> LabelledImages:
+    """The images of these classes, which are numbered again from 0."""
+    chosen = np.isin(labels, numbers)
     return LabelledImages(images[chosen], np.searchsorted(numbers, labels[chosen]))
 
 
