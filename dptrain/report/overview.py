@@ -47,6 +47,8 @@ def result_rows(end: RunFinished, seconds: float, steps: int, rate: float | None
         best = f"test accuracy {percent(end.best_accuracy)}, step {end.best_step:,}"
         rows.append(("best checkpoint", f"{end.best_checkpoint} ({best})"))
     rows.append(("metrics", str(Path(end.run_dir) / "metrics.jsonl")))
+    if (page := Path(end.run_dir) / "report.html").is_file():
+        rows.append(("report", str(page)))
     rows.append(("configuration", str(Path(end.run_dir) / "config.toml")))
     rows.append(("params_sha256", end.params_sha256))
     return rows

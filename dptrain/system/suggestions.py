@@ -20,6 +20,8 @@ SYNONYMS = {
     "checkpoint-every": "save-every save-steps save-interval checkpoint-interval",
     "log-every": "log-interval logging-steps print-freq",
     "model": "arch architecture network net",
+    "init-from": "pretrained weights init-checkpoint load finetune fine-tune warm-start",
+    "freeze": "frozen freeze-layers freeze-backbone",
     "ranks": "np nproc nproc-per-node num-processes world-size",
 }
 # Advice, and words that have no equivalent flag of `dptrain train`.

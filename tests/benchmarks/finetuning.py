@@ -2,9 +2,8 @@
 
     python tests/benchmarks/finetuning.py [--archive cifar-10-binary.tar.gz] [--seeds 3] [--out FOLDER]
 
-The source is a convnet that is trained for 3 epochs on 10,000 of the first 40,000 training images. The target has 1,000
-of the last 10,000 training images, and the test images, of five classes. All runs of the target make 50 steps of 40
-images.
+The source is a convnet that is trained for 3 epochs on 10,000 of the first 40,000 training images. The target has five
+classes, with 1,000 of the last 10,000 training images and 200 test images. All its runs make 50 steps of 40 images.
 """
 
 from __future__ import annotations

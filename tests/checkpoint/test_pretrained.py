@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from exported import checkpoint_of, networks, write
 
-from dptrain.arrays.memory import Array
 from dptrain.checkpoint.format import Checkpoint
 from dptrain.checkpoint.pretrained import Pretrained, read_pretrained
 from dptrain.errors import CheckpointError
@@ -69,7 +68,7 @@ def test_files_of_other_programs_may_have_other_number_formats_and_no_metadata(t
     from safetensors.numpy import save_file
 
     values = np.arange(6.0).reshape(2, 3)
-    arrays: dict[str, Array] = {"half": values.astype(np.float16), "double": values, "whole": values.astype(np.int64)}
+    arrays: dict[str, Any] = {"half": values.astype(np.float16), "double": values, "whole": values.astype(np.int64)}
     np.savez_compressed(tmp_path / "a.npz", **arrays)
     save_file(arrays, tmp_path / "a.safetensors")
     for name in ("a.npz", "a.safetensors"):

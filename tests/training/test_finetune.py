@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_sets import find_archive
 from thread_ranks import on_ranks
 from training_runs import CLASSES, Memory, configuration, packed, run
 
@@ -173,8 +174,9 @@ def test_a_run_cannot_be_resumed_with_another_value(key: str, source: Path, data
     values = {"init_from": (str(source), str(source / "checkpoints" / "best.h5")), "freeze": ("conv1", "conv2")}[key]
     config = configuration(data, tmp_path / "run", max_steps=1, **{key: values[0]}, **NORMED)
     run(config)
+    other: dict[str, Any] = {key: values[1]}
     with pytest.raises(CheckpointError, match=f"of another run: --{key.replace('_', '-')} "):
-        run(replace(config, **{key: values[1]}))
+        run(replace(config, **other))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -218,3 +220,18 @@ def test_a_pattern_that_chooses_nothing_is_an_error(patterns: str) -> None:
 def test_freezing_everything_is_an_error(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is nothing to train"):
         run(configuration(data, tmp_path / "run", freeze="*", **NORMED))
+
+
+@pytest.mark.long
+@pytest.mark.cifar10
+@pytest.mark.timeout(1200)
+def test_fine_tuning_from_10_to_5_classes_is_better_than_training_from_scratch_at_equal_steps(tmp_path: Path) -> None:
+    """Real CIFAR-10, three seeds: see tests/benchmarks/finetuning.py."""
+    from benchmarks.finetuning import compare
+
+    archive = find_archive()
+    if archive is None:
+        pytest.skip("no CIFAR-10 archive")
+    found = compare(archive, tmp_path, seeds=3).accuracies
+    for scratch, tuned in zip(found["from scratch"], found["fine-tuned"], strict=True):
+        assert tuned > scratch
