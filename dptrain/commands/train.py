@@ -102,6 +102,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     from dptrain.health.interruption import SignalInterruption
     from dptrain.parallel.communicator import together
     from dptrain.report import REPORTERS
+    from dptrain.report.optional import note_to, optional_reporters
     from dptrain.training.loop import train
 
     drop_failed_writes()  # a run continues if its terminal closes or the disk of its log is full
@@ -109,8 +110,11 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         config = configuration(parsed)
         if not config.data:
             raise UsageError("no data set: dptrain train FOLDER; pack one with: dptrain data-prep cifar10 FOLDER")
+        reporters = [kind() for kind in REPORTERS]
+        reporters += optional_reporters(config.report_to, note_to(reporters[:]))
     with SignalInterruption(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
-        reporters = [stack.enter_context(closing(kind())) for kind in REPORTERS]
+        for reporter in reporters:
+            stack.enter_context(closing(reporter))
         end = train(config, communicator, reporters, interruption, connection)
     if end is None:
         return 0  # this is not rank 0
