@@ -104,7 +104,7 @@ class Network:
             first = node.output
             if isinstance(node.layer, FoldedNorm):
                 inside = list(dict.fromkeys([*inside, node.layer.norm.name]))
-            elif node.layer.name != inside[0]:  # the activation behind a normalisation that is folded into a convolution
+            elif node.layer.name != inside[0]:  # an activation whose normalisation is folded into a convolution
                 inside = [node.layer.name]
             names[node.layer.name] = " + ".join(inside)
         return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -16,8 +17,13 @@ from dptrain.training.events import Event, RanksLost, RunFacts, RunFinished, Run
 RUN_ID = "mlflow-run.txt"  # in the run folder: the run in MLflow, which a resumed run continues
 EXPERIMENT = "dptrain"
 LONGEST = 500  # characters of a parameter
-# A server that does not answer must not hold up the ranks: MLflow's own defaults wait for minutes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+# Of variables that a user has not set. A server that does not answer must not hold up the ranks: MLflow's own defaults
+# wait for minutes.
+DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 
 class MLflow:
@@ -42,10 +48,11 @@ class MLflow:
             self._end("FINISHED")
 
     def _open(self, run: RunFacts) -> None:
-        for name, value in PATIENCE.items():
+        for name, value in DEFAULTS.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports each table of a new database
         client, folder = MlflowClient(), Path(run.run_dir)
         kept = folder / RUN_ID
         if kept.exists():

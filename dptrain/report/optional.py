@@ -53,6 +53,7 @@ class Guarded:
 
 def note_to(reporters: Sequence[Reporter]) -> Callable[[str], None]:
     """Sends a line for the user to these reporters."""
+
     def note(text: str) -> None:
         for reporter in reporters:
             reporter.handle(Note(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         self.close()
-        self._writer = SummaryWriter(str(Path(run.run_dir) / FOLDER), purge_step=step + 1 if step else None)
+        suffix = f".{os.getpid()}.{step}"  # without it, a file of the same second would be overwritten
+        folder, repeated = str(Path(run.run_dir) / FOLDER), step + 1 if step else None
+        self._writer = SummaryWriter(folder, purge_step=repeated, filename_suffix=suffix)
 
     def _describe(self, run: RunFacts, step: int) -> None:
         configuration = (Path(run.run_dir) / "config.toml").read_text(encoding="utf-8")
@@ -49,7 +52,7 @@ class TensorBoard:
         images = read_shard(Path(run.data), manifest, "train", 0).images[:PICTURES]
         channels = images.shape[1]
         if len(images) and channels in (1, 3):
-            self._writer.add_images("training images", np.array(images), step)
+            self._writer.add_images("training_images", np.array(images), step)
         self._writer.flush()
 
     def close(self) -> None:

@@ -102,6 +102,7 @@ class Run:
         if self.lost:
             seconds = round(time.perf_counter() - self._noticed, 4)
             self.report.emit(RanksLost(facts, self.state.step, self.lost, seconds))
+        self.report.measure()  # reporters may have taken a while to start
         self.began, self.lost = True, []
 
     def _known_l2_kib(self, communicator: Communicator) -> int:
