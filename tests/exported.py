@@ -89,7 +89,7 @@ def logits(network: Network, checkpoint: Checkpoint, images: np.ndarray) -> Arra
     """What `dptrain eval` computes for images (N, C, H, W) of bytes."""
     vectors, found = evaluated(checkpoint.state.vectors), []
     prepared = network.prepare_evaluation(vectors["parameters"], vectors["buffers"], Workspace())
-    normalise: Any = Normalisation(checkpoint.origin)  # type: ignore[arg-type]  # it has mean and std as a manifest has
+    normalise: Any = Normalisation(checkpoint.origin)
     for start in range(0, len(images), 32):
         found.append(network.predict(prepared, normalise(images[start : start + 32], Workspace()), Workspace()).copy())
     return np.concatenate(found)

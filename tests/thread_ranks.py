@@ -30,6 +30,9 @@ class ThreadCommunicator(Communicator):
     def __init__(self, board: Board, rank: int) -> None:
         self.board, self.rank, self.size = board, rank, board.ranks
 
+    def barrier(self) -> None:
+        self.board.barrier.wait()
+
     def allgather(self, value: Any) -> list[Any]:
         self.board.posts[self.rank] = value
         self.board.barrier.wait()

@@ -8,18 +8,18 @@ import statistics
 import time
 import timeit
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dptrain.arrays.memory import Array, Workspace
+from dptrain.arrays.memory import Workspace
 from dptrain.bench.workload import STEPS_PER_EPOCH
 from dptrain.checkpoint.state import TrainingState
-from dptrain.nn.layer import CoupledLayer, Layer, Pass, Runner
+from dptrain.nn.layer import Layer
 from dptrain.nn.network import Network
+from dptrain.nn.timing import TimedRunner
 from dptrain.training.session import Engine
 from dptrain.training.step import Seconds
 
@@ -97,34 +97,15 @@ def training_flops(network: Network) -> int:
     return sum((2 + trains) * flops for trains, flops in zip(trained, forward, strict=True)) - forward[0]
 
 
-class StageTimer(Runner):
-    """Keeps the seconds of each call of a stage, by the stage's name and "forward" or "backward"."""
-
-    def __init__(self) -> None:
-        self.seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
-
-    def _time(self, way: str, run: Callable[..., Any], layer: Layer, *arguments: Any) -> Any:
-        started = time.perf_counter()
-        result = run(layer, *arguments)
-        self.seconds[layer.name, way].append(time.perf_counter() - started)
-        return result
-
-    def forward(self, layer: Layer, x: Array, call: Pass) -> Any:
-        return self._time("forward", super().forward, layer, x, call)
-
-    def collect(self, layer: CoupledLayer, x: Array, call: Pass) -> Any:
-        return self._time("forward", super().collect, layer, x, call)
-
-    def collect_backward(self, layer: CoupledLayer, dy: Array, x: Array, saved: Any, out: Array, call: Pass) -> Any:
-        return self._time("backward", super().collect_backward, layer, dy, x, saved, out, call)
-
-    def backward(self, layer: Layer, dy: Array, saved: Any, call: Pass) -> Any:
-        return self._time("backward", super().backward, layer, dy, saved, call)
-
-
 def layer_times(engine: Engine, state: TrainingState) -> list[dict[str, Any]]:
     """Microseconds per image of each stage, forward and backward, for one shard on one thread."""
-    network, timer = engine.network, StageTimer()
+    network = engine.network
+    seconds: defaultdict[tuple[str, str], list[float]] = defaultdict(list)  # of each call, by stage and way
+
+    def keep(layer: Layer, way: str, started: float, ended: float) -> None:
+        seconds[layer.name, way].append(ended - started)
+
+    timer = TimedRunner(keep)
     batches = next(iter(engine.take_step.work.batches.values()))
     workspace, gradient = Workspace(), np.empty_like(state.parameters)
     images, labels = batches.batch(0, 0, workspace)
@@ -132,9 +113,9 @@ def layer_times(engine: Engine, state: TrainingState) -> list[dict[str, Any]]:
     for _ in range(LAYER_RUNS):
         network.loss_and_grad(prepared, images, labels, gradient, workspace, draws=batches.draws(0, 0), runner=timer)
 
-    def per_image(seconds: list[float]) -> float:
+    def per_image(calls: list[float]) -> float:
         """The median over runs. A run may call a stage several times, for blocks of the microbatch."""
-        return 1e6 * float(np.median(np.sum(np.reshape(seconds, (LAYER_RUNS, -1)), axis=1))) / len(labels)
+        return 1e6 * float(np.median(np.sum(np.reshape(calls, (LAYER_RUNS, -1)), axis=1))) / len(labels)
 
     tuning = network.tuning()
     return [
@@ -142,7 +123,7 @@ def layer_times(engine: Engine, state: TrainingState) -> list[dict[str, Any]]:
             "layer": stage.name,
             "computes": repr(stage),
             "algorithm": str(tuning.get(stage.name, {}).get("algorithm", "")),
-            **{way: per_image(timer.seconds[stage.name, way]) for way in ("forward", "backward")},
+            **{way: per_image(seconds[stage.name, way]) for way in ("forward", "backward")},
         }
         for stage in network.stages
     ]

@@ -25,7 +25,8 @@ KEPT = "model"  # subfolder with a user's model files
 KEEP = 3
 BEST = "best.h5"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-WRITTEN = ("checkpoints", "config.toml", "metrics.jsonl", "attempts.jsonl", KEPT)  # never through links
+FILES = ("config.toml", "metrics.jsonl", "timeline.json", "mlflow-run.txt", "attempts.jsonl")
+WRITTEN = ("checkpoints", *FILES, "tensorboard", KEPT)  # never through links
 CHECKPOINT_NAME = re.compile(r"step-(\d{8,})\.h5")
 
 

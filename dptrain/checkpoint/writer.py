@@ -10,6 +10,7 @@ from dptrain.checkpoint.folder import RunFolder
 from dptrain.checkpoint.format import Origin, checkpoint_bytes
 from dptrain.checkpoint.state import Layouts, TrainingState
 from dptrain.config.train import CheckpointConfig
+from dptrain.health.recorder import NO_RECORDER, Recorder
 
 
 class CheckpointWriter:
@@ -32,15 +33,16 @@ class CheckpointWriter:
             return time.monotonic() - self._submitted >= self._seconds
         return self._steps > 0 and step % self._steps == 0
 
-    def submit(self, state: TrainingState) -> None:
+    def submit(self, state: TrainingState, recorder: Recorder = NO_RECORDER) -> None:
         """Begin to write the current state, when any earlier one is written."""
         if self._last is None or self._last.exception() is None:
-            self._last = self._thread.submit(self._write, state.copy())
+            self._last = self._thread.submit(self._write, state.copy(), recorder)
             self._submitted = time.monotonic()
 
-    def _write(self, state: TrainingState) -> None:
-        content = checkpoint_bytes(state, self.origin, self.layouts)
-        self.folder.save(state.step, content, state.progress.test_accuracy)
+    def _write(self, state: TrainingState, recorder: Recorder) -> None:
+        with recorder.span(f"write checkpoint of step {state.step}", "checkpoint"):
+            content = checkpoint_bytes(state, self.origin, self.layouts)
+            self.folder.save(state.step, content, state.progress.test_accuracy)
         self.saved_step = state.step
 
     @property

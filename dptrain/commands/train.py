@@ -147,6 +147,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     from dptrain.health.interruption import SignalInterruption
     from dptrain.parallel.communicator import together
     from dptrain.report import REPORTERS, output_reporter
+    from dptrain.report.optional import note_to, optional_reporters
     from dptrain.training.loop import train
 
     drop_failed_writes()  # a run continues if its terminal closes or the disk of its log is full
@@ -154,9 +155,12 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         config = configuration(parsed)
         if not config.data:
             raise UsageError("no data set: dptrain train FOLDER; pack one with: dptrain prep cifar10 FOLDER")
-    with SignalInterruption(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
         output = output_reporter(quiet=parsed.quiet, log_json=parsed.log_json, result=not parsed.json)
-        reporters = [stack.enter_context(closing(one)) for one in (*(kind() for kind in REPORTERS), output)]
+        reporters = [*(kind() for kind in REPORTERS), output]
+        reporters += optional_reporters(config.report_to, note_to(reporters[:]))
+    with SignalInterruption(functools.partial(end_at_once, communicator)) as interruption, ExitStack() as stack:
+        for reporter in reporters:
+            stack.enter_context(closing(reporter))
         end = train(config, communicator, reporters, interruption, connection)
     if end is None:
         return 0  # this is not rank 0

@@ -26,6 +26,11 @@ REDUCTIONS = {
     "tree": "dptrain.parallel.reduce.tree:TreeReducer",
     "mpi": "dptrain.parallel.reduce.mpi:MPIReducer",
 }
+# Reporters for other tools: the package that one needs, and its class.
+REPORTS = {
+    "tensorboard": ("tensorboardX", "dptrain.report.tensorboard:TensorBoard"),
+    "mlflow": ("mlflow", "dptrain.report.mlflow:MLflow"),
+}
 SECONDS_OF = {"s": 1, "m": 60, "h": 3600}
 DEFAULT_WARMUP, WARMUP_SHARE = 200, 10  # 200 steps, but at most a tenth of the run
 INTERVAL = re.compile(r"(\d+)([smh]?)", re.ASCII).fullmatch, "a number of steps, or a time such as 90s, 15m or 1h"
@@ -36,6 +41,17 @@ FACTORS = (
 WEIGHTS = (
     lambda table: all(type(one) in (int, float) and 0 < one < math.inf for one in table.values()),
     "weights above 0",
+)
+
+
+def report_names(text: str) -> list[str]:
+    """The names in a list with commas."""
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+KNOWN_REPORTS = (
+    lambda text: set(report_names(text)) <= REPORTS.keys() and len(set(report_names(text))) == len(report_names(text)),
+    f"names out of {', '.join(REPORTS)}, with commas between them",
 )
 
 
@@ -182,6 +198,12 @@ class CheckpointConfig(Config):
     resume: str = key("auto", FOLDER, "checkpoint or run folder to resume (auto: the newest; never)", read=typed_path)
     log_every: int = key(50, PROCESS, "steps between two lines of metrics.jsonl", at_least=1)
     report: bool = key(True, PROCESS, "write report.html into the run folder at the end of the run")
+    report_to: str = key(
+        "", PROCESS, f"report to other tools too: {', '.join(REPORTS)}", rule=KNOWN_REPORTS, metavar="NAME,NAME"
+    )
+    timeline: int = key(
+        0, PROCESS, "record so many steps of all ranks in timeline.json (0: off)", at_least=0, below=1001
+    )
 
     @property
     def checkpoint_interval(self) -> tuple[int, int]:

@@ -123,6 +123,19 @@ class Network:
         for node in [*self.graph.nodes, *self.evaluation_graph.nodes]:
             node.layer.set_cache(kib)
 
+    def fused_names(self, graph: Graph) -> dict[str, str]:
+        """The names of the layers that each stage of a graph computes, such as "conv1 + relu1", by its own name."""
+        names, first = {}, 0
+        for node in graph.nodes:
+            inside = [layer.name for layer in self.layers[first : node.output]]
+            first = node.output
+            if isinstance(node.layer, FoldedNorm):
+                inside = list(dict.fromkeys([*inside, node.layer.norm.name]))
+            elif node.layer.name != inside[0]:  # an activation whose normalisation is folded into a convolution
+                inside = [node.layer.name]
+            names[node.layer.name] = " + ".join(inside)
+        return names
+
     def spec(self) -> dict[str, Any]:
         """What the network computes, in JSON values."""
         names = ["input", *(layer.name for layer in self.layers)]

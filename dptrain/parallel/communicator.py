@@ -12,6 +12,7 @@ from typing import Any
 from dptrain.arrays.memory import Array
 from dptrain.errors import DptrainError, PeerError
 from dptrain.health.activity import Activity
+from dptrain.health.recorder import NO_RECORDER, Recorder
 from dptrain.system.failures import refused
 
 
@@ -23,6 +24,7 @@ class Communicator:
     uses_mpi = False
     implementation = "no MPI"
     survives = False  # whether it continues without ranks that have died
+    recorder: Recorder = NO_RECORDER  # of this rank's timeline
 
     @functools.cached_property
     def world_ranks(self) -> Sequence[int]:

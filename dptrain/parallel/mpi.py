@@ -41,7 +41,8 @@ def _collective(call: Method) -> Method:
     def collective(self: MPICommunicator, *arguments: Any) -> Any:
         phase = self.activity.enter(WAITING)
         try:
-            return call(self, *arguments)
+            with self.recorder.span(f"waiting ({call.__name__})", "waiting"):
+                return call(self, *arguments)
         except self._mpi.Exception as error:
             if error.Get_error_class() in self._rank_lost:
                 raise RankLostError(LOST) from None

@@ -32,6 +32,7 @@ import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace, out_of_memory
 from dptrain.errors import WorkerLostError
+from dptrain.health.recorder import NO_RECORDER, Recorder, Span
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
 from dptrain.system.cgroups import ROOT, cpu_limits
@@ -49,7 +50,8 @@ SWITCH_INTERVAL = 20e-6
 PATIENCE = 1e-3
 
 FORK = multiprocessing.get_context("fork")
-Answer = tuple[list[Any], BaseException | None]  # the results of a block of shards up to the first error, and the error
+# The results of a block of shards up to the first error, the error, and what a worker's recorder has recorded.
+Answer = tuple[list[Any], BaseException | None, list[Span]]
 
 
 class ShardWork(ABC, Generic[Result]):
@@ -87,15 +89,16 @@ class ShardThreads(ShardPool):
     Each thread takes the next shard that is left. The caller waits for the others once: a wake costs some 50 us.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, recorder: Recorder = NO_RECORDER) -> None:
+        self.size, self._recorder = size, recorder
         self._workspaces: dict[int, Workspace] = defaultdict(Workspace)  # by thread
         self._executor = ThreadPoolExecutor(max(1, size - 1), "shard")
         if size > 1:
             sys.setswitchinterval(SWITCH_INTERVAL)
 
     def map(self, work: ShardWork[Result], shards: Iterable[int], *arguments: Any) -> list[Result]:
-        prepared = work.prepare(*arguments)
+        with self._recorder.span("prepare", "prepare"):
+            prepared = work.prepare(*arguments)
         waiting = deque(enumerate(shards))
         results: dict[int, Result] = {}
         errors: dict[int, Exception] = {}
@@ -106,14 +109,16 @@ class ShardThreads(ShardPool):
                 while True:
                     position, shard = waiting.popleft()
                     try:
-                        results[position] = work.compute(shard, prepared, workspace)
+                        with self._recorder.span(f"shard {shard}", "shard"):
+                            results[position] = work.compute(shard, prepared, workspace)
                     except Exception as error:
                         errors[position] = error
 
         others = [self._executor.submit(compute) for _ in range(self.size - 1)]
         compute()
-        for other in others:
-            other.result()
+        with self._recorder.span("waiting (workers)", "waiting"):
+            for other in others:
+                other.result()
         if errors:
             raise errors[min(errors)]
         return [results[position] for position in sorted(results)]
@@ -136,8 +141,8 @@ class ShardProcesses(ShardPool):
     of them in the same process.
     """
 
-    def __init__(self, size: int, works: Sequence[ShardWork[Any]]) -> None:
-        self.size = size
+    def __init__(self, size: int, works: Sequence[ShardWork[Any]], recorder: Recorder = NO_RECORDER) -> None:
+        self.size, self._recorder = size, recorder
         self._works = list(works)
         self._workspace = Workspace()
         self._workers: list[Worker] = []
@@ -153,7 +158,8 @@ class ShardProcesses(ShardPool):
         ours, theirs = FORK.Pipe()
         inherited = [worker.connection for worker in self._workers] + [ours]
         in_main_thread = threading.current_thread() is threading.main_thread()
-        process = FORK.Process(target=_serve, args=(theirs, self._works, inherited, in_main_thread), daemon=True)
+        arguments = (theirs, self._works, inherited, in_main_thread, self._recorder)
+        process = FORK.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
         return Worker(process, ours)
@@ -168,13 +174,15 @@ class ShardProcesses(ShardPool):
         number = self._works.index(work)
         for worker, block in busy:
             with contextlib.suppress(BrokenPipeError):  # it has died; `_answer` reports it
-                worker.connection.send((number, block, arguments))
-        answers = [_compute(work, first, arguments, self._workspace)]
-        answers += [_answer(worker, block) for worker, block in busy]
-        for _, error in answers:
+                worker.connection.send((number, block, arguments, self._recorder.recording))
+        answers: list[Answer] = [(*_compute(work, first, arguments, self._workspace, self._recorder), [])]
+        with self._recorder.span("waiting (workers)", "waiting"):
+            answers += [_answer(worker, block) for worker, block in busy]
+        for position, (_, error, spans) in enumerate(answers):
+            self._recorder.add(position, spans)
             if error is not None:
                 raise error
-        return [result for results, _ in answers for result in results]
+        return [result for results, _, _ in answers for result in results]
 
     def close(self) -> None:
         for worker in self._workers:
@@ -184,12 +192,16 @@ class ShardProcesses(ShardPool):
         self._workers = []
 
 
-def _compute(work: ShardWork[Any], shards: list[int], arguments: Any, workspace: Workspace) -> Answer:
+def _compute(
+    work: ShardWork[Any], shards: list[int], arguments: Any, workspace: Workspace, recorder: Recorder
+) -> tuple[list[Any], BaseException | None]:
     results: list[Any] = []
     try:
-        prepared = work.prepare(*arguments)
+        with recorder.span("prepare", "prepare"):
+            prepared = work.prepare(*arguments)
         for shard in shards:
-            results.append(work.compute(shard, prepared, workspace))
+            with recorder.span(f"shard {shard}", "shard"):
+                results.append(work.compute(shard, prepared, workspace))
     except (Exception, SystemExit) as error:  # a user's layer may call sys.exit()
         return results, error
     return results, None
@@ -232,7 +244,11 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def _serve(
-    connection: Connection, works: Sequence[ShardWork[Any]], inherited: Sequence[Connection], in_main_thread: bool
+    connection: Connection,
+    works: Sequence[ShardWork[Any]],
+    inherited: Sequence[Connection],
+    in_main_thread: bool,
+    recorder: Recorder,
 ) -> None:
     """The main function of a worker: compute what the parent sends, until the pipe is closed."""
     leave_signals_to_parent()
@@ -243,19 +259,20 @@ def _serve(
     workspace = Workspace()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            number, shards, arguments = _receive(connection)
-            results, error = _compute(works[number], shards, arguments, workspace)
+            number, shards, arguments, recorder.recording = _receive(connection)
+            results, error = _compute(works[number], shards, arguments, workspace, recorder)
             for stream in (sys.stdout, sys.stderr):  # text that a user's layer has printed; nothing else flushes it
                 with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
                     stream.flush()
-            connection.send((results, None if error is None else _portable(error)))
+            connection.send((results, None if error is None else _portable(error), recorder.take()))
     os._exit(0)  # without the cleanup of the parent's objects, of which this process has copies
 
 
 def make_pool(size: int, works: Sequence[ShardWork[Any]], communicator: Communicator) -> ShardPool:
     """The pool that computes `works`. A worker of a multiprocessing.Pool may not have children: it uses threads."""
     threads = size == 1 or communicator.uses_mpi or multiprocessing.current_process().daemon
-    return ShardThreads(size) if threads else ShardProcesses(size, works)
+    recorder = communicator.recorder
+    return ShardThreads(size, recorder) if threads else ShardProcesses(size, works, recorder)
 
 
 def shared_zeros(length: int) -> Array:

@@ -16,6 +16,7 @@ from dptrain.data.batches import Normalisation
 from dptrain.data.shard import Samples
 from dptrain.data.transforms import views
 from dptrain.health.interruption import NEVER, AskedToEndError, Interruption
+from dptrain.health.recorder import NO_RECORDER, Recorder
 from dptrain.nn.check import CheckedRunner
 from dptrain.nn.layer import PLAIN, Runner, is_users
 from dptrain.nn.loss import softmax, softmax_cross_entropy
@@ -67,12 +68,13 @@ class NetworkWork(ShardWork[Result]):
 
     trains = True  # whether it computes gradients
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
+    def __init__(self, network: Network, recorder: Recorder = NO_RECORDER) -> None:
+        self.network, self.recorder = network, recorder
         layouts = vector_layouts(network, ())
         self.vectors = {name: shared_zeros(layout.size) for name, layout in layouts.items()}
         self._workspace = Workspace()  # all shards only read it
         self._checks = any(map(is_users, network.layers))
+        self._names = network.fused_names(network.graph if self.trains else network.evaluation_graph)
 
     def load(self, vectors: Mapping[str, Array]) -> None:
         """Compute with these parameters and buffers from now on."""
@@ -80,8 +82,9 @@ class NetworkWork(ShardWork[Result]):
             np.copyto(shared, vectors[name])
 
     def runner(self, runner: Runner = PLAIN) -> Runner:
-        """`runner`, with a check of each pass if the network has layers of a user."""
-        return CheckedRunner(self.network, runner) if self._checks else runner
+        """`runner`, with a check of each pass if the network has layers of a user, and recorded in a timeline."""
+        checked = CheckedRunner(self.network, runner) if self._checks else runner
+        return self.recorder.runner(checked, self._names)
 
     @quiet
     def prepare(self, *arguments: Any) -> Any:
@@ -98,8 +101,15 @@ class EvaluationWork(NetworkWork[Figures]):
 
     trains = False
 
-    def __init__(self, network: Network, shards: Mapping[int, Samples], normalise: Normalisation, longest: int) -> None:
-        super().__init__(network)
+    def __init__(
+        self,
+        network: Network,
+        shards: Mapping[int, Samples],
+        normalise: Normalisation,
+        longest: int,
+        recorder: Recorder = NO_RECORDER,
+    ) -> None:
+        super().__init__(network, recorder)
         self.shards, self.normalise, self.longest = shards, normalise, longest
 
     @quiet

@@ -84,6 +84,7 @@ def finish_steps(run: Run, interruption: Interruption) -> tuple[Evaluation, Eval
     if run.saved_step != run.state.step:
         run.save()
     run.wait_until_saved()
+    run.finish_timeline()
     if evaluation is not None:
         return evaluation, augmented
     communicator = run.session.communicator
@@ -115,7 +116,10 @@ def make_steps(run: Run, interruption: Interruption) -> Evaluation:
             break
         epoch, step = divmod(state.step, session.origin.steps_per_epoch)
         lr = session.schedule(state.step)
-        outcome = session.take_step(state, epoch, step, lr, run.requests(interruption))
+        if run.timeline.reach(state.step):
+            run.write_timeline()
+        with session.communicator.recorder.span(f"step {state.step + 1}", "step"):
+            outcome = session.take_step(state, epoch, step, lr, run.requests(interruption))
         if step == 0:  # only after the step: if a rank dies in it, the last epoch is evaluated again
             progress.epoch_loss, progress.epoch_correct, progress.epoch_samples = 0.0, 0, 0
         progress.test_accuracy = None
@@ -149,19 +153,20 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
     session, state = run.session, run.state
     epoch = (state.step - 1) // session.origin.steps_per_epoch + 1
     run.report.emit(EvaluationStarted(state.step, epoch))
-    layouts = session.take_step.layouts
-    check_replicas(state, layouts, session.communicator)  # before any figure is reported
-    check_finite(state, layouts, session.communicator)
-    parts = session.evaluation, evaluated(state.vectors), session.pool, session.communicator
-    predictions = run.config.report and state.step == session.last_step
-    evaluation = evaluate(*parts, interruption, predictions=predictions)
+    layouts, communicator = session.take_step.layouts, session.communicator
+    with communicator.recorder.span(f"evaluation after step {state.step}", "evaluation"):
+        check_replicas(state, layouts, communicator)  # before any figure is reported
+        check_finite(state, layouts, communicator)
+        parts = session.evaluation, evaluated(state.vectors), session.pool, communicator
+        predictions = run.config.report and state.step == session.last_step
+        evaluation = evaluate(*parts, interruption, predictions=predictions)
     if not math.isfinite(evaluation.loss):
         error = TrainingError(
             f"step {state.step}: the test loss is {evaluation.loss}, though all parameters are finite. Nothing of this "
             f"step is saved and earlier checkpoints are kept. {LOWER_LR}"
         )
-        raise known_to_all(session.communicator, error)
-    rank_seconds = run.report.rank_seconds(session.communicator)
+        raise known_to_all(communicator, error)
+    rank_seconds = run.report.rank_seconds(communicator)
     state.progress.test_accuracy = evaluation.accuracy
     lr = session.schedule(max(0, state.step - 1))
     run.report.evaluation_finished(state, evaluation, lr, epoch, time.perf_counter() - started, rank_seconds)

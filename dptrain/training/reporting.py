@@ -59,8 +59,7 @@ class RunReport:
         self.emit(events.Note(text))
 
     def begin(self, session: Session, state: TrainingState, folder: RunFolder) -> RunFacts:
-        """Begin to measure, at the start or after a recovery, on all ranks; returns the facts of the run."""
-        self._since_logged = self._since_epoch = Meter()
+        """At the start or after a recovery, on all ranks; returns the facts of the run. `measure` comes next."""
         self._evaluated_before = -1 if state.progress.test_accuracy is None else state.step
         manifest, communicator = session.manifest, session.communicator
         return RunFacts(
@@ -83,6 +82,10 @@ class RunReport:
             batch_size=self.config.batch_size,
             hosts=tuple(communicator.allgather(socket.gethostname())),
         )
+
+    def measure(self) -> None:
+        """Begin to measure the time of steps."""
+        self._since_logged = self._since_epoch = Meter()
 
     def step_finished(self, state: TrainingState, outcome: StepOutcome, lr: float, epoch: int) -> None:
         for meter in {self._since_logged, self._since_epoch}:  # a single meter at first

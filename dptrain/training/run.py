@@ -19,6 +19,7 @@ from dptrain.errors import UsageError
 from dptrain.health.interruption import Interruption
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.watch import Watch
+from dptrain.system.durable import write_durably
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, check_replicas, without_paths
 from dptrain.training.architecture import Architecture
@@ -30,6 +31,7 @@ from dptrain.training.reporting import RunReport
 from dptrain.training.resume import Found, check_resumable, find_checkpoint, l2_kib_of_checkpoint
 from dptrain.training.session import Session, set_up
 from dptrain.training.step import Requests
+from dptrain.training.timeline import FILE, WARM_UP, Timeline
 
 CLAIM_PATIENCE = 10.0  # seconds: the kernel frees a dead rank's folder a little after the others learn of its death
 
@@ -43,6 +45,7 @@ class Run:
 
     session: Session
     state: TrainingState
+    timeline: Timeline
 
     def __init__(self, config: TrainConfig, report: RunReport) -> None:
         self.config, self.report = config, report
@@ -85,6 +88,7 @@ class Run:
             watch = Watch(communicator, limit=limit, abort=abort, end=communicator.end_job)
             self._until_ranks_change.callback(watch.close)
         communicator.activity.enter("loading data")
+        self.timeline = Timeline(self.config.timeline, communicator)
         l2_kib = max(communicator.allgather(self._known_l2_kib(communicator)))
         self.session = set_up(self.config, communicator, self._loaded, self._architecture, l2_kib)
         self._until_ranks_change.callback(self.session.pool.close)
@@ -101,6 +105,7 @@ class Run:
         if self.lost:
             seconds = round(time.perf_counter() - self._noticed, 4)
             self.report.emit(RanksLost(facts, self.state.step, self.lost, seconds))
+        self.report.measure()  # reporters may have taken a while to start
         self.began, self.lost = True, []
 
     def _known_l2_kib(self, communicator: Communicator) -> int:
@@ -213,12 +218,13 @@ class Run:
     def save(self) -> None:
         """On all ranks: begin to write a checkpoint. TrainingError if the states differ or are not finite."""
         layouts, communicator = self.session.take_step.layouts, self.session.communicator
-        check_replicas(self.state, layouts, communicator)
-        check_finite(self.state, layouts, communicator)
-        self.saved_step = self.state.step
-        if self.writer is not None:
-            communicator.activity.enter("writing a checkpoint")  # the one before, if it is not finished yet
-            self.writer.submit(self.state)
+        with communicator.recorder.span("checkpoint", "checkpoint"):
+            check_replicas(self.state, layouts, communicator)
+            check_finite(self.state, layouts, communicator)
+            self.saved_step = self.state.step
+            if self.writer is not None:
+                communicator.activity.enter("writing a checkpoint")  # the one before, if it is not finished yet
+                self.writer.submit(self.state, communicator.recorder)
 
     def wait_until_saved(self) -> None:
         """On all ranks: wait for the last checkpoint; CheckpointError if it cannot be written."""
@@ -226,6 +232,27 @@ class Run:
         with together(self.session.communicator):
             if self.writer is not None:
                 self.writer.wait()
+
+    def finish_timeline(self) -> None:
+        """On all ranks, at the end of the steps: write what is recorded of a window that is not complete."""
+        if self.timeline.recorder.recording:
+            self.timeline.reach(self.state.step)
+            self.write_timeline()
+        elif self.config.timeline and self.timeline.last < 0:
+            made = self.state.step + WARM_UP + 1 - self.timeline.first if self.timeline.first >= 0 else 0
+            self.report.note(f"no timeline: recording begins after {WARM_UP} steps, and this process made {made}")
+
+    def write_timeline(self) -> None:
+        """On all ranks: end the recording and write its file. An error is reported, it does not end the run."""
+        content, path = self.timeline.collect(), self.folder.path / FILE
+        if self.report.rank == 0:
+            try:
+                write_durably(path, content)
+            except OSError as error:
+                self.report.note(f"{shown(path)}: cannot be written: {error.strerror}; the run continues")
+            else:
+                steps = f"steps {self.timeline.first} to {self.timeline.last}"
+                self.report.note(f"timeline of {steps}: {path}, open it in https://ui.perfetto.dev")
 
     def close(self) -> None:
         """Finish writing the last checkpoint, end workers and threads, release the folder."""

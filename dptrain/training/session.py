@@ -249,4 +249,5 @@ def assemble(
 def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
     """The evaluation of a task's test split, with the mean and deviation of a manifest."""
     longest = max(entry.samples for entry in task.manifest.splits["test"])
-    return EvaluationWork(task.network, task.shards.test, Normalisation(normalised_as), longest)
+    normalise, recorder = Normalisation(normalised_as), task.communicator.recorder
+    return EvaluationWork(task.network, task.shards.test, normalise, longest, recorder)

@@ -107,7 +107,7 @@ class GradientWork(NetworkWork[Progress]):
         loss: CrossEntropy = CROSS_ENTROPY,
         parts: int = 1,
     ) -> None:
-        super().__init__(network)
+        super().__init__(network, reducer.communicator.recorder)
         self.batches, self.reducer, self.loss, self.parts = batches, reducer, loss, parts
         self.continuation = Continuation(self)
         self._workspaces: defaultdict[int, Workspace] = defaultdict(Workspace)  # by shard, if the network is paused
@@ -143,7 +143,8 @@ class GradientWork(NetworkWork[Progress]):
         started = time.perf_counter()
         network, epoch, step, frozen = prepared
         batches, parts = self.batches[shard], self.reducer.parts[shard]
-        images, labels = batches.batch(epoch, step, workspace)
+        with self.recorder.span("batch", "data"):
+            images, labels = batches.batch(epoch, step, workspace)
         loaded = time.perf_counter()
         # The gradient of frozen parameters is cleared at the end, and that of parts is added up.
         starts = self._starts if not frozen and self.parts == 1 else {}
@@ -206,11 +207,14 @@ class TrainingStep:
         clock, work = time.perf_counter, self.work
         self.communicator.activity.enter("computing", state.step + 1)
         started = clock()
-        work.load(state.vectors)
+        with work.recorder.span("load parameters", "prepare"):
+            work.load(state.vectors)
         work.reducer.begin(requests)
-        shares = self._compute(epoch, step, self.update.optimizer.frozen(state.step))
+        with work.recorder.span("compute", "compute"):
+            shares = self._compute(epoch, step, self.update.optimizer.frozen(state.step))
         computed, paused = clock(), work.reducer.waited
-        reduced = work.reducer.finish()
+        with work.recorder.span("reduction", "reduction"):
+            reduced = work.reducer.finish()
         finished, waiting = clock(), work.reducer.waited
         if not_finite(reduced.vector):  # on all ranks alike
             found = examine_shards(work.network, work.loss, work.vectors, work.batches, epoch, step, work.parts)
@@ -220,10 +224,11 @@ class TrainingStep:
         samples, weights = int(reduced.sums[SAMPLES]), float(reduced.sums[WEIGHTS])
         gradient = reduced.gradient
         gradient /= weights
-        self.update.step(state.vectors, gradient, lr, state.step)
-        if reduced.statistics.size:
-            work.network.update_buffers(state.vectors[BUFFERS], reduced.statistics / samples)
-        self.update.finish(state.vectors, state.step)
+        with work.recorder.span("update", "update"):
+            self.update.step(state.vectors, gradient, lr, state.step)
+            if reduced.statistics.size:
+                work.network.update_buffers(state.vectors[BUFFERS], reduced.statistics / samples)
+            self.update.finish(state.vectors, state.step)
         state.progress.step += 1
         state.progress.samples_seen += samples
         data = (computed - started - paused) * sum(shares) / len(shares)
