@@ -188,5 +188,6 @@ def test_errors_written_elsewhere_do_not_change_the_view(tmp_path: Path) -> None
 
 
 def test_the_view_of_dead_ranks_is_removed() -> None:
+    assert on_terminal(f"{START}SCREEN.end_view()").lines == ["the run"]
     assert on_terminal(f"{START}SCREEN.end_view()\nreport('the end')").lines == ["the run", "launch: the end"]
     assert on_terminal("SCREEN.end_view()").written == b""
