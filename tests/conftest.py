@@ -57,13 +57,7 @@ def fake_mpirun(tmp_path: Path) -> Callable[..., str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `long` or `hosts` run only when selected: -m long, -m hosts.
-
-    Tests of these folders measure times of real ranks, so they do not run beside other tests.
-    """
-    for item in items:
-        if item.path.parent.name in ("faults", "launch", "parallel", "system"):
-            item.add_marker("alone")
+    """Tests marked `long` or `hosts` run only when selected: -m long, -m hosts."""
     wanted = config.option.markexpr
     left_out = [
         item

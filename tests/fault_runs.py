@@ -16,25 +16,25 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from launch_runs import shared_memory_of
 from mpi_runs import python_of
-from training_runs import flags, packed
+from training_runs import configuration, flags, packed, run
 
 from dptrain.checkpoint.format import read_checkpoint
 from dptrain.parallel.mpi import RANK_VARIABLES
-from launch.cleanup import mapped
+from launch.cleanup import mapped, segments
 
-SHARED_MEMORY = Path("/dev/shm")
 JOB_VARIABLE = "DPTRAIN_TEST_JOB"
 
-# 400 steps of some milliseconds: long enough for a signal, short enough for many trials. A checkpoint every 3 steps, so
-# that one is being written for much of the time.
-SHARDS, STEPS_PER_EPOCH, EPOCHS = 8, 50, 8
+# 250 steps of some milliseconds: long enough for a signal, short enough for many trials. A checkpoint after every step,
+# so that one is being written for much of the time.
+SHARDS, STEPS_PER_EPOCH, EPOCHS = 8, 50, 5
 LAST_STEP = STEPS_PER_EPOCH * EPOCHS
 OPTIONS: dict[str, Any] = {
     "epochs": EPOCHS,
     "batch_size": 32,
     "model_options": {"widths": [8]},
-    "checkpoint_every": "3",
+    "checkpoint_every": "1",
     "log_every": 1,
     "threads": 1,
 }
@@ -56,7 +56,8 @@ class Job:
     process: subprocess.Popen[str]
     name: str
     run_dir: Path
-    shared_before: set[str]
+    shared_before: set[Path]
+    shared: set[Path] = field(default_factory=set)  # the segments that its ranks were seen to use
     lines: list[str] = field(default_factory=list)  # lines of stderr read so far
 
     def processes(self) -> list[int]:
@@ -80,6 +81,8 @@ class Job:
     def wait_until_training(self, ranks: int, step: int = 1, timeout: float = 60) -> None:
         """Wait until all ranks have started and the step is done."""
         self.wait_for(lambda: self.newest_step() >= step and len(self.ranks()) == ranks, timeout)
+        with contextlib.suppress(OSError):  # a rank has ended
+            self.shared |= shared_memory_of(self.ranks().values())
 
     def wait_for(self, holds: Callable[[], bool], timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -110,15 +113,24 @@ class Job:
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not left, f"processes left behind: {left}"
-        new = _segments() - self.shared_before
-        maps = mapped() if new else ""
-        assert all(f"{SHARED_MEMORY}/{name}" in maps for name in new), "shared memory left behind"  # else another job's
+        left_memory = [path for path in self.shared if path.exists()]
+        assert not left_memory, f"shared memory left behind: {left_memory}"
+        assert_no_shared_memory_since(self.shared_before)
         return self.process.returncode, out, "".join(self.lines) + err
 
 
-def _segments() -> set[str]:
-    """The shared memory of MPI jobs, by the names that MPICH and Open MPI give it."""
-    return {path.name for path in SHARED_MEMORY.iterdir() if path.name.startswith(("mpich_shm_", "sm_segment"))}
+def assert_no_shared_memory_since(earlier: set[Path]) -> None:
+    """No segment of MPI is left that was not there earlier and that no process maps.
+
+    A segment of another test's job counts only if it stays: its launcher removes it a moment after the ranks.
+    """
+    deadline = time.monotonic() + 5
+    new = segments() - earlier
+    while new:
+        maps = mapped()
+        new = {path for path in new & segments() if str(path) not in maps}
+        assert time.monotonic() < deadline, f"shared memory left behind: {new}"
+        time.sleep(0.05 if new else 0)
 
 
 def _environment(entry: Path) -> dict[str, str]:
@@ -131,7 +143,7 @@ def _environment(entry: Path) -> dict[str, str]:
 @contextmanager
 def job(command: list[str], run_dir: Path) -> Iterator[Job]:
     """A command in a new session; its remaining processes are killed at the end."""
-    name = uuid4().hex
+    name, shared_before = uuid4().hex, segments()
     process = subprocess.Popen(
         command,
         cwd=run_dir.parent,
@@ -142,7 +154,7 @@ def job(command: list[str], run_dir: Path) -> Iterator[Job]:
         text=True,
         start_new_session=True,
     )
-    started = Job(process, name, run_dir, _segments())
+    started = Job(process, name, run_dir, shared_before)
     try:
         yield started
     finally:
@@ -161,6 +173,13 @@ def launched(mpi: str, ranks: int, *arguments: str, trainer: list[str]) -> list[
 def alone(trainer: list[str]) -> list[str]:
     """The trainer as one process, without MPI."""
     return [sys.executable, "-m", "dptrain", "train", *trainer]
+
+
+def undisturbed_sha256(data: Path, run_dir: Path) -> str:
+    """The hash that every run of `words` must end with: of one process, this one, without checkpoints on the way."""
+    finished, _ = run(configuration(data, run_dir, **(OPTIONS | {"checkpoint_every": "0"})))
+    assert finished["step"] == LAST_STEP
+    return str(finished["params_sha256"])
 
 
 def final_sha256(run_dir: Path) -> str:

@@ -8,10 +8,12 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from training_runs import flags
+
+from launch.cleanup import segments
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 OPEN_MPI, MPICH = "mpirun (Open MPI) 5.0.11", "HYDRA build details:"
@@ -99,6 +101,12 @@ def ranks_of(run_dir: Path) -> list[int]:
         if str(run_dir).encode() in command and names & {b"OMPI_COMM_WORLD_RANK", b"PMI_RANK"}:
             found.append(int(folder.name))
     return found
+
+
+def shared_memory_of(processes: Iterable[int]) -> set[Path]:
+    """The segments of MPI that these processes map."""
+    maps = "".join(Path(f"/proc/{process}/maps").read_text() for process in processes)
+    return {path for path in segments() if str(path) in maps}
 
 
 def start_training(data: Path, run_dir: Path, *options: str) -> tuple[subprocess.Popen[str], list[int]]:

@@ -12,8 +12,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from launch.cleanup import no_leftovers
 
 VARIABLES = {"openmpi": "DPTRAIN_TEST_OPENMPI_PYTHON", "mpich": "DPTRAIN_TEST_MPICH_PYTHON"}
 MPI_NAMES = {"openmpi": "Open MPI", "mpich": "HYDRA"}
@@ -52,23 +55,21 @@ def mpirun(
     timeout: float = 120,
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python PROGRAM...` on that many ranks; a job that does not end in time fails the test."""
+    """Run `python PROGRAM...` on that many ranks; a job that does not end in time fails the test.
+
+    Aborted ranks leave shared memory, which is removed: a test beside this one may check that its own job left none.
+    """
     python = python_of(mpi)
     flags = ["--oversubscribe", "--bind-to", "none"] if mpi == "openmpi" else ["-bind-to", "none"]
     if mpi == "openmpi" and os.geteuid() == 0:
         flags.append("--allow-run-as-root")
     command = [str(python.with_name("mpirun")), *flags, "-n", str(ranks), str(python), *map(str, program)]
     variables = {**os.environ, **(environment or {})}
-    with subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as job:
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with (
+        no_leftovers("mpirun of a test"),
+        subprocess.Popen(command, cwd=cwd, env=variables, text=True, start_new_session=True, **options) as job,
+    ):
         try:
             out, err = job.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:

@@ -67,7 +67,7 @@ def test_an_old_run_is_resumed_on_its_old_data_and_evaluated(ranks: int, saved: 
     start = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert (start["event"], start["step"]) == ("start", SAVED_STEP[saved])
     assert "algorithm" not in done.stderr  # no note: the same layers with the same algorithms
-    evaluated = command("eval", "run", "data-set")
+    evaluated = dptrain_here("eval", "run", "data-set", "--json", cwd=folder)
     assert json.loads(evaluated.stdout)["accuracy"] == summary["test_accuracy"]
 
 

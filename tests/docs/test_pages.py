@@ -44,10 +44,9 @@ def archive(folder: Path) -> None:
 def reader(page: Path, small_data: Path, tmp_path: Path) -> Callable[[Block], None]:
     """Acts like a reader in a copy of the checkout: types a block, or saves it as a file."""
     text = page.read_text(encoding="utf-8")
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in PARTS:
+    for name in PARTS:  # with their compiled files, so that the processes of every page do not compile them again
         if (CHECKOUT / name).is_dir():
-            shutil.copytree(CHECKOUT / name, tmp_path / name, symlinks=True, ignore=ignored)
+            shutil.copytree(CHECKOUT / name, tmp_path / name, symlinks=True)
         elif (CHECKOUT / name).exists():
             shutil.copy(CHECKOUT / name, tmp_path)
     if "prep cifar10 data/cifar10" not in text:  # otherwise the page packs it

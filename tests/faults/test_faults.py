@@ -29,6 +29,7 @@ from fault_runs import (
     final_sha256,
     job,
     launched,
+    undisturbed_sha256,
     words,
 )
 from mpi_runs import dptrain, own_mpi
@@ -57,12 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The final hash of one process without MPI."""
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    with job(alone(words(data, run_dir)), run_dir) as started:
-        status, _, err = started.end()
-    assert status == 0, err
-    return final_sha256(run_dir)
+    return undisturbed_sha256(data, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 def send_signal(started: Job, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
@@ -201,6 +197,7 @@ def test_signals_that_were_ignored_at_the_start_do_not_end_a_run(data: Path, tmp
 
 
 @pytest.mark.once
+@pytest.mark.alone
 def test_ctrl_z_stops_a_run_with_its_workers_without_a_stall_report(data: Path, tmp_path: Path) -> None:
     """As a terminal's Ctrl-Z and `fg` do it, to the whole group."""
     trainer = words(data, tmp_path / "run", threads=2, stall_limit=0.5)

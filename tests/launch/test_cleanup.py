@@ -10,12 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from launch_runs import LOOP, OPEN_MPI, is_alive, run_launch, start_launch, start_training, wait_until
+from launch_runs import (
+    LOOP,
+    OPEN_MPI,
+    is_alive,
+    run_launch,
+    shared_memory_of,
+    start_launch,
+    start_training,
+    wait_until,
+)
 from training_runs import packed
 
 from dptrain.system.record import VARIABLE
 from launch import cleanup
-from launch.cleanup import LOCAL_BASE, SESSION_BASE, JobProcesses, no_leftovers, segments, session_folder
+from launch.cleanup import LOCAL_BASE, SESSION_BASE, JobProcesses, no_leftovers, session_folder
 
 
 @pytest.mark.parametrize("state", ["CONT", "STOP"], ids=["running", "stopped"])
@@ -68,8 +77,7 @@ def test_shared_memory_is_removed_unless_it_is_older_or_mapped(tmp_path: Path, m
 def test_nothing_is_left_of_real_ranks_whose_mpirun_was_killed(state: signal.Signals, tmp_path: Path) -> None:
     process, ranks = start_training(packed(tmp_path / "data"), tmp_path / "run")
     try:
-        maps = "".join(Path(f"/proc/{rank}/maps").read_text() for rank in ranks)
-        used = [path for path in segments() if str(path) in maps]
+        used = shared_memory_of(ranks)
         assert used
         mpirun = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         for rank in ranks:

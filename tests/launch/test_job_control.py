@@ -118,6 +118,7 @@ def test_a_stop_in_an_orphaned_process_group_has_no_effect(fake_mpirun: Callable
 
 @pytest.mark.mpi
 @pytest.mark.once
+@pytest.mark.alone
 @pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
 def test_a_real_run_is_stopped_and_continued_without_a_stall_report(mpi: str, tmp_path: Path) -> None:
     data, run_dir = packed(tmp_path / "data"), tmp_path / "run"

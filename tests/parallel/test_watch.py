@@ -258,6 +258,7 @@ def test_watchers_are_on_as_many_hosts_as_possible(hosts: str, watchers: list[in
 
 
 @pytest.mark.mpi
+@pytest.mark.alone
 def test_only_the_stalled_rank_is_reported_and_in_time(tmp_path: Path) -> None:
     job = mpirun(own_mpi(), 3, PROGRAMS / "watched_ranks.py", cwd=tmp_path)
     assert job.returncode == 0, job.stderr
@@ -273,6 +274,7 @@ def test_only_the_stalled_rank_is_reported_and_in_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.mpi
+@pytest.mark.alone
 def test_a_job_with_a_stopped_rank_ends_and_leaves_nothing_behind(tmp_path: Path) -> None:
     rank = 0
     try:

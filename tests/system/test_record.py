@@ -116,7 +116,8 @@ def build(shape, classes):
     ("mpi", "ends", "status"),
     [
         ("openmpi", "close", 0),
-        ("openmpi", "_exit", None),
+        # The first rank that leaves makes mpirun send SIGTERM to the other, which must have begun to leave.
+        pytest.param("openmpi", "_exit", None, marks=pytest.mark.alone),
         ("openmpi", "exit", 1),
         ("mpich", "close", 0),
     ],
