@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain.commands.exit import end_at_once
 from dptrain.config.files import add_flags, merged, read_toml
-from dptrain.config.train import BORDERS, KEYS, SUBJECTS, AugmentationConfig, TrainConfig
+from dptrain.config.train import KEYS, SUBJECTS, TrainConfig
+from dptrain.data.augmentation import BORDERS, AugmentationConfig
 from dptrain.errors import UsageError
 from dptrain.system import record
 from dptrain.system.arguments import Parser, path_argument

@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Workspace
 from dptrain.arrays.random import Purpose, random_words
+from dptrain.data.augmentation import AugmentationConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.manifest import Manifest, Provenance
 from dptrain.data.shard import Samples
-from dptrain.data.transforms import cropped, flipped, make_transforms
+from dptrain.data.transforms import Images, make_transforms
+from dptrain.data.transforms.crop import Crop
+from dptrain.data.transforms.flip import Flip
 
 SHAPE = (2, 6, 7)
 MEAN, STD = (0.4734, 0.1), (0.2516, 0.003)
@@ -42,8 +45,15 @@ def shard_samples(count: int) -> Samples:
 def batches(
     count: int = 23, *, shard: int = 0, size: int = 4, seed: int = 0, augment: str = "none", **more: Any
 ) -> ShardBatches:
-    transforms = make_transforms(augment, augment != "none" or "alternating_flip" in more, mean=MEAN, **more)
+    flip = augment != "none" or "alternating_flip" in more
+    transforms = make_transforms(AugmentationConfig(crop=augment, flip=flip, **more), SHAPE, MEAN)
     return ShardBatches(shard_samples(count), shard, MANIFEST, size=size, seed=seed, transforms=transforms)
+
+
+def flipped_and_cropped(
+    images: Images, flip: NDArray[np.uint64], crop: NDArray[np.uint64], border: str, pixels: int = 4
+) -> Images:
+    return Crop(border, pixels)(Flip()(images, flip[:, None]), crop[:, None])
 
 
 def order(source: ShardBatches, epoch: int) -> list[int]:
@@ -106,7 +116,7 @@ def test_augmentation_depends_on_the_position_in_the_epoch(augment: str) -> None
     for step in (0, 2, 5):
         images, labels = source.batch(3, step, Workspace())
         bits = words[step * 4 : (step + 1) * 4]
-        moved = cropped(flipped(shard_samples(23).images[labels], bits), bits, augment)
+        moved = flipped_and_cropped(shard_samples(23).images[labels], bits, bits, augment)
         np.testing.assert_array_equal(images, source.normalise(moved, Workspace()))
 
 
@@ -151,7 +161,7 @@ def test_crop_has_the_same_bits_with_an_alternating_flip() -> None:
     once = random_words(0, Purpose.ALTERNATING_FLIP, 0, 23)
     words = random_words(0, Purpose.AUGMENTATION, 0, 23, epoch=1)[:4]
     images, rows = source.batch(1, 0, Workspace())
-    moved = cropped(flipped(shard_samples(23).images[rows], once[rows] ^ np.uint64(1)), words, "reflect", 2)
+    moved = flipped_and_cropped(shard_samples(23).images[rows], once[rows] ^ np.uint64(1), words, "reflect", 2)
     np.testing.assert_array_equal(images, source.normalise(moved, Workspace()))
 
 

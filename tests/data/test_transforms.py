@@ -1,6 +1,8 @@
-"""dptrain.data.transforms: every result is a window of the flipped and padded input image."""
+"""dptrain.data.transforms: flips, crops, cutout and views against loops over pixels; the order of all transforms."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +11,33 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dptrain.arrays.random import Purpose, random_words
-from dptrain.data.transforms import check_transforms, check_views, cropped, cut_out, flipped, views
+from dptrain.data.augmentation import AugmentationConfig
+from dptrain.data.transforms import Images, Transform, check_views, make_transforms, views
+from dptrain.data.transforms.crop import Crop
+from dptrain.data.transforms.cutout import Cutout
+from dptrain.data.transforms.flip import Flip
 from dptrain.errors import UsageError
 
-Images = NDArray[np.uint8]
+
+def flipped(images: Images, words: NDArray[np.uint64]) -> Images:
+    return Flip()(images, words[:, None])
+
+
+def cropped(images: Images, words: NDArray[np.uint64], border: str, pixels: int = 4) -> Images:
+    return Crop(border, pixels)(images, words[:, None])
+
+
+def cut_out(images: Images, words: NDArray[np.uint64], size: int, fill: Images) -> Images:
+    return Cutout(size, fill)(images, words[:, None])
+
+
+def check_transforms(crop: str, crop_pixels: int, cutout: int, image_shape: tuple[int, int, int]) -> None:
+    transforms(image_shape, crop=crop, crop_pixels=crop_pixels, cutout=cutout)
+
+
+def transforms(image_shape: tuple[int, int, int] = (3, 32, 32), **keys: Any) -> list[Transform]:
+    """The transforms of a configuration, for images of a mean of 0.2, 0.4, 0.6 and so on."""
+    return make_transforms(AugmentationConfig(**keys), image_shape, [0.2 * (n + 1) for n in range(image_shape[0])])
 
 
 def flip_and_crop(images: Images, words: NDArray[np.uint64], border: str, pixels: int = 4) -> Images:

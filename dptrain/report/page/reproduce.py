@@ -6,7 +6,7 @@ import shlex
 
 import tomli_w
 
-from dptrain.config.files import has_effect
+from dptrain.system.keys import has_effect
 from dptrain.config.keys import Scope, flag
 from dptrain.config.train import KEYS, TrainConfig
 
