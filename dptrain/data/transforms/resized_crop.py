@@ -1,6 +1,6 @@
 """Random resized crop: a random part of each image, enlarged to the size of the image.
 
-Szegedy et al. 2015 ("Inception"), section 6, in the form of torchvision's RandomResizedCrop, for images of H x W pixels:
+Szegedy et al. 2015 ("Inception"), section 6, in the form of torchvision's RandomResizedCrop. Images have H x W pixels.
 
 1. The area is drawn uniformly from `area` * H * W to H * W, and the logarithm of the aspect ratio, width by height,
    uniformly from -log(`aspect`) to log(`aspect`). They give a width and a height, both rounded.
