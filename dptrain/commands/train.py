@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dptrain.commands.exit import end_at_once
 from dptrain.config.files import add_flags, merged, read_toml
 from dptrain.config.train import KEYS, SUBJECTS, TrainConfig
-from dptrain.data.augmentation import BORDERS, AugmentationConfig
+from dptrain.data.augmentation import AugmentationConfig, add_augment_flag
 from dptrain.errors import UsageError
 from dptrain.system import record
 from dptrain.system.arguments import Parser, path_argument
@@ -40,10 +40,7 @@ def add_arguments(parser: Parser) -> None:
     groups = {subject: parser.add_argument_group(subject.__doc__) for subject in SUBJECTS}
     for subject, group in groups.items():
         add_flags(group, [one.name for one in fields(subject) if one.name != "data"])
-    help = "short for --crop BORDER --flip (none: neither)"
-    groups[AugmentationConfig].add_argument(
-        "--augment", choices=BORDERS, metavar="|".join(BORDERS), default=argparse.SUPPRESS, help=help
-    )
+    add_augment_flag(groups[AugmentationConfig])
 
 
 def configuration(parsed: argparse.Namespace) -> TrainConfig:

@@ -5,9 +5,10 @@ Imports no NumPy: the launcher reads configurations too. The transforms are in `
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,11 @@ class AugmentationConfig(Config):
     tta: str = key("none", PROCESS, "test-time augmentation: mean logits of mirrored and shifted images", choices=TTA)
 
 
-TRAINING_KEYS = tuple(one for one in fields(AugmentationConfig) if one.metadata["scope"] is BITS)
+def add_augment_flag(parser: argparse._ActionsContainer) -> None:
+    """Add --augment, the short form of --crop and --flip."""
+    help = "short for --crop BORDER --flip (none: neither)"
+    metavar = "|".join(BORDERS)
+    parser.add_argument("--augment", choices=BORDERS, metavar=metavar, default=argparse.SUPPRESS, help=help)
 
 
 def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,12 +71,15 @@ def expanded(values: Mapping[str, Any]) -> dict[str, Any]:
     return short | {name: value for name, value in values.items() if name != "augment"}
 
 
-def read_augmentation(path: Path) -> dict[str, Any]:
-    """Values by key of augmentation from a TOML file for `dptrain train`, whose other keys are ignored; UsageError."""
+def read_augmentation(path: Path, keys: Mapping[str, Field[Any]]) -> dict[str, Any]:
+    """Values of some keys, and of `augment`, from a TOML file for `dptrain train`; its other keys are ignored.
+
+    UsageError if the file cannot be read, or has a value that cannot be used.
+    """
     try:
         found = {name.replace("-", "_"): value for name, value in files.parse_toml(files.read_text(path)).items()}
-        values = {one.name: from_toml(one, found[one.name]) for one in TRAINING_KEYS if one.name in found}
+        values = {name: from_toml(key, found[name]) for name, key in keys.items() if name in found}
     except (OSError, ValueError, UsageError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"--config {shown(path)}: {reason}") from error
-    return expanded(values | ({"augment": found["augment"]} if "augment" in found else {}))
+    return values | {name: value for name, value in found.items() if name == "augment"}
