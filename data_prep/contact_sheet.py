@@ -44,7 +44,7 @@ def sheet_size(image_shape: tuple[int, ...], columns: int, rows: int, groups: in
     height, width = _tile(*image_shape[1:])
     size = (
         max(NARROWEST, 3 * MARGIN + LABEL + columns * (width + GAP)),
-        _head(notes) + groups * MARGIN + rows * (height + GAP) + MARGIN,
+        _head(notes) + groups * MARGIN + rows * _pitch(height) + MARGIN,
     )
     if size[0] * size[1] > MOST_PIXELS:
         raise UsageError(
@@ -56,6 +56,11 @@ def sheet_size(image_shape: tuple[int, ...], columns: int, rows: int, groups: in
 def _head(notes: int) -> int:
     """The height of the title and the notes."""
     return 2 * MARGIN + (1 + notes) * LINE
+
+
+def _pitch(height: int) -> int:
+    """The height of a row with images of a height."""
+    return max(height, LINE) + GAP
 
 
 def _tile(height: int, width: int) -> tuple[int, int]:
@@ -95,7 +100,7 @@ def draw_sheet(title: str, notes: Sequence[str], rows: Sequence[Row]) -> tuple[b
         for column, image in enumerate([*row.first, *row.images], 1 - len(row.first)):
             picture = image_module.fromarray(_rgb(image)).resize((width, height), _filter(image_module, image, height))
             sheet.paste(picture, (MARGIN + LABEL + column * (width + GAP) + MARGIN * (column > 0), top))
-        top += height + GAP
+        top += _pitch(height)
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue(), size
