@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ def _tile(height: int, width: int) -> tuple[int, int]:
 def draw_sheet(title: str, notes: Sequence[str], rows: Sequence[Row]) -> tuple[bytes, tuple[int, int]]:
     """The content of a PNG file, and its width and height in pixels. All images have the same shape."""
     image_module, draw_module, font_module = load_pillow()
-    font = font_module.load_default(FONT)
+    font, readable = _font(font_module)
     height, width = _tile(*rows[0].first.shape[2:])
     columns = 1 + max(len(row.images) for row in rows)
     groups = sum(not row.augmented for row in rows)
@@ -85,7 +86,7 @@ def draw_sheet(title: str, notes: Sequence[str], rows: Sequence[Row]) -> tuple[b
 
     def write(place: tuple[int, int], text: str, color: tuple[int, int, int], most: int) -> None:
         """Text that is cut to `most` pixels."""
-        text = cut = shown(text)
+        text = cut = readable(shown(text))
         while cut and draw.textlength(text, font=font) > most:
             cut = cut[:-1]
             text = f"{cut}..."
@@ -109,6 +110,20 @@ def draw_sheet(title: str, notes: Sequence[str], rows: Sequence[Row]) -> tuple[b
 def _filter(module: Any, image: Images, height: int) -> Any:
     """Enlarged images show their pixels; reduced ones are averaged."""
     return module.Resampling.BOX if height < image.shape[1] else module.Resampling.NEAREST
+
+
+def _font(module: Any) -> tuple[Any, Callable[[str], str]]:
+    """A font for all of Europe's letters if the system has one, else Pillow's own, and what makes text fit it."""
+    try:
+        return module.truetype("DejaVuSans.ttf", FONT), str
+    except OSError:
+        return module.load_default(FONT), to_ascii
+
+
+def to_ascii(text: str) -> str:
+    """Text without accents, and with ? for other letters: Pillow's own font has only ASCII."""
+    plain = (one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one))
+    return "".join(one if one.isascii() else "?" for one in plain)
 
 
 def _rgb(image: Images) -> NDArray[np.uint8]:

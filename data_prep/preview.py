@@ -134,7 +134,7 @@ class Collection:
         none = means[:0]
         rows = [Row("all classes", means[-1:], none)]
         for number, name in enumerate(names):
-            rows.append(Row(name, means[number : number + 1], np.concatenate(self.kept[number])))
+            rows.append(Row(f"{number} {name}", means[number : number + 1], np.concatenate(self.kept[number])))
             for epoch, of_classes in enumerate(self.augmented):
                 rows.append(Row(f"epoch {epoch + 1}", none, np.concatenate(of_classes[number]), augmented=True))
         return rows

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep import __main__ as program
-from data_prep.contact_sheet import GAP, LABEL, MARGIN, Row, draw_sheet
+from data_prep.contact_sheet import GAP, LABEL, MARGIN, Row, draw_sheet, to_ascii
 from data_prep.pack import pack
 from data_prep.preview import KEYS, Collection, PreviewConfig, configuration, described
 from dptrain.arrays.memory import Workspace
@@ -57,7 +57,7 @@ def test_images_and_means_are_those_of_their_class(folder: Path) -> None:
     names = ("a", "b", "c", "d")
     every, *rows = (row for row in found.rows(names) if not row.augmented)
     np.testing.assert_array_equal(every.first[0], np.rint(train.images.mean(axis=0)))
-    assert [row.label for row in rows] == list(names)
+    assert [row.label for row in rows] == ["0 a", "1 b", "2 c", "3 d"]
     for number, row in enumerate(rows):
         of_class = {image.tobytes() for image in train.images[train.labels == number]}
         np.testing.assert_array_equal(row.first[0], np.rint(train.images[train.labels == number].mean(axis=0)))
@@ -218,6 +218,10 @@ def test_large_images_are_reduced_to_the_mean_of_their_pixels() -> None:
         sheet = np.asarray(opened)
     tile = sheet[2 * MARGIN + 18 + MARGIN :, MARGIN + LABEL :][:128, :64]
     assert (tile == 60).all()
+
+
+def test_text_for_a_font_of_ascii_keeps_its_base_letters() -> None:
+    assert to_ascii("na\u00efve cafe\u0301 \u65e5\u672c 5") == "naive cafe ?? 5"
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "日本語", "\N{GRINNING FACE}", "ab\u202ecd", "a b"])
