@@ -217,7 +217,7 @@ def _info(options: argparse.Namespace) -> int:
             value = " ".join(map(str, facts[name])) if isinstance(facts[name], list) else facts[name]
             print(f"  {name.replace('_', ' '):<16}{shown(value)}")
     for split, counts in (facts["class_counts"] or {}).items():
-        print(f"  {split + ' counts':<16}{shown(' '.join(map(str, counts)))} (of the classes; hashes are not checked)")
+        print(f"  {'class counts':<16}{split}: {shown(' '.join(map(str, counts)))} (labels read, hashes not checked)")
     return 0
 
 

@@ -54,7 +54,7 @@ def card(folder: Path, license: str = "") -> dict[str, Any]:
         raise DataError(f"no card of a data set with problems: {checked.problems[0]}")
     counts = checked.class_counts
     facts = info(folder)
-    kept = ("image_shape", "samples", "mean", "std", "shards", "bytes", "seed")
+    kept = ("image_shape", "samples", "mean", "std", "shards", "bytes", "seed", "preparation")
     packed = [*manifest.command, "--shards", str(manifest.shard_count)] if manifest.command else []
     return {
         "name": manifest.name,
@@ -81,6 +81,7 @@ def markdown(facts: dict[str, Any]) -> str:
         ("images", f"{channels} x {height} x {width} (channels, height, width), 8 bits"),
         *((f"{split} samples", f"{facts['samples'][split]:,}") for split in splits),
         ("shards of each split", str(facts["shards"])),
+        *_preparation(facts["preparation"]),
         ("size", f"{facts['bytes'] / 1e6:.1f} MB"),
         ("seed of the packing", str(facts["seed"])),
         ("SHA-256 of the manifest", f"`{facts['manifest_sha256']}`"),
@@ -107,6 +108,19 @@ def markdown(facts: dict[str, Any]) -> str:
             f"```bash\n{shown(shlex.join(['dptrain', 'data-prep', name, 'OUT', *options]))}\n```",
         ]
     return "\n\n".join(parts)
+
+
+def _preparation(facts: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """How picture files were read, see `dptrain.data.manifest.Preparation`."""
+    if facts is None:
+        return []
+    smallest, largest = (" x ".join(map(str, facts[name])) for name in ("smallest", "largest"))
+    return [
+        ("decoder", _escaped(facts["decoder"])),
+        ("other aspect ratios", _escaped(facts["fit"])),
+        ("sizes of the pictures", f"{facts['sizes']:,}, from {smallest} to {largest} (height, width)"),
+        ("broken pictures left out", f"{facts['broken']:,}"),
+    ]
 
 
 def _archive(source: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Draws rows of images with labels, by Pillow (the extra `images`)."""
+"""Draws rows of images with labels."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import io
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from dptrain.data.transforms import Images
 from dptrain.errors import UsageError
@@ -18,6 +18,7 @@ from dptrain.system.text import shown
 SMALL, LARGE = 64, 128  # smaller images are enlarged by a whole factor, larger ones are reduced
 FONT, LINE, MARGIN, GAP, LABEL = 13, 18, 10, 3, 120  # pixels; LABEL is the width of the labels
 NARROWEST, MOST_PIXELS = 520, 50_000_000  # of a sheet
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 PAPER, INK, PALE = (255, 255, 255), (20, 20, 20), (120, 120, 120)
 
 
@@ -29,15 +30,6 @@ class Row:
     first: Images
     images: Images
     augmented: bool = False
-
-
-def load_pillow() -> Any:
-    """Pillow's modules Image, ImageDraw and ImageFont; UsageError if it is not installed."""
-    try:
-        from PIL import Image, ImageDraw, ImageFont
-    except ImportError:
-        raise UsageError("a contact sheet needs Pillow: pip install 'dptrain[images]'") from None
-    return Image, ImageDraw, ImageFont
 
 
 def sheet_size(image_shape: tuple[int, ...], columns: int, rows: int, groups: int, notes: int = 2) -> tuple[int, int]:
@@ -75,14 +67,13 @@ def _tile(height: int, width: int) -> tuple[int, int]:
 
 def draw_sheet(title: str, notes: Sequence[str], rows: Sequence[Row]) -> tuple[bytes, tuple[int, int]]:
     """The content of a PNG file, and its width and height in pixels. All images have the same shape."""
-    image_module, draw_module, font_module = load_pillow()
-    font, readable = _font(font_module)
+    font, readable = _font()
     height, width = _tile(*rows[0].first.shape[2:])
     columns = 1 + max(len(row.images) for row in rows)
     groups = sum(not row.augmented for row in rows)
     size = sheet_size(rows[0].first.shape[1:], columns, len(rows), groups, len(notes))
-    sheet = image_module.new("RGB", size, PAPER)
-    draw = draw_module.Draw(sheet)
+    sheet = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(sheet)
 
     def write(place: tuple[int, int], text: str, color: tuple[int, int, int], most: int) -> None:
         """Text that is cut to `most` pixels."""
@@ -99,7 +90,7 @@ def draw_sheet(title: str, notes: Sequence[str], rows: Sequence[Row]) -> tuple[b
         top += 0 if row.augmented else MARGIN
         write((MARGIN, top + (height - LINE) // 2), row.label, PALE if row.augmented else INK, LABEL - GAP)
         for column, image in enumerate([*row.first, *row.images], 1 - len(row.first)):
-            picture = image_module.fromarray(_rgb(image)).resize((width, height), _filter(image_module, image, height))
+            picture = Image.fromarray(_rgb(image)).resize((width, height), _filter(image, height))
             sheet.paste(picture, (MARGIN + LABEL + column * (width + GAP) + MARGIN * (column > 0), top))
         top += _pitch(height)
     file = io.BytesIO()
@@ -107,17 +98,17 @@ def draw_sheet(title: str, notes: Sequence[str], rows: Sequence[Row]) -> tuple[b
     return file.getvalue(), size
 
 
-def _filter(module: Any, image: Images, height: int) -> Any:
+def _filter(image: Images, height: int) -> Image.Resampling:
     """Enlarged images show their pixels; reduced ones are averaged."""
-    return module.Resampling.BOX if height < image.shape[1] else module.Resampling.NEAREST
+    return Image.Resampling.BOX if height < image.shape[1] else Image.Resampling.NEAREST
 
 
-def _font(module: Any) -> tuple[Any, Callable[[str], str]]:
+def _font() -> tuple[Font, Callable[[str], str]]:
     """A font for all of Europe's letters if the system has one, else Pillow's own, and what makes text fit it."""
     try:
-        return module.truetype("DejaVuSans.ttf", FONT), str
+        return ImageFont.truetype("DejaVuSans.ttf", FONT), str
     except OSError:
-        return module.load_default(FONT), to_ascii
+        return ImageFont.load_default(FONT), to_ascii
 
 
 def to_ascii(text: str) -> str:

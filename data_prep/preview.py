@@ -23,7 +23,7 @@ from dptrain.system.durable import write_durably
 from dptrain.system.keys import Scope, add_flags_of, check_needs, flag, key
 from dptrain.system.text import shown
 
-from .contact_sheet import Row, draw_sheet, load_pillow, sheet_size
+from .contact_sheet import Row, draw_sheet, sheet_size
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw the sheet of a data set; returns the exit status."""
-    load_pillow()  # fails before the data set is read
     config = configuration(vars(options))
     manifest = read_manifest(options.folder)
     transforms = make_transforms(config, manifest.image_shape, manifest.mean)

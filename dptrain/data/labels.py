@@ -20,8 +20,8 @@ def count_labels(folder: Path, manifest: Manifest) -> dict[str, list[int]] | Non
     if manifest.version == 1:
         return None  # its files do not state where the labels are
     return {
-        split: np.sum([_count(folder, entry, len(manifest.classes)) for entry in entries], axis=0).tolist()
-        for split, entries in manifest.splits.items()
+        split: np.sum([_count(folder, one, len(manifest.classes)) for one in manifest.splits[split]], axis=0).tolist()
+        for split in manifest.split_names
     }
 
 

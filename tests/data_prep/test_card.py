@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from data_prep import __main__ as program
 from data_prep.card import card, markdown
 from data_prep.pack import pack
-from dptrain.data.manifest import Provenance, read_manifest
+from dptrain.data.manifest import Preparation, Provenance, read_manifest
 from dptrain.errors import DataError, UsageError
 
 
@@ -75,6 +75,23 @@ def test_the_markdown_has_the_same_facts(folder: Path) -> None:
     assert "\ndptrain data-prep npz OUT --from 'my file.npz' --seed 3 --shards 4\n" in text
 
 
+def test_a_card_has_the_validation_split_and_how_pictures_were_read(tmp_path: Path) -> None:
+    preparation = Preparation("Pillow 1", "crop", broken=2, sizes=3, smallest=(5, 7), largest=(50, 70))
+    data = replace(image_data(), preparation=preparation)
+    manifest = pack(tmp_path / "set", data, shards=2, validation_fraction=0.2)
+    facts = card(tmp_path / "set")
+    samples = {split: manifest.samples(split) for split in ("train", "test", "validation")}
+    assert facts["samples"] == samples
+    assert {split: sum(one[split] for one in facts["classes"]) for split in samples} == samples
+    assert facts["preparation"] == asdict(preparation)
+    about, _, classes = tables(markdown(facts))
+    assert classes[0] == ["label", "name", "train", "test", "validation"]
+    cells = dict(row for row in about[1:])
+    assert (cells["validation samples"], cells["decoder"]) == (str(samples["validation"]), "Pillow 1")
+    assert cells["sizes of the pictures"] == "3, from 5 x 7 to 50 x 70 (height, width)"
+    assert (cells["other aspect ratios"], cells["broken pictures left out"]) == ("crop", "2")
+
+
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     """Markup, HTML and table borders in names of classes, of the licence and of the archive stay text."""
     names = ("a|b", "*bold* _x_", "<b>&amp;</b>", "[link](http://x)", "`code` \\ ~~$é日")
@@ -130,7 +147,7 @@ def test_a_card_that_cannot_be_written_is_an_error(
 def test_info_counts_the_samples_of_each_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     counts = " ".join(map(str, np.bincount(image_data().test.labels, minlength=5)))
     assert program.main(["info", str(folder)]) == 0
-    assert f"  test counts     {counts} (of the classes; hashes are not checked)\n" in capsys.readouterr().out
+    assert f"  class counts    test: {counts} (labels read, hashes not checked)\n" in capsys.readouterr().out
 
 
 def test_info_describes_a_data_set_whose_labels_cannot_be_read(

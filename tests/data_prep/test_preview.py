@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -173,15 +172,6 @@ def test_wrong_flags_are_the_errors_of_train(folder: Path, tmp_path: Path, capsy
         assert (status, out) == (2, "")
         assert expected in error
     assert not list(tmp_path.iterdir())
-
-
-def test_without_pillow_the_error_says_how_to_install_it(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    status, _, error = run(capsys, folder, "--png", tmp_path / "sheet.png")
-    assert status == 2
-    assert error.endswith("needs Pillow: pip install 'dptrain[images]'\n")
 
 
 @pytest.mark.parametrize(
