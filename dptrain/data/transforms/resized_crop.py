@@ -22,12 +22,10 @@ the same on every CPU, and a pixel differs from that of exact weights by at most
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.arrays.functions import exp
+from dptrain.arrays.functions import exp, log
 from dptrain.arrays.random import Purpose
 from dptrain.data.transforms.transform import Images, Transform, Words, halves, uniform
 
@@ -61,7 +59,7 @@ class ResizedCrop(Transform):
         """Top, left, height and width of the part of each image, int64 (N,) each."""
         of_area, of_aspect = halves(words[:, :ATTEMPTS])
         area = (self.area + (1 - self.area) * uniform(of_area, 32)) * (height * width)
-        ratio = exp((2 * uniform(of_aspect, 32) - 1) * math.log(self.aspect))
+        ratio = exp((2 * uniform(of_aspect, 32) - 1) * log(np.array([self.aspect])))
         widths, heights = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
         fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
         first, every = fits.argmax(axis=1), np.arange(len(words))
