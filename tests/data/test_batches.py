@@ -156,7 +156,7 @@ def test_a_transform_has_the_same_draws_with_and_without_others() -> None:
         assert (square == places[1][row]).mean() > 0.9
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     visits=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=12),
     augment=st.sampled_from(["none", "reflect", "zero"]),
