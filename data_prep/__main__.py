@@ -1,9 +1,11 @@
 """Pack image data into the HDF5 shards that dptrain trains on, and check packed data sets.
 
-dptrain data-prep SOURCE OUT [--shards 8] [--limit N] [--force]
-dptrain data-prep PATH OUT      # the source is found by the file or folder PATH
-dptrain data-prep verify OUT
-dptrain data-prep info OUT
+dptrain prep SOURCE OUT [--shards 8] [--limit N] [--force]
+dptrain prep PATH OUT      # the source is found by the file or folder PATH
+dptrain prep verify OUT
+dptrain prep info OUT
+dptrain prep preview OUT --png FILE
+dptrain prep card OUT
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output
 from dptrain.system.text import shown
 
-from . import PROGRAM, report
+from . import PROGRAM, card, preview, report
 from .images import ImageSource
 from .pack import pack
 from .sources import SOURCES
@@ -34,7 +36,7 @@ from .staging import check_target
 from .verify import info, verify
 
 WORDS = {"train": "training", "test": "test", "validation": "validation"}
-COMMANDS = ("verify", "info")  # besides the sources
+COMMANDS = ("verify", "info", "preview", "card")  # besides the sources
 
 
 @ended_by_exception()
@@ -98,6 +100,11 @@ def _parser() -> Parser:
         _add_command(commands, source.name, source.help, _pack, *parents).set_defaults(source=source)
     _add_command(commands, "verify", "check every hash and every record of a packed data set", _verify, _json_option())
     _add_command(commands, "info", "describe a packed data set", _info, _json_option())
+    for name, module, text in (
+        ("preview", preview, "draw images of each class, with and without augmentation"),
+        ("card", card, "print the card of a data set, as Markdown or JSON"),
+    ):
+        module.add_arguments(_add_command(commands, name, text, module.run, _json_option()))
     return parser
 
 
@@ -209,6 +216,8 @@ def _info(options: argparse.Namespace) -> int:
         if name in facts:
             value = " ".join(map(str, facts[name])) if isinstance(facts[name], list) else facts[name]
             print(f"  {name.replace('_', ' '):<16}{shown(value)}")
+    for split, counts in (facts["class_counts"] or {}).items():
+        print(f"  {'class counts':<16}{split}: {shown(' '.join(map(str, counts)))} (labels read, hashes not checked)")
     return 0
 
 

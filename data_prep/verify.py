@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.data.labels import count_labels
 from dptrain.data.loading import Tally, split_problems, tally
 from dptrain.data.manifest import Manifest, read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.errors import DataError
 from dptrain.system.text import shown
 
+from . import report
 from .pack import channel_statistics, pixel_histogram
 
 STATISTICS_TOLERANCE = 1e-9  # of mean and std; the sums are exact, so this only allows for another formula
@@ -71,7 +73,11 @@ def _statistics_problems(manifest: Manifest, histogram: NDArray[np.int64]) -> li
 
 
 def info(folder: Path) -> dict[str, Any]:
-    """The contents of the manifest as plain values for printing or JSON; reads no shard. Raises DataError."""
+    """The manifest as plain values for printing or JSON, and the samples of each class in each split.
+
+    Only the labels of the shards are read. The counts are None if that fails, which is reported, and for format
+    version 1. Raises DataError.
+    """
     manifest = read_manifest(folder)
     facts: dict[str, Any] = {"folder": str(folder), **json.loads(manifest.to_json())}
     del facts["splits"], facts["format"], facts["version"]
@@ -81,4 +87,9 @@ def info(folder: Path) -> dict[str, Any]:
     facts["samples"] = {split: manifest.samples(split) for split in manifest.split_names}
     facts["bytes"] = sum(entry.bytes for split in manifest.split_names for entry in manifest.splits[split])
     facts["manifest_sha256"] = manifest.sha256
+    try:
+        facts["class_counts"] = count_labels(folder, manifest)
+    except DataError as error:
+        report(f"note: {error}")
+        facts["class_counts"] = None
     return facts

@@ -24,6 +24,9 @@ class Purpose(IntEnum):
     LAYER = 4
     ALTERNATING_FLIP = 5
     CUTOUT = 6
+    RESIZED_CROP = 7
+    BRIGHTNESS = 8
+    CONTRAST = 9
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 
 from dptrain.arrays.memory import Workspace
 from dptrain.bench.workload import random_data, random_samples
-from dptrain.config.train import BORDERS, TrainConfig
+from dptrain.config.train import TrainConfig
+from dptrain.data.augmentation import BORDERS
 from dptrain.data.batches import ShardBatches
 from dptrain.data.loading import load_shards
 from dptrain.parallel.communicator import Communicator

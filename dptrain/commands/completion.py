@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 
 from dptrain.commands import ALIASES, COMMANDS, PROGRAMS
-from dptrain.config.keys import flag
+from dptrain.system.keys import flag
 from dptrain.config.train import KEYS
 from dptrain.errors import UsageError
 from dptrain.system.arguments import Parser, path_argument

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from dptrain.commands.exit import end_at_once
 from dptrain.config.files import add_flags, merged, read_toml
-from dptrain.config.train import BORDERS, KEYS, SUBJECTS, TrainConfig
+from dptrain.config.train import KEYS, SUBJECTS, TrainConfig
+from dptrain.data.augmentation import add_augment_flag
 from dptrain.errors import UsageError
 from dptrain.system import record
 from dptrain.system.arguments import Parser, path_argument
@@ -76,8 +77,7 @@ def _add_most_used(parser: Parser) -> None:
     help = "a known training run: sets the flags that are not given (list: print all recipes)"
     group.add_argument("--recipe", action=ChosenRecipe, default="", metavar="NAME", help=help)
     add_flags(group, MOST_USED)
-    help, border = "short for --crop BORDER --flip (none: neither)", "|".join(BORDERS)
-    group.add_argument("--augment", choices=BORDERS, metavar=border, default=argparse.SUPPRESS, help=help)
+    add_augment_flag(group)
     help = "TOML file with keys named like the flags; flags win"
     group.add_argument("--config", type=path_argument, metavar="FILE", help=help)
 

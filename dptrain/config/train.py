@@ -11,17 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dptrain.config.keys import Config, Scope, key
+from dptrain.data.augmentation import AugmentationConfig
 from dptrain.optim import NAMES as OPTIMIZERS
 from dptrain.optim import WEIGHT_DECAY
 from dptrain.optim.schedule import NAMES as SCHEDULES
 from dptrain.system.cache import LARGEST_KIB
+from dptrain.system.keys import Config, Scope, key
 from dptrain.system.paths import typed_path
 
 RUN, BITS, FOLDER, PROCESS = Scope
 AVERAGES = ("none", "ema", "lookahead")
-BORDERS = ("none", "reflect", "zero")
-TTA = ("none", "mirror", "mirror-translate")
 REDUCTIONS = {
     "tree": "dptrain.parallel.reduce.tree:TreeReducer",
     "mpi": "dptrain.parallel.reduce.mpi:MPIReducer",
@@ -38,6 +37,7 @@ FACTORS = (
     lambda table: all(type(one) in (int, float) and 0 <= one < math.inf for one in table.values()),
     "numbers of at least 0",
 )
+STEP = ("schedule", "step")
 WEIGHTS = (
     lambda table: all(type(one) in (int, float) and 0 < one < math.inf for one in table.values()),
     "weights above 0",
@@ -94,18 +94,6 @@ class ModelConfig(Config):
 
 
 @dataclass(frozen=True, init=False, repr=False, eq=False)
-class AugmentationConfig(Config):
-    """augmentation"""
-
-    crop: str = key("none", BITS, "shift images randomly; how to fill the border", choices=BORDERS)
-    crop_pixels: int = key(4, BITS, "for --crop: largest shift in each direction", at_least=1, below=65)
-    flip: bool = key(False, BITS, "mirror half of the images, chosen at random (not for digits or text)")
-    alternating_flip: bool = key(False, BITS, "for --flip: choose once, then mirror each image in every other epoch")
-    cutout: int = key(0, BITS, "side in pixels of a random square, filled with the mean color (0: off)", at_least=0)
-    tta: str = key("none", PROCESS, "test-time augmentation: mean logits of mirrored and shifted images", choices=TTA)
-
-
-@dataclass(frozen=True, init=False, repr=False, eq=False)
 class LossConfig(Config):
     """training loss"""
 
@@ -153,8 +141,8 @@ class ScheduleConfig(Config):
     lr: float = key(0.05, BITS, "highest learning rate (default for adamw: 0.001, for lars: 1)", above=0.0)
     schedule: str = key("cosine", BITS, "learning rate schedule", choices=SCHEDULES)
     warmup_steps: int = key(-1, BITS, "steps of linear warm-up (-1: 200, at most a tenth of the run)", at_least=-1)
-    step_epochs: float = key(4.0, BITS, "for --schedule step: epochs between two drops", above=0.0)
-    step_factor: float = key(0.1, BITS, "for --schedule step: factor of a drop", above=0.0)
+    step_epochs: float = key(4.0, BITS, "for --schedule step: epochs between two drops", above=0.0, needs=STEP)
+    step_factor: float = key(0.1, BITS, "for --schedule step: factor of a drop", above=0.0, needs=STEP)
     schedule_options: Mapping[str, Any] = key(
         {}, BITS, "more arguments of the schedule", example="milestones = [82, 123]"
     )

@@ -16,7 +16,7 @@ from dptrain.arrays.memory import Array, Workspace
 from dptrain.arrays.random import Draws, Purpose, random_words
 from dptrain.data.manifest import Manifest
 from dptrain.data.shard import Samples
-from dptrain.data.transforms import Transform
+from dptrain.data.transforms import Images, Transform, Words
 
 
 class ShardBatches:
@@ -34,7 +34,7 @@ class ShardBatches:
     ) -> None:
         self.samples, self.shard, self.size, self.seed = samples, shard, size, seed
         self.transforms = transforms
-        self._drawn_once = {one.purpose: self._words(one.purpose, 0) for one in transforms if one.alternating}
+        self._drawn_once = {one.purpose: self._words_of(one, 0) for one in transforms if one.alternating}
         self.normalise = Normalisation(manifest)
         self._epoch = -1
 
@@ -44,28 +44,39 @@ class ShardBatches:
         Every sample occurs once per epoch: N is `size`, or less (possibly 0) in the last steps. The images stay in the
         workspace until the next call.
         """
+        images, chosen = self.augmented(epoch, slice(step * self.size, (step + 1) * self.size))
+        return self.normalise(images, workspace), self.samples.labels[chosen]
+
+    def order(self, epoch: int) -> NDArray[np.intp]:
+        """The rows of the shard's samples in the order of an epoch, (n,)."""
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.argsort(self._words(Purpose.SAMPLE_ORDER, epoch), kind="stable")
-            purposes = {one.purpose for one in self.transforms if not one.alternating}
-            self._drawn = {purpose: self._words(purpose, epoch) for purpose in purposes}  # by position, not by sample
-        rows = slice(step * self.size, (step + 1) * self.size)
-        chosen = self._order[rows]
+            drawn = [one for one in self.transforms if not one.alternating]
+            self._drawn = {one.purpose: self._words_of(one, epoch) for one in drawn}  # by position, not by sample
+        return self._order
+
+    def augmented(self, epoch: int, positions: slice | NDArray[np.intp]) -> tuple[Images, NDArray[np.intp]]:
+        """Augmented images uint8 (N, C, H, W) at positions in an epoch, and their rows in the shard (N,)."""
+        chosen = self.order(epoch)[positions]
         images = self.samples.images[chosen]
         for transform in self.transforms:
             if transform.alternating:
                 words = self._drawn_once[transform.purpose][chosen] ^ np.uint64(epoch & 1)
             else:
-                words = self._drawn[transform.purpose][rows]
-            images = transform.apply(images, words)
-        return self.normalise(images, workspace), self.samples.labels[chosen]
+                words = self._drawn[transform.purpose][positions]
+            images = transform(images, words)
+        return images, chosen
 
     def draws(self, epoch: int, step: int) -> Draws:
         """The key of the random draws that layers make for a microbatch."""
         return Draws(self.seed, epoch, self.shard, step * self.size)
 
-    def _words(self, purpose: Purpose, epoch: int) -> NDArray[np.uint64]:
-        """A random word for each position in the epoch, or for each sample of the shard, (n,)."""
-        return random_words(self.seed, purpose, self.shard, len(self.samples), epoch=epoch)
+    def _words_of(self, transform: Transform, epoch: int) -> Words:
+        """The words of a transform for each position in the epoch, or for each sample of the shard, (n, words)."""
+        return self._words(transform.purpose, epoch, transform.words).reshape(len(self.samples), transform.words)
+
+    def _words(self, purpose: Purpose, epoch: int, each: int = 1) -> Words:
+        return random_words(self.seed, purpose, self.shard, each * len(self.samples), epoch=epoch)
 
 
 class HasStatistics(Protocol):

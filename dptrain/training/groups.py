@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from dptrain.config.keys import flag
 from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 from dptrain.nn.network import Network
 from dptrain.nn.tensor import Tensor
 from dptrain.optim.optimizer import Parameter
 from dptrain.optim.schedule import Schedule, make_schedule, steps_of
+from dptrain.system.keys import flag
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.training.finetune import frozen_tensors

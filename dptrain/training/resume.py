@@ -8,10 +8,10 @@ from pathlib import Path
 from dptrain.checkpoint.folder import RunFolder, step_of
 from dptrain.checkpoint.format import Checkpoint, Origin, read_checkpoint
 from dptrain.config.files import parse_toml
-from dptrain.config.keys import Scope, flag
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import CheckpointError, DptrainError, UsageError
 from dptrain.system.cache import LARGEST_KIB
+from dptrain.system.keys import Scope, flag
 from dptrain.system.text import shown
 from dptrain.training.agreement import PORTABLE, comparable
 from dptrain.training.model_checks import model_change

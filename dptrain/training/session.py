@@ -13,7 +13,7 @@ from dptrain.config.train import ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
 from dptrain.data.manifest import REQUIRED, Manifest, read_manifest
-from dptrain.data.transforms import check_transforms, check_views, make_transforms
+from dptrain.data.transforms import check_views, make_transforms
 from dptrain.errors import DataError, UsageError
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
 from dptrain.nn.network import Network
@@ -90,7 +90,7 @@ def set_up(
 
     def check(manifest: Manifest) -> None:
         count_steps(manifest, config.batch_size)
-        check_transforms(config.crop, config.crop_pixels, config.cutout, manifest.image_shape)
+        make_transforms(config, manifest.image_shape, manifest.mean)  # for its checks
         check_views(config.tta, manifest.image_shape)
 
     task = open_task(config, communicator, check, loaded=loaded, architecture=architecture, l2_kib=l2_kib)
@@ -213,14 +213,7 @@ def choose_l2_kib(config: TrainConfig, earlier: int = 0) -> int:
 
 def make_batches(config: TrainConfig, manifest: Manifest, shards: LocalShards) -> dict[int, ShardBatches]:
     size = config.batch_size // manifest.shard_count
-    transforms = make_transforms(
-        config.crop,
-        config.flip,
-        crop_pixels=config.crop_pixels,
-        alternating_flip=config.alternating_flip,
-        cutout=config.cutout,
-        mean=manifest.mean,
-    )
+    transforms = make_transforms(config, manifest.image_shape, manifest.mean)
     return {
         shard: ShardBatches(samples, shard, manifest, size=size, seed=config.seed, transforms=transforms)
         for shard, samples in shards.train.items()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dptrain.arrays.memory import Array
-from dptrain.config.keys import flag
 from dptrain.config.train import OptimizerConfig, TrainConfig
 from dptrain.errors import UsageError
 from dptrain.nn.network import Network
@@ -17,6 +16,7 @@ from dptrain.optim import optimizer_class, options_of
 from dptrain.optim.average import AVERAGES, Average, make_average
 from dptrain.optim.clip import clip
 from dptrain.optim.optimizer import Optimizer
+from dptrain.system.keys import flag
 from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.training.groups import make_parameters

@@ -29,12 +29,12 @@ from torch_networks import TorchNetwork
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.commands.train import add_arguments, configuration
-from dptrain.config.keys import flag
 from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 from dptrain.optim.sgd import SGD
 from dptrain.parallel.communicator import Communicator
 from dptrain.system.arguments import Parser
+from dptrain.system.keys import flag
 from dptrain.training.initial import first_state
 from dptrain.training.session import Session, set_up
 

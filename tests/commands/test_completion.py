@@ -11,7 +11,7 @@ import pytest
 
 from dptrain.commands.completion import SHELLS, complete_parser, script
 from dptrain.commands.main import main
-from dptrain.config.keys import flag
+from dptrain.system.keys import flag
 from dptrain.config.train import KEYS
 
 # Completes the words of each line as the TAB key does, and prints the proposals on one line.

@@ -21,9 +21,9 @@ from dptrain.commands.main import main
 from dptrain.commands.parser import build_parser
 from dptrain.commands.train import EXAMPLES
 from dptrain.config.files import read_toml
-from dptrain.config.keys import flag
 from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
+from dptrain.system.keys import flag
 
 
 def test_flags_win_over_the_file_and_the_merged_configuration_is_saved(data: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dptrain.config.keys import flag
 from dptrain.config.train import KEYS
+from dptrain.system.keys import flag
 from dptrain.system.suggestions import EXPLANATIONS, SYNONYMS, did_you_mean
 
 FLAGS = [*(flag(name) for name in KEYS if name != "data"), "--augment", "--config", "--json"]

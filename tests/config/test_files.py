@@ -13,9 +13,10 @@ from command_runs import assert_one_error, dptrain_here, train_here
 from mpi_runs import dptrain
 from training_runs import configuration, flags, packed, run, session_and_state
 
-from dptrain.config.files import from_text, merged, parse_toml, read_toml
+from dptrain.config.files import merged, parse_toml, read_toml
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import UsageError
+from dptrain.system.keys import from_text
 from launch.supervise import settings
 
 

@@ -12,10 +12,10 @@ from command_runs import assert_one_error, dptrain_here
 from training_runs import packed
 
 from dptrain.config.files import merged, to_toml
-from dptrain.config.keys import Scope
 from dptrain.config.recipes import about, read_recipe, recipe_list, recipe_name, recipe_names, used_with
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import UsageError
+from dptrain.system.keys import Scope
 from dptrain.training.architecture import build_network
 from dptrain.training.session import plan_schedule
 from dptrain.training.update import make_update

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptrain.config.files import from_text, merged, parse_toml, read_toml, to_toml
-from dptrain.config.keys import Scope, flag
-from dptrain.config.train import BORDERS, KEYS, REDUCTIONS, SUBJECTS, TTA, TrainConfig
+from dptrain.config.files import merged, parse_toml, read_toml, to_toml
+from dptrain.config.train import KEYS, REDUCTIONS, SUBJECTS, TrainConfig
+from dptrain.data.augmentation import BORDERS, TTA
 from dptrain.errors import UsageError
 from dptrain.optim.schedule import NAMES as SCHEDULES
+from dptrain.system.keys import Scope, flag, from_text
 
 # TOML holds any Unicode but surrogates; no path holds NUL.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
@@ -52,10 +53,14 @@ CONFIGS = st.builds(
     group_epochs=st.dictionaries(TEXT, st.floats(0, 1e3), max_size=3),
     seed=COUNT,
     crop=st.sampled_from(BORDERS),
-    crop_pixels=st.integers(1, 64),
+    crop_pixels=st.integers(1, 1024),
     flip=st.booleans(),
     alternating_flip=st.booleans(),
+    resized_crop=st.floats(0, 1, exclude_max=True),
+    brightness=st.floats(0, 10),
+    contrast=st.floats(0, 10),
     cutout=st.integers(0, 100),
+    cutout_fill=st.just("mean") | st.integers(0, 255).map(str),
     tta=st.sampled_from(TTA),
     label_smoothing=st.floats(0, 1, exclude_max=True),
     threads=COUNT,
@@ -149,7 +154,12 @@ BOUNDS = [
     ("step_epochs", 0.5, 0.0, "above 0.0"),
     ("step_factor", 0.1, 0.0, "above 0.0"),
     ("crop_pixels", 1, 0, "at least 1"),
-    ("crop_pixels", 64, 65, "below 65"),
+    ("crop_pixels", 1024, 1025, "below 1025"),
+    ("resized_crop", 0.0, -0.1, "at least 0.0"),
+    ("resized_crop", 0.999, 1.0, "below 1.0"),
+    ("resized_crop_aspect", 1.0, 0.9, "at least 1.0"),
+    ("brightness", 0.0, -0.1, "at least 0.0"),
+    ("contrast", 0.0, -0.1, "at least 0.0"),
     ("label_smoothing", 0.0, 1.0, "below 1.0"),
     ("cutout", 0, -1, "at least 0"),
     ("seed", 0, -1, "at least 0"),
@@ -280,6 +290,8 @@ def test_names_of_groups_may_have_dots() -> None:
         ({"alternating_flip": True}, "--alternating-flip has no effect without --flip"),
         ({"alternating_flip": True, "flip": False}, "--alternating-flip has no effect without --flip"),
         ({"crop_pixels": 2}, "--crop-pixels has no effect without --crop"),
+        ({"resized_crop_aspect": 2.0}, "--resized-crop-aspect has no effect without --resized-crop"),
+        ({"cutout_fill": "0"}, "--cutout-fill has no effect without --cutout"),
         ({"step_epochs": 2.0}, "--step-epochs has no effect without --schedule step:"),
         ({"step_factor": 0.5, "schedule": "linear"}, "--step-factor has no effect without --schedule step:"),
     ],
@@ -287,7 +299,8 @@ def test_names_of_groups_may_have_dots() -> None:
 def test_a_flag_without_the_one_that_it_needs_is_an_error(flags: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         merged({}, flags)
-    assert merged({"crop": "zero"}, flags | {"flip": True, "schedule": "step"})
+    needed = {"flip": True, "schedule": "step", "resized_crop": 0.5, "cutout": 4}
+    assert merged({"crop": "zero"}, flags | needed)
     assert merged(flags, {})  # a saved configuration has every key
 
 
@@ -320,3 +333,24 @@ def test_the_configuration_is_read_without_numpy() -> None:
     """The launcher reads it, and starts faster without."""
     program = "import sys, dptrain.config.files; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("fill", ["mean", "0", "7", "99", "100", "199", "249", "255"])
+def test_the_fill_of_cutout_is_the_mean_or_a_pixel_value(fill: str) -> None:
+    assert TrainConfig(cutout=2, cutout_fill=fill).cutout_fill == fill
+    assert parse_toml("cutout-fill = 0", "text") == {"cutout_fill": "0"}
+
+
+@pytest.mark.parametrize("fill", ["", "256", "260", "1000", "-1", "Mean", "0.5", "\u0661"])
+def test_another_fill_of_cutout_is_refused(fill: str) -> None:
+    assert refused(cutout_fill=fill) == f"--cutout-fill is {fill!r}, expected mean, or a pixel value from 0 to 255"
+
+
+def test_a_configuration_of_before_a_key_of_augmentation_has_its_default() -> None:
+    """Old checkpoints and run folders do not have the keys that were added later."""
+    added = ("resized_crop", "resized_crop_aspect", "brightness", "contrast", "cutout_fill")
+    written = tomllib.loads(to_toml(TrainConfig(cutout=8, crop="zero")))
+    old = {name.replace("-", "_"): value for name, value in written.items()}
+    old = {name: value for name, value in old.items() if name not in added}
+    assert len(old) == len(written) - len(added)
+    assert TrainConfig(**old) == TrainConfig(cutout=8, crop="zero")

@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Workspace
 from dptrain.arrays.random import Purpose, random_words
+from dptrain.data.augmentation import AugmentationConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.manifest import Manifest, Provenance
 from dptrain.data.shard import Samples
-from dptrain.data.transforms import cropped, flipped, make_transforms
+from dptrain.data.transforms import Images, make_transforms
+from dptrain.data.transforms.crop import Crop
+from dptrain.data.transforms.flip import Flip
 
 SHAPE = (2, 6, 7)
 MEAN, STD = (0.4734, 0.1), (0.2516, 0.003)
@@ -42,8 +45,15 @@ def shard_samples(count: int) -> Samples:
 def batches(
     count: int = 23, *, shard: int = 0, size: int = 4, seed: int = 0, augment: str = "none", **more: Any
 ) -> ShardBatches:
-    transforms = make_transforms(augment, augment != "none" or "alternating_flip" in more, mean=MEAN, **more)
+    flip = augment != "none" or "alternating_flip" in more
+    transforms = make_transforms(AugmentationConfig(crop=augment, flip=flip, **more), SHAPE, MEAN)
     return ShardBatches(shard_samples(count), shard, MANIFEST, size=size, seed=seed, transforms=transforms)
+
+
+def flipped_and_cropped(
+    images: Images, flip: NDArray[np.uint64], crop: NDArray[np.uint64], border: str, pixels: int = 4
+) -> Images:
+    return Crop(border, pixels)(Flip()(images, flip[:, None]), crop[:, None])
 
 
 def order(source: ShardBatches, epoch: int) -> list[int]:
@@ -69,7 +79,7 @@ def test_every_sample_occurs_once_per_epoch_and_only_the_last_batches_are_smalle
 
 @pytest.mark.parametrize("augment", ["none", "reflect", "zero"])
 def test_a_shard_without_further_samples_gives_an_empty_batch(augment: str) -> None:
-    images, labels = batches(8, size=4, augment=augment).batch(0, 2, Workspace())
+    images, labels = batches(8, size=4, augment=augment, **EVERY).batch(0, 2, Workspace())
     assert images.shape == array_shape(SHAPE, 0)
     assert labels.shape == (0,)
 
@@ -106,20 +116,59 @@ def test_augmentation_depends_on_the_position_in_the_epoch(augment: str) -> None
     for step in (0, 2, 5):
         images, labels = source.batch(3, step, Workspace())
         bits = words[step * 4 : (step + 1) * 4]
-        moved = cropped(flipped(shard_samples(23).images[labels], bits), bits, augment)
+        moved = flipped_and_cropped(shard_samples(23).images[labels], bits, bits, augment)
         np.testing.assert_array_equal(images, source.normalise(moved, Workspace()))
 
 
-@settings(max_examples=30)
+EVERY: dict[str, Any] = {"resized_crop": 0.3, "brightness": 0.5, "contrast": 0.5, "cutout": 3}
+
+
+def test_every_transform_gets_the_words_of_its_positions() -> None:
+    source = batches(augment="zero", seed=4, shard=2, crop_pixels=2, **EVERY)
+    for step in (0, 2, 5):
+        images, labels = source.batch(3, step, Workspace())
+        expected = shard_samples(23).images[labels]
+        for transform in source.transforms:
+            words = random_words(4, transform.purpose, 2, 23 * transform.words, epoch=3).reshape(23, -1)
+            expected = transform(expected, words[step * 4 : (step + 1) * 4])
+        np.testing.assert_array_equal(images, source.normalise(expected, Workspace()))
+
+
+def test_the_augmented_images_of_positions_are_those_of_the_batches() -> None:
+    source = batches(augment="zero", alternating_flip=True, crop_pixels=2, **EVERY)
+    positions = np.array([22, 0, 7, 7])
+    images, rows = source.augmented(1, positions)
+    np.testing.assert_array_equal(rows, source.order(1)[positions])
+    for image, position in zip(images, positions.tolist(), strict=True):
+        batch, _ = source.batch(1, position // 4, Workspace())
+        np.testing.assert_array_equal(batch[:, :, position % 4], source.normalise(image[None], Workspace())[:, :, 0])
+
+
+def test_a_transform_has_the_same_draws_with_and_without_others() -> None:
+    """The square of cutout is at the same place, whatever happens to the image before."""
+    places = []
+    others: list[dict[str, Any]] = [{}, {"brightness": 0.5, "resized_crop": 0.3}]
+    for more in others:
+        plain, cut = (images_of(batches(seed=1, cutout=size, cutout_fill="0", **more), 2) for size in (0, 3))
+        places.append({row: (cut[row] != plain[row]).any(axis=2) for row in cut})
+    for row, square in places[0].items():
+        assert square.sum() in (8, 9)  # a pixel may have been black before
+        assert (square == places[1][row]).mean() > 0.9
+
+
+@settings(max_examples=30, deadline=None)
 @given(
     visits=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=12),
     augment=st.sampled_from(["none", "reflect", "zero"]),
+    more=st.sampled_from([{}, {"alternating_flip": True}, EVERY]),
 )
-def test_batch_does_not_depend_on_earlier_batches(visits: list[tuple[int, int]], augment: str) -> None:
-    used, workspace = batches(augment=augment), Workspace()
+def test_batch_does_not_depend_on_earlier_batches(
+    visits: list[tuple[int, int]], augment: str, more: dict[str, Any]
+) -> None:
+    used, workspace = batches(augment=augment, **more), Workspace()
     for epoch, step in visits:
         images, labels = used.batch(epoch, step, workspace)
-        fresh_images, fresh_labels = batches(augment=augment).batch(epoch, step, Workspace())
+        fresh_images, fresh_labels = batches(augment=augment, **more).batch(epoch, step, Workspace())
         np.testing.assert_array_equal(images, fresh_images)
         np.testing.assert_array_equal(labels, fresh_labels)
 
@@ -151,7 +200,7 @@ def test_crop_has_the_same_bits_with_an_alternating_flip() -> None:
     once = random_words(0, Purpose.ALTERNATING_FLIP, 0, 23)
     words = random_words(0, Purpose.AUGMENTATION, 0, 23, epoch=1)[:4]
     images, rows = source.batch(1, 0, Workspace())
-    moved = cropped(flipped(shard_samples(23).images[rows], once[rows] ^ np.uint64(1)), words, "reflect", 2)
+    moved = flipped_and_cropped(shard_samples(23).images[rows], once[rows] ^ np.uint64(1), words, "reflect", 2)
     np.testing.assert_array_equal(images, source.normalise(moved, Workspace()))
 
 

@@ -1,6 +1,8 @@
-"""dptrain.data.transforms: every result is a window of the flipped and padded input image."""
+"""dptrain.data.transforms: flips, crops, cutout and views against loops over pixels; the order of all transforms."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +11,33 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dptrain.arrays.random import Purpose, random_words
-from dptrain.data.transforms import check_transforms, check_views, cropped, cut_out, flipped, views
+from dptrain.data.augmentation import AugmentationConfig
+from dptrain.data.transforms import Images, Transform, check_views, make_transforms, views
+from dptrain.data.transforms.crop import Crop
+from dptrain.data.transforms.cutout import Cutout
+from dptrain.data.transforms.flip import Flip
 from dptrain.errors import UsageError
 
-Images = NDArray[np.uint8]
+
+def flipped(images: Images, words: NDArray[np.uint64]) -> Images:
+    return Flip()(images, words[:, None])
+
+
+def cropped(images: Images, words: NDArray[np.uint64], border: str, pixels: int = 4) -> Images:
+    return Crop(border, pixels)(images, words[:, None])
+
+
+def cut_out(images: Images, words: NDArray[np.uint64], size: int, fill: Images) -> Images:
+    return Cutout(size, fill)(images, words[:, None])
+
+
+def check_transforms(crop: str, crop_pixels: int, cutout: int, image_shape: tuple[int, int, int]) -> None:
+    transforms(image_shape, crop=crop, crop_pixels=crop_pixels, cutout=cutout)
+
+
+def transforms(image_shape: tuple[int, int, int] = (3, 32, 32), **keys: Any) -> list[Transform]:
+    """The transforms of a configuration, for images of a mean of 0.2, 0.4, 0.6 and so on."""
+    return make_transforms(AugmentationConfig(**keys), image_shape, [0.2 * (n + 1) for n in range(image_shape[0])])
 
 
 def flip_and_crop(images: Images, words: NDArray[np.uint64], border: str, pixels: int = 4) -> Images:
@@ -82,6 +107,14 @@ def test_all_162_flips_and_offsets_agree_with_the_loop(border: str) -> None:
     found = flip_and_crop(images, bits, border)
     np.testing.assert_array_equal(found, pixel_by_pixel(images, bits, border))
     assert len({image.tobytes() for image in flip_and_crop(images[:1].repeat(162, 0), bits, border)}) == 162
+
+
+@pytest.mark.parametrize("pixels", [11, 12, 40])
+def test_a_shift_may_be_longer_than_the_image(pixels: int) -> None:
+    images, bits = random_images(60, (2, 12, 13)), random_words(0, Purpose.AUGMENTATION, 0, 60)
+    for border in ("zero", "reflect")[: 2 if pixels < 12 else 1]:
+        found = flip_and_crop(images, bits, border, pixels)
+        np.testing.assert_array_equal(found, pixel_by_pixel(images, bits, border, pixels))
 
 
 @pytest.mark.parametrize("border", ["reflect", "zero"])
@@ -199,3 +232,48 @@ def test_an_image_of_one_pixel_cannot_be_shifted_with_a_reflected_border() -> No
         check_views("mirror-translate", (3, 1, 8))
     check_views("mirror", (3, 1, 8))
     check_views("mirror-translate", (3, 2, 2))
+
+
+def test_transforms_are_applied_in_the_documented_order() -> None:
+    keys: dict[str, Any] = {
+        "crop": "zero",
+        "flip": True,
+        "resized_crop": 0.5,
+        "brightness": 0.1,
+        "contrast": 0.1,
+        "cutout": 2,
+    }
+    names = ["Flip", "Crop", "ResizedCrop", "Brightness", "Contrast", "Cutout"]
+    assert [type(one).__name__ for one in transforms(**keys)] == names
+    for name, value in keys.items():
+        assert len(transforms(**{name: value})) == 1
+        others = transforms(**{other: values for other, values in keys.items() if other != name})
+        assert len(others) == 5
+    assert transforms() == []
+    assert [type(one).__name__ for one in transforms(flip=True, alternating_flip=True)] == ["AlternatingFlip"]
+
+
+def test_transforms_have_the_options_of_their_keys() -> None:
+    crop, resized, bright, contrast = transforms(
+        crop="reflect", crop_pixels=3, resized_crop=0.5, resized_crop_aspect=2.0, brightness=0.1, contrast=0.3
+    )
+    assert isinstance(crop, Crop)
+    assert (crop.border, crop.pixels) == ("reflect", 3)
+    assert vars(resized) == {"area": 0.5, "aspect": 2.0}
+    assert (vars(bright), vars(contrast)) == ({"amount": 0.1}, {"amount": 0.3})
+
+
+@pytest.mark.parametrize(("fill", "expected"), [("mean", [51, 102, 153]), ("0", [0, 0, 0]), ("255", [255] * 3)])
+def test_the_square_of_cutout_has_the_mean_color_or_a_stated_value(fill: str, expected: list[int]) -> None:
+    (transform,) = transforms(cutout=2, cutout_fill=fill)
+    images = np.full((20, 3, 5, 6), 7, np.uint8)
+    found = transform(images, random_words(0, Purpose.CUTOUT, 0, 20)[:, None])
+    for image in found:
+        changed = image[:, (image != 7).any(axis=0)]
+        np.testing.assert_array_equal(changed, np.array(expected)[:, None].repeat(4, 1))
+
+
+def test_transforms_share_no_words_but_flip_and_crop() -> None:
+    every = transforms(flip=True, crop="zero", resized_crop=0.5, brightness=0.1, contrast=0.1, cutout=2)
+    purposes = [one.purpose for one in every] + [Purpose.ALTERNATING_FLIP, Purpose.SAMPLE_ORDER, Purpose.LAYER]
+    assert len(set(purposes)) == len(purposes) - 1

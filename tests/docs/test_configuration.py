@@ -6,8 +6,8 @@ from dataclasses import MISSING, fields
 
 from documents import CHECKOUT
 
-from dptrain.config.keys import Scope
 from dptrain.config.train import SUBJECTS
+from dptrain.system.keys import Scope
 
 PAGE = CHECKOUT / "docs" / "configuration.md"
 HEAD = "<!-- PYTHONPATH=tests python tests/docs/test_configuration.py writes the rest of this page. -->\n"

@@ -20,7 +20,7 @@ from training_runs import configuration, packed, run, session_and_state
 from dptrain.arrays.memory import Workspace
 from dptrain.bench.workload import random_data, random_samples
 from dptrain.checkpoint.format import read_checkpoint
-from dptrain.config.train import TTA
+from dptrain.data.augmentation import TTA
 from dptrain.data.batches import Normalisation
 from dptrain.data.manifest import read_manifest
 from dptrain.data.shard import read_shard

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from dptrain.config.keys import Scope
 from dptrain.config.train import KEYS
 from dptrain.report.page import figures
 from dptrain.report.page.charts import Axis, chart, curve
@@ -15,6 +14,7 @@ from dptrain.report.page.frame import page
 from dptrain.report.page.history import number
 from dptrain.report.page.markup import Html, element, fill, join, sentence, table
 from dptrain.report.page.reproduce import inline_table
+from dptrain.system.keys import Scope
 
 LINKS = {"result": "Results", "curves": "Curves", "configuration": "Differences"}
 COLORS, DASHES = 8, ("", " dashed", " dotted")  # styles of page.css

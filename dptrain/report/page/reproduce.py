@@ -6,9 +6,8 @@ import shlex
 
 import tomli_w
 
-from dptrain.config.files import has_effect
-from dptrain.config.keys import Scope, flag
 from dptrain.config.train import KEYS, TrainConfig
+from dptrain.system.keys import Scope, flag, has_effect
 
 ALSO = ("max_steps", "tta")  # keys without an effect on the bits of a step, but on the results of the run
 

@@ -9,10 +9,10 @@ import pytest
 
 from dptrain.commands import train
 from dptrain.commands.parser import build_parser
-from dptrain.config.keys import Scope
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.report.page.reproduce import differing, toml_value, train_command
 from dptrain.system.files import parse_toml
+from dptrain.system.keys import Scope
 
 CHANGES: list[dict[str, Any]] = [
     {},
