@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from dptrain.system.text import shown
 
 FLOATS = {"F16", "F32", "F64"}  # of safetensors
 METADATA = "metadata"  # the array of an .npz file that is no tensor
+# What Python raises for a damaged file; RuntimeError if it is encrypted, or compressed in an unknown way.
+UNREADABLE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 LONGEST_HEADER = 1 << 16  # bytes of an array's header in an .npz file
 
 
@@ -51,7 +54,7 @@ def read_pretrained(path: Path, wanted: Mapping[str, Shape], note: Callable[[str
             found = READERS[path.suffix](path, wanted)
         except OSError as error:
             raise CheckpointError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise CheckpointError(f"{shown(path)}: not a readable {path.suffix} file: {shown(error, 300)}") from error
     else:
         found = _of_checkpoint(_checkpoint(path, note), wanted)

@@ -99,6 +99,22 @@ def cut_short(path: Path) -> None:
         archive.writestr("tensor.npy", file.getvalue()[:-40])
 
 
+def damaged(path: Path) -> None:
+    np.savez_compressed(path, tensor=np.random.default_rng(0).normal(size=100).astype(np.float32))
+    content = bytearray(path.read_bytes())
+    content[150:250] = bytes(100)
+    path.write_bytes(content)
+
+
+def encrypted(path: Path) -> None:
+    """The flag of encryption in both headers of a member."""
+    np.savez(path, tensor=np.ones(100, np.float32))
+    content = bytearray(path.read_bytes())
+    for header, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(header) + place] |= 1
+    path.write_bytes(content)
+
+
 BROKEN: dict[str, Callable[[Path], Any]] = {
     "missing.npz": lambda path: None,
     "missing.safetensors": lambda path: None,
@@ -107,6 +123,8 @@ BROKEN: dict[str, Callable[[Path], Any]] = {
     "text.safetensors": lambda path: path.write_text("no tensors at all"),
     "text.h5": lambda path: path.write_text("no checkpoint"),
     "short.npz": cut_short,
+    "damaged.npz": damaged,
+    "encrypted.npz": encrypted,
     "pickle.pt": lambda path: path.write_bytes(pickle.dumps({"a": 1})),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -118,9 +119,17 @@ class Doubled(ReLU):
     """A user's layer."""
 
 
-def test_a_layer_of_the_user_is_an_error_that_names_it() -> None:
-    network = Network([Conv2d(3), Doubled(), Flatten(), Linear(5)], (3, 5, 5))
-    with pytest.raises(UsageError, match=r"layer relu1 \(Doubled\) has no equivalent in ONNX: .*\.npz"):
+def replaced() -> ReLU:
+    """A layer of dptrain with another forward pass."""
+    layer = ReLU()
+    vars(layer)["forward"] = layer.forward
+    return layer
+
+
+@pytest.mark.parametrize(("layer", "name"), [(Doubled, "Doubled"), (replaced, "ReLU")])
+def test_a_layer_of_the_user_is_an_error_that_names_it(layer: Callable[[], ReLU], name: str) -> None:
+    network = Network([Conv2d(3), layer(), Flatten(), Linear(5)], (3, 5, 5))
+    with pytest.raises(UsageError, match=rf"layer relu1 \({name}\) has no equivalent in ONNX: .*\.npz"):
         content(checkpoint_of(network), lambda: network)
 
 
