@@ -1,10 +1,11 @@
 """The report of a run: one HTML page that needs no other file and no network.
 
-history.py   the lines of metrics.jsonl
-facts.py     everything that a page shows about a run, as plain values
-pictures.py  samples and filters as PNG
-markup.py    escaped HTML, and the templates: the *.html, *.css and *.js files beside it
-charts.py    curves as SVG
-run.py       the page of one run
-compare.py   the page that compares several runs
+history, facts          metrics.jsonl, and everything that a page shows about a run, as plain values
+pictures, figures       samples and filters as PNG; figures as text
+reproduce               the command that makes a run again
+markup, frame           escaped HTML and templates (*.html, *.css, *.js); the frame of every page
+charts                  curves as SVG
+run                     the page of one run, with the sections classes, gallery, speed and provenance
+compare                 the page that compares several runs
+write                   writes a page as one file
 """
