@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     start_program()
     try:
         words = _with_source(list(sys.argv[1:] if arguments is None else arguments))
-        options = _parser().parse_args(words)
+        options = make_parser().parse_args(words)
         if "shards" in options:  # the result is the data set, not the output
             drop_failed_writes()
         status: int = options.run(options)
@@ -92,7 +92,7 @@ def _program() -> str:
     return PROGRAM if " " in PROGRAM else f"python -m {PROGRAM}"
 
 
-def _parser() -> Parser:
+def make_parser() -> Parser:
     parser = Parser(_program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for source in SOURCES:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.__main__ import _parser
+from data_prep.__main__ import make_parser
 from data_prep.pack import ImageData, LabelledImages
 from data_prep.sources.cifar10 import BATCHES, CONTENTS
 
@@ -92,7 +92,7 @@ def write_archive(path: Path, members: dict[str, bytes]) -> Path:
 
 def read_source(name: str, path: Path, out: Path, *words: str) -> ImageData:
     """What a source reads from a path, for a data set at `out`, with these words of the command line."""
-    options = _parser().parse_args([name, str(out), "--from", str(path), *words])
+    options = make_parser().parse_args([name, str(out), "--from", str(path), *words])
     data: ImageData = options.source.read(options)
     return data
 

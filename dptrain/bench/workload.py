@@ -45,7 +45,7 @@ def random_data(
     splits = dict.fromkeys(REQUIRED, (ShardEntry("", 0, samples, ""),) * shards)
     manifest = Manifest("random", names, shape, mean, std, 0, Provenance("random"), splits)
     numbers = Placement(shards, communicator.size).shards_of(communicator.rank)
-    return manifest, LocalShards({shard: random_samples(shape, classes, shard, samples) for shard in numbers}, {})
+    return manifest, LocalShards({shard: random_samples(shape, classes, shard, samples) for shard in numbers}, {}, {})
 
 
 def make_workload(

@@ -1,6 +1,7 @@
 """The folder of a run: config.toml, metrics.jsonl, model/ and checkpoints/. Only rank 0 writes to it.
 
-`checkpoints/best.h5` is a hard link to the checkpoint with the best test accuracy.
+`checkpoints/best.h5` is a hard link to the checkpoint with the best accuracy: on the validation split, if there is one,
+else on the test split.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ class RunFolder:
         """The path of the checkpoint of a step. It need not exist."""
         return self.checkpoints / f"step-{step:08d}.h5"
 
-    def save(self, step: int, content: bytes, test_accuracy: float | None) -> Path:
+    def save(self, step: int, content: bytes, accuracy: float | None) -> Path:
         """Write step-<step>.h5 durably, then remove all but the last three and the best.
 
         CheckpointError when it cannot be written.
@@ -178,7 +179,7 @@ class RunFolder:
         path = self.checkpoint_of(step)
         try:
             write_durably(path, content)
-            self._keep_best(path, step, test_accuracy)
+            self._keep_best(path, step, accuracy)
         except OSError as error:
             advice = (
                 f"{'Free some space' if error.errno in FULL else 'Fix that'}, then resume with --run-dir {self.path}"
@@ -192,11 +193,11 @@ class RunFolder:
                     old.unlink()
         return path
 
-    def _keep_best(self, path: Path, step: int, test_accuracy: float | None) -> None:
+    def _keep_best(self, path: Path, step: int, accuracy: float | None) -> None:
         """If no checkpoint before is as accurate, make best.h5 this one: a link, or a copy on disks without links."""
-        if test_accuracy is None or (self.best_accuracy is not None and test_accuracy <= self.best_accuracy):
+        if accuracy is None or (self.best_accuracy is not None and accuracy <= self.best_accuracy):
             return
-        self.best_accuracy, self.best_step = test_accuracy, step
+        self.best_accuracy, self.best_step = accuracy, step
         best = self.checkpoints / BEST
         try:
             link_durably(path, best)
@@ -211,11 +212,11 @@ class RunFolder:
             except CheckpointError:
                 continue
             with _usable(self.path):
-                self._keep_best(path, state.step, state.progress.test_accuracy)
+                self._keep_best(path, state.step, state.progress.selection_accuracy)
 
     @property
     def best(self) -> Path | None:
-        """The checkpoint with the best test accuracy, if any has one."""
+        """The checkpoint with the best accuracy, if any has one."""
         return None if self.best_accuracy is None else self.checkpoints / BEST
 
 

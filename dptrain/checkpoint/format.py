@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 import dptrain
 from dptrain.arrays.layout import Layout, Shape
 from dptrain.arrays.memory import Array, aligned_zeros
-from dptrain.checkpoint.migrate import algorithms, header_1, layer_lines, read_version_1, rename_params
+from dptrain.checkpoint.migrate import PROGRESS, algorithms, header_1, layer_lines, read_version_1, rename_params
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, Layouts, Progress, TrainingState
 from dptrain.data.manifest import Fit, ImageShape, check_images, check_names
 from dptrain.errors import BrokenCheckpointError, CheckpointError, DataError, LaterVersionError
@@ -205,7 +205,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             )
             if len(arrays) < len(places):
                 raise ValueError("two tensors have the same name")
-        if missing := vars(Progress()).keys() - raw["state"].keys():
+        if missing := set(PROGRESS) - raw["state"].keys():  # not those of a validation split: older files lack them
             raise ValueError(f"state.{min(missing)} is missing")
         _check(index)
         state, layouts = _state(index, arrays)
@@ -251,7 +251,8 @@ def _check(index: Index) -> None:
     """ValueError or DataError unless progress and origin are consistent."""
     progress, origin = index.state, index.origin
     correct, samples, seen = progress.epoch_correct, progress.epoch_samples, progress.samples_seen
-    if not (correct <= samples <= seen and 0 <= (progress.test_accuracy or 0) <= 1):
+    accuracies = (progress.test_accuracy, progress.validation_accuracy, progress.best_validation)
+    if not (correct <= samples <= seen and all(0 <= (accuracy or 0) <= 1 for accuracy in accuracies)):
         raise ValueError(f"its state is inconsistent: {vars(progress)}")
     check_names(origin.data_name, origin.classes)
     if origin.mean or origin.std:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from dptrain.arrays.memory import Array, aligned_copy, aligned_zeros
 from dptrain.nn.finite import not_finite
 from dptrain.nn.network import Network
 from dptrain.optim.average import AVERAGED
+from dptrain.system.fields import Bounds
 
 PARAMETERS, BUFFERS = "parameters", "buffers"
 
@@ -23,7 +25,8 @@ Layouts = Mapping[str, Layout]  # the layout of each vector of a state, by the v
 class Progress:
     """Progress of a run: `step` counts updates, the `epoch_` sums are over the finished steps of the current epoch.
 
-    `test_accuracy` belongs to the current parameters; it is None before their evaluation.
+    `test_accuracy` and `validation_accuracy` belong to the current parameters; they are None before their evaluation,
+    and the second also without a validation split. `best_validation` is the best so far, at `best_step`.
     """
 
     step: int = 0
@@ -32,6 +35,14 @@ class Progress:
     epoch_correct: int = 0
     epoch_samples: int = 0
     test_accuracy: float | None = None
+    validation_accuracy: float | None = None
+    best_validation: float | None = None
+    best_step: Annotated[int, Bounds(0)] = 0
+
+    @property
+    def selection_accuracy(self) -> float | None:
+        """The accuracy by which the best checkpoint is chosen: of the validation split, if there is one."""
+        return self.test_accuracy if self.validation_accuracy is None else self.validation_accuracy
 
 
 @dataclass

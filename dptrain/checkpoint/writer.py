@@ -42,7 +42,7 @@ class CheckpointWriter:
     def _write(self, state: TrainingState, recorder: Recorder) -> None:
         with recorder.span(f"write checkpoint of step {state.step}", "checkpoint"):
             content = checkpoint_bytes(state, self.origin, self.layouts)
-            self.folder.save(state.step, content, state.progress.test_accuracy)
+            self.folder.save(state.step, content, state.progress.selection_accuracy)
         self.saved_step = state.step
 
     @property

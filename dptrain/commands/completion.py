@@ -7,11 +7,11 @@ import importlib
 from collections.abc import Iterator, Sequence
 
 from dptrain.commands import ALIASES, COMMANDS, PROGRAMS
-from dptrain.system.keys import flag
 from dptrain.config.train import KEYS
 from dptrain.errors import UsageError
 from dptrain.system.arguments import Parser, path_argument
 from dptrain.system.failures import failure
+from dptrain.system.keys import flag
 from dptrain.system.start import start_program
 from dptrain.system.streams import finish_output, write_to_stderr
 
@@ -89,8 +89,7 @@ def _parser_of(name: str) -> argparse.ArgumentParser:
         parser = Parser(prog=f"dptrain {name}", add_help=False)
         importlib.import_module(f"dptrain.commands.{name}").add_arguments(parser)
         return parser
-    module = importlib.import_module(PROGRAMS[name])
-    made: argparse.ArgumentParser = (module.make_parser if hasattr(module, "make_parser") else module._parser)()
+    made: argparse.ArgumentParser = importlib.import_module(PROGRAMS[name]).make_parser()
     return made
 
 

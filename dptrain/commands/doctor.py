@@ -35,14 +35,19 @@ MORE = "to check ranks too: mpirun -n 4 dptrain doctor, or dptrain launch -n 4 -
 TURN = 2.0  # seconds
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run all checks; returns the exit status."""
+def make_parser() -> Parser:
+    """The parser of the command line."""
     purpose = COMMANDS["doctor"]
     parser = Parser(prog="dptrain doctor", description=f"{purpose[0].upper()}{purpose[1:]}.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     help = f"seconds to wait for a library, and for the other ranks (default: {TIMEOUT:g})"
     parser.add_argument("--timeout", type=whole(), default=int(TIMEOUT), metavar="N", help=help)
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run all checks; returns the exit status."""
+    parsed = make_parser().parse_args(arguments)
     request_one_thread()
     with ended_by_exception():
         findings = examine_process(parsed.timeout)

@@ -1,4 +1,4 @@
-"""`dptrain eval`: loss and accuracy of a checkpoint on the test split."""
+"""`dptrain eval`: loss and accuracy of a checkpoint on one split of a data set, by default test."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dptrain.commands import inspect
 from dptrain.config.files import add_flags
 from dptrain.config.train import model_name
+from dptrain.data.manifest import SPLITS
 from dptrain.errors import UsageError
 from dptrain.system.arguments import Parser, argument, path_argument
 from dptrain.system.blas import request_portable_kernels
@@ -30,8 +31,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("data", type=path_argument, help="folder of a packed data set")
     help = "FILE.py:FUNCTION, for a checkpoint that was trained with one"
     parser.add_argument("--model", type=argument(model_name), default="", metavar="NAME", help=help)
+    parser.add_argument("--split", choices=SPLITS, default="test", help="which samples (default: test)")
     parser.add_argument("--confusion", action="store_true", help="also the confusion matrix")
-    help = "write the prediction for each test sample as CSV"
+    help = "write the prediction for each sample as CSV"
     parser.add_argument("--predictions", type=path_argument, metavar="FILE", help=help)
     add_flags(parser, ["threads", "tta", "portable"], defaults=True)
 
@@ -61,6 +63,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
         tta=parsed.tta,
         portable=parsed.portable,
         predictions=parsed.confusion or parsed.predictions is not None,
+        split=parsed.split,
         note=lambda line: write_to_stderr(f"dptrain: {line}"),
     )
     if communicator.rank == 0:
@@ -105,7 +108,7 @@ def print_evaluation(parsed: argparse.Namespace, evaluation: CheckpointEvaluatio
         matrix = {} if confusion is None else {"classes": classes, "confusion": confusion.tolist()}
         print(json.dumps({**figures, "tta": parsed.tta, "class_accuracy": by_class, **code, **matrix}))
         return
-    print(f"test loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")
+    print(f"{parsed.split} loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")
     augmented = "" if parsed.tta == "none" else f", with test-time augmentation ({parsed.tta})"
     print(f"({evaluation.correct:,} of {evaluation.samples:,}){augmented}")
     width = max(len(shown(name)) for name in classes)

@@ -138,6 +138,9 @@ class ScheduleConfig(Config):
 
     epochs: int = key(10, BITS, "passes over the training split", at_least=1)
     max_steps: int = key(0, PROCESS, "stop after this step; the schedule still covers all epochs (0: off)", at_least=0)
+    early_stop: int = key(
+        0, BITS, "stop after so many epochs without a better validation accuracy (0: never)", at_least=0
+    )
     lr: float = key(0.05, BITS, "highest learning rate (default for adamw: 0.001, for lars: 1)", above=0.0)
     schedule: str = key("cosine", BITS, "learning rate schedule", choices=SCHEDULES)
     warmup_steps: int = key(-1, BITS, "steps of linear warm-up (-1: 200, at most a tenth of the run)", at_least=-1)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import REQUIRED, Manifest
+from dptrain.data.manifest import SPLITS, Manifest
 from dptrain.data.shard import Samples, read_shard
 from dptrain.system.text import shown
 
@@ -21,9 +21,10 @@ class LocalShards(NamedTuple):
 
     train: dict[int, Samples]
     test: dict[int, Samples]
+    validation: dict[int, Samples]
 
 
-NOTHING_LOADED = LocalShards({}, {})
+NOTHING_LOADED = LocalShards({}, {}, {})
 
 
 def load_shards(
@@ -31,16 +32,16 @@ def load_shards(
     manifest: Manifest,
     shards: Iterable[int],
     threads: int,
-    splits: Sequence[str] = REQUIRED,
+    splits: Sequence[str] | None = None,
     loaded: LocalShards = NOTHING_LOADED,
     progress: Callable[[], None] = lambda: None,
 ) -> LocalShards:
-    """Check and read the given shards of the given splits, except those in `loaded`; raises DataError.
+    """Check and read the given shards of some splits (default: all), except those in `loaded`; raises DataError.
 
     Hashing releases the GIL, so `threads` files are checked at the same time. `progress` is called by any thread after
     each shard.
     """
-    wanted = [(split, shard) for split in splits for shard in shards]
+    wanted = [(split, shard) for split in splits or manifest.split_names for shard in shards]
 
     def load(part: tuple[str, int]) -> Samples:
         split, shard = part
@@ -51,7 +52,7 @@ def load_shards(
 
     with ThreadPoolExecutor(threads) as pool:
         found = dict(zip(wanted, pool.map(load, wanted), strict=True))
-    return LocalShards(*({shard: one for (name, shard), one in found.items() if name == split} for split in REQUIRED))
+    return LocalShards(*({shard: one for (name, shard), one in found.items() if name == split} for split in SPLITS))
 
 
 @dataclass(frozen=True)

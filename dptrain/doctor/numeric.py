@@ -120,16 +120,16 @@ def _fixed_data() -> tuple[Manifest, LocalShards]:
 
     from dptrain.arrays.random import Purpose, random_words
     from dptrain.data.loading import LocalShards
-    from dptrain.data.manifest import SPLITS, Manifest, Provenance, ShardEntry
+    from dptrain.data.manifest import REQUIRED, Manifest, Provenance, ShardEntry
     from dptrain.data.shard import Samples
 
     count = BATCH_SIZE // SHARDS * STEPS
     names, mean, std = tuple(map(str, range(CLASSES))), (0.5,) * SHAPE[0], (0.29,) * SHAPE[0]
-    splits = dict.fromkeys(SPLITS, (ShardEntry("", 0, count, ""),) * SHARDS)
+    splits = dict.fromkeys(REQUIRED, (ShardEntry("", 0, count, ""),) * SHARDS)
     manifest = Manifest("fixed", names, SHAPE, mean, std, 0, Provenance("random"), splits)
     shards = {}
     for shard in range(SHARDS):
         words = random_words(0, Purpose.SAMPLE_ORDER, shard, count * int(np.prod(SHAPE)) // 8)
         images = words.astype("<u8").view(np.uint8).reshape(count, *SHAPE)
         shards[shard] = Samples(images, np.arange(count) % CLASSES, np.arange(count))
-    return manifest, LocalShards(shards, {0: shards[0]})
+    return manifest, LocalShards(shards, {0: shards[0]}, {})

@@ -19,8 +19,10 @@ OLDEST = {
     "mpi4py": "4.0",
     "threadpoolctl": "3.5",
     "rich": "13.7",
+    "shtab": "1.7",
     "pooch": "1.8.1",
     "tomli-w": "1.0",
+    "pillow": "10.1",
 }
 
 

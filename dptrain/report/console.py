@@ -137,6 +137,8 @@ class Console:
             (1, f"loss {event.loss:.4f}, accuracy {percent(event.accuracy)}"),
             (0, f"test loss {event.test_loss:.4f}, accuracy {percent(event.test_accuracy)}"),
         ]
+        if event.validation_accuracy is not None:
+            cells.insert(3, (0, f"validation accuracy {percent(event.validation_accuracy)}"))
         if rate is not None:
             cells.append((2, f"{rate:,.0f} images/s"))
         if left and event.step < run.last_step:

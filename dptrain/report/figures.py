@@ -14,13 +14,16 @@ def figures(event: Event) -> dict[str, float]:
                 found["train/images_per_second"] = event.images_per_second
             return found | {f"seconds/{name}": value for name, value in event.seconds.items()}
         case EvaluationFinished(repeated=False):
-            return {
+            found = {
                 "epoch/loss": event.loss,
                 "epoch/accuracy": event.accuracy,
                 "test/loss": event.test_loss,
                 "test/accuracy": event.test_accuracy,
                 "seconds/evaluation": event.evaluation_seconds,
             }
+            if event.validation_loss is not None and event.validation_accuracy is not None:
+                found |= {"validation/loss": event.validation_loss, "validation/accuracy": event.validation_accuracy}
+            return found
         case RunFinished(tta_accuracy=float(accuracy), tta_loss=float(loss)):
             return {"tta/loss": loss, "tta/accuracy": accuracy}
     return {}

@@ -43,8 +43,11 @@ def result_rows(end: RunFinished, seconds: float, steps: int, rate: float | None
         rows.append(("", f"{percent(end.tta_accuracy)} with test-time augmentation ({end.tta})"))
     rows.append(("time", f"{duration(seconds)}, {count(steps, 'step')}{speed}"))
     rows.append(("last checkpoint", end.last_checkpoint))
+    if end.validation_accuracy is not None:
+        rows.insert(1, ("validation", percent(end.validation_accuracy)))
     if end.best_checkpoint is not None and end.best_accuracy is not None:
-        best = f"test accuracy {percent(end.best_accuracy)}, step {end.best_step:,}"
+        split = "test" if end.validation_accuracy is None else "validation"
+        best = f"chosen on the {split} split: {percent(end.best_accuracy)}, step {end.best_step:,}"
         rows.append(("best checkpoint", f"{end.best_checkpoint} ({best})"))
     rows.append(("metrics", str(Path(end.run_dir) / "metrics.jsonl")))
     if (page := Path(end.run_dir) / "report.html").is_file():

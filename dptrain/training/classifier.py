@@ -12,6 +12,7 @@ from dptrain.checkpoint.format import Checkpoint
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, evaluated
 from dptrain.data.batches import Normalisation
 from dptrain.errors import CheckpointError
+from dptrain.nn.loss import softmax
 from dptrain.nn.network import quiet
 from dptrain.system.cache import DEFAULT_KIB
 from dptrain.system.text import shown
@@ -49,6 +50,5 @@ class Classifier:
             rows = slice(start, start + self._network.block)
             normalised = self._normalise(images[rows], self._workspace)
             logits = self._network.predict(self._prepared, normalised, self._workspace)
-            shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-            found[rows] = shifted / shifted.sum(axis=1, keepdims=True)
+            found[rows] = softmax(logits, self._workspace)
         return found

@@ -12,7 +12,7 @@ from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.checkpoint.state import PARAMETERS, evaluated, vector_layouts
 from dptrain.data.manifest import Manifest
 from dptrain.data.transforms import check_views
-from dptrain.errors import CheckpointError
+from dptrain.errors import CheckpointError, UsageError
 from dptrain.optim.average import AVERAGED
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.pool import make_pool
@@ -43,14 +43,16 @@ def evaluate_checkpoint(
     tta: str = "none",
     portable: bool = False,
     predictions: bool = False,
+    split: str = "test",
     note: Callable[[str], None] = lambda line: None,
 ) -> CheckpointEvaluation:
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
     Its averages of parameters and buffers are evaluated, if it has them. Images are normalised with its mean and
     deviation. `model` replaces its architecture; `tta` is the test-time augmentation; `threads` 0 is this rank's share
-    of the cores; `portable` requires OpenBLAS's Haswell kernels; `predictions` asks for those of each sample; rank 0
-    passes lines for the user to `note`. Either all ranks fail with a DptrainError, or none.
+    of the cores; `portable` requires OpenBLAS's Haswell kernels; `predictions` asks for those of each sample; `split`
+    is one of the data set; rank 0 passes lines for the user to `note`. Either all ranks fail with a DptrainError, or
+    none.
     """
     origin = checkpoint.origin
     with together(communicator):
@@ -60,11 +62,13 @@ def evaluate_checkpoint(
     def check(found: Manifest) -> None:
         check_task(origin, found, path, data)
         check_views(tta, found.image_shape)
+        if split not in found.splits:
+            raise UsageError(f"--split {split}: {shown(data)} has the splits {', '.join(found.split_names)}")
 
-    task = open_task(config, communicator, check, splits=("test",), l2_kib=l2_kib_of(origin))
-    network, source, tests = task.network, task.architecture.source, task.shards.test
+    task = open_task(config, communicator, check, splits=(split,), l2_kib=l2_kib_of(origin))
+    network, source, tests = task.network, task.architecture.source, getattr(task.shards, split)
     as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
-    evaluation = make_evaluation(task, as_trained)
+    evaluation = make_evaluation(task, as_trained, split)
     with together(communicator):
         changed = (
             model_change(path, origin, trained.model, source, "", task.environment) if ":" in trained.model else ""

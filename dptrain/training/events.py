@@ -84,7 +84,8 @@ class EvaluationFinished(NamedTuple):
     """Loss and accuracy are means over the samples of the epoch; rate and seconds are of its steps alone.
 
     `images_per_second` and `seconds` are those of rank 0, `rank_seconds` those of each rank.
-    `images_per_second` is None if this process made no step. `repeated`: an earlier process has reported it already.
+    `images_per_second` is None if this process made no step. Without a validation split, its figures are None.
+    `repeated`: an earlier process has reported it already.
     """
 
     step: int
@@ -100,12 +101,15 @@ class EvaluationFinished(NamedTuple):
     evaluation_seconds: float
     params_sha256: str
     repeated: bool
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
 
 
 class RunFinished(NamedTuple):
     """All steps are made and saved. Loss and accuracy with test-time augmentation are None unless `tta` asks for it.
 
-    `predictions` are those of the last evaluation, None without --report.
+    `predictions` are those of the last evaluation, None without --report. `best_accuracy` is that of the validation
+    split, if there is one; then `validation_accuracy` is that of the last step.
     """
 
     step: int
@@ -123,6 +127,7 @@ class RunFinished(NamedTuple):
     tta_loss: float | None = None
     tta_accuracy: float | None = None
     predictions: Predictions | None = None
+    validation_accuracy: float | None = None
 
 
 Event = (

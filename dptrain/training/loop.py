@@ -61,6 +61,7 @@ def train(
             tta=config.tta,
             tta_loss=augmented.loss if augmented else None,
             tta_accuracy=augmented.accuracy if augmented else None,
+            validation_accuracy=run.state.progress.validation_accuracy,
             predictions=evaluation.predictions,
         )
         run.report.emit(finished)
@@ -114,6 +115,12 @@ def make_steps(run: Run, interruption: Interruption) -> Evaluation:
             run.save()
         if state.step >= session.last_step:
             break
+        if stopped_early(session, run.config.early_stop, state):
+            run.report.note(
+                f"stopped early at step {state.step:,}: the validation accuracy has not been better than at step "
+                f"{progress.best_step:,} for {run.config.early_stop} epochs"
+            )
+            break
         epoch, step = divmod(state.step, session.origin.steps_per_epoch)
         lr = session.schedule(state.step)
         if run.timeline.reach(state.step):
@@ -122,7 +129,7 @@ def make_steps(run: Run, interruption: Interruption) -> Evaluation:
             outcome = session.take_step(state, epoch, step, lr, run.requests(interruption))
         if step == 0:  # only after the step: if a rank dies in it, the last epoch is evaluated again
             progress.epoch_loss, progress.epoch_correct, progress.epoch_samples = 0.0, 0, 0
-        progress.test_accuracy = None
+        progress.test_accuracy = progress.validation_accuracy = None
         progress.epoch_loss += outcome.loss * outcome.samples
         progress.epoch_correct += outcome.correct
         progress.epoch_samples += outcome.samples
@@ -133,7 +140,7 @@ def make_steps(run: Run, interruption: Interruption) -> Evaluation:
             run.save()
         if outcome.requests.end:
             raise AskedToEndError
-    if evaluation is None:  # the run was resumed from the last step
+    if evaluation is None:  # the run was resumed from its last step
         evaluation = evaluate_state(run, interruption)
     return evaluation
 
@@ -144,8 +151,16 @@ def evaluation_is_due(session: Session, state: TrainingState) -> bool:
     return at_end and state.step > 0 and state.progress.test_accuracy is None
 
 
+def stopped_early(session: Session, epochs: int, state: TrainingState) -> bool:
+    """Whether the validation accuracy has not improved for so many epochs (0: never). The same on all ranks."""
+    since = state.step - state.progress.best_step
+    return state.progress.best_validation is not None and 0 < epochs * session.origin.steps_per_epoch <= since
+
+
 def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
-    """Evaluate the parameters on the test split and report it. The last evaluation has predictions for --report.
+    """Evaluate the parameters on the test split, and on the validation split if there is one, and report it.
+
+    The last evaluation has predictions for --report.
 
     TrainingError if ranks differ or the loss is not finite; AskedToEndError if a rank received a signal.
     """
@@ -157,17 +172,31 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
     with communicator.recorder.span(f"evaluation after step {state.step}", "evaluation"):
         check_replicas(state, layouts, communicator)  # before any figure is reported
         check_finite(state, layouts, communicator)
-        parts = session.evaluation, evaluated(state.vectors), session.pool, communicator
-        predictions = run.config.report and state.step == session.last_step
-        evaluation = evaluate(*parts, interruption, predictions=predictions)
-    if not math.isfinite(evaluation.loss):
-        error = TrainingError(
-            f"step {state.step}: the test loss is {evaluation.loss}, though all parameters are finite. Nothing of this "
-            f"step is saved and earlier checkpoints are kept. {LOWER_LR}"
-        )
-        raise known_to_all(communicator, error)
+        parts = evaluated(state.vectors), session.pool, communicator, interruption
+        predictions = run.config.report and (state.step == session.last_step or run.config.early_stop > 0)
+        evaluation = evaluate(session.evaluation, *parts, predictions=predictions)
+        validation = None if session.validation is None else evaluate(session.validation, *parts)
+    for split, found in (("test", evaluation), ("validation", validation)):
+        if found is not None and not math.isfinite(found.loss):
+            error = TrainingError(
+                f"step {state.step}: the {split} loss is {found.loss}, though all parameters are finite. Nothing of "
+                f"this step is saved and earlier checkpoints are kept. {LOWER_LR}"
+            )
+            raise known_to_all(communicator, error)
     rank_seconds = run.report.rank_seconds(communicator)
-    state.progress.test_accuracy = evaluation.accuracy
+    remember(state, evaluation, validation)
     lr = session.schedule(max(0, state.step - 1))
-    run.report.evaluation_finished(state, evaluation, lr, epoch, time.perf_counter() - started, rank_seconds)
+    run.report.evaluation_finished(
+        state, evaluation, validation, lr, epoch, time.perf_counter() - started, rank_seconds
+    )
     return evaluation
+
+
+def remember(state: TrainingState, evaluation: Evaluation, validation: Evaluation | None) -> None:
+    """Add the accuracies of the current parameters to the progress of the run."""
+    progress = state.progress
+    progress.test_accuracy = evaluation.accuracy
+    if validation is not None:
+        progress.validation_accuracy = validation.accuracy
+        if progress.best_validation is None or validation.accuracy > progress.best_validation:
+            progress.best_validation, progress.best_step = validation.accuracy, state.step

@@ -130,7 +130,8 @@ class Run:
         mine = (self.state, self.folder.path, self.resumed) if communicator.rank == root else None
         state, path, self.resumed = communicator.broadcast(mine, root)
         self.state = state.copy()  # what MPI received is not aligned
-        self.state.progress.test_accuracy = None  # the only rank that knew it may have died before it was saved
+        # Evaluated again: the only rank that knew the figures may have died before they were saved.
+        self.state.progress.test_accuracy = self.state.progress.validation_accuracy = None
         self.saved_step = -1  # some ranks may have learned of the death before a `save`, others after it
         if not self.began:
             self.folder.close()  # it was opened, but some ranks died before they knew of it

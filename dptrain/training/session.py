@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import Origin
@@ -12,7 +13,7 @@ from dptrain.config.files import to_toml
 from dptrain.config.train import ScheduleConfig, TrainConfig
 from dptrain.data.batches import Normalisation, ShardBatches
 from dptrain.data.loading import NOTHING_LOADED, LocalShards, load_shards, split_problems, tally
-from dptrain.data.manifest import REQUIRED, Manifest, read_manifest
+from dptrain.data.manifest import Manifest, read_manifest
 from dptrain.data.transforms import check_views, make_transforms
 from dptrain.errors import DataError, UsageError
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy
@@ -21,7 +22,7 @@ from dptrain.optim import optimizer_class
 from dptrain.optim.schedule import Schedule, check_options, make_schedule, steps_of
 from dptrain.parallel.communicator import Communicator, known_to_all, together
 from dptrain.parallel.placement import Placement
-from dptrain.parallel.pool import ShardPool, fair_threads, make_pool
+from dptrain.parallel.pool import ShardPool, ShardWork, fair_threads, make_pool
 from dptrain.parallel.reduce import reducer_class
 from dptrain.parallel.reduce.reducer import Lengths
 from dptrain.system.cache import DEFAULT_KIB, second_level_cache
@@ -62,6 +63,7 @@ class Engine(Task):
 
     take_step: TrainingStep
     evaluation: EvaluationWork
+    validation: EvaluationWork | None
     pool: ShardPool
 
 
@@ -92,6 +94,11 @@ def set_up(
         count_steps(manifest, config.batch_size)
         make_transforms(config, manifest.image_shape, manifest.mean)  # for its checks
         check_views(config.tta, manifest.image_shape)
+        if config.early_stop and "validation" not in manifest.splits:
+            raise UsageError(
+                "--early-stop needs a validation split, because the test split must not decide when a run ends; pack "
+                "the data set with --validation-fraction 0.1"
+            )
 
     task = open_task(config, communicator, check, loaded=loaded, architecture=architecture, l2_kib=l2_kib)
     manifest, network, source = task.manifest, task.network, task.architecture.source
@@ -163,12 +170,14 @@ def open_task(
     config: TrainConfig,
     communicator: Communicator,
     check: Callable[[Manifest], None],
-    splits: Sequence[str] = REQUIRED,
+    splits: Sequence[str] | None = None,
     loaded: LocalShards = NOTHING_LOADED,
     architecture: Architecture | None = None,
     l2_kib: int = 0,
 ) -> Task:
-    """Open the data set, build the network, load the rank's shards of some splits; `check` may refuse the manifest.
+    """Open the data set, build the network, load the rank's shards of some splits (default: all that there are).
+
+    `check` may refuse the manifest.
 
     The network computes for the cache size that rank 0 chooses; `l2_kib` is that of a checkpoint, or 0.
 
@@ -186,6 +195,7 @@ def open_task(
             )
         placement = Placement(manifest.shard_count, ranks)
         check(manifest)
+        splits = splits or manifest.split_names
         architecture = architecture or find_architecture(config.model)
         network = build_network(architecture, config.model_options, manifest.image_shape, len(manifest.classes))
         network.set_cache(l2_kib)
@@ -198,6 +208,7 @@ def open_task(
         shards = load_shards(folder, manifest, numbers, threads, splits, loaded, communicator.activity.progress)
     agreed = {"manifest_sha256": manifest.sha256, "architecture": network.description(), "algorithms": network.tuning()}
     agree_on("data set or network", agreed, communicator)
+    assert splits is not None
     tallies = {split: [tally(samples, manifest) for samples in getattr(shards, split).values()] for split in splits}
     everyone = communicator.allgather(tallies)
     for split in splits:
@@ -234,13 +245,17 @@ def assemble(
     parts = min(config.accumulate, config.batch_size // task.manifest.shard_count)
     gradients = GradientWork(network, batches, reducer, loss, parts)
     evaluation = make_evaluation(task, task.manifest)
-    pool = make_pool(min(task.threads, len(batches)), [gradients, gradients.continuation, evaluation], communicator)
+    has_validation = "validation" in task.manifest.splits
+    validation = make_evaluation(task, task.manifest, "validation") if has_validation else None
+    works: list[ShardWork[Any]] = [gradients, gradients.continuation, evaluation]
+    works += [validation] if validation else []
+    pool = make_pool(min(task.threads, len(batches)), works, communicator)
     take_step = TrainingStep(gradients, update, pool, communicator)
-    return Engine(**vars(task), take_step=take_step, evaluation=evaluation, pool=pool)
+    return Engine(**vars(task), take_step=take_step, evaluation=evaluation, validation=validation, pool=pool)
 
 
-def make_evaluation(task: Task, normalised_as: Manifest) -> EvaluationWork:
-    """The evaluation of a task's test split, with the mean and deviation of a manifest."""
-    longest = max(entry.samples for entry in task.manifest.splits["test"])
+def make_evaluation(task: Task, normalised_as: Manifest, split: str = "test") -> EvaluationWork:
+    """The evaluation of one split of a task, with the mean and deviation of a manifest."""
+    longest = max(entry.samples for entry in task.manifest.splits[split])
     normalise, recorder = Normalisation(normalised_as), task.communicator.recorder
-    return EvaluationWork(task.network, task.shards.test, normalise, longest, recorder)
+    return EvaluationWork(task.network, getattr(task.shards, split), normalise, longest, recorder)

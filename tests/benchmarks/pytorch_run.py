@@ -112,7 +112,7 @@ class Run:
 
 def configuration_of(words: list[str]) -> TrainConfig:
     """UsageError for what is computed by dptrain alone."""
-    parser = Parser()
+    parser = Parser(add_help=False)
     add_arguments(parser)
     config = configuration(parser.parse_args(words))
     alone = ("clip_norm", "average", "label_smoothing", "class_weights", "optimizer_options")

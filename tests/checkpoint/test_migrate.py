@@ -84,6 +84,9 @@ def test_a_checkpoint_of_version_1_is_read() -> None:
         "epoch_correct": 3,
         "epoch_samples": 11,
         "test_accuracy": 0.4,
+        "validation_accuracy": None,
+        "best_validation": None,
+        "best_step": 0,
     }
     assert found.layouts["parameters"].shapes == {"linear1.weight": (3, 24), "linear1.bias": (3,)}
     assert sha256(found, "parameters") == "5269df5317764b36341bc0ec113cddffaceed0af45277de51c75efd5a03745be"

@@ -11,8 +11,8 @@ import pytest
 
 from dptrain.commands.completion import SHELLS, complete_parser, script
 from dptrain.commands.main import main
-from dptrain.system.keys import flag
 from dptrain.config.train import KEYS
+from dptrain.system.keys import flag
 
 # Completes the words of each line as the TAB key does, and prints the proposals on one line.
 COMPLETES = """

@@ -234,9 +234,8 @@ def test_the_whole_command_starts_dptrain_on_real_ranks() -> None:
     assert "--batch-size" in done.stdout
 
 
-def test_the_cursor_is_shown_again_after_the_ranks_are_killed(fake_mpirun: Callable[..., str]) -> None:
-    """The bar hides the cursor, and killed ranks cannot show it again."""
-    path = fake_mpirun("mpirun (Open MPI) 5.0.11", "printf '\\033[?25l'; kill -9 $$")
+def test_a_view_that_killed_ranks_have_left_is_removed(fake_mpirun: Callable[..., str]) -> None:
+    path = fake_mpirun("mpirun (Open MPI) 5.0.11", "printf '\\033[J\\nbars\\n\\033[3A\\r\\n'; kill -9 $$")
     ours, theirs = os.openpty()
     done = subprocess.run(
         [sys.executable, "-m", "launch", "-n", "1", "--mpirun", path, "--", "train", "x"],
@@ -250,7 +249,8 @@ def test_the_cursor_is_shown_again_after_the_ranks_are_killed(fake_mpirun: Calla
     written = os.read(ours, 1000)
     os.close(ours)
     assert done.returncode == 128 + signal.SIGKILL
-    assert written.endswith(b"\x1b[?25h")
+    assert b"bars" in written
+    assert written.endswith(b"\r\x1b[J")
 
 
 @pytest.mark.parametrize(("command", "status"), [("eval", 1), ("train", 0)])

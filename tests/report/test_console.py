@@ -231,7 +231,7 @@ def test_the_console_describes_the_start_and_the_end_of_a_run(
     assert f"metrics          {tmp_path / 'run/metrics.jsonl'}\n" in out
     assert f"configuration    {tmp_path / 'run/config.toml'}\n" in out
     right = re.search(r"^test accuracy    ([\d.]+) % \((\d+) of 37\), test loss [\d.]+$", out, re.MULTILINE)
-    best = re.search(r"best checkpoint  (\S+) \(test accuracy ([\d.]+) %, step (\d+)\)", out)
+    best = re.search(r"best checkpoint  (\S+) \(chosen on the test split: ([\d.]+) %, step (\d+)\)", out)
     assert right is not None
     assert best is not None
     assert float(right[1]) == pytest.approx(100 * int(right[2]) / 37, abs=0.005)

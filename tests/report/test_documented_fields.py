@@ -27,6 +27,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "list of text": (list,),
     "list of whole numbers": (list,),
+    "list of objects": (list,),
 }
 
 

@@ -35,6 +35,8 @@ KEYS = {
     "start": {"event", "step", "ranks", "threads", "resumed_from", "time", "host", "command", "versions"},
     "step": {"event", "step", "epoch", "loss", "accuracy", "lr", "images_per_second", "seconds"},
     "epoch": {
+        "validation_loss",
+        "validation_accuracy",
         "event",
         "step",
         "epoch",
