@@ -56,8 +56,8 @@ make_environment() {
 download_size() {
     case " $* " in
         *" torch "*) printf 'about 1.2 GB to download' ;;
-        *" test "* | *" dev "*) printf 'about 60 MB to download' ;;
-        *) printf 'about 35 MB to download' ;;
+        *" test "* | *" dev "*) printf 'about 110 MB to download' ;;
+        *) printf 'about 42 MB to download' ;;
     esac
 }
 
