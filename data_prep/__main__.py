@@ -1,4 +1,4 @@
-"""Pack image data into the HDF5 shards that dptrain trains on, and check packed data sets.
+"""Pack image data into HDF5 shards for dptrain, and check packed data sets.
 
 dptrain prep SOURCE OUT [--shards 8] [--limit N] [--force]
 dptrain prep PATH OUT      # the source is found by the file or folder PATH

