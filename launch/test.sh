@@ -40,7 +40,7 @@ unset PYTHONDONTWRITEBYTECODE
 kilobytes=$(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1 || true)
 if ((${kilobytes:-0} > 4000000)); then
     folders=$(mktemp -d /dev/shm/dptrain-tests.XXXXXX)
-    cp "$(command -v true)" "$folders/program"
+    cp "$(type -P true)" "$folders/program"
     if "$folders/program" 2>/dev/null; then
         export PYTEST_DEBUG_TEMPROOT=$folders
     fi
