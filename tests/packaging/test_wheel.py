@@ -102,7 +102,7 @@ def test_every_command_works_in_a_folder_with_things_of_the_same_names(installed
     assert_right(run.dptrain("prep", "shapes", "set", "--train", "40", "--test", "20", "--shards", "2"), "shapes")
     assert_right(run.module("dptrain.data_prep", "info", "set"), "40 training and 20 test images")
     launched = run.dptrain("launch", "-n", "2", "--", "train", "set", *TRAINED)
-    assert_right(launched, "2 ranks", "best checkpoint run/checkpoints/best.h5")
+    assert_right(launched, "2 ranks", "run/checkpoints/best.h5 (chosen on the test split: ")
     assert_right(run.dptrain("eval", "run", "set"), "accuracy")
     assert_right(run.module("dptrain", "inspect", "run"), "step: 2")
     assert_right(run.module("dptrain.launch", "-n", "2", "--", "inspect", "run"), "step: 2")
