@@ -42,9 +42,9 @@ def choose(labels: NDArray[np.int64], limit: int | None, seed: int, split: int) 
         return order
     shuffled_labels = labels[order]
     turn = np.empty(len(order), np.intp)  # the place of a row within its class
-    for label in np.unique(labels):
-        of_class = np.flatnonzero(shuffled_labels == label)
-        turn[of_class] = np.arange(len(of_class))
+    counts = np.unique(labels, return_counts=True)[1]
+    starts = np.repeat(counts.cumsum() - counts, counts)
+    turn[np.argsort(shuffled_labels, kind="stable")] = np.arange(len(order)) - starts
     return order[np.sort(np.lexsort((shuffled_labels, turn))[:limit])]
 
 
@@ -56,7 +56,9 @@ def split_off(labels: NDArray[np.int64], share: float, seed: int, split: int) ->
     """
     apart = np.zeros(len(labels), bool)
     order = shuffled(len(labels), seed, SPLIT_OFF + split, 0)
-    for label in np.unique(labels):
-        of_class = order[labels[order] == label]
-        apart[of_class[: min(max(round(share * len(of_class)), 1), len(of_class) - 1)]] = True
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    start = 0
+    for count in np.unique(labels, return_counts=True)[1].tolist():
+        apart[by_class[start : start + min(max(round(share * count), 1), count - 1)]] = True
+        start += count
     return apart

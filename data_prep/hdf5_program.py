@@ -64,6 +64,8 @@ def _write(path: str, name: str = "") -> None:
         header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
         np.lib.format.write_array_header_1_0(output, header)
         rows = max(1, BLOCK // max(1, array.dtype.itemsize * math.prod(array.shape[1:])))
+        if array.chunks:  # whole chunks: each is unpacked once
+            rows = -(-rows // array.chunks[0]) * array.chunks[0]
         for start in range(0, array.shape[0] if array.shape else 0, rows):
             output.write(np.ascontiguousarray(array[start : start + rows]).reshape(-1).view(np.uint8).data)
         output.flush()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from dptrain.errors import DataError
+from dptrain.system.files import LONGEST_TEXT_FILE
 from dptrain.system.old_hdf5 import KEPT_VARIABLES
 from dptrain.system.text import shown
 
@@ -25,7 +26,11 @@ from . import hdf5_program
 def array_names(path: Path) -> list[str]:
     """The paths of all arrays in the file; DataError if it cannot be read."""
     with _process(path) as output:
-        return [str(name) for name in json.loads(output.read(1 << 24) or b"[]")]
+        text = output.read(LONGEST_TEXT_FILE)
+    try:
+        return [str(name) for name in json.loads(text)]
+    except ValueError:
+        raise DataError(f"the names of its arrays are longer than {LONGEST_TEXT_FILE:,} bytes") from None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Shapes: n samples, C channels, H and W pixels, K classes.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.data.manifest import SPLITS, Preparation, Provenance, check_names
+from dptrain.data.manifest import LARGEST_IMAGE, LONGEST_NAME, SPLITS, Preparation, Provenance, check_names
 from dptrain.errors import DataError
 from dptrain.system.text import shown
 
@@ -79,6 +80,12 @@ class ImageSource:
     detects: Callable[[Path], bool] = lambda path: False
 
 
+def set_name(path: Path) -> str:
+    """The name of a data set from that of its file, without the suffix, or folder: text that can be printed."""
+    path = path.resolve()
+    return shown(path.name if path.is_dir() else path.stem, LONGEST_NAME).strip() or "images"
+
+
 def class_names(given: str | None, *labels: NDArray[Any]) -> tuple[str, ...]:
     """The names that a user gives, separated by commas, or numbers; DataError if there are too few for the labels."""
     most = max(int(one.max()) for one in labels)
@@ -97,6 +104,8 @@ def checked(data: ImageData) -> ImageData:
         raise DataError(f"layout is {shown(repr(data.layout), 60)}, expected {' or '.join(map(repr, LAYOUTS))}")
     splits: dict[str, Any] = {split: _checked_split(split, part, data) for split, part in data.splits.items()}
     shape = splits["train"].images.shape[1:]
+    if math.prod(shape) > LARGEST_IMAGE:
+        raise DataError(f"images (C, H, W) are {shape}, expected at most {LARGEST_IMAGE:,} bytes each")
     for split, part in splits.items():
         if part.images.shape[1:] != shape:
             found = part.images.shape[1:]

@@ -50,15 +50,15 @@ def find_pictures(container: Container) -> tuple[list[Picture], list[str]]:
     pictures, loose = [], []
     for number, parts in below.items():
         name = container.files[number]
-        split = SPLIT_FOLDERS.get(parts[0].lower(), "") if splits else ""
         if len(parts) < 2 + splits:
             loose.append(name)
-        elif splits and not split:
+            continue
+        split = SPLIT_FOLDERS.get(parts[0].lower(), "") if splits else ""
+        if splits and not split:
             raise DataError(
                 f"{shown(name)} is not in the folder of a split; beside others, the folders may be {_listed()}"
             )
-        else:
-            pictures.append(Picture(number, name, parts[splits], split))
+        pictures.append(Picture(number, name, parts[splits], split))
     if not pictures:
         raise DataError(
             "no folder with pictures: expected a folder for each class, such as cats/one.jpg and dogs/two.png, with "
@@ -72,20 +72,28 @@ def class_names(labels: Iterable[str]) -> tuple[list[str], list[str]]:
     """The different labels in order, and the names of these classes: by number if all are numbers, else by letters."""
     found = set(labels)
     numeric = all(label.isascii() and label.isdecimal() for label in found)
-    ordered = sorted(found, key=(lambda label: (int(label), label)) if numeric else None)
+    # As numbers, which may be too long for int().
+    by_number = (lambda label: (len(label.lstrip("0")), label.lstrip("0"), label)) if numeric else None
+    ordered = sorted(found, key=by_number)
     return ordered, [shown(label, LONGEST_NAME).strip() for label in ordered]
 
 
 def _common_folders(names: Sequence[str]) -> int:
-    """The number of folders around all class folders."""
-    count = 0
-    parts = [name.split("/") for name in names]
-    while parts and all(
-        len(one) >= count + 3 and one[count] == parts[0][count] and one[count].lower() not in SPLIT_FOLDERS
-        for one in parts
-    ):
+    """The number of folders around all class folders.
+
+    A folder is one of them if it is the only one, and has other folders but no pictures, or several other folders, or
+    that of a split.
+    """
+    count, parts = 0, [name.split("/") for name in names]
+    while True:
+        top = {one[count] for one in parts if len(one) > count + 1}
+        inside = {one[count + 1].lower() for one in parts if len(one) > count + 2}
+        alone = len(inside) < 2 and any(len(one) == count + 2 for one in parts)
+        if len(top) != 1 or min(top).lower() in SPLIT_FOLDERS or not inside:
+            return count
+        if alone and not inside & SPLIT_FOLDERS.keys():
+            return count
         count += 1
-    return count
 
 
 def _check_no_folder_is_empty(container: Container, pictures: Sequence[Picture], depth: int) -> None:

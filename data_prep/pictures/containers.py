@@ -18,8 +18,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from dptrain.errors import DataError
 from dptrain.system.files import open_regular
@@ -28,6 +29,9 @@ from dptrain.system.text import shown
 from ..bounded import BoundedStream, Readable
 
 TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
+COMPRESSED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack a piece to any size
+PIECE = 1 << 16  # bytes that are unpacked at a time
+LARGEST_HEADER = 1 << 20  # bytes of a long name in a tar archive
 LARGEST_FILE = 256 << 20  # bytes of one picture's file
 MOST_UNPACKED = 100  # times the size of the archive: pictures are compressed already
 SLACK = 1 << 20  # bytes that a small archive may unpack to besides
@@ -86,31 +90,34 @@ def opened(path: Path) -> Iterator[Container]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise DataError(f"{shown(error.filename or path)}: cannot be read: {error.strerror or error}") from error
     except DataError as error:
         raise DataError(f"{shown(path)}: {error}") from error
-    except DAMAGED as error:
+    except (*DAMAGED, gzip.BadGzipFile) as error:  # the second is an OSError too
         reason = shown(str(error) or "it ends too early", 200)
         raise DataError(f"{shown(path)}: not a complete archive, damaged or truncated: {reason}") from error
+    except OSError as error:
+        raise DataError(f"{shown(error.filename or path)}: cannot be read: {error.strerror or error}") from error
 
 
 def _folder(top: Path) -> Container:
     """All files below a folder, also through symbolic links to files and folders."""
-    files, folders = [], []
-    seen: set[tuple[int, int]] = set()
+    files: list[str] = []
+    folders: list[str] = []
+    chains: dict[str, frozenset[tuple[int, int]]] = {}  # the identities of a folder and of all above it
 
     def fail(error: OSError) -> None:
         raise error
 
     for folder, names, contents in os.walk(top, onerror=fail, followlinks=True):
-        status = os.stat(folder)  # noqa: PTH116 - quicker for many folders
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above or beside
-            names.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        names[:] = sorted(name for name in names if not name.startswith("."))
+        above = chains.get(os.path.dirname(folder), frozenset())  # noqa: PTH120 - quicker for many folders
+        status = os.stat(folder)  # noqa: PTH116
+        chains[folder] = above | {(status.st_dev, status.st_ino)}
         below = "" if folder == os.fspath(top) else os.path.relpath(folder, top) + "/"
+        if len(chains[folder]) == len(above):  # a link to a folder above
+            names.clear()
+            folders.remove(below[:-1])
+            continue
+        names[:] = sorted(name for name in names if not HIDDEN.search(f"{name}/"))
         folders += [below + name for name in names]
         files += [below + name for name in contents if not name.startswith(".")]
     files.sort()
@@ -123,6 +130,8 @@ def _zip(path: Path, archive: zipfile.ZipFile) -> Container:
     for member in archive.infolist():
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise DataError(_refused(member.filename, "is a link or a device"))
+        if member.compress_type not in COMPRESSED:
+            raise DataError(f"{shown(member.filename)} is compressed by another method than deflate: pack it again")
         name = _checked(member.orig_filename, members)
         if member.is_dir():
             folders.append(name)
@@ -137,7 +146,8 @@ def _zip(path: Path, archive: zipfile.ZipFile) -> Container:
             for number in sorted(numbers, key=lambda number: members[files[number]].header_offset):
                 member = members[files[number]]
                 _check_size(member.filename, member.file_size)
-                yield number, archive.read(member)
+                with archive.open(member) as file:
+                    yield number, b"".join(iter(partial(file.read, PIECE), b""))
 
     return Container(files, _visible(folders), contents)
 
@@ -180,7 +190,8 @@ def _tar_members(path: Path) -> Iterator[tuple[tarfile.TarFile, Iterator[tarfile
         file.seek(0)
         most = MOST_UNPACKED * path.stat().st_size + SLACK
         unpack = next((unpack for magic, unpack in COMPRESSIONS.items() if start.startswith(magic)), lambda file: file)
-        with tarfile.open(fileobj=BoundedStream(unpack(file), most, TOO_MUCH), mode="r|") as archive:
+        stream = BoundedStream(unpack(file), most, TOO_MUCH)
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
 
             def members() -> Iterator[tarfile.TarInfo]:
                 for member in archive:
@@ -188,6 +199,26 @@ def _tar_members(path: Path) -> Iterator[tuple[tarfile.TarFile, Iterator[tarfile
                     vars(archive)["members"].clear()  # it would keep them all
 
             yield archive, members()
+        while stream.read(PIECE):  # to the checksum of a compressed file
+            pass
+
+
+class _Member(tarfile.TarInfo):
+    """A header of a tar archive. A damaged one is an error: tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.InvalidHeaderError, tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"{error or 'it ends before the end of the archive'}") from error
+
+    @classmethod
+    def frombuf(cls, content: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(content, encoding, errors)
+        if member.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE) and member.size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
 
 
 def _checked(name: str, others: Mapping[str, object]) -> str:

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dptrain.data.manifest import Fit
 from dptrain.errors import DataError
@@ -31,6 +33,7 @@ from dptrain.system.text import shown
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 MOST_PIXELS = 89_478_485  # as in Pillow's own check: 256 MiB for RGB
+SIDEWAYS = (5, 6, 7, 8)  # orientations in EXIF data that swap height and width
 DECODER = f"Pillow {PIL.__version__}"
 
 FITS: tuple[Fit, ...] = get_args(Fit)
@@ -53,24 +56,34 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
+@contextmanager
+def quiet_pillow() -> Iterator[None]:
+    """Without Pillow's warnings: on damaged metadata, and on sizes that `decode` checks. Not within a thread."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def decode(content: bytes, form: Form) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """The pixels (C, H, W) of an image file, and the size (height, width) of the picture in the file.
 
     DataError, without a name, if it cannot be decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on damaged metadata, and on sizes that are checked here
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                size = image.height, image.width
-                if image.height * image.width > MOST_PIXELS:
-                    raise DataError(f"{size[0]:,} x {size[1]:,} pixels, expected at most {MOST_PIXELS:,} in all")
-                twice = 2 * max(form.image_shape[1:])
-                image.draft(None, (twice, twice))  # only JPEG files have this
-                ImageOps.exif_transpose(image, in_place=True)
-                fitted = _fitted(_converted(image, "RGB" if form.image_shape[0] == 3 else "L"), form)
-    except DataError:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            size = image.height, image.width
+            if image.height * image.width > MOST_PIXELS:
+                raise DataError(f"{size[0]:,} x {size[1]:,} pixels, expected at most {MOST_PIXELS:,} in all")
+            twice = 2 * max(form.image_shape[1:])
+            image.draft(None, (twice, twice))  # only JPEG files have this
+            if image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS:  # this may decode the picture
+                size = size[::-1]
+            ImageOps.exif_transpose(image, in_place=True)
+            fitted = _fitted(_converted(image, "RGB" if form.image_shape[0] == 3 else "L"), form)
+    except (DataError, MemoryError):
         raise
+    except Image.DecompressionBombError:
+        raise DataError(f"more than {MOST_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise DataError("not a PNG, JPEG, WebP or GIF file" if content else "the file is empty") from None
     except Exception as error:  # a damaged file can raise nearly anything

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,9 +19,10 @@ from dptrain.system.text import shown
 
 from ..spool import Spool
 from .containers import LARGEST_FILE
-from .decode import Form, decode
+from .decode import Form, decode, quiet_pillow
 
 AT_ONCE = 32  # pictures that a process decodes before it answers
+MOST_BYTES = 1 << 20  # of the files of a group, unless a single one is larger
 WAITING = 3  # groups of pictures a process, read and not yet decoded
 
 Group = list[tuple[int, bytes | str]]  # numbers and contents, or paths
@@ -57,11 +59,13 @@ def decode_all(
 
 def _grouped(contents: Iterable[tuple[int, bytes | str]]) -> Iterator[Group]:
     group: Group = []
-    for one in contents:
-        group.append(one)
-        if len(group) == AT_ONCE:
+    size = 0
+    for number, content in contents:
+        group.append((number, content))
+        size += len(content) if isinstance(content, bytes) else 0
+        if len(group) == AT_ONCE or size >= MOST_BYTES:
             yield group
-            group = []
+            group, size = [], 0
     if group:
         yield group
 
@@ -69,7 +73,9 @@ def _grouped(contents: Iterable[tuple[int, bytes | str]]) -> Iterator[Group]:
 def _outcomes(groups: Iterator[Group], spool: Spool, form: Form, processes: int) -> Iterator[Outcome]:
     if processes == 1:
         for group in groups:
-            yield from _decode_group(group, spool, form)
+            with quiet_pillow():
+                outcomes = _decode_group(group, spool, form)
+            yield from outcomes
         return
     context = multiprocessing.get_context("fork")  # the spool's file has no name: only a forked process can have it
     with ProcessPoolExecutor(processes, context, _begin, (spool, form)) as pool:
@@ -81,6 +87,8 @@ def _outcomes(groups: Iterator[Group], spool: Spool, form: Form, processes: int)
                     yield from _result(*waiting.popleft())
             while waiting:
                 yield from _result(*waiting.popleft())
+        except BrokenProcessPool:  # when a group is submitted
+            raise DataError(_killed(waiting[0][0])) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -89,11 +97,13 @@ def _result(group: Group, future: Future[list[Outcome]]) -> list[Outcome]:
     try:
         return future.result()
     except BrokenProcessPool:
-        paths = [content for _, content in group if isinstance(content, str)]
-        where = f" at a picture from {shown(paths[0], 300)} on" if paths else ""
-        raise DataError(
-            f"a process that decodes pictures was killed{where}; if there was too little memory, use fewer --processes"
-        ) from None
+        raise DataError(_killed(group)) from None
+
+
+def _killed(group: Group) -> str:
+    paths = [content for _, content in group if isinstance(content, str)]
+    where = f" at a picture from {shown(paths[0], 300)} on" if paths else ""
+    return f"a process that decodes pictures was killed{where}; if there was too little memory, use fewer --processes"
 
 
 def _decode_group(group: Group, spool: Spool, form: Form) -> list[Outcome]:
@@ -108,6 +118,8 @@ def _decode_group(group: Group, spool: Spool, form: Form) -> list[Outcome]:
         except DataError as error:
             outcomes.append((number, str(error)))
             continue
+        except MemoryError:
+            raise DataError("out of memory for decoding pictures; use fewer --processes") from None
         spool[number] = pixels
         outcomes.append((number, size))
     return outcomes
@@ -120,6 +132,7 @@ def _begin(spool: Spool, form: Form) -> None:
     global _worker
     leave_signals_to_parent()
     end_with_parent()
+    warnings.simplefilter("ignore")
     _worker = spool, form
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dptrain.data.manifest import SPLITS, Preparation, Provenance
+from dptrain.data.manifest import LARGEST_IMAGE, SPLITS, Preparation, Provenance
 from dptrain.errors import DataError, UsageError
 from dptrain.system.arguments import share, whole
 from dptrain.system.text import shown
@@ -70,10 +70,9 @@ def read_pictures(
     DataError for a broken picture, with the names of all, unless they are to be skipped.
     """
     splits = _splits(pictures, options.test_fraction)
-    labels, names = class_names(picture.label for picture in pictures)
-    if classes:
-        labels = names = _ordered(classes, labels)
     height, width = options.size
+    if 3 * height * width > LARGEST_IMAGE:
+        raise UsageError(f"--size {height} {width}: expected images of at most {LARGEST_IMAGE:,} bytes")
     form = Form((1 if options.grey else 3, height, width), options.fit)
     processes = options.processes or len(os.sched_getaffinity(0))
     numbers = [picture.number for picture in pictures]
@@ -81,6 +80,10 @@ def read_pictures(
     _report_broken(decoded, container.files, len(pictures), skip=options.skip_broken)
     _report_sizes(decoded, options.size)
     kept = [picture for picture in pictures if picture.number not in decoded.broken]
+    _check_splits(kept, splits)
+    labels, names = class_names(picture.label for picture in kept)
+    if classes:
+        labels = names = _ordered(classes, labels)
     parts = _parts(kept, splits, labels, decoded, options)
     preparation = Preparation(
         decoder=DECODER,
@@ -108,6 +111,21 @@ def _splits(pictures: Sequence[Picture], test_fraction: float | None) -> dict[st
     return {split: split for split in found}
 
 
+def _check_splits(pictures: Sequence[Picture], splits: dict[str, str]) -> None:
+    """DataError if a split has lost all its pictures, or has a class of which there is nothing to learn from."""
+    classes: dict[str, set[str]] = {split: set() for split in splits.values()}
+    for picture in pictures:
+        classes[splits[picture.split]].add(picture.label)
+    for split, found in classes.items():
+        if not found:
+            raise DataError(f"none of the pictures of the {split} split can be decoded")
+        if unknown := sorted(found - classes["train"]):
+            raise DataError(
+                f"the {split} split has pictures of {shown(', '.join(unknown), 200)}, of which the training split has "
+                "none"
+            )
+
+
 def _ordered(classes: Sequence[str], labels: Sequence[str]) -> list[str]:
     if missing := sorted(set(labels) - set(classes)):
         raise DataError(f"--classes lacks {shown(', '.join(missing), 300)}, of which there are pictures")
@@ -126,8 +144,6 @@ def _parts(
     rows: dict[str, list[int]] = {}
     for place, picture in enumerate(pictures):
         rows.setdefault(splits[picture.split], []).append(place)
-    if not rows.get("train"):
-        raise DataError("no picture of the training split can be decoded")
     classes = np.array([number_of[picture.label] for picture in pictures], np.int64)
     numbers = np.array([picture.number for picture in pictures], np.intp)
     chosen = {split: np.array(places, np.intp) for split, places in rows.items()}

@@ -19,7 +19,7 @@ from dptrain.system.arguments import path_argument
 from dptrain.system.files import file_sha256, open_regular
 from dptrain.system.text import shown
 
-from ..images import ImageData, ImageSource
+from ..images import ImageData, ImageSource, set_name
 from ..pictures import reading
 from ..pictures.classes import SPLIT_FOLDERS, Picture
 from ..pictures.containers import Container
@@ -52,7 +52,7 @@ def read(options: argparse.Namespace) -> ImageData:
     files = [picture.name for picture in pictures]
     container = Container(files, [], lambda numbers: ((n, os.path.join(root, files[n])) for n in numbers))  # noqa: PTH118
     classes = () if options.classes is None else options.classes.split(",")
-    return reading.read_pictures(path.stem, source, container, pictures, options, classes)
+    return reading.read_pictures(set_name(path), source, container, pictures, options, classes)
 
 
 def _pictures(path: Path) -> list[Picture]:

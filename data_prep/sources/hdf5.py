@@ -16,7 +16,7 @@ from dptrain.system.text import shown
 from .. import arrays
 from ..arrays import ArrayStream, read_arrays
 from ..hdf5_stream import array_names, npy_bytes
-from ..images import ImageData, ImageSource
+from ..images import ImageData, ImageSource, set_name
 from ..npy import npy_stream
 
 SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -38,7 +38,7 @@ def read(options: argparse.Namespace) -> ImageData:
 
     try:
         source = Provenance("hdf5", path.name, file_sha256(path))
-        return read_arrays(path.stem, source, array_names(path), opened, options)
+        return read_arrays(set_name(path), source, array_names(path), opened, options)
     except OSError as error:
         raise DataError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
     except DataError as error:

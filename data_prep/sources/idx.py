@@ -31,8 +31,9 @@ from dptrain.system.files import open_regular
 from dptrain.system.text import shown
 
 from ..images import ImageData, ImageSource, LabelledImages, class_names
-from ..spool import Spool
+from ..spool import BLOCK, Spool
 
+MOST_UNPACKED = 1032  # times the size of a file: the most that gzip can reach
 UNSIGNED_BYTES = 8
 NAME = re.compile(r"(?P<set>.*?)(?P<split>train|t10k|test)[-_](?P<kind>images|labels)[-.]idx[13][-.]ubyte(?:\.gz)?")
 SPLIT_OF = {"train": "train", "t10k": "test", "test": "test"}
@@ -127,6 +128,8 @@ def _read_images(path: Path, out: Path) -> Spool:
     with _opened(path, 3) as (content, (count, height, width)):
         if not (count and 0 < height * width <= LARGEST_IMAGE):
             raise DataError(f"its header states {count:,} images of {height} x {width} pixels")
+        if count * height * width > MOST_UNPACKED * path.stat().st_size + BLOCK:
+            raise DataError(f"its header states {count:,} images of {height} x {width} pixels, more than it can hold")
         spool = Spool(out, (1, height, width))
         if (read := spool.read_from(content, count)) < count:
             raise DataError(f"ends after {read:,} of {count:,} images")

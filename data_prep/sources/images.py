@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dptrain.data.manifest import Provenance
+from dptrain.data.manifest import LONGEST_NAME, Provenance
 from dptrain.errors import DataError
 from dptrain.system.arguments import path_argument
 from dptrain.system.files import file_sha256
@@ -45,7 +45,8 @@ def read(options: argparse.Namespace) -> ImageData:
             raise DataError(f"{shown(path)}: {error}") from error
         for note in notes:
             report(f"note: {note}")
-        return reading.read_pictures(stem(path), source, container, pictures, options)
+        name = shown(stem(path), LONGEST_NAME).strip() or "images"
+        return reading.read_pictures(name, source, container, pictures, options)
 
 
 def _detects(path: Path) -> bool:

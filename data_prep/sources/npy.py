@@ -15,7 +15,7 @@ from dptrain.system.text import shown
 
 from .. import arrays
 from ..arrays import ArrayStream, read_arrays
-from ..images import ImageData, ImageSource
+from ..images import ImageData, ImageSource, set_name
 from ..npy import npy_stream
 
 
@@ -40,7 +40,7 @@ def read(options: argparse.Namespace) -> ImageData:
             yield array
 
     try:
-        return read_arrays(path.resolve().name, Provenance("npy"), _names(path), opened, options)
+        return read_arrays(set_name(path), Provenance("npy"), _names(path), opened, options)
     except OSError as error:
         raise DataError(f"{shown(error.filename or path)}: cannot be read: {error.strerror or error}") from error
     except DataError as error:

@@ -106,7 +106,8 @@ def print_evaluation(parsed: argparse.Namespace, evaluation: CheckpointEvaluatio
         figures = {name: getattr(evaluation, name) for name in ("loss", "accuracy", "samples", "correct")}
         code = {"changed_model_files": evaluation.changed_model_files, "model_warning": evaluation.warning}
         matrix = {} if confusion is None else {"classes": classes, "confusion": confusion.tolist()}
-        print(json.dumps({**figures, "tta": parsed.tta, "class_accuracy": by_class, **code, **matrix}))
+        asked = {"split": parsed.split, "tta": parsed.tta}
+        print(json.dumps({**figures, **asked, "class_accuracy": by_class, **code, **matrix}))
         return
     print(f"{parsed.split} loss {evaluation.loss:.4f}, accuracy {100 * evaluation.accuracy:.2f} % ", end="")
     augmented = "" if parsed.tta == "none" else f", with test-time augmentation ({parsed.tta})"

@@ -17,6 +17,7 @@ from dptrain.commands import inspect
 from dptrain.config.train import model_name
 from dptrain.errors import FAILED, CheckpointError, DataError, UsageError
 from dptrain.system.arguments import Parser, argument, path_argument, whole
+from dptrain.system.paths import typed_path
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
 
@@ -57,7 +58,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
     """Print the classes of all pictures; the exit status is 1 if one of them is broken."""
-    from dptrain.data_prep.pictures.decode import Form
+    from dptrain.data_prep.pictures.decode import Form, quiet_pillow
     from dptrain.parallel.communicator import together
     from dptrain.training.classifier import Classifier
 
@@ -72,7 +73,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
             )
     form = Form(classifier.image_shape, classifier.fit)
     broken = found = 0
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with quiet_pillow(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         for group in _groups(_files(parsed.pictures), AT_ONCE):
             decoded = list(threads.map(partial(_decoded, form=form), group))
             with_bars = not found and len(group) <= WITH_BARS
@@ -97,13 +98,13 @@ def _groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def _files(arguments: Iterable[str]) -> Iterator[tuple[str, bytes | str]]:
     """Names of pictures, each with its content or its path; DataError for a folder or archive that cannot be read."""
-    from dptrain.data_prep.pictures.containers import is_archive, opened
+    from dptrain.data_prep.pictures.containers import LARGEST_FILE, is_archive, opened
     from dptrain.data_prep.pictures.decode import is_picture
 
     for name in arguments:
-        path = Path(name).expanduser()
+        path = Path(typed_path(name))
         if name == "-":
-            yield name, sys.stdin.buffer.read()
+            yield name, sys.stdin.buffer.read(LARGEST_FILE + 1)
         elif path.is_dir() or is_archive(path):
             with opened(path) as container:
                 numbers = [number for number, name in enumerate(container.files) if is_picture(name)]
@@ -145,7 +146,8 @@ def _print_classes(
         top = [(classifier.classes[number], one[number]) for number in best]
         if parsed.json:
             classes = [{"class": name, "probability": round(share, 6)} for name, share in top]
-            print(json.dumps({"image": name, "classes": classes}))
+            text = name.encode(errors="surrogateescape").decode(errors="replace")  # JSON has no other bytes
+            print(json.dumps({"image": text, "classes": classes}))
         elif with_bars:
             print(shown(name))
             for label, share in top:

@@ -153,8 +153,8 @@ def evaluation_is_due(session: Session, state: TrainingState) -> bool:
 
 def stopped_early(session: Session, epochs: int, state: TrainingState) -> bool:
     """Whether the validation accuracy has not improved for so many epochs (0: never). The same on all ranks."""
-    since = state.step - state.progress.best_step
-    return state.progress.best_validation is not None and 0 < epochs * session.origin.steps_per_epoch <= since
+    since, each = state.step - state.progress.best_step, session.origin.steps_per_epoch
+    return state.step % each == 0 and state.progress.best_validation is not None and 0 < epochs * each <= since
 
 
 def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:

@@ -110,6 +110,18 @@ def test_a_run_stops_early_and_a_resumed_run_counts_on(
     assert (memory.steps[0][0], memory.steps[-1][0]) == (4 * STEPS_PER_EPOCH + 1, 10 * STEPS_PER_EPOCH)
 
 
+def test_a_run_stops_early_only_where_it_is_evaluated(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_accuracies(monkeypatch, 0.9, 0.2, 0.3, 0.4)
+    config = configuration(data, tmp_path / "run", epochs=20, early_stop=1)
+    train(replace(config, max_steps=3), Communicator())
+    finished = train(config, Communicator())
+    assert finished is not None
+    assert finished.step == 2 * STEPS_PER_EPOCH
+    assert finished.validation_accuracy is not None
+
+
 def test_early_stopping_is_the_same_on_any_number_of_ranks(data: Path, tmp_path: Path) -> None:
     config = configuration(data, tmp_path / "one", epochs=20, early_stop=2, lr=0.0001)
     one, memory = run(config)

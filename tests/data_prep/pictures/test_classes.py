@@ -54,6 +54,18 @@ def test_folders_around_all_others_are_left_out() -> None:
     assert found("cats/1.png") == [("cats/1.png", "cats", "")]
 
 
+def test_a_loose_picture_does_not_hide_the_folders_of_classes_and_splits() -> None:
+    names = ("set/train/cats/1.png", "set/train/dogs/1.png", "set/test/cats/2.png", "set/cover.png", "a.png")
+    pictures, notes = find_pictures(container(*names))
+    assert [(picture.label, picture.split) for picture in pictures] == [
+        ("cats", "test"),
+        ("cats", "train"),
+        ("dogs", "train"),
+    ]
+    assert notes == ["pictures in no folder of a class are left out (2), such as a.png"]
+    assert {label for _, label, _ in found("cats/1.png", "cats/more/2.png")} == {"cats"}
+
+
 def test_other_files_and_pictures_outside_the_classes_are_counted() -> None:
     pictures, notes = find_pictures(container("cats/1.png", "cats/notes.txt", "dogs/2.png", "a.png", "b.png", "readme"))
     assert [picture.name for picture in pictures] == ["cats/1.png", "dogs/2.png"]
@@ -74,6 +86,7 @@ def test_what_has_no_classes_or_an_empty_one_is_refused() -> None:
 
 def test_classes_are_in_the_order_of_their_numbers_or_letters() -> None:
     assert class_names(["10", "9", "9", "100"]) == (["9", "10", "100"], ["9", "10", "100"])
+    assert class_names(["1" * 5000, "2"])[0] == ["2", "1" * 5000]
     assert class_names(["b", "10", "9"]) == (["10", "9", "b"], ["10", "9", "b"])
 
 

@@ -91,7 +91,10 @@ def test_links_in_a_folder_are_followed_once(tmp_path: Path) -> None:
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "4.png").write_bytes(b"four")
-    assert held(folder)[0] == FILES | {"linked/4.png": b"four"}
+    (folder / "same").symlink_to(folder / "c")  # a class of the same pictures: they are found as copies
+    files, folders = held(folder)
+    assert files == FILES | {"linked/4.png": b"four", "same/🐕.png": b""}
+    assert folders == sorted([*FOLDERS, "linked", "same"])
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", link: str = "") -> Callable[[Path], None]:
@@ -147,6 +150,36 @@ def test_a_name_that_occurs_twice_is_refused(tmp_path: Path) -> None:
         for name in ("./a/1.png", "a//1.png"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     assert "occurs twice" in refused(tmp_path / "set.tar")
+
+
+def test_a_damaged_or_cut_tar_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "set.tar"
+    with tarfile.open(path, "w") as archive:
+        for name in ("a/1.png", "b/2.png", "c/3.png"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    whole = path.read_bytes()
+    for damaged in (whole[:1024], whole[:512] + b"x" * 512 + whole[1024:], whole[:1100]):
+        path.write_bytes(damaged)
+        assert "not a complete archive, damaged or truncated" in refused(path)
+
+
+def test_a_compressed_tar_archive_is_read_to_its_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "set.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a/1.png"), io.BytesIO())
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+    assert "not a complete archive, damaged or truncated" in refused(path)
+
+
+def test_a_zip_archive_that_states_smaller_sizes_than_it_has_is_refused(tmp_path: Path) -> None:
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        path = write_zip(tmp_path / "set.zip", write_folder(tmp_path / f"set-{method}"), method)
+        assert "is compressed by another method than deflate: pack it again" in refused(path)
+
+
+def test_a_long_header_of_a_tar_archive_is_refused(tmp_path: Path) -> None:
+    member("a" * (2 << 20))(tmp_path / "set")
+    assert "a header of 2,097," in refused(tmp_path / "set.tar")
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.xz"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -13,9 +14,15 @@ from hypothesis import strategies as st
 from picture_files import encoded, pixels
 from PIL import Image
 
-from data_prep.pictures.decode import MOST_PIXELS, Form, decode
+from data_prep.pictures.decode import MOST_PIXELS, Form, decode, quiet_pillow
 from dptrain.data.manifest import Fit
 from dptrain.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def _without_warnings() -> Iterator[None]:
+    with quiet_pillow():
+        yield
 
 
 def decoded(content: bytes, size: tuple[int, int] = (9, 7), channels: int = 3, fit: Fit = "crop") -> np.ndarray:
@@ -112,6 +119,8 @@ def test_the_orientation_in_the_exif_data_is_applied(orientation: int) -> None:
         8: np.rot90(array),
     }
     assert np.array_equal(decoded(encoded(array, exif=exif), (8, 8)), seen[orientation])
+    size = decode(encoded(pixels(9, 7), exif=exif), Form((3, 4, 4)))[1]
+    assert size == ((7, 9) if orientation >= 5 else (9, 7))
 
 
 def test_another_aspect_ratio_is_cropped_squashed_or_padded() -> None:
@@ -156,7 +165,11 @@ def test_what_cannot_be_decoded_is_refused_with_the_reason() -> None:
     assert refused(b"") == "the file is empty"
     assert refused(b"hello") == "not a PNG, JPEG, WebP or GIF file"
     assert refused(encoded(pixels(), "BMP")) == "not a PNG, JPEG, WebP or GIF file"
-    assert refused(png_header(MOST_PIXELS, 2)) == f"2 x {MOST_PIXELS:,} pixels, expected at most {MOST_PIXELS:,} in all"
+    assert (
+        refused(png_header(MOST_PIXELS - 1, 2))
+        == f"2 x {MOST_PIXELS - 1:,} pixels, expected at most {MOST_PIXELS:,} in all"
+    )
+    assert refused(png_header(MOST_PIXELS, 3)) == f"more than {MOST_PIXELS:,} pixels"
     assert refused(png_header(40, 40)).startswith("damaged or truncated: ")
     for format in ("PNG", "JPEG", "WEBP", "GIF"):
         whole = encoded(pixels(60, 60), format)

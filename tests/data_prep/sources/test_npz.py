@@ -205,17 +205,14 @@ def test_more_bytes_than_the_shape_needs_and_arrays_of_one_name_are_refused(tmp_
     assert "array y_train occurs twice" in refused(path)
 
 
-def test_a_damaged_archive_of_another_compression_is_refused(tmp_path: Path) -> None:
+def test_an_archive_of_another_compression_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.npz")
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    assert len(read_npz(path).train.images) == 30
-    whole = path.read_bytes()
-    path.write_bytes(whole[:80] + b"\xff" * 100 + whole[180:])
-    assert "not a readable .npz file, damaged or truncated: " in refused(path)
+    assert "not a readable .npz file, damaged or truncated: compressed by another method than deflate" in refused(path)
 
 
 @pytest.mark.parametrize(

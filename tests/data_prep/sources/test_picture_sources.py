@@ -194,6 +194,8 @@ def test_a_table_that_is_not_valid_is_refused_with_its_line(text: str, message: 
     [
         (["test/cats/1.png"], [], "there are no pictures of the split train"),
         (["train/a/1.png", "test/a/2.png"], ["--test-fraction", "0.5"], "there is a test split already"),
+        (["train/a/1.png", "val/b/2.png", "test/a/3.png"], [], "the validation split has pictures of b, of which the"),
+        (["train/a/1.png", "test/a/2.png"], ["--size", "40000", "40000"], "expected images of at most"),
     ],
 )
 def test_splits_that_do_not_fit_are_refused(names: list[str], words: list[str], message: str, tmp_path: Path) -> None:
