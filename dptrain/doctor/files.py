@@ -89,7 +89,7 @@ def _at_least(size: int) -> str:
 
 
 def check_locks(folder: Path) -> Finding:
-    """Whether a run folder can be locked against a second run, and what HDF5 is told about locks."""
+    """Whether a run folder can be locked against a second run, and how HDF5 is configured to lock files."""
     setting = os.environ.get("HDF5_USE_FILE_LOCKING")
     told = f"; HDF5_USE_FILE_LOCKING={shown(setting, 40)}" if setting is not None else ""
     with tempfile.TemporaryFile(dir=folder, prefix=".dptrain-doctor-") as file:

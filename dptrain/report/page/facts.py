@@ -1,7 +1,7 @@
 """Everything that a page shows about a run, as plain values.
 
-What cannot be had is left out, and `missing` says why: a run that was killed, a data set that was moved, a checkpoint
-that was removed, or the code of a user's model, which is never executed unasked.
+Facts that are not available are left out, and `missing` gives the reason: the run was killed, the data set was moved,
+the checkpoint was removed, or the model is a user's, whose code is never executed unasked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Mistake:
 
 @dataclass
 class RunFacts:
-    """The facts of the run in a folder. `missing` has a sentence for each field that could not be had."""
+    """The facts of the run in a folder. `missing` has a sentence for each field that is not available."""
 
     folder: Path
     history: History
