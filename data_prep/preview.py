@@ -49,7 +49,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw the sheet of a data set; returns the exit status."""
+    """Draw the sheet of a data set and print its facts; returns the exit status."""
+    facts = draw(options)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    width, height = facts["size"]
+    drawn, used = len(facts["classes"]), facts["augmentation"]
+    print(f"{shown(options.png)}: {width} x {height} pixels, {drawn} of {facts['of_classes']} classes")
+    print(
+        f"  augmentation    {used or 'none; show it with its flags, such as --augment reflect, or with --config FILE'}"
+    )
+    return 0
+
+
+def draw(options: argparse.Namespace) -> dict[str, Any]:
+    """Draw the sheet of a data set; returns its facts. UsageError if the picture cannot be written."""
     config = configuration(vars(options))
     manifest = read_manifest(options.folder)
     transforms = make_transforms(config, manifest.image_shape, manifest.mean)
@@ -68,15 +83,8 @@ def run(options: argparse.Namespace) -> int:
         write_durably(options.png, content)
     except OSError as error:
         raise UsageError(f"--png {shown(options.png)}: cannot be written: {error.strerror}") from error
-    facts = {"file": str(options.png), "size": size, "classes": list(names), "epochs": epochs, "augmentation": used}
-    if options.json:
-        print(json.dumps(facts, indent=1))
-        return 0
-    print(f"{shown(options.png)}: {size[0]} x {size[1]} pixels, {len(names)} of {len(manifest.classes)} classes")
-    print(
-        f"  augmentation    {used or 'none; show it with its flags, such as --augment reflect, or with --config FILE'}"
-    )
-    return 0
+    shape = {"size": size, "classes": list(names), "of_classes": len(manifest.classes)}
+    return {"file": str(options.png), **shape, "epochs": epochs, "augmentation": used}
 
 
 def configuration(options: Mapping[str, Any]) -> PreviewConfig:
