@@ -37,17 +37,18 @@ def step_of(path: Path) -> int:
 
 
 class RunFolder:
-    """Keeps the last three checkpoints and the best, and finds the one to resume from."""
+    """Keeps the last three checkpoints and the `keep_best` best, and finds the one to resume from."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keep_best: int = 1) -> None:
         self.path = path
         self.config, self.metrics, self.checkpoints = path / "config.toml", path / "metrics.jsonl", path / "checkpoints"
         self.best_accuracy: float | None = None
         self.best_step = -1
+        self._keep_best, self._accuracies = keep_best, dict[int, float]()  # by step, of the best so far
         self.held: int | None = None  # a descriptor with the lock, while this process holds the folder
 
     @classmethod
-    def new(cls, data: str, model: str) -> RunFolder:
+    def new(cls, data: str, model: str, keep_best: int = 1) -> RunFolder:
         """Make runs/<data>-<model>-<time>: a new folder, also if several runs start at the same time."""
         data_name = os.fsencode(Path(data).resolve().name).decode(errors="replace")[:80]  # any name, also not in UTF-8
         name = f"{data_name}-{model.rsplit(':', 1)[-1][:80]}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -55,7 +56,7 @@ class RunFolder:
             path = _free(Path("runs") / name)
             with _usable(path), contextlib.suppress(FileExistsError):
                 path.mkdir(parents=True)
-                return cls(path)
+                return cls(path, keep_best)
 
     def claim(self, patience: float = 0.0) -> None:
         """Make the folder and hold it until `close` or the end of the process; may be called twice.
@@ -172,14 +173,14 @@ class RunFolder:
         return self.checkpoints / f"step-{step:08d}.h5"
 
     def save(self, step: int, content: bytes, accuracy: float | None) -> Path:
-        """Write step-<step>.h5 durably, then remove all but the last three and the best.
+        """Write step-<step>.h5 durably, then remove all but the last three and the best ones.
 
         CheckpointError when it cannot be written.
         """
         path = self.checkpoint_of(step)
         try:
             write_durably(path, content)
-            self._keep_best(path, step, accuracy)
+            self._remember(path, step, accuracy)
         except OSError as error:
             advice = (
                 f"{'Free some space' if error.errno in FULL else 'Fix that'}, then resume with --run-dir {self.path}"
@@ -188,14 +189,19 @@ class RunFolder:
                 f"{path}: cannot be written: {error.strerror}; no earlier checkpoint was touched. {advice}"
             ) from error
         for old in self.numbered()[:-KEEP]:
-            if old != path and step_of(old) != self.best_step:
+            if old != path and step_of(old) not in self._accuracies:
                 with contextlib.suppress(OSError):  # an extra checkpoint does no harm
                     old.unlink()
         return path
 
-    def _keep_best(self, path: Path, step: int, accuracy: float | None) -> None:
+    def _remember(self, path: Path, step: int, accuracy: float | None) -> None:
         """If no checkpoint before is as accurate, make best.h5 this one: a link, or a copy on disks without links."""
-        if accuracy is None or (self.best_accuracy is not None and accuracy <= self.best_accuracy):
+        if accuracy is None:
+            return
+        self._accuracies[step] = accuracy
+        best_first = sorted(self._accuracies, key=lambda one: (-self._accuracies[one], one))
+        self._accuracies = {one: self._accuracies[one] for one in best_first[: self._keep_best]}
+        if self.best_accuracy is not None and accuracy <= self.best_accuracy:
             return
         self.best_accuracy, self.best_step = accuracy, step
         best = self.checkpoints / BEST
@@ -212,12 +218,25 @@ class RunFolder:
             except CheckpointError:
                 continue
             with _usable(self.path):
-                self._keep_best(path, state.step, state.progress.selection_accuracy)
+                self._remember(path, state.step, state.progress.selection_accuracy)
 
     @property
     def best(self) -> Path | None:
         """The checkpoint with the best accuracy, if any has one."""
         return None if self.best_accuracy is None else self.checkpoints / BEST
+
+
+def open_checkpoint(path: Path, note: Callable[[str], None]) -> Checkpoint:
+    """A checkpoint from a file, or the newest of a run folder; `note` gets lines about what is skipped.
+
+    UsageError for a folder without checkpoints, CheckpointError for a file that cannot be read.
+    """
+    if not path.is_dir():
+        return read_checkpoint(path)
+    newest = RunFolder(path).newest(note)
+    if newest is None:
+        raise UsageError(f"{shown(path)}: no checkpoints/step-*.h5 in this folder; give a run folder or a file")
+    return newest[1]
 
 
 def _free(path: Path) -> Path:

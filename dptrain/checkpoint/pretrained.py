@@ -17,10 +17,10 @@ import numpy as np
 
 from dptrain.arrays.layout import Shape
 from dptrain.arrays.memory import Array
-from dptrain.checkpoint.folder import RunFolder
-from dptrain.checkpoint.format import Checkpoint, read_checkpoint
+from dptrain.checkpoint.folder import open_checkpoint
+from dptrain.checkpoint.format import Checkpoint
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, evaluated
-from dptrain.errors import CheckpointError, UsageError
+from dptrain.errors import CheckpointError
 from dptrain.nn.finite import not_finite
 from dptrain.system import files
 from dptrain.system.extras import from_extra
@@ -57,20 +57,11 @@ def read_pretrained(path: Path, wanted: Mapping[str, Shape], note: Callable[[str
         except UNREADABLE as error:
             raise CheckpointError(f"{shown(path)}: not a readable {path.suffix} file: {shown(error, 300)}") from error
     else:
-        found = _of_checkpoint(_checkpoint(path, note), wanted)
+        found = _of_checkpoint(open_checkpoint(path, note), wanted)
     for name, values in found.tensors.items():
         if what := not_finite(values):
             raise CheckpointError(f"{shown(path)}: {shown(name)} holds {what}; use another file")
     return found
-
-
-def _checkpoint(path: Path, note: Callable[[str], None]) -> Checkpoint:
-    if not path.is_dir():
-        return read_checkpoint(path)
-    newest = RunFolder(path).newest(note)
-    if newest is None:
-        raise UsageError(f"{shown(path)}: no checkpoints/step-*.h5 in this folder; give a run folder or a file")
-    return newest[1]
 
 
 def _of_checkpoint(checkpoint: Checkpoint, wanted: Mapping[str, Shape]) -> Pretrained:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dptrain.config.files import parse_toml
-from dptrain.errors import UsageError
 from dptrain.system.arguments import Parser, path_argument
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
@@ -27,16 +26,9 @@ def add_arguments(parser: Parser) -> None:
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint from a file, or the newest of a run folder."""
-    from dptrain.checkpoint.folder import RunFolder
-    from dptrain.checkpoint.format import read_checkpoint
+    from dptrain.checkpoint import folder
 
-    if path.is_dir():
-        newest = RunFolder(path).newest(lambda line: write_to_stderr(shown(line)))
-        if newest is None:
-            raise UsageError(f"{path}: no checkpoints/step-*.h5 in this folder; give a run folder or a checkpoint file")
-        _, checkpoint = newest
-    else:
-        checkpoint = read_checkpoint(path)
+    checkpoint = folder.open_checkpoint(path, lambda line: write_to_stderr(shown(line)))
     for note in checkpoint.notes:
         write_to_stderr(f"dptrain: {shown(note)}")
     return checkpoint

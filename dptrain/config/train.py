@@ -186,6 +186,7 @@ class CheckpointConfig(Config):
         rule=INTERVAL,
         metavar="STEPS|TIME",
     )
+    keep_best: int = key(1, PROCESS, "checkpoints to keep of those with the best accuracy", at_least=1)
     resume: str = key("auto", FOLDER, "checkpoint or run folder to resume (auto: the newest; never)", read=typed_path)
     log_every: int = key(50, PROCESS, "steps between two lines of metrics.jsonl", at_least=1)
     report: bool = key(True, PROCESS, "write report.html into the run folder at the end of the run")
