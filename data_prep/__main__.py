@@ -149,18 +149,35 @@ def _add_command(commands: Any, name: str, text: str, run: Any, *parents: argpar
     return command
 
 
+def pack_source(*words: str) -> None:
+    """Pack a data set as `dptrain prep` does for these words: a source or a path, the folder of the data set, flags.
+
+    Raises UsageError, DataError or DownloadError.
+    """
+    options = make_parser().parse_args(_with_source(list(words)))
+    if "shards" not in options:
+        raise UsageError(
+            f"{shown(words[0])} is no source of images; choose from {', '.join(one.name for one in SOURCES)}"
+        )
+    _read_and_pack(options)
+
+
 def _pack(options: argparse.Namespace) -> int:
-    check_target(options.folder, force=options.force)  # before a long download, not after it
     try:
-        data = options.source.read(options)
+        _read_and_pack(options)
     except DownloadError as error:
         if not getattr(options, "optional", False):
             raise
         report(f"note: {shown(error)}")
         return error.status
+    return _info(options)
+
+
+def _read_and_pack(options: argparse.Namespace) -> None:
+    check_target(options.folder, force=options.force)  # before a long download, not after it
+    data = options.source.read(options)
     counts = {name: getattr(options, name) for name in ("shards", "seed", "limit", "validation_fraction")}
     pack(options.folder, data, **counts, force=options.force, command=_command(options))
-    return _info(options)
 
 
 def _command(options: argparse.Namespace) -> list[str]:

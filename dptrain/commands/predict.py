@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
     from dptrain.training.classifier import Classifier
 
-SHIPPED = Path(__file__).parents[1] / "models" / "cifar10-convnet.h5"
 AT_ONCE = 256  # pictures in memory
 WITH_BARS = 8  # pictures whose top classes are shown; of more, one line with the first class of each
 BAR = 30  # characters
@@ -60,7 +59,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     """Print the classes of all pictures; the exit status is 1 if one of them is broken."""
     from dptrain.data_prep.pictures.decode import Form, quiet_pillow
     from dptrain.parallel.communicator import together
-    from dptrain.training.classifier import Classifier
+    from dptrain.training.classifier import SHIPPED, Classifier
 
     with together(communicator):
         if communicator.size > 1:

@@ -16,6 +16,7 @@ from dptrain.errors import UsageError
 from dptrain.optim import OPTIMIZERS, optimizer_class, options_of
 from dptrain.system import files
 from dptrain.system.keys import Scope, add_flags_of, check_needs, flag, from_toml
+from dptrain.system.paths import typed_path
 from dptrain.system.suggestions import EXPLANATIONS, did_you_mean
 from dptrain.system.text import shown
 
@@ -57,6 +58,22 @@ def parse_toml(text: str, origin: str, *, by_user: bool = False, without: Collec
     except UsageError as error:
         raise UsageError(f"{origin}: {error}") from None
     return expanded(values)
+
+
+def from_python(values: Mapping[str, Any]) -> TrainConfig:
+    """A configuration from values in a program: those of keys, and of `recipe`, `config` and `augment`, like the flags.
+
+    A path may be a Path. UsageError for an unknown name or a value that cannot be used.
+    """
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    recipe, file = given.pop("recipe", ""), given.pop("config", "")
+    given = {name: value if name == "augment" else _checked(name, value, by_user=True) for name, value in given.items()}
+    saved = read_toml(Path(typed_path(file))) if file else {}
+    if not recipe:
+        return merged(saved, given)
+    from dptrain.config.recipes import read_recipe, recipe_name, used_with  # here, as it imports this module
+
+    return merged(used_with(read_recipe(recipe_name(recipe)), saved | given), saved, given)
 
 
 def _checked(spelled: str, value: Any, *, by_user: bool) -> Any:

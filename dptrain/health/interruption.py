@@ -26,9 +26,13 @@ class AskedToEndError(KeyboardInterrupt):
 
 
 class Interruption:
-    """Whether a signal has asked for the end. This base class handles no signals."""
+    """Whether a signal or the program has asked for the end. This base class handles no signals.
+
+    A run that `finish` ends is complete: it is evaluated, saved and reported. A signal ends it as soon as it is saved.
+    """
 
     signal_name: str | None = None
+    finish = False
 
     def begin_deferring(self) -> None:
         """From now on a signal only sets `signal_name`; before, it raises AskedToEndError in the main thread."""

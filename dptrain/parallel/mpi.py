@@ -181,8 +181,10 @@ def _remedy() -> str:
 
 
 def _load(started: str, ulfm: bool) -> Any:
-    """Initialize MPI; the module mpi4py.MPI."""
+    """Initialize MPI, unless the program has done it before; the module mpi4py.MPI."""
     MPI = load_library()
+    if MPI.Is_initialized():
+        return MPI
     by_pmix = "SLURM_STEP_ID" in os.environ and "PMIX_RANK" in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ
     if by_pmix and "MPICH" in MPI.Get_library_version():  # it would end the process at once
         raise DptrainError(f"{started} that MPICH cannot connect: {_remedy()}")

@@ -79,6 +79,8 @@ class Console:
                 self._view.evaluation_started()
             case events.EvaluationFinished():
                 self._show_evaluation(event)
+            case events.MetricLogged(step, _, name, value):
+                self._print(f"step {step:,}, {name} {value:.6g}")
             case events.RunFinished():
                 self._print_results(event)
 

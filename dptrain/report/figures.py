@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dptrain.training.events import EvaluationFinished, Event, RunFinished, StepFinished
+from dptrain.training.events import EvaluationFinished, Event, MetricLogged, RunFinished, StepFinished
 
 
 def figures(event: Event) -> dict[str, float]:
@@ -24,6 +24,8 @@ def figures(event: Event) -> dict[str, float]:
             if event.validation_loss is not None and event.validation_accuracy is not None:
                 found |= {"validation/loss": event.validation_loss, "validation/accuracy": event.validation_accuracy}
             return found
+        case MetricLogged():
+            return {f"metrics/{event.name}": event.value}
         case RunFinished(tta_accuracy=float(accuracy), tta_loss=float(loss)):
             return {"tta/loss": loss, "tta/accuracy": accuracy}
     return {}

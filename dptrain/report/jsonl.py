@@ -5,14 +5,15 @@
     {"event": "epoch", "step", "epoch", "loss", "accuracy", "test_loss", "test_accuracy", "lr",
                        "images_per_second", "seconds": {...}, "rank_seconds": [{...}, ...], "evaluation_seconds",
                        "params_sha256"}
+    {"event": "metric", "step", "epoch", "name", "value"}
     {"event": "tta", "step", "tta", "test_loss", "test_accuracy"}
     {"event": "recovery", "step", "lost", "ranks", "threads", "recovery_seconds"}
 
 Loss and accuracy of a step are those of its global batch, of an epoch the means over its samples. "seconds" and
 "images_per_second" are measured on rank 0, without evaluation: for a step since the previous logged step, for an epoch
-since its start (null if this process made no step of it). "rank_seconds" has the "seconds" of each rank. "tta" has the
-figures of the end of the run with test-time augmentation, if --tta asks for it. Repeated steps are logged again, with
-the same values.
+since its start (null if this process made no step of it). "rank_seconds" has the "seconds" of each rank. "metric" is a
+figure that a callback has logged. "tta" has the figures of the end of the run with test-time augmentation, if --tta
+asks for it. Repeated steps are logged again, with the same values.
 """
 
 from __future__ import annotations
@@ -34,7 +35,16 @@ from dptrain.errors import DptrainError
 from dptrain.system.files import append_text
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
-from dptrain.training.events import EvaluationFinished, Event, Note, RanksLost, RunFinished, RunStarted, StepFinished
+from dptrain.training.events import (
+    EvaluationFinished,
+    Event,
+    MetricLogged,
+    Note,
+    RanksLost,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+)
 
 
 class JsonLines:
@@ -119,7 +129,11 @@ def line_of(event: Event) -> str | None:
         case StepFinished(logged=True):
             return _json("step", **event._asdict())
         case EvaluationFinished(repeated=False):
-            return _json("epoch", **event._asdict())
+            values = event._asdict()
+            del values["predictions"], values["validation_predictions"]
+            return _json("epoch", **values)
+        case MetricLogged():
+            return _json("metric", **event._asdict())
         case RunFinished(tta_accuracy=float(accuracy)):
             return _json("tta", step=event.step, tta=event.tta, test_loss=event.tta_loss, test_accuracy=accuracy)
     return None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dptrain.system.text import shown
 from dptrain.training.events import RunFacts, RunFinished
+from dptrain.training.model_source import is_model_file
 
 Rows = list[tuple[str, str]]  # a name and a text
 Cells = list[tuple[int, str]]  # importance, the highest is 0, and a text
@@ -63,6 +64,8 @@ def next_commands(run: RunFacts, program: str = "dptrain") -> Rows:
     def line(*words: str) -> str:
         return f"{program} {shlex.join(words)}"
 
+    if ":" in run.model and not is_model_file(run.model):  # a function of a program in Python: no command has it
+        return [("checkpoint contents", line("inspect", run.run_dir))]
     model = ["--model", run.model] if ":" in run.model else []  # code is run only if the command names it
     launch = ["launch", "-n", str(run.ranks), "--"] if run.ranks > 1 else []
     again = [*launch, "train", "--config", str(Path(run.run_dir) / "config.toml"), "--run-dir", run.run_dir]

@@ -17,11 +17,19 @@ from dptrain.training.model_source import ModelSource, describe_error, load_mode
 
 @dataclass(frozen=True)
 class Architecture:
-    """The value of --model, and its function (input shape, classes, options) -> layers; `source` is a user's file."""
+    """The value of --model, and its function (input shape, classes, options) -> layers; `source` is a user's file.
+
+    A function that is passed in Python has MODULE:FUNCTION as `model`, and no source.
+    """
 
     model: str
     build: Callable[..., Any]
     source: ModelSource | None = None
+
+    @property
+    def is_users(self) -> bool:
+        """Whether it is a user's code, not an architecture of the zoo."""
+        return ":" in self.model
 
 
 def find_architecture(model: str) -> Architecture:
@@ -58,7 +66,7 @@ def build_network(
         network = Network(architecture.build(input_shape, classes, **options), input_shape)
         network.spec(), network.description()  # a user's methods may fail
     except (Exception, SystemExit) as error:
-        if architecture.source is not None and not isinstance(error, ModelError | MemoryError):
+        if architecture.is_users and not isinstance(error, ModelError | MemoryError):
             raise ModelError(f"{what}: {describe_error(error, architecture.source)}", user_traceback(error)) from error
         if isinstance(error, ValueError | TypeError):
             raise UsageError(f"{what}: {error}") from error

@@ -17,6 +17,7 @@ from dptrain.optim.average import AVERAGED
 from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.pool import make_pool
 from dptrain.system.text import shown
+from dptrain.training.architecture import Architecture
 from dptrain.training.evaluate import Evaluation, evaluate
 from dptrain.training.model_checks import agree_on_model, changed_files, model_change, try_model
 from dptrain.training.rebuild import check_network, trained_configuration
@@ -38,7 +39,7 @@ def evaluate_checkpoint(
     data: Path,
     communicator: Communicator,
     *,
-    model: str = "",
+    model: str | Architecture = "",
     threads: int = 0,
     tta: str = "none",
     portable: bool = False,
@@ -57,7 +58,9 @@ def evaluate_checkpoint(
     origin = checkpoint.origin
     with together(communicator):
         trained = trained_configuration(origin, path, model)
-    config = replace(trained, data=str(data), model=model or trained.model, threads=threads, portable=portable)
+    architecture = model if isinstance(model, Architecture) else None
+    name = model.model if isinstance(model, Architecture) else model or trained.model
+    config = replace(trained, data=str(data), model=name, threads=threads, portable=portable)
 
     def check(found: Manifest) -> None:
         check_task(origin, found, path, data)
@@ -65,7 +68,7 @@ def evaluate_checkpoint(
         if split not in found.splits:
             raise UsageError(f"--split {split}: {shown(data)} has the splits {', '.join(found.split_names)}")
 
-    task = open_task(config, communicator, check, splits=(split,), l2_kib=l2_kib_of(origin))
+    task = open_task(config, communicator, check, splits=(split,), architecture=architecture, l2_kib=l2_kib_of(origin))
     network, source, tests = task.network, task.architecture.source, getattr(task.shards, split)
     as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
     evaluation = make_evaluation(task, as_trained, split)

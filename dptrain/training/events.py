@@ -69,6 +69,15 @@ class StepFinished(NamedTuple):
     logged: bool
 
 
+class MetricLogged(NamedTuple):
+    """A figure that a callback has logged."""
+
+    step: int
+    epoch: int
+    name: str
+    value: float
+
+
 class CheckpointSaved(NamedTuple):
     """The checkpoint of `step` is on the disk. Reported with a step that comes later."""
 
@@ -85,7 +94,8 @@ class EvaluationFinished(NamedTuple):
 
     `images_per_second` and `seconds` are those of rank 0, `rank_seconds` those of each rank.
     `images_per_second` is None if this process made no step. Without a validation split, its figures are None.
-    `repeated`: an earlier process has reported it already.
+    `repeated`: an earlier process has reported it already. `predictions` are those of the test split and
+    `validation_predictions` those of the validation split, or None.
     """
 
     step: int
@@ -103,6 +113,8 @@ class EvaluationFinished(NamedTuple):
     repeated: bool
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    predictions: Predictions | None = None
+    validation_predictions: Predictions | None = None
 
 
 class RunFinished(NamedTuple):
@@ -135,6 +147,7 @@ Event = (
     | RunStarted
     | RanksLost
     | StepFinished
+    | MetricLogged
     | CheckpointSaved
     | EvaluationStarted
     | EvaluationFinished

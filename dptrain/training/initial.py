@@ -50,7 +50,7 @@ def first_state(task: Task, layouts: Layouts, seed: int, values: Mapping[str, Ar
         try:
             return initial_state(network, layouts, seed, images, values or {})
         except Exception as error:
-            if source is None or isinstance(error, DptrainError):
+            if not task.architecture.is_users or isinstance(error, DptrainError):
                 raise
             what = f"--model {task.architecture.model}: its initial parameters: {describe_error(error, source)}"
             raise ModelError(what, user_traceback(error)) from error

@@ -34,7 +34,13 @@ def train(
     for people. DptrainError when training cannot begin or continue; PreemptedError after a signal, when everything is
     saved. With --elastic the remaining ranks continue without those that die, and another may become rank 0.
     """
-    with closing(Run(config, RunReport(config, reporters, connection))) as run:
+    return complete(Run(config, RunReport(config, reporters, connection)), communicator, interruption)
+
+
+def complete(run: Run, communicator: Communicator, interruption: Interruption = NEVER) -> RunFinished | None:
+    """`train`, for a run that is not begun."""
+    config = run.config
+    with closing(run):
         while True:
             try:
                 run.begin(communicator, interruption)
@@ -62,7 +68,7 @@ def train(
             tta_loss=augmented.loss if augmented else None,
             tta_accuracy=augmented.accuracy if augmented else None,
             validation_accuracy=run.state.progress.validation_accuracy,
-            predictions=evaluation.predictions,
+            predictions=evaluation.predictions if config.report else None,
         )
         run.report.emit(finished)
     return finished
@@ -113,6 +119,8 @@ def make_steps(run: Run, interruption: Interruption) -> Evaluation:
         if evaluation_is_due(session, state):
             evaluation = evaluate_state(run, interruption)
             run.save()
+            if session.communicator.broadcast(interruption.finish):  # a callback of rank 0 has decided it
+                break
         if state.step >= session.last_step:
             break
         if stopped_early(session, run.config.early_stop, state):
@@ -140,7 +148,9 @@ def make_steps(run: Run, interruption: Interruption) -> Evaluation:
             run.save()
         if outcome.requests.end:
             raise AskedToEndError
-    if evaluation is None:  # the run was resumed from its last step
+        if outcome.requests.finish:
+            break
+    if evaluation is None or state.progress.test_accuracy is None:  # resumed from its last step, or finished early
         evaluation = evaluate_state(run, interruption)
     return evaluation
 
@@ -173,9 +183,12 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
         check_replicas(state, layouts, communicator)  # before any figure is reported
         check_finite(state, layouts, communicator)
         parts = evaluated(state.vectors), session.pool, communicator, interruption
-        predictions = run.config.report and (state.step == session.last_step or run.config.early_stop > 0)
+        may_be_last = state.step == session.last_step or run.config.early_stop > 0
+        predictions = run.all_predictions or (run.config.report and may_be_last)
         evaluation = evaluate(session.evaluation, *parts, predictions=predictions)
-        validation = None if session.validation is None else evaluate(session.validation, *parts)
+        validation = None
+        if session.validation is not None:
+            validation = evaluate(session.validation, *parts, predictions=run.all_predictions)
     for split, found in (("test", evaluation), ("validation", validation)):
         if found is not None and not math.isfinite(found.loss):
             error = TrainingError(

@@ -34,7 +34,7 @@ def try_model(
     the zoo is not tried, and returns "".
     """
     source = architecture.source
-    if source is None:
+    if not architecture.is_users:
         return ""
     try:
         initial = network.initial(seed)
@@ -42,7 +42,8 @@ def try_model(
         what = f"--model {architecture.model}: its initial parameters: {describe_error(error, source)}"
         raise ModelError(what, user_traceback(error)) from error
     first, second = microbatches
-    check_layers(network, vectors or initial, first, second, source.loaded, train=vectors is None)
+    modules = tuple if source is None else source.loaded
+    check_layers(network, vectors or initial, first, second, modules, train=vectors is None)
     return output_sha256(network, initial)
 
 
@@ -50,10 +51,11 @@ def agree_on_model(
     source: ModelSource | None, output: str, environment: dict[str, str], communicator: Communicator
 ) -> None:
     """DptrainError on all ranks if they have other files, or other outputs (`output_sha256`) on equal machines."""
-    if source is not None:
+    if output:
         machine = " ".join(comparable(environment).values())
         advice = f"copy the model's files to all hosts; if only the output differs: {UNSEEDED}"
-        agree_on("model", {**source.hashes(), f"its output with {machine}": output}, communicator, advice)
+        hashes = source.hashes() if source else {}
+        agree_on("model", {**hashes, f"its output with {machine}": output}, communicator, advice)
 
 
 def changed_files(earlier: Origin, model: str, source: ModelSource | None) -> list[str] | None:
@@ -76,7 +78,9 @@ def model_change(
         advice = f"; its code was kept: --model {shown(kept, 300)}" if kept else ""
         return f"{shown(path)} was trained with other code of the model: {shown(', '.join(files), 300)}{advice}"
     same = comparable(earlier.environment) == comparable(environment)
-    if same and output != earlier.model_output_sha256 and output and source is not None:
+    if same and output and output != earlier.model_output_sha256:
+        if source is None:
+            return f"the function {model} computes something else than when {shown(path)} was written"
         return f"the model has the same files as that of {shown(path)} but computes something else: {UNSEEDED}"
     return ""
 

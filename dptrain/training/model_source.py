@@ -102,6 +102,11 @@ class _RecordedLoader(SourceFileLoader):
 _last: list[ModelSource] = []  # the model that was loaded last
 
 
+def is_model_file(model: str) -> bool:
+    """Whether a user's model is FILE.py:FUNCTION, and not MODULE:FUNCTION of a program in Python."""
+    return model.rpartition(":")[0].endswith(tuple(SOURCE_SUFFIXES))
+
+
 def load_model_file(model: str) -> tuple[ModuleType, ModelSource]:
     """Execute the file of FILE.py:FUNCTION as a module.
 
@@ -149,11 +154,11 @@ def _unload(source: ModelSource) -> None:
         del sys.modules[name]
 
 
-def describe_error(error: BaseException, source: ModelSource) -> str:
+def describe_error(error: BaseException, source: ModelSource | None) -> str:
     """An error in a user's code as one line."""
     if isinstance(error, SystemExit):
         return f"ended the program with status {error.code}{place(error)}"
-    if isinstance(error, ImportError) and "relative import" in str(error):
+    if source is not None and isinstance(error, ImportError) and "relative import" in str(error):
         return f"{last_line(error)}; {source.main} is not part of a package: write `import NAME` for NAME.py"
     return last_line(error)
 

@@ -12,17 +12,23 @@ from dptrain.config.train import TrainConfig
 from dptrain.errors import CheckpointError, UsageError
 from dptrain.nn.network import Network
 from dptrain.system.text import shown
-from dptrain.training.architecture import build_network
+from dptrain.training.architecture import Architecture, build_network
 from dptrain.training.model_checks import kept_model
+from dptrain.training.model_source import is_model_file
 
 
-def trained_configuration(origin: Origin, path: Path, model: str) -> TrainConfig:
+def trained_configuration(origin: Origin, path: Path, model: str | Architecture) -> TrainConfig:
     """The configuration that a checkpoint at `path` was trained with.
 
     UsageError if it names a user's model, whose code runs only when the user passes it as `model`.
     """
     trained = TrainConfig(**parse_toml(origin.config, str(path)))
     if ":" in trained.model and not model:
+        if not is_model_file(trained.model):
+            raise UsageError(
+                f"{shown(path)} was trained in Python with the function {shown(trained.model, 300)}. Pass it again: "
+                "dptrain.load(path, model=function); or write it to a file and pass --model FILE.py:FUNCTION"
+            )
         name = kept_model(path, trained.model, origin.model_files) or trained.model
         raise UsageError(
             f"{shown(path)} was trained with {shown(trained.model, 300)}. Refusing to run model code named by a "
@@ -31,7 +37,7 @@ def trained_configuration(origin: Origin, path: Path, model: str) -> TrainConfig
     return trained
 
 
-def network_of(checkpoint: Checkpoint, path: Path, model: str = "") -> Network:
+def network_of(checkpoint: Checkpoint, path: Path, model: str | Architecture = "") -> Network:
     """The network that a checkpoint, read from `path`, was trained with; `model` replaces the name of its architecture.
 
     CheckpointError if its layers or tensors are not those of the checkpoint.

@@ -126,6 +126,8 @@ class RunReport:
             evaluation_seconds=round(seconds, 4),
             params_sha256=state.params_sha256,
             repeated=state.step == self._evaluated_before,
+            predictions=evaluation.predictions,
+            validation_predictions=validation.predictions if validation else None,
         )
         self.emit(event)
         self._since_logged = self._since_epoch = Meter()

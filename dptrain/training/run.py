@@ -41,15 +41,25 @@ class Run:
 
     Only rank 0 holds the folder and has a writer. `saved_step`, the same on all ranks, is the step of the newest
     checkpoint that is written or being written. `lost` are the ranks that have died since the last step.
+
+    `architecture` is given where it is a function in Python, not one that `config.model` names. With `all_predictions`
+    each evaluation has the prediction for each sample.
     """
 
     session: Session
     state: TrainingState
     timeline: Timeline
 
-    def __init__(self, config: TrainConfig, report: RunReport) -> None:
-        self.config, self.report = config, report
-        self.folder = RunFolder(Path(config.run_dir))
+    def __init__(
+        self,
+        config: TrainConfig,
+        report: RunReport,
+        architecture: Architecture | None = None,
+        *,
+        all_predictions: bool = False,
+    ) -> None:
+        self.config, self.report, self.all_predictions = config, report, all_predictions
+        self.folder = RunFolder(Path(config.run_dir), config.keep_best)
         self.resumed: Path | None = None
         self.writer: CheckpointWriter | None = None
         self.saved_step = -1
@@ -58,7 +68,7 @@ class Run:
         self.lost: list[int] = []
         self._noticed = 0.0
         self._loaded = NOTHING_LOADED
-        self._architecture: Architecture | None = None  # kept: the model file may change during the run
+        self._architecture = architecture  # kept: the model file may change during the run
         self._until_ranks_change = ExitStack()
 
     def survivors(self, communicator: Communicator) -> Communicator:
@@ -135,7 +145,7 @@ class Run:
         self.saved_step = -1  # some ranks may have learned of the death before a `save`, others after it
         if not self.began:
             self.folder.close()  # it was opened, but some ranks died before they knew of it
-            self.folder = RunFolder(path)
+            self.folder = RunFolder(path, self.config.keep_best)
         with together(communicator):
             if communicator.rank == 0 and self.folder.held is None:
                 self.folder.claim(patience=CLAIM_PATIENCE)
@@ -170,7 +180,7 @@ class Run:
         opened = (self.folder.path, found, values)
         path, found, values = communicator.broadcast(opened if communicator.rank == 0 else None)
         if communicator.rank != 0:
-            self.folder = RunFolder(path)
+            self.folder = RunFolder(path, self.config.keep_best)
         if found is None:
             self.state = first_state(self.session, self.session.take_step.layouts, self.config.seed, values)
             return
@@ -182,7 +192,7 @@ class Run:
         """On rank 0: claim the folder; returns the checkpoint to resume from, or the values of --init-from."""
         config, session = self.config, self.session
         self.folder.close()  # it was opened before, but some ranks died before the run began
-        self.folder = RunFolder(Path(config.run_dir))
+        self.folder = RunFolder(Path(config.run_dir), config.keep_best)
         if config.run_dir and self.folder.path.exists():
             self.folder.claim()  # before reading: another run may be writing there
         found = find_checkpoint(config, self.folder, self.report.note)
@@ -198,7 +208,7 @@ class Run:
         if found is None and config.init_from:
             values = read_initial_values(config.init_from, session.network, self.report.note)
         if not config.run_dir:
-            self.folder = RunFolder.new(config.data, config.model)
+            self.folder = RunFolder.new(config.data, config.model, config.keep_best)
         self.folder.claim()
         self._write_config()
         self.folder.remember_all()
@@ -214,6 +224,7 @@ class Run:
             end=interruption.signal_name is not None,
             save_failed=writer is not None and writer.failed,
             checkpoint=writer is not None and writer.due(self.state.step + 1),
+            finish=interruption.finish,
         )
 
     def save(self) -> None:

@@ -35,6 +35,7 @@ class Requests(NamedTuple):
     end: bool = False
     save_failed: bool = False
     checkpoint: bool = False
+    finish: bool = False
 
 
 NO_REQUESTS = Requests()

@@ -21,7 +21,7 @@ from dptrain.checkpoint.format import Checkpoint, read_checkpoint
 from dptrain.commands import predict
 from dptrain.nn.network import Network
 from dptrain.nn.zoo import ARCHITECTURES
-from dptrain.training.classifier import Classifier
+from dptrain.training.classifier import SHIPPED, Classifier
 
 SHAPE, OPTIONS = (3, 8, 8), {"widths": [8, 16]}
 
@@ -137,10 +137,10 @@ def test_the_network_that_comes_with_dptrain_is_as_accurate_as_stated(cifar10_ar
         file = tar.extractfile("cifar-10-batches-bin/test_batch.bin")
         assert file is not None
         records = np.frombuffer(file.read(2000 * 3073), np.uint8).reshape(2000, 3073)
-    classifier = Classifier(read_checkpoint(predict.SHIPPED), predict.SHIPPED)
+    classifier = Classifier(read_checkpoint(SHIPPED), SHIPPED)
     found = classifier.probabilities(records[:, 1:].reshape(-1, 3, 32, 32)).argmax(axis=1)
     assert (found == records[:, 0]).mean() > 0.74
-    assert predict.SHIPPED.stat().st_size < 260_000
+    assert SHIPPED.stat().st_size < 260_000
     picture = records[4, 1:].reshape(3, 32, 32).transpose(1, 2, 0)
     (tmp_path / "a.png").write_bytes(encoded(picture))
     (shares,) = answers("a.png", cwd=tmp_path).values()

@@ -29,6 +29,7 @@ class History:
     recoveries: list[Line] = field(default_factory=list)
     steps: list[Line] = field(default_factory=list)
     epochs: list[Line] = field(default_factory=list)
+    metrics: list[Line] = field(default_factory=list)
     tta: Line | None = None
     seconds: float = 0.0
 
@@ -75,6 +76,7 @@ def history_of(texts: Iterable[bytes]) -> History:
     history = History()
     steps: dict[int, Line] = {}
     epochs: dict[int, Line] = {}
+    metrics: dict[tuple[int, str], Line] = {}
     unfinished = 0.0  # seconds of steps since the last evaluation
     for text in texts:
         try:
@@ -95,10 +97,13 @@ def history_of(texts: Iterable[bytes]) -> History:
             epochs[step] = line
             history.seconds += _seconds(line) + (number(line, "evaluation_seconds") or 0.0)
             unfinished = 0.0
+        elif event == "metric" and isinstance(line.get("name"), str):
+            metrics[step, line["name"]] = line
         elif event == "tta":
             history.tta = line
     history.seconds += unfinished
     history.steps, history.epochs = ([of[step] for step in sorted(of)] for of in (steps, epochs))
+    history.metrics = [metrics[key] for key in sorted(metrics)]
     return history
 
 

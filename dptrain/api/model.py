@@ -1,0 +1,204 @@
+"""A trained network: its tensors, its predictions, its evaluation, and files for other programs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptrain.api.process import all_ranks, one_blas_thread
+from dptrain.arrays.memory import Array
+from dptrain.checkpoint.folder import open_checkpoint
+from dptrain.checkpoint.state import BUFFERS, PARAMETERS, evaluated
+from dptrain.config.files import parse_toml
+from dptrain.data_prep.pictures.decode import Form, decode, quiet_pillow
+from dptrain.errors import DataError, UsageError
+from dptrain.export import FORMATS
+from dptrain.nn.network import Network
+from dptrain.system.durable import write_durably
+from dptrain.system.files import read_bytes
+from dptrain.system.paths import typed_path
+from dptrain.system.streams import write_to_stderr
+from dptrain.system.text import shown
+from dptrain.training.architecture import Architecture
+from dptrain.training.classifier import SHIPPED, Classifier
+from dptrain.training.evaluate import Evaluation
+from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
+from dptrain.training.rebuild import network_of
+
+PathLike = str | os.PathLike[str]
+ModelFunction = Callable[..., Any]  # (input shape (C, H, W), number of classes, **options) -> layers
+
+
+def architecture_of(model: str | ModelFunction) -> str | Architecture:
+    """The value of `model` for the functions of training: a function gets the name MODULE:FUNCTION."""
+    if isinstance(model, str):
+        return model
+    name = getattr(model, "__qualname__", type(model).__qualname__)
+    return Architecture(f"{getattr(model, '__module__', '__main__')}:{name}", model)
+
+
+def load(checkpoint: PathLike | None = None, model: str | ModelFunction = "") -> Model:
+    """The network of a checkpoint file, or of the newest checkpoint of a run folder.
+
+    Without a path it is the convnet that comes with dptrain, for CIFAR-10's 10 classes. `model` is FILE.py:FUNCTION or
+    the function itself, for a network of your own. Raises CheckpointError or UsageError.
+    """
+    path = SHIPPED if checkpoint is None else Path(typed_path(os.fspath(checkpoint)))
+    return Model(path, architecture_of(model))
+
+
+class Model:
+    """A trained network. It uses the averages of parameters and buffers, if the checkpoint has them."""
+
+    def __init__(self, path: Path, model: str | Architecture = "") -> None:
+        def note(line: str) -> None:
+            write_to_stderr(f"dptrain: {shown(line)}")
+
+        self.path, self._model = path, model
+        self._checkpoint = open_checkpoint(path, note)
+        for line in self._checkpoint.notes:
+            note(line)
+        self._classifier = Classifier(self._checkpoint, path, model)
+
+    def __repr__(self) -> str:
+        count = self._checkpoint.layouts[PARAMETERS].size
+        return f"<Model {shown(self.path)}: step {self.step}, {count:,} parameters, {len(self.classes)} classes>"
+
+    @property
+    def step(self) -> int:
+        """The number of steps that it was trained for."""
+        return self._checkpoint.state.step
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the probabilities."""
+        return self._classifier.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W): channels, height and width of an image in pixels."""
+        return self._classifier.image_shape
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """A line for each layer."""
+        return self._checkpoint.origin.architecture
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the run, by key."""
+        return parse_toml(self._checkpoint.origin.config, str(self.path))
+
+    @property
+    def params_sha256(self) -> str:
+        """SHA-256 of the parameters, as `dptrain train` prints it."""
+        return self._checkpoint.state.params_sha256
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """Copies of the parameters by name, such as "conv1.weight": float32, (O, C, KH, KW) or (F, O)."""
+        return self._copies(PARAMETERS)
+
+    @property
+    def buffers(self) -> dict[str, Array]:
+        """Copies of the buffers by name, such as "norm1.mean"."""
+        return self._copies(BUFFERS)
+
+    def _copies(self, vector: str) -> dict[str, Array]:
+        values = evaluated(self._checkpoint.state.vectors)[vector]
+        return self._checkpoint.layouts[vector].views(values.copy())
+
+    def probabilities(self, images: NDArray[np.uint8] | Sequence[PathLike]) -> Array:
+        """The probability of each class, float32 (n, K), for images uint8 (n, C, H, W), or files of pictures.
+
+        Pictures are scaled to the size of the images, as when the training images were packed. DataError for a broken
+        picture or arrays of another shape.
+        """
+        pixels = images if isinstance(images, np.ndarray) else self._pixels(images)
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.image_shape:
+            expected = f"uint8 (n, {', '.join(map(str, self.image_shape))})"
+            raise DataError(f"images are {pixels.dtype} {pixels.shape}, expected {expected}")
+        with one_blas_thread():
+            return self._classifier.probabilities(pixels)
+
+    def predict(self, images: NDArray[np.uint8] | Sequence[PathLike]) -> list[str]:
+        """The name of the most probable class of each image; see `probabilities`."""
+        return [self.classes[number] for number in self.probabilities(images).argmax(axis=1)]
+
+    def _pixels(self, paths: Sequence[PathLike]) -> NDArray[np.uint8]:
+        if isinstance(paths, str | os.PathLike):
+            raise UsageError(f"found one path, expected a list of them: [{str(paths)!r}]")
+        if self.image_shape[0] not in (1, 3):
+            raise UsageError(f"images have {self.image_shape[0]} channels, and pictures are grey or RGB: give an array")
+        found = np.empty((len(paths), *self.image_shape), np.uint8)
+        form = Form(self.image_shape, self._classifier.fit)
+        with quiet_pillow():
+            for number, path in enumerate(paths):
+                found[number] = _decoded(Path(typed_path(os.fspath(path))), form)
+        return found
+
+    def evaluate(
+        self, data: PathLike, split: str = "test", *, tta: str = "none", threads: int = 0, predictions: bool = False
+    ) -> Evaluation:
+        """Loss and accuracy on a split of a packed data set, overall and by class.
+
+        `tta` is the test-time augmentation, `threads` the number of cores (0: all). With `predictions` it has those of
+        each sample: classes, probabilities, `confusion(K)`. The ranks of mpirun share the work. Raises a DptrainError.
+        """
+        with all_ranks() as (communicator, _):
+            return evaluate_checkpoint(
+                self._checkpoint,
+                self.path,
+                Path(typed_path(os.fspath(data))),
+                communicator,
+                model=self._model,
+                tta=tta,
+                threads=threads,
+                predictions=predictions,
+                split=split,
+                note=lambda line: write_to_stderr(f"dptrain: {line}"),
+            )
+
+    def export(self, path: PathLike) -> Path:
+        """Write the network for other programs; the suffix is the format: .onnx, .safetensors, .npz or .h5.
+
+        UsageError for another suffix, or if the file cannot be written.
+        """
+        path = Path(typed_path(os.fspath(path)))
+        if path.suffix not in FORMATS:
+            raise UsageError(
+                f"found {shown(repr(str(path)), 200)}, expected a file that ends with {', '.join(FORMATS)}"
+            )
+        content = importlib.import_module(FORMATS[path.suffix]).content(self._checkpoint, self._network)
+        try:
+            write_durably(path, content)
+        except OSError as error:
+            raise UsageError(f"{shown(path)}: cannot be written: {error.strerror}") from error
+        return path
+
+    def torch_source(self) -> str:
+        """The source of a PyTorch module that a .safetensors file of `export` has the values for."""
+        from dptrain.export.pytorch import source
+
+        return source(self._checkpoint, self._network())
+
+    def _network(self) -> Network:
+        return network_of(self._checkpoint, self.path, self._model)
+
+
+def _decoded(path: Path, form: Form) -> NDArray[np.uint8]:
+    """The pixels of a picture uint8 (C, H, W); DataError if it cannot be read."""
+    from dptrain.data_prep.pictures.containers import LARGEST_FILE
+
+    try:
+        return decode(read_bytes(path, LARGEST_FILE), form)[0]
+    except OSError as error:
+        raise DataError(f"{shown(path)}: cannot be read: {error.strerror}") from error
+    except DataError as error:
+        raise DataError(f"{shown(path)}: {error}") from error

@@ -1,0 +1,164 @@
+"""Data sets: packed from files or arrays, described, and read back."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dptrain.data.manifest import Provenance, read_manifest
+from dptrain.data.shard import read_shard
+from dptrain.data_prep import preview
+from dptrain.data_prep.__main__ import make_parser, pack_source
+from dptrain.data_prep.arrays import ArrayStream, read_arrays
+from dptrain.data_prep.card import card
+from dptrain.data_prep.pack import pack as pack_images
+from dptrain.data_prep.staging import check_target
+from dptrain.data_prep.verify import info, verify
+from dptrain.errors import UsageError
+from dptrain.system.paths import typed_path
+from dptrain.system.text import shown
+
+PathLike = str | os.PathLike[str]
+Labelled = tuple[ArrayLike, ArrayLike]  # images and labels
+
+
+class DataSet:
+    """A packed data set. A path to one can be given wherever a DataSet is expected.
+
+    DataError if there is none in the folder.
+    """
+
+    def __init__(self, folder: PathLike) -> None:
+        self.folder = Path(typed_path(os.fspath(folder)))
+        self._manifest = read_manifest(self.folder)
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{self._manifest.samples(split):,} {split}" for split in self.splits)
+        return f"<DataSet {shown(self.folder)}: {counts} images, {len(self.classes)} classes>"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the labels."""
+        return self._manifest.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W): channels, height and width in pixels."""
+        return self._manifest.image_shape
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """ "train", "test" and, if there is one, "validation"."""
+        return self._manifest.split_names
+
+    def arrays(self, split: str = "train") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images uint8 (n, C, H, W) and labels int64 (n,) of a split, in the order of the source.
+
+        UsageError for a split that there is not, DataError for a damaged shard.
+        """
+        if split not in self.splits:
+            raise UsageError(f"split {shown(repr(split), 60)}: {self.folder} has the splits {', '.join(self.splits)}")
+        count = self._manifest.shard_count
+        shards = [read_shard(self.folder, self._manifest, split, shard) for shard in range(count)]
+        order = np.argsort(np.concatenate([one.index for one in shards]), kind="stable")
+        images, labels = (np.concatenate([getattr(one, name) for one in shards]) for name in ("images", "labels"))
+        return images[order], labels[order]
+
+    def info(self) -> dict[str, Any]:
+        """What `dptrain prep info` prints: counts, mean and deviation, the source, the command, the hash."""
+        return info(self.folder)
+
+    def card(self, license: str = "") -> dict[str, Any]:
+        """What `dptrain prep card` prints. Every file is checked; DataError for the first problem."""
+        return card(self.folder, license)
+
+    def verify(self) -> list[str]:
+        """Check every hash and every record; returns the problems."""
+        return verify(self.folder).problems
+
+    def preview(self, png: PathLike, **options: Any) -> Path:
+        """Draw images of each class, with and without augmentation; returns the path of the picture.
+
+        Options are the flags of `dptrain prep preview`, such as `samples=4` or `augment="reflect"`.
+        """
+        words = ["preview", str(self.folder), "--png", os.fspath(png), *_flags(options)]
+        preview.draw(make_parser().parse_args(words))
+        return Path(png)
+
+
+def pack(
+    source: PathLike | Labelled,
+    folder: PathLike,
+    *,
+    test: Labelled | None = None,
+    validation: Labelled | None = None,
+    classes: Sequence[str] | None = None,
+    name: str = "arrays",
+    **options: Any,
+) -> DataSet:
+    """Pack images into the shards of a data set in `folder`.
+
+    `source` is a path, as for `dptrain prep PATH OUT`: pictures in a folder for each class, a .npz file, and others. Or
+    it is the name of a source, such as "cifar10" or "shapes". Or it is a pair of arrays: images uint8 (n, H, W),
+    (n, H, W, C) or (n, C, H, W), and labels, integers (n,).
+
+    For arrays only: `test` and `validation` are more such pairs. Without `test`, a fifth of each class becomes the test
+    split. `classes` are the names of the classes in the order of the labels, `name` is that of the data set.
+
+    Options are the flags of `dptrain prep`, with _ for -: `shards`, `seed`, `limit`, `validation_fraction`, `force`,
+    and those of the source, such as `size=(32, 32)`. For arrays these are `test_fraction` and `layout`.
+
+    Raises UsageError, DataError or DownloadError; no files are left then.
+    """
+    folder = typed_path(os.fspath(folder))
+    if isinstance(source, str | os.PathLike):
+        if test is not None or validation is not None or classes is not None:
+            raise UsageError("test, validation and classes are for arrays; a source has flags: see dptrain prep --help")
+        pack_source(os.fspath(source), folder, *_flags(options))
+        return DataSet(folder)
+    # The flags of npz, the source of named arrays.
+    parsed = make_parser().parse_args(["npz", folder, "--from", "-", *_flags(options)])
+    check_target(parsed.folder, force=parsed.force)
+    arrays = dict[str, NDArray[Any]]()
+    for split, pair in (("train", source), ("test", test), ("val", validation)):
+        if pair is not None:
+            arrays[f"{split}_images"], arrays[f"{split}_labels"] = map(np.asarray, pair)
+    if validation is not None and test is None:
+        raise UsageError("validation is given without test: pack needs a test split, too")
+    parsed.arrays = ",".join(arrays)
+
+    @contextmanager
+    def opened(name: str) -> Iterator[ArrayStream]:
+        array = arrays[name]
+        yield ArrayStream(io.BytesIO(array.tobytes()), array.shape, array.dtype)
+
+    data = read_arrays(name, Provenance("arrays"), list(arrays), opened, parsed)
+    if classes is not None:
+        data = replace(data, classes=tuple(classes))
+    counts = {name: getattr(parsed, name) for name in ("shards", "seed", "limit", "validation_fraction")}
+    pack_images(parsed.folder, data, **counts, force=parsed.force)
+    return DataSet(folder)
+
+
+def _flags(options: dict[str, Any]) -> list[str]:
+    """The words of a command line for options."""
+    words: list[str] = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            values = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
+            words += [f"{flag}={values[0]}", *values[1:]]
+    return words

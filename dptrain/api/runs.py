@@ -1,0 +1,156 @@
+"""Training runs: started from a program, and read back from their folders."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, Literal
+
+from dptrain.api.callbacks import Callback, CallbackReporter, Metric, Metrics, Training
+from dptrain.api.model import Model, ModelFunction, PathLike, architecture_of, load
+from dptrain.api.process import all_ranks, one_blas_thread
+from dptrain.checkpoint.folder import RunFolder
+from dptrain.config.files import from_python, read_toml
+from dptrain.errors import UsageError
+from dptrain.health.interruption import Interruption, SignalInterruption
+from dptrain.parallel.communicator import together
+from dptrain.report import REPORTERS, output_reporter
+from dptrain.report.optional import note_to, optional_reporters
+from dptrain.report.page.facts import Asked
+from dptrain.report.page.history import History, read_history
+from dptrain.report.page.write import write_comparison, write_report
+from dptrain.system.paths import typed_path
+from dptrain.system.text import shown
+from dptrain.training import loop, run
+from dptrain.training.architecture import Architecture
+from dptrain.training.events import Reporter
+from dptrain.training.reporting import RunReport
+
+Output = Literal["text", "quiet", "json", "none"]
+
+
+class Run:
+    """A run folder; DataError if it has no metrics.jsonl.
+
+    Figures are those of metrics.jsonl when the object was made.
+    """
+
+    def __init__(self, folder: PathLike, model: str | ModelFunction = "") -> None:
+        self.folder, self._model = Path(typed_path(os.fspath(folder))), model
+        self._history: History = read_history(self.folder / "metrics.jsonl")
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        last = self._history.last
+        result = f"step {last['step']}, test accuracy {100 * last['test_accuracy']:.2f} %" if last else "not evaluated"
+        return f"<Run {shown(self.folder)}: {result}>"
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """The figures of each evaluation: the events "epoch" of metrics.jsonl."""
+        return self._history.epochs
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The figures of each logged step: the events "step" of metrics.jsonl."""
+        return self._history.steps
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The figures that callbacks have logged: the events "metric" of metrics.jsonl."""
+        return self._history.metrics
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The figures of the last evaluation; empty before the first one."""
+        return self._history.last
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration, by key."""
+        return read_toml(self.folder / "config.toml")
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints: the best, then those of steps from the oldest to the newest."""
+        return RunFolder(self.folder).candidates()
+
+    def load(self, which: Literal["last", "best"] = "last") -> Model:
+        """The network of the newest checkpoint, or of the best one: see `load`."""
+        if which not in ("last", "best"):
+            raise UsageError(f"found {which!r}, expected 'last' or 'best'")
+        return load(self.folder if which == "last" else self.folder / "checkpoints" / "best.h5", self._model)
+
+    def report(self, output: PathLike | None = None, data: PathLike = "") -> Path:
+        """Write the HTML page of the run, by default report.html in its folder; returns its path.
+
+        `data` is the data set, if it has moved.
+        """
+        model = self._model if isinstance(self._model, str) else ""
+        with one_blas_thread():
+            return write_report(self.folder, None if output is None else Path(output), Asked(os.fspath(data), model))
+
+
+def compare(runs: Sequence[PathLike], output: PathLike = "comparison.html") -> Path:
+    """Write an HTML page that compares runs; returns its path."""
+    return write_comparison([Path(one) for one in runs], Path(output))
+
+
+def train(
+    data: PathLike,
+    *,
+    model: str | ModelFunction = "convnet",
+    callbacks: Sequence[Callback] = (),
+    metrics: Mapping[str, Metric] | None = None,
+    output: Output = "text",
+    handle_signals: bool = False,
+    **configuration: Any,
+) -> Run:
+    """Train a network on a packed data set; returns the run when it is complete.
+
+    `model` is the name of a built-in network, FILE.py:FUNCTION, or a function that returns layers. Its arguments are
+    the input shape (C, H, W), the number of classes, and `model_options`. `configuration` has the keys of
+    `dptrain train`, such as `epochs=3` or `run_dir="runs/one"`, and `recipe`, `augment` and `config`, like its flags.
+    A call with the `run_dir` of an earlier run resumes that run.
+
+    `callbacks` are called on rank 0. `metrics` are functions of the predictions for all samples of the validation split
+    (without one, of the test split): their values are logged after each evaluation. `output` is what is printed: text,
+    or only warnings and the result ("quiet"), JSON, or nothing.
+
+    In a program that mpirun has started, all ranks call this, with the same arguments.
+
+    With `handle_signals`, in the main thread only, SIGTERM or Ctrl-C ends the run after the step, with a checkpoint, by
+    PreemptedError. Without it, Ctrl-C raises KeyboardInterrupt at once, and checkpoints so far are kept. Raises a
+    DptrainError.
+    """
+    wanted = [*callbacks, *([Metrics(metrics)] if metrics else [])]
+    with all_ranks() as (communicator, connection), ExitStack() as stack:
+        with together(communicator):
+            architecture = architecture_of(model)
+            name = architecture.model if isinstance(architecture, Architecture) else architecture
+            config = from_python({**configuration, "data": os.fspath(data), "model": name})
+            reporter = CallbackReporter(wanted)
+            reporters: list[Reporter] = [*(kind() for kind in REPORTERS), *_output_reporters(output), reporter]
+            reporters += optional_reporters(config.report_to, note_to(reporters[:-1]))
+        interruption: Interruption = Interruption()
+        if handle_signals:
+            interruption = stack.enter_context(SignalInterruption(functools.partial(communicator.end_job)))
+        for one in reporters:
+            stack.enter_context(closing(one))
+        report = RunReport(config, reporters, connection)
+        given = architecture if isinstance(architecture, Architecture) else None
+        begun = run.Run(config, report, given, all_predictions=bool(wanted))
+        reporter.training = Training(begun, interruption)
+        loop.complete(begun, communicator, interruption)
+        return Run(begun.folder.path, model if given or ":" in name else "")
+
+
+def _output_reporters(output: Output) -> list[Reporter]:
+    if output not in ("text", "quiet", "json", "none"):
+        raise UsageError(f"output is {output!r}, expected 'text', 'quiet', 'json' or 'none'")
+    return [] if output == "none" else [output_reporter(quiet=output == "quiet", log_json=output == "json")]
