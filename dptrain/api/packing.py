@@ -158,7 +158,8 @@ def _flags(options: dict[str, Any]) -> list[str]:
         flag = "--" + name.replace("_", "-")
         if value is True:
             words.append(flag)
+        elif isinstance(value, list | tuple):
+            words += [flag, *map(str, value)]
         elif value is not None and value is not False:
-            values = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
-            words += [f"{flag}={values[0]}", *values[1:]]
+            words.append(f"{flag}={value}")
     return words
