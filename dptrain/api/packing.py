@@ -20,7 +20,6 @@ from dptrain.data_prep.__main__ import make_parser, pack_source
 from dptrain.data_prep.arrays import ArrayStream, read_arrays
 from dptrain.data_prep.card import card
 from dptrain.data_prep.pack import pack as pack_images
-from dptrain.data_prep.staging import check_target
 from dptrain.data_prep.verify import info, verify
 from dptrain.errors import UsageError
 from dptrain.system.paths import typed_path
@@ -129,7 +128,6 @@ def pack(
         return DataSet(folder)
     # The flags of npz, the source of named arrays.
     parsed = make_parser().parse_args(["npz", folder, "--from", "-", *_flags(options)])
-    check_target(parsed.folder, force=parsed.force)
     arrays = dict[str, NDArray[Any]]()
     for split, pair in (("train", source), ("test", test), ("val", validation)):
         if pair is not None:

@@ -70,6 +70,14 @@ def test_metrics_are_functions_of_the_predictions_of_all_samples(trained: Traine
     assert len(seen[0]) == run.load().evaluate(api_data).samples
 
 
+def test_a_metric_and_the_useful_commands_are_printed(trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
+    trained(metrics={"half": lambda predictions: 0.5}, output="text", epochs=1)
+    out = capfd.readouterr().out
+    assert "\nstep 7, half 0.5\n" in out
+    assert "inspect" in out
+    assert "--model" not in out  # no command has the function
+
+
 def test_metrics_use_the_validation_split_if_there_is_one(api_data: Path, tmp_path: Path) -> None:
     from dptrain import DataSet, pack
 
@@ -109,7 +117,7 @@ def test_a_stop_after_a_step_is_evaluated_and_saved(trained: Trained) -> None:
     run = trained(epochs=5, callbacks=[Stop()], report=True)
     assert [line["step"] for line in run.epochs] == [7, 10]
     assert run.load().step == 10
-    assert "Confusion matrix" in (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "Confusion matrix: a row is a true class" in (run.folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_error_in_a_callback_ends_the_run_with_its_traceback(trained: Trained) -> None:

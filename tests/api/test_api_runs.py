@@ -211,7 +211,7 @@ def test_the_report_of_a_function_has_its_predictions(trained: Trained, tmp_path
     run = trained()
     page = run.report()
     assert page == tmp_path / "run" / "report.html"
-    assert "Confusion matrix" in page.read_text(encoding="utf-8")
+    assert "Confusion matrix: a row is a true class" in page.read_text(encoding="utf-8")
     other = trained(run_dir=tmp_path / "other")
     assert "other" in compare([run, other], tmp_path / "both.html").read_text(encoding="utf-8")
 
@@ -222,3 +222,4 @@ def test_the_best_checkpoints_are_kept(trained: Trained) -> None:
     best_first = sorted(accuracies, key=lambda step: (-accuracies[step], step))
     kept = {int(path.stem.removeprefix("step-")) for path in run.checkpoints if path.stem != "best"}
     assert kept == {*best_first[:3], *sorted(accuracies)[-3:]}
+    assert run.load("best").step == best_first[0] < run.load().step
