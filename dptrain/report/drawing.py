@@ -18,7 +18,7 @@ MOST_NAMED = 50  # classes of a matrix with names
 MATRIX, NAMED_CELL, CELL = 720, (15, 44), (1, 8)  # pixels: about the side of a matrix, and limits of a cell's side
 NUMBERED = 30  # pixels: the side of a cell that has room for its percentage
 LABEL, MARGIN, GAP, NARROWEST = 150, 10, 8, 540  # pixels; LABEL is for the longest name of a class
-DARK = 110  # the luminance of a cell below which its number is white
+DARK = 114  # the luminance of a cell below which its number is white
 CAPTION = 136  # pixels: the width of a picture's caption
 
 

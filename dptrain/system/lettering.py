@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -11,6 +12,7 @@ from dptrain.system.text import shown
 FONT, LINE = 13, 18  # pixels
 PAPER, INK, PALE = (255, 255, 255), (20, 20, 20), (120, 120, 120)
 Color = tuple[int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Lettering:
@@ -18,11 +20,7 @@ class Lettering:
 
     def __init__(self, image: Image.Image) -> None:
         self.draw = ImageDraw.Draw(image)
-        self.font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-        try:
-            self.font, self._readable = ImageFont.truetype("DejaVuSans.ttf", FONT), str
-        except OSError:
-            self.font, self._readable = ImageFont.load_default(FONT), to_ascii
+        self.font, self._readable = _font()
 
     def width(self, text: str) -> float:
         """The width of a text that is not cut, in pixels."""
@@ -35,6 +33,14 @@ class Lettering:
             cut = cut[:-1]
             text = f"{cut}..."
         self.draw.text(place, text, fill=color, font=self.font)
+
+
+def _font() -> tuple[Font, Callable[[str], str]]:
+    """The font, and what makes text fit it."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", FONT), str
+    except OSError:
+        return ImageFont.load_default(FONT), to_ascii
 
 
 def to_ascii(text: str) -> str:
