@@ -57,7 +57,8 @@ run() {
 two=(-n 2 --dist worksteal) # a worker without tests takes some of the other's
 if ((quick)); then
     say "The quick tests, with Open MPI"
-    run .venv/bin/python -q "${two[@]}" -m "not slow and (not mpi or quick)" "$@"
+    run .venv/bin/python -q "${two[@]}" \
+        -m "not slow and (not mpi or quick)" -k "not torch" --hypothesis-profile quick "$@"
 else
     say "The tests, two at a time; the MPI tests with Open MPI"
     run .venv/bin/python "${two[@]}" -m "not alone" "$@"

@@ -6,9 +6,10 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import ready, training_pass
+from selection import examples
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn import Conv2d, Flatten, Linear, Network, WhiteningConv2d
@@ -61,7 +62,7 @@ def test_the_filters_are_those_of_airbench(kernel: int | tuple[int, int]) -> Non
     np.testing.assert_array_equal(ours[len(theirs) :], -ours[: len(theirs)])
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(cuts=st.lists(st.integers(0, 12), max_size=4), height=st.integers(1, 3), width=st.integers(1, 3))
 def test_moments_do_not_depend_on_how_the_images_are_divided(cuts: list[int], height: int, width: int) -> None:
     x, kernel = images(12), (height, width)
