@@ -51,7 +51,7 @@ def results_sha256() -> str:
     return hashed.hexdigest()
 
 
-@pytest.mark.parametrize("real", WIDE)
+@quick_first("real", WIDE)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_errors_are_a_few_units_in_the_last_place(name: str, real: Any) -> None:
     reference, largest = REFERENCES[name]
