@@ -15,7 +15,7 @@ from hypothesis import settings
 from dptrain.system.signals import ENDING, prepare_signals
 from launch.cleanup import SESSION_BASE
 
-settings.register_profile("quick", max_examples=20)  # --hypothesis-profile quick: see selection.examples
+settings.register_profile("quick", max_examples=20)  # a fifth of the default; also for selection.examples
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ def quick_first(
 
 
 def examples(count: int, *suppress: HealthCheck) -> settings:
-    """So many examples for a test with `given`, without a limit of time; a part of them in the profile `quick`."""
-    part = settings().max_examples / 100  # 100 are Hypothesis's default
-    return settings(max_examples=max(1, round(count * part)), deadline=None, suppress_health_check=suppress)
+    """So many examples for a test with `given`, a fifth of them in the profile `quick`; no limit of time."""
+    profile = settings()
+    part = profile.max_examples / 100  # 100 are Hypothesis's default
+    checks = [*profile.suppress_health_check, *suppress]
+    return settings(max_examples=max(1, round(count * part)), deadline=None, suppress_health_check=checks)
