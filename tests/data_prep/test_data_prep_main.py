@@ -118,6 +118,7 @@ FILES_OF_64_KIB = (
 )
 
 
+@pytest.mark.slow
 def test_full_disk_is_a_one_line_error_and_leaves_no_files(tmp_path: Path) -> None:
     # For a process, a limit of file size is like a full disk, and it needs no root.
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 16

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from data_sets import folder_bytes, image_data
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples
 
 from data_prep.pack import ImageData, LabelledImages, pack
 from data_prep.spool import Spool
@@ -23,7 +24,7 @@ from dptrain.errors import DataError
 
 
 @given(blocks=st.lists(st.integers(0, 5), min_size=1, max_size=6), data=st.data())
-@settings(deadline=None, max_examples=50)
+@examples(50)
 def test_images_are_read_back_in_any_order(blocks: list[int], data: st.DataObject) -> None:
     images = np.random.default_rng(0).integers(0, 256, (sum(blocks), 2, 3, 5), dtype=np.uint8)
     spool = Spool(Path(), (2, 3, 5))
@@ -65,6 +66,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_a_shard_is_larger_than_the_memory_that_packing_needs(tmp_path: Path) -> None:
     program = [sys.executable, "-c", PACK_A_LARGE_SHARD, str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)

@@ -59,6 +59,7 @@ def test_every_picture_is_packed_with_its_pixels_and_its_class(
     assert sorted(packed) == sorted(right)
 
 
+@pytest.mark.slow
 def test_an_archive_gives_the_same_data_set_as_its_folder(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "pets", CLASSES)
     shutil.make_archive(str(tmp_path / "pets"), "gztar", tmp_path, "pets")
@@ -93,6 +94,7 @@ def test_without_a_test_split_the_validation_pictures_are_it_or_a_share_of_the_o
     assert sorted(names_of(data.train) + names_of(data.test)) == sorted(f"train/{name}" for name in CLASSES)
 
 
+@pytest.mark.slow
 def test_the_test_split_depends_on_the_seed_and_on_nothing_else(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "pets", CLASSES)
     first, again, other = (names_of(read_images(folder, "--seed", seed).test) for seed in ("0", "0", "1"))

@@ -27,6 +27,7 @@ def test_image_depends_only_on_seed_split_and_number() -> None:
     assert not np.array_equal(few.train.images[:10], few.test.images)
 
 
+@pytest.mark.slow
 def test_no_image_occurs_twice() -> None:
     data = read_shapes(1000, 300)
     images = np.concatenate([data.train.images, data.test.images]).reshape(1300, -1)

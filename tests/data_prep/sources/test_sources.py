@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from selection import quick_first
 
 import data_prep
 from data_prep.__main__ import main
@@ -93,7 +94,7 @@ def test_a_path_in_the_place_of_a_source_is_refused_with_the_reason(
     assert capsys.readouterr().err == f"data_prep: error: {message}\n"
 
 
-@pytest.mark.parametrize("options", [[], ["--seed", "5"], ["--limit", "33"], ["--validation-fraction", "0.2"]])
+@quick_first("options", [[], ["--seed", "5"], ["--limit", "33"], ["--validation-fraction", "0.2"]])
 def test_the_command_to_pack_again_packs_the_same_images(options: list[str], tmp_path: Path) -> None:
     """Found in the field: the advice was a command that does not exist for data packed by another program."""
     folder = tmp_path / "my set"
