@@ -16,9 +16,10 @@ import math
 import pickle
 import tarfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +32,12 @@ from dptrain.system.text import shown
 
 from .bounded import BoundedStream
 from .images import ImageData, LabelledImages
+from .spool import Spool, SpooledRows
 
 IMAGE_SHAPE = (3, 32, 32)
 PIXELS = math.prod(IMAGE_SHAPE)
+PIECE = 1 << 16  # bytes that are unpacked at a time
+RECORDS = 1000  # binary records in memory
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,13 @@ class Contents:
     names_key: bytes = b"label_names"
 
 
+class _Batch(NamedTuple):
+    """Images that follow one another on the disk, from the number `start` on, by their labels."""
+
+    start: int
+    labels: list[int]
+
+
 def add_archive_argument(parser: argparse.ArgumentParser, stem: str, variable: str, url: str) -> None:
     """The argument --archive, for archives called {stem}-binary.tar.gz and {stem}-python.tar.gz."""
     parser.add_argument(
@@ -73,31 +84,16 @@ def is_archive(path: Path, stem: str) -> bool:
     return path.is_file() and path.name.startswith(f"{stem}-") and path.name.endswith(".tar.gz")
 
 
-def read_archive(path: Path, contents: Contents) -> ImageData:
-    """Read a CIFAR archive, binary or pickled.
+def read_archive(path: Path, contents: Contents, out: Path) -> ImageData:
+    """Read a CIFAR archive, binary or pickled. Its images are stored on the disk of the data set `out`.
 
     The whole file is read, so that gzip's checksum covers it. Raises DataError for an archive that is missing,
     truncated, damaged or another one.
     """
-    count = sum(contents.samples)
-    images, labels = np.empty((count, *IMAGE_SHAPE), np.uint8), np.empty(count, np.int64)
+    spool = Spool(out, IMAGE_SHAPE)
     try:
         sha256 = file_sha256(path)
-        found = _read_members(path, contents, count * (2 * PIXELS + 512))
-        binary = all(name in found for name in contents.binary)
-        meta, *batches = contents.binary if binary else contents.pickled
-        names = found[meta].split() if binary else _unpickled(found[meta], meta).get(contents.names_key)
-        if names != [name.encode() for name in contents.classes]:
-            held: Any = type(names).__name__
-            if isinstance(names, list) and all(type(name) is bytes for name in names):
-                held = [name[:50] for name in names[:10]]  # of bounded length
-            raise DataError(f"{meta} has other classes than {contents.title}: {shown(held, 200)}")
-        read_batch, start = _binary_batch if binary else _pickled_batch, 0
-        for member, samples in zip(batches, contents.samples, strict=True):
-            rows = slice(start, start := start + samples)
-            # Removed from the dictionary, so that the bytes of each batch are freed as soon as they are copied.
-            images[rows], given = read_batch(found.pop(member), member, samples, contents)
-            labels[rows] = _checked_labels(given, member, samples, len(contents.classes))
+        *train, test = _read_batches(path, contents, spool)
     except (EOFError, ValueError, LookupError, OverflowError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
         raise DataError(
             f"archive {shown(path)}: not a complete .tar.gz file ({error or 'ends too early'}): truncated, damaged or "
@@ -107,20 +103,25 @@ def read_archive(path: Path, contents: Contents) -> ImageData:
         raise DataError(f"archive {shown(path)}: {error.strerror or error}; give another by --archive") from error
     except DataError as error:
         raise DataError(f"archive {shown(path)}: {error}") from error
-    end = count - contents.samples[-1]
-    train, test = (LabelledImages(images[rows], labels[rows]) for rows in (slice(end), slice(end, None)))
+    splits = (_joined(spool, batches) for batches in (train, [test]))
     provenance = Provenance(contents.name, path.name, sha256, published=sha256 in contents.published_sha256)
-    return ImageData(contents.name, contents.classes, train, test, provenance)
+    return ImageData(contents.name, contents.classes, *splits, source=provenance)
 
 
-def _read_members(path: Path, wanted: Contents, most: int) -> dict[str, bytes]:
-    """All members of one of the two archives of at most `most` bytes, from one pass to the very end of the file."""
-    found: dict[str, bytes] = {}
+def _joined(spool: Spool, batches: Sequence[_Batch]) -> LabelledImages:
+    rows = [batch.start + np.arange(len(batch.labels)) for batch in batches]
+    labels = [np.array(batch.labels, np.int64) for batch in batches]
+    return LabelledImages(SpooledRows(spool, np.concatenate(rows)), np.concatenate(labels))
+
+
+def _read_batches(path: Path, wanted: Contents, spool: Spool) -> list[_Batch]:
+    """The batches of one of the two archives in their order, from one pass to the very end of the file."""
+    found: dict[str, _Batch | DataError] = {}
     seen: list[str] = []
     with gzip.open(path) as unzipped:
         too_much = f"unpacks to far more than {wanted.title} has; not a {wanted.title} archive"
-        stream = BoundedStream(unzipped, most + (1 << 20), too_much)
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        stream = BoundedStream(unzipped, _most_bytes(sum(wanted.samples)), too_much)
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=PIECE) as archive:
             for member in archive:
                 seen.append(member.name)
                 if member.name not in (*wanted.binary, *wanted.pickled):
@@ -128,26 +129,80 @@ def _read_members(path: Path, wanted: Contents, most: int) -> dict[str, bytes]:
                 if not member.isreg() or member.issparse() or member.name in found:
                     raise DataError(f"{member.name} is not a regular file, or occurs twice")
                 file = archive.extractfile(member)
-                found[member.name] = file.read() if file else b""
-                if len(found[member.name]) != member.size:
-                    raise EOFError("ends too early")
-        while stream.read(1 << 20):
+                assert file is not None
+                try:
+                    found[member.name] = _read_member(file, member, wanted, spool)
+                except DataError as error:  # a wrong checksum at the end of the file would explain it
+                    found[member.name] = error
+        while stream.read(PIECE):
             pass
     archives = wanted.binary, wanted.pickled
     missing = min(([name for name in names if name not in found] for names in archives), key=len)
     if missing:
         held = shown(", ".join(seen), 200) or "nothing"
         raise DataError(f"not a {wanted.title} archive: it holds {held}, and lacks {', '.join(missing)}")
-    return found
+    complete = next(names for names in archives if all(name in found for name in names))
+    batches = []
+    for name in complete:
+        if isinstance(part := found[name], DataError):
+            raise part
+        batches.append(part)
+    return batches[1:]
 
 
-def _binary_batch(content: bytes, where: str, samples: int, wanted: Contents) -> tuple[NDArray[np.uint8], Any]:
-    """Images and labels from records of the label bytes and the pixels in the order channel, row, column."""
+def _read_member(file: IO[bytes], member: tarfile.TarInfo, wanted: Contents, spool: Spool) -> _Batch:
+    """Read one of the files of an archive; a batch without images stands for the names of the classes."""
+    binary = member.name in wanted.binary
+    number = (wanted.binary if binary else wanted.pickled).index(member.name)
+    samples = (0, *wanted.samples)[number]
+    if member.size > (most := _most_bytes(samples)):
+        raise DataError(f"{member.name} has {member.size:,} bytes, expected at most {most:,}")
+    start = len(spool)
+    if samples and binary:
+        labels: Any = _read_records(file, member, samples, wanted, spool)
+    else:
+        content = file.read()
+        if len(content) != member.size:
+            raise EOFError("ends too early")
+        if not samples:
+            names = content.split() if binary else _unpickled(content, member.name).get(wanted.names_key)
+            _check_names(names, member.name, wanted)
+            return _Batch(start, [])
+        images, labels = _pickled_batch(content, member.name, samples, wanted)
+        spool.append(images)
+    return _Batch(start, _checked_labels(labels, member.name, samples, len(wanted.classes)))
+
+
+def _most_bytes(samples: int) -> int:
+    """More than this many samples have in any form: a pickle may store a byte as two."""
+    return samples * (2 * PIXELS + 512) + (1 << 20)
+
+
+def _check_names(names: Any, where: str, wanted: Contents) -> None:
+    if names != [name.encode() for name in wanted.classes]:
+        held: Any = type(names).__name__
+        if isinstance(names, list) and all(type(name) is bytes for name in names):
+            held = [name[:50] for name in names[:10]]  # of bounded length
+        raise DataError(f"{where} has other classes than {wanted.title}: {shown(held, 200)}")
+
+
+def _read_records(
+    file: IO[bytes], member: tarfile.TarInfo, samples: int, wanted: Contents, spool: Spool
+) -> list[int]:
+    """Append images from records of the label bytes and the pixels in the order channel, row, column; the labels."""
     size = wanted.label_bytes + PIXELS
-    if len(content) != samples * size:
-        raise DataError(f"{where} has {len(content):,} bytes, expected {samples * size:,}")
-    records = np.frombuffer(content, np.uint8).reshape(samples, size)
-    return records[:, wanted.label_bytes :].reshape(samples, *IMAGE_SHAPE), records[:, wanted.label_byte].tolist()
+    if member.size != samples * size:
+        raise DataError(f"{member.name} has {member.size:,} bytes, expected {samples * size:,}")
+    labels: list[int] = []
+    for start in range(0, samples, RECORDS):
+        count = min(RECORDS, samples - start)
+        content = file.read(count * size)
+        if len(content) != count * size:
+            raise EOFError("ends too early")
+        records = np.frombuffer(content, np.uint8).reshape(count, size)
+        spool.append(records[:, wanted.label_bytes :].reshape(count, *IMAGE_SHAPE))
+        labels += records[:, wanted.label_byte].tolist()
+    return labels
 
 
 def _pickled_batch(content: bytes, where: str, samples: int, wanted: Contents) -> tuple[NDArray[np.uint8], Any]:

@@ -93,8 +93,10 @@ class Spool:
                 self.append(images.reshape(wanted, *self._image_shape))
         return count
 
-    def __getitem__(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+    def __getitem__(self, rows: NDArray[np.intp] | slice) -> NDArray[np.uint8]:
         """The images of these numbers, in this order."""
+        if isinstance(rows, slice):
+            rows = np.arange(self._count)[rows]
         images = np.empty((len(rows), *self._image_shape), np.uint8)
         size = images[:1].size
         try:
@@ -130,5 +132,5 @@ class SpooledRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+    def __getitem__(self, rows: NDArray[np.intp] | slice) -> NDArray[np.uint8]:
         return self.spool[self.rows[rows]]

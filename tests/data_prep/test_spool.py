@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.pack import ImageData, LabelledImages, pack
-from data_prep.spool import Spool
+from data_prep.spool import Spool, SpooledRows
 from dptrain.errors import DataError
 
 
@@ -31,6 +31,8 @@ def test_images_are_read_back_in_any_order(blocks: list[int], data: st.DataObjec
         spool.append(images[end - count : end])
     rows = np.array(data.draw(st.lists(st.integers(0, len(images) - 1)) if len(images) else st.just([])), np.intp)
     assert np.array_equal(spool[rows], images[rows])
+    assert np.array_equal(spool[1:4], images[1:4])
+    assert np.array_equal(SpooledRows(spool, rows)[:], images[rows])
     assert (spool.shape, spool.size, len(spool)) == (images.shape, images.size, len(images))
 
 
