@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import io
 import math
-import pickle
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -22,7 +20,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dptrain.data.manifest import Provenance
 from dptrain.errors import DataError
@@ -31,6 +28,7 @@ from dptrain.system.files import file_sha256
 from dptrain.system.text import shown
 
 from .bounded import BoundedStream
+from .cifar_pickle import read_dictionary, stored_images
 from .images import ImageData, LabelledImages
 from .spool import Spool, SpooledRows
 
@@ -103,7 +101,7 @@ def read_archive(path: Path, contents: Contents, out: Path) -> ImageData:
         raise DataError(f"archive {shown(path)}: {error.strerror or error}; give another by --archive") from error
     except DataError as error:
         raise DataError(f"archive {shown(path)}: {error}") from error
-    splits = (_joined(spool, batches) for batches in (train, [test]))
+    splits = _joined(spool, train), _joined(spool, [test])
     provenance = Provenance(contents.name, path.name, sha256, published=sha256 in contents.published_sha256)
     return ImageData(contents.name, contents.classes, *splits, source=provenance)
 
@@ -132,8 +130,8 @@ def _read_batches(path: Path, wanted: Contents, spool: Spool) -> list[_Batch]:
                 assert file is not None
                 try:
                     found[member.name] = _read_member(file, member, wanted, spool)
-                except DataError as error:  # a wrong checksum at the end of the file would explain it
-                    found[member.name] = error
+                except DataError as error:  # raised later: a wrong checksum of the file would explain it
+                    found[member.name] = DataError(f"{member.name}: {error}")
         while stream.read(PIECE):
             pass
     archives = wanted.binary, wanted.pickled
@@ -151,26 +149,28 @@ def _read_batches(path: Path, wanted: Contents, spool: Spool) -> list[_Batch]:
 
 
 def _read_member(file: IO[bytes], member: tarfile.TarInfo, wanted: Contents, spool: Spool) -> _Batch:
-    """Read one of the files of an archive; a batch without images stands for the names of the classes."""
+    """Read one of the files of an archive; the one of class names as a batch without images."""
     binary = member.name in wanted.binary
     number = (wanted.binary if binary else wanted.pickled).index(member.name)
     samples = (0, *wanted.samples)[number]
     if member.size > (most := _most_bytes(samples)):
-        raise DataError(f"{member.name} has {member.size:,} bytes, expected at most {most:,}")
+        raise DataError(f"{member.size:,} bytes, expected at most {most:,}")
     start = len(spool)
-    if samples and binary:
-        labels: Any = _read_records(file, member, samples, wanted, spool)
+    labels: Any
+    if binary and samples:
+        labels = _read_records(file, member.size, samples, wanted, spool)
+    elif binary:
+        _check_names(file.read().split(), wanted)
+        return _Batch(start, [])
     else:
-        content = file.read()
-        if len(content) != member.size:
-            raise EOFError("ends too early")
+        values = read_dictionary(file, samples, spool)
         if not samples:
-            names = content.split() if binary else _unpickled(content, member.name).get(wanted.names_key)
-            _check_names(names, member.name, wanted)
+            _check_names(values.get(wanted.names_key), wanted)
             return _Batch(start, [])
-        images, labels = _pickled_batch(content, member.name, samples, wanted)
-        spool.append(images)
-    return _Batch(start, _checked_labels(labels, member.name, samples, len(wanted.classes)))
+        start = stored_images(values.get(b"data"), samples, spool)
+        labels = values.get(wanted.labels_key)
+    _check_labels(labels, samples, len(wanted.classes))
+    return _Batch(start, labels)
 
 
 def _most_bytes(samples: int) -> int:
@@ -178,21 +178,19 @@ def _most_bytes(samples: int) -> int:
     return samples * (2 * PIXELS + 512) + (1 << 20)
 
 
-def _check_names(names: Any, where: str, wanted: Contents) -> None:
+def _check_names(names: Any, wanted: Contents) -> None:
     if names != [name.encode() for name in wanted.classes]:
         held: Any = type(names).__name__
         if isinstance(names, list) and all(type(name) is bytes for name in names):
             held = [name[:50] for name in names[:10]]  # of bounded length
-        raise DataError(f"{where} has other classes than {wanted.title}: {shown(held, 200)}")
+        raise DataError(f"has other classes than {wanted.title}: {shown(held, 200)}")
 
 
-def _read_records(
-    file: IO[bytes], member: tarfile.TarInfo, samples: int, wanted: Contents, spool: Spool
-) -> list[int]:
-    """Append images from records of the label bytes and the pixels in the order channel, row, column; the labels."""
+def _read_records(file: IO[bytes], found: int, samples: int, wanted: Contents, spool: Spool) -> list[int]:
+    """The labels of records of label bytes and pixels; the images are appended to the spool."""
     size = wanted.label_bytes + PIXELS
-    if member.size != samples * size:
-        raise DataError(f"{member.name} has {member.size:,} bytes, expected {samples * size:,}")
+    if found != samples * size:
+        raise DataError(f"has {found:,} bytes, expected {samples * size:,}")
     labels: list[int] = []
     for start in range(0, samples, RECORDS):
         count = min(RECORDS, samples - start)
@@ -205,72 +203,7 @@ def _read_records(
     return labels
 
 
-def _pickled_batch(content: bytes, where: str, samples: int, wanted: Contents) -> tuple[NDArray[np.uint8], Any]:
-    """The same from a pickled dictionary; its labels may be anything."""
-    batch = _unpickled(content, where)
-    array = batch.get(b"data")
-    # What ndarray.__setstate__ gets: version, shape, dtype, whether in Fortran order, the bytes.
-    match array.state if isinstance(array, _Recorded) else None:
-        case (_, tuple(shape), _Recorded(arguments=("u1" | b"u1", *_)), 0 | 1 as fortran, bytes(pixels)) if (
-            shape == (samples, PIXELS) and len(pixels) == samples * PIXELS
-        ):
-            images = np.frombuffer(pixels, np.uint8).reshape((samples, PIXELS), order="F" if fortran else "C")
-            return images.reshape(samples, *IMAGE_SHAPE), batch.get(wanted.labels_key)
-    raise DataError(f"{where}: data is not an uint8 array ({samples}, {PIXELS})")
-
-
-def _checked_labels(labels: Any, where: str, samples: int, classes: int) -> list[int]:
+def _check_labels(labels: Any, samples: int, classes: int) -> None:
     valid = isinstance(labels, list) and all(type(label) is int and 0 <= label < classes for label in labels)
     if not valid or len(labels) != samples:
-        raise DataError(f"{where}: labels is not a list of {samples:,} whole numbers from 0 to {classes - 1}")
-    return list(labels)
-
-
-def _unpickled(content: bytes, where: str) -> dict[bytes, Any]:
-    """The dictionary of a pickle; DataError for anything else."""
-    try:
-        value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from None
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise DataError(f"{where}: not a readable pickle: {type(error).__name__}: {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: a pickled {type(value).__name__}, expected a dictionary")
-    return value
-
-
-class _Recorded:
-    """An array or dtype in a pickle, as the arguments and the state from which NumPy would make it.
-
-    NumPy itself must not read them: a forged state of a dtype makes it use any memory as an object.
-    """
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, numbers, strings and arrays, and imports nothing."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        match module, name:
-            case (("numpy.core.multiarray" | "numpy._core.multiarray"), "_reconstruct") | ("numpy", "dtype"):
-                return _Recorded
-            case "numpy", "ndarray":
-                return None  # only the first argument of _reconstruct
-            case "_codecs", "encode":
-                return _encode
-        raise DataError(f"the pickle imports {module}.{name}, unlike CIFAR: it may be hostile; no code was run")
-
-
-def _encode(text: Any, encoding: object = None) -> bytes:
-    """Replaces _codecs.encode, with which Python 3 writes bytes to an old pickle."""
-    if type(text) is not str:  # str() of nested lists takes any time
-        raise DataError("the pickle encodes something that is not text, unlike CIFAR: it may be hostile")
-    if encoding not in ("latin1", b"latin1"):
-        raise DataError(f"the pickle encodes text to {encoding!r}, unlike CIFAR: it may be hostile")
-    return text.encode("latin1")
+        raise DataError(f"labels is not a list of {samples:,} whole numbers from 0 to {classes - 1}")

@@ -114,6 +114,14 @@ def run_data_prep(*arguments: str | Path, **environment: str) -> subprocess.Comp
     )
 
 
+# Defines `peak()`: the most memory that a program has used, KiB. ru_maxrss would have that of its parent too.
+PEAK_MEMORY = """
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
+"""
+
+
 def assert_one_line_error(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:
     """The process ended with `status` and one line on stderr with all of `words`."""
     assert done.returncode == status, done.stderr

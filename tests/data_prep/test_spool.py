@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_sets import folder_bytes, image_data
+from data_sets import PEAK_MEMORY, folder_bytes, image_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -49,8 +49,9 @@ def test_a_data_set_packed_from_the_disk_has_the_same_bytes(tmp_path: Path) -> N
     assert folder_bytes(tmp_path / "disk") == folder_bytes(tmp_path / "memory")
 
 
-PACK_A_LARGE_SHARD = """
-import resource, sys
+PACK_A_LARGE_SHARD = f"""
+{PEAK_MEMORY}
+import sys
 from pathlib import Path
 import numpy as np
 from data_prep.pack import ImageData, LabelledImages, pack
@@ -61,9 +62,9 @@ def part(count):
         spool.append(np.full((1, 1, 1024, 1024), number, np.uint8))
     return LabelledImages(spool, np.zeros(count, np.int64))
 pack(Path(sys.argv[1]) / "warm", ImageData("warm", ["one"], part(2), part(2)), shards=1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 pack(Path(sys.argv[1]) / "set", ImageData("large", ["one"], part(200), part(2)), shards=1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 

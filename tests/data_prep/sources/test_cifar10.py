@@ -7,6 +7,8 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +17,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_sets import BATCH_SAMPLES, SMALL_CIFAR10, binary_members, cifar10_records, python_members, write_archive
+from data_sets import (
+    BATCH_SAMPLES,
+    PEAK_MEMORY,
+    SMALL_CIFAR10,
+    binary_members,
+    cifar10_records,
+    python_members,
+    write_archive,
+)
 
-from data_prep import cifar
+from data_prep import cifar_pickle
 from data_prep.cifar import read_archive
 from data_prep.pack import ImageData, pack
 from data_prep.sources.cifar10 import BATCHES, CONTENTS
+from data_prep.spool import Spool
 from data_prep.verify import verify
 from dptrain.data.manifest import Provenance
 from dptrain.errors import DataError
@@ -83,12 +94,14 @@ def python_2_pickle(pixels: np.ndarray, labels: list[int]) -> bytes:
     return b"(dS'data'\n" + data + b"sS'labels'\n" + listed + b"s."
 
 
-def test_a_pickle_in_fortran_order_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_pickle_of_every_protocol_below_5_and_every_order_is_read(order: Any, protocol: int, tmp_path: Path) -> None:
     pixels, _labels = cifar10_records()
     members = python_members()
     batch = pickle.loads(members[FIRST_PY])
-    batch[b"data"] = np.asfortranarray(pixels[0])
-    members[FIRST_PY] = pickle.dumps(batch, protocol=2)
+    batch[b"data"] = np.array(pixels[0], order=order)
+    members[FIRST_PY] = pickle.dumps(batch, protocol)
     data = read(write_archive(tmp_path / "a.tar.gz", members))
     assert np.array_equal(data.train.images[:BATCH_SAMPLES].reshape(-1, 3072), pixels[0])
 
@@ -245,10 +258,11 @@ def test_pickle_that_runs_code_is_refused_and_not_run(member: str, tmp_path: Pat
     assert not mark.exists()
 
 
-def test_numpy_does_not_read_the_state_of_pickled_arrays() -> None:
+def test_numpy_does_not_read_the_state_of_pickled_arrays(tmp_path: Path) -> None:
     """A forged state of a dtype makes NumPy use any memory as an object."""
     content = pickle.dumps({b"data": np.zeros(3)}, protocol=2)
-    assert isinstance(cifar._unpickled(content, "batch")[b"data"], cifar._Recorded)
+    values = cifar_pickle.read_dictionary(io.BytesIO(content), 0, Spool(tmp_path, (3, 32, 32)))
+    assert isinstance(values[b"data"], cifar_pickle._Recorded)
 
 
 @pytest.mark.timeout(20)
@@ -324,6 +338,40 @@ def test_damaged_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
     members = python_members()
     members[FIRST_PY] = content
     assert FIRST_PY in refused(write_archive(tmp_path / "a.tar.gz", members))
+
+
+MEMORY_OF_READING = f"""
+{PEAK_MEMORY}
+import sys
+from dataclasses import replace
+from pathlib import Path
+from data_prep.cifar import read_archive
+from data_prep.sources.cifar10 import CONTENTS
+def most(path, first):
+    read_archive(path, replace(CONTENTS, samples=(first, 20, 20, 20, 20, 20)), path.parent)
+    return peak()
+small, large = map(Path, sys.argv[1:])
+before = most(small, 20)
+print(most(large, 10_000) - before)
+"""
+
+
+@pytest.mark.parametrize("form", ["binary", "pickled"])
+def test_a_batch_is_larger_than_the_memory_that_reading_needs(form: str, tmp_path: Path) -> None:
+    """10,000 images as in the published archives, 30,000 KiB; the pickle is of Python 2, as theirs are."""
+    paths = []
+    for count in (BATCH_SAMPLES, 10_000):
+        members = binary_members() if form == "binary" else python_members()
+        pixels = np.zeros((count, 3072), np.uint8)
+        labels = np.zeros((count, 1), np.uint8)
+        if form == "binary":
+            members[FIRST_BIN] = np.concatenate([labels, pixels], axis=1).tobytes()
+        else:
+            members[FIRST_PY] = python_2_pickle(pixels, labels[:, 0].tolist())
+        paths.append(write_archive(tmp_path / f"{count}.tar.gz", members))
+    program = [sys.executable, "-c", MEMORY_OF_READING, *map(str, paths)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) < 25_000  # KiB
 
 
 @pytest.mark.slow
