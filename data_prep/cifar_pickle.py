@@ -12,7 +12,7 @@ from typing import IO, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from dptrain.errors import DataError
+from dptrain.errors import DataError, DptrainError
 
 from .spool import Spool
 
@@ -24,7 +24,7 @@ def read_dictionary(file: IO[bytes], images: int, spool: Spool) -> dict[bytes, A
     """
     try:
         value = _Unpickler(file, images, spool).load()
-    except DataError:
+    except DptrainError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise DataError(f"not a readable pickle: {type(error).__name__}: {error}") from error

@@ -61,13 +61,14 @@ def pack(
     data = checked(data)
     parts, chosen = _choose_all(data, shards, limit, validation_fraction, seed)
     fingerprints = Fingerprints()
-    histograms = {split: np.zeros((data.train.images.shape[1], 256), np.int64) for split in chosen}
+    histogram = np.zeros((data.train.images.shape[1], 256), np.int64)  # of the training pixels
     splits: dict[str, list[ShardEntry]] = {split: [] for split in chosen}
     with staged(out, force=force) as folder:
         for split, samples in parts.items():
 
             def seen(images: NDArray[np.uint8], rows: NDArray[np.intp], split: str = split) -> None:
-                histograms[split] += pixel_histogram(images)
+                if split == "train":
+                    histogram[...] += pixel_histogram(images)
                 fingerprints.add(split, images, rows)
 
             for shard, dealt in enumerate(deal(chosen[split], samples.labels, shards)):
@@ -75,7 +76,7 @@ def pack(
                 part = _Chosen(_ChosenImages(samples.images, rows, seen), samples.labels[rows], rows.astype(np.int64))
                 path = folder / shard_name(split, shard, shards)
                 splits[split].append(write_shard(path, part, split, shard, shards))
-        mean, std = channel_statistics(histograms["train"])
+        mean, std = channel_statistics(histogram)
         manifest = Manifest(
             name=data.name,
             classes=tuple(data.classes),
@@ -91,7 +92,7 @@ def pack(
         install(folder, manifest.to_json())
     for note in fingerprints.notes(parts):
         report(f"note: {note}")
-    if not histograms["train"][:, 2:].any():
+    if not histogram[:, 2:].any():
         report("note: all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
     return manifest
 

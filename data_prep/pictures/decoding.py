@@ -43,8 +43,8 @@ def decode_all(
 ) -> Decoded:
     """Decode pictures with numbers below `count`, of which each has its content or its path.
 
-    They are stored on the disk of the data set `out`. Broken pictures are reported in the result. DataError if they
-    cannot be stored, or when a process ends, for example without memory.
+    They are stored on the disk of the data set `out`. Broken pictures are reported in the result. LimitError if they
+    cannot be stored; DataError when a process ends, for example without memory.
     """
     spool = Spool(out, form.image_shape)
     spool.allocate(count)

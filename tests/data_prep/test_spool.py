@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from data_prep.pack import ImageData, LabelledImages, pack
 from data_prep.spool import Spool, SpooledRows
-from dptrain.errors import DataError
+from dptrain.errors import LimitError
 
 
 @given(blocks=st.lists(st.integers(0, 5), min_size=1, max_size=6), data=st.data())
@@ -100,21 +100,21 @@ def test_images_of_another_shape_or_type_are_refused(tmp_path: Path) -> None:
         spool[np.array([0])]
 
 
-def test_a_full_disk_is_a_data_error(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     spool = Spool(tmp_path, (1, 2, 2))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        with pytest.raises(DataError, match=os.strerror(errno.EFBIG)):
+        with pytest.raises(LimitError, match=os.strerror(errno.EFBIG)):
             spool.append(np.zeros((3, 1, 2, 2), np.uint8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_folder_that_cannot_be_written_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    with pytest.raises(DataError, match=f"{tmp_path}: images cannot be stored there for packing: Permission denied"):
+    with pytest.raises(LimitError, match=f"{tmp_path}: images cannot be stored there for packing: Permission denied"):
         Spool(tmp_path, (1, 2, 2))

@@ -18,7 +18,7 @@ from data_prep.pictures import decoding
 from data_prep.pictures.decode import DECODER, Form, decode
 from dptrain.data.manifest import Preparation, read_manifest
 from dptrain.data.shard import read_shard
-from dptrain.errors import DataError, UsageError
+from dptrain.errors import DataError, LimitError, UsageError
 
 CLASSES = [f"{name}/{number}.png" for name in ("cats", "dogs 🐕") for number in range(40)]
 SIZE = ("--size", "9", "7")
@@ -222,5 +222,5 @@ def test_a_disk_that_fills_is_one_error_on_any_number_of_processes(
     monkeypatch.setattr(os, "pwrite", full)
     folder = write_pictures(tmp_path / "pets", CLASSES)
     for processes in ("1", "2"):
-        with pytest.raises(DataError, match="images cannot be stored there for packing: No space left on device"):
+        with pytest.raises(LimitError, match="images cannot be stored there for packing: No space left on device"):
             read_images(folder, "--processes", processes)
