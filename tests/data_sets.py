@@ -91,8 +91,8 @@ def write_archive(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def read_source(name: str, path: Path, out: Path, *words: str) -> ImageData:
-    """What a source reads from a path, for a data set at `out`, with these words of the command line."""
-    options = make_parser().parse_args([name, str(out), "--from", str(path), *words])
+    """What a source reads from a path, for a data set of one shard at `out`, with these words of the command line."""
+    options = make_parser().parse_args([name, str(out), "--from", str(path), "--shards", "1", *words])
     data: ImageData = options.source.read(options)
     return data
 

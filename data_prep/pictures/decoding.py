@@ -78,6 +78,7 @@ def _outcomes(groups: Iterator[Group], spool: Spool, form: Form, processes: int)
             yield from outcomes
         return
     context = multiprocessing.get_context("fork")  # the spool's file has no name: only a forked process can have it
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(processes, context, _begin, (spool, form)) as pool:
         waiting: deque[tuple[Group, Future[list[Outcome]]]] = deque()
         try:
@@ -89,6 +90,10 @@ def _outcomes(groups: Iterator[Group], spool: Spool, form: Form, processes: int)
                 yield from _result(*waiting.popleft())
         except BrokenProcessPool:  # when a group is submitted
             raise DataError(_killed(waiting[0][0])) from None
+        except BaseException:  # after a signal too: the pool would wait for the groups that are being decoded
+            for worker in {*multiprocessing.active_children()} - others:
+                worker.kill()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
