@@ -111,7 +111,8 @@ class Spool:
 
     def _failed(self, error: OSError) -> LimitError:
         """Not a DataError: sources put the path of their file before those."""
-        return LimitError(f"{shown(self._folder)}: images cannot be stored there for packing: {error.strerror}")
+        what = f"images cannot be stored there for packing: {error.strerror}"
+        return LimitError(f"{shown(self._folder)}: {what}; free some space or choose another folder")
 
 
 @dataclass(frozen=True)

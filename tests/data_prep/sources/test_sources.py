@@ -116,7 +116,7 @@ def test_a_full_disk_is_an_error_that_names_its_folder_alone(name: str, tmp_path
         for array in arrays:
             np.save(path / array, arrays[array])
     else:
-        write_pictures(path, ["cats/1.png", "dogs/2.png"])
+        write_pictures(path, ["cats/1.png", "cats/2.png"])
 
     def read() -> ImageData:
         out = tmp_path / "out"
