@@ -109,7 +109,7 @@ def test_wrong_command_line_is_a_one_line_error_with_status_2(
 def test_folder_that_cannot_be_created_is_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert_one_line_error(run(capsys, "shapes", tmp_path / "file" / "set", *SMALL), "not a folder")
-    assert_one_line_error(run(capsys, "shapes", "/proc/set", *SMALL), "/proc", "cannot be written")
+    assert_one_line_error(run(capsys, "shapes", "/proc/set", *SMALL), "/proc", "images cannot be stored there")
 
 
 FILES_OF_64_KIB = (

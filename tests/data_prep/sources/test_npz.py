@@ -287,3 +287,15 @@ def test_any_altered_byte_of_the_file_is_harmless(
     path.write_bytes(content)
     with suppress(DataError):
         read_npz(path)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_split_that_is_there_is_not_drawn_and_this_is_found_before_images_are_read(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = np.zeros((2, 4, 4), np.uint8), np.zeros(2, np.uint8)
+    names = [f"{split}_{kind}" for split in ("train", "test", "val") for kind in ("images", "labels")]
+    np.savez(tmp_path / "a.npz", **dict(zip(names, one * 3, strict=True)))  # type: ignore[arg-type]
+    monkeypatch.delattr("data_prep.arrays._read_images")
+    with pytest.raises(UsageError, match=f"--{split}-fraction: there is a {split} split already"):
+        read_source("npz", tmp_path / "a.npz", tmp_path / "out", f"--{split}-fraction", "0.5")
