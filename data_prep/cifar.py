@@ -16,9 +16,10 @@ import math
 import pickle
 import tarfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +30,33 @@ from dptrain.system.arguments import path_argument
 from dptrain.system.files import file_sha256
 from dptrain.system.text import shown
 
-from .bounded import BoundedStream
+from .bounded import BoundedMember, BoundedStream
 from .images import ImageData, LabelledImages
 
 IMAGE_SHAPE = (3, 32, 32)
 PIXELS = math.prod(IMAGE_SHAPE)
+MOST_MEMBERS = 100  # the published archives have nine
+
+# What pickles of dictionaries, lists, numbers, strings and arrays are made of, in all protocols. The others make sets,
+# which are as slow as dictionaries with nested tuples as keys, or objects, or copy the top of the stack.
+OPCODES = (
+    pickle.PROTO + pickle.FRAME + pickle.STOP + pickle.MARK + pickle.POP + pickle.POP_MARK
+    + pickle.GET + pickle.BINGET + pickle.LONG_BINGET + pickle.PUT + pickle.BINPUT + pickle.LONG_BINPUT + pickle.MEMOIZE
+    + pickle.NONE + pickle.NEWTRUE + pickle.NEWFALSE + pickle.INT + pickle.BININT + pickle.BININT1 + pickle.BININT2
+    + pickle.LONG + pickle.LONG1 + pickle.LONG4 + pickle.FLOAT + pickle.BINFLOAT
+    + pickle.STRING + pickle.BINSTRING + pickle.SHORT_BINSTRING
+    + pickle.BINBYTES + pickle.SHORT_BINBYTES + pickle.BINBYTES8
+    + pickle.UNICODE + pickle.BINUNICODE + pickle.SHORT_BINUNICODE + pickle.BINUNICODE8
+    + pickle.EMPTY_TUPLE + pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3
+    + pickle.EMPTY_LIST + pickle.LIST + pickle.APPEND + pickle.APPENDS
+    + pickle.EMPTY_DICT + pickle.DICT + pickle.SETITEM + pickle.SETITEMS
+    + pickle.GLOBAL + pickle.STACK_GLOBAL + pickle.REDUCE + pickle.BUILD
+)  # fmt: skip
+
+# What tarfile and gzip raise for a damaged archive; RecursionError for headers of headers of headers.
+DAMAGED = (
+    EOFError, ValueError, LookupError, OverflowError, RecursionError, zlib.error, gzip.BadGzipFile, tarfile.TarError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,10 +121,10 @@ def read_archive(path: Path, contents: Contents) -> ImageData:
             # Removed from the dictionary, so that the bytes of each batch are freed as soon as they are copied.
             images[rows], given = read_batch(found.pop(member), member, samples, contents)
             labels[rows] = _checked_labels(given, member, samples, len(contents.classes))
-    except (EOFError, ValueError, LookupError, OverflowError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+    except DAMAGED as error:
         raise DataError(
-            f"archive {shown(path)}: not a complete .tar.gz file ({error or 'ends too early'}): truncated, damaged or "
-            "another file; download it again"
+            f"archive {shown(path)}: not a complete .tar.gz file ({shown(str(error) or 'ends too early', 200)}): "
+            "truncated, damaged or another file; download it again"
         ) from error
     except OSError as error:
         raise DataError(f"archive {shown(path)}: {error.strerror or error}; give another by --archive") from error
@@ -120,9 +143,11 @@ def _read_members(path: Path, wanted: Contents, most: int) -> dict[str, bytes]:
     with gzip.open(path) as unzipped:
         too_much = f"unpacks to far more than {wanted.title} has; not a {wanted.title} archive"
         stream = BoundedStream(unzipped, most + (1 << 20), too_much)
-        with tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
             for member in archive:
                 seen.append(member.name)
+                if len(seen) > MOST_MEMBERS:
+                    raise DataError(f"more than {MOST_MEMBERS} files; not a {wanted.title} archive")
                 if member.name not in (*wanted.binary, *wanted.pickled):
                     continue
                 if not member.isreg() or member.issparse() or member.name in found:
@@ -177,8 +202,11 @@ def _unpickled(content: bytes, where: str) -> dict[bytes, Any]:
         value = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except DataError as error:
         raise DataError(f"{where}: {error}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise DataError(f"{where}: not a readable pickle: {type(error).__name__}: {error}") from error
+        reason = shown(f"{type(error).__name__}: {error}", 200)
+        raise DataError(f"{where}: not a readable pickle: {reason}") from error
     if not isinstance(value, dict):
         raise DataError(f"{where}: a pickled {type(value).__name__}, expected a dictionary")
     return value
@@ -198,8 +226,49 @@ class _Recorded:
         self.state = state
 
 
-class _Unpickler(pickle.Unpickler):
-    """Reads dictionaries, lists, numbers, strings and arrays, and imports nothing."""
+def _check_key(stack: list[Any]) -> None:
+    _check_keys([stack[-2]])
+
+
+def _check_keys(stack: list[Any]) -> None:
+    if not all(type(key) in (bytes, str) for key in stack[::2]):
+        raise DataError("the pickle has keys that are not text, unlike CIFAR: it may be hostile")
+
+
+def _check_build(stack: list[Any]) -> None:
+    if not isinstance(stack[-2], _Recorded):
+        raise DataError("the pickle sets attributes of other objects than arrays, unlike CIFAR: it may be hostile")
+
+
+def _checked(code: int, check: Callable[[list[Any]], None]) -> Callable[[Any], None]:
+    """What the unpickler does for an opcode, after a check of its stack above the last mark."""
+
+    def load(unpickler: Any) -> None:
+        check(unpickler.stack)
+        cast(Any, pickle._Unpickler.dispatch[code])(unpickler)
+
+    return load
+
+
+CHECKS = {
+    pickle.SETITEM: _check_key,
+    pickle.SETITEMS: _check_keys,
+    pickle.DICT: _check_keys,
+    pickle.BUILD: _check_build,
+}
+
+
+class _Unpickler(pickle._Unpickler):
+    """Reads dictionaries with text as keys, lists, numbers, strings and arrays, and imports nothing.
+
+    This is the unpickler in Python. That in C reserves 16 bytes for each value that the pickle might keep, and a pickle
+    of ten bytes may state 2^32 values. Tuples are no keys: to hash a tuple of tuples takes any time, or ends the
+    process.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = {code: pickle._Unpickler.dispatch[code] for code in OPCODES} | {
+        code[0]: _checked(code[0], check) for code, check in CHECKS.items()
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         match module, name:
@@ -209,13 +278,18 @@ class _Unpickler(pickle.Unpickler):
                 return None  # only the first argument of _reconstruct
             case "_codecs", "encode":
                 return _encode
-        raise DataError(f"the pickle imports {module}.{name}, unlike CIFAR: it may be hostile; no code was run")
+        imported = shown(f"{module}.{name}", 200)
+        raise DataError(f"the pickle imports {imported}, unlike CIFAR: it may be hostile; no code was run")
 
 
 def _encode(text: Any, encoding: object = None) -> bytes:
     """Replaces _codecs.encode, with which Python 3 writes bytes to an old pickle."""
-    if type(text) is not str:  # str() of nested lists takes any time
+    if type(text) is not str or type(encoding) not in (str, bytes):  # str() of nested lists takes any time
         raise DataError("the pickle encodes something that is not text, unlike CIFAR: it may be hostile")
     if encoding not in ("latin1", b"latin1"):
-        raise DataError(f"the pickle encodes text to {encoding!r}, unlike CIFAR: it may be hostile")
+        raise DataError(f"the pickle encodes text to {shown(repr(encoding), 80)}, unlike CIFAR: it may be hostile")
     return text.encode("latin1")
+
+
+class _Member(BoundedMember):
+    largest_header = 1 << 10  # bytes; the published archives need none
