@@ -41,6 +41,7 @@ class Target(ABC):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.options: dict[tuple[str, tuple[str, ...]], argparse.Namespace] = {}
 
     @cached_property
@@ -70,10 +71,12 @@ class Target(ABC):
                 if read is not None:
                     checked(read)
         except DptrainError as error:
-            assert str(error).isprintable(), str(error)
-            assert len(str(error)) < LONGEST
-            return False
-        return True
+            refused = str(error)
+        else:
+            return True
+        assert refused.isprintable(), refused
+        assert len(refused) < LONGEST
+        return False
 
 
 class Idx(Target):
@@ -82,8 +85,7 @@ class Idx(Target):
     names = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
     arrays = tuple(np.arange(count, dtype=np.uint8) % 3 for count in (18, 3, 12, 2))
     contents = tuple(
-        idx_bytes(array.reshape(-1, 2, 3) if "3" in name else array)
-        for name, array in zip(names, arrays, strict=True)
+        idx_bytes(array.reshape(-1, 2, 3) if "3" in name else array) for name, array in zip(names, arrays, strict=True)
     )
 
     @cached_property
@@ -103,7 +105,16 @@ class Idx(Target):
 class Cifar(Target):
     """A whole archive, packed or not yet, or one member of an archive."""
 
-    words = (b"cnumpy\ndtype\n", b"c_codecs\nencode\n", b"latin1", b"ustar", b"data", b"labels", b"label_names", b"\x85R")
+    words = (
+        b"cnumpy\ndtype\n",
+        b"c_codecs\nencode\n",
+        b"latin1",
+        b"ustar",
+        b"data",
+        b"labels",
+        b"label_names",
+        b"\x85R",
+    )
     batches = ("data_batch_1", "test_batch")
     meta = "batches.meta"
     contents = replace(
@@ -126,8 +137,15 @@ class Cifar(Target):
     def seeds(self) -> list[bytes]:
         binary, pickled = tar_bytes(self.binary), tar_bytes(self.pickled)
         members = [bytes([3 + number]) + content for number, content in enumerate(self.pickled.values())]
-        protocols = [bytes([4]) + pickle.dumps(pickle.loads(self.pickled["py/data_batch_1"]), number) for number in (0, 4)]
-        whole = [b"\0" + binary, b"\0" + pickled, b"\1" + gzip.compress(binary), b"\2" + self.binary["bin/data_batch_1"]]
+        protocols = [
+            bytes([4]) + pickle.dumps(pickle.loads(self.pickled["py/data_batch_1"]), number) for number in (0, 4)
+        ]
+        whole = [
+            b"\0" + binary,
+            b"\0" + pickled,
+            b"\1" + gzip.compress(binary),
+            b"\2" + self.binary["bin/data_batch_1"],
+        ]
         return whole + members + protocols
 
     def read(self, choice: int, content: bytes) -> ImageData | None:
@@ -156,7 +174,15 @@ def tar_bytes(members: Mapping[str, bytes]) -> bytes:
 class Npz(Target):
     """A whole archive, or one array of an archive."""
 
-    words = (b"\x93NUMPY\1\0", b"'descr': '|u1'", b"'fortran_order': False", b"'shape': (", b"PK\1\2", b"PK\3\4", b"PK\5\6")
+    words = (
+        b"\x93NUMPY\1\0",
+        b"'descr': '|u1'",
+        b"'fortran_order': False",
+        b"'shape': (",
+        b"PK\1\2",
+        b"PK\3\4",
+        b"PK\5\6",
+    )
     arrays = (np.zeros((4, 5, 6, 1), np.uint8), np.arange(4), np.zeros((2, 5, 6, 1), np.uint8), np.arange(2))
     names = ("x_train", "y_train", "x_test", "y_test")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -224,3 +225,16 @@ def test_a_disk_that_fills_is_one_error_on_any_number_of_processes(
     for processes in ("1", "2"):
         with pytest.raises(DataError, match="images cannot be stored there for packing: No space left on device"):
             read_images(folder, "--processes", processes)
+
+
+def test_a_table_with_a_line_of_any_length_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    with table.open("wb") as file:
+        file.truncate(64 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="line 1 has more than 65,536 bytes: not a table of paths"):
+            read_source("csv", table, tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
