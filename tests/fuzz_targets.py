@@ -183,7 +183,12 @@ class Npz(Target):
         b"PK\3\4",
         b"PK\5\6",
     )
-    arrays = (np.zeros((4, 5, 6, 1), np.uint8), np.arange(4), np.zeros((2, 5, 6, 1), np.uint8), np.arange(2))
+    arrays: tuple[np.ndarray, ...] = (
+        np.zeros((4, 5, 6, 1), np.uint8),
+        np.arange(4),
+        np.zeros((2, 5, 6, 1), np.uint8),
+        np.arange(2),
+    )
     names = ("x_train", "y_train", "x_test", "y_test")
 
     def __init__(self, folder: Path) -> None:

@@ -169,7 +169,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_fuzzer_that_is_guided_by_coverage_finds_no_fault(name: str, python: Path, tmp_path: Path) -> None:
-    command = [python, CHECKOUT / "tests" / "fuzz_program.py", name, str(SECONDS), tmp_path]
+    command = [str(python), str(CHECKOUT / "tests" / "fuzz_program.py"), name, str(SECONDS), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, f"the input is in {tmp_path}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}"

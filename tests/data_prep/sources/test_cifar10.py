@@ -364,7 +364,7 @@ def test_opcodes_that_cifar_does_not_need_are_refused() -> None:
 def test_a_pickle_sets_no_attributes_of_functions() -> None:
     message = unpickling_refused(b"c_codecs\nencode\n(N}S'__doc__'\nS'forged'\nstb.")
     assert "sets attributes of other objects" in message
-    assert cifar._encode.__doc__ != b"forged"
+    assert "forged" not in str(cifar._encode.__doc__)
 
 
 @pytest.mark.timeout(20)
