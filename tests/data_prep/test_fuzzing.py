@@ -150,7 +150,7 @@ def test_manifests_of_odd_values_are_read_or_refused(draw: int, targets: dict[st
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with atheris, which only Linux on x86-64 has as a wheel, and the tests' own packages."""
+    """An environment with atheris, which only Linux on x86-64 has as a wheel."""
     if named := os.environ.get("DPTRAIN_TEST_FUZZ_PYTHON"):
         return Path(named)
     folder = tmp_path_factory.mktemp("atheris") / "env"
