@@ -27,7 +27,7 @@ from dptrain.system.arguments import path_argument
 from dptrain.system.files import file_sha256
 from dptrain.system.text import shown
 
-from .bounded import BoundedStream
+from .bounded import BoundedMember, BoundedStream
 from .cifar_pickle import read_dictionary, stored_images
 from .images import ImageData, LabelledImages
 from .spool import Spool, SpooledRows
@@ -36,6 +36,12 @@ IMAGE_SHAPE = (3, 32, 32)
 PIXELS = math.prod(IMAGE_SHAPE)
 PIECE = 1 << 16  # bytes that are unpacked at a time
 RECORDS = 1000  # binary records in memory
+MOST_MEMBERS = 100  # the published archives have nine
+
+# What tarfile and gzip raise for a damaged archive; RecursionError for headers of headers of headers.
+DAMAGED = (
+    EOFError, ValueError, LookupError, OverflowError, RecursionError, zlib.error, gzip.BadGzipFile, tarfile.TarError
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,10 @@ def read_archive(path: Path, contents: Contents, out: Path) -> ImageData:
     try:
         sha256 = file_sha256(path)
         *train, test = _read_batches(path, contents, spool)
-    except (EOFError, ValueError, LookupError, OverflowError, zlib.error, gzip.BadGzipFile, tarfile.TarError) as error:
+    except DAMAGED as error:
         raise DataError(
-            f"archive {shown(path)}: not a complete .tar.gz file ({error or 'ends too early'}): truncated, damaged or "
-            "another file; download it again"
+            f"archive {shown(path)}: not a complete .tar.gz file ({shown(str(error) or 'ends too early', 200)}): "
+            "truncated, damaged or another file; download it again"
         ) from error
     except OSError as error:
         raise DataError(f"archive {shown(path)}: {error.strerror or error}; give another by --archive") from error
@@ -119,9 +125,11 @@ def _read_batches(path: Path, wanted: Contents, spool: Spool) -> list[_Batch]:
     with gzip.open(path) as unzipped:
         too_much = f"unpacks to far more than {wanted.title} has; not a {wanted.title} archive"
         stream = BoundedStream(unzipped, _most_bytes(sum(wanted.samples)), too_much)
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=PIECE) as archive:
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=PIECE, tarinfo=_Member) as archive:
             for member in archive:
                 seen.append(member.name)
+                if len(seen) > MOST_MEMBERS:
+                    raise DataError(f"more than {MOST_MEMBERS} files; not a {wanted.title} archive")
                 if member.name not in (*wanted.binary, *wanted.pickled):
                     continue
                 if not member.isreg() or member.issparse() or member.name in found:
@@ -163,7 +171,7 @@ def _read_member(file: IO[bytes], member: tarfile.TarInfo, wanted: Contents, spo
         _check_names(file.read().split(), wanted)
         return _Batch(start, [])
     else:
-        values = read_dictionary(file, samples, spool)
+        values = read_dictionary(file, member.size, samples, spool)
         if not samples:
             _check_names(values.get(wanted.names_key), wanted)
             return _Batch(start, [])
@@ -207,3 +215,7 @@ def _check_labels(labels: Any, samples: int, classes: int) -> None:
     valid = isinstance(labels, list) and all(type(label) is int and 0 <= label < classes for label in labels)
     if not valid or len(labels) != samples:
         raise DataError(f"labels is not a list of {samples:,} whole numbers from 0 to {classes - 1}")
+
+
+class _Member(BoundedMember):
+    largest_header = 1 << 10  # bytes; the published archives need none

@@ -8,26 +8,45 @@ from __future__ import annotations
 
 import math
 import pickle
-from typing import IO, Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import IO, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
 from dptrain.errors import DataError, DptrainError
+from dptrain.system.text import shown
 
 from .spool import Spool
 
+# What pickles of dictionaries, lists, numbers, strings and arrays are made of, in all protocols. The others make sets,
+# which are as slow as dictionaries with nested tuples as keys, or objects, or copy the top of the stack.
+OPCODES = (
+    pickle.PROTO + pickle.FRAME + pickle.STOP + pickle.MARK + pickle.POP + pickle.POP_MARK
+    + pickle.GET + pickle.BINGET + pickle.LONG_BINGET + pickle.PUT + pickle.BINPUT + pickle.LONG_BINPUT + pickle.MEMOIZE
+    + pickle.NONE + pickle.NEWTRUE + pickle.NEWFALSE + pickle.INT + pickle.BININT + pickle.BININT1 + pickle.BININT2
+    + pickle.LONG + pickle.LONG1 + pickle.LONG4 + pickle.FLOAT + pickle.BINFLOAT
+    + pickle.STRING + pickle.BINSTRING + pickle.SHORT_BINSTRING
+    + pickle.BINBYTES + pickle.SHORT_BINBYTES + pickle.BINBYTES8
+    + pickle.UNICODE + pickle.BINUNICODE + pickle.SHORT_BINUNICODE + pickle.BINUNICODE8
+    + pickle.EMPTY_TUPLE + pickle.TUPLE + pickle.TUPLE1 + pickle.TUPLE2 + pickle.TUPLE3
+    + pickle.EMPTY_LIST + pickle.LIST + pickle.APPEND + pickle.APPENDS
+    + pickle.EMPTY_DICT + pickle.DICT + pickle.SETITEM + pickle.SETITEMS
+    + pickle.GLOBAL + pickle.STACK_GLOBAL + pickle.REDUCE + pickle.BUILD
+)  # fmt: skip
 
-def read_dictionary(file: IO[bytes], images: int, spool: Spool) -> dict[bytes, Any]:
-    """The dictionary of a pickle; DataError for anything else.
+
+def read_dictionary(file: IO[bytes], size: int, images: int, spool: Spool) -> dict[bytes, Any]:
+    """The dictionary of a pickle of `size` bytes; DataError for anything else.
 
     The bytes of that many images, in the order of the images, are appended to the spool.
     """
     try:
-        value = _Unpickler(file, images, spool).load()
-    except DptrainError:
+        value = _Unpickler(_Sized(file, size), images, spool).load()
+    except (DptrainError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise DataError(f"not a readable pickle: {type(error).__name__}: {error}") from error
+        reason = shown(f"{type(error).__name__}: {error}", 200)
+        raise DataError(f"not a readable pickle: {reason}") from error
     if not isinstance(value, dict):
         raise DataError(f"a pickled {type(value).__name__}, expected a dictionary")
     return value
@@ -50,6 +69,19 @@ def stored_images(array: Any, images: int, spool: Spool) -> int:
     raise DataError(f"data is not an uint8 array {shape}")
 
 
+class _Sized:
+    """A file of `size` bytes. No read asks for more, as a file makes room for what it is asked for."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size = file, size
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(min(size, self._size))
+
+    def readline(self) -> bytes:
+        return self._file.readline()
+
+
 class _Recorded:
     """An array or dtype in a pickle, as the arguments and the state from which NumPy would make it.
 
@@ -70,17 +102,51 @@ class _Stored(NamedTuple):
     start: int
 
 
-class _Unpickler(pickle._Unpickler):
-    """Reads dictionaries, lists, numbers, strings and arrays, and imports nothing.
+def _check_key(stack: list[Any]) -> None:
+    _check_keys([stack[-2]])
 
-    It is the unpickler that Python has in Python: the one in C would need memory for all pixels twice.
+
+def _check_keys(stack: list[Any]) -> None:
+    if not all(type(key) in (bytes, str) for key in stack[::2]):
+        raise DataError("the pickle has keys that are not text, unlike CIFAR: it may be hostile")
+
+
+def _check_build(stack: list[Any]) -> None:
+    if not isinstance(stack[-2], _Recorded):
+        raise DataError("the pickle sets attributes of other objects than arrays, unlike CIFAR: it may be hostile")
+
+
+def _checked(code: int, check: Callable[[list[Any]], None]) -> Callable[[Any], None]:
+    """What the unpickler does for an opcode, after a check of its stack above the last mark."""
+
+    def load(unpickler: Any) -> None:
+        check(unpickler.stack)
+        cast(Any, pickle._Unpickler.dispatch[code])(unpickler)
+
+    return load
+
+
+CHECKS = {
+    pickle.SETITEM: _check_key,
+    pickle.SETITEMS: _check_keys,
+    pickle.DICT: _check_keys,
+    pickle.BUILD: _check_build,
+}
+
+
+class _Unpickler(pickle._Unpickler):
+    """Reads dictionaries with text as keys, lists, numbers, strings and arrays, and imports nothing.
+
+    This is the unpickler in Python. That in C needs memory for all pixels twice. It also reserves 16 bytes for each
+    value that the pickle might keep, and a pickle of ten bytes may state 2^32 values. Tuples are no keys: to hash a
+    tuple of tuples takes any time, or ends the process.
     """
 
     append: Any
     read: Any
     stack: list[Any]
 
-    def __init__(self, file: IO[bytes], images: int, spool: Spool) -> None:
+    def __init__(self, file: _Sized, images: int, spool: Spool) -> None:
         super().__init__(file, encoding="bytes")
         self._images, self._spool = images, spool
 
@@ -92,7 +158,8 @@ class _Unpickler(pickle._Unpickler):
                 return None  # only the first argument of _reconstruct
             case "_codecs", "encode":
                 return _encode
-        raise DataError(f"the pickle imports {module}.{name}, unlike CIFAR: it may be hostile; no code was run")
+        imported = shown(f"{module}.{name}", 200)
+        raise DataError(f"the pickle imports {imported}, unlike CIFAR: it may be hostile; no code was run")
 
     def load_bytes(self) -> None:
         """Bytes after their length in 4 bytes."""
@@ -107,7 +174,8 @@ class _Unpickler(pickle._Unpickler):
         self.append(_Stored(start))
 
     dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch,
+        **{code: pickle._Unpickler.dispatch[code] for code in OPCODES},
+        **{code[0]: _checked(code[0], check) for code, check in CHECKS.items()},
         pickle.BINSTRING[0]: load_bytes,  # from Python 2
         pickle.BINBYTES[0]: load_bytes,
     }
@@ -115,8 +183,8 @@ class _Unpickler(pickle._Unpickler):
 
 def _encode(text: Any, encoding: object = None) -> bytes:
     """Replaces _codecs.encode, with which Python 3 writes bytes to an old pickle."""
-    if type(text) is not str:  # str() of nested lists takes any time
+    if type(text) is not str or type(encoding) not in (str, bytes):  # str() of nested lists takes any time
         raise DataError("the pickle encodes something that is not text, unlike CIFAR: it may be hostile")
     if encoding not in ("latin1", b"latin1"):
-        raise DataError(f"the pickle encodes text to {encoding!r}, unlike CIFAR: it may be hostile")
+        raise DataError(f"the pickle encodes text to {shown(repr(encoding), 80)}, unlike CIFAR: it may be hostile")
     return text.encode("latin1")

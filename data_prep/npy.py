@@ -12,6 +12,8 @@ from dptrain.errors import DataError
 
 from .arrays import ArrayStream
 
+LONGEST = 2**63  # NumPy has no arrays of that length; Python does not print a number of thousands of digits
+
 
 @contextmanager
 def npy_stream(stream: IO[bytes], name: str, damaged: tuple[type[Exception], ...] = ()) -> Iterator[ArrayStream]:
@@ -24,6 +26,8 @@ def npy_stream(stream: IO[bytes], name: str, damaged: tuple[type[Exception], ...
         if npy.read_magic(stream) != (1, 0):  # others have headers of up to 4 GiB
             raise ValueError
         shape, fortran, dtype = npy.read_array_header_1_0(stream)
+        if max(shape, default=0) >= LONGEST:
+            raise ValueError
     except passed_on:
         raise
     except Exception as error:  # a damaged header can raise nearly anything

@@ -20,18 +20,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 from dptrain.errors import DataError
 from dptrain.system.files import open_regular
 from dptrain.system.text import shown
 
-from ..bounded import BoundedStream, Readable
+from ..bounded import BoundedMember, BoundedStream, Readable
 
 TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
 COMPRESSED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack a piece to any size
 PIECE = 1 << 16  # bytes that are unpacked at a time
-LARGEST_HEADER = 1 << 20  # bytes of a long name in a tar archive
 LARGEST_FILE = 256 << 20  # bytes of one picture's file
 MOST_UNPACKED = 100  # times the size of the archive: pictures are compressed already
 SLACK = 1 << 20  # bytes that a small archive may unpack to besides
@@ -191,7 +190,7 @@ def _tar_members(path: Path) -> Iterator[tuple[tarfile.TarFile, Iterator[tarfile
         most = MOST_UNPACKED * path.stat().st_size + SLACK
         unpack = next((unpack for magic, unpack in COMPRESSIONS.items() if start.startswith(magic)), lambda file: file)
         stream = BoundedStream(unpack(file), most, TOO_MUCH)
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=BoundedMember) as archive:
 
             def members() -> Iterator[tarfile.TarInfo]:
                 for member in archive:
@@ -201,24 +200,6 @@ def _tar_members(path: Path) -> Iterator[tuple[tarfile.TarFile, Iterator[tarfile
             yield archive, members()
         while stream.read(PIECE):  # to the checksum of a compressed file
             pass
-
-
-class _Member(tarfile.TarInfo):
-    """A header of a tar archive. A damaged one is an error: tarfile takes it for the end of the archive."""
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        try:
-            return super().fromtarfile(archive)
-        except (tarfile.InvalidHeaderError, tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError(f"{error or 'it ends before the end of the archive'}") from error
-
-    @classmethod
-    def frombuf(cls, content: bytes | bytearray, encoding: str, errors: str) -> Self:
-        member = super().frombuf(content, encoding, errors)
-        if member.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE) and member.size > LARGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
-        return member
 
 
 def _checked(name: str, others: Mapping[str, object]) -> str:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 from dptrain.data.manifest import Provenance
 from dptrain.errors import DataError
@@ -24,6 +27,7 @@ from ..pictures import reading
 from ..pictures.classes import SPLIT_FOLDERS, Picture
 from ..pictures.containers import Container
 
+LONGEST_LINE = 1 << 16  # bytes
 COLUMNS = ("path", "label", "split")
 
 
@@ -55,15 +59,20 @@ def read(options: argparse.Namespace) -> ImageData:
     return reading.read_pictures(set_name(path), source, container, pictures, options, classes)
 
 
+def _lines(file: IO[bytes]) -> Iterator[str]:
+    """The lines of the table; ValueError for a line that is too long."""
+    for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b"")):
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"line {number + 1:,} has more than {LONGEST_LINE:,} bytes: not a table of paths")
+        yield line.decode("utf-8" if number else "utf-8-sig", "surrogateescape")
+
+
 def _pictures(path: Path) -> list[Picture]:
     """The rows of the table; ValueError, with the number of the line, for one that is not valid."""
     pictures: list[Picture] = []
     seen: set[str] = set()
     with open_regular(path) as file:
-        text = (
-            line.decode("utf-8-sig" if not number else "utf-8", "surrogateescape") for number, line in enumerate(file)
-        )
-        rows = csv.reader(text, strict=True)
+        rows = csv.reader(_lines(file), strict=True)
         for row in rows:
             if not row or (rows.line_num == 1 and tuple(cell.strip().lower() for cell in row) == COLUMNS[: len(row)]):
                 continue

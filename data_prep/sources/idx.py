@@ -91,7 +91,8 @@ def _find(folder: Path) -> tuple[str, dict[tuple[str, str], Path]]:
         if found and not path.name.startswith("."):  # macOS keeps a second file ._NAME for some files
             files, key = sets.setdefault(found["set"], {}), (SPLIT_OF[found["split"]], found["kind"])
             if key in files and files[key].name != f"{path.name}.gz":
-                raise DataError(f"{shown(folder)}: {files[key].name} and {path.name} are the same part of a set")
+                same = f"{files[key].name} and {path.name}"
+                raise DataError(f"{shown(folder)}: {shown(same)} are the same part of a set")
             files[key] = path
     if len(sets) > 1:
         names = ", ".join(f"{name}*" if name else "without a prefix" for name in sorted(sets))

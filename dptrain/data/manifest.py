@@ -186,8 +186,8 @@ def read_manifest(folder: Path) -> Manifest:
     version = raw.setdefault("version", None)
     if isinstance(version, int) and version > VERSION:
         raise DataError(
-            f"{shown(path)}: data set format version {version}, this program reads versions 1 to {VERSION}: use the "
-            "later dptrain that packed it, or pack the data set again with this one"
+            f"{shown(path)}: data set format version {shown(version, 80)}, this program reads versions 1 to {VERSION}: "
+            "use the later dptrain that packed it, or pack the data set again with this one"
         )
     try:
         manifest = from_json(Manifest, raw)

@@ -150,6 +150,7 @@ def edited(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     ("edit", "words"),
     [
         (edited(version=4), "version 4, this program reads versions 1 to 3: use the later dptrain that packed it"),
+        (edited(version=10**4000), "version 1000"),
         (edited(version="2"), "version is '2', expected a whole number from 1 to 3"),
         (edited(version=0), "version is 0"),
         (edited(version=True), "version is True"),

@@ -179,8 +179,11 @@ def test_a_zip_archive_that_states_smaller_sizes_than_it_has_is_refused(tmp_path
 
 
 def test_a_long_header_of_a_tar_archive_is_refused(tmp_path: Path) -> None:
-    member("a" * (2 << 20))(tmp_path / "set")
-    assert "a header of 2,097," in refused(tmp_path / "set.tar")
+    """Python before 3.11.10 takes an hour for 1 MiB."""
+    member("a" * 9000)(tmp_path / "set")
+    assert "a header of 9,0" in refused(tmp_path / "set.tar")
+    member("a" * 4000)(tmp_path / "set")
+    assert [len(name) for name in held(tmp_path / "set.tar")[0]] == [4000]
 
 
 @quick_first("suffix", [".zip", ".tar.gz", ".tar.xz"])

@@ -10,7 +10,9 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -261,7 +263,7 @@ def test_pickle_that_runs_code_is_refused_and_not_run(member: str, tmp_path: Pat
 def test_numpy_does_not_read_the_state_of_pickled_arrays(tmp_path: Path) -> None:
     """A forged state of a dtype makes NumPy use any memory as an object."""
     content = pickle.dumps({b"data": np.zeros(3)}, protocol=2)
-    values = cifar_pickle.read_dictionary(io.BytesIO(content), 0, Spool(tmp_path, (3, 32, 32)))
+    values = cifar_pickle.read_dictionary(io.BytesIO(content), len(content), 0, Spool(tmp_path, (3, 32, 32)))
     assert isinstance(values[b"data"], cifar_pickle._Recorded)
 
 
@@ -331,6 +333,90 @@ def test_pickled_labels_that_do_not_fit_are_refused(labels: Any, tmp_path: Path)
     message = refused(write_archive(tmp_path / "a.tar.gz", members))
     assert "label" in message
     assert len(message) < 500
+
+
+def unpickling_refused(content: bytes) -> str:
+    with pytest.raises(DataError) as caught:
+        cifar_pickle.read_dictionary(io.BytesIO(content), len(content), 20, Spool(Path(), (3, 32, 32)))
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}r" + (10**7).to_bytes(4, "little") + b".",
+        b"}p10000000\n.",
+        b"\x80\x05\x96" + bytes((0, 0, 0, 6, *bytes(4))),
+    ],
+    ids=["LONG_BINPUT", "PUT", "BYTEARRAY8"],
+)
+def test_a_short_pickle_takes_little_memory_whatever_numbers_it_states(content: bytes) -> None:
+    """pickle.Unpickler takes 160 MB for the first two, and up to 64 GiB for other numbers."""
+    tracemalloc.start()
+    try:
+        with suppress(DataError):
+            cifar_pickle.read_dictionary(io.BytesIO(content), len(content), 20, Spool(Path(), (3, 32, 32)))
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("end", [b"Ns.", b"d."])
+def test_tuples_as_keys_are_refused(end: bytes) -> None:
+    """The time to hash 60 levels of pairs would be 2^60 steps; with 300,000 levels the process crashed."""
+    start = b"(" if end == b"d." else b"}"
+    assert "keys that are not text" in unpickling_refused(start + b"N" + b"\x85" * 9 + b"N"[: end == b"d."] + end)
+    assert "keys that are not text" in unpickling_refused(b"}(N\x85Nu.")
+
+
+def test_opcodes_that_cifar_does_not_need_are_refused() -> None:
+    for opcode in (pickle.DUP, pickle.EMPTY_SET, pickle.FROZENSET, pickle.NEWOBJ, pickle.OBJ, pickle.INST, pickle.EXT1):
+        assert f"not a readable pickle: KeyError: {opcode[0]}" in unpickling_refused(b"}(N\x85" + opcode + b"Ns.")
+
+
+def test_a_pickle_sets_no_attributes_of_functions() -> None:
+    message = unpickling_refused(b"c_codecs\nencode\n(N}S'__doc__'\nS'forged'\nstb.")
+    assert "sets attributes of other objects" in message
+    assert "forged" not in str(cifar_pickle._encode.__doc__)
+
+
+@pytest.mark.timeout(20)
+def test_the_encoding_of_text_is_text() -> None:
+    """As text, these lists would have 8^14 parts."""
+    import _codecs
+
+    nested: list[Any] = []
+    for _ in range(14):
+        nested = [nested] * 8
+    content = pickle.dumps({b"data": Hostile(_codecs.encode, "x", nested)}, protocol=2)
+    assert "encodes something that is not text" in unpickling_refused(content)
+
+
+def test_long_names_and_control_characters_of_a_pickle_are_not_printed() -> None:
+    assert len(unpickling_refused(b"c" + b"\x1b[31m" * 5000 + b"\nx\n.")) < 500
+    assert len(unpickling_refused(b"I" + b"x" * 5000 + b"\n.")) < 500
+
+
+def test_an_archive_of_many_files_is_refused(tmp_path: Path) -> None:
+    members = {f"x/{number}": b"" for number in range(101)} | binary_members()
+    assert "more than 100 files; not a CIFAR-10 archive" in refused(write_archive(tmp_path / "a.tar.gz", members))
+
+
+def pax_header(size: int) -> bytes:
+    """A header of pax records without content."""
+    entry = tarfile.TarInfo("x")
+    entry.type, entry.size = tarfile.XHDTYPE, size
+    return entry.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_long_headers_and_headers_of_headers_are_refused(tmp_path: Path) -> None:
+    """Before Python 3.11.10, tarfile takes an hour to read 1 MiB of digits."""
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(pax_header(1 << 11) + b"1" * (1 << 11) + bytes(1024)))
+    assert "a header of 2,048 bytes" in refused(path)
+    path.write_bytes(gzip.compress(pax_header(0) * 2000))
+    assert "not a complete .tar.gz file (maximum recursion depth" in refused(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x02}q", b"garbage", pickle.dumps([1], 2), b"I1\n\x8e\xff" * 9])

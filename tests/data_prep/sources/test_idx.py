@@ -144,6 +144,14 @@ def test_two_files_of_one_part_are_refused_and_hidden_files_ignored(tmp_path: Pa
         read_idx(folder, tmp_path)
 
 
+def test_names_of_files_are_escaped_in_errors(tmp_path: Path) -> None:
+    folder = written(tmp_path / "set", contents(), begin="\x1b[31m-")
+    (folder / "\x1b[31m-test-labels-idx1-ubyte").write_bytes(contents()[LABELS_FILE])
+    with pytest.raises(DataError, match=r"\\x1b\[31m-test-labels.* are the same part of a set") as caught:
+        read_idx(folder, tmp_path)
+    assert str(caught.value).isprintable()
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = written(tmp_path / "set", contents())
     (folder / USUAL[IMAGES_FILE]).unlink()

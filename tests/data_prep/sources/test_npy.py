@@ -60,3 +60,12 @@ def test_a_missing_or_damaged_file_is_refused(name: str, content: bytes | None, 
     with pytest.raises(DataError) as caught:
         read_source("npy", folder, folder.parent / "out")
     assert f"{folder}: {message}" in str(caught.value)
+
+
+def test_a_length_of_thousands_of_digits_is_refused(folder: Path) -> None:
+    """Python reads such a number in hexadecimal, and does not print it."""
+    for shape in (f"(0x{'f' * 5000}, 5, 6, 3)", f"(5, 0x{'f' * 5000}, 6)"):
+        header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+        (folder / "x_train.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
+        with pytest.raises(DataError, match=r"array x_train is not a \.npy file of format 1\.0, or is damaged"):
+            read_source("npy", folder, folder.parent / "out")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -275,3 +276,16 @@ def test_an_interrupt_does_not_wait_for_pictures_that_are_being_decoded(
     for worker in multiprocessing.active_children():
         worker.join(10)
         assert worker.exitcode == -signal.SIGKILL
+
+
+def test_a_table_with_a_line_of_any_length_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    with table.open("wb") as file:
+        file.truncate(64 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match="line 1 has more than 65,536 bytes: not a table of paths"):
+            read_source("csv", table, tmp_path / "out")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
