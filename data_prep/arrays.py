@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from dptrain.data.manifest import LARGEST_IMAGE, REQUIRED, SPLITS, Provenance
 from dptrain.errors import DataError, UsageError
-from dptrain.system.arguments import share
 from dptrain.system.text import shown
 
 from . import report
-from .draw import split_off
 from .images import LAYOUTS, MOST_CHANNELS, ImageData, LabelledImages, class_names
+from .splits import add_test_fraction, check_no_split_is_there, drawn_test_split
 from .spool import Spool, SpooledRows
 
 # Names of images and labels for training, test and validation, each as far as there are any.
@@ -34,7 +33,6 @@ KNOWN = (
     ("x", "y"),
     ("X", "y"),
 )
-TEST_FRACTION = 0.2
 
 
 class ArrayStream(NamedTuple):
@@ -61,12 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", metavar="NAME,...", help="names of the classes, in the order of the labels (default: numbers)"
     )
-    parser.add_argument(
-        "--test-fraction",
-        type=share,
-        metavar="F",
-        help=f"without a test split: this share of each class becomes the test split (default: {TEST_FRACTION})",
-    )
+    add_test_fraction(parser)
 
 
 def read_arrays(
@@ -77,12 +70,11 @@ def read_arrays(
     DataError for arrays that are missing or damaged, or are no images and labels.
     """
     names = _names(held, options.arrays)
+    check_no_split_is_there(SPLITS[: len(names) // 2], options)
     splits: dict[str, Any] = {}
     for split, images, labels in zip(SPLITS, names[::2], names[1::2], strict=False):
         spool = _read_images(images, opened, options)
         splits[split] = LabelledImages(spool, _read_labels(labels, opened, len(spool)))
-    if "test" in splits and options.test_fraction is not None:
-        raise UsageError("--test-fraction: there is a test split already")
     if "test" not in splits:
         splits |= _split_test(splits["train"], options)
     classes = class_names(options.classes, *(part.labels for part in splits.values()))
@@ -107,8 +99,7 @@ def _names(held: Collection[str], given: str | None) -> Sequence[str]:
 def _split_test(part: LabelledImages, options: argparse.Namespace) -> dict[str, LabelledImages]:
     """Training and test split of the samples of one."""
     labels = part.labels.astype(np.int64)
-    fraction = TEST_FRACTION if options.test_fraction is None else options.test_fraction
-    apart = split_off(labels, fraction, options.seed, SPLITS.index("test"))
+    apart = drawn_test_split(labels, options)
     report(f"note: {apart.sum():,} of {apart.size:,} images, drawn from each class, are the test split")
     rows = (np.flatnonzero(one) for one in (~apart, apart))
     return {

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import io
-import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from dptrain.data.transforms import Images
 from dptrain.errors import UsageError
-from dptrain.system.text import shown
+from dptrain.system.lettering import INK, LINE, PALE, PAPER, Lettering
 
 SMALL, LARGE = 64, 128  # smaller images are enlarged by a whole factor, larger ones are reduced
-FONT, LINE, MARGIN, GAP, LABEL = 13, 18, 10, 3, 120  # pixels; LABEL is the width of the labels
+MARGIN, GAP, LABEL = 10, 3, 120  # pixels; LABEL is the width of the labels
 NARROWEST, MOST_PIXELS = 520, 50_000_000  # of a sheet
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-PAPER, INK, PALE = (255, 255, 255), (20, 20, 20), (120, 120, 120)
 
 
 @dataclass(frozen=True)
@@ -67,22 +64,12 @@ def _tile(height: int, width: int) -> tuple[int, int]:
 
 def draw_sheet(title: str, notes: Sequence[str], rows: Sequence[Row]) -> tuple[bytes, tuple[int, int]]:
     """The content of a PNG file, and its width and height in pixels. All images have the same shape."""
-    font, readable = _font()
     height, width = _tile(*rows[0].first.shape[2:])
     columns = 1 + max(len(row.images) for row in rows)
     groups = sum(not row.augmented for row in rows)
     size = sheet_size(rows[0].first.shape[1:], columns, len(rows), groups, len(notes))
     sheet = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(sheet)
-
-    def write(place: tuple[int, int], text: str, color: tuple[int, int, int], most: int) -> None:
-        """Text that is cut to `most` pixels."""
-        text = cut = readable(shown(text))
-        while cut and draw.textlength(text, font=font) > most:
-            cut = cut[:-1]
-            text = f"{cut}..."
-        draw.text(place, text, fill=color, font=font)
-
+    write = Lettering(sheet).write
     for number, line in enumerate([title, *notes]):
         write((MARGIN, MARGIN + number * LINE), line, PALE if number else INK, size[0] - 2 * MARGIN)
     top = _head(len(notes))
@@ -101,20 +88,6 @@ def draw_sheet(title: str, notes: Sequence[str], rows: Sequence[Row]) -> tuple[b
 def _filter(image: Images, height: int) -> Image.Resampling:
     """Enlarged images show their pixels; reduced ones are averaged."""
     return Image.Resampling.BOX if height < image.shape[1] else Image.Resampling.NEAREST
-
-
-def _font() -> tuple[Font, Callable[[str], str]]:
-    """A font for all of Europe's letters if the system has one, else Pillow's own, and what makes text fit it."""
-    try:
-        return ImageFont.truetype("DejaVuSans.ttf", FONT), str
-    except OSError:
-        return ImageFont.load_default(FONT), to_ascii
-
-
-def to_ascii(text: str) -> str:
-    """Text without accents, and with ? for other letters: Pillow's own font has only ASCII."""
-    plain = (one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one))
-    return "".join(one if one.isascii() else "?" for one in plain)
 
 
 def _rgb(image: Images) -> NDArray[np.uint8]:

@@ -67,9 +67,10 @@ class ImageData:
 class ImageSource:
     """A command of data_prep: its name, its help, its arguments, and how to read its images.
 
-    `read` gets the parsed arguments. Besides those of `add_arguments`, they have `seed` and `folder`, the data set's
-    folder. It raises DataError. If the images are in a file or folder that the user names by `path_flag`, `detects`
-    states whether a path is one for this source. It is quick, and may raise OSError.
+    `read` gets the parsed arguments: those of `add_arguments`, those of packing, such as `seed`, and `folder`, the data
+    set's folder. It raises DataError, or UsageError for arguments that do not fit. If the images are in a file or
+    folder that the user names by `path_flag`, `detects` states whether a path is one for this source. It is quick, and
+    may raise OSError.
     """
 
     name: str

@@ -24,13 +24,12 @@ from dptrain.system.text import shown
 
 from . import report
 from .copies import Fingerprints
-from .draw import choose, deal, shuffled, split_off
+from .draw import deal, shuffled
 from .images import ImageData, LabelledImages, checked
+from .splits import choose_rows
 from .staging import install, staged
 
 __all__ = ["ImageData", "LabelledImages", "Preparation", "Provenance", "pack"]
-
-TEST_SHARE = 5  # training samples per test sample in a limited data set, as in CIFAR-10
 
 
 def pack(
@@ -59,15 +58,16 @@ def pack(
     if not 0 <= seed < 2**63 or (limit is not None and limit < 1):
         raise UsageError(f"--seed {seed}, --limit {limit}: expected 0 to 2^63 - 1, and a limit of at least 1")
     data = checked(data)
-    parts, chosen = _choose_all(data, shards, limit, validation_fraction, seed)
+    parts, chosen = _choose_all(data, shards=shards, limit=limit, validation_fraction=validation_fraction, seed=seed)
     fingerprints = Fingerprints()
-    histograms = {split: np.zeros((data.train.images.shape[1], 256), np.int64) for split in chosen}
+    histogram = np.zeros((data.train.images.shape[1], 256), np.int64)  # of the training pixels
     splits: dict[str, list[ShardEntry]] = {split: [] for split in chosen}
     with staged(out, force=force) as folder:
         for split, samples in parts.items():
 
             def seen(images: NDArray[np.uint8], rows: NDArray[np.intp], split: str = split) -> None:
-                histograms[split] += pixel_histogram(images)
+                if split == "train":
+                    histogram[...] += pixel_histogram(images)
                 fingerprints.add(split, images, rows)
 
             for shard, dealt in enumerate(deal(chosen[split], samples.labels, shards)):
@@ -75,7 +75,7 @@ def pack(
                 part = _Chosen(_ChosenImages(samples.images, rows, seen), samples.labels[rows], rows.astype(np.int64))
                 path = folder / shard_name(split, shard, shards)
                 splits[split].append(write_shard(path, part, split, shard, shards))
-        mean, std = channel_statistics(histograms["train"])
+        mean, std = channel_statistics(histogram)
         manifest = Manifest(
             name=data.name,
             classes=tuple(data.classes),
@@ -91,7 +91,7 @@ def pack(
         install(folder, manifest.to_json())
     for note in fingerprints.notes(parts):
         report(f"note: {note}")
-    if not histograms["train"][:, 2:].any():
+    if not histogram[:, 2:].any():
         report("note: all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
     return manifest
 
@@ -124,27 +124,11 @@ class _Chosen:
     index: NDArray[np.int64]
 
 
-def _choose_all(
-    data: ImageData, shards: int, limit: int | None, validation_fraction: float | None, seed: int
-) -> tuple[dict[str, LabelledImages], dict[str, NDArray[np.intp]]]:
-    """The source of each split, and its rows that are packed; UsageError if they are fewer than the shards."""
-    parts = data.splits
-    rows = {split: np.arange(len(part.labels)) for split, part in parts.items()}
-    if validation_fraction is not None:
-        if data.validation is not None:
-            raise UsageError("--validation-fraction: the source has a validation split already")
-        apart = split_off(data.train.labels, validation_fraction, seed, SPLITS.index("validation"))
-        rows["train"], rows["validation"] = np.flatnonzero(~apart), np.flatnonzero(apart)
-        parts["validation"] = data.train
+def _choose_all(data: ImageData, **options: Any) -> tuple[dict[str, LabelledImages], dict[str, NDArray[np.intp]]]:
+    """The source of each split, and its rows that are packed, by `choose_rows`; notes on classes without images."""
+    rows = choose_rows({split: part.labels for split, part in data.splits.items()}, **options)
+    parts = {split: data.splits.get(split, data.train) for split in rows}
     for split, part in parts.items():
-        most = limit if split == "train" or limit is None else max(limit // TEST_SHARE, shards)
-        labels = part.labels[rows[split]]
-        rows[split] = rows[split][choose(labels, most, seed, SPLITS.index(split))]
-        if not 1 <= shards <= len(rows[split]):
-            raise UsageError(
-                f"--shards {shards}: the {split} split has {len(rows[split]):,} samples and every shard needs at least "
-                f"one; choose from 1 to {len(rows[split]):,}"
-            )
         counts = np.bincount(part.labels[rows[split]], minlength=len(data.classes))
         if empty := [name for name, count in zip(data.classes, counts, strict=True) if not count]:
             report(f"note: the {split} split has no images of {len(empty)} classes: {shown(', '.join(empty), 200)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dptrain.errors import DataError
+from dptrain.errors import LimitError
 from dptrain.system.text import shown
 
 from .bounded import Readable
@@ -51,7 +51,7 @@ class Spool:
         return self._count
 
     def append(self, images: NDArray[np.uint8]) -> None:
-        """Add images (n, C, H, W); DataError when the disk is full."""
+        """Add images (n, C, H, W); LimitError when the disk is full."""
         if images.shape[1:] != self._image_shape or images.dtype != self.dtype:
             raise ValueError(f"images are {images.dtype} {images.shape}, expected uint8 (n, *{self._image_shape})")
         content = np.ascontiguousarray(images).reshape(-1).data
@@ -67,7 +67,7 @@ class Spool:
         self._count = count
 
     def __setitem__(self, row: int, image: NDArray[np.uint8]) -> None:
-        """Store one image (C, H, W); DataError when the disk is full."""
+        """Store one image (C, H, W); LimitError when the disk is full."""
         assert image.shape == self._image_shape
         assert 0 <= row < self._count
         try:
@@ -93,8 +93,10 @@ class Spool:
                 self.append(images.reshape(wanted, *self._image_shape))
         return count
 
-    def __getitem__(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+    def __getitem__(self, rows: NDArray[np.intp] | slice) -> NDArray[np.uint8]:
         """The images of these numbers, in this order."""
+        if isinstance(rows, slice):
+            rows = np.arange(self._count)[rows]
         images = np.empty((len(rows), *self._image_shape), np.uint8)
         size = images[:1].size
         try:
@@ -107,8 +109,10 @@ class Spool:
             raise self._failed(error) from error
         return images
 
-    def _failed(self, error: OSError) -> DataError:
-        return DataError(f"{shown(self._folder)}: images cannot be stored there for packing: {error.strerror}")
+    def _failed(self, error: OSError) -> LimitError:
+        """Not a DataError: sources put the path of their file before those."""
+        what = f"images cannot be stored there for packing: {error.strerror}"
+        return LimitError(f"{shown(self._folder)}: {what}; free some space or choose another folder")
 
 
 @dataclass(frozen=True)
@@ -130,5 +134,5 @@ class SpooledRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, rows: NDArray[np.intp]) -> NDArray[np.uint8]:
+    def __getitem__(self, rows: NDArray[np.intp] | slice) -> NDArray[np.uint8]:
         return self.spool[self.rows[rows]]

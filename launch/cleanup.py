@@ -20,6 +20,7 @@ from .output import report
 SHARED_MEMORY = Path("/dev/shm")
 SEGMENTS = ("mpich_shm_*", "sm_segment*")  # MPICH's, Open MPI's
 KILL_SECONDS = 5.0  # for processes to end after SIGKILL
+LOOKS = 10  # at an empty environment, in 0.1 s; that of a process that executes a program is empty for 0.0002 s
 MPIRUN_SECONDS = 10.0  # for mpirun to end after its ranks; it usually takes 0.5
 RANK_VARIABLE = re.compile(rb"(^|\0)(OMPI_COMM_WORLD|PMI)_RANK=")  # what mpirun gives to ranks only
 
@@ -36,13 +37,11 @@ class JobProcesses:
 
     def find(self, *, only_ranks: bool = False) -> list[int]:
         """mpirun, the daemons that it has started, and the ranks with what they have started."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            with contextlib.suppress(OSError):  # ended meanwhile, or another user's
-                environment = path.read_bytes()
-                if self._mark in environment and (not only_ranks or RANK_VARIABLE.search(environment)):
-                    found.append(int(path.parent.name))
-        return found
+        return [
+            process
+            for process, environment in environments()
+            if self._mark in environment and (not only_ranks or RANK_VARIABLE.search(environment))
+        ]
 
     def ranks_are_gone(self) -> bool:
         """Whether there were ranks, but none for some seconds: mpirun may not end after several elastic ranks died."""
@@ -62,6 +61,26 @@ class JobProcesses:
                 return
             send(left, signal.SIGKILL)
             time.sleep(0.02)
+
+
+def environments() -> Iterator[tuple[int, bytes]]:
+    """Number and initial environment of each process that may be read and has one.
+
+    The kernel shows an empty environment for a moment while a process executes a program, so these are read again.
+    """
+    left = list(Path("/proc").glob("[0-9]*"))
+    for _ in range(LOOKS):
+        empty = []
+        for path in left:
+            with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+                if environment := (path / "environ").read_bytes():
+                    yield int(path.name), environment
+                elif (path / "exe").readlink():  # fails for zombies and the kernel's threads
+                    empty.append(path)
+        if not empty:
+            return
+        left = empty
+        time.sleep(0.01)
 
 
 def send(processes: Iterable[int], number: int) -> None:

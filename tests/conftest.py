@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 from data_sets import find_archive
+from hypothesis import settings
 
 from dptrain.system.signals import ENDING, prepare_signals
 from launch.cleanup import SESSION_BASE
+
+settings.register_profile("quick", max_examples=20)  # a fifth of the default; also for selection.examples
 
 
 @pytest.fixture(scope="session")

@@ -91,8 +91,8 @@ def write_archive(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def read_source(name: str, path: Path, out: Path, *words: str) -> ImageData:
-    """What a source reads from a path, for a data set at `out`, with these words of the command line."""
-    options = make_parser().parse_args([name, str(out), "--from", str(path), *words])
+    """What a source reads from a path, for a data set of one shard at `out`, with these words of the command line."""
+    options = make_parser().parse_args([name, str(out), "--from", str(path), "--shards", "1", *words])
     data: ImageData = options.source.read(options)
     return data
 
@@ -112,6 +112,14 @@ def run_data_prep(*arguments: str | Path, **environment: str) -> subprocess.Comp
         env={**os.environ, **environment},
         check=False,
     )
+
+
+# Defines `peak()`: the most memory that a program has used, KiB. ru_maxrss would have that of its parent too.
+PEAK_MEMORY = """
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
+"""
 
 
 def assert_one_line_error(done: subprocess.CompletedProcess[str], *words: str, status: int = 1) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from command_runs import dptrain_here
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -103,10 +103,8 @@ def inline_commands(page: Path) -> Iterator[list[str]]:
 
 @cache
 def help_of(*program: str) -> str:
-    """The output of a program of this project for --help."""
-    done = subprocess.run(
-        [sys.executable, "-m", *program, "--help"], capture_output=True, text=True, check=False, cwd=CHECKOUT
-    )
+    """The output of `dptrain` with these words for --help."""
+    done = dptrain_here(*program, "--help", cwd=CHECKOUT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -163,7 +161,7 @@ def check_dptrain(words: list[str]) -> None:
     if not words or words[0] in ("--help", "--version"):
         return
     command, *arguments = words
-    program = ["dptrain", command]
+    program = [command]
     if command in ("bench", "prep", "data-prep") and arguments and not arguments[0].startswith("-"):
         program.append(arguments.pop(0))
     if command == "launch" and "--" in arguments:
@@ -173,7 +171,7 @@ def check_dptrain(words: list[str]) -> None:
     known = set(FLAG.findall(help_of(*program)))
     for word in arguments:
         if FLAG.match(word):
-            assert word.partition("=")[0] in known, f"{' '.join(program)} has no flag {word}"
+            assert word.partition("=")[0] in known, f"dptrain {' '.join(program)} has no flag {word}"
 
 
 def insert(diff: str, folder: Path) -> None:

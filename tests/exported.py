@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ MEAN, STD, CLASSES = (0.3, 0.45, 0.6), (0.2, 0.25, 0.3), ("cat", "dog", 'a "bird
 LAYER_SHAPE = (3, 9, 8)
 
 
+@cache
 def networks() -> dict[str, Network]:
     """Every network of the zoo, narrow, and a small network around every layer."""
     count = len(CLASSES)

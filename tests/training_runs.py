@@ -110,3 +110,10 @@ def run(config: TrainConfig) -> tuple[dict[str, Any], Memory]:
     finished = train(config, Communicator(), [memory])
     assert finished is not None
     return finished._asdict(), memory
+
+
+def finished(config: TrainConfig) -> RunFinished:
+    """The last event of a run in this process; a finished run is resumed for it, and evaluated again."""
+    _, memory = run(config)
+    assert memory.finished is not None
+    return memory.finished

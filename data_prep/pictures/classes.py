@@ -68,7 +68,7 @@ def find_pictures(container: Container) -> tuple[list[Picture], list[str]]:
     return pictures, _notes(len(container.files) - len(numbers), loose)
 
 
-def class_names(labels: Iterable[str]) -> tuple[list[str], list[str]]:
+def classes_of(labels: Iterable[str]) -> tuple[list[str], list[str]]:
     """The different labels in order, and the names of these classes: by number if all are numbers, else by letters."""
     found = set(labels)
     numeric = all(label.isascii() and label.isdecimal() for label in found)

@@ -43,8 +43,8 @@ def decode_all(
 ) -> Decoded:
     """Decode pictures with numbers below `count`, of which each has its content or its path.
 
-    They are stored on the disk of the data set `out`. Broken pictures are reported in the result. DataError if they
-    cannot be stored, or when a process ends, for example without memory.
+    They are stored on the disk of the data set `out`. Broken pictures are reported in the result. LimitError if they
+    cannot be stored; DataError when a process ends, for example without memory.
     """
     spool = Spool(out, form.image_shape)
     spool.allocate(count)
@@ -78,6 +78,7 @@ def _outcomes(groups: Iterator[Group], spool: Spool, form: Form, processes: int)
             yield from outcomes
         return
     context = multiprocessing.get_context("fork")  # the spool's file has no name: only a forked process can have it
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(processes, context, _begin, (spool, form)) as pool:
         waiting: deque[tuple[Group, Future[list[Outcome]]]] = deque()
         try:
@@ -89,6 +90,10 @@ def _outcomes(groups: Iterator[Group], spool: Spool, form: Form, processes: int)
                 yield from _result(*waiting.popleft())
         except BrokenProcessPool:  # when a group is submitted
             raise DataError(_killed(waiting[0][0])) from None
+        except BaseException:  # after a signal too: the pool would wait for the groups that are being decoded
+            for worker in {*multiprocessing.active_children()} - others:
+                worker.kill()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -7,23 +7,23 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dptrain.data.manifest import LARGEST_IMAGE, SPLITS, Preparation, Provenance
+from dptrain.data.manifest import LARGEST_IMAGE, Preparation, Provenance
 from dptrain.errors import DataError, UsageError
-from dptrain.system.arguments import share, whole
+from dptrain.system.arguments import whole
 from dptrain.system.text import shown
 
 from .. import report
-from ..draw import split_off
 from ..images import ImageData, LabelledImages
+from ..splits import add_test_fraction, check_no_split_is_there, choose_rows, drawn_test_split
 from ..spool import SpooledRows
-from .classes import Picture, class_names
+from .classes import Picture, classes_of
 from .containers import Container
 from .decode import DECODER, FITS, Form
 from .decoding import Decoded, decode_all
 
 SIZE = [32, 32]
-TEST_FRACTION = 0.2
 SHOWN = 10  # broken pictures that are listed
 
 
@@ -45,12 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for another aspect ratio: crop the centre, squash, or pad with black (default: crop)",
     )
     parser.add_argument("--grey", action="store_true", help="pack grey images instead of RGB")
-    parser.add_argument(
-        "--test-fraction",
-        type=share,
-        metavar="F",
-        help=f"without a test split: this share of each class becomes the test split (default: {TEST_FRACTION})",
-    )
+    add_test_fraction(parser)
     parser.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be decoded")
     parser.add_argument(
         "--processes", type=whole(), metavar="N", help="processes that decode pictures (default: one for each core)"
@@ -69,10 +64,13 @@ def read_pictures(
 
     DataError for a broken picture, with the names of all, unless they are to be skipped.
     """
-    splits = _splits(pictures, options.test_fraction)
+    splits = _splits(pictures, options)
     height, width = options.size
     if 3 * height * width > LARGEST_IMAGE:
         raise UsageError(f"--size {height} {width}: expected images of at most {LARGEST_IMAGE:,} bytes")
+    _, labels, rows = _distributed(pictures, splits, classes, options)
+    flags = {name: getattr(options, name) for name in ("shards", "limit", "validation_fraction", "seed")}
+    choose_rows({split: labels[places] for split, places in rows.items()}, **flags)  # an error before the decoding
     form = Form((1 if options.grey else 3, height, width), options.fit)
     processes = options.processes or len(os.sched_getaffinity(0))
     numbers = [picture.number for picture in pictures]
@@ -80,11 +78,11 @@ def read_pictures(
     _report_broken(decoded, container.files, len(pictures), skip=options.skip_broken)
     _report_sizes(decoded, options.size)
     kept = [picture for picture in pictures if picture.number not in decoded.broken]
-    _check_splits(kept, splits)
-    labels, names = class_names(picture.label for picture in kept)
-    if classes:
-        labels = names = _ordered(classes, labels)
-    parts = _parts(kept, splits, labels, decoded, options)
+    names, labels, rows = _distributed(kept, splits, classes, options)
+    if "test" not in splits.values():
+        drawn, count = len(rows["test"]), len(rows["test"]) + len(rows["train"])
+        report(f"note: {drawn:,} of {count:,} pictures, drawn from each class, are the test split")
+    parts = _parts(kept, labels, rows, decoded)
     preparation = Preparation(
         decoder=DECODER,
         fit=form.fit,
@@ -96,18 +94,17 @@ def read_pictures(
     return ImageData(name, names, **parts, source=source, layout="channels_first", preparation=preparation)
 
 
-def _splits(pictures: Sequence[Picture], test_fraction: float | None) -> dict[str, str]:
+def _splits(pictures: Sequence[Picture], options: argparse.Namespace) -> dict[str, str]:
     """The split that each split of the pictures becomes; the test split is missing if it is to be split off."""
     found = {picture.split for picture in pictures}
     if found == {""}:
         return {"": "train"}
     if "train" not in found:
         raise DataError("there are no pictures of the split train")
-    if "test" in found and test_fraction is not None:
-        raise UsageError("--test-fraction: there is a test split already")
-    if "validation" in found and "test" not in found and test_fraction is None:
+    if "validation" in found and "test" not in found and options.test_fraction is None:
         report("note: without a split test, the validation pictures are the test split; or give --test-fraction")
         return {"train": "train", "validation": "test"}
+    check_no_split_is_there(found, options)
     return {split: split for split in found}
 
 
@@ -132,33 +129,39 @@ def _ordered(classes: Sequence[str], labels: Sequence[str]) -> list[str]:
     return list(classes)
 
 
+def _distributed(
+    pictures: Sequence[Picture], splits: dict[str, str], classes: Sequence[str], options: argparse.Namespace
+) -> tuple[Sequence[str], NDArray[np.int64], dict[str, NDArray[np.intp]]]:
+    """The names of the classes, the class of each picture (n,), and the places of the pictures of each split.
+
+    UsageError or DataError for pictures that do not fit the options.
+    """
+    _check_splits(pictures, splits)
+    labels, names = classes_of(picture.label for picture in pictures)
+    if classes:
+        labels = names = _ordered(classes, labels)
+    number_of = {label: number for number, label in enumerate(labels)}
+    numbers = np.array([number_of[picture.label] for picture in pictures], np.int64)
+    found = np.array([splits[picture.split] for picture in pictures])
+    rows = {split: np.flatnonzero(found == split) for split in splits.values()}
+    if "test" not in rows:
+        apart = drawn_test_split(numbers[rows["train"]], options)
+        rows["train"], rows["test"] = rows["train"][~apart], rows["train"][apart]
+    return names, numbers, rows
+
+
 def _parts(
-    pictures: Sequence[Picture],
-    splits: dict[str, str],
-    labels: Sequence[str],
-    decoded: Decoded,
-    options: argparse.Namespace,
+    pictures: Sequence[Picture], labels: NDArray[np.int64], rows: dict[str, NDArray[np.intp]], decoded: Decoded
 ) -> dict[str, LabelledImages]:
     """The splits by name."""
-    number_of = {label: number for number, label in enumerate(labels)}
-    rows: dict[str, list[int]] = {}
-    for place, picture in enumerate(pictures):
-        rows.setdefault(splits[picture.split], []).append(place)
-    classes = np.array([number_of[picture.label] for picture in pictures], np.int64)
     numbers = np.array([picture.number for picture in pictures], np.intp)
-    chosen = {split: np.array(places, np.intp) for split, places in rows.items()}
-    if "test" not in chosen:
-        fraction = TEST_FRACTION if options.test_fraction is None else options.test_fraction
-        apart = split_off(classes[chosen["train"]], fraction, options.seed, SPLITS.index("test"))
-        chosen["train"], chosen["test"] = chosen["train"][~apart], chosen["train"][apart]
-        report(f"note: {apart.sum():,} of {apart.size:,} pictures, drawn from each class, are the test split")
     return {
         split: LabelledImages(
             SpooledRows(decoded.spool, numbers[places]),
-            classes[places],
+            labels[places],
             [pictures[place].name for place in places.tolist()],
         )
-        for split, places in chosen.items()
+        for split, places in rows.items()
     }
 
 

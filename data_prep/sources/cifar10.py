@@ -34,7 +34,7 @@ SOURCE = ImageSource(
     "cifar10",
     "pack CIFAR-10 from a published archive",
     add_arguments,
-    lambda options: read_archive(find_archive(options.archive, VARIABLE, URL, SHA256), CONTENTS),
+    lambda options: read_archive(find_archive(options.archive, VARIABLE, URL, SHA256), CONTENTS, options.folder),
     path_flag="--archive",
     detects=lambda path: is_archive(path, "cifar-10"),
 )

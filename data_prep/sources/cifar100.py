@@ -53,15 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read(archive: Path | None, labels: str) -> ImageData:
-    return read_archive(find_archive(archive, VARIABLE, URL, SHA256), contents(labels))
+def read(archive: Path | None, labels: str, out: Path) -> ImageData:
+    return read_archive(find_archive(archive, VARIABLE, URL, SHA256), contents(labels), out)
 
 
 SOURCE = ImageSource(
     "cifar100",
     "pack CIFAR-100 from a published archive",
     add_arguments,
-    lambda options: read(options.archive, options.labels),
+    lambda options: read(options.archive, options.labels, options.folder),
     path_flag="--archive",
     detects=lambda path: is_archive(path, "cifar-100"),
 )

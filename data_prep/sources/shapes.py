@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from dptrain.system.arguments import whole
 
 from ..images import ImageData, ImageSource, LabelledImages
+from ..spool import Spool
 
 Array = NDArray[np.float64]
 
@@ -42,29 +44,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test", type=whole(), default=2_000, metavar="N", help="test images (default: 2000)")
 
 
-def read_shapes(train: int = 10_000, test: int = 2_000, seed: int = 0) -> ImageData:
-    """Draw both splits. Image i of a split depends on (seed, split, i) alone; its class is i mod 10."""
-    return ImageData("shapes", CLASSES, _draw_split(train, seed, 0), _draw_split(test, seed, 1))
+def read_shapes(out: Path, train: int = 10_000, test: int = 2_000, seed: int = 0) -> ImageData:
+    """Draw both splits, stored on the disk of the data set `out`.
+
+    Image i of a split depends on (seed, split, i) alone; its class is i mod 10.
+    """
+    return ImageData("shapes", CLASSES, _draw_split(out, train, seed, 0), _draw_split(out, test, seed, 1))
 
 
 SOURCE = ImageSource(
     "shapes",
     "draw and pack ten classes of coloured shapes (no download)",
     add_arguments,
-    lambda options: read_shapes(options.train, options.test, options.seed),
+    lambda options: read_shapes(options.folder, options.train, options.test, options.seed),
 )
 
 
-def _draw_split(count: int, seed: int, split: int) -> LabelledImages:
+def _draw_split(out: Path, count: int, seed: int, split: int) -> LabelledImages:
     """`count` images of a split and their labels."""
     generator = np.random.Philox(key=np.array([seed, DRAWING | split], np.uint64))
-    images = np.empty((count, 3, SIZE, SIZE), np.uint8)
+    images = Spool(out, (3, SIZE, SIZE))
     labels = np.arange(count, dtype=np.int64) % len(CLASSES)
     for start in range(0, count, BLOCK):
         rows = slice(start, min(start + BLOCK, count))
         n = rows.stop - start
         words = generator.random_raw(n * (PARAMETERS + NOISE_WORDS)).reshape(n, PARAMETERS + NOISE_WORDS)
-        images[rows] = _draw(words, labels[rows]).transpose(0, 3, 1, 2)
+        images.append(_draw(words, labels[rows]).transpose(0, 3, 1, 2))
     return LabelledImages(images, labels)
 
 

@@ -20,7 +20,6 @@ from dptrain.data_prep.__main__ import make_parser, pack_source
 from dptrain.data_prep.arrays import ArrayStream, read_arrays
 from dptrain.data_prep.card import card
 from dptrain.data_prep.pack import pack as pack_images
-from dptrain.data_prep.staging import check_target
 from dptrain.data_prep.verify import info, verify
 from dptrain.errors import UsageError
 from dptrain.system.paths import typed_path
@@ -133,7 +132,6 @@ def pack(
         raise UsageError(f"test is {test}, expected a pair of arrays as for the training images, or test_fraction=0.2")
     # The flags of npz, the source of named arrays.
     parsed = make_parser().parse_args(["npz", folder, "--from", "-", *_flags(options)])
-    check_target(parsed.folder, force=parsed.force)
     arrays = dict[str, NDArray[Any]]()
     for split, pair in (("train", source), ("test", test), ("val", validation)):
         if pair is not None:
@@ -162,7 +160,8 @@ def _flags(options: dict[str, Any]) -> list[str]:
         flag = "--" + name.replace("_", "-")
         if value is True:
             words.append(flag)
+        elif isinstance(value, list | tuple):
+            words += [flag, *map(str, value)]
         elif value is not None and value is not False:
-            values = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
-            words += [f"{flag}={values[0]}", *values[1:]]
+            words.append(f"{flag}={value}")
     return words

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,9 +92,12 @@ class Run:
 
         `data` is the data set, if it has moved.
         """
-        model = self._model if isinstance(self._model, str) else ""
-        with one_blas_thread():
-            return write_report(self.folder, None if output is None else Path(output), Asked(os.fspath(data), model))
+        path, asked = None if output is None else Path(output), Asked(os.fspath(data))
+        if isinstance(self._model, str):
+            with one_blas_thread():
+                return write_report(self.folder, path, replace(asked, model=self._model))
+        evaluation = self.load().evaluate(data or self.config["data"], predictions=True)  # the page has no function
+        return write_report(self.folder, path, asked, evaluation.predictions)
 
 
 def compare(runs: Sequence[PathLike], output: PathLike = "comparison.html") -> Path:
@@ -125,21 +129,24 @@ def train(
     In a program that mpirun has started, all ranks call this, with the same arguments.
 
     With `handle_signals`, in the main thread only, SIGTERM or Ctrl-C ends the run after the step, with a checkpoint, by
-    PreemptedError. Without it, Ctrl-C raises KeyboardInterrupt at once, and checkpoints so far are kept. Raises a
-    DptrainError.
+    PreemptedError; a second one ends the process at once. Without it, Ctrl-C raises KeyboardInterrupt at once, and
+    checkpoints so far are kept. Raises a DptrainError.
     """
     wanted = [*callbacks, *([Metrics(metrics)] if metrics else [])]
     with all_ranks() as (communicator, connection), ExitStack() as stack:
         with together(communicator):
+            if handle_signals and threading.current_thread() is not threading.main_thread():
+                raise UsageError("handle_signals: Python handles signals in the main thread only, this is another")
             architecture = architecture_of(model)
             name = architecture.model if isinstance(architecture, Architecture) else architecture
             config = from_python({**configuration, "data": os.fspath(data), "model": name})
             reporter = CallbackReporter(wanted)
             reporters: list[Reporter] = [*(kind() for kind in REPORTERS), *_output_reporters(output), reporter]
             reporters += optional_reporters(config.report_to, note_to(reporters[:-1]))
-        interruption: Interruption = Interruption()
+        interruption = Interruption()
         if handle_signals:
-            interruption = stack.enter_context(SignalInterruption(functools.partial(communicator.end_job)))
+            interruption = signals = SignalInterruption(communicator.end_job)
+            stack.callback(signals.close)
         for one in reporters:
             stack.enter_context(closing(one))
         report = RunReport(config, reporters, connection)

@@ -1,4 +1,4 @@
-"""MLflow: parameters and curves of the run in the store of MLFLOW_TRACKING_URI."""
+"""MLflow: parameters, curves, pictures and report.html of the run in the store of MLFLOW_TRACKING_URI."""
 
 from __future__ import annotations
 
@@ -45,7 +45,21 @@ class MLflow:
             self._client.log_batch(self._run, metrics=[Metric(name, one, now, step) for name, one in values.items()])
         if isinstance(event, RunFinished) and self._client is not None:
             self._client.set_tag(self._run, "params_sha256", event.params_sha256)
-            self._end("FINISHED")
+            try:
+                self._keep_files(event)
+            finally:  # the run has finished even if its files cannot be kept
+                self._end("FINISHED")
+
+    def _keep_files(self, event: RunFinished) -> None:
+        """The page of the run, which an earlier reporter has written, and the pictures, as artifacts."""
+        from dptrain.report.page.write import NAME
+        from dptrain.report.pictures import pictures
+
+        page = Path(event.run_dir) / NAME
+        if event.predictions is not None and page.exists():
+            self._client.log_artifact(self._run, str(page))
+        for name, picture in pictures(event).items():
+            self._client.log_image(self._run, picture, f"{name}.png")
 
     def _open(self, run: RunFacts) -> None:
         for name, value in DEFAULTS.items():

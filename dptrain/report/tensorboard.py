@@ -18,7 +18,7 @@ PICTURES = 16
 
 
 class TensorBoard:
-    """Writes curves, the configuration and some training images."""
+    """Writes curves, the configuration and some training images; at the end of a run, pictures of the evaluation."""
 
     def __init__(self) -> None:
         self._writer: Any = None
@@ -33,6 +33,11 @@ class TensorBoard:
             self._describe(event.run, event.step)
         for name, value in figures(event).items():
             self._writer.add_scalar(name, value, event.step)  # type: ignore[union-attr] # events with figures have it
+        if isinstance(event, RunFinished):
+            from dptrain.report.pictures import pictures
+
+            for name, picture in pictures(event).items():
+                self._writer.add_image(name, picture, event.step, dataformats="HWC")
         if isinstance(event, EvaluationFinished | RunFinished):
             self._writer.flush()
 

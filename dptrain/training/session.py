@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,19 +90,9 @@ def set_up(
     Shards in `loaded` are not read again, nor is the model file if its architecture is given. For `l2_kib` see
     `open_task`.
     """
-
-    def check(manifest: Manifest) -> None:
-        count_steps(manifest, config.batch_size)
-        make_transforms(config, manifest.image_shape, manifest.mean)  # for its checks
-        check_views(config.tta, manifest.image_shape)
-        if config.early_stop and "validation" not in manifest.splits:
-            raise UsageError(
-                "--early-stop needs a validation split, because the test split must not decide when a run ends; pack "
-                "the data set with --validation-fraction 0.1"
-            )
-
+    check = functools.partial(_check_training, config)
     task = open_task(config, communicator, check, loaded=loaded, architecture=architecture, l2_kib=l2_kib)
-    manifest, network, source = task.manifest, task.network, task.architecture.source
+    manifest, network = task.manifest, task.network
     steps_per_epoch = count_steps(manifest, config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     last_step = min(total_steps, config.max_steps or total_steps)
@@ -118,8 +109,33 @@ def set_up(
         ends = ((min(batches), 0), (max(batches), min(1, steps_per_epoch - 1)))
         microbatches = (batches[shard].batch(0, step, Workspace()) for shard, step in ends)
         output = try_model(task.architecture, network, microbatches, config.seed)
-    agree_on_model(source, output, task.environment, communicator)
-    origin = Origin(
+    agree_on_model(task.architecture.source, output, task.environment, communicator)
+    origin = _origin(config, task, steps_per_epoch, output)
+    notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
+    if config.batch_size > (images := sum(entry.samples for entry in manifest.splits["train"])):
+        notes.append(f"--batch-size {config.batch_size} is more than the {images} images of the training split")
+    if config.warmup_steps >= last_step:
+        notes.append(f"the warm-up never ends: --warmup-steps {config.warmup_steps} in a run of {last_step} steps")
+    engine = assemble(config, task, batches, update, loss)
+    return Session(**vars(engine), origin=origin, schedule=schedule, last_step=last_step, notes=notes)
+
+
+def _check_training(config: TrainConfig, manifest: Manifest) -> None:
+    """UsageError for a configuration that does not fit the data set."""
+    count_steps(manifest, config.batch_size)
+    make_transforms(config, manifest.image_shape, manifest.mean)  # for its checks
+    check_views(config.tta, manifest.image_shape)
+    if config.early_stop and "validation" not in manifest.splits:
+        raise UsageError(
+            "--early-stop needs a validation split, because the test split must not decide when a run ends; pack "
+            "the data set with --validation-fraction 0.1"
+        )
+
+
+def _origin(config: TrainConfig, task: Task, steps_per_epoch: int, output: str) -> Origin:
+    """What a checkpoint states about its run; `output` is the hash of what a user's model computes."""
+    manifest, network, source = task.manifest, task.network, task.architecture.source
+    return Origin(
         config=to_toml(config),
         architecture=tuple(network.description()),
         input_shape=manifest.image_shape,
@@ -136,13 +152,6 @@ def set_up(
         tuning=network.tuning(),
         fit=manifest.preparation.fit if manifest.preparation else "crop",
     )
-    notes = machine_notes(task.environment, communicator)  # the last collective: no pool is left open if it fails
-    if config.batch_size > (images := sum(entry.samples for entry in manifest.splits["train"])):
-        notes.append(f"--batch-size {config.batch_size} is more than the {images} images of the training split")
-    if config.warmup_steps >= last_step:
-        notes.append(f"the warm-up never ends: --warmup-steps {config.warmup_steps} in a run of {last_step} steps")
-    engine = assemble(config, task, batches, update, loss)
-    return Session(**vars(engine), origin=origin, schedule=schedule, last_step=last_step, notes=notes)
 
 
 def plan_schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:

@@ -6,14 +6,15 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples
 
 from dptrain.arrays.eigen import symmetric_eigenvectors
 from dptrain.arrays.memory import Array
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     n=st.integers(1, 14),
     rank=st.integers(0, 14),

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples, quick_first
 
 from dptrain.arrays import functions
 from dptrain.arrays.memory import Array, Workspace
@@ -50,7 +51,7 @@ def results_sha256() -> str:
     return hashed.hexdigest()
 
 
-@pytest.mark.parametrize("real", WIDE)
+@quick_first("real", WIDE)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_errors_are_a_few_units_in_the_last_place(name: str, real: Any) -> None:
     reference, largest = REFERENCES[name]
@@ -84,7 +85,7 @@ def test_special_values(real: Any) -> None:
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(st.integers(0, 2 * functions.PIECE + 3), st.booleans())
 def test_an_element_does_not_depend_on_the_others(name: str, count: int, special: bool) -> None:
     """In pieces of any length, beside values out of range, in place, in a workspace and in a transposed array."""
@@ -115,7 +116,7 @@ def test_the_bits_are_those_of_every_other_machine() -> None:
     assert results_sha256() == SHA256
 
 
-@pytest.mark.parametrize("features", ["X86_V4 AVX512_ICL", "X86_V3 X86_V4 AVX2 FMA3 AVX512F"])
+@quick_first("features", ["X86_V4 AVX512_ICL", "X86_V3 X86_V4 AVX2 FMA3 AVX512F"])
 def test_the_bits_do_not_depend_on_the_cpu_features_that_numpy_uses(features: str) -> None:
     """NumPy ignores, with a warning, features that it or the CPU does not have."""
     code = "import test_functions; print(test_functions.results_sha256())"

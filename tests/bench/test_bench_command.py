@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from command_runs import assert_one_error, dptrain_here
 from mpi_runs import dptrain, own_mpi
+from selection import quick_first
 from thread_ranks import on_ranks
 
 from dptrain.bench import scaling, step
@@ -65,7 +66,7 @@ def test_bench_data_measures_packing_reading_and_batches(ranks: int, tmp_path: P
     assert min(rates["packing"], rates["reading"], *rates["batches"].values()) > 0
 
 
-@pytest.mark.parametrize(
+@quick_first(
     ("words", "cells"),
     [
         (("step", *SMALL, "--steps", "3", "--threads", "1"), ["share of sgemm", "peak memory mib", "  im2col  "]),
@@ -143,6 +144,7 @@ def test_scaling_runs_every_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert row["slowest_ranks"][0] in range(row["ranks"])
 
 
+@pytest.mark.slow
 def test_a_setting_that_fails_is_reported_with_the_reason(tmp_path: Path) -> None:
     done = dptrain_here("bench", "scaling", "--shards", "3", "--batch-size", "64", "--cores", "1", cwd=tmp_path)
     assert_one_error(done, "1 x 1 cores", "--batch-size 64 is not a multiple of --shards 3")

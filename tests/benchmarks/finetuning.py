@@ -47,7 +47,8 @@ def pack_both(archive: Path | None, folder: Path) -> None:
     parser = argparse.ArgumentParser()
     assert SOURCE.add_arguments is not None
     SOURCE.add_arguments(parser)
-    data = SOURCE.read(parser.parse_args(["--archive", str(archive)] if archive else []))
+    options = parser.parse_args(["--archive", str(archive)] if archive else [])
+    data = SOURCE.read(argparse.Namespace(**vars(options), folder=folder))
     images, labels = data.train.images[:], data.train.labels
     ten = LabelledImages(images[:40_000], labels[:40_000])
     pack(folder / "ten", ImageData("ten", data.classes, ten, data.test, layout="channels_first"), limit=10_000)

@@ -37,6 +37,18 @@ def test_the_best_checkpoint_is_still_kept_after_a_resume(folder: RunFolder) -> 
     assert steps(again) == [2, 6, 7, 8]
 
 
+def test_several_best_checkpoints_are_kept_also_after_a_resume(folder: RunFolder) -> None:
+    folder = RunFolder(folder.path, keep_best=3)
+    for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.3), (4, 0.5), (5, 0.5), (6, None)):
+        save(folder, step, accuracy)
+    again = RunFolder(folder.path, keep_best=3)
+    again.remember_all()
+    for step in (7, 8, 9, 10):
+        save(again, step, 0.6 if step == 7 else 0.1)
+    assert steps(again) == [1, 2, 7, 8, 9, 10]
+    assert best_of(again) == (2, 0.9)
+
+
 def test_a_broken_best_checkpoint_is_ignored(folder: RunFolder) -> None:
     save(folder, 1, 0.9).write_bytes(b"broken")  # best.h5 is the same file
     save(folder, 2, 0.4)

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from checkpoints import LAYOUT, LAYOUTS, ORIGIN, layouts_of, refused, resealed, state_of
 from data_sets import image_data
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples
 
 from data_prep.pack import pack
 from dptrain.arrays.layout import Layout
@@ -54,7 +55,7 @@ shapes = st.dictionaries(
     epoch_loss=st.floats(allow_nan=False, allow_infinity=False),
     accuracy=st.none() | st.floats(0, 1),
 )
-@settings(deadline=None, max_examples=30)
+@examples(30)
 def test_the_state_read_equals_the_state_written_to_the_bit(
     tmp_path_factory: pytest.TempPathFactory,
     shapes: dict[str, tuple[int, ...]],

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from checkpoints import LAYOUTS, ORIGIN
 from failing_files import FailingOS
+from selection import quick_first
 from training_runs import STEPS_PER_EPOCH, Memory, configuration, packed, run
 
 from dptrain.checkpoint.folder import RunFolder
@@ -129,9 +130,7 @@ def wait_for_failure(files: FailingOS) -> None:
 
 
 # The first and the last call are for launch/test.sh --quick.
-@pytest.mark.parametrize(
-    "failing", [pytest.param(call, marks=[pytest.mark.slow] * (1 < call < 8)) for call in range(1, 9)]
-)
+@quick_first("failing", [pytest.param(call, marks=[pytest.mark.slow] * (1 < call < 8)) for call in range(1, 9)])
 def test_a_run_whose_disk_fails_ends_at_the_next_step_and_can_be_resumed(
     failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -242,6 +242,7 @@ def test_a_full_disk_ends_the_run_with_one_error_and_keeps_the_earlier_checkpoin
     assert train(data, tmp_path / "run").returncode == 0
 
 
+@pytest.mark.slow
 def test_metrics_on_a_full_disk_end_the_run_with_one_error(data: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / "metrics.jsonl").open("w") as file:

@@ -130,6 +130,7 @@ def test_what_cannot_be_classified_is_one_error(checkpoint: Path, tmp_path: Path
     )
 
 
+@pytest.mark.slow
 @pytest.mark.cifar10
 def test_the_network_that_comes_with_dptrain_is_as_accurate_as_stated(cifar10_archive: Path, tmp_path: Path) -> None:
     """On the first 2,000 images of the real test split, of which an accuracy of 77 % has a deviation of 1 %."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples
 
 from dptrain.config.files import merged, parse_toml, read_toml, to_toml
 from dptrain.config.train import KEYS, REDUCTIONS, SUBJECTS, TrainConfig
@@ -82,7 +83,7 @@ def refused(**values: Any) -> str:
 
 
 @given(config=CONFIGS)
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_a_configuration_written_as_toml_is_read_back(config: TrainConfig) -> None:
     assert TrainConfig(**parse_toml(to_toml(config), "text")) == config
 

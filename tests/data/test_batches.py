@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from selection import examples
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Workspace
@@ -156,7 +157,7 @@ def test_a_transform_has_the_same_draws_with_and_without_others() -> None:
         assert (square == places[1][row]).mean() > 0.9
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     visits=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=12),
     augment=st.sampled_from(["none", "reflect", "zero"]),

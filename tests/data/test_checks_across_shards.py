@@ -99,6 +99,7 @@ def test_a_problem_of_many_samples_and_classes_is_a_short_line(tmp_path: Path) -
     assert "50000 numbers more than once, the first is 0" in problems[1]
 
 
+@pytest.mark.slow
 def test_data_written_by_pack_passes_all_checks(tmp_path: Path) -> None:
     pack(tmp_path / "set", image_data(), shards=7)
     assert json.loads(run_data_prep("verify", tmp_path / "set", "--json").stdout)["ok"]

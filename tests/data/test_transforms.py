@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from selection import examples
 
 from dptrain.arrays.random import Purpose, random_words
 from dptrain.data.augmentation import AugmentationConfig
@@ -80,7 +81,7 @@ def pixel_by_pixel(images: Images, words: NDArray[np.uint64], border: str, pixel
     return out
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     words=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6),
     channels=st.integers(1, 3),
@@ -163,7 +164,7 @@ def test_image_too_small_to_reflect_is_refused_with_what_to_do(height: int, widt
     np.testing.assert_array_equal(flip_and_crop(images, words, "zero"), pixel_by_pixel(images, words, "zero"))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     words=st.lists(st.integers(0, 2**64 - 1), max_size=6),
     height=st.integers(5, 9),

@@ -109,7 +109,7 @@ def test_wrong_command_line_is_a_one_line_error_with_status_2(
 def test_folder_that_cannot_be_created_is_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert_one_line_error(run(capsys, "shapes", tmp_path / "file" / "set", *SMALL), "not a folder")
-    assert_one_line_error(run(capsys, "shapes", "/proc/set", *SMALL), "/proc", "cannot be written")
+    assert_one_line_error(run(capsys, "shapes", "/proc/set", *SMALL), "/proc", "images cannot be stored there")
 
 
 FILES_OF_64_KIB = (
@@ -118,6 +118,7 @@ FILES_OF_64_KIB = (
 )
 
 
+@pytest.mark.slow
 def test_full_disk_is_a_one_line_error_and_leaves_no_files(tmp_path: Path) -> None:
     # For a process, a limit of file size is like a full disk, and it needs no root.
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1 << 16

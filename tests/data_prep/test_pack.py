@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_sets import folder_bytes, image_data
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples
 
 from data_prep import pack as pack_module
 from data_prep import staging
@@ -56,7 +57,7 @@ def test_every_sample_is_in_exactly_one_shard_with_its_image_and_label(split: st
     shards=st.integers(1, 9),
     seed=st.integers(0, 2**63 - 1),
 )
-@settings(deadline=None, max_examples=150)
+@examples(150)
 def test_dealing_balances_sizes_and_every_class_to_within_one(labels: list[int], shards: int, seed: int) -> None:
     array = np.array(labels, np.int64)
     dealt = deal(shuffled(len(array), seed, 0, 0), array, shards)
@@ -304,6 +305,7 @@ pack.pack(Path({out!r}), image_data(), force=True)
 """
 
 
+@pytest.mark.slow
 def test_process_killed_while_packing_leaves_nothing_that_is_accepted_as_a_data_set(tmp_path: Path) -> None:
     out = tmp_path / "set"
     program = SLOW_PACKING.format(tests=str(Path(__file__).parents[1]), out=str(out))

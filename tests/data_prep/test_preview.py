@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep import __main__ as program
-from data_prep.contact_sheet import GAP, LABEL, MARGIN, Row, draw_sheet, to_ascii
+from data_prep.contact_sheet import GAP, LABEL, MARGIN, Row, draw_sheet
 from data_prep.pack import pack
 from data_prep.preview import KEYS, Collection, PreviewConfig, configuration, described
 from dptrain.arrays.memory import Workspace
@@ -208,10 +208,6 @@ def test_large_images_are_reduced_to_the_mean_of_their_pixels() -> None:
         sheet = np.asarray(opened)
     tile = sheet[2 * MARGIN + 18 + MARGIN :, MARGIN + LABEL :][:128, :64]
     assert (tile == 60).all()
-
-
-def test_text_for_a_font_of_ascii_keeps_its_base_letters() -> None:
-    assert to_ascii("na\u00efve cafe\u0301 \u65e5\u672c 5") == "naive cafe ?? 5"
 
 
 @pytest.mark.parametrize("name", ["x" * 200, "日本語", "\N{GRINNING FACE}", "ab\u202ecd", "a b"])

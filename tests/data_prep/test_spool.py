@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_sets import folder_bytes, image_data
-from hypothesis import given, settings
+from data_sets import PEAK_MEMORY, folder_bytes, image_data
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples
 
 from data_prep.pack import ImageData, LabelledImages, pack
-from data_prep.spool import Spool
-from dptrain.errors import DataError
+from data_prep.spool import Spool, SpooledRows
+from dptrain.errors import LimitError
 
 
 @given(blocks=st.lists(st.integers(0, 5), min_size=1, max_size=6), data=st.data())
-@settings(deadline=None, max_examples=50)
+@examples(50)
 def test_images_are_read_back_in_any_order(blocks: list[int], data: st.DataObject) -> None:
     images = np.random.default_rng(0).integers(0, 256, (sum(blocks), 2, 3, 5), dtype=np.uint8)
     spool = Spool(Path(), (2, 3, 5))
@@ -31,6 +32,8 @@ def test_images_are_read_back_in_any_order(blocks: list[int], data: st.DataObjec
         spool.append(images[end - count : end])
     rows = np.array(data.draw(st.lists(st.integers(0, len(images) - 1)) if len(images) else st.just([])), np.intp)
     assert np.array_equal(spool[rows], images[rows])
+    assert np.array_equal(spool[1:4], images[1:4])
+    assert np.array_equal(SpooledRows(spool, rows)[:], images[rows])
     assert (spool.shape, spool.size, len(spool)) == (images.shape, images.size, len(images))
 
 
@@ -47,8 +50,9 @@ def test_a_data_set_packed_from_the_disk_has_the_same_bytes(tmp_path: Path) -> N
     assert folder_bytes(tmp_path / "disk") == folder_bytes(tmp_path / "memory")
 
 
-PACK_A_LARGE_SHARD = """
-import resource, sys
+PACK_A_LARGE_SHARD = f"""
+{PEAK_MEMORY}
+import sys
 from pathlib import Path
 import numpy as np
 from data_prep.pack import ImageData, LabelledImages, pack
@@ -59,12 +63,13 @@ def part(count):
         spool.append(np.full((1, 1, 1024, 1024), number, np.uint8))
     return LabelledImages(spool, np.zeros(count, np.int64))
 pack(Path(sys.argv[1]) / "warm", ImageData("warm", ["one"], part(2), part(2)), shards=1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 pack(Path(sys.argv[1]) / "set", ImageData("large", ["one"], part(200), part(2)), shards=1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_shard_is_larger_than_the_memory_that_packing_needs(tmp_path: Path) -> None:
     program = [sys.executable, "-c", PACK_A_LARGE_SHARD, str(tmp_path)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
@@ -97,21 +102,21 @@ def test_images_of_another_shape_or_type_are_refused(tmp_path: Path) -> None:
         spool[np.array([0])]
 
 
-def test_a_full_disk_is_a_data_error(tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error(tmp_path: Path) -> None:
     spool = Spool(tmp_path, (1, 2, 2))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        with pytest.raises(DataError, match=os.strerror(errno.EFBIG)):
+        with pytest.raises(LimitError, match=os.strerror(errno.EFBIG)):
             spool.append(np.zeros((3, 1, 2, 2), np.uint8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_folder_that_cannot_be_written_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    with pytest.raises(DataError, match=f"{tmp_path}: images cannot be stored there for packing: Permission denied"):
+    with pytest.raises(LimitError, match=f"{tmp_path}: images cannot be stored there for packing: Permission denied"):
         Spool(tmp_path, (1, 2, 2))

@@ -246,6 +246,7 @@ def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
         pack(tmp_path / ("x" * 300), NEW)
 
 
+@pytest.mark.slow
 def test_tildes_in_typed_paths_are_expanded_and_invalid_paths_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

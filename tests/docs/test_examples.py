@@ -14,6 +14,7 @@ import pytest
 from documents import CHECKOUT
 from mpi_runs import dptrain, own_mpi
 from networks import training_pass
+from selection import quick_first
 from thread_ranks import on_ranks
 from training_runs import LAST_STEP, configuration, flags, packed
 
@@ -74,14 +75,14 @@ def test_the_activation_agrees_with_pytorch(layers: ModuleType) -> None:
     np.testing.assert_allclose(layer.backward(np.ones_like(x), saved, call), given.grad.numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize(("ranks", "threads"), [(1, 2), (2, 1), (2, 2), (3, 1)])
+@quick_first(("ranks", "threads"), [(1, 2), (2, 1), (2, 2), (3, 1)])
 def test_ranks_and_threads_do_not_change_a_bit(
     ranks: int, threads: int, data: Path, undisturbed: str, tmp_path: Path
 ) -> None:
     assert run(data, tmp_path / "run", ranks, threads=threads) == undisturbed
 
 
-@pytest.mark.parametrize("step", [3, LAST_STEP // 2, LAST_STEP - 2])
+@quick_first("step", [3, LAST_STEP // 2, LAST_STEP - 2])
 def test_a_resume_on_other_ranks_does_not_change_a_bit(step: int, data: Path, undisturbed: str, tmp_path: Path) -> None:
     run(data, tmp_path / "run", 2, max_steps=step)
     assert run(data, tmp_path / "run", 3) == undisturbed

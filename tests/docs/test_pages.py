@@ -42,7 +42,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small data set under the name that the pages use."""
     folder = tmp_path_factory.mktemp("small")
-    pack(folder / "data" / "cifar10", read_shapes(320, 80, seed=0), shards=8)
+    pack(folder / "data" / "cifar10", read_shapes(folder, 320, 80), shards=8)
     return folder
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from selection import quick_first
 
 from dptrain.doctor import mpi
 from dptrain.doctor.finding import FAILURE, OK, WARNING
@@ -101,7 +102,7 @@ def test_root_is_a_warning_with_open_mpi_alone(monkeypatch: pytest.MonkeyPatch) 
     assert check_user("Open MPI 5").found == "not root"
 
 
-@pytest.mark.parametrize(
+@quick_first(
     ("module", "words"),
     [
         ("__version__ = '3.1.6'", "mpi4py 3.1.6"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from command_runs import assert_one_error, dptrain_here, train_here
+from selection import quick_first
 from training_runs import configuration, packed, run
 
 
-@pytest.mark.parametrize("average", ["none", "ema"])
+@quick_first("average", ["none", "ema"])
 def test_it_evaluates_the_same_and_holds_nothing_else(average: str, tmp_path: Path) -> None:
     data = packed(tmp_path / "set")
     run(configuration(data, tmp_path / "run", average=average))

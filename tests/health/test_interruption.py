@@ -83,6 +83,7 @@ def test_the_same_request_may_arrive_twice_but_a_later_signal_ends(
     assert handled.ended_with == [128 + signal.SIGINT]
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_even_a_process_that_does_not_return_to_python() -> None:
     """For example, one that waits inside MPI for a stopped rank; here it waits for a lock of the C library."""
     program = """

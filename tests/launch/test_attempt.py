@@ -20,6 +20,7 @@ from launch.cleanup import SESSION_BASE
 from launch.targets import choose, find_mpirun
 
 
+@pytest.mark.slow
 def test_signals_of_a_terminal_do_not_reach_mpirun_directly(
     fake_mpirun: Callable[..., str],
 ) -> None:

@@ -6,6 +6,7 @@ import mmap
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,25 @@ def test_a_process_of_another_job_is_not_killed() -> None:
         wait_until(lambda: JobProcesses("another").find() == [other.pid])
         with no_leftovers("mine"):
             pass
+        assert other.poll() is None
+        other.kill()
+
+
+def test_a_process_that_executes_a_program_at_this_moment_is_found(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text('#!/bin/sh\nexec "$0"\n')
+    program.chmod(0o755)
+    with subprocess.Popen([program], env={VARIABLE: "mine@1@x"}) as process:
+        found = [JobProcesses("mine").find() for _ in range(100)]
+        process.kill()
+    assert found == [[process.pid]] * 100
+
+
+def test_a_process_without_any_variable_is_not_waited_for() -> None:
+    with subprocess.Popen(["sleep", "20"], env={}) as other:
+        started = time.monotonic()
+        assert JobProcesses("mine").find() == []
+        assert time.monotonic() - started < 5
         assert other.poll() is None
         other.kill()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from launch_runs import CHECKOUT, LOOP, OPEN_MPI, first_output, is_alive, ranks_of, start_launch, wait_until
 from mpi_runs import python_of
+from selection import quick_first
 from training_runs import flags, packed
 
 
@@ -52,7 +53,7 @@ def stand_in(fake_mpirun: Callable[..., str]) -> Iterator[tuple[subprocess.Popen
         process.communicate(timeout=30)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU])
+@quick_first("number", [signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU])
 def test_a_stop_from_the_terminal_stops_ranks_and_launcher_until_they_are_continued(
     fake_mpirun: Callable[..., str], number: signal.Signals
 ) -> None:

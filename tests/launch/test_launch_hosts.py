@@ -92,6 +92,7 @@ def test_the_number_of_ranks_follows_from_the_hosts(fake_mpirun: Callable[..., s
     assert words[words.index("--host") :][:2] == ["--host", "a:1,b:1"]
 
 
+@pytest.mark.slow
 def test_a_slurm_job_has_as_many_ranks_as_tasks(fake_mpirun: Callable[..., str]) -> None:
     words = words_of(fake_mpirun, SLURM_JOB_ID="7", SLURM_NTASKS="6", SLURM_JOB_NUM_NODES="2")
     assert words[words.index("-n") :][:2] == ["-n", "6"]

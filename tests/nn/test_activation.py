@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import training_pass
+from selection import examples
 
 from dptrain import nn
 from dptrain.arrays.memory import Array, Workspace
@@ -52,7 +53,7 @@ def test_every_activation_is_tested() -> None:
 
 
 @every_activation
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(shape=SHAPES, samples=st.integers(1, 3))
 def test_backward_is_the_gradient(name: str, shape: tuple[int, ...], samples: int) -> None:
     check_layer(ACTIVATIONS[name][0](), shape, samples)

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import training_pass
+from selection import examples
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Workspace
@@ -16,7 +17,7 @@ SIZES = st.tuples(st.integers(1, 4), st.integers(1, 4))
 MORE = st.tuples(st.integers(0, 5), st.integers(0, 5))
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(kernel=SIZES, stride=SIZES, more=MORE, samples=st.integers(1, 3), seed=st.integers(0, 99))
 def test_means_and_gradients_agree_with_pytorch(
     kernel: Pair, stride: Pair, more: Pair, samples: int, seed: int
@@ -41,7 +42,7 @@ def test_means_and_gradients_agree_with_pytorch(
         np.testing.assert_allclose(dx.transpose(2, 3, 0, 1), theirs.grad.numpy(), rtol=1e-12, atol=1e-14)
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(kernel=SIZES, stride=SIZES, more=MORE, samples=st.integers(1, 2))
 def test_backward_is_the_gradient(kernel: Pair, stride: Pair, more: Pair, samples: int) -> None:
     check_layer(AvgPool2d(kernel, stride=stride), (2, kernel[0] + more[0], kernel[1] + more[1]), samples)

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from networks import random_parameters, training_pass
+from selection import examples
 
 from dptrain.arrays.layout import Shape, array_shape
 from dptrain.arrays.memory import Array, Workspace
@@ -34,7 +35,7 @@ def by_definition(x: Array, weight: Array, bias: Array, stride: tuple[int, int],
     return y
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     channels=st.integers(1, 3),
     out=st.integers(1, 4),
@@ -62,7 +63,7 @@ def test_forward_is_the_sum_that_defines_a_convolution(
     )
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     channels=st.integers(1, 2),
     out=st.integers(1, 3),
@@ -89,7 +90,7 @@ def test_backward_without_bias_is_the_gradient(algorithm: str) -> None:
 PLAIN: dict[str, Any] = {"padding": (0, 0), "more": (4, 3), "bias": True, "dilation": (1, 1), "samples": 2}
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     channels=st.integers(1, 3),
     out=st.integers(1, 3),
@@ -234,7 +235,7 @@ def test_unsuitable_groups_are_refused() -> None:
         Conv2d(3, dilation=0)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     groups=st.integers(1, 3),
     channels=st.integers(1, 2),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.finite import first_not_finite, not_finite
@@ -57,7 +58,7 @@ def test_a_finite_microbatch_gives_an_empty_text(fused: bool, samples: int) -> N
     st.sampled_from(["nan", "inf", "-inf"]),
     st.booleans(),
 )
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_a_parameter_that_is_not_finite_is_reported_before_its_consequences(
     name: str, position: int, bad: str, fused: bool
 ) -> None:

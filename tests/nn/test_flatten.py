@@ -1,13 +1,14 @@
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import training_pass
+from selection import examples
 
 from dptrain.nn.check import check_layer
 from dptrain.nn.layers.flatten import Flatten
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple), samples=st.integers(1, 3))
 def test_flatten_backward_is_the_gradient(shape: tuple[int, ...], samples: int) -> None:
     check_layer(Flatten(), shape, samples)

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 from every_layer import LAYERS, LISTED
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import ready
+from selection import examples, quick_first
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
@@ -34,7 +35,7 @@ def layers(algorithm: str, kernel: int, stride: int, padding: int, bias: bool, r
     return [conv, *([ReLU()] if relu else []), MaxPool2d(2), Flatten(), Linear(3)]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     algorithm=st.sampled_from([*DENSE, "grouped"]),
     kernel=st.integers(1, 3),
@@ -101,8 +102,8 @@ class _AsOneLayer(Layer):
 
 
 @pytest.mark.parametrize("algorithm", [*DENSE, "grouped"])
-@pytest.mark.parametrize("size", [(6, 5), (8, 4), (7, 9)], ids=str)
-@pytest.mark.parametrize("relu", [True, False])
+@quick_first("size", [(6, 5), (8, 4), (7, 9)], ids=str)
+@quick_first("relu", [True, False])
 def test_backward_is_the_gradient(size: tuple[int, int], algorithm: str, relu: bool) -> None:
     check_layer(_AsOneLayer(Conv2d(3, 3, padding=1, algorithm=algorithm), relu), (2, *size), 2)
 

@@ -346,6 +346,7 @@ def test_the_check_skips_networks_of_the_zoo(monkeypatch: pytest.MonkeyPatch) ->
     assert try_model(architecture, network, [], 0) == ""  # without any microbatch
 
 
+@pytest.mark.slow
 def test_an_evaluation_refuses_a_layer_that_draws(data: Path, tmp_path: Path) -> None:
     """Found in the field: two runs of `dptrain eval` gave different accuracies."""
     net = tmp_path / "net.py"
@@ -372,6 +373,7 @@ def test_a_layer_that_draws_on_one_rank_stops_both(data: Path, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_layer_is_permanent_and_shows_its_traceback(data: Path, tmp_path: Path) -> None:
     model = write(tmp_path / "net.py", forward("return x @ np.zeros((9, 9)), None"))
     done = train(data, tmp_path / "run", model=model, model_options={})

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import random_parameters, training_pass
+from selection import examples
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
@@ -31,7 +32,7 @@ def test_strips_cover_the_map_once(height: int, samples: int, kib: int, q: int) 
     assert [row for strip in strips for row in range(strip.start, strip.stop)] == list(range(height))
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     kernel=st.integers(1, 3),
     stride=st.integers(1, 2),

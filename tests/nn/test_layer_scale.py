@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import random_parameters, training_pass
+from selection import examples
 
 from dptrain.nn import Flatten, LayerScale, Linear, Network, check_layer
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple), samples=st.integers(1, 3))
 def test_backward_is_the_gradient(shape: tuple[int, ...], samples: int) -> None:
     check_layer(LayerScale(), shape, samples)

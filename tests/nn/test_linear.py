@@ -1,15 +1,16 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import random_parameters, training_pass
+from selection import examples
 
 from dptrain.arrays.memory import Workspace
 from dptrain.nn.check import check_layer
 from dptrain.nn.layers.linear import Linear
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(features=st.integers(1, 6), out=st.integers(1, 5), samples=st.integers(1, 4), bias=st.booleans())
 def test_backward_is_the_gradient(features: int, out: int, samples: int, bias: bool) -> None:
     check_layer(Linear(out, bias=bias), (features,), samples)

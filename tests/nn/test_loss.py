@@ -3,9 +3,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import ready
+from selection import examples
 
 from dptrain.arrays.memory import Workspace
 from dptrain.nn import Flatten, Linear, Network
@@ -13,7 +14,7 @@ from dptrain.nn.check import central_difference
 from dptrain.nn.loss import CROSS_ENTROPY, CrossEntropy, softmax_cross_entropy
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     classes=st.integers(1, 6), samples=st.integers(1, 4), scale=st.sampled_from([0.1, 1, 10]), seed=st.integers(0, 99)
 )
@@ -62,7 +63,7 @@ def random_case(options: dict[str, Any], seed: int) -> tuple[CrossEntropy, np.nd
     return loss, 3 * generator.normal(size=(5, classes)), generator.integers(0, classes, 5)
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(options=OPTIONS, seed=st.integers(0, 99))
 def test_the_gradient_with_smoothing_and_weights_is_the_derivative(options: dict[str, Any], seed: int) -> None:
     loss, logits, labels = random_case(options, seed)
@@ -71,7 +72,7 @@ def test_the_gradient_with_smoothing_and_weights_is_the_derivative(options: dict
     np.testing.assert_allclose(loss(logits, labels, workspace)[1], expected, atol=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(options=OPTIONS, seed=st.integers(0, 99))
 def test_sum_mean_and_gradient_agree_with_pytorch(options: dict[str, Any], seed: int) -> None:
     import torch

@@ -2,9 +2,10 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import training_pass
+from selection import examples
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
@@ -27,7 +28,7 @@ def by_definition(x: Array, dy: Array, kernel: tuple[int, int], stride: tuple[in
     return y, dx
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     channels=st.integers(1, 2),
     kernel=SIZES,
@@ -54,7 +55,7 @@ def test_maxima_and_gradients_are_correct_among_equal_values(
         assert np.array_equal(layer.backward(dy.copy(), saved, training_pass({}, workspace)), expected_dx)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(kernel=SIZES, stride=SIZES, more=st.tuples(st.integers(0, 4), st.integers(0, 4)), samples=st.integers(1, 2))
 def test_backward_is_the_gradient(kernel: Pair, stride: Pair, more: Pair, samples: int) -> None:
     check_layer(MaxPool2d(kernel, stride=stride), (2, kernel[0] + more[0], kernel[1] + more[1]), samples)

@@ -2,8 +2,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution import products
@@ -19,7 +20,7 @@ def small_kernels() -> Iterator[None]:
         yield
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     rows=st.integers(1, 40),
     inner=st.integers(1, 40),

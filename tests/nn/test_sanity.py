@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from networks import narrow, ready
 from numpy.typing import NDArray
+from selection import quick_first
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.config.recipes import read_recipe
@@ -68,7 +69,7 @@ def accuracy(network: Network, vectors: dict[str, Array], images: Array, labels:
     return float((predictions(network, vectors, images).argmax(axis=1) == labels).mean())
 
 
-@every_architecture
+@quick_first("name", ARCHITECTURES)
 def test_it_memorises_one_batch_with_shuffled_labels(name: str) -> None:
     network = narrow(name, CLASSES)
     images, labels = patterns(network, 40, seed=1)

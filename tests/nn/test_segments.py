@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from every_layer import LAYERS, build
 from networks import ready
+from selection import quick_first
 
 from dptrain.arrays.layout import array_shape
 from dptrain.arrays.memory import Array, Workspace
@@ -181,7 +182,7 @@ def assert_blocks_do_not_change_results(parts: Part, block: int) -> None:
             assert found[2] == pytest.approx(expected[2], rel=1e-9)
 
 
-@pytest.mark.parametrize("block", [1, 4, 8])
+@quick_first("block", [1, 4, 8])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks_give_the_results_of_the_whole_microbatch(name: str, block: int) -> None:
     assert_blocks_do_not_change_results([*NETWORKS[name](), Linear(3)], block)

@@ -6,9 +6,10 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import ready, training_pass
+from selection import examples
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn import Conv2d, Flatten, Linear, Network, WhiteningConv2d
@@ -44,7 +45,7 @@ def test_the_outputs_are_uncorrelated_and_have_variance_1() -> None:
 
 
 @pytest.mark.parametrize("kernel", [2, 1, (2, 3)])
-def test_the_filters_are_those_of_airbench(kernel: int | tuple[int, int]) -> None:
+def test_the_filters_are_those_of_airbench_in_pytorch(kernel: int | tuple[int, int]) -> None:
     """Its function init_whitening_conv, in float64. The sign of an eigenvector is arbitrary."""
     import torch
 
@@ -61,7 +62,7 @@ def test_the_filters_are_those_of_airbench(kernel: int | tuple[int, int]) -> Non
     np.testing.assert_array_equal(ours[len(theirs) :], -ours[: len(theirs)])
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(cuts=st.lists(st.integers(0, 12), max_size=4), height=st.integers(1, 3), width=st.integers(1, 3))
 def test_moments_do_not_depend_on_how_the_images_are_divided(cuts: list[int], height: int, width: int) -> None:
     x, kernel = images(12), (height, width)
@@ -87,6 +88,7 @@ def test_every_cpu_gives_these_bits() -> None:
     assert hashlib.sha256(weight.tobytes()).hexdigest()[:12] == "5ca33e3b5272"
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_derivative_of_the_loss_and_the_filters_have_none() -> None:
     network = Network([WhiteningConv2d(), Conv2d(2, 3), Flatten(), Linear(4)], (2, 6, 5))
     generator = np.random.default_rng(5)

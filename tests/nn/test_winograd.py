@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from networks import random_parameters, training_pass
+from selection import examples
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.nn.convolution.correlation import Correlation, Geometry, zeros_beyond
@@ -40,7 +41,7 @@ def passes(algorithm: Correlation, x: Array, weight: Array, dy: Array) -> tuple[
     return image[: len(dy), : dy.shape[1]], dx, call.gradients["weight"]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     data=st.data(),
     q=st.integers(1, 2),

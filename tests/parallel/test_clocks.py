@@ -16,6 +16,7 @@ from dptrain.parallel.communicator import Communicator
 SET = [0.0, 1234.5, -77.25]  # seconds that the clock of each rank is ahead
 
 
+@pytest.mark.slow
 def test_offsets_of_clocks_are_found_within_the_stated_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
     ahead: dict[int, float] = {}
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + ahead[threading.get_ident()])

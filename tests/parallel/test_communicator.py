@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mpi_runs import PROGRAMS, mpirun, own_mpi, python_of
+from selection import quick_first
 
 from dptrain.errors import DownloadError, PeerError, UsageError
 from dptrain.parallel.communicator import Communicator, known_to_all, together
@@ -179,7 +180,7 @@ def test_a_process_without_a_launcher_never_loads_mpi() -> None:
     assert done.stdout == "1 False one process (not started by mpirun)\n"
 
 
-@pytest.mark.parametrize(
+@quick_first(
     "variables",
     [
         {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
@@ -193,7 +194,7 @@ def test_a_single_rank_does_not_load_mpi(variables: dict[str, str]) -> None:
     assert done.stdout == "1 False one process (the only rank)\n"
 
 
-@pytest.mark.parametrize("missing", [WITHOUT_MPI4PY, WITHOUT_LIBRARY], ids=["mpi4py", "library"])
+@quick_first("missing", [WITHOUT_MPI4PY, WITHOUT_LIBRARY], ids=["mpi4py", "library"])
 def test_several_launched_processes_without_mpi_are_refused(missing: str) -> None:
     done = connect_in_a_process(missing, PMI_SIZE="4")
     assert done.returncode == 1
@@ -236,7 +237,7 @@ def test_srun_with_the_protocol_of_another_mpi_is_refused_with_the_right_one() -
     assert "use srun --mpi=pmix for Open MPI, srun --mpi=pmi2 for MPICH" in done.stderr
 
 
-@pytest.mark.parametrize(
+@quick_first(
     "variables",
     [
         {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"},  # the shell of salloc, or a batch script

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples
 
 from dptrain.parallel.placement import Node, Placement, children
 
@@ -53,7 +54,7 @@ def test_blocks_are_contiguous_partition_the_shards_and_differ_by_at_most_one(pl
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(placement=placements())
 def test_subtrees_are_the_largest_nodes_that_make_up_the_block(placement: Placement) -> None:
     nodes = nodes_below(range(placement.shards))

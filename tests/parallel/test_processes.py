@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from selection import quick_first
 
 from dptrain.arrays.memory import Array, Workspace
 from dptrain.errors import DataError, DptrainError
@@ -228,7 +229,7 @@ def parent(folder: Path, compute: str, then: str, **options: Any) -> subprocess.
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@quick_first("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_parent(number: signal.Signals, tmp_path: Path) -> None:
     with parent(tmp_path, "pass", WAITS) as started:
         assert started.stdout is not None
@@ -247,6 +248,7 @@ def test_a_stopped_worker_ends_with_its_parent(tmp_path: Path) -> None:
     assert eventually(lambda: not any(alive(worker) for worker in workers))
 
 
+@pytest.mark.slow
 def test_a_worker_whose_parent_died_computes_no_further_shard(tmp_path: Path) -> None:
     """Its block takes 40 s, a shard 0.2 s."""
     then = """pool = ShardProcesses(2, [work])
@@ -260,6 +262,7 @@ pool.map(work, range(400))"""
     assert eventually(lambda: not alive(worker), seconds=5)
 
 
+@pytest.mark.slow
 def test_text_that_a_shard_prints_in_a_worker_is_not_lost(tmp_path: Path) -> None:
     then = """pool = ShardProcesses(3, [work])
 pool.map(work, range(6))
@@ -342,7 +345,7 @@ def test_a_worker_that_may_not_have_children_uses_threads() -> None:
         assert workers.map(_kind_of_pool, [0]) == ["ShardThreads"]
 
 
-@pytest.mark.parametrize("number", ENDING)
+@quick_first("number", ENDING)
 def test_workers_leave_signals_to_their_parent(number: signal.Signals, pool: ShardProcesses, squares: Squares) -> None:
     for process in {process for process, _, _ in pool.map(squares, range(3), 2)} - {os.getpid()}:
         os.kill(process, number)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mpi_runs import PROGRAMS, VARIABLES, mpirun, own_mpi
+from selection import quick_first
 from thread_ranks import on_ranks
 
 from dptrain.arrays.memory import Array
@@ -61,7 +62,7 @@ def reduce_on(kind: type[Reducer], ranks: int, calls: Sequence[Array]) -> list[l
     return on_ranks(ranks, rank_program)
 
 
-@pytest.mark.parametrize("shards", range(1, 10))
+@quick_first("shards", range(1, 10), quick=6)
 def test_any_number_of_ranks_gives_the_bits_of_the_tree(shards: int) -> None:
     for length in LENGTHS:
         calls = [shard_vectors(shards, length, seed) for seed in range(2)]  # the second finds used buffers

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from command_runs import assert_one_error, train_here
 from launch_runs import CHECKOUT
+from selection import quick_first
 from terminals import Terminal
 from training_runs import configuration, flags, packed
 
@@ -54,7 +55,7 @@ def train_command(data: Path, run_dir: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "dptrain", "train", *flags(data, run_dir), *more]
 
 
-@pytest.mark.parametrize("variable", ["JPY_PARENT_PID", "COLAB_RELEASE_TAG"])
+@quick_first("variable", ["JPY_PARENT_PID", "COLAB_RELEASE_TAG"])
 def test_a_notebook_gets_one_line_an_epoch(data: Path, tmp_path: Path, variable: str) -> None:
     """Found in the field: a notebook gives commands a terminal, and saved each frame of the bar as a line."""
     output = output_on_terminal(train_command(data, tmp_path / "run"), tmp_path, **{variable: "1"})
@@ -65,6 +66,7 @@ def test_a_notebook_gets_one_line_an_epoch(data: Path, tmp_path: Path, variable:
     ]
 
 
+@pytest.mark.slow
 def test_the_launcher_requests_a_view_only_for_a_terminal_that_can_show_it() -> None:
     command = [sys.executable, "-c", "from launch.__main__ import view_columns; print(view_columns())"]
     assert output_on_terminal(command, CHECKOUT).strip() == "140"
@@ -83,6 +85,7 @@ def test_a_pipe_gets_one_line_an_epoch(data: Path, tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_lines_can_be_requested_on_a_terminal(data: Path, tmp_path: Path) -> None:
     output = output_on_terminal(train_command(data, tmp_path / "run"), tmp_path, DPTRAIN_PROGRESS="lines")
     assert ESCAPE not in output

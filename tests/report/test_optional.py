@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from command_runs import assert_one_error, train_here
 from PIL import Image
-from training_runs import STEPS_PER_EPOCH, packed
+from training_runs import LAST_STEP, STEPS_PER_EPOCH, configuration, finished, packed
 
 from dptrain.data.manifest import read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.report import optional
+from dptrain.report.pictures import pictures
 from dptrain.report.tensorboard import TensorBoard
 from dptrain.training.events import EvaluationFinished, Event, StepFinished
 
@@ -70,6 +71,19 @@ def test_tensorboard_has_the_figures_of_metrics_jsonl_and_the_images(data: Path,
     assert b"batch-size = 16" in configuration
     (picture,) = [value.image for value in values if value.tag == "training_images"]
     assert pixels(picture.encoded_image_string) == pixels_of(data)
+
+
+def test_tensorboard_has_the_pictures_of_the_last_evaluation(data: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = train_here(data, run_dir, "--report-to", "tensorboard", report=True)
+    assert "failed" not in done.stdout
+    found = [(event.step, value) for event in events_of(run_dir / "tensorboard") for value in event.summary.value]
+    images = [(one.tag, step, one.image) for step, one in found if one.WhichOneof("value") == "image"]
+    expected = pictures(finished(configuration(data, run_dir, report=True)))
+    assert [(tag, step) for tag, step, _ in images] == [("training_images", 0), *((tag, LAST_STEP) for tag in expected)]
+    for tag, _, image in images[1:]:
+        assert (image.height, image.width, image.colorspace) == expected[tag].shape
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(image.encoded_image_string))), expected[tag])
 
 
 def pixels(png: bytes) -> set[bytes]:

@@ -59,6 +59,7 @@ def test_the_next_commands_are_quoted_for_a_shell() -> None:
     assert shlex.split(stopped["resume up to epoch 2"])[-2:] == ["--max-steps", "0"]
 
 
+@pytest.mark.slow
 def test_the_next_commands_of_a_run_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

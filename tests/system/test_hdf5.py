@@ -7,8 +7,9 @@ from typing import Any
 
 import h5py
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples
 
 from dptrain.system.hdf5 import ALIGNMENT, plain_hdf5
 
@@ -28,7 +29,7 @@ arrays = st.builds(
     user_block=st.sampled_from([0, 512]),
     tail=st.binary(max_size=99),
 )
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_an_hdf5_reader_finds_the_same_arrays(files: dict[str, Any], user_block: int, tail: bytes) -> None:
     body, offsets = plain_hdf5(files, {"format": "test", "version": 2}, user_block)
     content = bytes(user_block) + bytes(body) + tail

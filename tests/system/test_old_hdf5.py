@@ -82,6 +82,7 @@ def test_the_reading_process_has_no_variables_of_mpi(tmp_path: Path, monkeypatch
     assert not [name for name in seen.read_text().split() if name.startswith(("OMPI", "PMI", "SLURM", "MPI"))]
 
 
+@pytest.mark.slow
 def test_contents_that_would_use_much_memory_or_open_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "large.h5"
     with h5py.File(path, "w") as file:

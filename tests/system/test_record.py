@@ -12,6 +12,7 @@ import pytest
 from data_sets import image_data
 from launch_runs import CHECKOUT, run_launch
 from mpi_runs import python_of
+from selection import quick_first
 from training_runs import flags, packed
 
 from data_prep.pack import pack
@@ -74,7 +75,7 @@ def test_a_long_reason_is_cut() -> None:
     assert run(BEGIN + "report_end(1, '\\u20ac' * 9999)")[1] == [Outcome(1, "\u20ac" * 300, final=True, reported=True)]
 
 
-@pytest.mark.parametrize(
+@quick_first(
     ("arguments", "expected"),
     [
         (["--version"], [0]),
@@ -85,6 +86,7 @@ def test_a_long_reason_is_cut() -> None:
         (["prep", "info", "no/such/data"], [1]),
         (["launch", "-n", "0"], [2]),
     ],
+    quick=3,
 )
 def test_every_command_reports_its_end(arguments: list[str], expected: list[int]) -> None:
     done, records = run(f"import sys; from dptrain.commands.main import main; sys.exit(main({arguments!r}))")

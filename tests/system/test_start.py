@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from mpi_runs import PROGRAMS, python_of
+from selection import quick_first
 
 from dptrain.system.signals import ENDING, SAME_REQUEST
 
@@ -38,7 +39,7 @@ def test_all_signals_that_ask_a_program_to_end_are_handled() -> None:
     assert {"SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU"} <= set(NAMES.split())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+@quick_first("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
 def test_a_signal_that_was_ignored_stays_ignored(number: signal.Signals) -> None:
     """Found in the field: `&` in a script ignores SIGINT, but Ctrl-C meant for another command ended the job."""
     expected = NAMES.replace(number.name, "").replace("  ", " ").strip()

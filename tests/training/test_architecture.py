@@ -71,6 +71,7 @@ def test_a_users_function_gets_input_shape_classes_and_options(my_net: Path) -> 
     assert network.classes == 7
 
 
+@pytest.mark.slow
 def test_a_users_network_trains_on_28x28_grey_images_unchanged(my_net: Path, tmp_path: Path) -> None:
     data = packed(tmp_path / "grey", shape=(1, 28, 28), classes=7)
     summary, memory = run(configuration(data, tmp_path / "run", model=f"{my_net}:build", model_options={}, epochs=8))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selection import quick_first
 from thread_ranks import on_ranks
 from training_runs import configuration, packed, run, session_and_state
 
@@ -47,6 +48,7 @@ def undisturbed(data: Path, tmp_path: Path) -> dict[int, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_resume_on_another_machine_keeps_the_size_and_so_the_bits(
     data: Path, tmp_path: Path, undisturbed: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +75,7 @@ def test_the_flag_overrides_the_checkpoint_and_is_reported(
     assert l2_kib_of(read_checkpoint(newest).origin) == LARGE
 
 
+@pytest.mark.slow
 def test_the_machine_of_rank_0_decides_for_all_ranks(
     data: Path, tmp_path: Path, undisturbed: dict[int, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +99,7 @@ def test_a_portable_run_computes_for_the_same_size_on_every_machine(
     assert choose_l2_kib(replace(config, portable=True), SMALL) == SMALL  # a resume keeps the size
 
 
-@pytest.mark.parametrize("tuning", [{}, {"network": None}, {"network": {"l2_kib": "1"}}, {"network": {"l2_kib": -1}}])
+@quick_first("tuning", [{}, {"network": None}, {"network": {"l2_kib": "1"}}, {"network": {"l2_kib": -1}}])
 def test_a_checkpoint_without_a_size_is_resumed_with_that_of_this_machine(
     tuning: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from command_runs import assert_one_error, dptrain_here, train_here
 from data_sets import image_data
 from mpi_runs import dptrain, own_mpi
 from networks import ready
+from selection import quick_first
 from thread_ranks import on_ranks
 from training_runs import configuration, packed, run, session_and_state
 
@@ -83,7 +84,7 @@ def test_non_finite_parameters_give_a_non_finite_loss_without_a_warning() -> Non
     assert found.samples == 3
 
 
-@pytest.mark.parametrize("tta", TTA)
+@quick_first("tta", TTA)
 def test_loss_and_accuracy_equal_those_of_a_plain_loop_over_the_samples(trained: tuple[Path, Path], tta: str) -> None:
     found, expected = evaluation_of(*trained, tta=tta), plain_loop(*trained, tta)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
@@ -100,13 +101,13 @@ def test_every_test_sample_counts_once(shards: int, tmp_path: Path) -> None:
     assert found.class_samples == tuple(np.bincount(labels, minlength=5).tolist())
 
 
-@pytest.mark.parametrize("threads", [3, 8])
+@quick_first("threads", [3, 8])
 def test_the_number_of_threads_does_not_change_a_bit_of_the_figures(threads: int, trained: tuple[Path, Path]) -> None:
     for tta in ("none", "mirror-translate"):
         assert evaluation_of(*trained, threads=threads, tta=tta) == evaluation_of(*trained, tta=tta)
 
 
-@pytest.mark.parametrize("tta", ["mirror", "mirror-translate"])
+@quick_first("tta", ["mirror", "mirror-translate"])
 def test_a_run_reports_test_time_augmentation_in_addition_on_any_number_of_ranks(
     tta: str, trained: tuple[Path, Path], tmp_path: Path
 ) -> None:

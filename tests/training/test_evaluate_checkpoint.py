@@ -141,6 +141,7 @@ def test_a_checkpoint_with_a_value_that_is_not_finite_is_refused(
         evaluation_of(data, broken)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_mean_is_evaluated_with_that_of_the_data_set(tmp_path: Path) -> None:
     """One of format version 1."""
     folder = Path(__file__).parents[1] / "fixtures" / "version-1"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data_sets import find_archive
+from selection import quick_first
 from thread_ranks import on_ranks
 from training_runs import CLASSES, Memory, configuration, packed, run
 
@@ -82,7 +83,7 @@ def all_steps(folder: Path, data: Path, **changes: Any) -> tuple[Checkpoint, Che
     return read_checkpoint(paths[0]), read_checkpoint(paths[-1]), memory
 
 
-@pytest.mark.parametrize("kind", ["run", "h5", "npz", "safetensors"])
+@quick_first("kind", ["run", "h5", "npz", "safetensors"])
 def test_a_run_begins_with_the_values_that_the_source_evaluates(
     kind: str, source: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +138,7 @@ def test_a_source_without_a_tensor_that_fits_is_an_error_and_leaves_no_run_folde
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_every_number_of_ranks_gives_the_same_bits_and_rank_0_alone_reads(
     source: Path, fewer: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +157,7 @@ def test_every_number_of_ranks_gives_the_same_bits_and_rank_0_alone_reads(
     assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_read_the_source_again(source: Path, fewer: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(npz.content(newest(source), lambda: network_of(newest(source), source)))
@@ -179,7 +182,7 @@ def test_a_run_cannot_be_resumed_with_another_value(key: str, source: Path, data
         run(replace(config, **other))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@quick_first("optimizer", OPTIMIZERS)
 def test_frozen_layers_stay_to_the_bit_with_every_optimizer(optimizer: str, data: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"optimizer": optimizer, "freeze": "conv1, norm1", "clip_norm": 0.5, "lr": 0.01}
     first, last, _ = all_steps(tmp_path / "run", data, average="ema", weight_decay=0.1, **changes)

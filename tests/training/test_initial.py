@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from selection import quick_first
 from thread_ranks import on_ranks
 from training_runs import configuration, packed
 
@@ -67,7 +68,7 @@ def test_the_first_images_of_each_shard_are_taken_in_the_order_of_the_shards(
     np.testing.assert_array_equal(found, np.concatenate(expected))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@quick_first("ranks", [1, 2, 3])
 def test_the_filters_are_the_same_on_every_rank(
     ranks: int, data: Path, tmp_path: Path, whitened: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

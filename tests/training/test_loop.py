@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from mpi_runs import dptrain, own_mpi
+from selection import examples, quick_first
 from training_runs import (
     BATCH_SIZE,
     LAST_STEP,
@@ -99,7 +100,7 @@ def test_every_sample_is_used_once_per_epoch_with_the_scheduled_rate(
     stops=st.lists(st.integers(1, LAST_STEP - 1), min_size=1, max_size=3, unique=True).map(sorted),
     threads=st.lists(st.sampled_from([1, 2, 4]), min_size=4, max_size=4),
 )
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(8, HealthCheck.function_scoped_fixture)
 def test_a_run_stopped_and_resumed_at_any_steps_ends_with_the_same_bits(
     stops: list[int], threads: list[int], undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
@@ -114,7 +115,7 @@ def test_a_run_stopped_and_resumed_at_any_steps_ends_with_the_same_bits(
     assert_same_end(folder, memory, undisturbed)
 
 
-@pytest.mark.parametrize("broken_off", [5, 6, 7, 11])
+@quick_first("broken_off", [5, 6, 7, 11], quick=2)
 def test_an_interrupted_run_resumes_from_its_last_checkpoint(
     broken_off: int, undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:
@@ -142,7 +143,7 @@ class AskedAfter(Memory, Interruption):
             self.signal_name = "SIGTERM"
 
 
-@pytest.mark.parametrize("signalled", [1, 2, 6, 7, 8, 13, 14])  # the first steps, and around the ends of epochs
+@quick_first("signalled", [1, 7, 8, 2, 6, 13, 14], quick=3)
 def test_a_run_stopped_by_a_signal_saves_and_does_the_rest_when_resumed(
     signalled: int, undisturbed: tuple[dict[str, Any], Path, Memory], data: Path, tmp_path: Path
 ) -> None:

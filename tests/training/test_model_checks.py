@@ -90,6 +90,7 @@ def test_a_resume_with_changed_code_is_an_error_that_lists_the_files(begun: Trai
     run(replace(begun, model=f"{tmp_path / 'run' / 'model' / 'net.py'}:build"))  # as advised
 
 
+@pytest.mark.slow
 def test_changed_code_is_reported_if_the_layers_differ_too(begun: TrainConfig, data: Path, tmp_path: Path) -> None:
     """Found in the field: the error was about --model, which was correct."""
     net = tmp_path / "code" / "net.py"
@@ -249,6 +250,7 @@ def test_ranks_with_different_code_end_with_one_error(data: Path, model: str, tm
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_neighbour_that_breaks_a_rule_is_reported_from_the_command_line(
     data: Path, model: str, tmp_path: Path
 ) -> None:

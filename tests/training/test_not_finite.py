@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from broken_layers import PLACES, fingerprint
 from command_runs import assert_nothing_half_written, assert_one_error
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mpi_runs import dptrain, own_mpi
+from selection import examples
 from thread_ranks import on_ranks
 from training_runs import SHARDS, configuration, flags, packed, session_and_state
 
@@ -64,7 +65,7 @@ def broken_model(session: Session, place: str, how: str, shards: set[int], step:
     shards=st.sets(st.integers(0, SHARDS - 1), min_size=1),
     threads=st.sampled_from([1, 2, 4]),
 )
-@settings(deadline=None, max_examples=30)
+@examples(30)
 def test_the_lowest_broken_shard_is_reported_with_its_layer(
     place: str, how: str, shards: set[int], threads: int, data: Path, plain: tuple[Session, TrainingState]
 ) -> None:
@@ -132,7 +133,7 @@ def test_a_sum_with_only_the_loss_not_finite_is_reported() -> None:
 
 
 @given(broken=st.sets(st.integers(0, 7), min_size=1), ranks=st.integers(1, 8))
-@settings(deadline=None, max_examples=20)
+@examples(20)
 def test_all_ranks_report_the_lowest_broken_shard_and_its_rank(broken: set[int], ranks: int) -> None:
     blocks = np.array_split(np.arange(8), ranks)
     found = [{int(shard): f"it is {shard}" if shard in broken else "" for shard in block} for block in blocks]

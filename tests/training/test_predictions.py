@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import ready
+from selection import quick_first
 from thread_ranks import on_ranks
 from training_runs import configuration, packed, run, session_and_state
 
@@ -69,7 +70,7 @@ def test_predictions_equal_those_of_a_plain_loop_in_float64(trained: tuple[Path,
         assert found.probabilities[row] == pytest.approx(share, rel=1e-5)
 
 
-@pytest.mark.parametrize(("ranks", "threads"), [(1, 3), (2, 1), (3, 2)])
+@quick_first(("ranks", "threads"), [(1, 3), (2, 1), (3, 2)])
 def test_ranks_and_threads_do_not_change_a_bit(ranks: int, threads: int, trained: tuple[Path, Path]) -> None:
     alone = predictions_of(trained, Communicator())
     for found in on_ranks(ranks, partial(predictions_of, trained, threads=threads)):

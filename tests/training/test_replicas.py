@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mpi_runs import PROGRAMS, mpirun, own_mpi
+from selection import examples
 from thread_ranks import on_ranks
 from training_runs import flags, packed
 
@@ -63,7 +64,7 @@ def test_identical_replicas_pass_the_check(ranks: int) -> None:
 
 
 @given(st.integers(3, 6), st.data(), st.sampled_from(TENSORS), st.integers(0, 10))
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_one_wrong_bit_is_reported_with_rank_host_and_tensor(
     ranks: int, data: st.DataObject, tensor: str, position: int
 ) -> None:

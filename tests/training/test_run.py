@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from ranks_that_can_die import Death, on_ranks_that_can_die
+from selection import quick_first
 from training_runs import Memory, configuration, packed, run
 
 from dptrain.checkpoint.format import read_checkpoint
@@ -92,7 +93,7 @@ def test_a_rank_may_die_in_any_collective_of_a_run(
         assert_undisturbed(config, results, undisturbed)
 
 
-@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(6, 30))])
+@quick_first("seed", [*range(6), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(6, 30))])
 def test_a_second_rank_may_die_at_any_time_after_the_first(
     seed: int, data: Path, undisturbed: str, calls: int, tmp_path: Path
 ) -> None:

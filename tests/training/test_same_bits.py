@@ -116,7 +116,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 # Three kinds are for launch/test.sh --quick: what couples samples, draws, or shares out an update.
-QUICK = ("BatchNorm2d", "Dropout", "--optimizer muon")
+QUICK = ("BatchNorm2d",)
 
 
 @pytest.mark.parametrize("case", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in CASES])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from networks import ready
 from numpy.typing import NDArray
+from selection import quick_first
 from training_runs import BATCH_SIZE, STEPS_PER_EPOCH, TRAIN, configuration, packed, session_and_state
 
 from dptrain.arrays.memory import Workspace
@@ -64,7 +65,7 @@ def assert_step_is_the_joined_pass(
     return samples
 
 
-@pytest.mark.parametrize("shards", [1, 3, 4, 8])
+@quick_first("shards", [1, 3, 4, 8], quick=2)
 @pytest.mark.parametrize("model", ["convnet", "linear"])
 def test_the_gradient_of_all_shards_equals_one_pass_over_the_joined_batch(
     shards: int, model: str, tmp_path: Path
@@ -259,7 +260,7 @@ def slowed(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     return slow
 
 
-@pytest.mark.parametrize("part", ["compute", "data", "waiting", "reduction"])
+@quick_first("part", ["compute", "data", "waiting", "reduction"])
 def test_seconds_are_counted_by_kind(
     part: str, prepared: tuple[Session, TrainingState], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from networks import ready
 from ranks_that_can_die import Death, on_ranks_that_can_die
+from selection import quick_first
 from thread_ranks import on_ranks
 from training_runs import BATCH_SIZE, STEPS_PER_EPOCH, configuration, packed, session_and_state
 
@@ -154,8 +155,8 @@ def architectures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ARCHITECTURES, "chain", build_chain)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize(("train", "batch_size", "step"), [(101, BATCH_SIZE, 0), (101, BATCH_SIZE, 6), (9, 4, 2)])
+@quick_first("threads", [1, 2, 3], quick=2)
+@quick_first(("train", "batch_size", "step"), [(101, BATCH_SIZE, 0), (101, BATCH_SIZE, 6), (9, 4, 2)])
 def test_a_step_is_one_pass_over_the_global_batch(
     train: int, batch_size: int, step: int, threads: int, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from mpi_runs import dptrain, own_mpi
+from selection import quick_first
 from training_runs import configuration, flags, packed, run
 
 from dptrain.health.recorder import NO_RECORDER, Span
@@ -104,7 +105,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed(tmp_path_factory.mktemp("timeline") / "set")
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@quick_first("threads", [1, 2])
 def test_a_run_of_one_process_records_its_layers_and_workers(data: Path, tmp_path: Path, threads: int) -> None:
     model = tmp_path / "net.py"
     model.write_text(MODEL)

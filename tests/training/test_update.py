@@ -79,6 +79,7 @@ def published(start: dict[str, Any], gradients: list[dict[str, Any]]) -> dict[st
     return p
 
 
+@pytest.mark.slow
 def test_the_recipe_airbench94_muon_gives_the_published_steps() -> None:
     pytest.importorskip("torch")
     built, generator = network(), np.random.default_rng(0)

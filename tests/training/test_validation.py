@@ -90,6 +90,7 @@ def test_the_best_checkpoint_is_that_of_the_best_validation_accuracy(
     assert (progress.best_step, progress.best_validation) == (2 * STEPS_PER_EPOCH, finished.best_accuracy)
 
 
+@pytest.mark.slow
 def test_a_run_stops_early_and_a_resumed_run_counts_on(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_run_stops_early_only_where_it_is_evaluated(
     assert finished.validation_accuracy is not None
 
 
+@pytest.mark.slow
 def test_early_stopping_is_the_same_on_any_number_of_ranks(data: Path, tmp_path: Path) -> None:
     config = configuration(data, tmp_path / "one", epochs=20, early_stop=2, lr=0.0001)
     one, memory = run(config)

@@ -6,9 +6,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from selection import examples
 
 from dptrain.arrays.random import random_words
 from dptrain.data.transforms import Images
@@ -54,7 +55,7 @@ def pixel_by_pixel(images: Images, words: NDArray[np.uint64], amount: float, con
 
 
 @each_transform
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(
     words=st.lists(st.integers(0, 2**64 - 1), max_size=4),
     channels=st.integers(1, 4),

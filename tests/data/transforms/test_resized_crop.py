@@ -7,9 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from selection import examples
 
 from dptrain.arrays.random import Purpose, random_words
 from dptrain.data.transforms import Images
@@ -73,7 +74,7 @@ def exact_pixels(image: Images, part: Part) -> Images:
     return out
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(0, 3),
@@ -97,7 +98,7 @@ def test_every_pixel_is_that_of_the_definition(
     np.testing.assert_array_equal(images, before)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     drawn=st.lists(st.integers(0, 2**64 - 1), min_size=11, max_size=11),
     height=st.integers(1, 40),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from data_prep.pictures.classes import class_names, find_pictures
+from data_prep.pictures.classes import classes_of, find_pictures
 from data_prep.pictures.containers import Container
 from dptrain.errors import DataError
 
@@ -85,10 +85,10 @@ def test_what_has_no_classes_or_an_empty_one_is_refused() -> None:
 
 
 def test_classes_are_in_the_order_of_their_numbers_or_letters() -> None:
-    assert class_names(["10", "9", "9", "100"]) == (["9", "10", "100"], ["9", "10", "100"])
-    assert class_names(["1" * 5000, "2"])[0] == ["2", "1" * 5000]
-    assert class_names(["b", "10", "9"]) == (["10", "9", "b"], ["10", "9", "b"])
+    assert classes_of(["10", "9", "9", "100"]) == (["9", "10", "100"], ["9", "10", "100"])
+    assert classes_of(["1" * 5000, "2"])[0] == ["2", "1" * 5000]
+    assert classes_of(["b", "10", "9"]) == (["10", "9", "b"], ["10", "9", "b"])
 
 
 def test_the_name_of_a_class_can_be_printed() -> None:
-    assert class_names([" \udcff a\n", "dögs 🐕"])[1] == ["\\udcff a\\n", "dögs 🐕"]
+    assert classes_of([" \udcff a\n", "dögs 🐕"])[1] == ["\\udcff a\\n", "dögs 🐕"]

@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples, quick_first
 
 from data_prep.pictures import containers
 from data_prep.pictures.containers import opened, stem
@@ -182,7 +183,7 @@ def test_a_long_header_of_a_tar_archive_is_refused(tmp_path: Path) -> None:
     assert "a header of 2,097," in refused(tmp_path / "set.tar")
 
 
-@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar.xz"])
+@quick_first("suffix", [".zip", ".tar.gz", ".tar.xz"])
 def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(suffix: str, tmp_path: Path) -> None:
     zeros = tmp_path / "1.png"
     zeros.write_bytes(bytes(30 << 20))
@@ -211,9 +212,9 @@ def test_a_file_larger_than_any_picture_is_refused(
     assert "1.png has 1,000 bytes, expected at most 999 for one picture" in refused(path)
 
 
-@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".tar.xz"])
+@quick_first("suffix", [".zip", ".tar", ".tar.gz", ".tar.xz"])
 @given(cut=st.integers(0, 10_000), changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4))
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_any_altered_archive_is_read_or_refused(
     suffix: str, cut: int, changes: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from picture_files import encoded, pixels
 from PIL import Image
+from selection import examples
 
 from data_prep.pictures.decode import MOST_PIXELS, Form, decode, quiet_pillow
 from dptrain.data.manifest import Fit
@@ -180,7 +181,7 @@ def test_what_cannot_be_decoded_is_refused_with_the_reason() -> None:
     format=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]),
     changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=5),
 )
-@settings(deadline=None, max_examples=100)
+@examples(100)
 def test_any_altered_bytes_are_decoded_or_refused(format: str, changes: list[tuple[int, int]]) -> None:
     content = bytearray(encoded(pixels(), format))
     for place, value in changes:

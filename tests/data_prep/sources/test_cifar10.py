@@ -7,6 +7,8 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +17,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_sets import BATCH_SAMPLES, SMALL_CIFAR10, binary_members, cifar10_records, python_members, write_archive
+from data_sets import (
+    BATCH_SAMPLES,
+    PEAK_MEMORY,
+    SMALL_CIFAR10,
+    binary_members,
+    cifar10_records,
+    python_members,
+    write_archive,
+)
 
-from data_prep import cifar
+from data_prep import cifar_pickle
 from data_prep.cifar import read_archive
 from data_prep.pack import ImageData, pack
 from data_prep.sources.cifar10 import BATCHES, CONTENTS
+from data_prep.spool import Spool
 from data_prep.verify import verify
 from dptrain.data.manifest import Provenance
 from dptrain.errors import DataError
@@ -32,7 +43,7 @@ META_PY = "cifar-10-batches-py/batches.meta"
 
 
 def read(path: Path) -> ImageData:
-    return read_archive(path, SMALL_CIFAR10)
+    return read_archive(path, SMALL_CIFAR10, path.parent)
 
 
 def refused(path: Path) -> str:
@@ -57,12 +68,12 @@ def test_pixels_and_labels_are_in_the_order_of_the_batches(
     pixels, labels = cifar10_records()
     for split, batches in ((data.train, slice(0, 5)), (data.test, slice(5, 6))):
         expected = np.concatenate(pixels[batches]).reshape(-1, 3, 32, 32)
-        assert np.array_equal(split.images, expected)
+        assert np.array_equal(split.images[:], expected)
         assert split.labels.dtype == np.int64
         assert np.array_equal(split.labels, np.concatenate(labels[batches]))
     assert data.classes == CONTENTS.classes
     # A record's bytes are the red plane, then green, then blue, each by rows.
-    assert data.train.images[0, 1, 2, 3] == pixels[0][0, 1 * 1024 + 2 * 32 + 3]
+    assert data.train.images[:][0, 1, 2, 3] == pixels[0][0, 1 * 1024 + 2 * 32 + 3]
 
 
 def test_pickle_of_python_2_is_read(tmp_path: Path) -> None:
@@ -71,7 +82,7 @@ def test_pickle_of_python_2_is_read(tmp_path: Path) -> None:
     for number, name in enumerate(BATCHES):
         members[f"cifar-10-batches-py/{name}"] = python_2_pickle(pixels[number], labels[number].tolist())
     data = read(write_archive(tmp_path / "a.tar.gz", members))
-    assert np.array_equal(data.train.images.reshape(-1, 3072), np.concatenate(pixels[:5]))
+    assert np.array_equal(data.train.images[:].reshape(-1, 3072), np.concatenate(pixels[:5]))
 
 
 def python_2_pickle(pixels: np.ndarray, labels: list[int]) -> bytes:
@@ -83,12 +94,14 @@ def python_2_pickle(pixels: np.ndarray, labels: list[int]) -> bytes:
     return b"(dS'data'\n" + data + b"sS'labels'\n" + listed + b"s."
 
 
-def test_a_pickle_in_fortran_order_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_pickle_of_every_protocol_below_5_and_every_order_is_read(order: Any, protocol: int, tmp_path: Path) -> None:
     pixels, _labels = cifar10_records()
     members = python_members()
     batch = pickle.loads(members[FIRST_PY])
-    batch[b"data"] = np.asfortranarray(pixels[0])
-    members[FIRST_PY] = pickle.dumps(batch, protocol=2)
+    batch[b"data"] = np.array(pixels[0], order=order)
+    members[FIRST_PY] = pickle.dumps(batch, protocol)
     data = read(write_archive(tmp_path / "a.tar.gz", members))
     assert np.array_equal(data.train.images[:BATCH_SAMPLES].reshape(-1, 3072), pixels[0])
 
@@ -97,7 +110,7 @@ def test_published_archive_is_recognised_by_its_hash(binary: Path) -> None:
     source = read(binary).source
     assert source == Provenance("cifar10", "any-name.tar.gz", file_sha256(binary), published=False)
     published = replace(SMALL_CIFAR10, published_sha256=(file_sha256(binary),))
-    assert read_archive(binary, published).source == Provenance(
+    assert read_archive(binary, published, binary.parent).source == Provenance(
         "cifar10", "any-name.tar.gz", file_sha256(binary), published=True
     )
 
@@ -245,10 +258,11 @@ def test_pickle_that_runs_code_is_refused_and_not_run(member: str, tmp_path: Pat
     assert not mark.exists()
 
 
-def test_numpy_does_not_read_the_state_of_pickled_arrays() -> None:
+def test_numpy_does_not_read_the_state_of_pickled_arrays(tmp_path: Path) -> None:
     """A forged state of a dtype makes NumPy use any memory as an object."""
     content = pickle.dumps({b"data": np.zeros(3)}, protocol=2)
-    assert isinstance(cifar._unpickled(content, "batch")[b"data"], cifar._Recorded)
+    values = cifar_pickle.read_dictionary(io.BytesIO(content), 0, Spool(tmp_path, (3, 32, 32)))
+    assert isinstance(values[b"data"], cifar_pickle._Recorded)
 
 
 @pytest.mark.timeout(20)
@@ -326,16 +340,50 @@ def test_damaged_pickle_is_refused(content: bytes, tmp_path: Path) -> None:
     assert FIRST_PY in refused(write_archive(tmp_path / "a.tar.gz", members))
 
 
+MEMORY_OF_READING = f"""
+{PEAK_MEMORY}
+import sys
+from dataclasses import replace
+from pathlib import Path
+from data_prep.cifar import read_archive
+from data_prep.sources.cifar10 import CONTENTS
+def most(path, first):
+    read_archive(path, replace(CONTENTS, samples=(first, 20, 20, 20, 20, 20)), path.parent)
+    return peak()
+small, large = map(Path, sys.argv[1:])
+before = most(small, 20)
+print(most(large, 10_000) - before)
+"""
+
+
+@pytest.mark.parametrize("form", ["binary", "pickled"])
+def test_a_batch_is_larger_than_the_memory_that_reading_needs(form: str, tmp_path: Path) -> None:
+    """10,000 images as in the published archives, 30,000 KiB; the pickle is of Python 2, as theirs are."""
+    paths = []
+    for count in (BATCH_SAMPLES, 10_000):
+        members = binary_members() if form == "binary" else python_members()
+        pixels = np.zeros((count, 3072), np.uint8)
+        labels = np.zeros((count, 1), np.uint8)
+        if form == "binary":
+            members[FIRST_BIN] = np.concatenate([labels, pixels], axis=1).tobytes()
+        else:
+            members[FIRST_PY] = python_2_pickle(pixels, labels[:, 0].tolist())
+        paths.append(write_archive(tmp_path / f"{count}.tar.gz", members))
+    program = [sys.executable, "-c", MEMORY_OF_READING, *map(str, paths)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) < 25_000  # KiB
+
+
 @pytest.mark.slow
 @pytest.mark.cifar10
 def test_both_real_archives_hold_the_same_60000_images_which_are_packed_and_sound(
     cifar10_archive: Path, tmp_path: Path
 ) -> None:
-    binary = read_archive(cifar10_archive, CONTENTS)
-    pickled = read_archive(cifar10_archive.with_name("cifar-10-python.tar.gz"), CONTENTS)
+    binary = read_archive(cifar10_archive, CONTENTS, tmp_path)
+    pickled = read_archive(cifar10_archive.with_name("cifar-10-python.tar.gz"), CONTENTS, tmp_path)
     assert binary.train.images.shape == (50_000, 3, 32, 32)
     for one, other in ((binary.train, pickled.train), (binary.test, pickled.test)):
-        assert np.array_equal(one.images, other.images)
+        assert np.array_equal(one.images[:], other.images[:])
         assert np.array_equal(one.labels, other.labels)
     mean = pack(tmp_path / "set", binary).mean
     assert np.allclose(mean, [0.4914, 0.4822, 0.4465], atol=5e-4)  # published; the JPEG copy is close

@@ -62,9 +62,9 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("members", [binary_members, pickled_members])
 def test_pixels_and_labels_are_read(members: Callable[[], dict[str, bytes]], labels: str, tmp_path: Path) -> None:
     path = write_archive(tmp_path / "a.tar.gz", {"x/readme": b"x", **members()})
-    data = read_archive(path, replace(contents(labels), samples=tuple(SAMPLES.values())))
+    data = read_archive(path, replace(contents(labels), samples=tuple(SAMPLES.values())), tmp_path)
     for split, part in (("train", data.train), ("test", data.test)):
-        assert np.array_equal(part.images.reshape(-1, 3072), PIXELS[split])
+        assert np.array_equal(part.images[:].reshape(-1, 3072), PIXELS[split])
         assert np.array_equal(part.labels, LABELS[labels][split])
     assert data.classes == NAMES[labels]
 
@@ -82,7 +82,7 @@ def test_the_archive_is_detected_by_its_name_and_packed(archive: Path, tmp_path:
 def test_the_archive_of_cifar_10_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "a.tar.gz", {"cifar-10-batches-bin/data_batch_1.bin": b"x"})
     with pytest.raises(DataError, match=r"not a CIFAR-100 archive: .* lacks cifar-100-binary/fine_label_names\.txt"):
-        read_archive(path, contents("fine"))
+        read_archive(path, contents("fine"), tmp_path)
 
 
 def test_a_label_above_the_classes_is_refused(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_label_above_the_classes_is_refused(tmp_path: Path) -> None:
     members["cifar-100-binary/test.bin"] = b"\x14" + members["cifar-100-binary/test.bin"][1:]
     path = write_archive(tmp_path / "a.tar.gz", members)
     with pytest.raises(DataError, match=r"test\.bin: labels is not a list of 100 whole numbers from 0 to 19"):
-        read_archive(path, replace(contents("coarse"), samples=tuple(SAMPLES.values())))
+        read_archive(path, replace(contents("coarse"), samples=tuple(SAMPLES.values())), tmp_path)
 
 
 def test_the_published_archives_have_60000_images_in_100_fine_and_20_coarse_classes() -> None:

@@ -60,6 +60,7 @@ def test_missing_arrays_are_named(path: Path) -> None:
     assert "expected a, b, c, d" in refused(path, "--arrays", "a,b,c,d")
 
 
+@pytest.mark.slow
 def test_links_and_arrays_outside_the_file_are_refused(path: Path) -> None:
     with h5py.File(path, "a") as file:
         file["soft"] = h5py.SoftLink("/train/images")

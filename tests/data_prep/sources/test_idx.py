@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_sets import idx_bytes
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from selection import examples
 
 from data_prep import spool
 from data_prep.__main__ import main
@@ -164,7 +165,7 @@ def test_missing_files_and_files_of_two_sets_are_refused(tmp_path: Path) -> None
 
 
 @given(content=st.binary(max_size=80), valid=st.integers(0, 8), end=st.sampled_from(["", ".gz"]))
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_any_bytes_are_read_or_refused(
     content: bytes, valid: int, end: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

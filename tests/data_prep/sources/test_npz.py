@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from data_sets import read_source
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib import format as npy
+from selection import examples
 
 from data_prep import spool
 from data_prep.__main__ import main
@@ -263,7 +264,7 @@ HEADER = b"\x93NUMPY\1\0"
 
 
 @given(content=st.binary(max_size=60), start=st.sampled_from([b"", HEADER, HEADER + b"\x46\0{'descr': '|u1', "]))
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_any_bytes_of_an_array_are_read_or_refused(
     content: bytes, start: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -274,7 +275,7 @@ def test_any_bytes_of_an_array_are_read_or_refused(
 
 
 @given(changes=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), min_size=1, max_size=3))
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_any_altered_byte_of_the_file_is_harmless(
     changes: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -286,3 +287,15 @@ def test_any_altered_byte_of_the_file_is_harmless(
     path.write_bytes(content)
     with suppress(DataError):
         read_npz(path)
+
+
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_split_that_is_there_is_not_drawn_and_this_is_found_before_images_are_read(
+    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = np.zeros((2, 4, 4), np.uint8), np.zeros(2, np.uint8)
+    names = [f"{split}_{kind}" for split in ("train", "test", "val") for kind in ("images", "labels")]
+    np.savez(tmp_path / "a.npz", **dict(zip(names, one * 3, strict=True)))  # type: ignore[arg-type]
+    monkeypatch.delattr("data_prep.arrays._read_images")
+    with pytest.raises(UsageError, match=f"--{split}-fraction: there is a {split} split already"):
+        read_source("npz", tmp_path / "a.npz", tmp_path / "out", f"--{split}-fraction", "0.5")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,11 @@ from picture_files import encoded, pixels, write_pictures
 
 from data_prep.__main__ import main
 from data_prep.images import ImageData, LabelledImages
-from data_prep.pictures import decoding
+from data_prep.pictures import decoding, reading
 from data_prep.pictures.decode import DECODER, Form, decode
 from dptrain.data.manifest import Preparation, read_manifest
 from dptrain.data.shard import read_shard
-from dptrain.errors import DataError, UsageError
+from dptrain.errors import DataError, LimitError, UsageError
 
 CLASSES = [f"{name}/{number}.png" for name in ("cats", "dogs 🐕") for number in range(40)]
 SIZE = ("--size", "9", "7")
@@ -59,6 +62,7 @@ def test_every_picture_is_packed_with_its_pixels_and_its_class(
     assert sorted(packed) == sorted(right)
 
 
+@pytest.mark.slow
 def test_an_archive_gives_the_same_data_set_as_its_folder(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "pets", CLASSES)
     shutil.make_archive(str(tmp_path / "pets"), "gztar", tmp_path, "pets")
@@ -93,6 +97,7 @@ def test_without_a_test_split_the_validation_pictures_are_it_or_a_share_of_the_o
     assert sorted(names_of(data.train) + names_of(data.test)) == sorted(f"train/{name}" for name in CLASSES)
 
 
+@pytest.mark.slow
 def test_the_test_split_depends_on_the_seed_and_on_nothing_else(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "pets", CLASSES)
     first, again, other = (names_of(read_images(folder, "--seed", seed).test) for seed in ("0", "0", "1"))
@@ -122,9 +127,11 @@ def test_broken_pictures_are_all_named_and_are_an_error_or_left_out(
 
 
 def test_when_no_picture_can_be_decoded_it_is_an_error(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "pets", ["cats/1.png"])
-    (folder / "cats" / "1.png").write_bytes(b"")
-    with pytest.raises(DataError, match="none of the 1 pictures can be decoded"):
+    folder = write_pictures(tmp_path / "pets", [])
+    (folder / "cats").mkdir(parents=True)
+    for name in ("1.png", "2.png"):
+        (folder / "cats" / name).write_bytes(b"")
+    with pytest.raises(DataError, match="none of the 2 pictures can be decoded"):
         read_images(folder, "--skip-broken")
 
 
@@ -203,12 +210,32 @@ def test_splits_that_do_not_fit_are_refused(names: list[str], words: list[str], 
         read_images(write_pictures(tmp_path / "pets", names), *words)
 
 
+@pytest.mark.parametrize(
+    ("names", "words", "message"),
+    [
+        (["train/a/1.png", "test/a/2.png"], ["--test-fraction", "0.5"], "--test-fraction: there is a test split"),
+        (["train/a/1.png", "val/a/2.png", "test/a/3.png"], ["--validation-fraction", "0.5"], "--validation-fraction: "),
+        (["train/a/1.png", "train/a/2.png", "test/a/3.png"], ["--shards", "2"], "the test split has 1 samples"),
+        (["a/1.png", "b/1.png"], [], "the test split has no samples; to draw one, a class needs at least 2"),
+        (CLASSES, ["--shards", "17"], "--shards 17: the test split has 16 samples"),
+        (CLASSES, ["--limit", "5", "--shards", "6"], "--shards 6: the train split has 5 samples"),
+        (CLASSES, ["--validation-fraction", "0.1", "--shards", "10"], "the validation split has 6 samples"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_a_picture_is_decoded(
+    names: list[str], words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(reading, "decode_all")
+    with pytest.raises(UsageError, match=message):
+        read_images(write_pictures(tmp_path / "pets", names), *words)
+
+
 def test_a_killed_process_is_an_error_that_names_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(content: bytes, form: Form) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(decoding, "decode", killed)
-    folder = write_pictures(tmp_path / "pets", ["cats/1.png", "dogs/2.png"])
+    folder = write_pictures(tmp_path / "pets", ["cats/1.png", "cats/2.png"])
     with pytest.raises(DataError, match=r"a process that decodes pictures was killed at a picture from .*cats/1\.png"):
         read_images(folder, "--processes", "2")
 
@@ -222,5 +249,29 @@ def test_a_disk_that_fills_is_one_error_on_any_number_of_processes(
     monkeypatch.setattr(os, "pwrite", full)
     folder = write_pictures(tmp_path / "pets", CLASSES)
     for processes in ("1", "2"):
-        with pytest.raises(DataError, match="images cannot be stored there for packing: No space left on device"):
+        with pytest.raises(LimitError, match="images cannot be stored there for packing: No space left on device"):
             read_images(folder, "--processes", processes)
+
+
+@pytest.mark.timeout(20)
+def test_an_interrupt_does_not_wait_for_pictures_that_are_being_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, main = multiprocessing.get_context("fork").Event(), threading.main_thread().ident
+    assert main is not None
+
+    def slow(content: bytes, form: Form) -> None:
+        started.set()
+        time.sleep(60)
+
+    def interrupt() -> None:
+        started.wait()
+        signal.pthread_kill(main, signal.SIGINT)
+
+    monkeypatch.setattr(decoding, "decode", slow)
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        read_images(write_pictures(tmp_path / "pets", CLASSES), "--processes", "2")
+    for worker in multiprocessing.active_children():
+        worker.join(10)
+        assert worker.exitcode == -signal.SIGKILL

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from data_prep.images import ImageData
 from data_prep.sources import shapes
 from data_prep.sources.shapes import CLASSES, DISTANCES, read_shapes
 
 
+def drawn(train: int, test: int, seed: int = 0) -> ImageData:
+    """The data set with images in memory."""
+    data = read_shapes(Path(), train, test, seed)
+    parts = {split: replace(part, images=part.images[:]) for split, part in data.splits.items()}
+    return replace(data, train=parts["train"], test=parts["test"])
+
+
 def test_images_have_the_right_shape_and_type() -> None:
-    data = read_shapes(23, 12)
+    data = drawn(23, 12)
     assert data.train.images.shape == (23, 3, 32, 32)
     assert data.test.images.shape == (12, 3, 32, 32)
     assert data.train.images.dtype == np.uint8
@@ -21,14 +32,15 @@ def test_images_have_the_right_shape_and_type() -> None:
 
 
 def test_image_depends_only_on_seed_split_and_number() -> None:
-    few, many = read_shapes(30, 10, seed=5), read_shapes(600, 10, seed=5)
+    few, many = drawn(30, 10, seed=5), drawn(600, 10, seed=5)
     assert np.array_equal(few.train.images, many.train.images[:30])
-    assert not np.array_equal(few.train.images, read_shapes(30, 10, seed=6).train.images)
+    assert not np.array_equal(few.train.images, drawn(30, 10, seed=6).train.images)
     assert not np.array_equal(few.train.images[:10], few.test.images)
 
 
+@pytest.mark.slow
 def test_no_image_occurs_twice() -> None:
-    data = read_shapes(1000, 300)
+    data = drawn(1000, 300)
     images = np.concatenate([data.train.images, data.test.images]).reshape(1300, -1)
     assert len(np.unique(images, axis=0)) == 1300
 
@@ -71,7 +83,7 @@ def test_distance_is_negative_inside_and_never_grows_faster_than_the_distance_mo
 
 @pytest.mark.slow
 def test_classes_do_not_differ_in_colour_or_brightness() -> None:
-    data = read_shapes(4000, 10)
+    data = drawn(4000, 10)
     pixels = data.train.images.mean(axis=(2, 3))
     means = np.array([pixels[data.train.labels == label].mean(axis=0) for label in range(10)])
     # 400 images a class: the standard error of a class mean is about 2.5.
@@ -99,7 +111,7 @@ def test_shapes_differ_in_position_angle_and_size() -> None:
 
 @pytest.mark.slow
 def test_linear_model_stays_clearly_below_a_convnet() -> None:
-    data = read_shapes(2000, 1000)
+    data = drawn(2000, 1000)
     accuracy = softmax_regression_accuracy(
         data.train.images, data.train.labels, data.test.images, data.test.labels, steps=60
     )

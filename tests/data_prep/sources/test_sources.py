@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import shutil
 import subprocess
@@ -11,11 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import SMALL_CIFAR10, python_members, read_source, write_archive, write_idx_files
+from picture_files import write_pictures
+from selection import quick_first
 
 import data_prep
 from data_prep.__main__ import main
+from data_prep.cifar import read_archive
+from data_prep.images import ImageData
 from dptrain.data.loading import load_shards
 from dptrain.data.manifest import read_manifest
+from dptrain.errors import DptrainError
 
 STRIPES = '''
 """Images of horizontal and vertical stripes."""
@@ -93,7 +100,40 @@ def test_a_path_in_the_place_of_a_source_is_refused_with_the_reason(
     assert capsys.readouterr().err == f"data_prep: error: {message}\n"
 
 
-@pytest.mark.parametrize("options", [[], ["--seed", "5"], ["--limit", "33"], ["--validation-fraction", "0.2"]])
+@pytest.mark.parametrize("name", ["cifar10", "idx", "npz", "npy", "images"])
+def test_a_full_disk_is_an_error_that_names_its_folder_alone(name: str, tmp_path: Path) -> None:
+    """And not the file of the source, which is on another disk."""
+    path, words = tmp_path / "source", ["--processes", "1"] if name == "images" else []
+    arrays = {"x": np.zeros((20, 4, 4), np.uint8), "y": np.zeros(20, np.uint8)}
+    if name == "cifar10":
+        path = write_archive(path, python_members())
+    elif name == "idx":
+        write_idx_files(path)
+    elif name == "npz":
+        path = tmp_path / "source.npz"
+        np.savez(path, x=arrays["x"], y=arrays["y"])
+    elif name == "npy":
+        path.mkdir()
+        for array in arrays:
+            np.save(path / array, arrays[array])
+    else:
+        write_pictures(path, ["cats/1.png", "cats/2.png"])
+
+    def read() -> ImageData:
+        out = tmp_path / "out"
+        return read_archive(path, SMALL_CIFAR10, out) if name == "cifar10" else read_source(name, path, out, *words)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(DptrainError) as caught:
+            read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(caught.value).startswith(f"{tmp_path}: images cannot be stored there for packing: ")
+
+
+@quick_first("options", [[], ["--seed", "5"], ["--limit", "33"], ["--validation-fraction", "0.2"]])
 def test_the_command_to_pack_again_packs_the_same_images(options: list[str], tmp_path: Path) -> None:
     """Found in the field: the advice was a command that does not exist for data packed by another program."""
     folder = tmp_path / "my set"

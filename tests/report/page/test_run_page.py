@@ -271,6 +271,7 @@ def test_a_run_that_has_just_begun_has_a_page(folder: Path, tmp_path: Path) -> N
     assert "no figures yet" in section(read_page(write_report(run)), "curves").text
 
 
+@pytest.mark.slow
 def test_the_code_of_a_model_runs_only_with_model(tmp_path: Path) -> None:
     model = tmp_path / "net.py"
     code = (
@@ -290,6 +291,7 @@ def test_the_code_of_a_model_runs_only_with_model(tmp_path: Path) -> None:
     assert section(read_page(run / "report.html"), "classes").all("table")
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_does_not_fail_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

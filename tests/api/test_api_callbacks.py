@@ -1,0 +1,181 @@
+"""Callbacks: when they are called, what they see, their figures, and how they end a run, on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from api_runs import Trained, build
+from mpi_runs import mpirun, own_mpi
+
+from dptrain import Callback, Run, Training, train
+from dptrain.training.events import EvaluationFinished, RunFinished, StepFinished
+from dptrain.training.predictions import Predictions
+
+
+class Recorder(Callback):
+    """The names of the calls, and the parameters at each."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.parameters: list[dict[str, Any]] = []
+
+    def on_start(self, training: Training) -> None:
+        self._record("start", training)
+
+    def on_step(self, training: Training, step: StepFinished) -> None:
+        assert (training.step, training.epoch) == (step.step, step.epoch)
+        self._record("step", training)
+
+    def on_evaluation(self, training: Training, evaluation: EvaluationFinished) -> None:
+        assert training.epoch == evaluation.epoch
+        self._record("evaluation", training)
+
+    def on_finish(self, training: Training, finished: RunFinished) -> None:
+        self._record("finish", training)
+
+    def _record(self, name: str, training: Training) -> None:
+        self.calls.append(name)
+        self.parameters.append(training.parameters())
+
+
+def test_callbacks_are_called_in_the_order_of_the_run(trained: Trained) -> None:
+    recorder = Recorder()
+    run = trained(callbacks=[recorder])
+    epoch = [*["step"] * 7, "evaluation"]
+    assert recorder.calls == ["start", *epoch, *epoch, "finish"]
+    model = run.load()
+    for name, values in recorder.parameters[-1].items():
+        np.testing.assert_array_equal(values, model.parameters[name])
+        assert not np.array_equal(values, recorder.parameters[0][name])  # copies, which no later step changes
+
+
+def test_metrics_are_functions_of_the_predictions_of_all_samples(trained: Trained, api_data: Path) -> None:
+    seen: list[Predictions] = []
+
+    def accuracy(predictions: Predictions) -> float:
+        seen.append(predictions)
+        return float((predictions.labels == predictions.classes).mean())
+
+    run = trained(metrics={"my accuracy": accuracy})
+    assert [line["value"] for line in run.metrics] == [line["test_accuracy"] for line in run.epochs]
+    assert [(line["step"], line["epoch"], line["name"]) for line in run.metrics] == [
+        (7, 1, "my accuracy"),
+        (14, 2, "my accuracy"),
+    ]
+    assert len(seen[0]) == run.load().evaluate(api_data).samples
+
+
+def test_a_metric_and_the_useful_commands_are_printed(trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
+    trained(metrics={"half": lambda predictions: 0.5}, output="text", epochs=1)
+    out = capfd.readouterr().out
+    assert "\nstep 7, half 0.5\n" in out
+    assert "inspect" in out
+    assert "--model" not in out  # no command has the function
+
+
+def test_metrics_use_the_validation_split_if_there_is_one(api_data: Path, tmp_path: Path) -> None:
+    from dptrain import DataSet, pack
+
+    images, labels = DataSet(api_data).arrays()
+    data = pack((images, labels), tmp_path / "set", layout="channels_first", shards=4, validation_fraction=0.3)
+    sizes: list[int] = []
+
+    def size(predictions: Predictions) -> float:
+        sizes.append(len(predictions))
+        return 0.0
+
+    train(data, epochs=1, batch_size=16, output="none", run_dir=tmp_path / "run", metrics={"size": size})
+    assert sizes == [len(data.arrays("validation")[1])]
+    assert sizes != [len(data.arrays("test")[1])]
+
+
+def test_a_stop_after_an_evaluation_ends_the_run_there(trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
+    class Stop(Callback):
+        def on_evaluation(self, training: Training, evaluation: EvaluationFinished) -> None:
+            if evaluation.epoch == 2:
+                training.stop("two are enough")
+
+    run = trained(epochs=5, callbacks=[Stop()], output="quiet")
+    assert [line["step"] for line in run.epochs] == [7, 14]
+    assert run.load().step == 14
+    out, err = capfd.readouterr()
+    assert err == "dptrain: stopped by a callback: two are enough\n"
+    assert out.count("test accuracy") == 1
+
+
+def test_a_stop_after_a_step_is_evaluated_and_saved(trained: Trained) -> None:
+    class Stop(Callback):
+        def on_step(self, training: Training, step: StepFinished) -> None:
+            if step.step == 9:
+                training.stop()
+
+    run = trained(epochs=5, callbacks=[Stop()], report=True)
+    assert [line["step"] for line in run.epochs] == [7, 10]
+    assert run.load().step == 10
+    assert "Confusion matrix: a row is a true class" in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_error_in_a_callback_ends_the_run_with_its_traceback(trained: Trained) -> None:
+    class Fails(Callback):
+        def on_evaluation(self, training: Training, evaluation: EvaluationFinished) -> None:
+            raise ZeroDivisionError("in a callback")
+
+    with pytest.raises(ZeroDivisionError, match="in a callback"):
+        trained(callbacks=[Fails()])
+    assert trained().result["epoch"] == 2  # the folder is free, and the run can be resumed
+
+
+PROGRAM = """
+import json, sys
+from dptrain import Callback, load, train
+from dptrain.nn import Conv2d, Flatten, Linear, MaxPool2d, ReLU
+sys.path.insert(0, sys.argv[3])
+from api_runs import build
+
+
+class Ends(Callback):
+    def on_step(self, training, step):
+        if step.step == 9:
+            if sys.argv[4] == "error":
+                raise ValueError("the callback failed")
+            training.stop()
+
+
+run = train(sys.argv[1], model=build, epochs=5, batch_size=16, run_dir=sys.argv[2], callbacks=[Ends()], output="none",
+            report=False, metrics={"samples": len})
+evaluation = load(sys.argv[2], model=build).evaluate(sys.argv[1], predictions=True)
+print(json.dumps([run.result["step"], run.result["params_sha256"], run.metrics[-1]["value"], evaluation.loss]))
+"""
+
+
+@pytest.mark.mpi
+@pytest.mark.quick
+def test_all_ranks_of_a_program_stop_together_with_the_same_bits(api_data: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    tests = str(Path(__file__).parents[1])
+    lines: Counter[str] = Counter()
+    for ranks in (1, 2):
+        words = (program, api_data, tmp_path / f"run{ranks}", tests, "stop")
+        done = mpirun(own_mpi(), ranks, *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        lines.update(done.stdout.splitlines())
+    ((line, count),) = lines.items()
+    assert count == 3
+    assert json.loads(line)[0] == 10
+
+
+@pytest.mark.mpi
+def test_an_error_in_a_callback_of_rank_0_ends_all_ranks(api_data: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    words = (program, api_data, tmp_path / "run", str(Path(__file__).parents[1]), "error")
+    done = mpirun(own_mpi(), 2, *words, cwd=tmp_path, timeout=60)
+    assert done.returncode != 0
+    assert "ValueError: the callback failed" in done.stderr
+    assert Run(tmp_path / "run", model=build).result["step"] == 7

@@ -1,0 +1,103 @@
+"""dptrain.pack and dptrain.DataSet: from arrays and paths, with the flags of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from picture_files import write_pictures
+
+from data_prep.__main__ import main
+from dptrain import DataSet, pack
+from dptrain.errors import DataError, UsageError
+
+RANDOM = np.random.default_rng(3)
+LABELS = np.arange(40) % 4
+
+
+def images(*shape: int) -> np.ndarray:
+    return RANDOM.integers(0, 256, (40, *shape), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 3), (3, 6, 7)], ids=["grey", "channels last", "channels first"])
+def test_arrays_are_packed_and_read_back(shape: tuple[int, ...], tmp_path: Path) -> None:
+    train, test = images(*shape), images(*shape)
+    data = pack(
+        (train, LABELS), tmp_path / "set", test=(test, LABELS.tolist()), shards=4, classes=["a,b", "c", "d", "e"]
+    )
+    expected = {2: train[:, None] if train.ndim == 3 else train, 3: None}[len(shape)]
+    if expected is None:
+        expected = train.transpose(0, 3, 1, 2) if shape[-1] == 3 else train
+    found, labels = data.arrays()
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(labels, LABELS)
+    assert data.classes == ("a,b", "c", "d", "e")
+    assert data.verify() == []
+    assert data.splits == ("train", "test")
+
+
+def test_a_fifth_of_each_class_becomes_the_test_split(tmp_path: Path) -> None:
+    data = pack((images(6, 7), LABELS), tmp_path / "set", shards=2)
+    assert np.bincount(data.arrays("test")[1]).tolist() == [2] * 4
+    halves = pack((images(6, 7), LABELS), tmp_path / "half", shards=2, test_fraction=0.5)
+    assert np.bincount(halves.arrays("test")[1]).tolist() == [5] * 4
+
+
+def test_a_path_is_packed_as_on_the_command_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names = [f"{split}/{kind}/{number}.png" for split in ("train", "test") for kind in "ab" for number in range(3)]
+    write_pictures(tmp_path / "pictures", names)
+    data = pack(tmp_path / "pictures", tmp_path / "program", size=(5, 4), shards=2, fit="pad")
+    assert capfd.readouterr().out == ""
+    words = ["images", "--from", str(tmp_path / "pictures"), str(tmp_path / "command"), "--size", "5", "4"]
+    assert main([*words, "--shards", "2", "--fit", "pad"]) == 0
+    first, second = (DataSet(tmp_path / name) for name in ("program", "command"))
+    assert data.image_shape == (3, 5, 4)
+    assert first.info() | {"folder": ""} == second.info() | {"folder": ""}
+
+
+def test_wrong_arguments_are_explained_and_leave_no_folder(tmp_path: Path) -> None:
+    pair, out = (images(6, 7), LABELS), tmp_path / "set"
+    cases: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+        (pair, {"shard": 4}, UsageError, "--shard"),
+        (pair, {"validation": pair}, UsageError, "pack needs a test split"),
+        ((images(6, 7) / 255, LABELS), {}, DataError, "float64.*expected uint8"),
+        ((images(6, 7), LABELS[:3]), {}, DataError, r"shape \(3,\)"),
+        (pair, {"classes": ["a"]}, DataError, "for 1 classes"),
+        ("shapes", {"classes": ["a"]}, UsageError, "are for arrays"),
+        ("verify", {}, UsageError, "no source of images"),
+        (tmp_path / "missing.npz", {}, UsageError, "no such file"),
+    ]
+    for source, options, kind, text in cases:
+        with pytest.raises(kind, match=text):
+            pack(source, out, **options)
+        assert not out.exists()
+
+
+def test_an_existing_data_set_is_replaced_only_by_force(tmp_path: Path) -> None:
+    first = pack((images(6, 7), LABELS), tmp_path / "set", shards=2)
+    with pytest.raises(DataError, match="force"):
+        pack((images(6, 7), LABELS), tmp_path / "set", shards=4)
+    assert DataSet(first).info() == first.info()
+    assert pack((images(6, 7), LABELS), tmp_path / "set", shards=4, force=True).info()["shards"] == 4
+
+
+def test_a_data_set_is_described(api_data: Path, tmp_path: Path) -> None:
+    data = DataSet(str(api_data))
+    assert "101 train, 37 test images, 5 classes" in repr(data)
+    assert data.card("CC0")["license"] == "CC0"
+    assert data.preview(tmp_path / "a.png", samples=2, augment="zero").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UsageError, match="has the splits train, test"):
+        data.arrays("validation")
+    with pytest.raises(DataError):
+        DataSet(tmp_path)
+
+
+def test_problems_of_a_damaged_data_set_are_listed(tmp_path: Path) -> None:
+    data = pack((images(6, 7), LABELS), tmp_path / "set", shards=2)
+    shard = next((tmp_path / "set").glob("train-000*"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert len(data.verify()) == 1
+    with pytest.raises(DataError, match=shard.name):
+        data.arrays()
