@@ -38,11 +38,11 @@ class StopAt(dptrain.Callback):
             training.stop(f"validation accuracy {evaluation.validation_accuracy:.1%}")
 
 
-data = dptrain.pack("shapes", folder / "shapes", train=1600, test=200, validation_fraction=0.2, force=True)
+data = dptrain.pack("shapes", folder / "shapes", train=800, test=200, validation_fraction=0.2, force=True)
 run = dptrain.train(
     data,
-    epochs=8,
-    batch_size=64,
+    epochs=10,
+    batch_size=32,
     lr=0.02,
     metrics={"macro F1": macro_f1},
     callbacks=[WeightNorm(), StopAt(0.25)],

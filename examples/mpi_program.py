@@ -16,7 +16,7 @@ ranks = MPI.COMM_WORLD
 
 # Rank 0 packs the data set; the others wait for it. With several hosts, the folder must be on a shared file system.
 if ranks.rank == 0:
-    dptrain.pack("shapes", folder / "shapes", train=640, test=160, force=True)
+    dptrain.pack("shapes", folder / "shapes", train=320, test=80, force=True)
 ranks.Barrier()
 
 # All ranks call `train`: each computes its part of the 8 shards. Rank 0 prints, and writes the files.
