@@ -41,11 +41,12 @@ class StopAt(dptrain.Callback):
 data = dptrain.pack("shapes", folder / "shapes", train=800, test=200, validation_fraction=0.2, force=True)
 run = dptrain.train(
     data,
+    model="linear",
     epochs=10,
     batch_size=32,
-    lr=0.02,
+    lr=0.001,
     metrics={"macro F1": macro_f1},
-    callbacks=[WeightNorm(), StopAt(0.25)],
+    callbacks=[WeightNorm(), StopAt(0.2)],
     run_dir=folder / "run",
 )
 for line in run.metrics:  # also in metrics.jsonl, in report.html, and in TensorBoard with report_to="tensorboard"

@@ -65,7 +65,7 @@ def test_callbacks_log_the_documented_figures_and_end_the_run(tmp_path: Path) ->
     out = output_of("callbacks", tmp_path)
     run, data = dptrain.Run(tmp_path / "run"), dptrain.DataSet(tmp_path / "shapes")
     accuracies = [line["validation_accuracy"] for line in run.epochs]
-    assert accuracies[-1] >= 0.25 > max(accuracies[:-1])
+    assert accuracies[-1] >= 0.2 > max([0.0, *accuracies[:-1]])
     assert len(accuracies) < run.config["epochs"]
     assert "stopped by a callback: validation accuracy" in out
     model = run.load()
