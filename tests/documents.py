@@ -18,6 +18,7 @@ PAGES = [
     CHECKOUT / "examples" / "README.md",
     CHECKOUT / "CONTRIBUTING.md",
 ]
+ONE_PROGRAM = "<!-- The Python blocks of this page are one program"
 RUN, APPLIED, SHOWN = {"bash", "python"}, {"toml", "diff"}, {"text"}
 
 FENCE = re.compile(r"^```(\w*)$")
@@ -71,6 +72,21 @@ def blocks(page: Path) -> list[Block]:
             language = None
     assert language is None, f"{page}:{start}: this block has no end"
     return found
+
+
+def typed(page: Path) -> list[Block]:
+    """The blocks that a reader types, in order. The Python blocks of a page that is one program are the first block.
+
+    In it, each line has the number that it has on the page.
+    """
+    found = [block for block in blocks(page) if not block.not_run and block.language not in SHOWN]
+    if ONE_PROGRAM not in page.read_text(encoding="utf-8"):
+        return found
+    parts = [block for block in found if block.language == "python"]
+    text = ""
+    for block in parts:
+        text += "\n" * (block.line - text.count("\n")) + block.text
+    return [Block(page, parts[0].line, "python", text, ""), *(block for block in found if block.language != "python")]
 
 
 def prose(page: Path) -> str:

@@ -100,7 +100,7 @@ def pack(
     source: PathLike | Labelled,
     folder: PathLike,
     *,
-    test: Labelled | None = None,
+    test: Labelled | int | None = None,
     validation: Labelled | None = None,
     classes: Sequence[str] | None = None,
     name: str = "arrays",
@@ -113,7 +113,8 @@ def pack(
     (n, H, W, C) or (n, C, H, W), and labels, integers (n,).
 
     For arrays only: `test` and `validation` are more such pairs. Without `test`, a fifth of each class becomes the test
-    split. `classes` are the names of the classes in the order of the labels, `name` is that of the data set.
+    split. `classes` are the names of the classes in the order of the labels, also for a source with the flag --classes.
+    `name` is that of the data set.
 
     Options are the flags of `dptrain prep`, with _ for -: `shards`, `seed`, `limit`, `validation_fraction`, `force`,
     and those of the source, such as `size=(32, 32)`. For arrays these are `test_fraction` and `layout`.
@@ -122,10 +123,13 @@ def pack(
     """
     folder = typed_path(os.fspath(folder))
     if isinstance(source, str | os.PathLike):
-        if test is not None or validation is not None or classes is not None:
-            raise UsageError("test, validation and classes are for arrays; a source has flags: see dptrain prep --help")
+        if validation is not None or not (test is None or isinstance(test, int)):
+            raise UsageError("test and validation arrays are for a pair of arrays; this source reads its own splits")
+        options |= {"test": test, "classes": None if classes is None else ",".join(classes)}
         pack_source(os.fspath(source), folder, *_flags(options))
         return DataSet(folder)
+    if isinstance(test, int):
+        raise UsageError(f"test is {test}, expected a pair of arrays as for the training images, or test_fraction=0.2")
     # The flags of npz, the source of named arrays.
     parsed = make_parser().parse_args(["npz", folder, "--from", "-", *_flags(options)])
     arrays = dict[str, NDArray[Any]]()

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import socket
@@ -133,7 +134,8 @@ def line_of(event: Event) -> str | None:
             del values["predictions"], values["validation_predictions"]
             return _json("epoch", **values)
         case MetricLogged():
-            return _json("metric", **event._asdict())
+            value = event.value if math.isfinite(event.value) else None  # such as 0 / 0 in a user's function
+            return _json("metric", **event._asdict() | {"value": value})
         case RunFinished(tta_accuracy=float(accuracy)):
             return _json("tta", step=event.step, tta=event.tta, test_loss=event.tta_loss, test_accuracy=accuracy)
     return None

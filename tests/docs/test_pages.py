@@ -11,7 +11,21 @@ from pathlib import Path
 
 import pytest
 from data_sets import binary_members, write_archive, write_idx_files
-from documents import APPLIED, CHECKOUT, LINK, PAGES, RUN, SHOWN, Block, anchors, blocks, check_command, insert, prose
+from documents import (
+    APPLIED,
+    CHECKOUT,
+    LINK,
+    PAGES,
+    RUN,
+    SHOWN,
+    Block,
+    anchors,
+    blocks,
+    check_command,
+    insert,
+    prose,
+    typed,
+)
 from documents import inline_commands as commands_in_text
 
 from data_prep.pack import pack
@@ -101,9 +115,8 @@ def reader(page: Path, small_data: Path, tmp_path: Path) -> Callable[[Block], No
 @pytest.mark.once
 @each_page
 def test_the_blocks_of_a_page_work_when_typed_in_order(page: Path, reader: Callable[[Block], None]) -> None:
-    for block in blocks(page):
-        if not block.not_run and block.language not in SHOWN:
-            reader(block)
+    for block in typed(page):
+        reader(block)
 
 
 @each_page

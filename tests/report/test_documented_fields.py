@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from contextlib import closing
 from typing import Any
@@ -14,7 +15,7 @@ from training_runs import configuration, packed
 from dptrain.health.interruption import NEVER
 from dptrain.parallel.communicator import Communicator
 from dptrain.report.jsonl import JsonLines
-from dptrain.training.events import RanksLost, RunStarted
+from dptrain.training.events import MetricLogged, RanksLost, RunStarted
 from dptrain.training.loop import train
 
 TYPES: dict[str, tuple[type, ...]] = {
@@ -51,7 +52,7 @@ def flat(line: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Every line of a run with test-time augmentation that is resumed, and then loses a rank."""
+    """Every line of a run with test-time augmentation that is resumed, loses a rank, and logs figures."""
     folder = tmp_path_factory.mktemp("fields")
     data, run_dir = packed(folder / "set", shape=(3, 8, 8)), folder / "run"
 
@@ -66,6 +67,8 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             train(configuration(data, run_dir, **changes), Communicator(), [reporter], NEVER)
             if "tta" in changes:
                 reporter.handle(RanksLost(reporter.run, 14, [1], 0.25))
+                for value in (0.5, math.nan):
+                    reporter.handle(MetricLogged(14, 1, "macro F1", value))
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
