@@ -89,7 +89,7 @@ def set_name(path: Path) -> str:
 
 def class_names(given: str | None, *labels: NDArray[Any]) -> tuple[str, ...]:
     """The names that a user gives, separated by commas, or numbers; DataError if there are too few for the labels."""
-    most = max(int(one.max()) for one in labels)
+    most = max(int(one.max()) for one in labels if one.size)  # an empty split is refused later
     if most >= MOST_CLASSES:
         raise DataError(f"labels up to {most}, expected at most {MOST_CLASSES - 1:,}")
     names = tuple(given.split(",")) if given is not None else tuple(map(str, range(most + 1)))

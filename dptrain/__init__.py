@@ -9,9 +9,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from dptrain.api import Callback, DataSet, DptrainError, Model, Run, Training, compare, load, pack, train
+    from dptrain.api import (
+        Callback,
+        DataSet,
+        DptrainError,
+        Evaluation,
+        EvaluationFinished,
+        Model,
+        Predictions,
+        Run,
+        RunFinished,
+        StepFinished,
+        Training,
+        compare,
+        load,
+        pack,
+        train,
+    )
 
-__all__ = ["Callback", "DataSet", "DptrainError", "Model", "Run", "Training", "compare", "load", "pack", "train"]
+__all__ = ["Callback", "DataSet", "DptrainError", "Evaluation", "EvaluationFinished", "Model", "Predictions", "Run"]
+__all__ += ["RunFinished", "StepFinished", "Training", "compare", "load", "pack", "train"]
 
 
 def __getattr__(name: str) -> Any:

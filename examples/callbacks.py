@@ -11,10 +11,10 @@ folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/callbacks")
 
 
 def macro_f1(predictions):
-    """The mean F1 score of the classes; `predictions` has the arrays labels and classes, one number for each image."""
+    """The mean F1 score of the classes. The arrays `labels` and `predicted` have a number for each image."""
     scores = []
     for label in np.unique(predictions.labels):
-        true, found = predictions.labels == label, predictions.classes == label
+        true, found = predictions.labels == label, predictions.predicted == label
         scores.append(2 * (true & found).sum() / (true.sum() + found.sum()))
     return np.mean(scores)
 
@@ -23,7 +23,7 @@ class WeightNorm(dptrain.Callback):
     """Logs the norm of all parameters after each evaluation, so after each epoch."""
 
     def on_evaluation(self, training, evaluation):
-        parameters = training.parameters().values()
+        parameters = training.parameters.values()
         training.log("weight norm", np.sqrt(sum((values**2).sum() for values in parameters)))
 
 

@@ -1,9 +1,9 @@
 """What a program imports from dptrain: everything here can be imported as `from dptrain import ...`.
 
-A program calls `pack`, then `train`, then `load`. The rest is what these return or take.
+A program calls `pack`, then `train`, then `load`. `compare` writes a page about several runs.
 
 Everything computes with one BLAS thread, and gives the earlier number of threads back at the end. No function handles
-signals unless it is asked to. Errors are subclasses of DptrainError.
+signals unless it is asked to. Errors are subclasses of DptrainError, in dptrain.errors. Layers are in dptrain.nn.
 """
 
 from dptrain.api.callbacks import Callback, Training
@@ -11,5 +11,9 @@ from dptrain.api.model import Model, load
 from dptrain.api.packing import DataSet, pack
 from dptrain.api.runs import Run, compare, train
 from dptrain.errors import DptrainError
+from dptrain.training.evaluate import Evaluation
+from dptrain.training.events import EvaluationFinished, RunFinished, StepFinished
+from dptrain.training.predictions import Predictions
 
-__all__ = ["Callback", "DataSet", "DptrainError", "Model", "Run", "Training", "compare", "load", "pack", "train"]
+__all__ = ["Callback", "DataSet", "DptrainError", "Evaluation", "EvaluationFinished", "Model", "Predictions", "Run"]
+__all__ += ["RunFinished", "StepFinished", "Training", "compare", "load", "pack", "train"]

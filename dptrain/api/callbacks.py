@@ -8,7 +8,9 @@ from dptrain.arrays.memory import Array
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS
 from dptrain.errors import UsageError
 from dptrain.health.interruption import Interruption
+from dptrain.system.text import shown
 from dptrain.training.events import (
+    CheckpointStarted,
     EvaluationFinished,
     Event,
     MetricLogged,
@@ -35,6 +37,11 @@ class Training:
         return str(self._run.folder.path)
 
     @property
+    def ranks(self) -> int:
+        """The number of ranks that share the work."""
+        return self._run.session.communicator.size
+
+    @property
     def step(self) -> int:
         """The number of steps made."""
         return self._run.state.step
@@ -49,10 +56,12 @@ class Training:
         """The names of the classes, in the order of the labels."""
         return self._run.session.manifest.classes
 
+    @property
     def parameters(self) -> dict[str, Array]:
         """Copies of the current parameters by name, such as "conv1.weight"."""
         return self._copies(PARAMETERS)
 
+    @property
     def buffers(self) -> dict[str, Array]:
         """Copies of the current buffers by name, such as "norm1.mean"."""
         return self._copies(BUFFERS)
@@ -61,15 +70,28 @@ class Training:
         return self._run.session.take_step.layouts[vector].views(self._run.state.vectors[vector].copy())
 
     def log(self, name: str, value: float) -> None:
-        """Report a figure: it is printed, written to metrics.jsonl, and drawn by TensorBoard and MLflow."""
-        self._run.report.emit(MetricLogged(self.step, self.epoch, name, float(value)))
+        """Report a metric: it is printed, written to metrics.jsonl, and drawn by TensorBoard and MLflow.
+
+        UsageError unless the name is text and the value a number.
+        """
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = None
+        if not isinstance(name, str) or not name or number is None:
+            raise UsageError(
+                f"metric {shown(repr(name), 80)} is {shown(repr(value), 80)}, expected a number with a name"
+            )
+        self._run.report.emit(MetricLogged(self.step, self.epoch, name, number))
 
     def stop(self, reason: str = "") -> None:
         """End the run: it is evaluated, saved and reported.
 
-        After an evaluation it ends at once, after a step with the next step: only then all ranks know it.
+        Called in on_evaluation, the run ends after that evaluation. Called in on_step, it ends after the next step: the
+        ranks exchange the request with a step. A later call of `train` with the same run_dir continues the run.
         """
-        self._run.report.note(f"stopped by a callback{f': {reason}' if reason else ''}")
+        if not self._interruption.finish:
+            self._run.report.note(f"stopped by a callback{f': {reason}' if reason else ''}")
         self._interruption.finish = True
 
 
@@ -77,26 +99,33 @@ class Callback:
     """Base class of callbacks: override the methods that you need. An exception in one of them ends the run."""
 
     def on_start(self, training: Training) -> None:
-        """Called before the first step of this process."""
+        """Called before the first step of this process, and again after ranks were lost."""
 
     def on_step(self, training: Training, step: StepFinished) -> None:
         """Called after each step. `step` has loss, accuracy and lr of the global batch."""
 
     def on_evaluation(self, training: Training, evaluation: EvaluationFinished) -> None:
-        """Called after each evaluation, so after each epoch.
+        """Called after each evaluation, so after each epoch, when its checkpoint is being written.
 
         `evaluation.predictions` are those of the test split; `evaluation.validation_predictions` are those of the
-        validation split, or None without one.
+        validation split, or None without one. `evaluation.repeated`: an earlier process has reported it already.
         """
 
     def on_finish(self, training: Training, finished: RunFinished) -> None:
         """Called at the end of a run that is complete and saved."""
 
+    def close(self) -> None:
+        """Called when the run ends, also after an error."""
+
 
 class Metrics(Callback):
-    """Logs a user's figures after each evaluation: of the validation split if there is one, else of the test split."""
+    """Logs metrics after each evaluation: of the validation split if there is one, else of the test split."""
 
     def __init__(self, functions: Mapping[str, Metric]) -> None:
+        if not isinstance(functions, Mapping) or not all(map(callable, functions.values())):
+            raise UsageError(
+                f"metrics: found {shown(repr(functions), 80)}, expected functions by name: {{name: function}}"
+            )
         self._functions = functions
 
     def on_evaluation(self, training: Training, evaluation: EvaluationFinished) -> None:
@@ -109,26 +138,37 @@ class Metrics(Callback):
 class CallbackReporter:
     """Passes the events of a run to callbacks."""
 
-    def __init__(self, callbacks: Sequence[Callback]) -> None:
-        for one in callbacks:
-            if not isinstance(one, Callback):
-                raise UsageError(f"callbacks: found {one!r}, expected objects of a class that extends dptrain.Callback")
-        self._callbacks = callbacks
+    def __init__(self, callbacks: Sequence[Callback], metrics: Mapping[str, Metric] | None = None) -> None:
+        if not isinstance(callbacks, Sequence) or not all(isinstance(one, Callback) for one in callbacks):
+            found = shown(repr(callbacks), 80)
+            raise UsageError(f"callbacks: found {found}, expected a list of objects whose class extends Callback")
+        self._callbacks = [*callbacks, *([] if metrics is None else [Metrics(metrics)])]
+        self._evaluation: EvaluationFinished | None = None  # whose checkpoint is not written yet
         self.training: Training | None = None
 
+    @property
+    def has_callbacks(self) -> bool:
+        return bool(self._callbacks)
+
     def handle(self, event: Event) -> None:
-        """Call the method for an event."""
+        """Call the method for an event. An evaluation waits for its checkpoint, so that no error can lose it."""
         assert self.training is not None
+        if isinstance(event, EvaluationFinished):
+            self._evaluation = event
+        elif isinstance(event, CheckpointStarted | RunFinished) and self._evaluation is not None:
+            evaluation, self._evaluation = self._evaluation, None
+            for callback in self._callbacks:
+                callback.on_evaluation(self.training, evaluation)
         for callback in self._callbacks:
             match event:
                 case RunStarted() | RanksLost():
                     callback.on_start(self.training)
                 case StepFinished():
                     callback.on_step(self.training, event)
-                case EvaluationFinished():
-                    callback.on_evaluation(self.training, event)
                 case RunFinished():
                     callback.on_finish(self.training, event)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Close the callbacks."""
+        for callback in self._callbacks:
+            callback.close()

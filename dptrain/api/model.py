@@ -6,11 +6,12 @@ import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.api.packing import PathLike
 from dptrain.api.process import all_ranks, one_blas_thread
 from dptrain.arrays.memory import Array
 from dptrain.checkpoint.folder import open_checkpoint
@@ -22,7 +23,7 @@ from dptrain.export import FORMATS
 from dptrain.nn.network import Network
 from dptrain.system.durable import write_durably
 from dptrain.system.files import read_bytes
-from dptrain.system.paths import typed_path
+from dptrain.system.paths import absolute_path
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
 from dptrain.training.architecture import Architecture
@@ -31,7 +32,7 @@ from dptrain.training.evaluate import Evaluation
 from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
 from dptrain.training.rebuild import network_of
 
-PathLike = str | os.PathLike[str]
+TTA = Literal["none", "mirror", "mirror-translate"]
 ModelFunction = Callable[..., Any]  # (input shape (C, H, W), number of classes, **options) -> layers
 
 
@@ -39,6 +40,8 @@ def architecture_of(model: str | ModelFunction) -> str | Architecture:
     """The value of `model` for the functions of training: a function gets the name MODULE:FUNCTION."""
     if isinstance(model, str):
         return model
+    if not callable(model):
+        raise UsageError(f"model: found {shown(repr(model), 80)}, expected a name, FILE.py:FUNCTION or a function")
     name = getattr(model, "__qualname__", type(model).__qualname__)
     return Architecture(f"{getattr(model, '__module__', '__main__')}:{name}", model)
 
@@ -49,12 +52,15 @@ def load(checkpoint: PathLike | None = None, model: str | ModelFunction = "") ->
     Without a path it is the convnet that comes with dptrain, for CIFAR-10's 10 classes. `model` is FILE.py:FUNCTION or
     the function itself, for a network of your own. Raises CheckpointError or UsageError.
     """
-    path = SHIPPED if checkpoint is None else Path(typed_path(os.fspath(checkpoint)))
+    path = SHIPPED if checkpoint is None else absolute_path(checkpoint)
     return Model(path, architecture_of(model))
 
 
 class Model:
-    """A trained network. It uses the averages of parameters and buffers, if the checkpoint has them."""
+    """A trained network. It uses the averages of parameters and buffers, if the checkpoint has them.
+
+    Several threads may use it. It can be pickled, if its function can be: the copy reads the checkpoint again.
+    """
 
     def __init__(self, path: Path, model: str | Architecture = "") -> None:
         def note(line: str) -> None:
@@ -65,6 +71,9 @@ class Model:
         for line in self._checkpoint.notes:
             note(line)
         self._classifier = Classifier(self._checkpoint, path, model)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Model, (self.path, self._model)
 
     def __repr__(self) -> str:
         count = self._checkpoint.layouts[PARAMETERS].size
@@ -123,8 +132,9 @@ class Model:
         pixels = images if isinstance(images, np.ndarray) else self._pixels(images)
         if pixels.dtype != np.uint8 or pixels.shape[1:] != self.image_shape:
             expected = f"uint8 (n, {', '.join(map(str, self.image_shape))})"
-            raise DataError(f"images are {pixels.dtype} {pixels.shape}, expected {expected}")
-        with one_blas_thread():
+            one = "; for one image pass image[None]" if pixels.shape == self.image_shape else ""
+            raise DataError(f"images are {pixels.dtype} {pixels.shape}, expected {expected}{one}")
+        with one_blas_thread:
             return self._classifier.probabilities(pixels)
 
     def predict(self, images: NDArray[np.uint8] | Sequence[PathLike]) -> list[str]:
@@ -132,35 +142,37 @@ class Model:
         return [self.classes[number] for number in self.probabilities(images).argmax(axis=1)]
 
     def _pixels(self, paths: Sequence[PathLike]) -> NDArray[np.uint8]:
-        if isinstance(paths, str | os.PathLike):
-            raise UsageError(f"found one path, expected a list of them: [{str(paths)!r}]")
+        if isinstance(paths, str) or not all(isinstance(path, str | os.PathLike) for path in paths):
+            raise UsageError(f"found {shown(repr(paths), 80)}, expected an array of images or a list of paths")
         if self.image_shape[0] not in (1, 3):
             raise UsageError(f"images have {self.image_shape[0]} channels, and pictures are grey or RGB: give an array")
         found = np.empty((len(paths), *self.image_shape), np.uint8)
         form = Form(self.image_shape, self._classifier.fit)
         with quiet_pillow():
             for number, path in enumerate(paths):
-                found[number] = _decoded(Path(typed_path(os.fspath(path))), form)
+                found[number] = _decoded(absolute_path(path), form)
         return found
 
     def evaluate(
-        self, data: PathLike, split: str = "test", *, tta: str = "none", threads: int = 0, predictions: bool = False
+        self, data: PathLike, split: str = "test", *, tta: TTA = "none", threads: int = 0, predictions: bool = False
     ) -> Evaluation:
         """Loss and accuracy on a split of a packed data set, overall and by class.
 
-        `tta` is the test-time augmentation, `threads` the number of cores (0: all). With `predictions` it has those of
-        each sample: classes, probabilities, `confusion(K)`. The ranks of mpirun share the work. Raises a DptrainError.
+        `tta` is the test-time augmentation, `threads` the number of cores (0: all). With `predictions=True` the result
+        has `predictions`: for each sample its label, its predicted class, and the probabilities of all classes. The
+        ranks of mpirun share the work. Raises a DptrainError.
         """
         with all_ranks() as (communicator, _):
             return evaluate_checkpoint(
                 self._checkpoint,
                 self.path,
-                Path(typed_path(os.fspath(data))),
+                absolute_path(data),
                 communicator,
                 model=self._model,
                 tta=tta,
                 threads=threads,
                 predictions=predictions,
+                probabilities=predictions,
                 split=split,
                 note=lambda line: write_to_stderr(f"dptrain: {line}"),
             )
@@ -170,7 +182,7 @@ class Model:
 
         UsageError for another suffix, or if the file cannot be written.
         """
-        path = Path(typed_path(os.fspath(path)))
+        path = absolute_path(path)
         if path.suffix not in FORMATS:
             raise UsageError(
                 f"found {shown(repr(str(path)), 200)}, expected a file that ends with {', '.join(FORMATS)}"
@@ -183,7 +195,7 @@ class Model:
         return path
 
     def torch_source(self) -> str:
-        """The source of a PyTorch module that a .safetensors file of `export` has the values for."""
+        """The source of a PyTorch module; `export` to a .safetensors file writes its values."""
         from dptrain.export.pytorch import source
 
         return source(self._checkpoint, self._network())

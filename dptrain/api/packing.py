@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dptrain.api.process import all_ranks
 from dptrain.data.manifest import Provenance, read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.data_prep import preview
@@ -22,21 +23,23 @@ from dptrain.data_prep.card import card
 from dptrain.data_prep.pack import pack as pack_images
 from dptrain.data_prep.verify import info, verify
 from dptrain.errors import UsageError
-from dptrain.system.paths import typed_path
+from dptrain.parallel.communicator import together
+from dptrain.system.paths import absolute_path
 from dptrain.system.text import shown
 
 PathLike = str | os.PathLike[str]
 Labelled = tuple[ArrayLike, ArrayLike]  # images and labels
+NOT_OPTIONS = {"help", "json", "from", "arrays", "png"}  # flags that the functions have as arguments
 
 
 class DataSet:
     """A packed data set. A path to one can be given wherever a DataSet is expected.
 
-    DataError if there is none in the folder.
+    Raises DataError if the folder holds no data set.
     """
 
     def __init__(self, folder: PathLike) -> None:
-        self.folder = Path(typed_path(os.fspath(folder)))
+        self.folder = absolute_path(folder)
         self._manifest = read_manifest(self.folder)
 
     def __fspath__(self) -> str:
@@ -64,7 +67,7 @@ class DataSet:
     def arrays(self, split: str = "train") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images uint8 (n, C, H, W) and labels int64 (n,) of a split, in the order of the source.
 
-        UsageError for a split that there is not, DataError for a damaged shard.
+        UsageError for an unknown split, DataError for a damaged shard.
         """
         if split not in self.splits:
             raise UsageError(f"split {shown(repr(split), 60)}: {self.folder} has the splits {', '.join(self.splits)}")
@@ -91,9 +94,9 @@ class DataSet:
 
         Options are the flags of `dptrain prep preview`, such as `samples=4` or `augment="reflect"`.
         """
-        words = ["preview", str(self.folder), "--png", os.fspath(png), *_flags(options)]
-        preview.draw(make_parser().parse_args(words))
-        return Path(png)
+        path = absolute_path(png)
+        preview.draw(make_parser().parse_args(["preview", str(self.folder), "--png", str(path), *_flags(options)]))
+        return path
 
 
 def pack(
@@ -119,22 +122,41 @@ def pack(
     Options are the flags of `dptrain prep`, with _ for -: `shards`, `seed`, `limit`, `validation_fraction`, `force`,
     and those of the source, such as `size=(32, 32)`. For arrays these are `test_fraction` and `layout`.
 
-    Raises UsageError, DataError or DownloadError; no files are left then.
+    In a program that mpirun has started, all ranks call this, and rank 0 packs. Raises UsageError, DataError or
+    DownloadError; no files are left then.
     """
-    folder = typed_path(os.fspath(folder))
+    path = absolute_path(folder)
+    with all_ranks() as (communicator, _), together(communicator):
+        if communicator.rank == 0:
+            _pack(source, str(path), test, validation, classes, name, options)
+    return DataSet(path)
+
+
+def _pack(
+    source: PathLike | Labelled,
+    folder: str,
+    test: Labelled | int | None,
+    validation: Labelled | None,
+    classes: Sequence[str] | None,
+    name: str,
+    options: dict[str, Any],
+) -> None:
+    """`pack`, on one rank."""
     if isinstance(source, str | os.PathLike):
         if validation is not None or not (test is None or isinstance(test, int)):
             raise UsageError("test and validation arrays are for a pair of arrays; this source reads its own splits")
         options |= {"test": test, "classes": None if classes is None else ",".join(classes)}
         pack_source(os.fspath(source), folder, *_flags(options))
-        return DataSet(folder)
+        return
     if isinstance(test, int):
         raise UsageError(f"test is {test}, expected a pair of arrays as for the training images, or test_fraction=0.2")
-    # The flags of npz, the source of named arrays.
+    # Arrays take the flags of `dptrain prep npz`.
     parsed = make_parser().parse_args(["npz", folder, "--from", "-", *_flags(options)])
     arrays = dict[str, NDArray[Any]]()
     for split, pair in (("train", source), ("test", test), ("val", validation)):
         if pair is not None:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise UsageError(f"{split}: found {shown(repr(pair), 80)}, expected a pair: images and labels")
             arrays[f"{split}_images"], arrays[f"{split}_labels"] = map(np.asarray, pair)
     if validation is not None and test is None:
         raise UsageError("validation is given without test: pack needs a test split, too")
@@ -143,19 +165,20 @@ def pack(
     @contextmanager
     def opened(name: str) -> Iterator[ArrayStream]:
         array = arrays[name]
-        yield ArrayStream(io.BytesIO(array.tobytes()), array.shape, array.dtype)
+        yield ArrayStream(io.BytesIO(np.ascontiguousarray(array).data), array.shape, array.dtype)
 
     data = read_arrays(name, Provenance("arrays"), list(arrays), opened, parsed)
     if classes is not None:
         data = replace(data, classes=tuple(classes))
     counts = {name: getattr(parsed, name) for name in ("shards", "seed", "limit", "validation_fraction")}
     pack_images(parsed.folder, data, **counts, force=parsed.force)
-    return DataSet(folder)
 
 
 def _flags(options: dict[str, Any]) -> list[str]:
     """The words of a command line for options."""
     words: list[str] = []
+    if wrong := NOT_OPTIONS & options.keys():
+        raise UsageError(f"{min(wrong)} is an argument of the command line, not of this function: leave it out")
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
         if value is True:

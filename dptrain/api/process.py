@@ -1,10 +1,12 @@
-"""How functions of the API run in the process of a program: BLAS threads, and the end of all ranks after an error."""
+"""How functions of the API run in the process of a program: one BLAS thread, and aborting all ranks after an error."""
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import threadpoolctl
 
@@ -13,22 +15,52 @@ from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.mpi import connect
 
 
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Limit every loaded BLAS to one thread within the block, as the arithmetic requires."""
-    with threadpoolctl.threadpool_limits(limits=1, user_api="blas"):
-        yield
+class _Limit:
+    """The limit of one BLAS thread, which belongs to the process: the first thread sets it, the last one ends it.
+
+    Since version 3.8, threadpoolctl lets only one thread change OpenBLAS's limit, and ignores all others.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._limits: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._holders += 1
+            if self._holders == 1:
+                _release_control()
+                self._limits = threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                _release_control()
+                self._limits.restore_original_limits()
+                _release_control()
+
+
+def _release_control() -> None:
+    """Let any thread change OpenBLAS's limit."""
+    controller = getattr(threadpoolctl, "OpenBLASController", None)
+    if controller is not None and hasattr(controller, "clear_controlling_thread"):
+        controller.clear_controlling_thread(force=True)
+
+
+one_blas_thread = _Limit()  # `with one_blas_thread:` in any number of threads, and within itself
 
 
 @contextmanager
 def all_ranks() -> Iterator[tuple[Communicator, str]]:
     """The communicator of a program, and a line that describes it: one process, or the ranks of mpirun.
 
-    An error on one rank alone ends all of them, as the others may wait for this rank without end.
+    An error on a single rank aborts all ranks; otherwise they would wait for it forever.
     """
     communicator, connection = connect()
     try:
-        with one_blas_thread():
+        with one_blas_thread:
             yield communicator, connection
     except BaseException as error:
         if communicator.size > 1 and not (isinstance(error, DptrainError) and error.agreed):

@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dptrain.api.callbacks import Callback, CallbackReporter, Metric, Metrics, Training
-from dptrain.api.model import Model, ModelFunction, PathLike, architecture_of, load
+from dptrain.api.callbacks import Callback, CallbackReporter, Metric, Training
+from dptrain.api.model import Model, ModelFunction, architecture_of, load
+from dptrain.api.packing import PathLike
 from dptrain.api.process import all_ranks, one_blas_thread
 from dptrain.checkpoint.folder import RunFolder
 from dptrain.config.files import from_python, read_toml
+from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 from dptrain.health.interruption import Interruption, SignalInterruption
 from dptrain.parallel.communicator import together
@@ -23,7 +25,7 @@ from dptrain.report.optional import note_to, optional_reporters
 from dptrain.report.page.facts import Asked
 from dptrain.report.page.history import History, read_history
 from dptrain.report.page.write import write_comparison, write_report
-from dptrain.system.paths import typed_path
+from dptrain.system.paths import absolute_path
 from dptrain.system.text import shown
 from dptrain.training import loop, run
 from dptrain.training.architecture import Architecture
@@ -40,7 +42,7 @@ class Run:
     """
 
     def __init__(self, folder: PathLike, model: str | ModelFunction = "") -> None:
-        self.folder, self._model = Path(typed_path(os.fspath(folder))), model
+        self.folder, self._model = absolute_path(folder), model
         self._history: History = read_history(self.folder / "metrics.jsonl")
 
     def __fspath__(self) -> str:
@@ -63,7 +65,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The figures that callbacks have logged: the events "metric" of metrics.jsonl."""
+        """What callbacks and metrics have logged: the events "metric" of metrics.jsonl."""
         return self._history.metrics
 
     @property
@@ -87,22 +89,25 @@ class Run:
             raise UsageError(f"found {which!r}, expected 'last' or 'best'")
         return load(self.folder if which == "last" else self.folder / "checkpoints" / "best.h5", self._model)
 
-    def report(self, output: PathLike | None = None, data: PathLike = "") -> Path:
+    def report(self, output: PathLike | None = None, *, data: PathLike = "") -> Path:
         """Write the HTML page of the run, by default report.html in its folder; returns its path.
 
         `data` is the data set, if it has moved.
         """
-        path, asked = None if output is None else Path(output), Asked(os.fspath(data))
+        path, asked = None if output is None else absolute_path(output), Asked(os.fspath(data))
         if isinstance(self._model, str):
-            with one_blas_thread():
+            with one_blas_thread:
                 return write_report(self.folder, path, replace(asked, model=self._model))
-        evaluation = self.load().evaluate(data or self.config["data"], predictions=True)  # the page has no function
+        # write_report cannot rebuild a network from a function.
+        evaluation = self.load().evaluate(data or self.config["data"], predictions=True)
         return write_report(self.folder, path, asked, evaluation.predictions)
 
 
 def compare(runs: Sequence[PathLike], output: PathLike = "comparison.html") -> Path:
     """Write an HTML page that compares runs; returns its path."""
-    return write_comparison([Path(one) for one in runs], Path(output))
+    if isinstance(runs, str | os.PathLike) or not runs:
+        raise UsageError(f"found {shown(repr(runs), 80)}, expected a list of runs")
+    return write_comparison([absolute_path(one) for one in runs], absolute_path(output))
 
 
 def train(
@@ -118,31 +123,31 @@ def train(
     """Train a network on a packed data set; returns the run when it is complete.
 
     `model` is the name of a built-in network, FILE.py:FUNCTION, or a function that returns layers. Its arguments are
-    the input shape (C, H, W), the number of classes, and `model_options`. `configuration` has the keys of
-    `dptrain train`, such as `epochs=3` or `run_dir="runs/one"`, and `recipe`, `augment` and `config`, like its flags.
-    A call with the `run_dir` of an earlier run resumes that run.
+    the input shape (C, H, W), the number of classes, and `model_options`. `configuration` are the flags of
+    `dptrain train` with _ for -, such as `epochs=3` or `run_dir="runs/one"`. A call with the `run_dir` of an earlier
+    run resumes that run.
 
     `callbacks` are called on rank 0. `metrics` are functions of the predictions for all samples of the validation split
-    (without one, of the test split): their values are logged after each evaluation. `output` is what is printed: text,
-    or only warnings and the result ("quiet"), JSON, or nothing.
+    (without one, of the test split): their values are logged after each evaluation. Only those of rank 0 count.
+    `output` is what is printed: text, or only warnings and the result ("quiet"), JSON, or nothing.
 
     In a program that mpirun has started, all ranks call this, with the same arguments.
 
-    With `handle_signals`, in the main thread only, SIGTERM or Ctrl-C ends the run after the step, with a checkpoint, by
-    PreemptedError; a second one ends the process at once. Without it, Ctrl-C raises KeyboardInterrupt at once, and
-    checkpoints so far are kept. Raises a DptrainError.
+    With `handle_signals`, in the main thread only, SIGTERM or Ctrl-C saves a checkpoint after the current step and
+    raises PreemptedError; a second one ends the process at once. Without it, Ctrl-C raises KeyboardInterrupt at once,
+    and earlier checkpoints are kept. Raises a DptrainError.
     """
-    wanted = [*callbacks, *([Metrics(metrics)] if metrics else [])]
     with all_ranks() as (communicator, connection), ExitStack() as stack:
         with together(communicator):
             if handle_signals and threading.current_thread() is not threading.main_thread():
                 raise UsageError("handle_signals: Python handles signals in the main thread only, this is another")
             architecture = architecture_of(model)
-            name = architecture.model if isinstance(architecture, Architecture) else architecture
-            config = from_python({**configuration, "data": os.fspath(data), "model": name})
-            reporter = CallbackReporter(wanted)
-            reporters: list[Reporter] = [*(kind() for kind in REPORTERS), *_output_reporters(output), reporter]
-            reporters += optional_reporters(config.report_to, note_to(reporters[:-1]))
+            given = architecture if isinstance(architecture, Architecture) else None
+            config = _configuration(data, given.model if given else model, configuration)
+            reporter = CallbackReporter(callbacks, metrics)
+            printing: list[Reporter] = [*(kind() for kind in REPORTERS), *_output_reporters(output)]
+            reporters = [*printing, reporter, *optional_reporters(config.report_to, note_to(printing))]
+        all_predictions = communicator.broadcast(reporter.has_callbacks)
         interruption = Interruption()
         if handle_signals:
             interruption = signals = SignalInterruption(communicator.end_job)
@@ -150,11 +155,22 @@ def train(
         for one in reporters:
             stack.enter_context(closing(one))
         report = RunReport(config, reporters, connection)
-        given = architecture if isinstance(architecture, Architecture) else None
-        begun = run.Run(config, report, given, all_predictions=bool(wanted))
+        begun = run.Run(config, report, given, all_predictions=all_predictions)
         reporter.training = Training(begun, interruption)
         loop.complete(begun, communicator, interruption)
-        return Run(begun.folder.path, model if given or ":" in name else "")
+        stack.close()
+        begun.session.communicator.broadcast(None)  # other ranks wait until rank 0 has written everything
+        return Run(begun.folder.path, model if ":" in config.model else "")
+
+
+def _configuration(data: PathLike, model: Any, values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with absolute paths, as the working directory may change in a callback."""
+    if not isinstance(data, str | os.PathLike):
+        raise UsageError(f"data: found {shown(repr(data), 80)}, expected the folder of a packed data set; see pack")
+    values = {**values, "data": absolute_path(data), "model": model}
+    if values.get("run_dir"):
+        values["run_dir"] = absolute_path(values["run_dir"])
+    return from_python(values)
 
 
 def _output_reporters(output: Output) -> list[Reporter]:

@@ -90,7 +90,7 @@ class RunFolder:
             except BlockingIOError:
                 if time.monotonic() >= until:
                     self.close()
-                    text = "another process trains in this folder; wait for it, or choose another"
+                    text = "another run writes to this folder; wait for it, or choose another"
                     raise UsageError(f"--run-dir {self.path}: {text}") from None
                 time.sleep(0.01)
             except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -63,9 +64,13 @@ def parse_toml(text: str, origin: str, *, by_user: bool = False, without: Collec
 def from_python(values: Mapping[str, Any]) -> TrainConfig:
     """A configuration from values in a program: those of keys, and of `recipe`, `config` and `augment`, like the flags.
 
-    A path may be a Path. UsageError for an unknown name or a value that cannot be used.
+    Numbers of NumPy, objects that are paths, and lists of names are accepted, too. UsageError for an unknown name or a
+    value that cannot be used.
     """
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    given = {name: _plain(value) for name, value in values.items()}
+    for name in ("report_to", "freeze"):
+        if isinstance(given.get(name), list):
+            given[name] = ",".join(map(str, given[name]))
     recipe, file = given.pop("recipe", ""), given.pop("config", "")
     given = {name: value if name == "augment" else _checked(name, value, by_user=True) for name, value in given.items()}
     saved = read_toml(Path(typed_path(file))) if file else {}
@@ -74,6 +79,17 @@ def from_python(values: Mapping[str, Any]) -> TrainConfig:
     from dptrain.config.recipes import read_recipe, recipe_name, used_with  # here, as it imports this module
 
     return merged(used_with(read_recipe(recipe_name(recipe)), saved | given), saved, given)
+
+
+def _plain(value: Any) -> Any:
+    """A value as TOML has it."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.item() if hasattr(value, "dtype") and value.shape == () else value
 
 
 def _checked(spelled: str, value: Any, *, by_user: bool) -> Any:

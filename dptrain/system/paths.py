@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dptrain.errors import UsageError
 from dptrain.system.text import shown
+
+
+def absolute_path(path: str | os.PathLike[str]) -> Path:
+    """A path that a program gives, with `~` expanded; it stays the same if the working directory changes later."""
+    return Path(typed_path(os.fspath(path))).absolute()
 
 
 def typed_path(text: str) -> str:

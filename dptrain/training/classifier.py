@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +46,18 @@ class Classifier:
         self._normalise = Normalisation(origin)
         self._prepared = self._network.prepare_evaluation(vectors[PARAMETERS], vectors[BUFFERS], Workspace())
         self._workspace = Workspace()
+        self._lock = threading.Lock()  # of the workspace and the prepared network
+
+    def probabilities(self, images: NDArray[np.uint8]) -> Array:
+        """The softmax probability of each class, float32 (N, K), for images uint8 (N, C, H, W).
+
+        Several threads may call this; they compute one after the other.
+        """
+        with self._lock:
+            return self._probabilities(images)
 
     @quiet
-    def probabilities(self, images: NDArray[np.uint8]) -> Array:
-        """The softmax probability of each class, float32 (N, K), for images uint8 (N, C, H, W)."""
+    def _probabilities(self, images: NDArray[np.uint8]) -> Array:
         found = np.empty((len(images), len(self.classes)), np.float32)
         for start in range(0, len(images), self._network.block):
             rows = slice(start, start + self._network.block)

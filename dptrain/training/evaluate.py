@@ -94,7 +94,7 @@ class NetworkWork(ShardWork[Result]):
 
 
 class EvaluationWork(NetworkWork[Figures]):
-    """The figures of some rows of each shard; their predictions only if a call asks for them.
+    """The figures of some rows of each shard; their predictions, and probabilities of all classes, if a call asks.
 
     `longest` is the number of samples in the largest shard of all ranks.
     """
@@ -113,13 +113,14 @@ class EvaluationWork(NetworkWork[Figures]):
         self.shards, self.normalise, self.longest = shards, normalise, longest
 
     @quiet
-    def compute(self, shard: int, prepared: tuple[Prepared, slice, str, bool], workspace: Workspace) -> Figures:
-        network, rows, tta, wanted = prepared
+    def compute(self, shard: int, prepared: tuple[Prepared, slice, str, bool, bool], workspace: Workspace) -> Figures:
+        network, rows, tta, wanted, all_classes = prepared
         images, labels = self.shards[shard].images[rows], self.shards[shard].labels[rows]
         losses: list[float] = []
         runner = self.runner()
         found = np.zeros(len(labels), np.int64)
-        probabilities = np.zeros(len(labels) if wanted else 0, np.float32)
+        confidence = np.zeros(len(labels) if wanted else 0, np.float32)
+        probabilities = np.zeros((len(confidence), self.network.classes if all_classes else 0), np.float32)
         for start in range(0, len(labels), self.network.block):
             block = slice(start, start + self.network.block)
             logits = self._logits(network, images[block], tta, workspace, runner)
@@ -127,13 +128,15 @@ class EvaluationWork(NetworkWork[Figures]):
             losses.append(float(sample_losses.sum(dtype=np.float64)))
             found[block] = logits.argmax(axis=1)
             if wanted:
-                of_found = found[block][:, None]
-                probabilities[block] = np.take_along_axis(softmax(logits, workspace), of_found, axis=1)[:, 0]
+                shares = softmax(logits, workspace)
+                confidence[block] = np.take_along_axis(shares, found[block][:, None], axis=1)[:, 0]
+                if all_classes:
+                    probabilities[block] = shares
         samples, correct = (
             np.bincount(some, minlength=self.network.classes) for some in (labels, labels[found == labels])
         )
         index = self.shards[shard].index[rows]
-        predictions = Predictions(index, labels, found, probabilities) if wanted else None
+        predictions = Predictions(index, labels, found, confidence, probabilities) if wanted else None
         return Figures(losses, samples, correct, predictions)
 
     def _logits(
@@ -163,19 +166,21 @@ def evaluate(
     interruption: Interruption = NEVER,
     tta: str = "none",
     predictions: bool = False,
+    probabilities: bool = False,
 ) -> Evaluation:
     """The evaluation of all ranks' shards, the same on every rank; AskedToEndError on all after a signal at any.
 
     `vectors` are those of a state; the pool must have been made with this work. Losses are summed with exact rounding
     (math.fsum), so the result does not depend on the number of ranks. `tta` is the test-time augmentation, see
-    `dptrain.data.transforms.views`. With `predictions` the evaluation has those of all samples.
+    `dptrain.data.transforms.views`. With `predictions` the evaluation has those of all samples, and with
+    `probabilities` they have the probabilities of all classes.
     """
     communicator.activity.enter("evaluating")
     work.load(vectors)
     figures: list[Figures] = []
     size = BLOCKS * work.network.block
     for start in range(0, work.longest, size):
-        figures += pool.map(work, work.shards, slice(start, start + size), tta, predictions)
+        figures += pool.map(work, work.shards, slice(start, start + size), tta, predictions, probabilities)
         for signal_name in communicator.allgather(interruption.signal_name):
             if signal_name is not None:
                 raise AskedToEndError(signal_name)

@@ -44,16 +44,17 @@ def evaluate_checkpoint(
     tta: str = "none",
     portable: bool = False,
     predictions: bool = False,
+    probabilities: bool = False,
     split: str = "test",
     note: Callable[[str], None] = lambda line: None,
 ) -> CheckpointEvaluation:
     """Evaluate a checkpoint (read from `path`) on any data set of the image shape and classes it was trained for.
 
     Its averages of parameters and buffers are evaluated, if it has them. Images are normalised with its mean and
-    deviation. `model` replaces its architecture; `tta` is the test-time augmentation; `threads` 0 is this rank's share
-    of the cores; `portable` requires OpenBLAS's Haswell kernels; `predictions` asks for those of each sample; `split`
-    is one of the data set; rank 0 passes lines for the user to `note`. Either all ranks fail with a DptrainError, or
-    none.
+    deviation. `model` replaces its architecture. `tta` is the test-time augmentation. `threads` 0 is this rank's share
+    of the cores. `portable` requires OpenBLAS's Haswell kernels. `predictions` asks for the prediction for each sample,
+    `probabilities` for the probabilities of all classes, too. `split` is one of the data set. Rank 0 passes lines for
+    the user to `note`. Either all ranks fail with a DptrainError, or none.
     """
     origin = checkpoint.origin
     with together(communicator):
@@ -92,7 +93,9 @@ def evaluate_checkpoint(
             note(f"{shown(path)} is of a run with --portable; without it here, the loss may differ in its last digits")
     change = model_change(path, origin, trained.model, source, output, task.environment)
     with closing(make_pool(min(task.threads, len(tests)), [evaluation], communicator)) as pool:
-        found = evaluate(evaluation, vectors, pool, communicator, tta=tta, predictions=predictions)
+        found = evaluate(
+            evaluation, vectors, pool, communicator, tta=tta, predictions=predictions, probabilities=probabilities
+        )
     return CheckpointEvaluation(
         **vars(found),
         changed_model_files=changed_files(origin, trained.model, source),

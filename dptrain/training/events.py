@@ -84,6 +84,12 @@ class CheckpointSaved(NamedTuple):
     step: int
 
 
+class CheckpointStarted(NamedTuple):
+    """The checkpoint of `step` is being written: it will be on the disk, also if an error ends the run now."""
+
+    step: int
+
+
 class EvaluationStarted(NamedTuple):
     step: int
     epoch: int
@@ -148,6 +154,7 @@ Event = (
     | RanksLost
     | StepFinished
     | MetricLogged
+    | CheckpointStarted
     | CheckpointSaved
     | EvaluationStarted
     | EvaluationFinished

@@ -185,10 +185,11 @@ def evaluate_state(run: Run, interruption: Interruption) -> Evaluation:
         parts = evaluated(state.vectors), session.pool, communicator, interruption
         may_be_last = state.step == session.last_step or run.config.early_stop > 0
         predictions = run.all_predictions or (run.config.report and may_be_last)
-        evaluation = evaluate(session.evaluation, *parts, predictions=predictions)
+        every = run.all_predictions
+        evaluation = evaluate(session.evaluation, *parts, predictions=predictions, probabilities=every)
         validation = None
         if session.validation is not None:
-            validation = evaluate(session.validation, *parts, predictions=run.all_predictions)
+            validation = evaluate(session.validation, *parts, predictions=every, probabilities=every)
     for split, found in (("test", evaluation), ("validation", validation)):
         if found is not None and not math.isfinite(found.loss):
             error = TrainingError(

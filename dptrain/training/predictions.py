@@ -21,13 +21,15 @@ class Predictions:
 
     index          int64 (N,), the sample's number in its source
     labels         int64 (N,), its class
-    classes        int64 (N,), the class with the largest logit, the first of several
-    probabilities  float32 (N,), the softmax probability of that class
+    predicted      int64 (N,), the class with the largest logit, the first of several
+    confidence     float32 (N,), the softmax probability of that class
+    probabilities  float32 (N, K), those of all classes, or (N, 0) unless they were asked for: they may need much memory
     """
 
     index: NDArray[np.int64]
     labels: NDArray[np.int64]
-    classes: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: Array
     probabilities: Array
 
     def __len__(self) -> int:
@@ -35,7 +37,7 @@ class Predictions:
 
     @property
     def correct(self) -> int:
-        return int((self.labels == self.classes).sum())
+        return int((self.labels == self.predicted).sum())
 
     @property
     def accuracy(self) -> float:
@@ -47,20 +49,20 @@ class Predictions:
 
     def confusion(self, classes: int) -> NDArray[np.int64]:
         """Samples by true class (row) and predicted class (column), int64 (K, K) for K classes."""
-        pairs = self.labels * classes + self.classes
+        pairs = self.labels * classes + self.predicted
         return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
     def mistakes(self, most: int) -> Predictions:
         """The wrong predictions with the highest probabilities, at most `most`, from the highest on."""
-        wrong = np.flatnonzero(self.labels != self.classes)
-        return self.rows(wrong[np.argsort(-self.probabilities[wrong], kind="stable")[:most]])
+        wrong = np.flatnonzero(self.labels != self.predicted)
+        return self.rows(wrong[np.argsort(-self.confidence[wrong], kind="stable")[:most]])
 
     def to_csv(self, names: Sequence[str]) -> str:
         """CSV with the `COLUMNS` and one line a sample; `names` are those of the classes."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
-        values = zip(self.index.tolist(), self.labels.tolist(), self.classes.tolist(), self.probabilities, strict=True)
+        values = zip(self.index.tolist(), self.labels.tolist(), self.predicted.tolist(), self.confidence, strict=True)
         writer.writerows([index, names[label], names[found], str(share)] for index, label, found, share in values)
         return text.getvalue()
 

@@ -23,7 +23,7 @@ from dptrain.system.durable import write_durably
 from dptrain.system.text import shown
 from dptrain.training.agreement import agree_on, check_replicas, without_paths
 from dptrain.training.architecture import Architecture
-from dptrain.training.events import CheckpointSaved, RanksLost, RunStarted
+from dptrain.training.events import CheckpointSaved, CheckpointStarted, RanksLost, RunStarted
 from dptrain.training.finetune import read_initial_values
 from dptrain.training.finite import check_finite
 from dptrain.training.initial import first_state
@@ -43,7 +43,7 @@ class Run:
     checkpoint that is written or being written. `lost` are the ranks that have died since the last step.
 
     `architecture` is given where it is a function in Python, not one that `config.model` names. With `all_predictions`
-    each evaluation has the prediction for each sample.
+    each evaluation has the prediction for each sample, with the probabilities of all classes.
     """
 
     session: Session
@@ -237,6 +237,7 @@ class Run:
             if self.writer is not None:
                 communicator.activity.enter("writing a checkpoint")  # the one before, if it is not finished yet
                 self.writer.submit(self.state, communicator.recorder)
+        self.report.emit(CheckpointStarted(self.saved_step))
 
     def wait_until_saved(self) -> None:
         """On all ranks: wait for the last checkpoint; CheckpointError if it cannot be written."""

@@ -12,7 +12,8 @@ import pytest
 from api_runs import Trained, build
 from mpi_runs import mpirun, own_mpi
 
-from dptrain import Callback, Run, Training, train
+from dptrain import Callback, DataSet, Run, Training, pack, train
+from dptrain.errors import UsageError
 from dptrain.training.events import EvaluationFinished, RunFinished, StepFinished
 from dptrain.training.predictions import Predictions
 
@@ -40,7 +41,7 @@ class Recorder(Callback):
 
     def _record(self, name: str, training: Training) -> None:
         self.calls.append(name)
-        self.parameters.append(training.parameters())
+        self.parameters.append(training.parameters)
 
 
 def test_callbacks_are_called_in_the_order_of_the_run(trained: Trained) -> None:
@@ -59,7 +60,7 @@ def test_metrics_are_functions_of_the_predictions_of_all_samples(trained: Traine
 
     def accuracy(predictions: Predictions) -> float:
         seen.append(predictions)
-        return float((predictions.labels == predictions.classes).mean())
+        return float((predictions.labels == predictions.predicted).mean())
 
     run = trained(metrics={"my accuracy": accuracy})
     assert [line["value"] for line in run.metrics] == [line["test_accuracy"] for line in run.epochs]
@@ -79,8 +80,6 @@ def test_a_metric_and_the_useful_commands_are_printed(trained: Trained, capfd: p
 
 
 def test_metrics_use_the_validation_split_if_there_is_one(api_data: Path, tmp_path: Path) -> None:
-    from dptrain import DataSet, pack
-
     images, labels = DataSet(api_data).arrays()
     data = pack((images, labels), tmp_path / "set", layout="channels_first", shards=4, validation_fraction=0.3)
     sizes: list[int] = []
@@ -120,19 +119,42 @@ def test_a_stop_after_a_step_is_evaluated_and_saved(trained: Trained) -> None:
     assert "Confusion matrix: a row is a true class" in (run.folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_an_error_in_a_callback_ends_the_run_with_its_traceback(trained: Trained) -> None:
+def test_an_error_in_a_callback_ends_the_run_and_loses_no_epoch(trained: Trained, tmp_path: Path) -> None:
+    closed: list[str] = []
+
     class Fails(Callback):
         def on_evaluation(self, training: Training, evaluation: EvaluationFinished) -> None:
             raise ZeroDivisionError("in a callback")
 
+        def close(self) -> None:
+            closed.append("closed")
+
     with pytest.raises(ZeroDivisionError, match="in a callback"):
         trained(callbacks=[Fails()])
+    assert closed == ["closed"]
+    assert Run(tmp_path / "run", model=build).load().step == 7
     assert trained().result["epoch"] == 2  # the folder is free, and the run can be resumed
+
+
+def test_metrics_that_are_no_numbers_are_null_or_refused(trained: Trained, tmp_path: Path) -> None:
+    run = trained(metrics={"ratio": lambda predictions: float("nan"), "odd\nname": lambda predictions: np.float32(1)})
+    assert {line["name"]: line["value"] for line in run.metrics} == {"ratio": None, "odd\nname": 1.0}
+    for metrics in ({"a": lambda predictions: None}, {5: len}, {"": len}):
+        with pytest.raises(UsageError, match="expected a number with a name"):
+            trained(metrics=metrics, run_dir=tmp_path / "other")
+
+
+def test_a_metric_gets_the_probabilities_of_all_classes(trained: Trained, api_data: Path) -> None:
+    seen: list[Predictions] = []
+    run = trained(metrics={"n": lambda predictions: len(seen.append(predictions) or predictions)})  # type: ignore[func-returns-value]
+    images, _ = DataSet(api_data).arrays("test")
+    np.testing.assert_allclose(seen[-1].probabilities, run.load().probabilities(images), atol=1e-6)
 
 
 PROGRAM = """
 import json, sys
-from dptrain import Callback, load, train
+import numpy as np
+from dptrain import Callback, load, pack, train
 from dptrain.nn import Conv2d, Flatten, Linear, MaxPool2d, ReLU
 sys.path.insert(0, sys.argv[3])
 from api_runs import build
@@ -146,8 +168,13 @@ class Ends(Callback):
             training.stop()
 
 
-run = train(sys.argv[1], model=build, epochs=5, batch_size=16, run_dir=sys.argv[2], callbacks=[Ends()], output="none",
-            report=False, metrics={"samples": len})
+from dptrain.parallel.mpi import launched_rank
+
+packed = pack((np.zeros((40, 6, 7), np.uint8), np.arange(40) % 4), sys.argv[2] + "-set", shards=2)  # by rank 0 alone
+assert len(packed.arrays("test")[1]) == 8
+first = launched_rank() in (None, 0)
+run = train(sys.argv[1], model=build, epochs=5, batch_size=16, run_dir=sys.argv[2], output="none", report=False,
+            callbacks=[Ends()] if first else [], metrics={"samples": len} if first else None)
 evaluation = load(sys.argv[2], model=build).evaluate(sys.argv[1], predictions=True)
 print(json.dumps([run.result["step"], run.result["params_sha256"], run.metrics[-1]["value"], evaluation.loss]))
 """

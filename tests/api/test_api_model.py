@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +59,13 @@ def test_an_evaluation_agrees_with_the_command(run: Run, api_data: Path, tmp_pat
     assert found.predictions is not None
     assert found.predictions.confusion(5).sum() == found.samples == 101
     assert found.predictions.correct == found.correct
+    images, labels = DataSet(api_data).arrays("train")
+    expected = run.load().probabilities(images)
+    np.testing.assert_allclose(found.predictions.probabilities, expected, atol=1e-6)
+    np.testing.assert_array_equal(found.predictions.confidence, found.predictions.probabilities.max(axis=1))
+    np.testing.assert_array_equal(found.predictions.labels, labels)
+    with pytest.raises(UsageError, match=r"--tta 'mirrors': did you mean .mirror"):
+        run.load().evaluate(api_data, tta="mirrors")  # type: ignore[arg-type]
     assert run.load().evaluate(DataSet(api_data)).accuracy == run.result["test_accuracy"]
     with pytest.raises(UsageError, match="has the splits train, test"):
         run.load().evaluate(api_data, "validation")
@@ -76,10 +86,28 @@ def test_pictures_are_scaled_as_in_packing(run: Run, tmp_path: Path) -> None:
         model.predict([tmp_path / "a.png", str(tmp_path / "b.png")])
     with pytest.raises(DataError, match=r"missing\.png: cannot be read: No such file"):
         model.predict([tmp_path / "missing.png"])
-    with pytest.raises(UsageError, match="expected a list of them"):
-        model.predict(str(tmp_path / "a.png"))
+    for wrong in (str(tmp_path / "a.png"), [picture, picture], [None]):
+        with pytest.raises(UsageError, match="expected an array of images or a list of paths"):
+            model.predict(wrong)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"for one image pass image\[None\]"):
+        model.predict(picture[None])
     with pytest.raises(DataError, match=r"float64 \(1, 1, 6, 7\), expected uint8 \(n, 1, 6, 7\)"):
         model.predict(picture[None, None] / 255)  # type: ignore[arg-type]
+
+
+def test_several_threads_may_use_a_model(run: Run) -> None:
+    model = run.load()
+    images = np.random.default_rng(0).integers(0, 256, (24, 100, 1, 6, 7), dtype=np.uint8)
+    expected = [model.probabilities(some) for some in images]
+    with ThreadPoolExecutor(4) as threads:
+        for found, right in zip(threads.map(model.probabilities, images), expected, strict=True):
+            np.testing.assert_array_equal(found, right)
+
+
+def test_a_copy_of_a_model_predicts_the_same(run: Run, api_data: Path) -> None:
+    images, _ = DataSet(api_data).arrays("test")
+    for copied in (copy.deepcopy(run.load()), pickle.loads(pickle.dumps(run.load()))):
+        np.testing.assert_array_equal(copied.probabilities(images), run.load().probabilities(images))
 
 
 def test_the_network_that_comes_with_dptrain_is_loaded_without_a_path() -> None:

@@ -65,7 +65,11 @@ def test_wrong_arguments_are_explained_and_leave_no_folder(tmp_path: Path) -> No
         ((images(6, 7) / 255, LABELS), {}, DataError, "float64.*expected uint8"),
         ((images(6, 7), LABELS[:3]), {}, DataError, r"shape \(3,\)"),
         (pair, {"classes": ["a"]}, DataError, "for 1 classes"),
-        ("shapes", {"classes": ["a"]}, UsageError, "are for arrays"),
+        ("shapes", {"classes": ["a"]}, UsageError, "--classes"),
+        ("shapes", {"test": pair}, UsageError, "are for a pair of arrays"),
+        (images(6, 7), {}, UsageError, "expected a pair: images and labels"),
+        (pair, {"json": True}, UsageError, "json is an argument of the command line"),
+        ((images(6, 7)[:3], [0, 1, 2]), {}, DataError, "."),
         ("verify", {}, UsageError, "no source of images"),
         (tmp_path / "missing.npz", {}, UsageError, "no such file"),
     ]

@@ -11,11 +11,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from api_runs import Times, Trained, build, build_times
 from command_runs import dptrain_here
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from dptrain import Callback, DataSet, Run, Training, compare, train
+from dptrain.api.process import one_blas_thread
 from dptrain.errors import CheckpointError, ModelError, PreemptedError, UsageError
 from dptrain.training.events import StepFinished
 
@@ -165,11 +168,66 @@ def test_wrong_arguments_are_explained(trained: Trained, api_data: Path) -> None
         trained(epochs="three")
     with pytest.raises(UsageError, match="output is 'loud', expected 'text'"):
         trained(output="loud")
-    with pytest.raises(UsageError, match="expected objects of a class that extends"):
-        trained(callbacks=[print])
+    for wrong in ([print], Callback(), None):
+        with pytest.raises(UsageError, match="expected a list of objects whose class extends Callback"):
+            trained(callbacks=wrong)
+    for metrics in ([len], {"a": 3}):
+        with pytest.raises(UsageError, match=r"expected functions by name: \{name: function\}"):
+            trained(metrics=metrics)
+    with pytest.raises(UsageError, match="model: found None, expected a name"):
+        trained(model=None)
+    with pytest.raises(UsageError, match="expected the folder of a packed data set"):
+        train((1, 2))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="expected a list of runs"):
+        compare([])
     with pytest.raises(ModelError, match=r"build\(\) got an unexpected keyword argument 'depth'"):
         trained(model_options={"depth": 3})
     assert not (api_data.parent / "run").exists()
+
+
+def test_numbers_of_numpy_paths_and_lists_are_values(trained: Trained, tmp_path: Path) -> None:
+    values = {"lr": np.logspace(-2, -1, 2)[0], "epochs": np.int64(1), "flip": np.True_}
+    run = trained(**values, model_options={"width": np.int32(3)}, freeze=["conv1", "linear1.bias"])
+    assert (run.config["lr"], run.config["epochs"], run.config["flip"]) == (0.01, 1, True)
+    assert (run.config["model_options"], run.config["freeze"]) == ({"width": 3}, "conv1,linear1.bias")
+    other = trained(init_from=run, run_dir=tmp_path / "other", epochs=1, model_options={"width": 3})
+    assert other.config["init_from"] == str(run.folder)
+
+
+def test_the_working_directory_may_change_during_a_run(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Moves(Callback):
+        def on_start(self, training: Training) -> None:
+            monkeypatch.chdir("/")
+
+    run = trained(run_dir="relative", callbacks=[Moves()])
+    assert run.folder == tmp_path / "relative"
+    assert run.load().step == 14
+
+
+def test_a_limit_of_threads_ends_with_the_last_of_several_users() -> None:
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        outer, inner = threading.Event(), threading.Event()
+
+        def other() -> None:
+            with one_blas_thread:
+                inner.set()
+                outer.wait()
+
+        with one_blas_thread:
+            thread = threading.Thread(target=other)
+            thread.start()
+            inner.wait()
+        assert threads() == {1}
+        outer.set()
+        thread.join()
+        assert threads() == {2}
 
 
 def test_recipes_files_and_short_flags_are_as_on_the_command_line(trained: Trained, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_folder_is_claimed_when_its_holder_ends_in_time(folder: RunFolder) -> 
 def test_a_claimed_folder_is_refused_to_others_until_it_is_closed(folder: RunFolder) -> None:
     """The lock belongs to the open file, so a second RunFolder stands for a second process."""
     other = RunFolder(folder.path)
-    with pytest.raises(UsageError, match="another process trains in this folder"):
+    with pytest.raises(UsageError, match="another run writes to this folder"):
         other.claim()
     folder.close()
     other.claim()

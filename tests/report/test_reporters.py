@@ -83,7 +83,7 @@ def test_only_the_reporters_of_rank_0_receive_events(data: Path, tmp_path: Path)
 
     on_ranks(2, program)
     kinds = [type(event).__name__ for event in reporters[0].events if not isinstance(event, CheckpointSaved)]
-    epoch = ["StepFinished"] * STEPS_PER_EPOCH + ["EvaluationStarted", "EvaluationFinished"]
+    epoch = ["StepFinished"] * STEPS_PER_EPOCH + ["EvaluationStarted", "EvaluationFinished", "CheckpointStarted"]
     assert kinds == ["RunStarted", *epoch, *epoch, "RunFinished"]
     assert reporters[1].events == []
 

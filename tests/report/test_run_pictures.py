@@ -45,7 +45,7 @@ def test_the_confusion_matrix_is_that_of_the_last_checkpoint(data: Path, event: 
     evaluation = evaluate_checkpoint(read_checkpoint(checkpoint), checkpoint, data, Communicator(), predictions=True)
     assert evaluation.predictions is not None
     matrix = np.zeros((5, 5), np.int64)
-    np.add.at(matrix, (evaluation.predictions.labels, evaluation.predictions.classes), 1)
+    np.add.at(matrix, (evaluation.predictions.labels, evaluation.predictions.predicted), 1)
     expected = confusion_picture(matrix, read_manifest(data).classes)
     assert np.array_equal(pictures(event)["test/confusion"], expected)
 
@@ -55,8 +55,8 @@ def test_the_mistakes_are_images_of_the_test_split_most_confident_first(data: Pa
     assert predictions is not None
     shards = [read_shard(data, read_manifest(data), "test", shard) for shard in range(4)]
     images = {int(number): image for one in shards for number, image in zip(one.index, one.images, strict=True)}
-    wrong = [row for row in range(37) if predictions.labels[row] != predictions.classes[row]]
-    wrong.sort(key=lambda row: -predictions.probabilities[row])
+    wrong = [row for row in range(37) if predictions.labels[row] != predictions.predicted[row]]
+    wrong.sort(key=lambda row: -predictions.confidence[row])
     assert len(wrong) > 12
     expected = [images[int(predictions.index[row])].transpose(1, 2, 0).tobytes() for row in wrong[:24]]
     assert tiles(pictures(event)["test/mistakes"], 56, 96 + 3 * 18 + 8, 136 + 8, 96, 12) == expected
@@ -79,7 +79,7 @@ def test_a_network_without_convolution_has_no_picture_of_filters(data: Path, tmp
 
 def test_a_network_without_mistakes_has_no_picture_of_them(event: RunFinished) -> None:
     assert event.predictions is not None
-    right = event.predictions.rows(np.flatnonzero(event.predictions.labels == event.predictions.classes))
+    right = event.predictions.rows(np.flatnonzero(event.predictions.labels == event.predictions.predicted))
     assert set(pictures(event._replace(predictions=right))) == {"test/confusion", "network/first_filters"}
 
 

@@ -66,8 +66,8 @@ def test_predictions_equal_those_of_a_plain_loop_in_float64(trained: tuple[Path,
     assert found.index.tolist() == sorted(expected)
     for row, index in enumerate(found.index.tolist()):
         label, predicted, share = expected[index]
-        assert (found.labels[row], found.classes[row]) == (label, predicted)
-        assert found.probabilities[row] == pytest.approx(share, rel=1e-5)
+        assert (found.labels[row], found.predicted[row]) == (label, predicted)
+        assert found.confidence[row] == pytest.approx(share, rel=1e-5)
 
 
 @quick_first(("ranks", "threads"), [(1, 3), (2, 1), (3, 2)])
@@ -75,7 +75,7 @@ def test_ranks_and_threads_do_not_change_a_bit(ranks: int, threads: int, trained
     alone = predictions_of(trained, Communicator())
     for found in on_ranks(ranks, partial(predictions_of, trained, threads=threads)):
         assert found.to_csv(NAMES) == alone.to_csv(NAMES)
-        assert found.probabilities.tobytes() == alone.probabilities.tobytes()
+        assert found.confidence.tobytes() == alone.confidence.tobytes()
 
 
 def test_an_evaluation_has_predictions_only_if_it_is_asked_and_the_same_figures(trained: tuple[Path, Path]) -> None:
@@ -96,6 +96,7 @@ PREDICTIONS = Predictions(
     np.array([2, 0, 1, 1, 0]),
     np.array([2, 1, 0, 1, 1]),
     np.array([0.9, 0.5, 0.75, 1, 0.5], np.float32),
+    np.zeros((5, 0), np.float32),
 )
 
 
@@ -114,4 +115,4 @@ def test_csv_is_read_back_also_with_names_that_need_quotes() -> None:
     rows = list(csv.reader(io.StringIO(PREDICTIONS.to_csv(names))))
     assert rows[0] == ["index", "class", "predicted", "probability"]
     assert rows[3] == ["4", "dog,", 'a "cat", big', "0.75"]
-    assert [np.float32(row[3]) for row in rows[1:]] == PREDICTIONS.probabilities.tolist()
+    assert [np.float32(row[3]) for row in rows[1:]] == PREDICTIONS.confidence.tolist()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from dptrain.data.augmentation import TTA
 from dptrain.data.transforms.transform import Images
 from dptrain.errors import UsageError
+from dptrain.system.suggestions import did_you_mean
+from dptrain.system.text import shown
 
 
 def views(images: Images, tta: str) -> list[tuple[float, Images]]:
@@ -26,7 +29,9 @@ def views(images: Images, tta: str) -> list[tuple[float, Images]]:
 
 
 def check_views(tta: str, image_shape: tuple[int, int, int]) -> None:
-    """UsageError when images (C, H, W) are too small for test-time augmentation."""
+    """UsageError for an unknown test-time augmentation, or images (C, H, W) that are too small for it."""
+    if tta not in TTA:
+        raise UsageError(f"--tta {shown(repr(tta), 60)}: {did_you_mean(str(tta), TTA)}")
     _, height, width = image_shape
     if tta == "mirror-translate" and min(height, width) < 2:
         raise UsageError(f"--tta {tta} needs images of at least 2 x 2 pixels, these are {height} x {width}")

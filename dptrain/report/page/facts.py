@@ -181,7 +181,7 @@ def _mistakes(facts: RunFacts, data: Path) -> list[Mistake]:
     chosen = facts.predictions.mistakes(MISTAKES)
     numbers = chosen.index.tolist()
     images = images_of_test_split(data, facts.manifest, numbers)
-    rows = zip(numbers, chosen.labels.tolist(), chosen.classes.tolist(), chosen.probabilities.tolist(), strict=True)
+    rows = zip(numbers, chosen.labels.tolist(), chosen.predicted.tolist(), chosen.confidence.tolist(), strict=True)
     return [Mistake(*row, sample_picture(images[row[0]])) for row in rows if row[0] in images]
 
 

@@ -170,7 +170,7 @@ def test_matrix_precision_and_recall_are_those_of_the_evaluation(
     predictions = evaluation.predictions
     assert predictions is not None
     for number, row in enumerate(classes.table("Precision and recall by class")[1:]):
-        found, true = predictions.classes == number, predictions.labels == number
+        found, true = predictions.predicted == number, predictions.labels == number
         right = int((found & true).sum())
         assert row[1] == (f"{100 * right / found.sum():.1f} %" if found.any() else "-")
         assert row[2:] == [f"{100 * right / true.sum():.1f} %", str(true.sum())]
@@ -201,7 +201,7 @@ def test_mistakes_are_the_images_of_the_test_split(page: Element, evaluation: Ch
     expected = evaluation.predictions.mistakes(24)
     items = section(page, "mistakes").all("li")
     assert len(items) == len(expected) > 3
-    for item, index, probability in zip(items, expected.index.tolist(), expected.probabilities, strict=True):
+    for item, index, probability in zip(items, expected.index.tolist(), expected.confidence, strict=True):
         label = HOSTILE[int(original.labels[index])]
         assert f"{100 * probability:.1f} %" in item.text
         assert f"true: {label}" in item.text
