@@ -181,7 +181,6 @@ print(json.dumps([run.result["step"], run.result["params_sha256"], run.metrics[-
 
 
 @pytest.mark.mpi
-@pytest.mark.quick
 def test_all_ranks_of_a_program_stop_together_with_the_same_bits(api_data: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)

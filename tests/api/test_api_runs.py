@@ -59,6 +59,7 @@ print(json.dumps([before, seen[0], threads(), run.result["params_sha256"]]))
 """
 
 
+@pytest.mark.slow
 def test_blas_threads_are_limited_during_the_run_and_given_back(api_data: Path, tmp_path: Path) -> None:
     """The bits are those of a process that has limited them before NumPy was imported."""
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
@@ -106,6 +107,7 @@ def test_a_changed_function_is_found_when_the_run_is_resumed(
         trained(model=build_times, run_dir=tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_interrupts_raise_at_once_and_leave_no_process(api_data: Path, tmp_path: Path) -> None:
     program = (
         "import sys\nfrom dptrain import Callback, train\n"
@@ -274,6 +276,7 @@ def test_the_report_of_a_function_has_its_predictions(trained: Trained, tmp_path
     assert "other" in compare([run, other], tmp_path / "both.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_best_checkpoints_are_kept(trained: Trained) -> None:
     run = trained(epochs=9, keep_best=3, report=False)
     accuracies = {line["step"]: line["test_accuracy"] for line in run.epochs}

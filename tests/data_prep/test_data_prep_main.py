@@ -43,6 +43,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> subproces
     return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_shapes_are_packed_verified_and_described(tmp_path: Path) -> None:
     out = tmp_path / "shapes"
     packed = run_data_prep("shapes", out, *SMALL)

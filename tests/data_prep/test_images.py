@@ -226,6 +226,7 @@ def test_packing_checks_names_and_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @quick_first("name", ["a", "d\0g", "d\udcffg"])
 def test_training_on_a_data_set_with_invalid_names_is_refused_at_the_start(name: str, tmp_path: Path) -> None:
     """Found in the field: training failed at its first checkpoint; `eval` left out one of two classes of one name."""

@@ -82,6 +82,7 @@ def test_ranks_and_threads_do_not_change_a_bit(
     assert run(data, tmp_path / "run", ranks, threads=threads) == undisturbed
 
 
+@pytest.mark.slow
 @quick_first("step", [3, LAST_STEP // 2, LAST_STEP - 2])
 def test_a_resume_on_other_ranks_does_not_change_a_bit(step: int, data: Path, undisturbed: str, tmp_path: Path) -> None:
     run(data, tmp_path / "run", 2, max_steps=step)

@@ -58,6 +58,7 @@ def test_udp_between_hosts_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {(one.result, one.found) for one in found} == {(OK, "UDP works between 3 hosts")}
 
 
+@pytest.mark.slow
 def test_a_host_that_no_datagram_reaches_is_reported_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     found = between(["a", "b", "b"], {"a": ["127.0.0.1"], "b": []}, monkeypatch)
     assert {(one.result, one.found) for one in found} == {(WARNING, "no UDP datagram arrives from a to b")}

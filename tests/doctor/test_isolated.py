@@ -50,7 +50,11 @@ def test_what_a_library_prints_does_not_disturb_the_answers() -> None:
 
 @pytest.mark.parametrize(
     ("what", "words"),
-    [("raise", "status 1: a library prints on standard output"), ("exit", "status 3"), ("hang", "not end within 2 s")],
+    [
+        ("raise", "status 1: a library prints on standard output"),
+        ("exit", "status 3"),
+        pytest.param("hang", "not end within 2 s", marks=pytest.mark.slow),
+    ],
 )
 def test_answers_before_the_end_are_kept(what: str, words: str) -> None:
     with pytest.raises(EndedEarlyError, match=words) as caught:

@@ -57,6 +57,7 @@ def test_a_process_of_another_job_is_not_killed() -> None:
         other.kill()
 
 
+@pytest.mark.slow
 def test_a_process_that_executes_a_program_at_this_moment_is_found(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_text('#!/bin/sh\nexec "$0"\n')

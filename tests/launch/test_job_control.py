@@ -106,6 +106,7 @@ def test_nothing_is_left_of_a_stopped_job_whose_launcher_is_killed(fake_mpirun: 
             os.kill(rank, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_stop_in_an_orphaned_process_group_has_no_effect(fake_mpirun: Callable[..., str]) -> None:
     """Nobody could continue it: the kernel ignores such a stop, under `setsid` or a batch system."""
     process = start_launch("-n", "2", "--mpirun", fake_mpirun(OPEN_MPI, RANKS), "--", "train", "data")

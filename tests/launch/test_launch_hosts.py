@@ -83,6 +83,7 @@ def words_of(fake_mpirun: Callable[..., str], *arguments: str, **variables: str)
     return shlex.split(only_line(done.stdout))
 
 
+@pytest.mark.slow
 def test_the_number_of_ranks_follows_from_the_hosts(fake_mpirun: Callable[..., str], tmp_path: Path) -> None:
     words = words_of(fake_mpirun, "--hosts", "a:2,b:3")
     assert words[words.index("--host") :][:2] == ["--host", "a:2,b:3"]

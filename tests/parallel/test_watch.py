@@ -187,6 +187,7 @@ def test_a_single_process_opens_no_socket_and_reports_a_stall_but_never_ends() -
     assert ends == []
 
 
+@pytest.mark.slow
 def test_lines_go_to_stderr_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     watch = Watch(Communicator(), limit=0.2, abort=0)
     time.sleep(0.5)

@@ -55,6 +55,7 @@ def train_command(data: Path, run_dir: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "dptrain", "train", *flags(data, run_dir), *more]
 
 
+@pytest.mark.slow
 @quick_first("variable", ["JPY_PARENT_PID", "COLAB_RELEASE_TAG"])
 def test_a_notebook_gets_one_line_an_epoch(data: Path, tmp_path: Path, variable: str) -> None:
     """Found in the field: a notebook gives commands a terminal, and saved each frame of the bar as a line."""

@@ -52,6 +52,7 @@ def shades(matrix: Matrix) -> NDArray[np.float64]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 10, 24, 25, 50, 51, 100, 1000])
 def test_the_shade_of_a_cell_is_that_of_its_share_of_the_true_class(classes: int) -> None:
     matrix = random_matrix(classes)
@@ -73,6 +74,7 @@ def luminance(color: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("right", [True, False])
 def test_the_number_of_a_cell_can_be_read_on_every_shade(right: bool) -> None:
     """WCAG 2 asks for a contrast of 4.5, which white and black both just reach on the shade in the middle."""
@@ -141,6 +143,7 @@ def positions(page: Picture, pictures: Sequence[Picture], factor: int) -> list[t
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "factor"), [((8, 9, 3), 10), ((8, 9), 10), ((3, 96, 3), 1), ((1, 1, 3), 96)])
 @pytest.mark.parametrize("captions", [True, False])
 def test_a_sheet_has_every_picture_in_order_and_enlarged(shape: tuple[int, ...], factor: int, captions: bool) -> None:
@@ -154,6 +157,7 @@ def test_a_sheet_has_every_picture_in_order_and_enlarged(shape: tuple[int, ...],
     assert [column for _, column in found[3:]] == [column for _, column in found[:2]]
 
 
+@pytest.mark.slow
 def test_a_caption_stands_below_its_picture() -> None:
     pictures = [np.random.default_rng(number).integers(0, 256, (8, 8), dtype=np.uint8) for number in range(3)]
     before, after = (

@@ -22,6 +22,8 @@ from dptrain.report.pictures import pictures
 from dptrain.report.tensorboard import TensorBoard
 from dptrain.training.events import EvaluationFinished, Event, StepFinished
 
+pytestmark = pytest.mark.slow  # tensorboardX imports PyTorch if it is installed
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

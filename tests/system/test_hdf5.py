@@ -7,6 +7,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from selection import examples
@@ -44,6 +45,7 @@ def test_an_hdf5_reader_finds_the_same_arrays(files: dict[str, Any], user_block:
             assert content[offsets[path] :][: array.nbytes] == array.tobytes()
 
 
+@pytest.mark.slow
 def test_hundreds_of_arrays_fit_into_a_group() -> None:
     arrays = {f"params/layer{number}.weight": np.full(3, number, np.float32) for number in range(1000)}
     body, offsets = plain_hdf5(arrays, {})

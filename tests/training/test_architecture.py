@@ -80,6 +80,7 @@ def test_a_users_network_trains_on_28x28_grey_images_unchanged(my_net: Path, tmp
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Path) -> None:
     data = packed(tmp_path / "grey", shape=(1, 28, 28), classes=7)
     _, memory = run(configuration(data, tmp_path / "run", epochs=8))

@@ -46,6 +46,7 @@ def test_transforms_give_the_same_bits_on_ranks_and_resumed(keys: dict[str, Any]
     assert end(data, tmp_path / "resumed", 2, **keys) == expected
 
 
+@pytest.mark.slow
 def test_every_transform_changes_the_bits(data: Path, tmp_path: Path) -> None:
     runs: list[dict[str, Any]] = [{}, *TRANSFORMS, EVERY, EVERY | {"seed": 1}]
     hashes = {end(data, tmp_path / str(number), 1, steps=2, **keys) for number, keys in enumerate(runs)}

@@ -107,6 +107,7 @@ def test_the_number_of_threads_does_not_change_a_bit_of_the_figures(threads: int
         assert evaluation_of(*trained, threads=threads, tta=tta) == evaluation_of(*trained, tta=tta)
 
 
+@pytest.mark.slow
 @quick_first("tta", ["mirror", "mirror-translate"])
 def test_a_run_reports_test_time_augmentation_in_addition_on_any_number_of_ranks(
     tta: str, trained: tuple[Path, Path], tmp_path: Path
@@ -141,6 +142,7 @@ def test_test_time_augmentation_uses_the_average_of_the_parameters(tmp_path: Pat
     assert evaluate_checkpoint(raw, path, data, Communicator(), threads=1, tta="mirror").loss != averaged.loss
 
 
+@pytest.mark.slow
 def test_train_and_eval_print_the_accuracy_with_test_time_augmentation(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return packed(tmp_path_factory.mktemp("timeline") / "set")
 
 
+@pytest.mark.slow
 @quick_first("threads", [1, 2])
 def test_a_run_of_one_process_records_its_layers_and_workers(data: Path, tmp_path: Path, threads: int) -> None:
     model = tmp_path / "net.py"

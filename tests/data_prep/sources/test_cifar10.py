@@ -442,6 +442,7 @@ print(most(large, 10_000) - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["binary", "pickled"])
 def test_a_batch_is_larger_than_the_memory_that_reading_needs(form: str, tmp_path: Path) -> None:
     """10,000 images as in the published archives, 30,000 KiB; the pickle is of Python 2, as theirs are."""

@@ -45,6 +45,7 @@ def refused(path: Path, *words: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_every_pixel_and_label_is_packed(path: Path) -> None:
     out = path.parent / "out"
     assert main([str(path), str(out), *NAMES, "--shards", "1"]) == 0
@@ -55,6 +56,7 @@ def test_every_pixel_and_label_is_packed(path: Path) -> None:
         assert np.array_equal(samples.labels, LABELS[samples.index])
 
 
+@pytest.mark.slow
 def test_missing_arrays_are_named(path: Path) -> None:
     assert "holds test/images, test/labels, train/images, train/labels; expected x_train" in refused(path)
     assert "expected a, b, c, d" in refused(path, "--arrays", "a,b,c,d")

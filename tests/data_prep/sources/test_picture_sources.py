@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_sets import read_source
+from launch_runs import wait_until
 from picture_files import encoded, pixels, write_pictures
 
 from data_prep.__main__ import main
@@ -270,12 +271,12 @@ def test_an_interrupt_does_not_wait_for_pictures_that_are_being_decoded(
         signal.pthread_kill(main, signal.SIGINT)
 
     monkeypatch.setattr(decoding, "decode", slow)
+    others = {*multiprocessing.active_children()}  # of earlier tests
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         read_images(write_pictures(tmp_path / "pets", CLASSES), "--processes", "2")
-    for worker in multiprocessing.active_children():
-        worker.join(10)
-        assert worker.exitcode == -signal.SIGKILL
+    workers = {*multiprocessing.active_children()} - others
+    wait_until(lambda: {worker.exitcode for worker in workers} <= {-signal.SIGKILL})
 
 
 def test_a_table_with_a_line_of_any_length_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
