@@ -8,6 +8,7 @@ DPTRAIN_PROGRESS.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from typing import TYPE_CHECKING
@@ -152,7 +153,7 @@ class Console:
         self.close()
         if run is None or pace is None:
             return
-        program = "dptrain" if shutil.which("dptrain") else "python -m dptrain"
+        program = "dptrain" if shutil.which("dptrain") else f"{shlex.quote(sys.executable)} -m dptrain"
         results = lines_of(result_rows(event, pace.elapsed, pace.steps, pace.rate()))
         offers = [f"  {line}" for line in lines_of(next_commands(run, program))]
         self._print("\n".join(["", *results, "", "next:", *offers]), escaped=True)

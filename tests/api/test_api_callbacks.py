@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -71,11 +73,14 @@ def test_metrics_are_functions_of_the_predictions_of_all_samples(trained: Traine
     assert len(seen[0]) == run.load().evaluate(api_data).samples
 
 
-def test_a_metric_and_the_useful_commands_are_printed(trained: Trained, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_and_the_useful_commands_are_printed(
+    trained: Trained, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")  # `dptrain` is not found, and `python` may be another one
     trained(metrics={"half": lambda predictions: 0.5}, output="text", epochs=1)
     out = capfd.readouterr().out
     assert "\nstep 7, half 0.5\n" in out
-    assert "inspect" in out
+    assert f"{shlex.quote(sys.executable)} -m dptrain inspect" in out
     assert "--model" not in out  # no command has the function
 
 
