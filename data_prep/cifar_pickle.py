@@ -1,7 +1,8 @@
 """The pickles in an archive of CIFAR. They may be hostile: nothing is imported, and NumPy does not read the arrays.
 
-A batch is a dictionary with an array of pixels, uint8 (n, C * H * W). As they were published, its bytes go from the
-file to the disk. Those of an array in Fortran order, or written by Python 3 with protocol 2, are in memory: one batch.
+A batch is a dictionary with an array of pixels, uint8 (n, C * H * W). In the published files, these bytes are copied
+from the archive to the disk. An array in Fortran order, or one that Python 3 wrote with protocol 2, is held in memory:
+one batch at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ OPCODES = (
 def read_dictionary(file: IO[bytes], size: int, images: int, spool: Spool) -> dict[bytes, Any]:
     """The dictionary of a pickle of `size` bytes; DataError for anything else.
 
-    The bytes of that many images, in the order of the images, are appended to the spool.
+    If an array in C order has exactly the bytes of that many images, they are appended to the spool, and the dictionary
+    has only the number of the first image.
     """
     try:
         value = _Unpickler(_Sized(file, size), images, spool).load()

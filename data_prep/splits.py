@@ -32,7 +32,7 @@ def add_test_fraction(parser: argparse.ArgumentParser) -> None:
 
 
 def check_no_split_is_there(given: Collection[str], options: argparse.Namespace) -> None:
-    """UsageError if a split is to be drawn that is one of the source's splits `given`."""
+    """UsageError if the options ask to draw a split that the source has already (`given`)."""
     for split in ("test", "validation"):
         if split in given and getattr(options, f"{split}_fraction") is not None:
             raise UsageError(f"--{split}-fraction: there is a {split} split already")

@@ -11,7 +11,7 @@ folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/callbacks")
 
 
 def macro_f1(predictions):
-    """The mean F1 score of the classes. The arrays `labels` and `predicted` have a number for each image."""
+    """The mean F1 score of the classes. The arrays `labels` and `predicted` hold a class number for each image."""
     scores = []
     for label in np.unique(predictions.labels):
         true, found = predictions.labels == label, predictions.predicted == label

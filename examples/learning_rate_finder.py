@@ -1,6 +1,7 @@
 """Choose a learning rate by short runs: python examples/learning_rate_finder.py [FOLDER]
 
-The validation split judges. The test split must not: a rate that is chosen on it makes the test accuracy too good.
+The rates are compared on the validation split. Do not choose on the test split: its accuracy would then be too
+optimistic.
 """
 
 import sys

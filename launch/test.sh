@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# From a fresh checkout to a verdict: sets up two environments, checks the code, runs every test.
+# From a fresh checkout to a verdict: sets up two environments, checks the code, runs the tests.
 #
 #     bash launch/test.sh [--quick] [flags of pytest]
 #

@@ -1,6 +1,6 @@
 """The readers of formats that others write, as functions of bytes. Each returns, or raises DptrainError.
 
-The first byte of an input chooses what the rest replaces in an otherwise valid set of files, so that an input reaches
+The first byte of an input selects a part of a valid set of files, which the other bytes replace. So an input reaches
 the reader behind checksums and compression.
 """
 

@@ -1,4 +1,4 @@
-"""What `launch/test.sh --quick` runs of tests with many cases."""
+"""Which cases `launch/test.sh --quick` runs of a test that has many."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def quick_first(
 
 
 def examples(count: int, *suppress: HealthCheck) -> settings:
-    """So many examples for a test with `given`, a fifth of them in the profile `quick`; no limit of time."""
+    """Settings of a test with `given`: `count` examples, a fifth of them in the profile `quick`; no time limit."""
     profile = settings()
     part = profile.max_examples / 100  # 100 are Hypothesis's default
     checks = [*profile.suppress_health_check, *suppress]

@@ -2,8 +2,8 @@
 
 A program calls `pack`, then `train`, then `load`. `compare` writes a page about several runs.
 
-Everything computes with one BLAS thread, and gives the earlier number of threads back at the end. No function handles
-signals unless it is asked to. Errors are subclasses of DptrainError, in dptrain.errors. Layers are in dptrain.nn.
+Each function computes with one BLAS thread, and restores the earlier number at the end. No function handles signals
+unless it is asked to. Errors are subclasses of DptrainError, in dptrain.errors. Layers are in dptrain.nn.
 """
 
 from dptrain.api.callbacks import Callback, Training

@@ -70,7 +70,7 @@ class Training:
         return self._run.session.take_step.layouts[vector].views(self._run.state.vectors[vector].copy())
 
     def log(self, name: str, value: float) -> None:
-        """Report a metric: it is printed, written to metrics.jsonl, and drawn by TensorBoard and MLflow.
+        """Report a metric: it is printed and written to metrics.jsonl, and with report_to to TensorBoard or MLflow.
 
         UsageError unless the name is text and the value a number.
         """

@@ -115,9 +115,9 @@ def pack(
     it is the name of a source, such as "cifar10" or "shapes". Or it is a pair of arrays: images uint8 (n, H, W),
     (n, H, W, C) or (n, C, H, W), and labels, integers (n,).
 
-    For arrays only: `test` and `validation` are more such pairs. Without `test`, a fifth of each class becomes the test
-    split. `classes` are the names of the classes in the order of the labels, also for a source with the flag --classes.
-    `name` is that of the data set.
+    `test` and `validation` are more such pairs, for arrays; for "shapes", `test` is a number of images. Without `test`,
+    a fifth of each class of the arrays becomes the test split. `classes` are the names of the classes in the order of
+    the labels, for arrays or a source with the flag --classes. `name` is the name of a data set of arrays.
 
     Options are the flags of `dptrain prep`, with _ for -: `shards`, `seed`, `limit`, `validation_fraction`, `force`,
     and those of the source, such as `size=(32, 32)`. For arrays these are `test_fraction` and `layout`.

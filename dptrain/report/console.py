@@ -7,10 +7,12 @@ DPTRAIN_PROGRESS.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dptrain
@@ -153,9 +155,8 @@ class Console:
         self.close()
         if run is None or pace is None:
             return
-        program = "dptrain" if shutil.which("dptrain") else f"{shlex.quote(sys.executable)} -m dptrain"
         results = lines_of(result_rows(event, pace.elapsed, pace.steps, pace.rate()))
-        offers = [f"  {line}" for line in lines_of(next_commands(run, program))]
+        offers = [f"  {line}" for line in lines_of(next_commands(run, this_program()))]
         self._print("\n".join(["", *results, "", "next:", *offers]), escaped=True)
 
     def _print(self, text: str, *, escaped: bool = False) -> None:
@@ -197,6 +198,16 @@ class Quiet:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def this_program() -> str:
+    """The words that start this program in the user's shell, where `python` may be another Python."""
+    if shutil.which("dptrain"):
+        return "dptrain"
+    python = sys.executable or "python"
+    with contextlib.suppress(OSError):  # the working directory may have been removed
+        python = python.removeprefix(f"{Path.cwd()}/")
+    return f"{shlex.quote(python)} -m dptrain"
 
 
 def lost_ranks(run: events.RunFacts, step: int, lost: list[int], seconds: float) -> str:

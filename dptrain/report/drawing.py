@@ -1,6 +1,6 @@
 """Draws the confusion matrix, and sheets of small pictures with captions, as pixels.
 
-Each picture is uint8 (H, W, 3) with a paper of its own, so that it can be read on a light and on a dark page.
+Each picture is uint8 (H, W, 3) with a background of its own, so that it can be read on a light and on a dark page.
 """
 
 from __future__ import annotations

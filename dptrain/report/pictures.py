@@ -1,4 +1,4 @@
-"""The pictures that reporters for other tools show: a name with its pixels, at the end of a run."""
+"""The pictures, by name, that reporters send to other tools at the end of a run."""
 
 from __future__ import annotations
 

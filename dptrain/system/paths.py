@@ -11,7 +11,7 @@ from dptrain.system.text import shown
 
 def absolute_path(path: str | os.PathLike[str]) -> Path:
     """A path that a program gives, with `~` expanded; it stays the same if the working directory changes later."""
-    return Path(typed_path(os.fspath(path))).absolute()
+    return Path(os.path.abspath(typed_path(os.fspath(path))))  # noqa: PTH100 - without .. but with symbolic links
 
 
 def typed_path(text: str) -> str:

@@ -74,8 +74,9 @@ def test_metrics_are_functions_of_the_predictions_of_all_samples(trained: Traine
 
 
 def test_a_metric_and_the_useful_commands_are_printed(
-    trained: Trained, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")  # `dptrain` is not found, and `python` may be another one
     trained(metrics={"half": lambda predictions: 0.5}, output="text", epochs=1)
     out = capfd.readouterr().out

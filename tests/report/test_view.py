@@ -119,8 +119,8 @@ def test_a_stopped_run_leaves_a_clean_screen_and_continues(data: Path, tmp_path:
 def test_ranks_of_the_launcher_share_its_terminal(data: Path, tmp_path: Path) -> None:
     words = command(data, tmp_path, 0.03, prints=True)[3:]
     launch = [sys.executable, "-m", "dptrain", "launch", "-n", "2", "--", *words]
-    with Terminal(launch, tmp_path, columns=90, rows=24) as terminal:
-        terminal.wait_for(lambda: len(terminal.line("epoch")) == 90)
+    with Terminal(launch, tmp_path, columns=200, rows=24) as terminal:
+        terminal.wait_for(lambda: len(terminal.line("epoch")) == 200)
         assert terminal.finish() == 0
         assert_clean(terminal)
         texts = [line for line in terminal.lines if re.fullmatch(r"text of \d+", line)]
