@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,14 +37,14 @@ Output = Literal["text", "quiet", "json", "none"]
 
 
 class Run:
-    """A run folder; DataError if it has no metrics.jsonl.
-
-    Figures are those of metrics.jsonl when the object was made.
-    """
+    """A run folder. Its figures are read from metrics.jsonl when one is first used; DataError if there is none."""
 
     def __init__(self, folder: PathLike, model: str | ModelFunction = "") -> None:
         self.folder, self._model = absolute_path(folder), model
-        self._history: History = read_history(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def _history(self) -> History:
+        return read_history(self.folder / "metrics.jsonl")
 
     def __fspath__(self) -> str:
         return str(self.folder)

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from dptrain import Callback, DataSet, Run, Training, compare, train
 from dptrain.api.process import one_blas_thread
-from dptrain.errors import CheckpointError, ModelError, PreemptedError, UsageError
+from dptrain.errors import CheckpointError, DataError, ModelError, PreemptedError, UsageError
 from dptrain.training.events import StepFinished
 
 
@@ -263,6 +263,8 @@ def test_a_run_folder_is_read_back(trained: Trained, api_data: Path, tmp_path: P
     assert run.load("best").step == best["step"]
     assert run.load().step == 14
     assert f"test accuracy {100 * run.result['test_accuracy']:.2f} %" in repr(run)
+    with pytest.raises(DataError, match="give the folder of a run"):
+        _ = Run(tmp_path / "missing").epochs
     with pytest.raises(UsageError, match="expected 'last' or 'best'"):
         run.load("first")  # type: ignore[arg-type]
 
