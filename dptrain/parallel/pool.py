@@ -32,7 +32,7 @@ import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace, out_of_memory
 from dptrain.errors import WorkerLostError
-from dptrain.health.recorder import NO_RECORDER, Recorder, Span
+from dptrain.health.recorder import NO_RECORDER, Recorder, Values
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
 from dptrain.system.cgroups import ROOT, cpu_limits
@@ -51,7 +51,7 @@ PATIENCE = 1e-3
 
 FORK = multiprocessing.get_context("fork")
 # The results of a block of shards up to the first error, the error, and what a worker's recorder has recorded.
-Answer = tuple[list[Any], BaseException | None, list[Span]]
+Answer = tuple[list[Any], BaseException | None, list[Values]]
 
 
 class ShardWork(ABC, Generic[Result]):
@@ -264,7 +264,7 @@ def _serve(
             for stream in (sys.stdout, sys.stderr):  # text that a user's layer has printed; nothing else flushes it
                 with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
                     stream.flush()
-            connection.send((results, None if error is None else _portable(error), recorder.take()))
+            connection.send((results, None if error is None else _portable(error), recorder.hand_over()))
     os._exit(0)  # without the cleanup of the parent's objects, of which this process has copies
 
 
