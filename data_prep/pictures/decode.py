@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -28,7 +29,10 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from dptrain.data.manifest import Fit
 from dptrain.errors import DataError
+from dptrain.system.files import read_bytes
 from dptrain.system.text import shown
+
+from .containers import LARGEST_FILE
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
@@ -62,6 +66,14 @@ def quiet_pillow() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def decode_file(file: Path | bytes, form: Form) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """`decode`, for the path of an image file or its content; DataError also if it cannot be read."""
+    try:
+        return decode(read_bytes(file, LARGEST_FILE) if isinstance(file, Path) else file, form)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}") from error
 
 
 def decode(content: bytes, form: Form) -> tuple[NDArray[np.uint8], tuple[int, int]]:

@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dptrain.errors import DataError
-from dptrain.system.files import read_bytes
 from dptrain.system.signals import end_with_parent, leave_signals_to_parent
 from dptrain.system.text import shown
 
 from ..spool import Spool
-from .containers import LARGEST_FILE
-from .decode import Form, decode, quiet_pillow
+from .decode import Form, decode_file, quiet_pillow
 
 AT_ONCE = 32  # pictures that a process decodes before it answers
 MOST_BYTES = 1 << 20  # of the files of a group, unless a single one is larger
@@ -115,11 +113,7 @@ def _decode_group(group: Group, spool: Spool, form: Form) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for number, content in group:
         try:
-            file = read_bytes(Path(content), LARGEST_FILE) if isinstance(content, str) else content
-            pixels, size = decode(file, form)
-        except OSError as error:
-            outcomes.append((number, f"cannot be read: {error.strerror}"))
-            continue
+            pixels, size = decode_file(Path(content) if isinstance(content, str) else content, form)
         except DataError as error:
             outcomes.append((number, str(error)))
             continue

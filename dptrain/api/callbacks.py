@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from dptrain.api.tensors import NamedTensors
 from dptrain.arrays.memory import Array
-from dptrain.checkpoint.state import BUFFERS, PARAMETERS
 from dptrain.errors import UsageError
 from dptrain.health.interruption import Interruption
 from dptrain.system.text import shown
@@ -25,8 +25,8 @@ from dptrain.training.run import Run
 Metric = Callable[[Predictions], float]
 
 
-class Training:
-    """The run that a callback belongs to, on rank 0."""
+class Training(NamedTensors):
+    """The run that a callback belongs to, on rank 0; its tensors are the current ones."""
 
     def __init__(self, run: Run, interruption: Interruption) -> None:
         self._run, self._interruption = run, interruption
@@ -55,16 +55,6 @@ class Training:
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the labels."""
         return self._run.session.manifest.classes
-
-    @property
-    def parameters(self) -> dict[str, Array]:
-        """Copies of the current parameters by name, such as "conv1.weight"."""
-        return self._copies(PARAMETERS)
-
-    @property
-    def buffers(self) -> dict[str, Array]:
-        """Copies of the current buffers by name, such as "norm1.mean"."""
-        return self._copies(BUFFERS)
 
     def _copies(self, vector: str) -> dict[str, Array]:
         return self._run.session.take_step.layouts[vector].views(self._run.state.vectors[vector].copy())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,16 +12,15 @@ from numpy.typing import NDArray
 
 from dptrain.api.packing import PathLike
 from dptrain.api.process import all_ranks, one_blas_thread
+from dptrain.api.tensors import NamedTensors
 from dptrain.arrays.memory import Array
 from dptrain.checkpoint.folder import open_checkpoint
-from dptrain.checkpoint.state import BUFFERS, PARAMETERS, evaluated
+from dptrain.checkpoint.state import PARAMETERS, evaluated
 from dptrain.config.files import parse_toml
-from dptrain.data_prep.pictures.decode import Form, decode, quiet_pillow
+from dptrain.data_prep.pictures.decode import Form, decode_file, quiet_pillow
 from dptrain.errors import DataError, UsageError
-from dptrain.export import FORMATS
+from dptrain.export import check_suffix, write
 from dptrain.nn.network import Network
-from dptrain.system.durable import write_durably
-from dptrain.system.files import read_bytes
 from dptrain.system.paths import absolute_path
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
@@ -56,7 +54,7 @@ def load(checkpoint: PathLike | None = None, model: str | ModelFunction = "") ->
     return Model(path, architecture_of(model))
 
 
-class Model:
+class Model(NamedTensors):
     """A trained network. It uses the averages of parameters and buffers, if the checkpoint has them.
 
     Several threads may use it. It can be pickled, if its function can be: the copy reads the checkpoint again.
@@ -109,16 +107,6 @@ class Model:
         """SHA-256 of the parameters, as `dptrain train` prints it."""
         return self._checkpoint.state.params_sha256
 
-    @property
-    def parameters(self) -> dict[str, Array]:
-        """Copies of the parameters by name, such as "conv1.weight": float32, (O, C, KH, KW) or (F, O)."""
-        return self._copies(PARAMETERS)
-
-    @property
-    def buffers(self) -> dict[str, Array]:
-        """Copies of the buffers by name, such as "norm1.mean"."""
-        return self._copies(BUFFERS)
-
     def _copies(self, vector: str) -> dict[str, Array]:
         values = evaluated(self._checkpoint.state.vectors)[vector]
         return self._checkpoint.layouts[vector].views(values.copy())
@@ -150,7 +138,10 @@ class Model:
         form = Form(self.image_shape, self._classifier.fit)
         with quiet_pillow():
             for number, path in enumerate(paths):
-                found[number] = _decoded(absolute_path(path), form)
+                try:
+                    found[number] = decode_file(absolute_path(path), form)[0]
+                except DataError as error:
+                    raise DataError(f"{shown(path)}: {error}") from error
         return found
 
     def evaluate(
@@ -182,16 +173,8 @@ class Model:
 
         UsageError for another suffix, or if the file cannot be written.
         """
-        path = absolute_path(path)
-        if path.suffix not in FORMATS:
-            raise UsageError(
-                f"found {shown(repr(str(path)), 200)}, expected a file that ends with {', '.join(FORMATS)}"
-            )
-        content = importlib.import_module(FORMATS[path.suffix]).content(self._checkpoint, self._network)
-        try:
-            write_durably(path, content)
-        except OSError as error:
-            raise UsageError(f"{shown(path)}: cannot be written: {error.strerror}") from error
+        path = check_suffix(absolute_path(path))
+        write(path, self._checkpoint, self._network)
         return path
 
     def torch_source(self) -> str:
@@ -202,15 +185,3 @@ class Model:
 
     def _network(self) -> Network:
         return network_of(self._checkpoint, self.path, self._model)
-
-
-def _decoded(path: Path, form: Form) -> NDArray[np.uint8]:
-    """The pixels of a picture uint8 (C, H, W); DataError if it cannot be read."""
-    from dptrain.data_prep.pictures.containers import LARGEST_FILE
-
-    try:
-        return decode(read_bytes(path, LARGEST_FILE), form)[0]
-    except OSError as error:
-        raise DataError(f"{shown(path)}: cannot be read: {error.strerror}") from error
-    except DataError as error:
-        raise DataError(f"{shown(path)}: {error}") from error

@@ -16,8 +16,9 @@ from dptrain.api.model import Model, ModelFunction, architecture_of, load
 from dptrain.api.packing import PathLike
 from dptrain.api.process import all_ranks, one_blas_thread
 from dptrain.checkpoint.folder import RunFolder
-from dptrain.config.files import from_python, read_toml
+from dptrain.config.files import read_toml
 from dptrain.config.train import TrainConfig
+from dptrain.config.values import from_python
 from dptrain.errors import UsageError
 from dptrain.health.interruption import Interruption, SignalInterruption
 from dptrain.parallel.communicator import together
@@ -31,6 +32,7 @@ from dptrain.system.text import shown
 from dptrain.training import loop, run
 from dptrain.training.architecture import Architecture
 from dptrain.training.events import Reporter
+from dptrain.training.model_source import model_in_toml
 from dptrain.training.reporting import RunReport
 
 Output = Literal["text", "quiet", "json", "none"]
@@ -114,7 +116,7 @@ def compare(runs: Sequence[PathLike], output: PathLike = "comparison.html") -> P
 def train(
     data: PathLike,
     *,
-    model: str | ModelFunction = "convnet",
+    model: str | ModelFunction = "",
     callbacks: Sequence[Callback] = (),
     metrics: Mapping[str, Metric] | None = None,
     output: Output = "text",
@@ -124,7 +126,8 @@ def train(
     """Train a network on a packed data set; returns the run when it is complete.
 
     `model` is the name of a built-in network, FILE.py:FUNCTION, or a function that returns layers. Its arguments are
-    the input shape (C, H, W), the number of classes, and `model_options`. `configuration` are the flags of
+    the input shape (C, H, W), the number of classes, and `model_options`. The default is that of the recipe or TOML
+    file, else the convnet. `configuration` are the flags of
     `dptrain train` with _ for -, such as `epochs=3` or `run_dir="runs/one"`. A call with the `run_dir` of an earlier
     run resumes that run.
 
@@ -144,7 +147,8 @@ def train(
                 raise UsageError("handle_signals: Python handles signals in the main thread only, this is another")
             architecture = architecture_of(model)
             given = architecture if isinstance(architecture, Architecture) else None
-            config = _configuration(data, given.model if given else model, configuration)
+            name = architecture.model if isinstance(architecture, Architecture) else architecture
+            config = _configuration(data, name, configuration)
             reporter = CallbackReporter(callbacks, metrics)
             printing: list[Reporter] = [*(kind() for kind in REPORTERS), *_output_reporters(output)]
             reporters = [*printing, reporter, *optional_reporters(config.report_to, note_to(printing))]
@@ -161,17 +165,22 @@ def train(
         loop.complete(begun, communicator, interruption)
         stack.close()
         begun.session.communicator.broadcast(None)  # other ranks wait until rank 0 has written everything
-        return Run(begun.folder.path, model if ":" in config.model else "")
+        return Run(begun.folder.path, model if given else config.model if ":" in config.model else "")
 
 
-def _configuration(data: PathLike, model: Any, values: Mapping[str, Any]) -> TrainConfig:
+def _configuration(data: PathLike, model: str, values: Mapping[str, Any]) -> TrainConfig:
     """The configuration with absolute paths, as the working directory may change in a callback."""
     if not isinstance(data, str | os.PathLike):
         raise UsageError(f"data: found {shown(repr(data), 80)}, expected the folder of a packed data set; see pack")
-    values = {**values, "data": absolute_path(data), "model": model}
+    values = {**values, "data": absolute_path(data), **({"model": model} if model else {})}
     if values.get("run_dir"):
         values["run_dir"] = absolute_path(values["run_dir"])
-    return from_python(values)
+    saved: dict[str, Any] = {}
+    if file := values.pop("config", None):
+        saved = read_toml(absolute_path(file))
+        if "model" in saved:
+            saved["model"] = model_in_toml(absolute_path(file), saved["model"])
+    return from_python(values, saved)
 
 
 def _output_reporters(output: Output) -> list[Reporter]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from dptrain.commands import inspect
 from dptrain.config.train import model_name
 from dptrain.errors import UsageError
-from dptrain.export import FORMATS
+from dptrain.export import FORMATS, check_suffix, write
 from dptrain.system.arguments import Parser, argument, path_argument
 from dptrain.system.text import shown
 
@@ -34,10 +33,7 @@ def add_arguments(parser: Parser) -> None:
 
 def export_path(text: str) -> Path:
     """The file to write; UsageError for a suffix that is no format."""
-    path = path_argument(text)
-    if path.suffix not in FORMATS:
-        raise UsageError(f"found {shown(repr(text), 200)}, expected a file that ends with {', '.join(FORMATS)}")
-    return path
+    return check_suffix(path_argument(text))
 
 
 def run(parsed: argparse.Namespace, communicator: Communicator, connection: str) -> int:
@@ -55,7 +51,6 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
 def export(parsed: argparse.Namespace) -> None:
     """Write the file, or print the PyTorch module."""
     from dptrain.export.values import metadata
-    from dptrain.system.durable import write_durably
     from dptrain.training.rebuild import network_of
 
     checkpoint = inspect.open_checkpoint(parsed.checkpoint)
@@ -68,18 +63,14 @@ def export(parsed: argparse.Namespace) -> None:
 
         print(source(checkpoint, rebuild()), end="")
         return
-    content = importlib.import_module(FORMATS[parsed.to.suffix]).content(checkpoint, rebuild)
-    try:
-        write_durably(parsed.to, content)
-    except OSError as error:
-        raise UsageError(f"--to {shown(parsed.to)}: cannot be written: {error.strerror}") from error
+    size = write(parsed.to, checkpoint, rebuild)
     facts = metadata(checkpoint)
     shape, classes = checkpoint.origin.input_shape, checkpoint.origin.classes
     if parsed.json:
         kept = {name: facts[name] for name in ("params_sha256", "values", "dptrain")}
         shapes = {"step": checkpoint.state.step, "input_shape": shape, "classes": classes}
-        print(json.dumps({"file": str(parsed.to), "bytes": len(content), **kept, **shapes}))
+        print(json.dumps({"file": str(parsed.to), "bytes": size, **kept, **shapes}))
         return
     images = "x".join(map(str, shape))
-    print(f"{shown(parsed.to)}: {len(content):,} bytes; images {images}, {len(classes)} classes")
+    print(f"{shown(parsed.to)}: {size:,} bytes; images {images}, {len(classes)} classes")
     print(f"{facts['values']} of step {checkpoint.state.step}, params_sha256 {facts['params_sha256']}")

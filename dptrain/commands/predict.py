@@ -115,15 +115,11 @@ def _files(arguments: Iterable[str]) -> Iterator[tuple[str, bytes | str]]:
 
 def _decoded(file: tuple[str, bytes | str], form: Any) -> NDArray[np.uint8] | str:
     """The pixels of a picture, or why it is broken."""
-    from dptrain.data_prep.pictures.containers import LARGEST_FILE
-    from dptrain.data_prep.pictures.decode import decode
-    from dptrain.system.files import read_bytes
+    from dptrain.data_prep.pictures.decode import decode_file
 
     content = file[1]
     try:
-        pixels, _ = decode(read_bytes(Path(content), LARGEST_FILE) if isinstance(content, str) else content, form)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        pixels: NDArray[np.uint8] = decode_file(Path(content) if isinstance(content, str) else content, form)[0]
     except DataError as error:
         return str(error)
     return pixels

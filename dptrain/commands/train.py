@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from dptrain.commands.exit import end_at_once
-from dptrain.config.files import add_flags, merged, read_toml
+from dptrain.config.files import add_flags, read_toml
 from dptrain.config.train import KEYS, SUBJECTS, TrainConfig
 from dptrain.data.augmentation import add_augment_flag
 from dptrain.errors import UsageError
@@ -98,11 +98,9 @@ def configuration(parsed: argparse.Namespace) -> TrainConfig:
         from dptrain.training.model_source import model_in_toml
 
         saved["model"] = model_in_toml(parsed.config, saved["model"])
-    if not recipe:
-        return merged(saved, given)
-    from dptrain.config.recipes import used_with
+    from dptrain.config.recipes import with_recipe
 
-    return merged(used_with(recipe, saved | given), saved, given)
+    return with_recipe(recipe, saved, given)
 
 
 def _sources(parsed: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:

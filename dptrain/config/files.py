@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,6 @@ from dptrain.errors import UsageError
 from dptrain.optim import OPTIMIZERS, optimizer_class, options_of
 from dptrain.system import files
 from dptrain.system.keys import Scope, add_flags_of, check_needs, flag, from_toml
-from dptrain.system.paths import typed_path
 from dptrain.system.suggestions import EXPLANATIONS, did_you_mean
 from dptrain.system.text import shown
 
@@ -53,7 +51,7 @@ def parse_toml(text: str, origin: str, *, by_user: bool = False, without: Collec
                 continue
             if name in values:
                 raise UsageError(f"{spelled!r} is given twice; keep one")
-            values[name] = value if name == "augment" else _checked(spelled, value, by_user=by_user)
+            values[name] = value if name == "augment" else checked(spelled, value, by_user=by_user)
     except ValueError as error:
         raise UsageError(f"{origin}: not TOML: {error}") from error
     except UsageError as error:
@@ -61,38 +59,8 @@ def parse_toml(text: str, origin: str, *, by_user: bool = False, without: Collec
     return expanded(values)
 
 
-def from_python(values: Mapping[str, Any]) -> TrainConfig:
-    """A configuration from values in a program: those of keys, and of `recipe`, `config` and `augment`, like the flags.
-
-    Numbers of NumPy, objects that are paths, and lists of names are accepted, too. UsageError for an unknown name or a
-    value that cannot be used.
-    """
-    given = {name: _plain(value) for name, value in values.items()}
-    for name in ("report_to", "freeze"):
-        if isinstance(given.get(name), list):
-            given[name] = ",".join(map(str, given[name]))
-    recipe, file = given.pop("recipe", ""), given.pop("config", "")
-    given = {name: value if name == "augment" else _checked(name, value, by_user=True) for name, value in given.items()}
-    saved = read_toml(Path(typed_path(file))) if file else {}
-    if not recipe:
-        return merged(saved, given)
-    from dptrain.config.recipes import read_recipe, recipe_name, used_with  # here, as it imports this module
-
-    return merged(used_with(read_recipe(recipe_name(recipe)), saved | given), saved, given)
-
-
-def _plain(value: Any) -> Any:
-    """A value as TOML has it."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value.item() if hasattr(value, "dtype") and value.shape == () else value
-
-
-def _checked(spelled: str, value: Any, *, by_user: bool) -> Any:
+def checked(spelled: str, value: Any, *, by_user: bool) -> Any:
+    """The value of a key; UsageError for an unknown key or a value that cannot be used."""
     name = spelled.replace("-", "_")
     if name not in KEYS:
         near = did_you_mean(spelled, [*NAMES, "augment"], "see dptrain train --help", EXPLANATIONS)

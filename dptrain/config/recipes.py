@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dptrain.config.files import parse_toml
+from dptrain.config.files import merged, parse_toml
+from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 from dptrain.system import files
 from dptrain.system.suggestions import did_you_mean
@@ -69,6 +70,11 @@ def used_with(recipe: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, 
         if name in recipe and later.get(name, recipe[name]) != recipe[name]:
             dropped.update(dependent)
     return {name: value for name, value in recipe.items() if name not in dropped}
+
+
+def with_recipe(recipe: Mapping[str, Any], saved: Mapping[str, Any], given: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a recipe (or {}), then the values of a file, then those that are given, like flags."""
+    return merged(used_with(recipe, {**saved, **given}), saved, given)
 
 
 def recipe_list() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -28,9 +28,6 @@ class Span(NamedTuple):
     end: float
 
 
-Values = tuple[str, str, str, float, float]  # of a span: to make and to send a Span takes several times as long
-
-
 class Recorder:
     """Records nothing. The base of the recorder that does."""
 
@@ -45,15 +42,11 @@ class Recorder:
         return inner
 
     def take(self) -> list[Span]:
-        """The spans since the last call, those of workers included."""
+        """The spans since the last call, and those of all workers."""
         return []
 
-    def hand_over(self) -> list[Values]:
-        """What a forked worker has recorded since the last call, for its parent."""
-        return []
-
-    def add(self, worker: int, spans: list[Values]) -> None:
-        """Add what a forked worker has handed over; workers are counted from 1."""
+    def collect_from(self, workers: Callable[[], list[Span]]) -> None:
+        """`take` calls this function for the spans of forked workers."""
 
 
 NO_RECORDER = Recorder()
@@ -63,8 +56,8 @@ class SpanRecorder(Recorder):
     """Keeps spans in memory; threads may use it at the same time."""
 
     def __init__(self) -> None:
-        self._spans: list[Values] = []
-        self._of_workers: list[tuple[int, list[Values]]] = []
+        self._spans: list[Span] = []
+        self._workers: list[Callable[[], list[Span]]] = []
         self._main = threading.get_ident()
 
     def span(self, name: str, category: str) -> AbstractContextManager[object]:
@@ -73,7 +66,7 @@ class SpanRecorder(Recorder):
     def keep(self, name: str, category: str, start: float, end: float) -> None:
         """Keep a span of this thread."""
         track = MAIN if threading.get_ident() == self._main else threading.current_thread().name
-        self._spans.append((track, name, category, start, end))  # atomic in CPython
+        self._spans.append(Span(track, name, category, start, end))  # atomic in CPython
 
     def runner(self, inner: Runner, names: Mapping[str, str]) -> Runner:
         if not self.recording:
@@ -85,19 +78,11 @@ class SpanRecorder(Recorder):
         return TimedRunner(report, inner)
 
     def take(self) -> list[Span]:
-        taken = [Span(*values) for values in self.hand_over()]
-        for worker, spans in self._of_workers:
-            taken += [Span(f"worker {worker}", *values[1:]) for values in spans]
-        self._of_workers = []
-        return taken
-
-    def hand_over(self) -> list[Values]:
         taken, self._spans = self._spans, []
-        return taken
+        return taken + [span for workers in self._workers for span in workers()]
 
-    def add(self, worker: int, spans: list[Values]) -> None:
-        if spans:
-            self._of_workers.append((worker, spans))
+    def collect_from(self, workers: Callable[[], list[Span]]) -> None:
+        self._workers.append(workers)
 
 
 class _OpenSpan(AbstractContextManager[Any]):

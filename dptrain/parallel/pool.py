@@ -32,7 +32,7 @@ import numpy as np
 
 from dptrain.arrays.memory import Array, Workspace, out_of_memory
 from dptrain.errors import WorkerLostError
-from dptrain.health.recorder import NO_RECORDER, Recorder, Values
+from dptrain.health.recorder import NO_RECORDER, Recorder, Span
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.placement import Placement
 from dptrain.system.cgroups import ROOT, cpu_limits
@@ -50,8 +50,7 @@ SWITCH_INTERVAL = 20e-6
 PATIENCE = 1e-3
 
 FORK = multiprocessing.get_context("fork")
-# The results of a block of shards up to the first error, the error, and what a worker's recorder has recorded.
-Answer = tuple[list[Any], BaseException | None, list[Values]]
+Answer = tuple[list[Any], BaseException | None]  # the results of a block of shards up to the first error, and the error
 
 
 class ShardWork(ABC, Generic[Result]):
@@ -153,6 +152,7 @@ class ShardProcesses(ShardPool):
         except BaseException:  # a signal's, or an OSError: too many processes
             self.close()
             raise
+        recorder.collect_from(self._recorded)
 
     def _fork(self) -> Worker:
         ours, theirs = FORK.Pipe()
@@ -175,14 +175,22 @@ class ShardProcesses(ShardPool):
         for worker, block in busy:
             with contextlib.suppress(BrokenPipeError):  # it has died; `_answer` reports it
                 worker.connection.send((number, block, arguments, self._recorder.recording))
-        answers: list[Answer] = [(*_compute(work, first, arguments, self._workspace, self._recorder), [])]
+        answers: list[Answer] = [_compute(work, first, arguments, self._workspace, self._recorder)]
         with self._recorder.span("waiting (workers)", "waiting"):
             answers += [_answer(worker, block) for worker, block in busy]
-        for position, (_, error, spans) in enumerate(answers):
-            self._recorder.add(position, spans)
+        for _, error in answers:
             if error is not None:
                 raise error
-        return [result for results, _, _ in answers for result in results]
+        return [result for results, _ in answers for result in results]
+
+    def _recorded(self) -> list[Span]:
+        """What the workers have recorded. They keep it until they are asked: with each answer it would cost time."""
+        found: list[Span] = []
+        for number, worker in enumerate(self._workers, 1):
+            with contextlib.suppress(OSError, EOFError):  # it has died; the next call reports it
+                worker.connection.send((0, [], (), False))
+                found += [span._replace(track=f"worker {number}") for span in _receive(worker.connection)]
+        return found
 
     def close(self) -> None:
         for worker in self._workers:
@@ -194,7 +202,7 @@ class ShardProcesses(ShardPool):
 
 def _compute(
     work: ShardWork[Any], shards: list[int], arguments: Any, workspace: Workspace, recorder: Recorder
-) -> tuple[list[Any], BaseException | None]:
+) -> Answer:
     results: list[Any] = []
     try:
         with recorder.span("prepare", "prepare"):
@@ -260,11 +268,14 @@ def _serve(
     with contextlib.suppress(EOFError, OSError):
         while True:
             number, shards, arguments, recorder.recording = _receive(connection)
+            if not shards:
+                connection.send(recorder.take())
+                continue
             results, error = _compute(works[number], shards, arguments, workspace, recorder)
             for stream in (sys.stdout, sys.stderr):  # text that a user's layer has printed; nothing else flushes it
                 with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or none at all
                     stream.flush()
-            connection.send((results, None if error is None else _portable(error), recorder.hand_over()))
+            connection.send((results, None if error is None else _portable(error)))
     os._exit(0)  # without the cleanup of the parent's objects, of which this process has copies
 
 

@@ -187,6 +187,18 @@ def test_wrong_arguments_are_explained(trained: Trained, api_data: Path) -> None
     assert not (api_data.parent / "run").exists()
 
 
+def test_the_model_of_a_recipe_or_file_is_trained_unless_another_is_given(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from api_runs import build\n")
+    (tmp_path / "a.toml").write_text("model = 'net.py:build'\n")
+    run = trained(config=tmp_path / "a.toml", model="", epochs=1)
+    assert run.config["model"] == "model/net.py:build"
+    assert run.load().step == 7
+    other = trained(config=tmp_path / "a.toml", model="linear", epochs=1, run_dir=tmp_path / "other")
+    assert other.config["model"] == "linear"
+    recipe = trained(recipe="resnet20", model="", crop="none", max_steps=1, run_dir=tmp_path / "recipe")
+    assert recipe.config["model"] == "resnet20"
+
+
 def test_numbers_of_numpy_paths_and_lists_are_values(trained: Trained, tmp_path: Path) -> None:
     values = {"lr": np.logspace(-2, -1, 2)[0], "epochs": np.int64(1), "flip": np.True_}
     run = trained(**values, model_options={"width": np.int32(3)}, freeze=["conv1", "linear1.bias"])

@@ -236,7 +236,7 @@ def test_a_killed_process_is_an_error_that_names_a_picture(tmp_path: Path, monke
     def killed(content: bytes, form: Form) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(decoding, "decode", killed)
+    monkeypatch.setattr(decoding, "decode_file", killed)
     folder = write_pictures(tmp_path / "pets", ["cats/1.png", "cats/2.png"])
     with pytest.raises(DataError, match=r"a process that decodes pictures was killed at a picture from .*cats/1\.png"):
         read_images(folder, "--processes", "2")
@@ -270,7 +270,7 @@ def test_an_interrupt_does_not_wait_for_pictures_that_are_being_decoded(
         started.wait()
         signal.pthread_kill(main, signal.SIGINT)
 
-    monkeypatch.setattr(decoding, "decode", slow)
+    monkeypatch.setattr(decoding, "decode_file", slow)
     others = {*multiprocessing.active_children()}  # of earlier tests
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
