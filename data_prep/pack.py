@@ -9,7 +9,7 @@ Shapes: n samples, C channels, H and W pixels, K classes, S shards.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,25 +75,36 @@ def pack(
                 part = _Chosen(_ChosenImages(samples.images, rows, seen), samples.labels[rows], rows.astype(np.int64))
                 path = folder / shard_name(split, shard, shards)
                 splits[split].append(write_shard(path, part, split, shard, shards))
-        mean, std = channel_statistics(histogram)
-        manifest = Manifest(
-            name=data.name,
-            classes=tuple(data.classes),
-            image_shape=data.train.images.shape[1:],
-            mean=mean,
-            std=std,
-            seed=seed,
-            source=data.source or Provenance(data.name),
-            splits={split: tuple(entries) for split, entries in splits.items()},
-            command=tuple(command),
-            preparation=data.preparation,
-        )
+        manifest = _manifest(data, splits, histogram, seed, command)
         install(folder, manifest.to_json())
     for note in fingerprints.notes(parts):
         report(f"note: {note}")
     if not histogram[:, 2:].any():
         report("note: all pixels are 0 or 1, expected 0 to 255; were they scaled to 0..1 before the cast to uint8?")
     return manifest
+
+
+def _manifest(
+    data: ImageData,
+    splits: Mapping[str, Sequence[ShardEntry]],
+    histogram: NDArray[np.int64],
+    seed: int,
+    command: Sequence[str],
+) -> Manifest:
+    """The manifest of the shards that are written; the histogram (C, 256) is that of the training pixels."""
+    mean, std = channel_statistics(histogram)
+    return Manifest(
+        name=data.name,
+        classes=tuple(data.classes),
+        image_shape=data.train.images.shape[1:],
+        mean=mean,
+        std=std,
+        seed=seed,
+        source=data.source or Provenance(data.name),
+        splits={split: tuple(entries) for split, entries in splits.items()},
+        command=tuple(command),
+        preparation=data.preparation,
+    )
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ class SpanRecorder(Recorder):
     """Keeps spans in memory; threads may use it at the same time."""
 
     def __init__(self) -> None:
-        self._spans: list[Span] = []
+        self._spans: list[
+            tuple[str, str, str, float, float]
+        ] = []  # plain tuples, which Python's collector does not visit
         self._workers: list[Callable[[], list[Span]]] = []
         self._main = threading.get_ident()
 
@@ -66,20 +68,22 @@ class SpanRecorder(Recorder):
     def keep(self, name: str, category: str, start: float, end: float) -> None:
         """Keep a span of this thread."""
         track = MAIN if threading.get_ident() == self._main else threading.current_thread().name
-        self._spans.append(Span(track, name, category, start, end))  # atomic in CPython
+        self._spans.append((track, name, category, start, end))  # atomic in CPython
 
     def runner(self, inner: Runner, names: Mapping[str, str]) -> Runner:
         if not self.recording:
             return inner
 
+        texts = {(name, way): f"{text} {way}" for name, text in names.items() for way in ("forward", "backward")}
+
         def report(layer: Layer, way: str, start: float, end: float) -> None:
-            self.keep(f"{names[layer.name]} {way}", way, start, end)
+            self.keep(texts[layer.name, way], way, start, end)
 
         return TimedRunner(report, inner)
 
     def take(self) -> list[Span]:
         taken, self._spans = self._spans, []
-        return taken + [span for workers in self._workers for span in workers()]
+        return [Span(*values) for values in taken] + [span for workers in self._workers for span in workers()]
 
     def collect_from(self, workers: Callable[[], list[Span]]) -> None:
         self._workers.append(workers)

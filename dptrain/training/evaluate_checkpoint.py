@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dptrain.arrays.memory import Workspace
+import numpy as np
+from numpy.typing import NDArray
+
+from dptrain.arrays.memory import Array, Workspace
 from dptrain.checkpoint.format import Checkpoint, Origin
 from dptrain.checkpoint.state import PARAMETERS, evaluated, vector_layouts
 from dptrain.data.manifest import Manifest
@@ -18,7 +21,7 @@ from dptrain.parallel.communicator import Communicator, together
 from dptrain.parallel.pool import make_pool
 from dptrain.system.text import shown
 from dptrain.training.architecture import Architecture
-from dptrain.training.evaluate import Evaluation, evaluate
+from dptrain.training.evaluate import Evaluation, EvaluationWork, evaluate
 from dptrain.training.model_checks import agree_on_model, changed_files, model_change, try_model
 from dptrain.training.rebuild import check_network, trained_configuration
 from dptrain.training.resume import l2_kib_of
@@ -66,8 +69,7 @@ def evaluate_checkpoint(
     def check(found: Manifest) -> None:
         check_task(origin, found, path, data)
         check_views(tta, found.image_shape)
-        if split not in found.splits:
-            raise UsageError(f"--split {split}: {shown(data)} has the splits {', '.join(found.split_names)}")
+        check_split(split, found, data)
 
     task = open_task(config, communicator, check, splits=(split,), architecture=architecture, l2_kib=l2_kib_of(origin))
     network, source, tests = task.network, task.architecture.source, getattr(task.shards, split)
@@ -81,16 +83,12 @@ def evaluate_checkpoint(
         averaged = AVERAGED[PARAMETERS] in checkpoint.layouts
         checkpoint = checkpoint.restricted(vector_layouts(network, (), averaged=averaged), path)
         vectors = evaluated(checkpoint.state.vectors)
-        ends = (tests[shard] for shard in (min(tests), max(tests)))
-        rows = slice(network.block)
-        blocks = ((evaluation.normalise(one.images[rows], Workspace()), one.labels[rows]) for one in ends)
+        blocks = first_blocks(evaluation, network.block)
         output = try_model(task.architecture, network, blocks, config.seed, checkpoint.state.vectors)
     agree_on_model(source, output, task.environment, communicator)
     if communicator.rank == 0:
-        if line := normalisation_note(origin, task.manifest, path, data):
+        for line in notes_of(origin, task.manifest, path, data, changed_kernels=trained.portable and not portable):
             note(line)
-        if trained.portable and not portable:
-            note(f"{shown(path)} is of a run with --portable; without it here, the loss may differ in its last digits")
     change = model_change(path, origin, trained.model, source, output, task.environment)
     with closing(make_pool(min(task.threads, len(tests)), [evaluation], communicator)) as pool:
         found = evaluate(
@@ -101,6 +99,13 @@ def evaluate_checkpoint(
         changed_model_files=changed_files(origin, trained.model, source),
         warning=f"{change}. These figures are not those of the trained network" if change else "",
     )
+
+
+def first_blocks(evaluation: EvaluationWork, size: int) -> Iterator[tuple[Array, NDArray[np.int64]]]:
+    """The first block of the rank's first and last shard, as the network gets it."""
+    shards, rows = evaluation.shards, slice(size)
+    for one in (shards[min(shards)], shards[max(shards)]):
+        yield evaluation.normalise(one.images[rows], Workspace()), one.labels[rows]
 
 
 def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> None:
@@ -116,10 +121,23 @@ def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> No
             )
 
 
-def normalisation_note(origin: Origin, manifest: Manifest, path: Path, data: Path) -> str:
-    """A note if images are normalised in a way that the user may not expect; else ""."""
+def check_split(split: str, manifest: Manifest, data: Path) -> None:
+    """UsageError for a split that the data set does not have."""
+    if split not in manifest.splits:
+        raise UsageError(f"--split {split}: {shown(data)} has the splits {', '.join(manifest.split_names)}")
+
+
+def notes_of(origin: Origin, manifest: Manifest, path: Path, data: Path, *, changed_kernels: bool) -> list[str]:
+    """Notes on what the user may not expect: how images are normalised, and other kernels than in a portable run."""
+    notes = []
     if not origin.mean:
-        return f"{shown(path)} has no mean and deviation: images are normalised with those of {shown(data)}"
-    if (origin.mean, origin.std) == (manifest.mean, manifest.std):
-        return ""
-    return f"images are normalised with the mean and deviation of the checkpoint; those of {shown(data)} differ"
+        notes.append(f"{shown(path)} has no mean and deviation: images are normalised with those of {shown(data)}")
+    elif (origin.mean, origin.std) != (manifest.mean, manifest.std):
+        notes.append(
+            f"images are normalised with the mean and deviation of the checkpoint; those of {shown(data)} differ"
+        )
+    if changed_kernels:
+        notes.append(
+            f"{shown(path)} is of a run with --portable; without it here, the loss may differ in its last digits"
+        )
+    return notes
