@@ -36,6 +36,14 @@ def _own_mpirun_sessions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _output_in_whole_lines() -> Iterator[None]:
+    """Without a buffer, print() writes a line and its end apart, and mpirun mixes the lines of ranks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONUNBUFFERED", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _signals_with_their_defaults() -> None:
     """A background shell ignores SIGINT, `nohup` SIGHUP, and the programs that tests start would inherit it."""
     for number in ENDING:

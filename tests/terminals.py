@@ -17,7 +17,7 @@ from types import TracebackType
 import pyte
 
 SECONDS = 60
-FORGOTTEN = ("DPTRAIN_PROGRESS", "NO_COLOR", "COLUMNS", "LINES", "TERM", "COLORTERM", "PYTHONUNBUFFERED")
+FORGOTTEN = ("DPTRAIN_PROGRESS", "NO_COLOR", "COLUMNS", "LINES", "TERM", "COLORTERM")
 
 
 class Terminal:

@@ -43,8 +43,7 @@ def build(input_shape, classes):
 
 def dptrain(*arguments: str | Path, redirect: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
     """dptrain as a shell starts it, with buffered output, and the streams redirected."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    environment |= options.pop("variables", {})
+    environment = {**os.environ, **options.pop("variables", {})}
     command = ["bash", "-c", f'"$@" {redirect}', "bash", sys.executable, "-m", "dptrain", *map(str, arguments)]
     defaults = {"capture_output": True, "env": environment, "errors": "surrogateescape", "timeout": 60, "check": False}
     return subprocess.run(command, **{**defaults, **options})

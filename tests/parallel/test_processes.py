@@ -223,10 +223,7 @@ time.sleep(60)"""
 def parent(folder: Path, compute: str, then: str, **options: Any) -> subprocess.Popen[str]:
     """A process that runs `then`, with work whose shards run `compute`; its output is not a terminal."""
     (folder / "parent.py").write_text(PARENT.format(compute=compute, then=then), encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return subprocess.Popen(
-        [sys.executable, folder / "parent.py"], stdout=subprocess.PIPE, text=True, env=environment, **options
-    )
+    return subprocess.Popen([sys.executable, folder / "parent.py"], stdout=subprocess.PIPE, text=True, **options)
 
 
 @quick_first("number", [signal.SIGKILL, signal.SIGTERM])

@@ -35,8 +35,7 @@ def run(body: str, folder: Path, *, redirect: str = "", flags: Sequence[str] = (
     report = folder / "report"
     (folder / "program.py").write_text(PROGRAM.format(report=str(report), body=body), encoding="utf-8")
     words = " ".join([sys.executable, *flags, str(folder / "program.py"), redirect])
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = subprocess.run(["bash", "-c", words], env=environment, check=False, timeout=60, **options)
+    done = subprocess.run(["bash", "-c", words], check=False, timeout=60, **options)
     return done.returncode, report.read_text()
 
 
