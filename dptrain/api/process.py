@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import traceback
 from collections.abc import Iterator
@@ -49,6 +50,20 @@ def _release_control() -> None:
         controller.clear_controlling_thread(force=True)
 
 
+# A command up to the end of its clause; or a flag, with "=" or with a blank before its value.
+_FLAG = re.compile(r"\b(?:dptrain|mpirun) (?:[a-z]|--)[^;,.:)]*|--([a-z][a-z0-9-]*)(=| (?=[0-9A-Z'\"]))?")
+
+
+def as_arguments(text: str) -> str:
+    """A message in which flags are written like arguments of functions: batch_size=16 for --batch-size 16."""
+
+    def argument(found: re.Match[str]) -> str:
+        flag, value = found.groups()
+        return found[0] if flag is None else flag.replace("-", "_") + ("=" if value else "")
+
+    return _FLAG.sub(argument, text)
+
+
 one_blas_thread = _Limit()  # `with one_blas_thread:` in any number of threads, and within itself
 
 
@@ -56,13 +71,16 @@ one_blas_thread = _Limit()  # `with one_blas_thread:` in any number of threads, 
 def all_ranks() -> Iterator[tuple[Communicator, str]]:
     """The communicator of a program, and a line that describes it: one process, or the ranks of mpirun.
 
-    An error on a single rank aborts all ranks; otherwise they would wait for it forever.
+    An error on a single rank aborts all ranks; otherwise they would wait for it forever. The texts of errors get
+    arguments for flags.
     """
     communicator, connection = connect()
     try:
         with one_blas_thread:
             yield communicator, connection
     except BaseException as error:
+        if isinstance(error, DptrainError):
+            error.args = (as_arguments(str(error)),)
         if communicator.size > 1 and not (isinstance(error, DptrainError) and error.agreed):
             traceback.print_exc()
             communicator.abort(error.status if isinstance(error, DptrainError) else UNFORESEEN)

@@ -64,7 +64,7 @@ def test_an_evaluation_agrees_with_the_command(run: Run, api_data: Path, tmp_pat
     np.testing.assert_allclose(found.predictions.probabilities, expected, atol=1e-6)
     np.testing.assert_array_equal(found.predictions.confidence, found.predictions.probabilities.max(axis=1))
     np.testing.assert_array_equal(found.predictions.labels, labels)
-    with pytest.raises(UsageError, match=r"--tta 'mirrors': did you mean .mirror"):
+    with pytest.raises(UsageError, match=r"tta='mirrors': did you mean .mirror"):
         run.load().evaluate(api_data, tta="mirrors")  # type: ignore[arg-type]
     assert run.load().evaluate(DataSet(api_data)).accuracy == run.result["test_accuracy"]
     with pytest.raises(UsageError, match="has the splits train, test"):

@@ -48,6 +48,15 @@ class Axis:
         return f"{value * self.scale:,.{self.digits}f}{self.unit}"
 
 
+def fitting_axis(values: Sequence[float]) -> Axis:
+    """An axis that gives the largest value four significant digits, such as 0.8125, or 2.083e-5."""
+    largest = max(map(abs, values), default=0.0)
+    power = math.floor(math.log10(largest)) if largest else 0
+    if -4 <= power <= 5:
+        return Axis(max(0, 3 - power))
+    return Axis(3, scale=10.0**-power, unit=f"e{power}")
+
+
 def curve(name: str, style: str, lines: Sequence[Line], key: str, per_epoch: int, *, background: bool = False) -> Curve:
     """The curve of a key of lines of metrics.jsonl; lines without it are left out. x is the step if no epoch is known.
 
@@ -150,10 +159,11 @@ def _range(curves: Sequence[Curve], axis: Axis) -> tuple[float, float]:
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
-    """The smallest and the largest value, at least a little apart."""
+    """The smallest and the largest value; a range around them if they are almost equal, which reads as constant."""
     low, high = min(values), max(values)
-    least = max(abs(high), abs(low)) * 1e-6 or 1.0
-    return (low, high) if high - low > least else (low - least / 2, high + least / 2)
+    largest = max(abs(high), abs(low))
+    room = largest / 20 or 0.5
+    return (low, high) if high - low > 1e-3 * largest else (low - room, high + room)
 
 
 def ticks(low: float, high: float, most: int, least: float = 0) -> list[float]:

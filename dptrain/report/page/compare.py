@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 
 from dptrain.config.train import KEYS
 from dptrain.report.page import figures
-from dptrain.report.page.charts import Axis, chart, curve
+from dptrain.report.page.charts import Axis, chart, curve, fitting_axis
 from dptrain.report.page.facts import RunFacts
-from dptrain.report.page.figures import NONE, decimal, percent
+from dptrain.report.page.figures import MOST_METRICS, NONE, decimal, percent
 from dptrain.report.page.frame import page
-from dptrain.report.page.history import number
+from dptrain.report.page.history import Line, number
 from dptrain.report.page.markup import Html, element, fill, join, sentence, table
 from dptrain.report.page.reproduce import inline_table
 from dptrain.system.keys import Scope
+from dptrain.system.text import shown
 
 LINKS = {"result": "Results", "curves": "Curves", "configuration": "Differences"}
 COLORS, DASHES = 8, ("", " dashed", " dotted")  # styles of page.css
@@ -23,7 +24,7 @@ HEAD = (
     "run",
     "test accuracy",
     "test loss",
-    "best test accuracy",
+    "best accuracy (split)",
     "epochs",
     "time",
     "images/s",
@@ -62,14 +63,15 @@ def equal_parameters(runs: Sequence[RunFacts], names: Sequence[str]) -> Iterator
 
 
 def result(name: str, run: RunFacts) -> list[object]:
-    last, best = run.history.last, figures.best(run)
+    last = run.history.last
+    split, best = figures.best(run)
     start = run.history.starts[-1] if run.history.starts else {}
     digest = last.get("params_sha256")
     return [
         name,
         percent(number(last, "test_accuracy")),
         decimal(number(last, "test_loss")),
-        f"{percent(number(best, 'test_accuracy'))}",
+        f"{percent(number(best, f'{split}_accuracy'))} ({split})" if best else NONE,
         figures.progress(run)[0],
         figures.duration(run.history.seconds),
         decimal(figures.rate(run), 0),
@@ -83,19 +85,25 @@ def charts(runs: Sequence[RunFacts], names: Sequence[str]) -> Html:
     counted = all(run.steps_per_epoch for run in runs)
     per_epoch = [run.steps_per_epoch if counted else 0 for run in runs]
 
-    def plot(title: str, key: str, axis: Axis) -> Html:
+    def plot(title: str, key: str, axis: Axis | None, lines: Sequence[Sequence[Line]]) -> Html:
         curves = [
-            curve(name, style(place), run.history.epochs, key, each)
-            for place, (name, run, each) in enumerate(zip(names, runs, per_epoch, strict=True))
+            curve(name, style(place), of_run, key, each)
+            for place, (name, of_run, each) in enumerate(zip(names, lines, per_epoch, strict=True))
         ]
+        axis = axis or fitting_axis([value for one in curves for value in one.y])
         return chart(title, curves, axis, per_epoch=max(per_epoch))
 
     share = Axis(2, scale=100, unit=" %")
+    epochs, metrics = [run.history.epochs for run in runs], [run.history.metrics_by_name for run in runs]
+    logged = [*dict.fromkeys(name for of_run in metrics for name in of_run)][:MOST_METRICS]
     parts = [
-        plot("Test accuracy", "test_accuracy", share),
-        plot("Test loss", "test_loss", Axis(4)),
-        plot("Training loss", "loss", Axis(4)),
-        plot("Images per second", "images_per_second", Axis(0, zero=True)),
+        plot("Test accuracy", "test_accuracy", share, epochs),
+        plot("Test loss", "test_loss", Axis(4), epochs),
+        plot("Validation accuracy", "validation_accuracy", share, epochs),
+        plot("Validation loss", "validation_loss", Axis(4), epochs),
+        plot("Training loss", "loss", Axis(4), epochs),
+        plot("Images per second", "images_per_second", Axis(0, zero=True), epochs),
+        *(plot(shown(name, 80), "value", None, [of_run.get(name, []) for of_run in metrics]) for name in logged),
     ]
     if not any(parts):
         return sentence("No run has finished an epoch.")

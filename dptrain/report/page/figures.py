@@ -8,6 +8,7 @@ from datetime import datetime
 from dptrain.report.page.facts import RunFacts
 from dptrain.report.page.history import Line, number
 
+MOST_METRICS = 24  # of a program that are drawn
 NONE = "-"  # for a figure that is not known
 
 
@@ -55,9 +56,11 @@ def rate(facts: RunFacts) -> float | None:
     return statistics.median(found) if found else None
 
 
-def best(facts: RunFacts) -> Line:
-    """The line of the epoch with the highest test accuracy, the first of several."""
-    return max(facts.history.epochs, key=lambda line: number(line, "test_accuracy") or 0.0, default={})
+def best(facts: RunFacts) -> tuple[str, Line]:
+    """The split whose accuracy chooses the best epoch, and the line of that epoch, the first of several."""
+    lines = facts.history.epochs
+    split = "validation" if any(number(line, "validation_accuracy") is not None for line in lines) else "test"
+    return split, max(lines, key=lambda line: number(line, f"{split}_accuracy") or 0.0, default={})
 
 
 def progress(facts: RunFacts) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,14 @@ class History:
     def last(self) -> Line:
         """The line of the last evaluation; empty if there is none."""
         return self.epochs[-1] if self.epochs else {}
+
+    @property
+    def metrics_by_name(self) -> dict[str, list[Line]]:
+        """The lines of each metric that a program has logged."""
+        found: dict[str, list[Line]] = defaultdict(list)
+        for line in self.metrics:
+            found[line["name"]].append(line)
+        return found
 
     @property
     def steps_per_epoch(self) -> int:

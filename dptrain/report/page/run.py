@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 from dptrain.checkpoint.state import PARAMETERS
 from dptrain.report.page import classes, figures, gallery, provenance, speed
-from dptrain.report.page.charts import Axis, chart, curve
+from dptrain.report.page.charts import MOST_POINTS, Axis, chart, curve, fitting_axis
 from dptrain.report.page.facts import RunFacts
-from dptrain.report.page.figures import decimal, percent
+from dptrain.report.page.figures import MOST_METRICS, decimal, percent
 from dptrain.report.page.frame import page
 from dptrain.report.page.history import Line, number
 from dptrain.report.page.markup import Html, element, fill, folded, join, sentence, table
+from dptrain.system.text import shown
 
 LINKS = {
     "result": "Result",
@@ -66,15 +67,24 @@ def notices(facts: RunFacts) -> Iterator[str]:
 
 def tiles(facts: RunFacts) -> Html:
     """The result in large figures."""
-    last, best, history = facts.history.last, figures.best(facts), facts.history
+    last, history = facts.history.last, facts.history
+    split, best = figures.best(facts)
     correct = "" if facts.predictions is None else f"{facts.predictions.correct:,} of {len(facts.predictions):,}"
     whole = [("Test accuracy", percent(number(last, "test_accuracy")), correct)]
     if history.tta is not None:
         accuracy = percent(number(history.tta, "test_accuracy"))
         whole.append(("With augmentation", accuracy, f"test-time, {history.tta.get('tta')}"))
     whole.append(("Test loss", decimal(number(last, "test_loss")), ""))
+    if split == "validation":
+        loss = decimal(number(last, "validation_loss"))
+        whole.append(("Validation accuracy", percent(number(last, "validation_accuracy")), f"loss {loss}"))
     if best and best["step"] != last["step"]:
-        whole.append(("Best test accuracy", percent(number(best, "test_accuracy")), f"epoch {best['epoch']:,}"))
+        more = f"epoch {best['epoch']:,}, " + (
+            f"test accuracy {percent(number(best, 'test_accuracy'))}"
+            if split == "validation"
+            else "chosen on the test split"
+        )
+        whole.append((f"Best {split} accuracy", percent(number(best, f"{split}_accuracy")), more))
     rate = figures.rate(facts)
     whole += [
         ("Training accuracy", percent(number(last, "accuracy")), f"loss {decimal(number(last, 'loss'))}"),
@@ -118,10 +128,22 @@ def charts(facts: RunFacts) -> Html:
             per_epoch=per_epoch,
         ),
         speed.throughput(facts),
+        *logged(facts),
     ]
     if not any(parts):
         return sentence("metrics.jsonl has no figures yet.")
     return element("div", *parts, class_="charts")
+
+
+def logged(facts: RunFacts) -> Iterator[Html]:
+    """Charts of the metrics that a program has logged."""
+    by_name, per_epoch = facts.history.metrics_by_name, facts.steps_per_epoch
+    for name in [*by_name][:MOST_METRICS]:
+        many = len(by_name[name]) > MOST_POINTS
+        found = curve(shown(name, 80), "c6", by_name[name], "value", per_epoch, background=many)
+        yield chart(found.name, [found], fitting_axis(found.y), per_epoch=per_epoch)
+    if len(by_name) > MOST_METRICS:
+        yield sentence(f"{len(by_name):,} metrics were logged; the first {MOST_METRICS} are drawn.")
 
 
 def epochs(facts: RunFacts) -> Html:

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 from html_pages import Element, read_page
 
-from dptrain.report.page.charts import HEIGHT, MOST_POINTS, WIDTH, Axis, Curve, chart, curve, script_json, ticks
+from dptrain.report.page.charts import (
+    HEIGHT,
+    MOST_POINTS,
+    WIDTH,
+    Axis,
+    Curve,
+    chart,
+    curve,
+    fitting_axis,
+    script_json,
+    ticks,
+)
 from dptrain.report.page.markup import Html
 
 
@@ -69,6 +80,38 @@ def test_extreme_values_give_a_chart(values: list[float], tmp_path: Path) -> Non
     for path in parsed(html, tmp_path).all("path"):
         assert "nan" not in path.attributes["d"]
         assert "inf" not in path.attributes["d"]
+
+
+def ticks_up(values: list[float], axis: Axis, tmp_path: Path) -> set[str]:
+    page = parsed(chart("Figure", [Curve("c", "c1", [1, 2], values, [1, 2])], axis, per_epoch=1), tmp_path)
+    return {one.text for one in page.all("span", class_="up")}
+
+
+def test_a_constant_value_has_short_labels(tmp_path: Path) -> None:
+    assert ticks_up([1.0, 1.0], Axis(2, scale=100, unit=" %"), tmp_path) == {"95 %", "100 %", "105 %"}
+    assert ticks_up([2.3, 2.3001], Axis(4), tmp_path) == {"2.20", "2.25", "2.30", "2.35", "2.40"}
+    assert ticks_up([0.0, 0.0], Axis(0), tmp_path) == {"-0.5", "0.0", "0.5"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0.000"),
+        (0.8125, "0.8125"),
+        (-37.25, "-37.25"),
+        (123_456, "123,456"),
+        (2.0834e-5, "2.083e-5"),
+        (3e8, "3.000e8"),
+    ],
+)
+def test_an_axis_for_any_values_gives_them_four_digits(value: float, text: str) -> None:
+    assert fitting_axis([value, value / 2]).text(value) == text
+
+
+def test_labels_of_tiny_values_are_short(tmp_path: Path) -> None:
+    assert ticks_up([1e-7, 3e-7], fitting_axis([1e-7, 3e-7]), tmp_path) == {
+        f"{tick}e-7" for tick in ("1.0", "1.5", "2.0", "2.5", "3.0")
+    }
 
 
 def test_no_values_give_no_chart() -> None:

@@ -68,6 +68,23 @@ def test_the_curves_of_all_runs_are_in_one_plot(page: Element, folder: Path) -> 
         assert found["x"] == [1, 2, 3][: len(found["y"])]
 
 
+def test_logged_metrics_and_the_best_epochs_are_compared(folder: Path, tmp_path: Path) -> None:
+    for name, accuracy in (("a", 0.5), ("b", None)):
+        shutil.copytree(folder / name, tmp_path / name)
+        path = tmp_path / name / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        first = next(line for line in lines if line["event"] == "epoch")
+        first.update(validation_accuracy=accuracy, test_accuracy=0.9876)
+        lines.append({"event": "metric", "step": first["step"], "epoch": 1, "name": f"of {name}", "value": 3})
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert dptrain_here("report", "a", "b", cwd=tmp_path).returncode == 0
+    page = read_page(tmp_path / "comparison.html")
+    head, *rows = page.table("One run a line")
+    assert [row[head.index("best accuracy (split)")] for row in rows] == ["50.00 % (validation)", "98.76 % (test)"]
+    assert page.curves("of a")["a"]["y"] == page.curves("of b")["b"]["y"] == [3]
+    assert page.curves("Validation accuracy")["a"]["y"] == [0.5]
+
+
 def test_runs_of_the_same_name_and_no_differences(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "a", tmp_path / "other" / "a")
     done = dptrain_here("report", folder / "a", tmp_path / "other" / "a", "--json", cwd=tmp_path)

@@ -271,6 +271,40 @@ def test_a_run_that_has_just_begun_has_a_page(folder: Path, tmp_path: Path) -> N
     assert "no figures yet" in section(read_page(write_report(run)), "curves").text
 
 
+def with_lines(run: Path, changes: dict[str, Any], *more: dict[str, Any]) -> Element:
+    """The page of a run after changes to the figures of its first epoch, and with more lines in metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    of("epoch", lines)[0].update(changes)
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *more]))
+    return read_page(write_report(run))
+
+
+def test_logged_metrics_are_drawn(folder: Path, tmp_path: Path) -> None:
+    run = moved(folder, tmp_path / "run")
+    logged = [
+        {"event": "metric", "step": step, "epoch": 1, "name": name, "value": value}
+        for name, values in {"<i>recall": [0.25, None, 0.75], "samples": [7, 8, 9]}.items()
+        for step, value in zip((7, 9, 14), values, strict=True)
+    ]
+    curves = section(with_lines(run, {}, *logged), "curves")
+    assert curves.curves("<i>recall")["<i>recall"]["y"] == [0.25, 0.75]
+    assert curves.curves("samples")["samples"]["x"] == pytest.approx([1, 9 / 7, 2])
+    assert "metrics were logged" not in curves.text
+    many = [{"event": "metric", "step": 7, "epoch": 1, "name": f"m{number}", "value": number} for number in range(30)]
+    curves = section(with_lines(run, {}, *many), "curves")
+    assert "32 metrics were logged; the first 24 are drawn." in curves.text
+
+
+def test_the_best_epoch_is_chosen_on_the_validation_split(folder: Path, tmp_path: Path) -> None:
+    run = moved(folder, tmp_path / "run")
+    result = section(with_lines(run, {"test_accuracy": 0.9876}), "result").text
+    assert "Best test accuracy98.76 %epoch 1, chosen on the test split" in result
+    result = section(with_lines(run, {"validation_accuracy": 0.75}), "result").text
+    assert "Best validation accuracy75.00 %epoch 1, test accuracy 98.76 %" in result
+    assert "Best test accuracy" not in result
+
+
 @pytest.mark.slow
 def test_the_code_of_a_model_runs_only_with_model(tmp_path: Path) -> None:
     model = tmp_path / "net.py"
