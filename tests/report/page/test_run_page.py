@@ -282,9 +282,10 @@ def with_lines(run: Path, changes: dict[str, Any], *more: dict[str, Any]) -> Ele
 
 def test_logged_metrics_are_drawn(folder: Path, tmp_path: Path) -> None:
     run = moved(folder, tmp_path / "run")
+    series: dict[str, list[float | None]] = {"<i>recall": [0.25, None, 0.75], "samples": [7, 8, 9]}
     logged = [
         {"event": "metric", "step": step, "epoch": 1, "name": name, "value": value}
-        for name, values in {"<i>recall": [0.25, None, 0.75], "samples": [7, 8, 9]}.items()
+        for name, values in series.items()
         for step, value in zip((7, 9, 14), values, strict=True)
     ]
     curves = section(with_lines(run, {}, *logged), "curves")
