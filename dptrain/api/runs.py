@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from dptrain.health.interruption import Interruption, SignalInterruption
 from dptrain.parallel.communicator import together
 from dptrain.report import REPORTERS, output_reporter
 from dptrain.report.optional import note_to, optional_reporters
-from dptrain.report.page.facts import Asked
+from dptrain.report.page.facts import PageOptions
 from dptrain.report.page.history import History, read_history
 from dptrain.report.page.write import write_comparison, write_report
 from dptrain.system.paths import absolute_path
@@ -97,13 +96,9 @@ class Run:
 
         `data` is the data set, if it has moved.
         """
-        path, asked = None if output is None else absolute_path(output), Asked(os.fspath(data))
-        if isinstance(self._model, str):
-            with one_blas_thread:
-                return write_report(self.folder, path, replace(asked, model=self._model))
-        # write_report cannot rebuild a network from a function.
-        evaluation = self.load().evaluate(data or self.config["data"], predictions=True)
-        return write_report(self.folder, path, asked, evaluation.predictions)
+        path = None if output is None else absolute_path(output)
+        with one_blas_thread:
+            return write_report(self.folder, path, PageOptions(os.fspath(data), architecture_of(self._model)))
 
 
 def compare(runs: Sequence[PathLike], output: PathLike = "comparison.html") -> Path:

@@ -54,12 +54,12 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
 
 def write(parsed: argparse.Namespace, threads: int) -> Path:
     """Write the page; returns its path."""
-    from dptrain.report.page.facts import Asked
+    from dptrain.report.page.facts import PageOptions
     from dptrain.report.page.write import write_comparison, write_report
 
     if len(parsed.runs) == 1:
-        asked = Asked("" if parsed.data is None else str(parsed.data), parsed.model, threads)
-        return write_report(parsed.runs[0], parsed.output, asked)
+        options = PageOptions("" if parsed.data is None else str(parsed.data), parsed.model, threads)
+        return write_report(parsed.runs[0], parsed.output, options)
     if parsed.data is not None or parsed.model:
         raise UsageError("--data and --model are for the page of one run: a comparison evaluates nothing")
     return write_comparison(parsed.runs, parsed.output or COMPARISON)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dptrain.report.confusion import MOST_CLASSES
 from dptrain.report.drawing import confusion_picture, sheet
-from dptrain.report.page.facts import NOTHING_ASKED, RunFacts, facts_of
+from dptrain.report.page.facts import DEFAULTS, PageFacts, facts_of
 from dptrain.report.page.figures import percent
 from dptrain.report.page.pictures import Picture
 from dptrain.training.events import RunFinished
@@ -22,7 +22,7 @@ def pictures(event: RunFinished) -> dict[str, Picture]:
     """
     if event.predictions is None:
         return {}
-    facts = facts_of(Path(event.run_dir), NOTHING_ASKED, event.predictions)
+    facts = facts_of(Path(event.run_dir), DEFAULTS, event.predictions)
     if facts.checkpoint is None:
         return {}
     names, found = facts.checkpoint.origin.classes, {}
@@ -35,7 +35,7 @@ def pictures(event: RunFinished) -> dict[str, Picture]:
     return found
 
 
-def _mistakes(facts: RunFacts, names: tuple[str, ...]) -> Picture:
+def _mistakes(facts: PageFacts, names: tuple[str, ...]) -> Picture:
     captions = [
         (names[one.predicted], f"true: {names[one.label]}", f"{percent(one.probability, 1)}, no. {one.index:,}")
         for one in facts.mistakes
@@ -45,7 +45,7 @@ def _mistakes(facts: RunFacts, names: tuple[str, ...]) -> Picture:
     return sheet(title, notes, [one.picture for one in facts.mistakes], captions, columns=6, side=SAMPLE)
 
 
-def _filters(facts: RunFacts) -> Picture:
+def _filters(facts: PageFacts) -> Picture:
     title = f"Filters of the first convolution: {len(facts.filters)} of {facts.filter_count}"
     notes = ["Grey is 0; each filter is scaled to its largest absolute value."]
     return sheet(title, notes, facts.filters, [()] * len(facts.filters), columns=8, side=FILTER)

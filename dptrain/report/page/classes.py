@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.report.confusion import MOST_CLASSES, frequent_confusions
-from dptrain.report.page.facts import RunFacts
+from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.figures import percent
-from dptrain.report.page.markup import Html, element, join, scrolled, sentence, table
+from dptrain.report.page.markup import Html, element, join, missing_note, scrolled, table
 from dptrain.report.page.pictures import Picture, data_uri
 
 MOST_CELLS = 25  # classes of a matrix with figures; a larger one is a picture
@@ -18,13 +18,13 @@ BLUE, ORANGE = np.array([29, 95, 174]), np.array([203, 87, 8])
 Matrix = NDArray[np.int64]
 
 
-def section(facts: RunFacts) -> Html:
+def section(facts: PageFacts) -> Html:
     """What the network predicts for each class of the test split."""
     if facts.predictions is None or facts.checkpoint is None:
-        return sentence(f"Confusion matrix, precision and recall are left out: {facts.missing['predictions']}.")
+        return missing_note(f"Confusion matrix, precision and recall are left out: {facts.missing['predictions']}.")
     names = facts.checkpoint.origin.classes
     if len(names) > MOST_CLASSES:
-        return sentence(f"They are left out for more than {MOST_CLASSES:,} classes.")
+        return missing_note(f"They are left out for more than {MOST_CLASSES:,} classes.")
     matrix = facts.predictions.confusion(len(names))
     pairs = [
         [names[true], names[found], f"{samples:,}", percent(samples / matrix[true].sum(), 1)]
@@ -33,7 +33,7 @@ def section(facts: RunFacts) -> Html:
     head = ["class", "predicted as", "samples", "of the class"]
     small = len(names) <= MOST_CELLS
     by_class = class_table(matrix, names)
-    frequent = table("Most frequent mistakes", head, pairs, texts=(1,)) if pairs else sentence("No mistakes.")
+    frequent = table("Most frequent mistakes", head, pairs, texts=(1,)) if pairs else missing_note("No mistakes.")
     if small:
         return element("div", confusion_table(matrix, names), element("div", by_class, frequent), class_="pair")
     folded = element("details", element("summary", f"All {len(names):,} classes"), by_class)

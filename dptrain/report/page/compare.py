@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dptrain.config.train import KEYS
 from dptrain.report.page import figures
 from dptrain.report.page.charts import Axis, chart, curve, fitting_axis
-from dptrain.report.page.facts import RunFacts
+from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.figures import MOST_METRICS, NONE, decimal, percent
 from dptrain.report.page.frame import page
 from dptrain.report.page.history import Line, number
-from dptrain.report.page.markup import Html, element, fill, join, sentence, table
+from dptrain.report.page.markup import Html, element, fill, join, missing_note, table
 from dptrain.report.page.reproduce import inline_table
 from dptrain.system.keys import Scope
 from dptrain.system.text import shown
@@ -33,7 +33,7 @@ HEAD = (
 )
 
 
-def compare_page(runs: Sequence[RunFacts]) -> str:
+def compare_page(runs: Sequence[PageFacts]) -> str:
     """The HTML of the page."""
     names = distinct_names(runs)
     content = fill(
@@ -46,13 +46,13 @@ def compare_page(runs: Sequence[RunFacts]) -> str:
     return page("dptrain comparison", f"{len(runs)} runs", ", ".join(names), LINKS, content)
 
 
-def distinct_names(runs: Sequence[RunFacts]) -> list[str]:
+def distinct_names(runs: Sequence[PageFacts]) -> list[str]:
     """The names of the folders, or their paths where two have the same name."""
     names = [run.name for run in runs]
     return [name if names.count(name) == 1 else str(run.folder) for name, run in zip(names, runs, strict=True)]
 
 
-def equal_parameters(runs: Sequence[RunFacts], names: Sequence[str]) -> Iterator[str]:
+def equal_parameters(runs: Sequence[PageFacts], names: Sequence[str]) -> Iterator[str]:
     """A sentence for runs that ended with the same bits."""
     by_hash: dict[object, list[str]] = defaultdict(list)
     for run, name in zip(runs, names, strict=True):
@@ -62,7 +62,7 @@ def equal_parameters(runs: Sequence[RunFacts], names: Sequence[str]) -> Iterator
             yield f"The same parameters, bit for bit: {', '.join(same)}."
 
 
-def result(name: str, run: RunFacts) -> list[object]:
+def result(name: str, run: PageFacts) -> list[object]:
     last = run.history.last
     split, best = figures.best(run)
     start = run.history.starts[-1] if run.history.starts else {}
@@ -80,7 +80,7 @@ def result(name: str, run: RunFacts) -> list[object]:
     ]
 
 
-def charts(runs: Sequence[RunFacts], names: Sequence[str]) -> Html:
+def charts(runs: Sequence[PageFacts], names: Sequence[str]) -> Html:
     """The curves of all runs in one plot for each figure; x is counted in epochs if each run has a finished one."""
     counted = all(run.steps_per_epoch for run in runs)
     per_epoch = [run.steps_per_epoch if counted else 0 for run in runs]
@@ -106,7 +106,7 @@ def charts(runs: Sequence[RunFacts], names: Sequence[str]) -> Html:
         *(plot(shown(name, 80), "value", None, [of_run.get(name, []) for of_run in metrics]) for name in logged),
     ]
     if not any(parts):
-        return sentence("No run has finished an epoch.")
+        return missing_note("No run has finished an epoch.")
     return element("div", *parts, class_="charts")
 
 
@@ -115,7 +115,7 @@ def style(place: int) -> str:
     return f"c{place % COLORS + 1}{DASHES[place % len(DASHES)]}"
 
 
-def differences(runs: Sequence[RunFacts], names: Sequence[str]) -> Html:
+def differences(runs: Sequence[PageFacts], names: Sequence[str]) -> Html:
     """Keys of the configuration and facts of the environment that are not the same for all runs."""
     facts = [everything(run) for run in runs]
     keys = list(dict.fromkeys(key for one in facts for key in one))
@@ -125,11 +125,11 @@ def differences(runs: Sequence[RunFacts], names: Sequence[str]) -> Html:
         if len({one.get(key) for one in facts}) > 1
     ]
     if not rows:
-        return sentence("Configuration, data set, environment and versions are the same.")
+        return missing_note("Configuration, data set, environment and versions are the same.")
     return table("Keys and facts that differ", ["", *names], rows, texts=range(1, len(names) + 1))
 
 
-def everything(run: RunFacts) -> dict[str, str]:
+def everything(run: PageFacts) -> dict[str, str]:
     """Configuration, data set, environment and versions as text, by name."""
     found: dict[str, str] = {}
     for name, value in vars(run.config).items() if run.config else ():

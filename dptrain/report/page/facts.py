@@ -23,6 +23,7 @@ from dptrain.report.page.history import History, read_history
 from dptrain.report.page.pictures import Picture, filter_pictures, images_of_test_split, sample_picture
 from dptrain.system import files
 from dptrain.system.text import shown
+from dptrain.training.architecture import Architecture
 from dptrain.training.evaluate_checkpoint import evaluate_checkpoint
 from dptrain.training.predictions import Predictions
 
@@ -43,7 +44,7 @@ class Mistake:
 
 
 @dataclass
-class RunFacts:
+class PageFacts:
     """The facts of the run in a folder. `missing` has a sentence for each field that is not available."""
 
     folder: Path
@@ -81,27 +82,27 @@ class RunFacts:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PageOptions:
     """What the user gives for a page: a data set in place of the recorded one, the model, and the threads."""
 
     data: str = ""
-    model: str = ""
+    model: str | Architecture = ""
     threads: int = 0
 
 
-NOTHING_ASKED = Asked()
+DEFAULTS = PageOptions()
 
 
-def summary_of(folder: Path) -> RunFacts:
+def summary_of(folder: Path) -> PageFacts:
     """The facts that need neither the data set nor an evaluation. DataError if there is no run in the folder."""
-    facts = RunFacts(folder, read_history(folder / "metrics.jsonl"))
+    facts = PageFacts(folder, read_history(folder / "metrics.jsonl"))
     facts.config = _try(facts, "config", lambda: _read_config(folder))
     found = _try(facts, "checkpoint", lambda: _newest(folder))
     facts.path, facts.checkpoint = found or (None, None)
     return facts
 
 
-def facts_of(folder: Path, asked: Asked, predictions: Predictions | None = None) -> RunFacts:
+def facts_of(folder: Path, options: PageOptions, predictions: Predictions | None = None) -> PageFacts:
     """All facts. `predictions` are those of the newest checkpoint, which is evaluated if they are not given."""
     facts = summary_of(folder)
     checkpoint, config = facts.checkpoint, facts.config
@@ -109,15 +110,15 @@ def facts_of(folder: Path, asked: Asked, predictions: Predictions | None = None)
         for name in ("manifest", "predictions", "mistakes", "filters"):
             facts.missing[name] = facts.missing["checkpoint" if checkpoint is None else "config"]
         return facts
-    data = Path(asked.data or config.data)
+    data = Path(options.data or config.data)
     facts.manifest = _try(facts, "manifest", lambda: _manifest(data, checkpoint))
-    facts.predictions = predictions or _try(facts, "predictions", lambda: _evaluated(facts, data, asked))
+    facts.predictions = predictions or _try(facts, "predictions", lambda: _evaluated(facts, data, options))
     facts.mistakes = _try(facts, "mistakes", lambda: _mistakes(facts, data)) or []
     facts.filters = _try(facts, "filters", lambda: _filters(facts, checkpoint)) or []
     return facts
 
 
-def _try(facts: RunFacts, name: str, get: Callable[[], Value]) -> Value | None:
+def _try(facts: PageFacts, name: str, get: Callable[[], Value]) -> Value | None:
     """The value, or None with the error in `missing`."""
     try:
         return get()
@@ -150,7 +151,7 @@ def _manifest(data: Path, checkpoint: Checkpoint) -> Manifest:
     return manifest
 
 
-def _evaluated(facts: RunFacts, data: Path, asked: Asked) -> Predictions:
+def _evaluated(facts: PageFacts, data: Path, options: PageOptions) -> Predictions:
     """The predictions of the checkpoint for the test split of the run's data set."""
     assert facts.checkpoint is not None
     assert facts.path is not None
@@ -162,8 +163,8 @@ def _evaluated(facts: RunFacts, data: Path, asked: Asked) -> Predictions:
         facts.path,
         data,
         Communicator(),
-        model=asked.model,
-        threads=asked.threads,
+        model=options.model,
+        threads=options.threads,
         portable=facts.config.portable,
         predictions=True,
     )
@@ -173,7 +174,7 @@ def _evaluated(facts: RunFacts, data: Path, asked: Asked) -> Predictions:
     return evaluation.predictions
 
 
-def _mistakes(facts: RunFacts, data: Path) -> list[Mistake]:
+def _mistakes(facts: PageFacts, data: Path) -> list[Mistake]:
     if facts.predictions is None:
         raise DataError(facts.missing["predictions"])
     if facts.manifest is None:
@@ -185,7 +186,7 @@ def _mistakes(facts: RunFacts, data: Path) -> list[Mistake]:
     return [Mistake(*row, sample_picture(images[row[0]])) for row in rows if row[0] in images]
 
 
-def _filters(facts: RunFacts, checkpoint: Checkpoint) -> list[Picture]:
+def _filters(facts: PageFacts, checkpoint: Checkpoint) -> list[Picture]:
     views = checkpoint.layouts[PARAMETERS].views(evaluated(checkpoint.state.vectors)[PARAMETERS])
     weight = next((view for view in views.values() if view.ndim == 4), None)
     if weight is None:
@@ -194,7 +195,7 @@ def _filters(facts: RunFacts, checkpoint: Checkpoint) -> list[Picture]:
     return filter_pictures(weight, FILTERS)
 
 
-def with_kept_model(facts: RunFacts) -> TrainConfig | None:
+def with_kept_model(facts: PageFacts) -> TrainConfig | None:
     """The configuration with the path of the model's code in the run folder."""
     config = facts.config
     if config is None or ":" not in config.model:

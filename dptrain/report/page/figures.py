@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from datetime import datetime
 
-from dptrain.report.page.facts import RunFacts
+from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.history import Line, number
 
 MOST_METRICS = 24  # of a program that are drawn
@@ -50,20 +50,20 @@ def workers(line: Line) -> str:
     return f"{count(ranks, 'rank')} of {count(threads, 'thread')}"
 
 
-def rate(facts: RunFacts) -> float | None:
+def rate(facts: PageFacts) -> float | None:
     """The median of the epochs' images per second."""
     found = [value for line in facts.history.epochs if (value := number(line, "images_per_second")) is not None]
     return statistics.median(found) if found else None
 
 
-def best(facts: RunFacts) -> tuple[str, Line]:
+def best(facts: PageFacts) -> tuple[str, Line]:
     """The split whose accuracy chooses the best epoch, and the line of that epoch, the first of several."""
     lines = facts.history.epochs
     split = "validation" if any(number(line, "validation_accuracy") is not None for line in lines) else "test"
     return split, max(lines, key=lambda line: number(line, f"{split}_accuracy") or 0.0, default={})
 
 
-def progress(facts: RunFacts) -> tuple[str, str]:
+def progress(facts: PageFacts) -> tuple[str, str]:
     """Epochs and steps, such as 5 and 1,955 steps; of an unfinished run 3 of 5, and 800 of 1,955 steps."""
     done = facts.history.last.get("step", 0)
     steps = max([done, *(line["step"] for line in facts.history.steps[-1:])])

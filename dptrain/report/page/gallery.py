@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dptrain.report.page.facts import RunFacts
+from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.figures import percent
-from dptrain.report.page.markup import Html, element, join, sentence
+from dptrain.report.page.markup import Html, element, join, missing_note
 from dptrain.report.page.pictures import data_uri
 
 
-def mistakes(facts: RunFacts) -> Html:
+def mistakes(facts: PageFacts) -> Html:
     """The wrong predictions with the highest probabilities, as pictures."""
     if "mistakes" in facts.missing or facts.checkpoint is None:
-        return sentence(f"The pictures are left out: {facts.missing['mistakes']}.")
+        return missing_note(f"The pictures are left out: {facts.missing['mistakes']}.")
     if not facts.mistakes:
-        return sentence("The network makes no mistake on the test split.")
+        return missing_note("The network makes no mistake on the test split.")
     names = facts.checkpoint.origin.classes
     items = []
     for one in facts.mistakes:
@@ -33,10 +33,10 @@ def mistakes(facts: RunFacts) -> Html:
     return join([element("p", lead, class_="lead"), element("ul", *items, class_="pictures")])
 
 
-def filters(facts: RunFacts) -> Html:
+def filters(facts: PageFacts) -> Html:
     """The filters of the first convolution as pictures."""
     if not facts.filters:
-        return sentence(f"The filters are left out: {facts.missing['filters']}.")
+        return missing_note(f"The filters are left out: {facts.missing['filters']}.")
     shown = len(facts.filters)
     height, width = facts.filters[0].shape[:2]
     size = {"width": width, "height": height, "class_": "small"}

@@ -74,7 +74,7 @@ def folded(summary: str, *children: object) -> Html:
     return element("details", element("summary", summary), *children)
 
 
-def sentence(text: object) -> Html:
+def missing_note(text: object) -> Html:
     """A paragraph in the place of something that is not there."""
     return element("p", text, class_="missing")
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from dptrain.config.files import to_toml
 from dptrain.report.page import figures
-from dptrain.report.page.facts import RunFacts, with_kept_model
-from dptrain.report.page.markup import Html, definitions, element, folded, join, sentence, table
+from dptrain.report.page.facts import PageFacts, with_kept_model
+from dptrain.report.page.markup import Html, definitions, element, folded, join, missing_note, table
 from dptrain.report.page.reproduce import default, differing, inline_table, train_command
 from dptrain.system.text import shown_lines
 
 LONGEST_CONFIGURATION = 1 << 18
 
 
-def reproduce(facts: RunFacts) -> Html:
+def reproduce(facts: PageFacts) -> Html:
     """The command, and everything that the bits depend on."""
     parts: list[object] = []
     config, checkpoint, manifest = with_kept_model(facts), facts.checkpoint, facts.manifest
@@ -28,7 +28,7 @@ def reproduce(facts: RunFacts) -> Html:
             )
         parts.append(element("pre", element("code", *lines("\n".join(commands)))))
     else:
-        parts.append(sentence(f"The command is left out: {facts.missing['config']}."))
+        parts.append(missing_note(f"The command is left out: {facts.missing['config']}."))
     last, starts = facts.history.last, facts.history.starts
     start = starts[-1] if starts else {}
     versions = start.get("versions")
@@ -63,7 +63,7 @@ def code(value: object) -> Html | None:
     return None if value is None else element("code", value)
 
 
-def configuration(facts: RunFacts) -> Html:
+def configuration(facts: PageFacts) -> Html:
     """Keys that differ from the defaults, then the whole configuration and the layers."""
     parts: list[object] = []
     if facts.config is not None:
@@ -75,7 +75,7 @@ def configuration(facts: RunFacts) -> Html:
         text = shown_lines(to_toml(facts.config, folder=False), LONGEST_CONFIGURATION)
         parts.append(folded("All keys (config.toml)", element("pre", element("code", *lines(text)))))
     else:
-        parts.append(sentence(f"The configuration is left out: {facts.missing['config']}."))
+        parts.append(missing_note(f"The configuration is left out: {facts.missing['config']}."))
     if facts.checkpoint is not None:
         layers = join(element("li", element("code", line)) for line in facts.checkpoint.origin.architecture)
         parts.append(folded("Layers", element("ol", layers, start=0)))

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dptrain.checkpoint.state import PARAMETERS
 from dptrain.report.page import classes, figures, gallery, provenance, speed
 from dptrain.report.page.charts import MOST_POINTS, Axis, chart, curve, fitting_axis
-from dptrain.report.page.facts import RunFacts
+from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.figures import MOST_METRICS, decimal, percent
 from dptrain.report.page.frame import page
 from dptrain.report.page.history import Line, number
-from dptrain.report.page.markup import Html, element, fill, folded, join, sentence, table
+from dptrain.report.page.markup import Html, element, fill, folded, join, missing_note, table
 from dptrain.system.text import shown
 
 LINKS = {
@@ -27,7 +27,7 @@ LINKS = {
 SPLITS = (("training", "", "c1"), ("validation", "validation_", "c3"), ("test", "test_", "c2"))  # name, prefix, style
 
 
-def run_page(facts: RunFacts) -> str:
+def run_page(facts: PageFacts) -> str:
     """The HTML of the page."""
     start = facts.history.starts[0] if facts.history.starts else {}
     model = facts.config.model if facts.config else ""
@@ -50,7 +50,7 @@ def run_page(facts: RunFacts) -> str:
     return page("dptrain run report", facts.name, subtitle, LINKS, content)
 
 
-def notices(facts: RunFacts) -> Iterator[str]:
+def notices(facts: PageFacts) -> Iterator[str]:
     """What a reader must know before the figures."""
     if not facts.history.epochs:
         yield "No epoch of this run is finished."
@@ -65,7 +65,7 @@ def notices(facts: RunFacts) -> Iterator[str]:
             )
 
 
-def tiles(facts: RunFacts) -> Html:
+def tiles(facts: PageFacts) -> Html:
     """The result in large figures."""
     last, history = facts.history.last, facts.history
     split, best = figures.best(facts)
@@ -106,7 +106,7 @@ def tiles(facts: RunFacts) -> Html:
     return element("dl", *parts, class_="tiles")
 
 
-def charts(facts: RunFacts) -> Html:
+def charts(facts: PageFacts) -> Html:
     """Loss, accuracy and learning rate."""
     history, per_epoch = facts.history, facts.steps_per_epoch
     loss, accuracy = (
@@ -131,11 +131,11 @@ def charts(facts: RunFacts) -> Html:
         *logged(facts),
     ]
     if not any(parts):
-        return sentence("metrics.jsonl has no figures yet.")
+        return missing_note("metrics.jsonl has no figures yet.")
     return element("div", *parts, class_="charts")
 
 
-def logged(facts: RunFacts) -> Iterator[Html]:
+def logged(facts: PageFacts) -> Iterator[Html]:
     """Charts of the metrics that a program has logged."""
     by_name, per_epoch = facts.history.metrics_by_name, facts.steps_per_epoch
     for name in [*by_name][:MOST_METRICS]:
@@ -143,10 +143,10 @@ def logged(facts: RunFacts) -> Iterator[Html]:
         found = curve(shown(name, 80), "c6", by_name[name], "value", per_epoch, background=many)
         yield chart(found.name, [found], fitting_axis(found.y), per_epoch=per_epoch)
     if len(by_name) > MOST_METRICS:
-        yield sentence(f"{len(by_name):,} metrics were logged; the first {MOST_METRICS} are drawn.")
+        yield missing_note(f"{len(by_name):,} metrics were logged; the first {MOST_METRICS} are drawn.")
 
 
-def epochs(facts: RunFacts) -> Html:
+def epochs(facts: PageFacts) -> Html:
     """The figures of all epochs as a table."""
     columns: list[tuple[str, str, int, float, str]] = [("learning rate", "lr", 6, 1, "")]
     for name, prefix, _ in SPLITS:

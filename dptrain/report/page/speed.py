@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dptrain.report.page import figures
 from dptrain.report.page.charts import Axis, chart, curve
-from dptrain.report.page.facts import RunFacts
+from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.figures import duration, percent
 from dptrain.report.page.history import KINDS, number
-from dptrain.report.page.markup import NUMBER, Html, element, join, scrolled, sentence
+from dptrain.report.page.markup import NUMBER, Html, element, join, missing_note, scrolled
 
 MOST_RANKS = 32
 STYLES = dict(zip(KINDS, ("c1", "c3", "c2", "c4"), strict=True))
 MEANINGS = {"compute": "computing", "data": "loading data", "waiting": "waiting in MPI", "reduction": "reduction"}
 
 
-def throughput(facts: RunFacts) -> Html:
+def throughput(facts: PageFacts) -> Html:
     """Images per second of steps and of epochs."""
     history, per_epoch = facts.history, facts.steps_per_epoch
     curves = [
@@ -24,11 +24,11 @@ def throughput(facts: RunFacts) -> Html:
     return chart("Images per second", curves, Axis(0, zero=True), per_epoch=per_epoch)
 
 
-def section(facts: RunFacts) -> Html:
+def section(facts: PageFacts) -> Html:
     """The time of each rank by kind, and the evaluations."""
     ranks = facts.history.rank_seconds()
     if not ranks:
-        return sentence("No epoch is finished, so there are no times yet.")
+        return missing_note("No epoch is finished, so there are no times yet.")
     head = [
         element("th", "rank", scope="col"),
         element("th", "share of time", scope="col"),
@@ -45,9 +45,9 @@ def section(facts: RunFacts) -> Html:
     )
     parts = [scrolled(caption, whole, "split-table")]
     if len(ranks) > MOST_RANKS:
-        parts.append(sentence(f"The first {MOST_RANKS} of {len(ranks)} ranks."))
+        parts.append(missing_note(f"The first {MOST_RANKS} of {len(ranks)} ranks."))
     if "rank_seconds" not in facts.history.last:
-        parts.append(sentence("This run was made by an older version, which logs the time of rank 0 only."))
+        parts.append(missing_note("This run was made by an older version, which logs the time of rank 0 only."))
     parts.append(element("p", _in_words(facts)))
     return join(parts)
 
@@ -65,7 +65,7 @@ def _row(rank: int, seconds: dict[str, float]) -> Html:
     return element("tr", element("th", rank, scope="row"), element("td", bar, class_="bar"), *cells, last)
 
 
-def _in_words(facts: RunFacts) -> str:
+def _in_words(facts: PageFacts) -> str:
     evaluation = sum(number(line, "evaluation_seconds") or 0.0 for line in facts.history.epochs)
     lost = len(facts.history.recoveries)
     text = f"The evaluations took {duration(evaluation)}."

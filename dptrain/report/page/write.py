@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dptrain.errors import UsageError
 from dptrain.report.page.compare import compare_page
-from dptrain.report.page.facts import NOTHING_ASKED, Asked, facts_of, summary_of
+from dptrain.report.page.facts import DEFAULTS, PageOptions, facts_of, summary_of
 from dptrain.report.page.run import run_page
 from dptrain.system.durable import write_durably
 from dptrain.system.text import shown
@@ -17,14 +17,14 @@ NAME = "report.html"  # in the run folder
 
 
 def write_report(
-    folder: Path, output: Path | None = None, asked: Asked = NOTHING_ASKED, predictions: Predictions | None = None
+    folder: Path, output: Path | None = None, options: PageOptions = DEFAULTS, predictions: Predictions | None = None
 ) -> Path:
     """Write the page of the run in a folder, by default into that folder; returns the path of the page.
 
     `predictions` are those of the newest checkpoint. DataError if there is no run, UsageError if the page cannot be
     written.
     """
-    return _write(output or folder / NAME, run_page(facts_of(folder, asked, predictions)))
+    return _write(output or folder / NAME, run_page(facts_of(folder, options, predictions)))
 
 
 def write_comparison(folders: Sequence[Path], output: Path) -> Path:
