@@ -156,7 +156,7 @@ class Console:
         if run is None or pace is None:
             return
         results = lines_of(result_rows(event, pace.elapsed, pace.steps, pace.rate()))
-        offers = [f"  {line}" for line in lines_of(next_commands(run, this_program()))]
+        offers = [f"  {line}" for line in lines_of(next_commands(run, event.step, this_program()))]
         self._print("\n".join(["", *results, "", "next:", *offers]), escaped=True)
 
     def _print(self, text: str, *, escaped: bool = False) -> None:

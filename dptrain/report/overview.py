@@ -58,8 +58,8 @@ def result_rows(end: RunFinished, seconds: float, steps: int, rate: float | None
     return rows
 
 
-def next_commands(run: RunFacts, program: str = "dptrain") -> Rows:
-    """What is useful after a run, and the command for it, quoted for a shell."""
+def next_commands(run: RunFacts, step: int, program: str = "dptrain") -> Rows:
+    """What is useful after a run that has ended at this step, and the command for it, quoted for a shell."""
 
     def line(*words: str) -> str:
         return f"{program} {shlex.join(words)}"
@@ -69,7 +69,9 @@ def next_commands(run: RunFacts, program: str = "dptrain") -> Rows:
     model = ["--model", run.model] if ":" in run.model else []  # code is run only if the command names it
     launch = ["launch", "-n", str(run.ranks), "--"] if run.ranks > 1 else []
     again = [*launch, "train", "--config", str(Path(run.run_dir) / "config.toml"), "--run-dir", run.run_dir]
-    if run.last_step < run.epochs * run.steps_per_epoch:
+    if step < run.last_step:  # by early stopping or a callback
+        more, purpose = ["--early-stop", "0"] if run.early_stop else [], f"resume up to step {run.last_step:,}"
+    elif run.last_step < run.epochs * run.steps_per_epoch:
         more, purpose = ["--max-steps", "0"], f"resume up to epoch {run.epochs}"
     else:
         more, purpose = ["--epochs", str(2 * run.epochs)], f"resume for {count(run.epochs, 'more epoch')}"

@@ -31,6 +31,7 @@ class RunFacts(NamedTuple):
     mpi: str
     batch_size: int = 0  # global
     hosts: tuple[str, ...] = ()  # the host of each rank
+    early_stop: int = 0  # epochs, as configured
 
 
 class Note(NamedTuple):

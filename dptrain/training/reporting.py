@@ -81,6 +81,7 @@ class RunReport:
             mpi=communicator.implementation,
             batch_size=self.config.batch_size,
             hosts=tuple(communicator.allgather(socket.gethostname())),
+            early_stop=self.config.early_stop,
         )
 
     def measure(self) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_runs import train_here
+from data_sets import image_data
 from training_runs import packed
 
+from data_prep.pack import pack
 from dptrain.commands.main import main
 from dptrain.report.overview import clock, duration, lines_of, next_commands, start_rows
 from dptrain.report.pace import Pace
@@ -44,19 +48,36 @@ def test_names_are_escaped_in_lines() -> None:
 
 def test_the_next_commands_are_quoted_for_a_shell() -> None:
     odd = FACTS._replace(run_dir="runs/it's $HOME; ok", data="a set")
-    for _, command in next_commands(odd):
+    for _, command in next_commands(odd, 14):
         words = shlex.split(command)
         assert words[0] == "dptrain"
         assert "runs/it's $HOME; ok" in words
-    texts = dict(next_commands(odd))
+    texts = dict(next_commands(odd, 14))
     assert shlex.split(texts["accuracy by class"])[1:] == ["eval", "runs/it's $HOME; ok", "a set"]
-    own = dict(next_commands(FACTS._replace(model="my net.py:build")))
+    own = dict(next_commands(FACTS._replace(model="my net.py:build"), 14))
     assert shlex.split(own["accuracy by class"])[-2:] == ["--model", "my net.py:build"]
     again = shlex.split(texts["resume for 2 more epochs"])
     assert again[1:7] == ["launch", "-n", "3", "--", "train", "--config"]
     assert again[-2:] == ["--epochs", "4"]
-    stopped = dict(next_commands(FACTS._replace(last_step=9, ranks=1)))
+    stopped = dict(next_commands(FACTS._replace(last_step=9, ranks=1), 9))
     assert shlex.split(stopped["resume up to epoch 2"])[-2:] == ["--max-steps", "0"]
+    by_callback = dict(next_commands(FACTS._replace(ranks=1), 7))
+    assert shlex.split(by_callback["resume up to step 14"])[-2:] == ["--run-dir", "runs/one"]
+
+
+@pytest.mark.slow
+def test_the_next_command_after_early_stopping_makes_the_other_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pack(tmp_path / "set", replace(image_data(), validation=image_data().test), shards=4)
+    out = train_here(tmp_path / "set", tmp_path / "run", epochs=6, early_stop=1, lr=1e-9).stdout
+    last = int(re.search(r"steps +(\d+) in all", out)[1])  # type: ignore[index]
+    assert "stopped early" in out
+    command = out.splitlines()[-1].split("dptrain ", 1)[1]
+    capsys.readouterr()
+    assert main(shlex.split(command)) == 0
+    assert f"checkpoints/step-{last:08}.h5\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow
