@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finish_output()
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        text, status = failure(error)
+        text, status, _ = failure(error)
         drop_failed_writes()
         if text:
             report(f"error: {text}" + "; no partial files are left" * isinstance(error, KeyboardInterrupt))

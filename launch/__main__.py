@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit:  # --help
         return 0
     except Exception as error:
-        text, status = failure(error)
+        text, status, _ = failure(error)
         if text:
             write_to_stderr(f"launch: error: {text}")
         return status

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from dptrain.config.files import add_flags
+from dptrain.config.files import add_flags, inline_table
 from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 from dptrain.system.arguments import Parser, whole
@@ -144,8 +144,7 @@ def _scaling(parsed: argparse.Namespace, communicator: Communicator) -> list[dic
         words += [f"--{name.replace('_', '-')}", str(getattr(parsed, name))]
     words += ["--portable"] if parsed.portable else []
     if parsed.model_options:
-        options = ", ".join(f"{name} = {json.dumps(value)}" for name, value in parsed.model_options.items())
-        words += ["--model-options", options]
+        words += ["--model-options", inline_table(parsed.model_options)]
     report = write_to_stderr if sys.stderr.isatty() else (lambda line: None)
     return measure_scaling(settings(cores, parsed.batch_size, parsed.batch_size_per_core), words, parsed.runs, report)
 

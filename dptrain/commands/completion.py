@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     except SystemExit:  # --help
         finish_output()
     except Exception as error:
-        text, status = failure(error)
+        text, status, _ = failure(error)
         write_to_stderr(f"dptrain: error: {text}")
         return status
     return 0

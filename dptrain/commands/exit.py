@@ -42,8 +42,7 @@ def end(error: BaseException, communicator: Communicator | None) -> int:
         status = PREEMPTED
         _report_stop(f"stopped by {error} before the first step; nothing was lost")
     else:
-        text, status = failure(error)
-        foreseen = not text.startswith("failed: ")
+        text, status, foreseen = failure(error)
         if text and communicator is not None and not agreed and (communicator.size > 1 or not foreseen):
             text = f"rank {communicator.rank} on {os.uname().nodename}{':' * foreseen} {text}"
         if text:

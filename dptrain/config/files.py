@@ -100,3 +100,18 @@ def merged(*sources: Mapping[str, Any]) -> TrainConfig:
 def add_flags(parser: argparse._ActionsContainer, names: Iterable[str], *, defaults: bool = False) -> None:
     """Add the flags of keys by name, see `add_flags_of`."""
     add_flags_of(parser, [KEYS[name] for name in names], defaults=defaults)
+
+
+def inline_table(table: dict[str, object]) -> str:
+    """The inside of an inline table in TOML, as flags take it."""
+    keys = (tomli_w.dumps({key: 0}).removesuffix(" = 0\n") for key in table)
+    return ", ".join(f"{key} = {_toml_value(value)}" for key, value in zip(keys, table.values(), strict=True))
+
+
+def _toml_value(value: object) -> str:
+    """A value in TOML, on one line."""
+    if isinstance(value, dict):
+        return f"{{{inline_table(value)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").removesuffix("\n")

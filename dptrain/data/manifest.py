@@ -160,9 +160,12 @@ class Manifest:
         """The command that packs the same images into another number of shards, or advice if it is not known."""
         if not self.command:
             return f"as before, with --shards {shards} --force (in a program: shards={shards}, force=True)"
+        return f"{self.pack_command(folder, shards)} --force"
+
+    def pack_command(self, folder: Path, shards: int) -> str:
+        """The command that packs the same images into this number of shards, where `command` is known."""
         source, *options = self.command
-        words = ["dptrain", "prep", source, str(folder), *options, "--shards", str(shards), "--force"]
-        return shown(shlex.join(words))
+        return shown(shlex.join(["dptrain", "prep", source, str(folder), *options, "--shards", str(shards)]))
 
 
 def shard_name(split: str, shard: int, shards: int) -> str:

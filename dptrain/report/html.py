@@ -22,7 +22,7 @@ class HtmlPage:
 
                 write_report(folder, predictions=event.predictions)
             except Exception as error:
-                text = failure(error)[0].partition("\n")[0]
+                text = failure(error).text.partition("\n")[0]
                 write_to_stderr(f"dptrain: the report is not written: {text}; later: dptrain report {shown(folder)}")
 
     def close(self) -> None:

@@ -128,11 +128,9 @@ def line_of(event: Event) -> str | None:
             ranks: dict[str, Any] = {"lost": lost, "ranks": run.ranks, "threads": run.threads}
             return _json("recovery", step=step, **ranks, recovery_seconds=seconds)
         case StepFinished(logged=True):
-            return _json("step", **event._asdict())
+            return _json("step", **_without(event, "logged"))
         case EvaluationFinished(repeated=False):
-            values = event._asdict()
-            del values["predictions"], values["validation_predictions"]
-            return _json("epoch", **values)
+            return _json("epoch", **_without(event, "repeated", "predictions", "validation_predictions"))
         case MetricLogged():
             value = event.value if math.isfinite(event.value) else None  # such as 0 / 0 in a user's function
             return _json("metric", **event._asdict() | {"value": value})
@@ -141,8 +139,11 @@ def line_of(event: Event) -> str | None:
     return None
 
 
-def _json(event: str, *, logged: bool = True, repeated: bool = False, **values: Any) -> str:
-    """One line; `logged` and `repeated` of an event are left out."""
+def _without(event: StepFinished | EvaluationFinished, *names: str) -> dict[str, Any]:
+    return {name: value for name, value in event._asdict().items() if name not in names}
+
+
+def _json(event: str, **values: Any) -> str:
     return json.dumps({"event": event, **values}, allow_nan=False)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from dptrain.training.events import Event, RanksLost, RunFacts, RunFinished, Run
 
 RUN_ID = "mlflow-run.txt"  # in the run folder: the run in MLflow, which a resumed run continues
 EXPERIMENT = "dptrain"
-LONGEST = 500  # characters of a parameter
+LONGEST, LONGEST_NAME = 500, 250  # characters of a parameter and of a metric's name
 # Of variables that a user has not set. A server that does not answer must not hold up the ranks: MLflow's own defaults
 # wait for minutes.
 DEFAULTS = {
@@ -24,6 +26,12 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+
+
+def _allowed(name: str) -> str:
+    """A name as MLflow accepts it: letters, digits and some signs, and a slash only between two parts."""
+    name = re.sub(r"[^\w.\- :/]", "_", name)
+    return (name if posixpath.normpath(name) == name else name.replace("/", "_"))[:LONGEST_NAME]
 
 
 class MLflow:
@@ -42,7 +50,9 @@ class MLflow:
             from mlflow.entities import Metric
 
             now, step = int(1000 * time.time()), event.step  # type: ignore[union-attr] # events with figures have it
-            self._client.log_batch(self._run, metrics=[Metric(name, one, now, step) for name, one in values.items()])
+            self._client.log_batch(
+                self._run, metrics=[Metric(_allowed(name), one, now, step) for name, one in values.items()]
+            )
         if isinstance(event, RunFinished) and self._client is not None:
             self._client.set_tag(self._run, "params_sha256", event.params_sha256)
             try:

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 from pathlib import Path
+from typing import NamedTuple
 
 from dptrain.errors import UNFORESEEN, DptrainError, LimitError, ReaderGoneError
 from dptrain.system.signals import EndedBySignal
@@ -38,23 +39,29 @@ REPORTS = {
 }
 
 
-def failure(error: BaseException) -> tuple[str, int]:
-    """One line to report, "" if the reader of the output is gone, and the exit status.
+class Failure(NamedTuple):
+    """A line to report, "" if the reader of the output is gone. An unforeseen exception has its traceback below it."""
 
-    An unforeseen exception has its traceback below the line.
-    """
+    text: str
+    status: int
+    foreseen: bool = True
+
+
+def failure(error: BaseException) -> Failure:
+    """What to report about an exception."""
     if isinstance(error, ReaderGoneError):
-        return "", error.status
+        return Failure("", error.status)
     if isinstance(error, KeyboardInterrupt):
         status = error.status if isinstance(error, EndedBySignal) else 128 + signal.SIGINT
-        return ": ".join(["interrupted", *map(shown, error.args)]), status
+        return Failure(": ".join(["interrupted", *map(shown, error.args)]), status)
     known = error if isinstance(error, DptrainError) else refused(error)
     if known is not None:
-        return shown(known) + shown_lines(known.details), known.status
+        return Failure(shown(known) + shown_lines(known.details), known.status)
     import traceback
 
     what = traceback.format_exception_only(error)[-1].strip()
-    return f"failed: {shown(what)}\n{shown_lines(''.join(traceback.format_exception(error)))}", UNFORESEEN
+    lines = shown_lines("".join(traceback.format_exception(error)))
+    return Failure(f"failed: {shown(what)}\n{lines}", UNFORESEEN, foreseen=False)
 
 
 def refused(error: BaseException) -> DptrainError | None:

@@ -15,6 +15,7 @@ from thread_ranks import on_ranks
 from dptrain.bench import scaling, step
 from dptrain.bench.scaling import Setting, powers_of_two, settings
 from dptrain.bench.unconnected import limit_by_the_slowest, measure_unconnected
+from dptrain.commands.parser import build_parser
 from dptrain.config.train import TrainConfig
 from dptrain.errors import DptrainError
 from dptrain.parallel.communicator import Communicator
@@ -128,6 +129,19 @@ def test_the_table_of_scaling_has_a_column_for_each_share(tmp_path: Path, monkey
         ["ranks", "slowest", "ranks", "compute", "waiting"],
         ["2", "1", "0", "0.75", "0.25"],
     ]
+
+
+def test_scaling_passes_model_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[str] = []
+
+    def measured(settings: Any, words: list[str], *_: Any) -> list[dict[str, int]]:
+        passed.extend(words)
+        return [{"ranks": 1}]
+
+    monkeypatch.setattr(scaling, "measure_scaling", measured)
+    assert dptrain_here("bench", "scaling", "--model-options", 'a = {b = 1}, c = ["d"]', cwd=tmp_path).returncode == 0
+    parsed = build_parser("bench").parse_args(["bench", "step", *passed])
+    assert parsed.model_options == {"a": {"b": 1}, "c": ["d"]}
 
 
 @pytest.mark.mpi

@@ -13,7 +13,7 @@ from command_runs import assert_one_error, dptrain_here, train_here
 from mpi_runs import dptrain
 from training_runs import configuration, flags, packed, run, session_and_state
 
-from dptrain.config.files import merged, parse_toml, read_toml
+from dptrain.config.files import inline_table, merged, parse_toml, read_toml
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.errors import UsageError
 from dptrain.system.keys import from_text
@@ -224,3 +224,10 @@ def test_a_run_folder_behind_a_broken_link_is_not_created(data: Path, tmp_path: 
         assert done.returncode != 0
         assert done.stderr.count("\n") == 1
     assert "is a symbolic link to" in done.stderr
+
+
+@pytest.mark.parametrize("value", ["two  spaces", 'q"\n\\', 1, 0.1, True, [], [[1], ["a"]], {"a b": {"c": [1]}}, {}])
+def test_a_table_on_one_line_is_read_back(value: object) -> None:
+    text = inline_table({"x": value, "y z": value})
+    assert "\n" not in text
+    assert tomllib.loads(f"table = {{{text}}}")["table"] == {"x": value, "y z": value}

@@ -16,6 +16,7 @@ from other_environments import python_with
 from PIL import Image
 from training_runs import configuration, finished, flags, packed
 
+from dptrain.report.mlflow import _allowed
 from dptrain.report.pictures import pictures
 
 READ = """import base64, json, sys
@@ -51,6 +52,20 @@ def run(python: Path, folder: Path, *arguments: str) -> str:
     done = subprocess.run(command, cwd=folder, env=os.environ | store, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("metrics/recall of cat", "metrics/recall of cat"),
+        ("metrics/F1 (macro) é", "metrics/F1 _macro_ é"),
+        ("metrics/a//b", "metrics_a__b"),
+        ("metrics/../b", "metrics_.._b"),
+        ("m" * 300, "m" * 250),
+    ],
+)
+def test_names_of_metrics_are_changed_to_what_mlflow_allows(name: str, allowed: str) -> None:
+    assert _allowed(name) == allowed
 
 
 @pytest.mark.long

@@ -99,6 +99,7 @@ def chart(title: str, curves: Sequence[Curve], axis: Axis, *, per_epoch: int) ->
         preserveAspectRatio="none",
         aria_hidden="true",
     )
+    main = next((one for one in curves if not one.background), curves[0])  # as in page.js
     unit = "epoch" if per_epoch else "step"
     labels = [
         *(element("span", _short(y, axis, up), class_="up", style=f"top:{100 * top(y):.2f}%") for y in up),
@@ -125,7 +126,7 @@ def chart(title: str, curves: Sequence[Curve], axis: Axis, *, per_epoch: int) ->
         role="slider",
         aria_label=f"{title} by {unit}: move with the arrow keys",
         aria_valuemin=0,
-        aria_valuemax=max(len(one.x) for one in curves) - 1,
+        aria_valuemax=len(main.x) - 1,
         aria_valuenow=0,
         aria_valuetext=_summary(curves, axis),
     )

@@ -24,7 +24,9 @@ def section(facts: PageFacts) -> Html:
         return missing_note(f"Confusion matrix, precision and recall are left out: {facts.missing['predictions']}.")
     names = facts.checkpoint.origin.classes
     if len(names) > MOST_CLASSES:
-        return missing_note(f"They are left out for more than {MOST_CLASSES:,} classes.")
+        return missing_note(
+            f"The confusion matrix, precision and recall are left out: there are more than {MOST_CLASSES:,} classes."
+        )
     matrix = facts.predictions.confusion(len(names))
     pairs = [
         [names[true], names[found], f"{samples:,}", percent(samples / matrix[true].sum(), 1)]

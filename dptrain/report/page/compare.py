@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from dptrain.config.train import KEYS
+from dptrain.config.files import inline_table
+from dptrain.report.overview import duration
 from dptrain.report.page import figures
 from dptrain.report.page.charts import Axis, chart, curve, fitting_axis
 from dptrain.report.page.facts import PageFacts
@@ -13,13 +14,12 @@ from dptrain.report.page.figures import MOST_METRICS, NONE, decimal, percent
 from dptrain.report.page.frame import page
 from dptrain.report.page.history import Line, number
 from dptrain.report.page.markup import Html, element, fill, join, missing_note, table
-from dptrain.report.page.reproduce import inline_table
-from dptrain.system.keys import Scope
+from dptrain.report.page.reproduce import decides_results
 from dptrain.system.text import shown
 
 LINKS = {"result": "Results", "curves": "Curves", "configuration": "Differences"}
 COLORS, DASHES = 8, ("", " dashed", " dotted")  # styles of page.css
-ALSO = ("data", "max_steps", "tta", "threads")  # keys that are compared besides those that decide the bits
+COMPARED = ("data", "threads")  # keys that are compared besides those that decide the results
 HEAD = (
     "run",
     "test accuracy",
@@ -65,7 +65,6 @@ def equal_parameters(runs: Sequence[PageFacts], names: Sequence[str]) -> Iterato
 def result(name: str, run: PageFacts) -> list[object]:
     last = run.history.last
     split, best = figures.best(run)
-    start = run.history.starts[-1] if run.history.starts else {}
     digest = last.get("params_sha256")
     return [
         name,
@@ -73,9 +72,9 @@ def result(name: str, run: PageFacts) -> list[object]:
         decimal(number(last, "test_loss")),
         f"{percent(number(best, f'{split}_accuracy'))} ({split})" if best else NONE,
         figures.progress(run)[0],
-        figures.duration(run.history.seconds),
+        duration(run.history.seconds),
         decimal(figures.rate(run), 0),
-        figures.workers(start),
+        figures.workers(run.history.last_start),
         NONE if digest is None else element("code", str(digest)[:12]),
     ]
 
@@ -117,7 +116,7 @@ def style(place: int) -> str:
 
 def differences(runs: Sequence[PageFacts], names: Sequence[str]) -> Html:
     """Keys of the configuration and facts of the environment that are not the same for all runs."""
-    facts = [everything(run) for run in runs]
+    facts = [settings_and_environment(run) for run in runs]
     keys = list(dict.fromkeys(key for one in facts for key in one))
     rows = [
         [key, *(element("code", one[key]) if key in one else NONE for one in facts)]
@@ -129,16 +128,15 @@ def differences(runs: Sequence[PageFacts], names: Sequence[str]) -> Html:
     return table("Keys and facts that differ", ["", *names], rows, texts=range(1, len(names) + 1))
 
 
-def everything(run: PageFacts) -> dict[str, str]:
+def settings_and_environment(run: PageFacts) -> dict[str, str]:
     """Configuration, data set, environment and versions as text, by name."""
     found: dict[str, str] = {}
     for name, value in vars(run.config).items() if run.config else ():
-        if KEYS[name].metadata["scope"] in (Scope.RUN, Scope.BITS) or name in ALSO:
+        if decides_results(name) or name in COMPARED:
             found[name.replace("_", "-")] = inline_table(value) if isinstance(value, dict) else str(value)
     if run.checkpoint is not None:
         origin = run.checkpoint.origin
         found |= {"data hash": origin.manifest_sha256[:12], **origin.environment}
-    start = run.history.starts[-1] if run.history.starts else {}
-    versions = start.get("versions")
-    found |= {name: str(value) for name, value in versions.items()} if isinstance(versions, dict) else {}
+    found |= {name: str(value) for name, value in run.history.versions.items()}
+    start = run.history.last_start
     return found | {"host": str(start["host"])} if "host" in start else found

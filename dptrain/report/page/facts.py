@@ -7,7 +7,7 @@ the checkpoint was removed, or the model is a user's, whose code is never execut
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -193,11 +193,3 @@ def _filters(facts: PageFacts, checkpoint: Checkpoint) -> list[Picture]:
         raise CheckpointError("the network has no convolution")
     facts.filter_count = len(weight)
     return filter_pictures(weight, FILTERS)
-
-
-def with_kept_model(facts: PageFacts) -> TrainConfig | None:
-    """The configuration with the path of the model's code in the run folder."""
-    config = facts.config
-    if config is None or ":" not in config.model:
-        return config
-    return replace(config, model=str(facts.folder / config.model))

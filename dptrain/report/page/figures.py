@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from datetime import datetime
 
+from dptrain.report.overview import count
 from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.history import Line, number
 
@@ -18,20 +19,6 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 def decimal(value: float | None, digits: int = 4) -> str:
     return NONE if value is None else f"{value:,.{digits}f}"
-
-
-def duration(seconds: float) -> str:
-    """Such as 1 h 05 min, 3 min 20 s or 4.2 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def count(value: int, what: str) -> str:
-    """Such as 1 rank or 2 ranks."""
-    return f"{value:,} {what}{'' if value == 1 else 's'}"
 
 
 def moment(line: Line) -> str:

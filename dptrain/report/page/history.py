@@ -35,6 +35,17 @@ class History:
     seconds: float = 0.0
 
     @property
+    def last_start(self) -> Line:
+        """The line of the last start; empty if there is none."""
+        return self.starts[-1] if self.starts else {}
+
+    @property
+    def versions(self) -> Line:
+        """The versions of the software at the last start, by name."""
+        versions = self.last_start.get("versions")
+        return versions if isinstance(versions, dict) else {}
+
+    @property
     def last(self) -> Line:
         """The line of the last evaluation; empty if there is none."""
         return self.epochs[-1] if self.epochs else {}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from dptrain.config.files import to_toml
+from dptrain.config.files import inline_table, to_toml
+from dptrain.config.train import TrainConfig
+from dptrain.report.overview import count
 from dptrain.report.page import figures
-from dptrain.report.page.facts import PageFacts, with_kept_model
+from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.markup import Html, definitions, element, folded, join, missing_note, table
-from dptrain.report.page.reproduce import default, differing, inline_table, train_command
+from dptrain.report.page.reproduce import default, differing, train_command
 from dptrain.system.text import shown_lines
+from dptrain.training.model_source import is_model_file
 
 LONGEST_CONFIGURATION = 1 << 18
 
@@ -18,22 +22,19 @@ LONGEST_CONFIGURATION = 1 << 18
 def reproduce(facts: PageFacts) -> Html:
     """The command, and everything that the bits depend on."""
     parts: list[object] = []
-    config, checkpoint, manifest = with_kept_model(facts), facts.checkpoint, facts.manifest
-    if config is not None:
-        parts.append(element("p", "This command makes the same parameters again, on any number of ranks and threads:"))
-        commands = [train_command(config)]
-        if manifest is not None and manifest.command:
-            commands.insert(
-                0, manifest.repack_command(Path(config.data), manifest.shard_count).removesuffix(" --force")
-            )
-        parts.append(element("pre", element("code", *lines("\n".join(commands)))))
-    else:
+    config, checkpoint, manifest = facts.config, facts.checkpoint, facts.manifest
+    if config is None:
         parts.append(missing_note(f"The command is left out: {facts.missing['config']}."))
-    last, starts = facts.history.last, facts.history.starts
-    start = starts[-1] if starts else {}
-    versions = start.get("versions")
-    versions = versions if isinstance(versions, dict) else {}
-    known: list[tuple[str, object]] = [("params_sha256", code(last.get("params_sha256")))]
+    elif ":" in config.model and not is_model_file(config.model):
+        parts.append(missing_note("The network is a function of a Python program, so no command makes this run again."))
+    else:
+        parts.append(element("p", "This command makes the same parameters again, on any number of ranks and threads:"))
+        commands = [train_command(with_kept_model(config, facts.folder))]
+        if manifest is not None and manifest.command:
+            commands.insert(0, manifest.pack_command(Path(config.data), manifest.shard_count))
+        parts.append(element("pre", element("code", *lines("\n".join(commands)))))
+    history, start = facts.history, facts.history.last_start
+    known: list[tuple[str, object]] = [("params_sha256", code(history.last.get("params_sha256")))]
     if checkpoint is not None:
         origin = checkpoint.origin
         shape = " x ".join(map(str, origin.input_shape))
@@ -46,17 +47,23 @@ def reproduce(facts: PageFacts) -> Html:
             ("parameters", f"{checkpoint.layouts['parameters'].size:,}"),
             *((name, origin.environment[name]) for name in origin.environment),
         ]
-    known += [(name, versions[name]) for name in ("dptrain", "python", "mpi4py", "mpi") if versions.get(name)]
+    names = ("dptrain", "python", "mpi4py", "mpi")
+    known += [(name, history.versions[name]) for name in names if history.versions.get(name)]
     known += [("host", start.get("host")), ("ranks", figures.workers(start))]
     parts += [element("h3", "Environment"), definitions(known)]
     rows = [
         [figures.moment(one), figures.workers(one), f"{one['step']:,}", code(" ".join(map(str, command)))]
-        for one in starts
+        for one in history.starts
         if isinstance(command := one.get("command"), list)
     ]
     head = ["time", "ranks", "from step", "command of a rank"]
-    parts.append(folded(f"{figures.count(len(rows), 'start')} of the run", table("Starts", head, rows, texts=(1, 3))))
+    parts.append(folded(f"{count(len(rows), 'start')} of the run", table("Starts", head, rows, texts=(1, 3))))
     return join(parts)
+
+
+def with_kept_model(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The configuration with the path of the model's code in the run folder."""
+    return replace(config, model=str(folder / config.model)) if ":" in config.model else config
 
 
 def code(value: object) -> Html | None:

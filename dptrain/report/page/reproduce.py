@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shlex
 
-import tomli_w
-
+from dptrain.config.files import inline_table
 from dptrain.config.train import KEYS, TrainConfig
 from dptrain.system.keys import Scope, flag, has_effect
 
-ALSO = ("max_steps", "tta")  # keys without an effect on the bits of a step, but on the results of the run
+OF_RESULTS = ("max_steps", "tta")  # keys without an effect on the bits of a step, but on the results of the run
 
 
 def differing(config: TrainConfig) -> dict[str, object]:
@@ -19,6 +18,11 @@ def differing(config: TrainConfig) -> dict[str, object]:
         for name, key in KEYS.items()
         if getattr(config, name) != default(name) and key.metadata["scope"] is not Scope.FOLDER
     }
+
+
+def decides_results(name: str) -> bool:
+    """Whether another value of a key may give other parameters or another accuracy."""
+    return KEYS[name].metadata["scope"] in (Scope.RUN, Scope.BITS) or name in OF_RESULTS
 
 
 def default(name: str) -> object:
@@ -34,8 +38,7 @@ def train_command(config: TrainConfig) -> str:
     values = {"lr": config.lr} | differing(config)
     words = ["dptrain", "train", config.data]
     for name in KEYS:
-        results = KEYS[name].metadata["scope"] in (Scope.RUN, Scope.BITS) or name in ALSO
-        if name in values and results and has_effect(config, name):
+        if name in values and decides_results(name) and has_effect(config, name):
             words += _flag(name, values[name])
     return shlex.join(words)
 
@@ -44,18 +47,3 @@ def _flag(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [flag(name) if value else flag(f"no_{name}")]
     return [flag(name), inline_table(value) if isinstance(value, dict) else str(value)]
-
-
-def inline_table(table: dict[str, object]) -> str:
-    """The inside of an inline table in TOML, as flags take it."""
-    keys = (tomli_w.dumps({key: 0}).removesuffix(" = 0\n") for key in table)
-    return ", ".join(f"{key} = {toml_value(value)}" for key, value in zip(keys, table.values(), strict=True))
-
-
-def toml_value(value: object) -> str:
-    """A value in TOML, on one line."""
-    if isinstance(value, dict):
-        return f"{{{inline_table(value)}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(toml_value, value))}]"
-    return tomli_w.dumps({"x": value}).removeprefix("x = ").removesuffix("\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dptrain.checkpoint.state import PARAMETERS
+from dptrain.report.overview import duration
 from dptrain.report.page import classes, figures, gallery, provenance, speed
 from dptrain.report.page.charts import MOST_POINTS, Axis, chart, curve, fitting_axis
 from dptrain.report.page.facts import PageFacts
@@ -89,7 +90,7 @@ def tiles(facts: PageFacts) -> Html:
     whole += [
         ("Training accuracy", percent(number(last, "accuracy")), f"loss {decimal(number(last, 'loss'))}"),
         ("Epochs", *figures.progress(facts)),
-        ("Time", figures.duration(history.seconds), "steps and evaluations"),
+        ("Time", duration(history.seconds), "steps and evaluations"),
         ("Images per second", decimal(rate, 0), "median of the epochs"),
     ]
     if facts.checkpoint is not None:

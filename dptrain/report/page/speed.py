@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dptrain.report.page import figures
+from dptrain.report.overview import count, duration
 from dptrain.report.page.charts import Axis, chart, curve
 from dptrain.report.page.facts import PageFacts
-from dptrain.report.page.figures import duration, percent
+from dptrain.report.page.figures import percent
 from dptrain.report.page.history import KINDS, number
 from dptrain.report.page.markup import NUMBER, Html, element, join, missing_note, scrolled
 
@@ -69,4 +69,4 @@ def _in_words(facts: PageFacts) -> str:
     evaluation = sum(number(line, "evaluation_seconds") or 0.0 for line in facts.history.epochs)
     lost = len(facts.history.recoveries)
     text = f"The evaluations took {duration(evaluation)}."
-    return text + (f" The run continued without lost ranks {figures.count(lost, 'time')}." if lost else "")
+    return text + (f" The run continued without lost ranks {count(lost, 'time')}." if lost else "")

@@ -67,6 +67,13 @@ def test_points_lie_where_their_values_say(tmp_path: Path) -> None:
     assert page.one("div", role="slider").attributes["aria-valuetext"] == "test from 20.0 % to 40.0 %"
 
 
+def test_the_arrow_keys_reach_each_point_of_the_main_curve(tmp_path: Path) -> None:
+    back = Curve("batches", "c1", list(range(100)), [1.0] * 100, list(range(100)), background=True)
+    curves = [back, Curve("epochs", "c1", [50, 100], [2.0, 3.0], [50, 100])]
+    page = parsed(chart("Loss", curves, Axis(1), per_epoch=0), tmp_path)
+    assert page.one("div", role="slider").attributes["aria-valuemax"] == "1"
+
+
 def test_one_outlier_in_the_background_does_not_hide_the_curve(tmp_path: Path) -> None:
     back = Curve("batches", "c1", list(range(100)), [1e9, *[1.0] * 99], list(range(100)), background=True)
     page = parsed(chart("Loss", [back, Curve("test", "c2", [1, 99], [2, 1], [1, 99])], Axis(1), per_epoch=1), tmp_path)

@@ -22,8 +22,10 @@ from html_pages import Element, read_page
 from thread_ranks import on_ranks
 from training_runs import configuration, packed
 
+import dptrain
 from data_prep.pack import pack
 from dptrain.checkpoint.format import read_checkpoint
+from dptrain.nn import Flatten, Layer, Linear
 from dptrain.parallel.communicator import Communicator
 from dptrain.report.html import HtmlPage
 from dptrain.report.jsonl import JsonLines
@@ -324,6 +326,17 @@ def test_the_code_of_a_model_runs_only_with_model(tmp_path: Path) -> None:
     assert f"--model {kept}:build" in section(page, "reproduce").text
     assert dptrain_here("report", run, "--model", f"{model}:build", cwd=tmp_path).returncode == 0
     assert section(read_page(run / "report.html"), "classes").all("table")
+
+
+def test_a_run_of_a_function_in_python_has_no_command(tmp_path: Path) -> None:
+    def build(shape: tuple[int, int, int], classes: int) -> list[Layer]:
+        return [Flatten(), Linear(classes)]
+
+    data, run_dir = packed(tmp_path / "set"), tmp_path / "run"
+    run = dptrain.train(data, model=build, run_dir=run_dir, output="none", batch_size=16, max_steps=3)
+    page = read_page(run.folder / "report.html")
+    assert "a function of a Python program, so no command" in section(page, "reproduce").text
+    assert "--model" not in section(page, "reproduce").text
 
 
 @pytest.mark.slow
