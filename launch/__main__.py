@@ -37,6 +37,12 @@ from .targets import TARGETS, choose
 # In a checkout this package lies at the top; an installed one is dptrain.launch.
 PROGRAM = "python -m launch" if __package__ == "launch" else "dptrain launch"
 EXAMPLE = f"{PROGRAM} -n 2 -- train data/cifar10"
+EXAMPLES = f"""
+examples:
+  {EXAMPLE}
+  {PROGRAM} -n 2 --max-restarts 3 -- train data/cifar10 --run-dir runs/one
+  {PROGRAM} --hosts node1:2,node2:2 -- train data/cifar10
+"""
 
 
 def make_parser() -> Parser:
@@ -45,6 +51,8 @@ def make_parser() -> Parser:
         prog=PROGRAM,
         usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [...] -- train DATA ...",
         description="Start dptrain on several ranks, on one host or several. After -- comes dptrain's command line.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.advice_on_words = f"write dptrain's command line after --, for example: {EXAMPLE}"
     add = parser.add_argument

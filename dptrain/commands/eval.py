@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from dptrain.training.evaluate_checkpoint import CheckpointEvaluation
 
 
+EXAMPLES = """
+examples:
+  dptrain eval runs/one data/cifar10    the newest checkpoint
+  dptrain eval runs/one/checkpoints/best.h5 data/cifar10 --confusion
+  dptrain eval runs/one data/cifar10 --predictions predictions.csv
+"""
+
+
 def add_arguments(parser: Parser) -> None:
     """Add the checkpoint, the data set and the flags."""
     inspect.add_arguments(parser)

@@ -35,6 +35,14 @@ BAR = 30  # characters
 Item = TypeVar("Item")
 
 
+EXAMPLES = """
+examples:
+  dptrain predict photo.png    with the convnet of dptrain
+  dptrain predict photos/ --checkpoint runs/one --top 1
+  dptrain predict - --json < photo.png
+"""
+
+
 def add_arguments(parser: Parser) -> None:
     """Add the pictures and the flags."""
     parser.add_argument(
