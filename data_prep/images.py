@@ -81,6 +81,11 @@ class ImageSource:
     detects: Callable[[Path], bool] = lambda path: False
 
 
+def not_recorded(argument: argparse.Action) -> None:
+    """Mark an argument that does not change the packed images: the command in the manifest leaves it out."""
+    vars(argument)["recorded"] = False
+
+
 def set_name(path: Path) -> str:
     """The name of a data set from that of its file, without the suffix, or folder: text that can be printed."""
     path = path.resolve()

@@ -45,6 +45,9 @@ DAMAGED = (EOFError, ValueError, RuntimeError, lzma.LZMAError, zlib.error, zipfi
 HIDDEN = re.compile(r"(?:^|/)(?:\.|__MACOSX/)")  # hidden files, and what macOS adds to a zip archive
 
 
+Contents = Callable[[Sequence[int]], Iterator[tuple[int, bytes | str]]]
+
+
 @dataclass(frozen=True)
 class Container:
     """Names of files and of folders, with / between their parts, each sorted; hidden ones are left out.
@@ -55,7 +58,7 @@ class Container:
 
     files: list[str]
     folders: list[str]
-    contents: Callable[[Sequence[int]], Iterator[tuple[int, bytes | str]]]
+    contents: Contents
 
 
 def is_archive(path: Path) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import threading
@@ -126,6 +128,20 @@ def test_broken_pictures_are_all_named_and_are_an_error_or_left_out(
     manifest = read_manifest(tmp_path / "out")
     assert manifest.preparation is not None
     assert (manifest.preparation.broken, manifest.samples("train") + manifest.samples("test")) == (3, 78)
+
+
+def test_the_bar_counts_pictures_and_ends_when_all_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    folder = write_pictures(tmp_path / "pets", CLASSES[:50])
+    for number in range(50):
+        (folder / f"{number}.txt").touch()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", screen := Screen())
+    read_images(folder, "--processes", "1")
+    assert re.findall(r"(\d+)/(\d+)", screen.getvalue())[-1] == ("50", "50")
 
 
 def test_when_no_picture_can_be_decoded_it_is_an_error(tmp_path: Path) -> None:
