@@ -92,6 +92,13 @@ def set_name(path: Path) -> str:
     return shown(path.name if path.is_dir() else path.stem, LONGEST_NAME).strip() or "images"
 
 
+def add_class_names(parser: argparse.ArgumentParser) -> None:
+    """The argument of a source whose classes are numbers, for `class_names`."""
+    parser.add_argument(
+        "--classes", metavar="NAME,...", help="names of the classes, in the order of the labels (default: numbers)"
+    )
+
+
 def class_names(given: str | None, *labels: NDArray[Any]) -> tuple[str, ...]:
     """The names that a user gives, separated by commas, or numbers; DataError if there are too few for the labels."""
     most = max(int(one.max()) for one in labels if one.size)  # an empty split is refused later

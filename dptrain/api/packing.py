@@ -185,7 +185,7 @@ def _array(name: str, values: ArrayLike) -> NDArray[Any]:
     """An array of any type and shape; DataError for values that cannot become one, such as lists of several lengths."""
     try:
         return np.asarray(values)
-    except (ValueError, TypeError, OverflowError) as error:
+    except ValueError as error:
         found = shown(f"{type(values).__name__} cannot become an array ({error})", 300)
         raise DataError(f"{name}: this {found}, expected values of one shape and type") from error
 

@@ -201,7 +201,7 @@ def test_a_table_without_splits_beside_the_pictures_is_enough(tmp_path: Path) ->
         ("1.png,cat,holdout\n", "line 1: the split is 'holdout', expected train, training, test"),
         ("1.png,cat,train\n2.png,dog\n", "some rows have a split and others have none"),
         ("1.png, \n", "line 1: a path or a label is missing"),
-        ('1.png,"cat\n', "unexpected end of data"),
+        ('1.png,"cat\n', "not a complete table, damaged or truncated: unexpected end of data"),
         ("1\0.png,cat\n", "line"),
     ],
 )
