@@ -50,7 +50,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [...] -- train DATA ...",
-        description="Start dptrain on several ranks, on one host or several. After -- comes dptrain's command line.",
+        description="Start dptrain on several ranks, on one host or several.\nAfter -- comes dptrain's command line.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -23,7 +23,7 @@ EXAMPLES = """
 examples:
   dptrain export runs/one --to model.onnx
   dptrain export runs/one --to model.safetensors
-  dptrain export runs/one --print-torch > model.py    the module of PyTorch for it
+  dptrain export runs/one --print-torch > model.py    a module of PyTorch
 """
 
 

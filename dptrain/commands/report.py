@@ -23,8 +23,8 @@ COMPARISON = Path("comparison.html")
 
 EXAMPLES = """
 examples:
-  dptrain report runs/one                                writes runs/one/report.html
-  dptrain report runs/one runs/two --output both.html    compares runs
+  dptrain report runs/one             writes runs/one/report.html
+  dptrain report runs/one runs/two    compares runs in comparison.html
 """
 
 
