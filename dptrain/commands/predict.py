@@ -93,6 +93,8 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
             found += len(group)
     if not found:
         raise DataError(f"no pictures in {shown(', '.join(parsed.pictures), 300)}")
+    if broken > 1:
+        write_to_stderr(f"dptrain: {broken:,} of {found:,} pictures cannot be read")
     return FAILED if broken else 0
 
 
