@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dptrain.api.packing import PathLike
 from dptrain.api.process import all_ranks, one_blas_thread
 from dptrain.api.tensors import NamedTensors
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array
 from dptrain.checkpoint.folder import open_checkpoint
 from dptrain.checkpoint.state import PARAMETERS, evaluated
@@ -107,9 +108,8 @@ class Model(NamedTensors):
         """SHA-256 of the parameters, as `dptrain train` prints it."""
         return self._checkpoint.state.params_sha256
 
-    def _copies(self, vector: str) -> dict[str, Array]:
-        values = evaluated(self._checkpoint.state.vectors)[vector]
-        return self._checkpoint.layouts[vector].views(values.copy())
+    def _vector(self, name: str) -> tuple[Layout, Array]:
+        return self._checkpoint.layouts[name], evaluated(self._checkpoint.state.vectors)[name]
 
     def probabilities(self, images: NDArray[np.uint8] | Sequence[PathLike]) -> Array:
         """The probability of each class, float32 (n, K), for images uint8 (n, C, H, W), or files of pictures.
