@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Recorder(Callback):
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.parameters: list[dict[str, Any]] = []
+        self.parameters: list[Mapping[str, Any]] = []
 
     def on_start(self, training: Training) -> None:
         self._record("start", training)
