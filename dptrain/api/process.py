@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import threadpoolctl
 
-from dptrain.errors import UNFORESEEN, DptrainError
+from dptrain.errors import UNFORESEEN, DptrainError, PeerError
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.mpi import connect
 
@@ -64,6 +66,17 @@ def as_arguments(text: str) -> str:
     return _FLAG.sub(argument, text)
 
 
+def _print_no_peer_errors() -> None:
+    """Let the program end without a traceback if nothing catches a PeerError: another rank prints the reason."""
+    earlier = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, PeerError):
+            earlier(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 one_blas_thread = _Limit()  # `with one_blas_thread:` in any number of threads, and within itself
 
 
@@ -79,6 +92,8 @@ def all_ranks() -> Iterator[tuple[Communicator, str]]:
         with one_blas_thread:
             yield communicator, connection
     except BaseException as error:
+        if isinstance(error, PeerError):
+            _print_no_peer_errors()
         if isinstance(error, DptrainError):
             error.args = (as_arguments(str(error)),)
         if communicator.size > 1 and not (isinstance(error, DptrainError) and error.agreed):

@@ -20,7 +20,7 @@ from dptrain.arrays.memory import Array
 from dptrain.checkpoint.folder import open_checkpoint
 from dptrain.checkpoint.format import Checkpoint
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, evaluated
-from dptrain.errors import CheckpointError
+from dptrain.errors import BrokenCheckpointError, CheckpointError
 from dptrain.nn.finite import not_finite
 from dptrain.system import files
 from dptrain.system.extras import from_extra
@@ -57,7 +57,12 @@ def read_pretrained(path: Path, wanted: Mapping[str, Shape], note: Callable[[str
         except UNREADABLE as error:
             raise CheckpointError(f"{shown(path)}: not a readable {path.suffix} file: {shown(error, 300)}") from error
     else:
-        found = _of_checkpoint(open_checkpoint(path, note), wanted)
+        try:
+            found = _of_checkpoint(open_checkpoint(path, note), wanted)
+        except BrokenCheckpointError as error:
+            if path.is_dir() or path.suffix == ".h5":
+                raise
+            raise BrokenCheckpointError(f"{error}, or a file that ends with {' or '.join(READERS)}") from error
     for name, values in found.tensors.items():
         if what := not_finite(values):
             raise CheckpointError(f"{shown(path)}: {shown(name)} holds {what} as float32; use another file")

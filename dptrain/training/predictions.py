@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.arrays.memory import Array
+from dptrain.errors import UsageError
 
 COLUMNS = ("index", "class", "predicted", "probability")
 
@@ -32,6 +33,10 @@ class Predictions:
     confidence: Array
     probabilities: Array
 
+    def __repr__(self) -> str:
+        accuracy = f", accuracy {100 * self.accuracy:.2f} %" if len(self) else ""
+        return f"<Predictions: {len(self):,} samples{accuracy}>"
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -47,8 +52,15 @@ class Predictions:
         """Some rows, in the order of their numbers int64 (n,)."""
         return Predictions(*(getattr(self, one.name)[chosen] for one in fields(self)))
 
-    def confusion(self, classes: int) -> NDArray[np.int64]:
-        """Samples by true class (row) and predicted class (column), int64 (K, K) for K classes."""
+    def confusion(self, classes: int | None = None) -> NDArray[np.int64]:
+        """Samples by true class (row) and predicted class (column), int64 (K, K) for K classes.
+
+        Without `classes`, K is that of the probabilities. UsageError without both, or if a class is beyond K.
+        """
+        classes = self.probabilities.shape[1] if classes is None else classes
+        least = 1 + int(np.concatenate([self.labels, self.predicted]).max(initial=0))
+        if classes < least:
+            raise UsageError(f"confusion: found {classes} classes, expected at least {least}: pass their number")
         pairs = self.labels * classes + self.predicted
         return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 

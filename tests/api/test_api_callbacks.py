@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Recorder(Callback):
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.parameters: list[dict[str, Any]] = []
+        self.parameters: list[Mapping[str, Any]] = []
 
     def on_start(self, training: Training) -> None:
         self._record("start", training)
@@ -148,6 +149,40 @@ def test_metrics_that_are_no_numbers_are_null_or_refused(trained: Trained, tmp_p
     for metrics in ({"a": lambda predictions: None}, {5: len}, {"": len}):
         with pytest.raises(UsageError, match="expected a number with a name"):
             trained(metrics=metrics, run_dir=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("on_epoch_end", "did you mean 'on_evaluation'"),
+        ("on_evalution", "did you mean 'on_evaluation'"),
+        ("on_train_batch_end", "did you mean 'on_step'"),
+        ("on_lunch", "known: on_evaluation, on_finish, on_start, on_step"),
+    ],
+)
+def test_a_method_that_is_never_called_is_refused(name: str, advice: str, trained: Trained, tmp_path: Path) -> None:
+    base = type("Base", (Callback,), {name: lambda self, *arguments: None})
+    callback = type("Mine", (base,), {"on_the_way": True})()
+    with pytest.raises(UsageError, match=rf"callbacks: Mine has a method {name}, which is never called; {advice}"):
+        trained(callbacks=[callback])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_change_that_would_have_no_effect_on_the_run_is_an_error(trained: Trained) -> None:
+    calls: list[str] = []
+
+    class Changes(Callback):
+        def on_start(self, training: Training) -> None:
+            with pytest.raises(AttributeError, match="'lr'"):
+                training.lr = 0.1  # type: ignore[attr-defined]
+            with pytest.raises(ValueError, match="read-only"):
+                training.parameters["conv1.weight"][:] = 0
+            with pytest.raises(TypeError, match="does not support item assignment"):
+                training.parameters["conv1.weight"] = np.zeros(1)  # type: ignore[index]
+            calls.append("start")
+
+    trained(callbacks=[Changes()], epochs=1)
+    assert calls == ["start"]
 
 
 def test_a_metric_gets_the_probabilities_of_all_classes(trained: Trained, api_data: Path) -> None:

@@ -151,6 +151,8 @@ def test_a_file_that_cannot_be_read_is_one_error_that_names_it(name: str, tmp_pa
         read(tmp_path / name, {"tensor": (100,)})
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+    others = str(error.value).endswith("run folder, or a file that ends with .safetensors or .npz")
+    assert others == (name == "pickle.pt")
 
 
 def test_arrays_that_are_not_wanted_are_not_read(tmp_path: Path) -> None:
