@@ -75,11 +75,11 @@ class Training(NamedTensors):
     def log(self, name: str, value: float) -> None:
         """Report a metric: it is printed and written to metrics.jsonl, and with report_to to TensorBoard or MLflow.
 
-        UsageError unless the name is text and the value a number.
+        UsageError unless the name is text and the value a number, and after the end of the run.
         """
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = None
         if not isinstance(name, str) or not name or number is None:
             raise UsageError(

@@ -27,6 +27,7 @@ from dptrain.parallel.communicator import together
 from dptrain.system.paths import absolute_path
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
+from dptrain.training.agreement import agree_on
 from dptrain.training.architecture import Architecture
 from dptrain.training.classifier import SHIPPED, Classifier
 from dptrain.training.evaluate import Evaluation
@@ -152,6 +153,8 @@ class Model(NamedTensors):
         with all_ranks() as (communicator, _):
             with together(communicator):
                 folder = data_set_path(data)
+            values = {"split": split, "tta": tta, "predictions": predictions, "params_sha256": self.params_sha256}
+            agree_on("evaluation", values, communicator, "call evaluate with the same arguments on all ranks")
             return evaluate_checkpoint(
                 self._checkpoint,
                 self.path,

@@ -13,7 +13,7 @@ from typing import Any
 
 import threadpoolctl
 
-from dptrain.errors import UNFORESEEN, DptrainError, PeerError
+from dptrain.errors import UNFORESEEN, DptrainError, PeerError, UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.mpi import connect
 
@@ -77,6 +77,7 @@ def _print_no_peer_errors() -> None:
     sys.excepthook = hook
 
 
+_calls = threading.Lock()  # held by the call that runs on several ranks
 one_blas_thread = _Limit()  # `with one_blas_thread:` in any number of threads, and within itself
 
 
@@ -85,9 +86,12 @@ def all_ranks() -> Iterator[tuple[Communicator, str]]:
     """The communicator of a program, and a line that describes it: one process, or the ranks of mpirun.
 
     An error on a single rank aborts all ranks; otherwise they would wait for it forever. The texts of errors get
-    arguments for flags.
+    arguments for flags. UsageError within another call on several ranks, as in a callback: their messages would mix.
     """
     communicator, connection = connect()
+    several = communicator.size > 1
+    if several and not _calls.acquire(blocking=False):
+        raise UsageError("another function of dptrain runs on all ranks: call this after it has returned, on all ranks")
     try:
         with one_blas_thread:
             yield communicator, connection
@@ -96,7 +100,10 @@ def all_ranks() -> Iterator[tuple[Communicator, str]]:
             _print_no_peer_errors()
         if isinstance(error, DptrainError):
             error.args = (as_arguments(str(error)),)
-        if communicator.size > 1 and not (isinstance(error, DptrainError) and error.agreed):
+        if several and not (isinstance(error, DptrainError) and error.agreed):
             traceback.print_exc()
             communicator.abort(error.status if isinstance(error, DptrainError) else UNFORESEEN)
         raise
+    finally:
+        if several:
+            _calls.release()

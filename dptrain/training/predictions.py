@@ -18,7 +18,7 @@ COLUMNS = ("index", "class", "predicted", "probability")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Predictions:
-    """Row i of each array belongs to one sample.
+    """Row i of each array belongs to one sample. The arrays are read-only, as reports use them, too.
 
     index          int64 (N,), the sample's number in its source
     labels         int64 (N,), its class
@@ -32,6 +32,10 @@ class Predictions:
     predicted: NDArray[np.int64]
     confidence: Array
     probabilities: Array
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            getattr(self, one.name).flags.writeable = False
 
     def __repr__(self) -> str:
         accuracy = f", accuracy {100 * self.accuracy:.2f} %" if len(self) else ""
