@@ -42,7 +42,7 @@ class BoundedStream(io.RawIOBase):
 
 
 def check_compression(member: zipfile.ZipInfo) -> None:
-    """DataError for a member of a zip archive that is encrypted, or not deflated: others unpack a piece to any size."""
+    """DataError for a member of a zip archive that is encrypted, or packed by a method without a limit."""
     name = shown(member.filename)
     if member.flag_bits & 1:
         raise DataError(f"{name} is encrypted: make the archive again without a password")

@@ -156,7 +156,7 @@ def command_line(command: Sequence[str], environment: Mapping[str, str], inherit
 def launch(arguments: Sequence[str]) -> int:
     """Run the job that the command line asks for and return its status; raises DptrainError."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    if "train" in arguments[:split]:
+    if "--" not in arguments and "train" in arguments:
         raise UsageError(f"found train without -- before it; for example: {EXAMPLE}")
     options = make_parser().parse_args(arguments[:split])
     trainer = list(arguments[split + 1 :])

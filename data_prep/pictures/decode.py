@@ -31,6 +31,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from dptrain.data.manifest import Fit
 from dptrain.errors import DataError
 from dptrain.system.files import read_bytes
+from dptrain.system.shared_context import SharedContext
 from dptrain.system.text import shown
 
 from .containers import LARGEST_FILE
@@ -62,11 +63,13 @@ def is_picture(name: str) -> bool:
 
 
 @contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Without Pillow's warnings: on damaged metadata, and on sizes that `decode` checks. Not within a thread."""
+def _no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+quiet_pillow = SharedContext(_no_warnings)  # Pillow warns on damaged metadata, and on sizes that `decode` checks
 
 
 def decode_file(file: Path | bytes, form: Form) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -111,7 +114,7 @@ def decode_picture(picture: Image.Image, form: Form) -> NDArray[np.uint8]:
     They are those that `decode` finds in its file, unless it is a large JPEG picture that Pillow has decoded in full.
     """
     try:
-        if isinstance(picture, JpegImageFile) and picture.fp is not None:  # not decoded yet
+        if isinstance(picture, JpegImageFile) and picture.fp is not None and picture.tell() == 0:  # not decoded yet
             picture.fp.seek(0)
             return decode(picture.fp.read(), form)[0]
         upright = ImageOps.exif_transpose(picture)

@@ -71,7 +71,7 @@ def _grouped(contents: Iterable[tuple[int, bytes | str]]) -> Iterator[Group]:
 def _outcomes(groups: Iterator[Group], spool: Spool, form: Form, processes: int) -> Iterator[Outcome]:
     if processes == 1:
         for group in groups:
-            with quiet_pillow():
+            with quiet_pillow:
                 outcomes = _decode_group(group, spool, form)
             yield from outcomes
         return

@@ -26,14 +26,15 @@ from dptrain.training.run import Run
 
 Metric = Callable[[Predictions], float]
 
-# Our methods, and what other programs call them.
-SYNONYMS = {
-    "on_start": "on-train-begin on-train-start on-fit-start",
-    "on_step": "on-batch-end on-train-batch-end on-step-end",
-    "on_evaluation": "on-epoch-end on-train-epoch-end on-validation-epoch-end on-validation-end on-test-end",
-    "on_finish": "on-train-end on-fit-end",
+METHODS = ("on_start", "on_step", "on_evaluation", "on_finish")
+# What other programs call them.
+EXPLANATIONS = {
+    **dict.fromkeys(("on-train-begin", "on-train-start", "on-fit-start"), "did you mean 'on_start'?"),
+    **dict.fromkeys(("on-batch-end", "on-train-batch-end", "on-step-end"), "did you mean 'on_step'?"),
+    **dict.fromkeys(("on-epoch-end", "on-train-epoch-end", "on-validation-end"), "did you mean 'on_evaluation'?"),
+    **dict.fromkeys(("on-validation-epoch-end", "on-test-end"), "did you mean 'on_evaluation'?"),
+    **dict.fromkeys(("on-train-end", "on-fit-end"), "did you mean 'on_finish'?"),
 }
-EXPLANATIONS = {word: f"did you mean {name!r}?" for name, words in SYNONYMS.items() for word in words.split()}
 
 
 class Training(NamedTensors):
@@ -143,7 +144,7 @@ def check_methods(callback: Callback) -> None:
     kind = type(callback)
     for name in dir(kind):
         if name.startswith("on_") and not hasattr(Callback, name) and callable(getattr(kind, name)):
-            near = did_you_mean(name, SYNONYMS, explanations=EXPLANATIONS)
+            near = did_you_mean(name, METHODS, explanations=EXPLANATIONS)
             found = shown(f"{kind.__name__} has a method {name}", 120)
             raise UsageError(f"callbacks: {found}, which is never called; {near}")
 

@@ -44,7 +44,7 @@ def pixels_of(images: NDArray[np.uint8] | Iterable[Picture], form: Form) -> NDAr
         raise UsageError(f"images have {form.image_shape[0]} channels, and pictures are grey or RGB: pass an array")
     pixels: list[NDArray[np.uint8]] = []
     iterator = iter(images)
-    with quiet_pillow(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with quiet_pillow, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         while group := list(islice(iterator, AT_ONCE)):
             pixels += threads.map(partial(_decoded, form=form), group)
     return np.stack(pixels) if pixels else np.empty((0, *form.image_shape), np.uint8)

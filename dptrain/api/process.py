@@ -8,41 +8,30 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import TracebackType
-from typing import Any
 
 import threadpoolctl
 
 from dptrain.errors import UNFORESEEN, DptrainError, PeerError, UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.mpi import connect
+from dptrain.system.shared_context import SharedContext
+from dptrain.system.streams import write_to_stderr
 
 
-class _Limit:
-    """The limit of one BLAS thread, which belongs to the process: the first thread sets it, the last one ends it.
+@contextmanager
+def _limit() -> Iterator[None]:
+    """One BLAS thread for the process.
 
     Since version 3.8, threadpoolctl lets only one thread change OpenBLAS's limit, and ignores all others.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holders = 0
-        self._limits: Any = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._holders += 1
-            if self._holders == 1:
-                _release_control()
-                self._limits = threadpoolctl.threadpool_limits(limits=1, user_api="blas")
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._holders -= 1
-            if self._holders == 0:
-                _release_control()
-                self._limits.restore_original_limits()
-                _release_control()
+    _release_control()
+    limits = threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+    yield
+    _release_control()
+    limits.restore_original_limits()
+    _release_control()
 
 
 def _release_control() -> None:
@@ -52,8 +41,9 @@ def _release_control() -> None:
         controller.clear_controlling_thread(force=True)
 
 
-# A command up to the end of its clause; or a flag, with "=" or with a blank before its value.
-_FLAG = re.compile(r"\b(?:dptrain|mpirun) (?:[a-z]|--)[^;,.:)]*|--([a-z][a-z0-9-]*)(=| (?=[0-9A-Z'\"]))?")
+# A command up to the end of its clause; or a flag, with "=" or with a blank before its value. Paths may have dashes.
+_COMMAND = r"\b(?:dptrain|mpirun) (?:[a-z]|--).*?(?=[;,:)]|\.\s|\.?$)"
+_FLAG = re.compile(_COMMAND + r"|(?<![\w./-])--([a-z][a-z0-9-]*)(=| (?=[0-9A-Z'\"]))?")
 
 
 def as_arguments(text: str) -> str:
@@ -66,19 +56,22 @@ def as_arguments(text: str) -> str:
     return _FLAG.sub(argument, text)
 
 
-def _print_no_peer_errors() -> None:
-    """Let the program end without a traceback if nothing catches a PeerError: another rank prints the reason."""
+@cache  # once
+def _shorten_peer_errors() -> None:
+    """Let a program that does not catch a PeerError print one line: another rank prints the error."""
     earlier = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not issubclass(kind, PeerError):
+        if issubclass(kind, PeerError):
+            write_to_stderr("dptrain: this rank ends, because another rank has failed")
+        else:
             earlier(kind, error, trace)
 
     sys.excepthook = hook
 
 
 _calls = threading.Lock()  # held by the call that runs on several ranks
-one_blas_thread = _Limit()  # `with one_blas_thread:` in any number of threads, and within itself
+one_blas_thread = SharedContext(_limit)
 
 
 @contextmanager
@@ -97,7 +90,7 @@ def all_ranks() -> Iterator[tuple[Communicator, str]]:
             yield communicator, connection
     except BaseException as error:
         if isinstance(error, PeerError):
-            _print_no_peer_errors()
+            _shorten_peer_errors()
         if isinstance(error, DptrainError):
             error.args = (as_arguments(str(error)),)
         if several and not (isinstance(error, DptrainError) and error.agreed):

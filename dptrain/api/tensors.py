@@ -13,7 +13,7 @@ from dptrain.nn.layer import read_only
 
 
 class NamedTensors(ABC):
-    """Has the parameters and buffers of a network. Mappings and arrays are read-only copies, as they change nothing."""
+    """Has the parameters and buffers of a network. They are read-only copies: a change would have no effect."""
 
     __slots__ = ()
 

@@ -80,7 +80,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
             )
     form = Form(classifier.image_shape, classifier.fit)
     broken = found = 0
-    with quiet_pillow(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with quiet_pillow, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         for group in _groups(_files(parsed.pictures), AT_ONCE):
             decoded = list(threads.map(partial(_decoded, form=form), group))
             with_bars = not found and len(group) <= WITH_BARS

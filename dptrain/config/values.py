@@ -27,9 +27,9 @@ IN_TABLES = (str, bool, int, float)
 def from_python(values: Mapping[str, Any], saved: Mapping[str, Any]) -> TrainConfig:
     """A configuration from values like flags: those of keys, of `recipe` and of `augment`; `saved` is from a TOML file.
 
-    Numbers and arrays of NumPy, objects that are paths, and lists of names are accepted, too. A value that is the
-    default may be given although it has no effect, so that the configuration of a run can be given again. UsageError
-    for an unknown name or a value that cannot be used.
+    Numbers and arrays of NumPy, objects that are paths, and lists of names are accepted, too. A default
+    value is accepted even where it has no effect, so that the configuration of a run can be given again. UsageError for
+    an unknown name or a value that cannot be used.
     """
     given = {name: _plain(value) for name, value in values.items()}
     recipe = given.pop("recipe", "")

@@ -210,8 +210,9 @@ def _wrong_arguments(kind: type[Layer], error: TypeError) -> str:
             names.append("*")
         names.append(one.name)
     text = f"{kind.__name__}: {error}; expected {kind.__name__}({', '.join(names)})"
-    known = "; the number of inputs or channels is not given, it follows from the input"
-    return text + known * (kind.__name__ in TAKE_INPUTS)
+    if kind.__name__ in TAKE_INPUTS:
+        text += "; the number of inputs or channels is not given, it follows from the input"
+    return text
 
 
 class CoupledLayer(Layer):

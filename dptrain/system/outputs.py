@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from pathlib import Path
 
 from dptrain.errors import UsageError
@@ -10,23 +13,33 @@ from dptrain.system.text import shown
 
 
 def write_output(path: Path, content: bytes, flag: str = "") -> None:
-    """Write a result, whole or not at all. A link is followed; a device or pipe, such as /dev/stdout, is written to.
+    """Write a result to a file, whole or not at all. A link is followed; a device, pipe or /dev/stdout is written to.
 
     UsageError, which begins with the flag, for a file of a run or data set, and if the file cannot be written.
     """
-    name = f"{flag}{' ' * bool(flag)}{shown(path)}"
+    name = f"{flag} {shown(path)}" if flag else shown(path)
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            with path.open("wb") as stream:
+        if (number := _descriptor(path)) is not None:
+            sys.stdout.flush()  # what was printed before comes first
+            with os.fdopen(os.dup(number), "wb") as stream:
                 stream.write(content)
-            return
-        path = path.resolve()
-        if found := _needed_by(path):
-            raise UsageError(f"{name}: is a file of a {found}; choose another name")
-        write_durably(path, content)
+        elif path.exists() and not path.is_file() and not path.is_dir():
+            path.write_bytes(content)
+        elif found := _needed_by(path.resolve()):
+            raise UsageError(f"{name}: belongs to a {found}; choose another name")
+        else:
+            write_durably(path.resolve(), content)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{name}: cannot be written: {reason}; choose another file") from error
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of the open file that a path stands for. To open it again would begin at its start."""
+    found = re.fullmatch(r"/dev/std(out|err)|/(?:dev|proc/self)/fd/(\d{1,9})", str(path))
+    if found is None:
+        return None
+    return int(found[2]) if found[2] else {"out": 1, "err": 2}[found[1]]
 
 
 def _needed_by(path: Path) -> str:

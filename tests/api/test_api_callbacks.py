@@ -257,7 +257,7 @@ def test_all_ranks_of_a_program_stop_together_with_the_same_bits(api_data: Path,
 @pytest.mark.mpi
 def test_a_call_on_all_ranks_within_another_is_refused(api_data: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
-    within = "load(sys.argv[2], model=build).evaluate(sys.argv[1])"
+    within = "pack((np.zeros((40, 6, 7), np.uint8), np.arange(40) % 4), sys.argv[2] + '-other', shards=2)"
     program.write_text(PROGRAM.replace("training.stop()", within).replace("epochs=5", "epochs=2"))
     tests = str(Path(__file__).parents[1])
     alone = mpirun(own_mpi(), 1, program, api_data, tmp_path / "one", tests, "nested", cwd=tmp_path)

@@ -19,6 +19,9 @@ from dptrain.api.process import as_arguments
         ("replace it with --force, or", "replace it with force, or"),
         ("start with dptrain launch --elastic or mpirun --with-ft ulfm; --threads 2", None),
         ("see dptrain train --help", None),
+        ("/a/my--set: no such folder; --data", "/a/my--set: no such folder; data"),
+        ("pack it again: dptrain prep npz s.3 --from digits.npz --shards 3 --force", None),
+        ("use dptrain launch --elastic. Or --epochs 3", "use dptrain launch --elastic. Or epochs=3"),
     ],
 )
 def test_flags_in_errors_become_arguments_and_commands_stay(text: str, expected: str | None) -> None:
@@ -38,4 +41,5 @@ def test_an_error_that_all_ranks_have_is_printed_by_rank_0_alone(tmp_path: Path)
     assert done.stderr.count("UsageError: epochs is 'three', expected a whole number") == 1
     assert done.stderr.count("Traceback") == 1
     assert "PeerError" not in done.stderr
+    assert done.stderr.count("dptrain: this rank ends, because another rank has failed") == 1
     assert done.stderr.count("ValueError: of the program") == 2  # other errors are printed by each rank

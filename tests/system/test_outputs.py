@@ -18,7 +18,7 @@ from dptrain.errors import UsageError
 from dptrain.system.outputs import write_output
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_file_is_written_or_the_reason_is_reported(tmp_path: Path) -> None:
     write_output(tmp_path / "new", b"content")
     assert (tmp_path / "new").read_bytes() == b"content"
     with pytest.raises(UsageError, match=r"^--output .*gone/new: cannot be written: No such file.*choose another file"):
@@ -51,10 +51,17 @@ def test_a_pipe_gets_the_content(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
-def test_the_streams_of_a_process_get_the_content() -> None:
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_a_stream_gets_the_content_after_earlier_text(name: str, tmp_path: Path) -> None:
     program = "from pathlib import Path; from dptrain.system.outputs import write_output as w; "
-    program += "w(Path('/dev/stdout'), b'content')"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"content"
+    program += f"print('before'); w(Path('{name}'), b'content\\n'); print('after')"
+    expected = "before\ncontent\nafter\n"
+    command = [sys.executable, "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == expected
+    (tmp_path / "log").write_text("earlier\n")
+    with (tmp_path / "log").open("a") as log:  # a file, as for `>> log`
+        subprocess.run(command, stdout=log, check=True)
+    assert (tmp_path / "log").read_text() == f"earlier\n{expected}"
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +90,7 @@ def test_a_result_never_replaces_a_file_of_a_run_or_data_set(words: list[str], f
     (tmp_path / "link").symlink_to("set/manifest.json")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     done = dptrain_here(*words, cwd=tmp_path)
-    assert_one_error(done, "is a file of a ", "choose another name", status=2)
-    with pytest.raises(UsageError, match="is a file of a data set"):
+    assert_one_error(done, "belongs to a ", "choose another name", status=2)
+    with pytest.raises(UsageError, match="belongs to a data set"):
         DataSet(tmp_path / "set").preview(tmp_path / "set" / "manifest.json")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -54,6 +54,7 @@ def fitting_axis(values: Sequence[float]) -> Axis:
     power = math.floor(math.log10(largest)) if largest else 0
     if -4 <= power <= 5:
         return Axis(max(0, 3 - power))
+    power = max(-308, power)  # 10.0**308 is the largest power of ten
     return Axis(3, scale=10.0**-power, unit=f"e{power}")
 
 
@@ -154,17 +155,16 @@ def _range(curves: Sequence[Curve], axis: Axis) -> tuple[float, float]:
         ordered = sorted(one.y)
         out = int(OUTLIERS * len(ordered)) if one.background else 0
         values += [ordered[out], ordered[-1 - out]]
-    low, high = _ends([0, *values] if axis.zero else values)
+    low, high = _ends([0, *values] if axis.zero else values, 10**-axis.digits / axis.scale)
     room = 0.04 * (high - low)
     return (low if axis.zero and low == 0 else low - room), high + room
 
 
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    """The smallest and the largest value; a range around them if they are almost equal, which reads as constant."""
+def _ends(values: Sequence[float], least: float = 0) -> tuple[float, float]:
+    """The smallest and the largest value; a range around them if they differ by `least` or less: they read as equal."""
     low, high = min(values), max(values)
-    largest = max(abs(high), abs(low))
-    room = largest / 20 or 0.5
-    return (low, high) if high - low > 1e-3 * largest else (low - room, high + room)
+    room = max(abs(high), abs(low)) / 20 or 0.5
+    return (low, high) if high - low > least else (low - room, high + room)
 
 
 def ticks(low: float, high: float, most: int, least: float = 0) -> list[float]:

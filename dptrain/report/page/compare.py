@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dptrain.config.files import inline_table
 from dptrain.report.overview import duration
 from dptrain.report.page import figures
-from dptrain.report.page.charts import Axis, chart, curve, fitting_axis
+from dptrain.report.page.charts import MOST_POINTS, Axis, chart, curve, fitting_axis
 from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.figures import MOST_METRICS, NONE, decimal, percent
 from dptrain.report.page.frame import page
@@ -86,7 +86,7 @@ def charts(runs: Sequence[PageFacts], names: Sequence[str]) -> Html:
 
     def plot(title: str, key: str, axis: Axis | None, lines: Sequence[Sequence[Line]]) -> Html:
         curves = [
-            curve(name, style(place), of_run, key, each)
+            curve(name, style(place), of_run, key, each, background=len(of_run) > MOST_POINTS)
             for place, (name, of_run, each) in enumerate(zip(names, lines, per_epoch, strict=True))
         ]
         axis = axis or fitting_axis([value for one in curves for value in one.y])
@@ -94,7 +94,7 @@ def charts(runs: Sequence[PageFacts], names: Sequence[str]) -> Html:
 
     share = Axis(2, scale=100, unit=" %")
     epochs, metrics = [run.history.epochs for run in runs], [run.history.metrics_by_name for run in runs]
-    logged = [*dict.fromkeys(name for of_run in metrics for name in of_run)][:MOST_METRICS]
+    logged = [*dict.fromkeys(name for of_run in metrics for name in of_run)]
     parts = [
         plot("Test accuracy", "test_accuracy", share, epochs),
         plot("Test loss", "test_loss", Axis(4), epochs),
@@ -102,7 +102,8 @@ def charts(runs: Sequence[PageFacts], names: Sequence[str]) -> Html:
         plot("Validation loss", "validation_loss", Axis(4), epochs),
         plot("Training loss", "loss", Axis(4), epochs),
         plot("Images per second", "images_per_second", Axis(0, zero=True), epochs),
-        *(plot(shown(name, 80), "value", None, [of_run.get(name, []) for of_run in metrics]) for name in logged),
+        *(plot(shown(name, 80), "value", None, [of.get(name, []) for of in metrics]) for name in logged[:MOST_METRICS]),
+        figures.left_out(len(logged)),
     ]
     if not any(parts):
         return missing_note("No run has finished an epoch.")

@@ -8,9 +8,16 @@ from datetime import datetime
 from dptrain.report.overview import count
 from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.history import Line, number
+from dptrain.report.page.markup import Html, missing_note
 
 MOST_METRICS = 24  # of a program that are drawn
 NONE = "-"  # for a figure that is not known
+
+
+def left_out(metrics: int) -> Html:
+    """A sentence if more metrics were logged than are drawn."""
+    text = f"{metrics:,} metrics were logged; the first {MOST_METRICS} are drawn."
+    return missing_note(text) if metrics > MOST_METRICS else Html("")
 
 
 def percent(share: float | None, digits: int = 2) -> str:

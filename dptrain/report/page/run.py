@@ -143,8 +143,7 @@ def logged(facts: PageFacts) -> Iterator[Html]:
         many = len(by_name[name]) > MOST_POINTS
         found = curve(shown(name, 80), "c6", by_name[name], "value", per_epoch, background=many)
         yield chart(found.name, [found], fitting_axis(found.y), per_epoch=per_epoch)
-    if len(by_name) > MOST_METRICS:
-        yield missing_note(f"{len(by_name):,} metrics were logged; the first {MOST_METRICS} are drawn.")
+    yield figures.left_out(len(by_name))
 
 
 def epochs(facts: PageFacts) -> Html:

@@ -22,7 +22,7 @@ from dptrain.errors import DataError
 
 @pytest.fixture(autouse=True)
 def _without_warnings() -> Iterator[None]:
-    with quiet_pillow():
+    with quiet_pillow:
         yield
 
 

@@ -96,8 +96,10 @@ def ticks_up(values: list[float], axis: Axis, tmp_path: Path) -> set[str]:
 
 def test_a_constant_value_has_short_labels(tmp_path: Path) -> None:
     assert ticks_up([1.0, 1.0], Axis(2, scale=100, unit=" %"), tmp_path) == {"95 %", "100 %", "105 %"}
-    assert ticks_up([2.3, 2.3001], Axis(4), tmp_path) == {"2.20", "2.25", "2.30", "2.35", "2.40"}
+    assert ticks_up([2.3, 2.30004], Axis(4), tmp_path) == {"2.20", "2.25", "2.30", "2.35", "2.40"}
     assert ticks_up([0.0, 0.0], Axis(0), tmp_path) == {"-0.5", "0.0", "0.5"}
+    nearly = ticks_up([0.999, 0.9995], Axis(2, scale=100, unit=" %"), tmp_path)
+    assert nearly == {f"99.{digits} %" for digits in (90, 92, 94)}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +111,7 @@ def test_a_constant_value_has_short_labels(tmp_path: Path) -> None:
         (123_456, "123,456"),
         (2.0834e-5, "2.083e-5"),
         (3e8, "3.000e8"),
+        (1e-310, "0.010e-308"),
     ],
 )
 def test_an_axis_for_any_values_gives_them_four_digits(value: float, text: str) -> None:

@@ -14,6 +14,7 @@ from training_runs import configuration, packed
 
 from dptrain.parallel.communicator import Communicator
 from dptrain.report.jsonl import JsonLines
+from dptrain.report.page.write import write_comparison
 from dptrain.training.loop import train
 
 
@@ -83,6 +84,18 @@ def test_logged_metrics_and_the_best_epochs_are_compared(folder: Path, tmp_path:
     assert [row[head.index("best accuracy (split)")] for row in rows] == ["50.00 % (validation)", "98.76 % (test)"]
     assert page.curves("of a")["a"]["y"] == page.curves("of b")["b"]["y"] == [3]
     assert page.curves("Validation accuracy")["a"]["y"] == [0.5]
+
+
+def test_a_metric_of_each_step_is_averaged(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "a", tmp_path / "a")
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
+        for step in range(1, 5001):
+            file.write(json.dumps({"event": "metric", "step": step, "epoch": 1, "name": "norm", "value": step}) + "\n")
+        for number in range(24):
+            file.write(json.dumps({"event": "metric", "step": 7, "epoch": 1, "name": f"m{number}", "value": 1}) + "\n")
+    page = read_page(write_comparison([tmp_path / "a", folder / "b"], tmp_path / "page.html"))
+    assert page.curves("norm")["a, mean of 10"]["y"][0] == 5.5
+    assert "25 metrics were logged; the first 24 are drawn." in page.one("section", id="curves").text
 
 
 def test_runs_of_the_same_name_and_no_differences(folder: Path, tmp_path: Path) -> None:
