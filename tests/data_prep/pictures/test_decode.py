@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from picture_files import encoded, pixels
 from PIL import Image
 from selection import examples
 
-from data_prep.pictures.decode import MOST_PIXELS, Form, decode, quiet_pillow
+from data_prep.pictures.decode import MOST_PIXELS, Form, decode, decode_picture, quiet_pillow
 from dptrain.data.manifest import Fit
 from dptrain.errors import DataError
 
@@ -191,3 +192,16 @@ def test_any_altered_bytes_are_decoded_or_refused(format: str, changes: list[tup
     except DataError:
         return
     assert found.shape == (3, 8, 8)
+
+
+def test_a_picture_of_several_frames_is_decoded_at_its_present_frame(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(pixels(9, 7)) for _ in range(2))
+    first.save(tmp_path / "both.mpo", save_all=True, append_images=[second])
+    form = Form((3, 9, 7), "crop")
+    with Image.open(tmp_path / "both.mpo") as picture:
+        found = [decode_picture(picture, form)]
+        picture.seek(1)
+        found.append(decode_picture(picture, form))
+        expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    assert not np.array_equal(*found)
+    np.testing.assert_array_equal(found[1], expected)
