@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from data_sets import read_source
 
+from data_prep import hdf5_program, hdf5_stream
 from data_prep.__main__ import main
 from data_prep.images import ImageData
 from dptrain.data.manifest import read_manifest
@@ -101,3 +102,32 @@ def test_any_altered_bytes_are_read_or_refused(path: Path) -> None:
         path.write_bytes(content)
         with suppress(DataError):
             read_hdf5(path, *NAMES)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("more", [0, 1, 400_000])
+def test_names_of_any_length_are_refused_and_the_process_ends(
+    more: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process fills the pipe with its output, and waits until somebody reads it."""
+    with h5py.File(path, "w") as file:
+        for number in range(10):
+            file[f"{number}" * 60_000] = LABELS
+    length = 10 * (60_000 + len('"", ')) + len("\n")  # of a list in JSON: its brackets replace a comma and a space
+    monkeypatch.setattr(hdf5_stream, "LONGEST_NAMES", length - more)
+    expected = f"the names of its arrays are longer than {length - more:,} bytes" if more else "holds 00"
+    assert expected in refused(path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("status", [0, hdf5_program.FAILED])
+def test_a_process_may_write_any_number_of_errors(
+    status: int, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As libhdf5 may, for a forged file: before its output, and after it."""
+    program = tmp_path / "program.py"
+    errors = "sys.stderr.write('Why: ' + 'many words ' * 100_000); sys.stderr.flush()"
+    program.write_text(f"import os, sys\n{errors}\nprint('[]', flush=True)\n{errors}\nos._exit({status})\n")
+    monkeypatch.setattr(hdf5_program, "__file__", str(program))
+    expected = "cannot be read as HDF5: Why: many words" if status else "holds no arrays"
+    assert expected in refused(path)
