@@ -174,7 +174,8 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _read_and_pack(options: argparse.Namespace) -> None:
-    check_target(options.folder, force=options.force)  # before a long download, not after it
+    # Before a long download, not after it.
+    check_target(options.folder, force=options.force, source=getattr(options, "path", None))
     data = options.source.read(options)
     counts = {name: getattr(options, name) for name in ("shards", "seed", "limit", "validation_fraction")}
     pack(options.folder, data, **counts, force=options.force, command=_command(options))

@@ -128,6 +128,15 @@ def test_broken_pictures_are_all_named_and_are_an_error_or_left_out(
     assert (manifest.preparation.broken, manifest.samples("train") + manifest.samples("test")) == (3, 78)
 
 
+def test_no_thread_of_the_pool_is_left_after_decoding(tmp_path: Path) -> None:
+    """Found in the field: at its exit, Python wrote to a pipe that this thread had closed, and printed a traceback."""
+    folder, threads = write_pictures(tmp_path / "pets", CLASSES), {*threading.enumerate()}
+    (folder / "cats" / "3.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match="broken pictures"):
+        read_images(folder, "--processes", "2")
+    assert {*threading.enumerate()} == threads
+
+
 def test_when_no_picture_can_be_decoded_it_is_an_error(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "pets", [])
     (folder / "cats").mkdir(parents=True)
