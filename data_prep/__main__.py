@@ -186,7 +186,7 @@ def _command(options: argparse.Namespace) -> list[str]:
     words: list[str] = [options.source.name]
     for action in _source_options(options.source)._actions:
         value, flag = getattr(options, action.dest), action.option_strings[0]
-        if value == action.default or action.dest == "processes":
+        if value == action.default or not vars(action).get("recorded", True):
             continue
         values = [] if value is True else list(map(str, value if isinstance(value, list) else [value]))
         if values and values[0].startswith("-"):  # not the next flag

@@ -20,13 +20,14 @@ from dptrain.errors import DataError, UsageError
 from dptrain.system.text import shown
 
 from . import report
-from .images import LAYOUTS, MOST_CHANNELS, ImageData, LabelledImages, class_names
+from .images import LAYOUTS, MOST_CHANNELS, ImageData, LabelledImages, add_class_names, class_names
 from .splits import add_test_fraction, check_no_split_is_there, drawn_test_split
 from .spool import Spool, SpooledRows
 
 # Names of images and labels for training, test and validation, each as far as there are any.
 KNOWN = (
-    ("x_train", "y_train", "x_test", "y_test"),  # Keras
+    ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val"),  # Keras
+    ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels", "val_images", "val_labels"),  # MedMNIST
     ("train_images", "train_labels", "test_images", "test_labels"),
     ("images", "labels"),
@@ -56,20 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"there are any (default: the first of these: {listed})",
     )
     parser.add_argument("--layout", choices=LAYOUTS, help="order of the axes of images (default: by their shape)")
-    parser.add_argument(
-        "--classes", metavar="NAME,...", help="names of the classes, in the order of the labels (default: numbers)"
-    )
+    add_class_names(parser)
     add_test_fraction(parser)
 
 
 def read_arrays(
     name: str, source: Provenance, held: Collection[str], opened: Opener, options: argparse.Namespace
 ) -> ImageData:
-    """The data set of the arrays that `opened` opens, of these that a file holds, stored on the disk of the data set.
+    """Read the data set in a file whose arrays have the names `held`; `opened(name)` opens one.
 
-    DataError for arrays that are missing or damaged, or are no images and labels.
+    Its images are stored on the disk of the new data set. DataError for arrays that are missing or damaged, or are not
+    images and labels.
     """
     names = _names(held, options.arrays)
+    if others := sorted({*held} - {*names}):
+        report(f"note: arrays that are not read ({len(others):,}): {shown(', '.join(others), 200)}")
     check_no_split_is_there(SPLITS[: len(names) // 2], options)
     splits: dict[str, Any] = {}
     for split, images, labels in zip(SPLITS, names[::2], names[1::2], strict=False):

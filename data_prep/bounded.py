@@ -1,13 +1,16 @@
-"""Limits for what a compressed file unpacks to, and for the headers of a tar archive."""
+"""Limits for what a compressed file unpacks to, and for the members of archives."""
 
 from __future__ import annotations
 
 import io
 import tarfile
+import zipfile
 from typing import Protocol, Self
 
 from dptrain.errors import DataError
+from dptrain.system.text import shown
 
+DEFLATED = 1032  # times the size of a file: the most that deflate, of gzip and zip, unpacks to
 MOST_READS_AT_THE_END = 100
 
 
@@ -36,6 +39,15 @@ class BoundedStream(io.RawIOBase):
         if self._left < 0:
             raise DataError(self._text)
         return data
+
+
+def check_compression(member: zipfile.ZipInfo) -> None:
+    """DataError for a member of a zip archive that is encrypted, or not deflated: others unpack a piece to any size."""
+    name = shown(member.filename)
+    if member.flag_bits & 1:
+        raise DataError(f"{name} is encrypted: make the archive again without a password")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{name} is compressed by another method than deflate: make the archive again")
 
 
 class BoundedMember(tarfile.TarInfo):

@@ -85,7 +85,8 @@ def add_archive_argument(parser: argparse.ArgumentParser, stem: str, variable: s
 
 def is_archive(path: Path, stem: str) -> bool:
     """Whether a file has the name of such an archive."""
-    return path.is_file() and path.name.startswith(f"{stem}-") and path.name.endswith(".tar.gz")
+    name = path.name.lower()
+    return path.is_file() and name.startswith(f"{stem}-") and name.endswith(".tar.gz")
 
 
 def read_archive(path: Path, contents: Contents, out: Path) -> ImageData:

@@ -81,10 +81,22 @@ class ImageSource:
     detects: Callable[[Path], bool] = lambda path: False
 
 
+def not_recorded(argument: argparse.Action) -> None:
+    """Mark an argument that does not change the packed images: the command in the manifest leaves it out."""
+    vars(argument)["recorded"] = False
+
+
 def set_name(path: Path) -> str:
     """The name of a data set from that of its file, without the suffix, or folder: text that can be printed."""
     path = path.resolve()
     return shown(path.name if path.is_dir() else path.stem, LONGEST_NAME).strip() or "images"
+
+
+def add_class_names(parser: argparse.ArgumentParser) -> None:
+    """The argument of a source whose classes are numbers, for `class_names`."""
+    parser.add_argument(
+        "--classes", metavar="NAME,...", help="names of the classes, in the order of the labels (default: numbers)"
+    )
 
 
 def class_names(given: str | None, *labels: NDArray[Any]) -> tuple[str, ...]:

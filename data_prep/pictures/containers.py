@@ -28,10 +28,10 @@ from dptrain.system.files import open_regular
 from dptrain.system.text import shown
 
 from .. import report
-from ..bounded import BoundedMember, BoundedStream, Readable
+from ..bounded import BoundedMember, BoundedStream, Readable, check_compression
+from ..source_file import errors_of
 
 TAR_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar")
-COMPRESSED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack a piece to any size
 PIECE = 1 << 16  # bytes that are unpacked at a time
 LARGEST_FILE = 256 << 20  # bytes of one picture's file
 MOST_UNPACKED = 100  # times the size of the archive: pictures are compressed already
@@ -42,9 +42,15 @@ COMPRESSIONS: dict[bytes, Callable[[IO[bytes]], Readable]] = {
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
-# What zipfile and tarfile raise for a damaged archive, one with a password, or one of an unknown method.
-DAMAGED = (EOFError, ValueError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
+# What zipfile, tarfile and what unpacks for them raise for a damaged archive.
+DAMAGED = (
+    EOFError, ValueError, RuntimeError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, tarfile.TarError,
+    gzip.BadGzipFile
+)  # fmt: skip
 HIDDEN = re.compile(r"(?:^|/)(?:\.|__MACOSX/)")  # hidden files, and what macOS adds to a zip archive
+
+
+Contents = Callable[[Sequence[int]], Iterator[tuple[int, bytes | str]]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Container:
 
     files: list[str]
     folders: list[str]
-    contents: Callable[[Sequence[int]], Iterator[tuple[int, bytes | str]]]
+    contents: Contents
 
 
 def is_archive(path: Path) -> bool:
@@ -76,7 +82,7 @@ def stem(path: Path) -> str:
 def opened(path: Path) -> Iterator[Container]:
     """The files at `path`, a folder or an archive; DataError for what cannot be read or is refused."""
     with ExitStack() as until_closed:
-        with _reading(path):
+        with errors_of(path, DAMAGED, "archive"):
             if path.is_dir():
                 container = _folder(path)
             elif path.name.lower().endswith(".zip"):
@@ -85,19 +91,6 @@ def opened(path: Path) -> Iterator[Container]:
             else:
                 container = _tar(path)
         yield container
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{shown(path)}: {error}") from error
-    except (*DAMAGED, gzip.BadGzipFile) as error:  # the second is an OSError too
-        reason = shown(str(error) or "it ends too early", 200)
-        raise DataError(f"{shown(path)}: not a complete archive, damaged or truncated: {reason}") from error
-    except OSError as error:
-        raise DataError(f"{shown(error.filename or path)}: cannot be read: {error.strerror or error}") from error
 
 
 def _folder(top: Path) -> Container:
@@ -142,8 +135,7 @@ def _zip(path: Path, archive: zipfile.ZipFile) -> Container:
     for member in archive.infolist():
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise DataError(_refused(member.filename, "is a link or a device"))
-        if member.compress_type not in COMPRESSED:
-            raise DataError(f"{shown(member.filename)} is compressed by another method than deflate: pack it again")
+        check_compression(member)
         name = _checked(member.orig_filename, members)
         if member.is_dir():
             folders.append(name)
@@ -154,7 +146,7 @@ def _zip(path: Path, archive: zipfile.ZipFile) -> Container:
     files = _visible(members)
 
     def contents(numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-        with _reading(path):
+        with errors_of(path, DAMAGED, "archive"):
             for number in sorted(numbers, key=lambda number: members[files[number]].header_offset):
                 member = members[files[number]]
                 _check_size(member.filename, member.file_size)
@@ -181,7 +173,7 @@ def _tar(path: Path) -> Container:
 
     def contents(numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         wanted = {places[files[number]]: number for number in numbers}
-        with _reading(path), _tar_members(path) as (archive, members):
+        with errors_of(path, DAMAGED, "archive"), _tar_members(path) as (archive, members):
             for place, member in enumerate(members):
                 if place in wanted:
                     _check_size(member.name, member.size)

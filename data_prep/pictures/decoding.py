@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -17,6 +17,7 @@ from dptrain.system.signals import end_with_parent, leave_signals_to_parent
 from dptrain.system.text import shown
 
 from ..spool import Spool
+from .containers import Contents
 from .decode import Form, decode_file, quiet_pillow
 
 AT_ONCE = 32  # pictures that a process decodes before it answers
@@ -36,18 +37,17 @@ class Decoded:
     broken: dict[int, str] = field(default_factory=dict)
 
 
-def decode_all(
-    contents: Iterable[tuple[int, bytes | str]], count: int, form: Form, out: Path, processes: int
-) -> Decoded:
-    """Decode pictures with numbers below `count`, of which each has its content or its path.
+def decode_all(contents: Contents, numbers: Sequence[int], form: Form, out: Path, processes: int) -> Decoded:
+    """Decode the pictures of these numbers.
 
     They are stored on the disk of the data set `out`. Broken pictures are reported in the result. LimitError if they
     cannot be stored; DataError when a process ends, for example without memory.
     """
     spool = Spool(out, form.image_shape)
-    spool.allocate(count)
+    spool.allocate(max(numbers) + 1)
     decoded = Decoded(spool)
-    for number, outcome in _progress(_outcomes(_grouped(contents), spool, form, processes), count):
+    groups = _grouped(contents(numbers))
+    for number, outcome in _progress(_outcomes(groups, spool, form, processes), len(numbers)):
         if isinstance(outcome, str):
             decoded.broken[number] = outcome
         else:
@@ -150,7 +150,7 @@ def _progress(outcomes: Iterator[Outcome], count: int) -> Iterator[Outcome]:
     # Without a thread that draws: processes are forked meanwhile.
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as progress:
         task = progress.add_task("", total=count)
-        for number, outcome in enumerate(outcomes):
+        for done, outcome in enumerate(outcomes, 1):
             yield outcome
-            if number % AT_ONCE == 0:
-                progress.update(task, completed=number + 1, refresh=True)
+            if done % AT_ONCE == 0 or done == count:
+                progress.update(task, completed=done, refresh=True)

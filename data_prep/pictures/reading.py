@@ -15,7 +15,7 @@ from dptrain.system.arguments import whole
 from dptrain.system.text import shown
 
 from .. import report
-from ..images import ImageData, LabelledImages
+from ..images import ImageData, LabelledImages, not_recorded
 from ..splits import add_test_fraction, check_no_split_is_there, choose_rows, drawn_test_split
 from ..spool import SpooledRows
 from .classes import Picture, classes_of
@@ -47,9 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grey", action="store_true", help="pack grey images instead of RGB")
     add_test_fraction(parser)
     parser.add_argument("--skip-broken", action="store_true", help="leave out pictures that cannot be decoded")
-    parser.add_argument(
-        "--processes", type=whole(), metavar="N", help="processes that decode pictures (default: one for each core)"
-    )
+    text = "processes that decode pictures (default: one for each core)"
+    not_recorded(parser.add_argument("--processes", type=whole(), metavar="N", help=text))
 
 
 def read_pictures(
@@ -74,7 +73,7 @@ def read_pictures(
     form = Form((1 if options.grey else 3, height, width), options.fit)
     processes = options.processes or len(os.sched_getaffinity(0))
     numbers = [picture.number for picture in pictures]
-    decoded = decode_all(container.contents(numbers), len(container.files), form, options.folder, processes)
+    decoded = decode_all(container.contents, numbers, form, options.folder, processes)
     _report_broken(decoded, container.files, len(pictures), skip=options.skip_broken)
     _report_sizes(decoded, options.size)
     kept = [picture for picture in pictures if picture.number not in decoded.broken]

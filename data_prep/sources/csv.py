@@ -26,13 +26,14 @@ from ..images import ImageData, ImageSource, set_name
 from ..pictures import reading
 from ..pictures.classes import SPLIT_FOLDERS, Picture
 from ..pictures.containers import Container
+from ..source_file import add_path_argument, errors_of
 
 LONGEST_LINE = 1 << 16  # bytes
 COLUMNS = ("path", "label", "split")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--from", dest="path", type=path_argument, required=True, metavar="FILE", help="the .csv file")
+    add_path_argument(parser, "FILE", "the .csv file")
     parser.add_argument(
         "--root", type=path_argument, metavar="FOLDER", help="where its paths begin (default: the folder of the file)"
     )
@@ -46,13 +47,9 @@ def read(options: argparse.Namespace) -> ImageData:
     """All splits, stored on the disk of the data set; DataError for a table that cannot be read."""
     path: Path = options.path
     root = options.root or path.parent
-    try:
+    with errors_of(path, (csv.Error,), "table"):
         pictures = _pictures(path)
         source = Provenance("csv", path.name, file_sha256(path))
-    except OSError as error:
-        raise DataError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
-    except (csv.Error, ValueError) as error:
-        raise DataError(f"{shown(path)}: {shown(error, 300)}") from error
     files = [picture.name for picture in pictures]
     container = Container(files, [], lambda numbers: ((n, os.path.join(root, files[n])) for n in numbers))  # noqa: PTH118
     classes = () if options.classes is None else options.classes.split(",")
@@ -60,15 +57,15 @@ def read(options: argparse.Namespace) -> ImageData:
 
 
 def _lines(file: IO[bytes]) -> Iterator[str]:
-    """The lines of the table; ValueError for a line that is too long."""
+    """The lines of the table; DataError for a line that is too long."""
     for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b"")):
         if len(line) > LONGEST_LINE:
-            raise ValueError(f"line {number + 1:,} has more than {LONGEST_LINE:,} bytes: not a table of paths")
+            raise DataError(f"line {number + 1:,} has more than {LONGEST_LINE:,} bytes: not a table of paths")
         yield line.decode("utf-8" if number else "utf-8-sig", "surrogateescape")
 
 
 def _pictures(path: Path) -> list[Picture]:
-    """The rows of the table; ValueError, with the number of the line, for one that is not valid."""
+    """The rows of the table; DataError, with the number of the line, for one that is not valid."""
     pictures: list[Picture] = []
     seen: set[str] = set()
     with open_regular(path) as file:
@@ -77,23 +74,23 @@ def _pictures(path: Path) -> list[Picture]:
             if not row or (rows.line_num == 1 and tuple(cell.strip().lower() for cell in row) == COLUMNS[: len(row)]):
                 continue
             if len(row) not in (2, 3):
-                raise ValueError(
+                raise DataError(
                     f"line {rows.line_num:,} has {len(row)} columns, expected path,label or path,label,split"
                 )
             name, label, split = (*row, "")[:3]
             if split and split.strip().lower() not in SPLIT_FOLDERS:
                 expected = ", ".join(SPLIT_FOLDERS)
-                raise ValueError(f"line {rows.line_num:,}: the split is {shown(repr(split), 80)}, expected {expected}")
+                raise DataError(f"line {rows.line_num:,}: the split is {shown(repr(split), 80)}, expected {expected}")
             if not name or "\0" in name or not label.strip():
-                raise ValueError(f"line {rows.line_num:,}: a path or a label is missing")
+                raise DataError(f"line {rows.line_num:,}: a path or a label is missing")
             if name in seen:
-                raise ValueError(f"line {rows.line_num:,}: {shown(name, 300)} occurs twice")
+                raise DataError(f"line {rows.line_num:,}: {shown(name, 300)} occurs twice")
             seen.add(name)
             pictures.append(Picture(len(pictures), name, label.strip(), SPLIT_FOLDERS.get(split.strip().lower(), "")))
     if not pictures:
-        raise ValueError("it has no rows of path,label")
+        raise DataError("it has no rows of path,label")
     if len({bool(picture.split) for picture in pictures}) > 1:
-        raise ValueError("some rows have a split and others have none")
+        raise DataError("some rows have a split and others have none")
     return pictures
 
 

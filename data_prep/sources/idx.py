@@ -26,32 +26,26 @@ from numpy.typing import NDArray
 
 from dptrain.data.manifest import LARGEST_IMAGE, Provenance
 from dptrain.errors import DataError
-from dptrain.system.arguments import path_argument
 from dptrain.system.files import open_regular
 from dptrain.system.text import shown
 
-from ..images import ImageData, ImageSource, LabelledImages, class_names
+from ..bounded import DEFLATED
+from ..images import ImageData, ImageSource, LabelledImages, add_class_names, class_names
+from ..source_file import add_path_argument, errors_of
 from ..spool import BLOCK, Spool
 
-MOST_UNPACKED = 1032  # times the size of a file: the most that gzip can reach
+DAMAGED = (EOFError, struct.error, zlib.error, gzip.BadGzipFile)
 UNSIGNED_BYTES = 8
-NAME = re.compile(r"(?P<set>.*?)(?P<split>train|t10k|test)[-_](?P<kind>images|labels)[-.]idx[13][-.]ubyte(?:\.gz)?")
+NAME = re.compile(
+    r"(?P<set>.*?)(?P<split>train|t10k|test)[-_](?P<kind>images|labels)[-.]idx[13][-.]ubyte(?:\.gz)?", re.IGNORECASE
+)
 SPLIT_OF = {"train": "train", "t10k": "test", "test": "test"}
 FILES = [(split, kind) for split in ("train", "test") for kind in ("images", "labels")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--from",
-        dest="path",
-        type=path_argument,
-        required=True,
-        metavar="FOLDER",
-        help="folder of the four files, such as train-images-idx3-ubyte.gz",
-    )
-    parser.add_argument(
-        "--classes", metavar="NAME,...", help="names of the classes, in the order of the labels (default: numbers)"
-    )
+    add_path_argument(parser, "FOLDER", "folder of the four files, such as train-images-idx3-ubyte.gz")
+    add_class_names(parser)
 
 
 def detects(path: Path) -> bool:
@@ -61,14 +55,12 @@ def detects(path: Path) -> bool:
 
 def read_idx(folder: Path, out: Path, classes: str | None = None) -> ImageData:
     """Both splits, stored on the disk of `out`; DataError for files that are missing, damaged or do not fit."""
-    try:
+    with errors_of(folder):
         name, paths = _find(folder)
-        splits: dict[str, Any] = {}
-        for split in ("train", "test"):
-            images = _read_images(paths[split, "images"], out)
-            splits[split] = LabelledImages(images, _read_labels(paths[split, "labels"], len(images)))
-    except OSError as error:
-        raise DataError(f"{shown(folder)}: cannot be read: {error.strerror or error}") from error
+    splits: dict[str, Any] = {}
+    for split in ("train", "test"):
+        images = _read_images(paths[split, "images"], out)
+        splits[split] = LabelledImages(images, _read_labels(paths[split, "labels"], len(images)))
     names = class_names(classes, *(split.labels for split in splits.values()))
     return ImageData(name, names, **splits, source=Provenance("idx"), layout="channels_first")
 
@@ -86,30 +78,32 @@ SOURCE = ImageSource(
 def _find(folder: Path) -> tuple[str, dict[tuple[str, str], Path]]:
     """The name of the set, and the path of each of `FILES`; of a file and the same with .gz the first."""
     sets: dict[str, dict[tuple[str, str], Path]] = {}
-    for path in sorted(folder.iterdir(), reverse=True):  # NAME.gz, then NAME
+    for path in sorted(folder.iterdir(), key=lambda path: path.name.lower(), reverse=True):  # NAME.gz, then NAME
         found = NAME.fullmatch(path.name)
         if found and not path.name.startswith("."):  # macOS keeps a second file ._NAME for some files
-            files, key = sets.setdefault(found["set"], {}), (SPLIT_OF[found["split"]], found["kind"])
-            if key in files and files[key].name != f"{path.name}.gz":
+            files = sets.setdefault(found["set"], {})
+            key = SPLIT_OF[found["split"].lower()], found["kind"].lower()
+            if key in files and files[key].name.lower() != f"{path.name.lower()}.gz":
                 same = f"{files[key].name} and {path.name}"
-                raise DataError(f"{shown(folder)}: {shown(same)} are the same part of a set")
+                raise DataError(f"{shown(same)} are the same part of a set")
             files[key] = path
     if len(sets) > 1:
         names = ", ".join(f"{name}*" if name else "without a prefix" for name in sorted(sets))
-        raise DataError(f"{shown(folder)}: files of {len(sets)} sets ({shown(names, 200)}); give each a folder")
+        raise DataError(f"files of {len(sets)} sets ({shown(names, 200)}); give each a folder")
     (name, paths), *_ = [*sets.items(), ("", {})]
     missing = [f"{'train' if split == 'train' else 't10k'}-{kind}-idx*-ubyte" for split, kind in FILES]
     missing = [pattern for pattern, file in zip(missing, FILES, strict=True) if file not in paths]
     if missing:
-        raise DataError(f"{shown(folder)}: no {', '.join(missing)} (with or without .gz)")
+        raise DataError(f"no {', '.join(missing)} (with or without .gz)")
     return name.strip("-_.") or folder.resolve().name or "idx", paths
 
 
 @contextmanager
 def _opened(path: Path, lengths: int) -> Iterator[tuple[BufferedIOBase, tuple[int, ...]]]:
     """The file after its header, and the lengths in the header; DataError for a damaged file."""
-    try:
-        with open_regular(path) as file, gzip.open(file) if path.suffix == ".gz" else file as content:
+    with errors_of(path, DAMAGED, "IDX file"):
+        packed = path.suffix.lower() == ".gz"
+        with open_regular(path) as file, gzip.open(file) if packed else file as content:
             start = content.read(4)
             if start != bytes((0, 0, UNSIGNED_BYTES, lengths)):
                 expected = f"0 0 {UNSIGNED_BYTES} {lengths}"
@@ -117,19 +111,13 @@ def _opened(path: Path, lengths: int) -> Iterator[tuple[BufferedIOBase, tuple[in
             yield content, struct.unpack(f">{lengths}I", content.read(4 * lengths))
             if content.read(1):
                 raise DataError("has more bytes than its header states")
-    except DataError as error:
-        raise DataError(f"{shown(path)}: {error}") from None
-    except (EOFError, struct.error, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{shown(path)}: truncated or damaged: {error or 'ends too early'}") from error
-    except OSError as error:
-        raise DataError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
 
 
 def _read_images(path: Path, out: Path) -> Spool:
     with _opened(path, 3) as (content, (count, height, width)):
         if not (count and 0 < height * width <= LARGEST_IMAGE):
             raise DataError(f"its header states {count:,} images of {height} x {width} pixels")
-        if count * height * width > MOST_UNPACKED * path.stat().st_size + BLOCK:
+        if count * height * width > DEFLATED * path.stat().st_size + BLOCK:
             raise DataError(f"its header states {count:,} images of {height} x {width} pixels, more than it can hold")
         spool = Spool(out, (1, height, width))
         if (read := spool.read_from(content, count)) < count:

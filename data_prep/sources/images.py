@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 
 from dptrain.data.manifest import LONGEST_NAME, Provenance
-from dptrain.errors import DataError
-from dptrain.system.arguments import path_argument
 from dptrain.system.files import file_sha256
 from dptrain.system.text import shown
 
@@ -16,33 +14,24 @@ from ..images import ImageData, ImageSource
 from ..pictures import reading
 from ..pictures.classes import find_pictures
 from ..pictures.containers import is_archive, opened, stem
+from ..source_file import add_path_argument, errors_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--from",
-        dest="path",
-        type=path_argument,
-        required=True,
-        metavar="PATH",
-        help="a folder with a folder for each class, or with train/ and test/ above them; or a .zip or .tar of it",
-    )
+    text = "a folder with a folder for each class, or with train/ and test/ above them; or a .zip or .tar of it"
+    add_path_argument(parser, "PATH", text)
     reading.add_arguments(parser)
 
 
 def read(options: argparse.Namespace) -> ImageData:
     """All splits, stored on the disk of the data set; DataError for what cannot be read."""
     path = options.path
-    try:
+    with errors_of(path):
         archive = not path.is_dir()
         source = Provenance("images", path.name, file_sha256(path)) if archive else Provenance("images")
-    except OSError as error:
-        raise DataError(f"{shown(path)}: cannot be read: {error.strerror or error}") from error
     with opened(path) as container:
-        try:
+        with errors_of(path):
             pictures, notes = find_pictures(container)
-        except DataError as error:
-            raise DataError(f"{shown(path)}: {error}") from error
         for note in notes:
             report(f"note: {note}")
         name = shown(stem(path), LONGEST_NAME).strip() or "images"

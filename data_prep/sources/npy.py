@@ -9,42 +9,39 @@ from pathlib import Path
 
 from dptrain.data.manifest import Provenance
 from dptrain.errors import DataError
-from dptrain.system.arguments import path_argument
 from dptrain.system.files import open_regular
-from dptrain.system.text import shown
 
 from .. import arrays
 from ..arrays import ArrayStream, read_arrays
 from ..images import ImageData, ImageSource, set_name
 from ..npy import npy_stream
+from ..source_file import add_path_argument, errors_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--from", dest="path", type=path_argument, required=True, metavar="FOLDER", help="the folder of the .npy files"
-    )
+    add_path_argument(parser, "FOLDER", "the folder of the .npy files")
     arrays.add_arguments(parser)
 
 
-def _names(folder: Path) -> list[str]:
-    return [path.stem for path in sorted(folder.glob("*.npy"))]
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".npy" and path.name[0] != "."]
 
 
 def read(options: argparse.Namespace) -> ImageData:
     """All splits, stored on the disk of the data set; DataError for files that are missing or damaged."""
     path: Path = options.path
+    with errors_of(path):
+        files = _files(path)
+        names = [file.stem for file in files]
 
-    @contextmanager
-    def opened(name: str) -> Iterator[ArrayStream]:
-        with open_regular(path / f"{name}.npy") as stream, npy_stream(stream, name) as array:
-            yield array
+        @contextmanager
+        def opened(name: str) -> Iterator[ArrayStream]:
+            if names.count(name) > 1:
+                raise DataError(f"array {name} occurs twice")
+            with open_regular(files[names.index(name)]) as stream, npy_stream(stream, name) as array:
+                yield array
 
-    try:
-        return read_arrays(set_name(path), Provenance("npy"), _names(path), opened, options)
-    except OSError as error:
-        raise DataError(f"{shown(error.filename or path)}: cannot be read: {error.strerror or error}") from error
-    except DataError as error:
-        raise DataError(f"{shown(path)}: {error}") from error
+        return read_arrays(set_name(path), Provenance("npy"), names, opened, options)
 
 
 SOURCE = ImageSource(
@@ -53,5 +50,5 @@ SOURCE = ImageSource(
     add_arguments,
     read,
     path_flag="--from",
-    detects=lambda path: path.is_dir() and bool(_names(path)),
+    detects=lambda path: path.is_dir() and bool(_files(path)),
 )

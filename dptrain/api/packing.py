@@ -22,7 +22,7 @@ from dptrain.data_prep.arrays import ArrayStream, read_arrays
 from dptrain.data_prep.card import card
 from dptrain.data_prep.pack import pack as pack_images
 from dptrain.data_prep.verify import info, verify
-from dptrain.errors import UsageError
+from dptrain.errors import DataError, UsageError
 from dptrain.parallel.communicator import together
 from dptrain.system.paths import absolute_path
 from dptrain.system.text import shown
@@ -145,6 +145,12 @@ def _pack(
     if isinstance(source, str | os.PathLike):
         if validation is not None or not (test is None or isinstance(test, int)):
             raise UsageError("test and validation arrays are for a pair of arrays; this source reads its own splits")
+        if name != "arrays":
+            raise UsageError(f"name is {shown(repr(name), 60)}, but a name is for a pair of arrays: leave it out")
+        if wrong := next((one for one in classes or () if "," in one), None):
+            raise UsageError(
+                f"the class {shown(repr(wrong), 60)} has a comma, expected none in the classes of a path or a source"
+            )
         options |= {"test": test, "classes": None if classes is None else ",".join(classes)}
         pack_source(os.fspath(source), folder, *_flags(options))
         return
@@ -153,11 +159,12 @@ def _pack(
     # Arrays take the flags of `dptrain prep npz`.
     parsed = make_parser().parse_args(["npz", folder, "--from", "-", *_flags(options)])
     arrays = dict[str, NDArray[Any]]()
-    for split, pair in (("train", source), ("test", test), ("val", validation)):
+    for split, pair in (("train", source), ("test", test), ("validation", validation)):
         if pair is not None:
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise UsageError(f"{split}: found {shown(repr(pair), 80)}, expected a pair: images and labels")
-            arrays[f"{split}_images"], arrays[f"{split}_labels"] = map(np.asarray, pair)
+            for kind, values in zip(("images", "labels"), pair, strict=True):
+                arrays[f"{split}_{kind}"] = _array(f"{split}_{kind}", values)
     if validation is not None and test is None:
         raise UsageError("validation is given without test: pack needs a test split, too")
     parsed.arrays = ",".join(arrays)
@@ -165,13 +172,22 @@ def _pack(
     @contextmanager
     def opened(name: str) -> Iterator[ArrayStream]:
         array = arrays[name]
-        yield ArrayStream(io.BytesIO(np.ascontiguousarray(array).data), array.shape, array.dtype)
+        yield ArrayStream(io.BytesIO(array.tobytes()), array.shape, array.dtype)
 
     data = read_arrays(name, Provenance("arrays"), list(arrays), opened, parsed)
     if classes is not None:
         data = replace(data, classes=tuple(classes))
     counts = {name: getattr(parsed, name) for name in ("shards", "seed", "limit", "validation_fraction")}
     pack_images(parsed.folder, data, **counts, force=parsed.force)
+
+
+def _array(name: str, values: ArrayLike) -> NDArray[Any]:
+    """An array of any type and shape; DataError for values that cannot become one, such as lists of several lengths."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        found = shown(f"{type(values).__name__} cannot become an array ({error})", 300)
+        raise DataError(f"{name}: this {found}, expected values of one shape and type") from error
 
 
 def _flags(options: dict[str, Any]) -> list[str]:

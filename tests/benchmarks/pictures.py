@@ -43,7 +43,7 @@ def main() -> None:
                     np.asarray(image.convert("RGB"))
 
         def packed(processes: int) -> None:
-            decode_all(container.contents(numbers), len(container.files), form, Path(out), processes)
+            decode_all(container.contents, numbers, form, Path(out), processes)
 
         cores = len(os.sched_getaffinity(0))
         ways: dict[str, Callable[[], None]] = {"Pillow": bare}

@@ -203,7 +203,7 @@ def test_a_compressed_tar_archive_is_read_to_its_checksum(tmp_path: Path) -> Non
 def test_a_zip_archive_that_states_smaller_sizes_than_it_has_is_refused(tmp_path: Path) -> None:
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         path = write_zip(tmp_path / "set.zip", write_folder(tmp_path / f"set-{method}"), method)
-        assert "is compressed by another method than deflate: pack it again" in refused(path)
+        assert "is compressed by another method than deflate: make the archive again" in refused(path)
 
 
 def test_a_long_header_of_a_tar_archive_is_refused(tmp_path: Path) -> None:
@@ -212,6 +212,15 @@ def test_a_long_header_of_a_tar_archive_is_refused(tmp_path: Path) -> None:
     assert "a header of 9,0" in refused(tmp_path / "set.tar")
     member("a" * 4000)(tmp_path / "set")
     assert [len(name) for name in held(tmp_path / "set.tar")[0]] == [4000]
+
+
+def test_an_encrypted_zip_archive_is_refused_and_is_not_called_damaged(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set.zip", write_folder(tmp_path / "set"))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1  # the flag of the first member in the directory of the archive
+    path.write_bytes(content)
+    assert "is encrypted: make the archive again without a password" in refused(path)
+    assert "damaged" not in refused(path)
 
 
 @quick_first("suffix", [".zip", ".tar.gz", ".tar.xz"])

@@ -83,6 +83,18 @@ def test_a_file_is_preferred_to_the_same_with_gz(tmp_path: Path) -> None:
     assert len(read_idx(folder, tmp_path).train.labels) == 30
 
 
+def test_names_in_capital_letters_are_the_same_files(tmp_path: Path) -> None:
+    folder = written(tmp_path / "set", contents(), end=".gz")
+    for path in folder.iterdir():
+        path.rename(path.with_name(path.name.upper()))
+    data = read_idx(folder, tmp_path)
+    assert np.array_equal(data.train.images[np.arange(30)][:, 0], IMAGES["train"])
+    assert np.array_equal(data.test.labels, LABELS["test"])
+    written(folder, {IMAGES_FILE: b"not this one"})
+    with pytest.raises(DataError, match=f"{USUAL[IMAGES_FILE]}: begins with"):  # a file without .gz is preferred
+        read_idx(folder, tmp_path)
+
+
 def test_classes_get_names(tmp_path: Path) -> None:
     folder = written(tmp_path / "set", contents())
     assert read_idx(folder, tmp_path, "Shirt,Ankle boot,T-shirt/top").classes == ("Shirt", "Ankle boot", "T-shirt/top")
@@ -98,7 +110,7 @@ IMAGES_FILE, LABELS_FILE = ("train", "images"), ("test", "labels")
     [
         (IMAGES_FILE, lambda content: content[:-1], "ends after 29 of 30 images"),
         (IMAGES_FILE, lambda content: content + b"x", "has more bytes than its header states"),
-        (IMAGES_FILE, lambda content: content[:9], "truncated or damaged"),
+        (IMAGES_FILE, lambda content: content[:9], "not a complete IDX file, damaged or truncated"),
         (IMAGES_FILE, lambda content: b"", "begins with nothing, expected 0 0 8 3"),
         (IMAGES_FILE, lambda content: b"\0\0\x0d\3" + content[4:], "begins with 0 0 13 3, expected 0 0 8 3"),
         (IMAGES_FILE, lambda content: content[:8] + b"\0\0\0\0" + content[12:], "states 30 images of 0 x 6 pixels"),
@@ -131,7 +143,7 @@ def test_a_truncated_or_altered_gz_is_refused(tmp_path: Path) -> None:
         b"plain",
     ):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match=f"{path}: truncated or damaged"):
+        with pytest.raises(DataError, match=f"{path}: not a complete IDX file, damaged or truncated"):
             read_idx(folder, tmp_path)
 
 

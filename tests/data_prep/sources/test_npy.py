@@ -34,9 +34,12 @@ def folder(tmp_path: Path) -> Path:
 
 def test_it_gives_the_same_samples_as_an_npz_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(folder.parent / "arrays.npz", **ARRAYS)
+    (folder / "._x_train.npy").write_bytes(b"of macOS")
     for path, out in ((folder, folder.parent / "a"), (folder.parent / "arrays.npz", folder.parent / "b")):
         assert main([str(path), str(out), "--shards", "2"]) == 0
-    assert f"note: {folder} is read as npy" in capsys.readouterr().err
+    notes = capsys.readouterr().err
+    assert f"note: {folder} is read as npy" in notes
+    assert "not read" not in notes
     from_folder, from_npz = (read_manifest(folder.parent / name) for name in "ab")
     assert (from_folder.name, from_npz.name) == ("arrays", "arrays")
     for split, entries in from_folder.splits.items():
@@ -48,7 +51,11 @@ def test_it_gives_the_same_samples_as_an_npz_file(folder: Path, capsys: pytest.C
     [
         ("x_test", b"", "array x_test is not a .npy file of format 1.0, or is damaged"),
         ("y_test", b"cut", "array y_test ends after 19 of 20 labels"),
-        ("y_train", None, "holds x_test, x_train, y_test; expected x_train, y_train, x_test, y_test or"),
+        (
+            "y_train",
+            None,
+            "holds x_test, x_train, y_test; expected x_train, y_train, x_test, y_test, x_val, y_val or x_tr",
+        ),
     ],
 )
 def test_a_missing_or_damaged_file_is_refused(name: str, content: bytes | None, message: str, folder: Path) -> None:
@@ -60,6 +67,12 @@ def test_a_missing_or_damaged_file_is_refused(name: str, content: bytes | None, 
     with pytest.raises(DataError) as caught:
         read_source("npy", folder, folder.parent / "out")
     assert f"{folder}: {message}" in str(caught.value)
+
+
+def test_two_files_of_one_array_are_refused(folder: Path) -> None:
+    (folder / "x_train.NPY").write_bytes(b"")
+    with pytest.raises(DataError, match="arrays: array x_train occurs twice"):
+        read_source("npy", folder, folder.parent / "out")
 
 
 def test_a_length_of_thousands_of_digits_is_refused(folder: Path) -> None:

@@ -125,6 +125,21 @@ def test_validation_images_are_read(tmp_path: Path) -> None:
     assert np.array_equal(validation.labels, LABELS[::-1])
 
 
+def test_validation_images_beside_the_names_of_keras_are_read_and_arrays_that_are_not_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validation = images(6, 8, 3)
+    path = saved(tmp_path / "a.npz", x_val=validation, y_val=LABELS[::-1])
+    found = read_npz(path).validation
+    assert found is not None
+    assert np.array_equal(found.images[np.arange(30)], validation.transpose(0, 3, 1, 2))
+    assert np.array_equal(found.labels, LABELS[::-1])
+    assert capsys.readouterr().err == ""
+    path = saved(tmp_path / "b.npz", x_val=validation, weights=LABELS)  # without y_val
+    assert read_npz(path).validation is None
+    assert capsys.readouterr().err == "data_prep: note: arrays that are not read (2): weights, x_val\n"
+
+
 def test_without_a_test_split_a_share_of_each_class_becomes_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,7 +228,7 @@ def test_an_archive_of_another_compression_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    assert "not a readable .npz file, damaged or truncated: compressed by another method than deflate" in refused(path)
+    assert refused(path).endswith(": x_train.npy is compressed by another method than deflate: make the archive again")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +239,7 @@ def test_an_array_with_a_damaged_header_is_refused(header: bytes, tmp_path: Path
     assert "array x_train is not a .npy file of format 1.0, or is damaged" in message
 
 
-def test_a_damaged_or_encrypted_archive_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_archive_is_refused_and_an_encrypted_one_is_not_called_damaged(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.npz")
     whole = path.read_bytes()
     encrypted = whole.replace(b"PK\1\2" + whole[whole.index(b"PK\1\2") + 4 :][:4], b"PK\1\2\x14\0\x14\0")
@@ -236,9 +251,13 @@ def test_a_damaged_or_encrypted_archive_is_refused(tmp_path: Path) -> None:
     method = whole.index(b"PK\1\2") + 10
     unknown_method = whole[:8] + b"\x63" + whole[9:method] + b"\x63" + whole[method + 1 :]
     zeros = whole[:middle] + bytes(64) + whole[middle + 64 :]
-    for damaged in (whole[:-30], b"", zeros, encrypted, no_type, unknown_method):
+    for damaged in (whole[:-30], b"", zeros, no_type):
         path.write_bytes(damaged)
-        assert "not a readable .npz file, damaged or truncated: " in refused(path)
+        assert "not a complete .npz file, damaged or truncated: " in refused(path)
+    path.write_bytes(encrypted)
+    assert refused(path).endswith(": x_train.npy is encrypted: make the archive again without a password")
+    path.write_bytes(unknown_method)
+    assert "x_train.npy is compressed by another method" in refused(path)
     path.unlink()
     assert "cannot be read: No such file" in refused(path)
 
@@ -291,11 +310,13 @@ def test_any_altered_byte_of_the_file_is_harmless(
 
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_a_split_that_is_there_is_not_drawn_and_this_is_found_before_images_are_read(
-    split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    split: str, tmp_path: Path
 ) -> None:
     one = np.zeros((2, 4, 4), np.uint8), np.zeros(2, np.uint8)
     names = [f"{split}_{kind}" for split in ("train", "test", "val") for kind in ("images", "labels")]
     np.savez(tmp_path / "a.npz", **dict(zip(names, one * 3, strict=True)))  # type: ignore[arg-type]
-    monkeypatch.delattr("data_prep.arrays._read_images")
+    with_member(tmp_path / "a.npz", "train_images.npy", b"damaged")
+    with pytest.raises(DataError, match="array train_images is not a"):
+        read_source("npz", tmp_path / "a.npz", tmp_path / "out")
     with pytest.raises(UsageError, match=f"--{split}-fraction: there is a {split} split already"):
         read_source("npz", tmp_path / "a.npz", tmp_path / "out", f"--{split}-fraction", "0.5")

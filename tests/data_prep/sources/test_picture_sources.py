@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import threading
@@ -137,6 +139,20 @@ def test_no_thread_of_the_pool_is_left_after_decoding(tmp_path: Path) -> None:
     assert {*threading.enumerate()} == threads
 
 
+def test_the_bar_counts_pictures_and_ends_when_all_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    folder = write_pictures(tmp_path / "pets", CLASSES[:50])
+    for number in range(50):
+        (folder / f"{number}.txt").touch()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", screen := Screen())
+    read_images(folder, "--processes", "1")
+    assert re.findall(r"(\d+)/(\d+)", screen.getvalue())[-1] == ("50", "50")
+
+
 def test_when_no_picture_can_be_decoded_it_is_an_error(tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "pets", [])
     (folder / "cats").mkdir(parents=True)
@@ -194,7 +210,7 @@ def test_a_table_without_splits_beside_the_pictures_is_enough(tmp_path: Path) ->
         ("1.png,cat,holdout\n", "line 1: the split is 'holdout', expected train, training, test"),
         ("1.png,cat,train\n2.png,dog\n", "some rows have a split and others have none"),
         ("1.png, \n", "line 1: a path or a label is missing"),
-        ('1.png,"cat\n', "unexpected end of data"),
+        ('1.png,"cat\n', "not a complete table, damaged or truncated: unexpected end of data"),
         ("1\0.png,cat\n", "line"),
     ],
 )

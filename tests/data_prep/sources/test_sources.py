@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from data_sets import SMALL_CIFAR10, python_members, read_source, write_archive, write_idx_files
@@ -20,6 +21,7 @@ import data_prep
 from data_prep.__main__ import main
 from data_prep.cifar import read_archive
 from data_prep.images import ImageData
+from data_prep.sources import SOURCES
 from dptrain.data.loading import load_shards
 from dptrain.data.manifest import read_manifest
 from dptrain.errors import DptrainError
@@ -131,6 +133,39 @@ def test_a_full_disk_is_an_error_that_names_its_folder_alone(name: str, tmp_path
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(caught.value).startswith(f"{tmp_path}: images cannot be stored there for packing: ")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "csv", "hdf5", "idx", "npy", "npz", "images"])
+def test_the_names_of_files_may_have_capital_letters(name: str, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "pictures", ["cats/1.png", "cats/2.png"])
+    arrays = {"x": np.zeros((20, 4, 4), np.uint8), "y": np.zeros(20, np.uint8)}
+    files = {"cifar10": "CIFAR-10-BINARY.TAR.GZ", "csv": "A.CSV", "hdf5": "A.HDF5", "images": "A.ZIP", "npz": "A.NPZ"}
+    path = (folder if name == "csv" else tmp_path) / files.get(name, "folder")
+    if name == "cifar10":
+        path.touch()
+    elif name == "csv":
+        path.write_text("cats/1.png,cat\ncats/2.png,cat\n")
+    elif name == "hdf5":
+        with h5py.File(path, "w") as file:
+            file.update(arrays)
+    elif name == "idx":
+        write_idx_files(path)
+        for each in path.iterdir():
+            each.rename(each.with_name(each.name.upper()))
+    elif name == "npy":
+        path.mkdir()
+        for array in arrays:
+            np.save(path / array, arrays[array])
+            (path / f"{array}.npy").rename(path / f"{array}.NPY")
+    elif name == "npz":
+        with path.open("wb") as content:
+            np.savez(content, x=arrays["x"], y=arrays["y"])
+    else:
+        shutil.make_archive(str(tmp_path / "A"), "zip", folder)
+        (tmp_path / "A.zip").rename(path)
+    assert next(source.name for source in SOURCES if source.path_flag and source.detects(path)) == name
+    if name != "cifar10":
+        assert len(read_source(name, path, tmp_path / "out").train.labels) > 0
 
 
 @quick_first("options", [[], ["--seed", "5"], ["--limit", "33"], ["--validation-fraction", "0.2"]])
