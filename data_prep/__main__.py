@@ -54,15 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     After a signal, partial files are removed.
     """
     start_program()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        words = _with_source(list(sys.argv[1:] if arguments is None else arguments))
+        if (launched_size() or 1) > 1 and words and words[0] not in COMMANDS:
+            if launched_rank() > 0:
+                return 0  # another status would end rank 0 before it reports
+            raise UsageError("prep runs on one process: start it without mpirun; nothing is packed")
+        words = _with_source(words)
         options = make_parser().parse_args(words)
-        if "shards" in options:
-            if (launched_size() or 1) > 1:
-                if launched_rank() > 0:
-                    return UsageError.status
-                raise UsageError("prep runs on one process: start it without mpirun; nothing is packed")
-            drop_failed_writes()  # the result is the data set, not the output
+        if "shards" in options:  # the result is the data set, not the output
+            drop_failed_writes()
         status: int = options.run(options)
         finish_output()
     except SystemExit:  # --help
@@ -180,7 +181,7 @@ def pack_source(*words: str) -> None:
     Raises UsageError, DataError or DownloadError.
     """
     if words[0].startswith("-"):
-        raise UsageError(f"{shown(words[0])}: expected a path or the name of a source")
+        raise UsageError(f"source begins with a dash: {shown(words[0], 80)}; expected a path or the name of a source")
     options = make_parser().parse_args(_with_source(list(words)))
     if "shards" not in options:
         raise UsageError(
