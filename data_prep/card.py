@@ -12,7 +12,7 @@ from typing import Any
 from dptrain.data.manifest import read_manifest
 from dptrain.errors import DataError, UsageError
 from dptrain.system.arguments import path_argument
-from dptrain.system.durable import write_durably
+from dptrain.system.outputs import write_output
 from dptrain.system.text import shown
 
 from .verify import info, verify
@@ -38,10 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if output is None:
         print(text)
         return 0
-    try:
-        write_durably(output, f"{text}\n".encode())
-    except OSError as error:
-        raise UsageError(f"--output {shown(output)}: cannot be written: {error.strerror}") from error
+    write_output(output, f"{text}\n".encode(), "--output")
     print(json.dumps(facts, indent=1) if options.json else f"{shown(output)}: the card of {shown(facts['name'])}")
     return 0
 

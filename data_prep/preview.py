@@ -17,10 +17,9 @@ from dptrain.data.batches import ShardBatches
 from dptrain.data.manifest import Manifest, read_manifest
 from dptrain.data.shard import read_shard
 from dptrain.data.transforms import Images, Transform, make_transforms
-from dptrain.errors import UsageError
 from dptrain.system.arguments import path_argument, whole
-from dptrain.system.durable import write_durably
 from dptrain.system.keys import Scope, add_flags_of, check_needs, flag, key
+from dptrain.system.outputs import write_output
 from dptrain.system.text import counted, shown
 
 from .contact_sheet import Row, draw_sheet, sheet_size
@@ -80,10 +79,7 @@ def draw(options: argparse.Namespace) -> dict[str, Any]:
     title = f"{manifest.name}: {', '.join(counts)}"
     notes = (f"augmentation: {used}" if used else "without augmentation", "first column: mean image")
     content, size = draw_sheet(title, notes, sheet.rows(names))
-    try:
-        write_durably(options.png, content)
-    except OSError as error:
-        raise UsageError(f"--png {shown(options.png)}: cannot be written: {error.strerror}") from error
+    write_output(options.png, content, "--png")
     shape = {"size": size, "classes": list(names), "of_classes": len(manifest.classes)}
     return {"file": str(options.png), **shape, "epochs": epochs, "augmentation": used}
 

@@ -37,6 +37,12 @@ from .targets import TARGETS, choose
 # In a checkout this package lies at the top; an installed one is dptrain.launch.
 PROGRAM = "python -m launch" if __package__ == "launch" else "dptrain launch"
 EXAMPLE = f"{PROGRAM} -n 2 -- train data/cifar10"
+EXAMPLES = f"""
+examples:
+  {EXAMPLE}
+  {PROGRAM} -n 2 --max-restarts 3 -- train data/cifar10 --run-dir runs/one
+  {PROGRAM} --hosts node1:2,node2:2 -- train data/cifar10
+"""
 
 
 def make_parser() -> Parser:
@@ -44,7 +50,9 @@ def make_parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} [-n R] [--hosts HOST:RANKS,...] [...] -- train DATA ...",
-        description="Start dptrain on several ranks, on one host or several. After -- comes dptrain's command line.",
+        description="Start dptrain on several ranks, on one host or several.\nAfter -- comes dptrain's command line.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.advice_on_words = f"write dptrain's command line after --, for example: {EXAMPLE}"
     add = parser.add_argument
@@ -148,6 +156,8 @@ def command_line(command: Sequence[str], environment: Mapping[str, str], inherit
 def launch(arguments: Sequence[str]) -> int:
     """Run the job that the command line asks for and return its status; raises DptrainError."""
     split = arguments.index("--") if "--" in arguments else len(arguments)
+    if "train" in arguments[:split]:
+        raise UsageError(f"found train without -- before it; for example: {EXAMPLE}")
     options = make_parser().parse_args(arguments[:split])
     trainer = list(arguments[split + 1 :])
     if not trainer:

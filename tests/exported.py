@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -80,6 +81,15 @@ def write(path: Path, checkpoint: Checkpoint) -> Path:
 def pixels(network: Network, count: int) -> np.ndarray:
     """Images (N, C, H, W) of bytes."""
     return np.random.default_rng(1).integers(0, 256, (count, *network.input_shape), dtype=np.uint8)
+
+
+def cifar10_images(archive: Path) -> np.ndarray:
+    """The first 1,000 test images of CIFAR-10, (1000, 3, 32, 32) of bytes, by the description of its records."""
+    with tarfile.open(archive) as tar:
+        file = tar.extractfile("cifar-10-batches-bin/test_batch.bin")
+        assert file is not None
+        records = np.frombuffer(file.read(1000 * 3073), np.uint8).reshape(1000, 3073)
+    return records[:, 1:].reshape(1000, 3, 32, 32)
 
 
 def as_floats(images: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from dptrain.data.manifest import Fit
 from dptrain.errors import DataError
@@ -105,8 +106,29 @@ def decode(content: bytes, form: Form) -> tuple[NDArray[np.uint8], tuple[int, in
     except Exception as error:  # a damaged file can raise nearly anything
         reason = shown(str(error) or type(error).__name__, 200)
         raise DataError(f"damaged or truncated: {reason}") from error
-    pixels = np.asarray(fitted)
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)), size
+    return _channels_first(fitted), size
+
+
+def decode_picture(picture: Image.Image, form: Form) -> NDArray[np.uint8]:
+    """The pixels (C, H, W) of a picture of Pillow, which stays as it is; DataError if it cannot be decoded.
+
+    They are those that `decode` finds in its file, unless it is a large JPEG picture that Pillow has decoded in full.
+    """
+    try:
+        if isinstance(picture, JpegImageFile) and picture.fp is not None:  # not decoded yet
+            picture.fp.seek(0)
+            return decode(picture.fp.read(), form)[0]
+        upright = ImageOps.exif_transpose(picture)
+        return _channels_first(_fitted(_converted(upright, "RGB" if form.image_shape[0] == 3 else "L"), form))
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # Pillow decodes when the pixels are needed
+        raise DataError(f"damaged, truncated or closed: {shown(str(error) or type(error).__name__, 200)}") from error
+
+
+def _channels_first(image: Image.Image) -> NDArray[np.uint8]:
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from dptrain.api.tensors import NamedTensors
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array
 from dptrain.errors import UsageError
 from dptrain.health.interruption import Interruption
+from dptrain.system.suggestions import did_you_mean
 from dptrain.system.text import shown
 from dptrain.training.events import (
     CheckpointStarted,
@@ -24,9 +26,20 @@ from dptrain.training.run import Run
 
 Metric = Callable[[Predictions], float]
 
+# Our methods, and what other programs call them.
+SYNONYMS = {
+    "on_start": "on-train-begin on-train-start on-fit-start",
+    "on_step": "on-batch-end on-train-batch-end on-step-end",
+    "on_evaluation": "on-epoch-end on-train-epoch-end on-validation-epoch-end on-validation-end on-test-end",
+    "on_finish": "on-train-end on-fit-end",
+}
+EXPLANATIONS = {word: f"did you mean {name!r}?" for name, words in SYNONYMS.items() for word in words.split()}
+
 
 class Training(NamedTensors):
-    """The run that a callback belongs to, on rank 0; its tensors are the current ones."""
+    """The run that a callback belongs to, on rank 0; its tensors are the current ones, read-only."""
+
+    __slots__ = ("_interruption", "_run")
 
     def __init__(self, run: Run, interruption: Interruption) -> None:
         self._run, self._interruption = run, interruption
@@ -56,17 +69,17 @@ class Training(NamedTensors):
         """The names of the classes, in the order of the labels."""
         return self._run.session.manifest.classes
 
-    def _copies(self, vector: str) -> dict[str, Array]:
-        return self._run.session.take_step.layouts[vector].views(self._run.state.vectors[vector].copy())
+    def _vector(self, name: str) -> tuple[Layout, Array]:
+        return self._run.session.take_step.layouts[name], self._run.state.vectors[name]
 
     def log(self, name: str, value: float) -> None:
         """Report a metric: it is printed and written to metrics.jsonl, and with report_to to TensorBoard or MLflow.
 
-        UsageError unless the name is text and the value a number.
+        UsageError unless the name is text and the value a number, and after the end of the run.
         """
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = None
         if not isinstance(name, str) or not name or number is None:
             raise UsageError(
@@ -125,6 +138,16 @@ class Metrics(Callback):
             training.log(name, function(predictions))
 
 
+def check_methods(callback: Callback) -> None:
+    """UsageError for a method that nothing calls: its name begins with on_, and the base class has none of it."""
+    kind = type(callback)
+    for name in dir(kind):
+        if name.startswith("on_") and not hasattr(Callback, name) and callable(getattr(kind, name)):
+            near = did_you_mean(name, SYNONYMS, explanations=EXPLANATIONS)
+            found = shown(f"{kind.__name__} has a method {name}", 120)
+            raise UsageError(f"callbacks: {found}, which is never called; {near}")
+
+
 class CallbackReporter:
     """Passes the events of a run to callbacks."""
 
@@ -132,6 +155,8 @@ class CallbackReporter:
         if not isinstance(callbacks, Sequence) or not all(isinstance(one, Callback) for one in callbacks):
             found = shown(repr(callbacks), 80)
             raise UsageError(f"callbacks: found {found}, expected a list of objects whose class extends Callback")
+        for one in callbacks:
+            check_methods(one)
         self._callbacks = [*callbacks, *([] if metrics is None else [Metrics(metrics)])]
         self._evaluation: EvaluationFinished | None = None  # whose checkpoint is not written yet
         self.training: Training | None = None

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dptrain.api.images import Picture, pixels_of
 from dptrain.api.packing import PathLike
 from dptrain.api.process import all_ranks, one_blas_thread
 from dptrain.api.tensors import NamedTensors
+from dptrain.arrays.layout import Layout
 from dptrain.arrays.memory import Array
 from dptrain.checkpoint.folder import open_checkpoint
 from dptrain.checkpoint.state import PARAMETERS, evaluated
 from dptrain.config.files import parse_toml
-from dptrain.data_prep.pictures.decode import Form, decode_file, quiet_pillow
-from dptrain.errors import DataError, UsageError
+from dptrain.data_prep.pictures.decode import Form
+from dptrain.errors import UsageError
 from dptrain.export import check_suffix, write
 from dptrain.nn.network import Network
+from dptrain.parallel.communicator import together
 from dptrain.system.paths import absolute_path
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
+from dptrain.training.agreement import agree_on
 from dptrain.training.architecture import Architecture
 from dptrain.training.classifier import SHIPPED, Classifier
 from dptrain.training.evaluate import Evaluation
@@ -42,6 +46,16 @@ def architecture_of(model: str | ModelFunction) -> str | Architecture:
         raise UsageError(f"model: found {shown(repr(model), 80)}, expected a name, FILE.py:FUNCTION or a function")
     name = getattr(model, "__qualname__", type(model).__qualname__)
     return Architecture(f"{getattr(model, '__module__', '__main__')}:{name}", model)
+
+
+def data_set_path(data: object) -> Path:
+    """The absolute path of a packed data set; UsageError for anything else, such as arrays."""
+    if not isinstance(data, str | os.PathLike):
+        raise UsageError(
+            f"data: found {shown(repr(data), 80)}, expected a DataSet or the folder of a packed data set; to pack "
+            "arrays: dptrain.pack((images, labels), folder)"
+        )
+    return absolute_path(data)
 
 
 def load(checkpoint: PathLike | None = None, model: str | ModelFunction = "") -> Model:
@@ -72,6 +86,9 @@ class Model(NamedTensors):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Model, (self.path, self._model)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     def __repr__(self) -> str:
         count = self._checkpoint.layouts[PARAMETERS].size
@@ -107,42 +124,22 @@ class Model(NamedTensors):
         """SHA-256 of the parameters, as `dptrain train` prints it."""
         return self._checkpoint.state.params_sha256
 
-    def _copies(self, vector: str) -> dict[str, Array]:
-        values = evaluated(self._checkpoint.state.vectors)[vector]
-        return self._checkpoint.layouts[vector].views(values.copy())
+    def _vector(self, name: str) -> tuple[Layout, Array]:
+        return self._checkpoint.layouts[name], evaluated(self._checkpoint.state.vectors)[name]
 
-    def probabilities(self, images: NDArray[np.uint8] | Sequence[PathLike]) -> Array:
-        """The probability of each class, float32 (n, K), for images uint8 (n, C, H, W), or files of pictures.
+    def probabilities(self, images: NDArray[np.uint8] | Iterable[Picture]) -> Array:
+        """The probability of each class, float32 (n, K).
 
-        Pictures are scaled to the size of the images, as when the training images were packed. DataError for a broken
-        picture or arrays of another shape.
+        `images` are uint8 (n, C, H, W), or paths of picture files and pictures of Pillow, which are scaled as when the
+        training images were packed. UsageError for something else, DataError for a broken picture or an array of
+        another shape or type.
         """
-        pixels = images if isinstance(images, np.ndarray) else self._pixels(images)
-        if pixels.dtype != np.uint8 or pixels.shape[1:] != self.image_shape:
-            expected = f"uint8 (n, {', '.join(map(str, self.image_shape))})"
-            one = "; for one image pass image[None]" if pixels.shape == self.image_shape else ""
-            raise DataError(f"images are {pixels.dtype} {pixels.shape}, expected {expected}{one}")
         with one_blas_thread:
-            return self._classifier.probabilities(pixels)
+            return self._classifier.probabilities(pixels_of(images, Form(self.image_shape, self._classifier.fit)))
 
-    def predict(self, images: NDArray[np.uint8] | Sequence[PathLike]) -> list[str]:
+    def predict(self, images: NDArray[np.uint8] | Iterable[Picture]) -> list[str]:
         """The name of the most probable class of each image; see `probabilities`."""
         return [self.classes[number] for number in self.probabilities(images).argmax(axis=1)]
-
-    def _pixels(self, paths: Sequence[PathLike]) -> NDArray[np.uint8]:
-        if isinstance(paths, str) or not all(isinstance(path, str | os.PathLike) for path in paths):
-            raise UsageError(f"found {shown(repr(paths), 80)}, expected an array of images or a list of paths")
-        if self.image_shape[0] not in (1, 3):
-            raise UsageError(f"images have {self.image_shape[0]} channels, and pictures are grey or RGB: give an array")
-        found = np.empty((len(paths), *self.image_shape), np.uint8)
-        form = Form(self.image_shape, self._classifier.fit)
-        with quiet_pillow():
-            for number, path in enumerate(paths):
-                try:
-                    found[number] = decode_file(absolute_path(path), form)[0]
-                except DataError as error:
-                    raise DataError(f"{shown(path)}: {error}") from error
-        return found
 
     def evaluate(
         self, data: PathLike, split: str = "test", *, tta: TTA = "none", threads: int = 0, predictions: bool = False
@@ -154,10 +151,14 @@ class Model(NamedTensors):
         ranks of mpirun share the work. Raises a DptrainError.
         """
         with all_ranks() as (communicator, _):
+            with together(communicator):
+                folder = data_set_path(data)
+            values = {"split": split, "tta": tta, "predictions": predictions, "params_sha256": self.params_sha256}
+            agree_on("evaluation", values, communicator, "call evaluate with the same arguments on all ranks")
             return evaluate_checkpoint(
                 self._checkpoint,
                 self.path,
-                absolute_path(data),
+                folder,
                 communicator,
                 model=self._model,
                 tta=tta,

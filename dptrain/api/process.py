@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import threadpoolctl
 
-from dptrain.errors import UNFORESEEN, DptrainError
+from dptrain.errors import UNFORESEEN, DptrainError, PeerError, UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.parallel.mpi import connect
 
@@ -64,6 +66,18 @@ def as_arguments(text: str) -> str:
     return _FLAG.sub(argument, text)
 
 
+def _print_no_peer_errors() -> None:
+    """Let the program end without a traceback if nothing catches a PeerError: another rank prints the reason."""
+    earlier = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, PeerError):
+            earlier(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+_calls = threading.Lock()  # held by the call that runs on several ranks
 one_blas_thread = _Limit()  # `with one_blas_thread:` in any number of threads, and within itself
 
 
@@ -72,16 +86,24 @@ def all_ranks() -> Iterator[tuple[Communicator, str]]:
     """The communicator of a program, and a line that describes it: one process, or the ranks of mpirun.
 
     An error on a single rank aborts all ranks; otherwise they would wait for it forever. The texts of errors get
-    arguments for flags.
+    arguments for flags. UsageError within another call on several ranks, as in a callback: their messages would mix.
     """
     communicator, connection = connect()
+    several = communicator.size > 1
+    if several and not _calls.acquire(blocking=False):
+        raise UsageError("another function of dptrain runs on all ranks: call this after it has returned, on all ranks")
     try:
         with one_blas_thread:
             yield communicator, connection
     except BaseException as error:
+        if isinstance(error, PeerError):
+            _print_no_peer_errors()
         if isinstance(error, DptrainError):
             error.args = (as_arguments(str(error)),)
-        if communicator.size > 1 and not (isinstance(error, DptrainError) and error.agreed):
+        if several and not (isinstance(error, DptrainError) and error.agreed):
             traceback.print_exc()
             communicator.abort(error.status if isinstance(error, DptrainError) else UNFORESEEN)
         raise
+    finally:
+        if several:
+            _calls.release()

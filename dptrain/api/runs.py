@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dptrain.api.callbacks import Callback, CallbackReporter, Metric, Training
-from dptrain.api.model import Model, ModelFunction, architecture_of, load
+from dptrain.api.model import Model, ModelFunction, architecture_of, data_set_path, load
 from dptrain.api.packing import PathLike
 from dptrain.api.process import all_ranks, one_blas_thread
 from dptrain.checkpoint.folder import RunFolder
@@ -109,7 +109,7 @@ def compare(runs: Sequence[PathLike], output: PathLike = "comparison.html") -> P
 
 
 def train(
-    data: PathLike,
+    data: PathLike | None = None,
     *,
     model: str | ModelFunction = "",
     callbacks: Sequence[Callback] = (),
@@ -122,8 +122,8 @@ def train(
 
     `model` is the name of a built-in network, FILE.py:FUNCTION, or a function that returns layers. Its arguments are
     the input shape (C, H, W), the number of classes, and `model_options`. The default is that of the recipe or TOML
-    file, else the convnet. `configuration` are the flags of
-    `dptrain train` with _ for -, such as `epochs=3` or `run_dir="runs/one"`. A call with the `run_dir` of an earlier
+    file, else the convnet. `configuration` are the flags of `dptrain train` with _ for -, such as `epochs=3` or
+    `run_dir="runs/one"`. Without `data`, it is that of the TOML file, `config`. A call with the `run_dir` of an earlier
     run resumes that run.
 
     `callbacks` are called on rank 0. `metrics` are functions of the predictions for all samples of the validation split
@@ -163,19 +163,32 @@ def train(
         return Run(begun.folder.path, model if given else config.model if ":" in config.model else "")
 
 
-def _configuration(data: PathLike, model: str, values: Mapping[str, Any]) -> TrainConfig:
+def _configuration(data: PathLike | None, model: str, values: Mapping[str, Any]) -> TrainConfig:
     """The configuration with absolute paths, as the working directory may change in a callback."""
-    if not isinstance(data, str | os.PathLike):
-        raise UsageError(f"data: found {shown(repr(data), 80)}, expected the folder of a packed data set; see pack")
-    values = {**values, "data": absolute_path(data), **({"model": model} if model else {})}
+    values = {**values, **({"model": model} if model else {})}
     if values.get("run_dir"):
         values["run_dir"] = absolute_path(values["run_dir"])
-    saved: dict[str, Any] = {}
-    if file := values.pop("config", None):
-        saved = read_toml(absolute_path(file))
-        if "model" in saved:
-            saved["model"] = model_in_toml(absolute_path(file), saved["model"])
+    saved = _saved(values.pop("config", None))
+    values["data"] = data_set_path(saved.get("data") if data is None else data)
     return from_python(values, saved)
+
+
+def _saved(config: object) -> dict[str, Any]:
+    """The values of a TOML file, or of a run by its folder."""
+    if config is None or config == "":
+        return {}
+    if not isinstance(config, str | os.PathLike):
+        raise UsageError(
+            f"config: found {shown(repr(config), 80)}, expected a TOML file or a run; pass values as arguments: "
+            "train(data, epochs=3), or train(data, **values)"
+        )
+    path = absolute_path(config)
+    if path.is_dir():
+        path /= "config.toml"
+    saved = read_toml(path)
+    if "model" in saved:
+        saved["model"] = model_in_toml(path, saved["model"])
+    return saved
 
 
 def _output_reporters(output: Output) -> list[Reporter]:

@@ -224,7 +224,8 @@ def _read_verified(path: Path) -> tuple[int, bytes]:
         magic = ANY_MAGIC.fullmatch(header[:24])
         if magic is None or len(header) < USER_BLOCK:
             raise BrokenCheckpointError(
-                f"{place}: not a dptrain checkpoint: it does not begin with {MAGIC[:18].decode()!r} and a version"
+                f"{place}: not a dptrain checkpoint: it does not begin with {MAGIC[:18].decode()!r} and a version; "
+                "expected a checkpoint (.h5) or a run folder"
             )
         version = int(magic[1])
         if version > VERSION:

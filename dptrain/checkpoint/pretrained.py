@@ -20,7 +20,7 @@ from dptrain.arrays.memory import Array
 from dptrain.checkpoint.folder import open_checkpoint
 from dptrain.checkpoint.format import Checkpoint
 from dptrain.checkpoint.state import BUFFERS, PARAMETERS, evaluated
-from dptrain.errors import CheckpointError
+from dptrain.errors import BrokenCheckpointError, CheckpointError
 from dptrain.nn.finite import not_finite
 from dptrain.system import files
 from dptrain.system.extras import from_extra
@@ -57,10 +57,15 @@ def read_pretrained(path: Path, wanted: Mapping[str, Shape], note: Callable[[str
         except UNREADABLE as error:
             raise CheckpointError(f"{shown(path)}: not a readable {path.suffix} file: {shown(error, 300)}") from error
     else:
-        found = _of_checkpoint(open_checkpoint(path, note), wanted)
+        try:
+            found = _of_checkpoint(open_checkpoint(path, note), wanted)
+        except BrokenCheckpointError as error:
+            if path.is_dir() or path.suffix == ".h5":
+                raise
+            raise BrokenCheckpointError(f"{error}, or a file that ends with {' or '.join(READERS)}") from error
     for name, values in found.tensors.items():
         if what := not_finite(values):
-            raise CheckpointError(f"{shown(path)}: {shown(name)} holds {what}; use another file")
+            raise CheckpointError(f"{shown(path)}: {shown(name)} holds {what} as float32; use another file")
     return found
 
 
@@ -82,8 +87,9 @@ def _read_safetensors(path: Path, wanted: Mapping[str, Shape]) -> Pretrained:
             for name in file.keys():  # noqa: SIM118 - it is no mapping
                 part = file.get_slice(name)
                 shapes[name] = tuple(part.get_shape())
-                if wanted.get(name) == shapes[name] and part.get_dtype() in FLOATS:
-                    tensors[name] = file.get_tensor(name).astype(np.float32)
+                if wanted.get(name) == shapes[name]:
+                    _check_float(path, name, part.get_dtype(), part.get_dtype() in FLOATS)
+                    tensors[name] = _float32(file.get_tensor(name))
             metadata = file.metadata() or {}
     except package.SafetensorError as error:
         raise ValueError(str(error)) from error
@@ -102,10 +108,22 @@ def _read_npz(path: Path, wanted: Mapping[str, Shape]) -> Pretrained:
                 facts = json.loads(str(_array(archive, member)))
                 continue
             shapes[name] = shape
-            if wanted.get(name) == shape and dtype.kind == "f" and dtype.itemsize <= 8:
-                tensors[name] = _array(archive, member).astype(np.float32)
+            if wanted.get(name) == shape:
+                _check_float(path, name, str(dtype), dtype.kind == "f" and dtype.itemsize <= 8)
+                tensors[name] = _float32(_array(archive, member))
     found = facts.get("params_sha256", "") if isinstance(facts, dict) else ""
     return Pretrained(shapes, tensors, found if isinstance(found, str) else "")
+
+
+def _check_float(path: Path, name: str, dtype: str, right: bool) -> None:
+    if not right:
+        raise CheckpointError(f"{shown(path)}: {shown(name)} is {dtype}, expected float16, float32 or float64")
+
+
+def _float32(values: np.ndarray) -> Array:
+    """The values; those beyond float32 become infinite, which is an error later."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def _header(archive: zipfile.ZipFile, member: str) -> tuple[Shape, np.dtype[Any]]:

@@ -1,9 +1,9 @@
 """The commands of `dptrain`: each is one line below, and one module.
 
 A module here has `add_arguments(parser)` and `run(parsed, communicator, connection)`, which returns the exit status; it
-imports NumPy only within `run`. `prepare(parsed)`, if it has that, is called before NumPy is imported. With
-`HANDLES_SIGNALS` the command handles signals itself; with `ADDS_HELP` it adds --help itself. The modules of `PROGRAMS`
-have `main(arguments)` instead.
+imports NumPy only within `run`. `EXAMPLES` is the end of its help. `prepare(parsed)`, if it has that, is called before
+NumPy is imported. With `HANDLES_SIGNALS` the command handles signals itself; with `ADDS_HELP` it adds --help itself.
+The modules of `PROGRAMS` have `main(arguments)` instead.
 """
 
 COMMANDS = {

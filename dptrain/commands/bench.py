@@ -35,6 +35,14 @@ BENCHMARKS = {
 }
 
 
+EXAMPLES = """
+examples:
+  dptrain bench step    the default network
+  dptrain bench scaling --cores 1 2
+  mpirun -n 2 dptrain bench reduce
+"""
+
+
 def add_arguments(parser: Parser) -> None:
     """Add the benchmarks and their flags; `benchmark` is the function that runs one."""
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")

@@ -6,6 +6,7 @@ in a process that may crash.
 
 from __future__ import annotations
 
+import argparse
 import json
 import socket
 import time
@@ -35,10 +36,22 @@ MORE = "to check ranks too: mpirun -n 4 dptrain doctor, or dptrain launch -n 4 -
 TURN = 2.0  # seconds
 
 
+EXAMPLES = """
+examples:
+  dptrain doctor                this machine
+  mpirun -n 4 dptrain doctor    all ranks, and whether their results agree
+"""
+
+
 def make_parser() -> Parser:
     """The parser of the command line."""
     purpose = COMMANDS["doctor"]
-    parser = Parser(prog="dptrain doctor", description=f"{purpose[0].upper()}{purpose[1:]}.")
+    parser = Parser(
+        prog="dptrain doctor",
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     help = f"seconds to wait for a library, and for the other ranks (default: {TIMEOUT:g})"
     parser.add_argument("--timeout", type=whole(), default=int(TIMEOUT), metavar="N", help=help)

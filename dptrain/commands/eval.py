@@ -6,7 +6,6 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptrain.commands import inspect
@@ -16,13 +15,21 @@ from dptrain.data.manifest import SPLITS
 from dptrain.errors import UsageError
 from dptrain.system.arguments import Parser, argument, path_argument
 from dptrain.system.blas import request_portable_kernels
-from dptrain.system.durable import write_durably
+from dptrain.system.outputs import write_output
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
     from dptrain.training.evaluate_checkpoint import CheckpointEvaluation
+
+
+EXAMPLES = """
+examples:
+  dptrain eval runs/one data/cifar10    the newest checkpoint
+  dptrain eval runs/one/checkpoints/best.h5 data/cifar10 --confusion
+  dptrain eval runs/one data/cifar10 --predictions predictions.csv
+"""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -68,7 +75,7 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
     )
     if communicator.rank == 0:
         if parsed.predictions is not None and evaluation.predictions is not None:
-            write_predictions(parsed.predictions, evaluation.predictions.to_csv(classes))
+            write_output(parsed.predictions, evaluation.predictions.to_csv(classes).encode(), "--predictions")
         print_evaluation(parsed, evaluation, classes)
     return 0
 
@@ -81,14 +88,6 @@ def check_output(parsed: argparse.Namespace, classes: int) -> None:
         raise UsageError(f"--confusion: {classes:,} classes, expected at most {MOST_CLASSES:,}; use --predictions FILE")
     if parsed.predictions is not None and not parsed.predictions.parent.is_dir():
         raise UsageError(f"--predictions {shown(parsed.predictions)}: no such folder; make it, or choose another one")
-
-
-def write_predictions(path: Path, text: str) -> None:
-    """Write the file whole; UsageError when that fails."""
-    try:
-        write_durably(path, text.encode())
-    except OSError as error:
-        raise UsageError(f"--predictions {shown(path)}: cannot be written: {error.strerror}") from error
 
 
 def print_evaluation(parsed: argparse.Namespace, evaluation: CheckpointEvaluation, classes: Sequence[str]) -> None:

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
 
+EXAMPLES = """
+examples:
+  dptrain export runs/one --to model.onnx
+  dptrain export runs/one --to model.safetensors
+  dptrain export runs/one --print-torch > model.py    a module of PyTorch
+"""
+
+
 def add_arguments(parser: Parser) -> None:
     """Add the checkpoint, the file, --print-torch and the other flags."""
     inspect.add_arguments(parser)

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
 
 
+EXAMPLES = """
+examples:
+  dptrain inspect runs/one    the newest checkpoint
+  dptrain inspect runs/one/checkpoints/best.h5 --json
+"""
+
+
 def add_arguments(parser: Parser) -> None:
     """Add the checkpoint and --json."""
     help = "checkpoint file, or run folder for its newest checkpoint"

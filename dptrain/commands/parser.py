@@ -41,6 +41,7 @@ def build_parser(command: str = "") -> Parser:
         chosen = name == command and name not in PROGRAMS
         module: Any = importlib.import_module(f"dptrain.commands.{name}") if chosen else None
         options: dict[str, Any] = {"help": purpose, "description": f"{purpose[0].upper()}{purpose[1:]}."}
+        options |= {"epilog": getattr(module, "EXAMPLES", ""), "formatter_class": argparse.RawDescriptionHelpFormatter}
         one = commands.add_parser(name, **options, add_help=not hasattr(module, "ADDS_HELP"))
         if chosen:
             module.add_arguments(one)

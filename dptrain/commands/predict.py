@@ -35,6 +35,14 @@ BAR = 30  # characters
 Item = TypeVar("Item")
 
 
+EXAMPLES = """
+examples:
+  dptrain predict photo.png    with the convnet of dptrain
+  dptrain predict photos/ --checkpoint runs/one --top 1
+  dptrain predict - --json < photo.png
+"""
+
+
 def add_arguments(parser: Parser) -> None:
     """Add the pictures and the flags."""
     parser.add_argument(
@@ -85,6 +93,8 @@ def run(parsed: argparse.Namespace, communicator: Communicator, connection: str)
             found += len(group)
     if not found:
         raise DataError(f"no pictures in {shown(', '.join(parsed.pictures), 300)}")
+    if broken > 1:
+        write_to_stderr(f"dptrain: {broken:,} of {found:,} pictures cannot be read")
     return FAILED if broken else 0
 
 

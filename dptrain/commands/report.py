@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 COMPARISON = Path("comparison.html")
 
 
+EXAMPLES = """
+examples:
+  dptrain report runs/one             writes runs/one/report.html
+  dptrain report runs/one runs/two    compares runs in comparison.html
+"""
+
+
 def add_arguments(parser: Parser) -> None:
     """Add the run folders and the flags."""
     parser.add_argument("runs", type=path_argument, nargs="+", metavar="RUN", help="run folder; several are compared")

@@ -54,8 +54,7 @@ examples:
 
 def add_arguments(parser: Parser) -> None:
     """Add the data set, the most used flags, those of the output, and the flags of other keys in a group a subject."""
-    parser.usage, parser.epilog, parser.explanations = USAGE, EXAMPLES, EXPLANATIONS
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.usage, parser.explanations = USAGE, EXPLANATIONS
     parser.add_argument("-h", action=ShortHelp, nargs=0, help="show the most used flags and exit")
     parser.add_argument("--help", action="help", help="show all flags and exit")
     _add_most_used(parser)

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from dptrain.doctor.finding import Check, Finding, failure, ok, warning
-from dptrain.system.addresses import local_addresses
+from dptrain.system.addresses import interfaces, local_addresses
 
 if TYPE_CHECKING:
     from dptrain.parallel.communicator import Communicator
@@ -51,11 +51,11 @@ def check_loopback(address: str = LOOPBACK) -> Finding:
 
 
 def check_interfaces() -> Finding:
-    """The IPv4 addresses of this host, by which ranks on other hosts reach it."""
-    found = local_addresses()
+    """The network interfaces with an IPv4 address, by which ranks on other hosts reach this one."""
+    found = interfaces()
     if not found:
-        return ok("no IPv4 address except loopback: ranks on one host only", addresses=[])
-    return ok(", ".join(found), addresses=found)
+        return ok("no IPv4 address except loopback: ranks on one host only", interfaces={})
+    return ok(", ".join(f"{name} {address}" for name, address in found.items()), interfaces=found)
 
 
 def check_between_hosts(communicator: Communicator, host: str) -> Finding:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptrain.errors import UsageError
-from dptrain.system.durable import write_durably
+from dptrain.system.outputs import write_output
 from dptrain.system.text import shown
 
 if TYPE_CHECKING:
@@ -38,8 +38,5 @@ def check_suffix(path: Path) -> Path:
 def write(path: Path, checkpoint: Checkpoint, rebuild: Callable[[], Network]) -> int:
     """Write the file of a format; returns its bytes. UsageError if that fails."""
     content: bytes = importlib.import_module(FORMATS[path.suffix]).content(checkpoint, rebuild)
-    try:
-        write_durably(path, content)
-    except OSError as error:
-        raise UsageError(f"{shown(path)}: cannot be written: {error.strerror}") from error
+    write_output(path, content)
     return len(content)

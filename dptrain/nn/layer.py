@@ -19,6 +19,7 @@ from dptrain.nn.tensor import Tensor
 
 Parameters = Mapping[str, Any]  # arrays by the tensors' names, and whatever `prepare` has made of them
 Arrays = Mapping[str, Array]
+TAKE_INPUTS = ("Linear", "Conv2d", "BatchNorm2d")  # PyTorch's layers of these names take the number of inputs first
 
 
 class Views(dict[str, Array]):
@@ -107,7 +108,11 @@ class Layer:
         layer = super().__new__(cls)
         try:
             bound = inspect.signature(cls.__init__).bind(layer, *arguments, **options)
-        except (TypeError, ValueError):  # __init__ reports it; copy.copy passes no arguments
+        except TypeError as error:
+            if arguments or options:
+                raise TypeError(_wrong_arguments(cls, error)) from None
+            return layer  # copy.copy passes no arguments; otherwise __init__ reports it
+        except ValueError:
             return layer
         bound.apply_defaults()
         layer._arguments = dict(list(bound.arguments.items())[1:])
@@ -195,6 +200,18 @@ class Layer:
         dy, the gradient of the output, may be overwritten, and so may the layer's arrays in `saved`, but not x.
         """
         raise TypeError(f"{type(self).__name__} does not define backward")
+
+
+def _wrong_arguments(kind: type[Layer], error: TypeError) -> str:
+    """What the constructor of a layer expects, for somebody who knows the layers of PyTorch."""
+    names: list[str] = []
+    for one in list(inspect.signature(kind.__init__).parameters.values())[1:]:
+        if one.kind is one.KEYWORD_ONLY and "*" not in names:
+            names.append("*")
+        names.append(one.name)
+    text = f"{kind.__name__}: {error}; expected {kind.__name__}({', '.join(names)})"
+    known = "; the number of inputs or channels is not given, it follows from the input"
+    return text + known * (kind.__name__ in TAKE_INPUTS)
 
 
 class CoupledLayer(Layer):

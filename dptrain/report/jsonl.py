@@ -32,7 +32,7 @@ from typing import Any, TextIO
 import numpy as np
 
 import dptrain
-from dptrain.errors import DptrainError
+from dptrain.errors import DptrainError, UsageError
 from dptrain.system.files import append_text
 from dptrain.system.streams import write_to_stderr
 from dptrain.system.text import shown
@@ -73,7 +73,8 @@ class JsonLines:
 
     def _write(self, line: str) -> None:
         """Append one line and flush it."""
-        assert self._file is not None
+        if self._file is None:
+            raise UsageError("the run has ended: nothing can be reported any more")
         try:
             self._file.write(f"{line}\n")
             self._file.flush()

@@ -46,6 +46,7 @@ class View:
         self._epoch = 0
         self._last: StepFinished | None = None
         self._speed: StepFinished | None = None  # the event whose rate and seconds are shown
+        self._whole = False  # whether its rate is that of a whole window; until then each step is shown
         self._tested: float | None = None  # the newest test accuracy
         self._saved: float | None = None  # when a checkpoint was saved
         self._evaluating = False
@@ -63,8 +64,9 @@ class View:
         self._loss += event.loss
         self._accuracy += event.accuracy
         self._last, self._evaluating = event, False
-        if self._speed is None or event.logged or sum(event.seconds.values()) > WINDOW:
-            self._speed = event
+        whole = event.logged or sum(event.seconds.values()) > WINDOW
+        if whole or not self._whole:
+            self._speed, self._whole = event, whole
         if time.perf_counter() >= self._next:
             self.draw()
 
@@ -144,7 +146,9 @@ class View:
         text = Text()
         for number, (name, done, total, left) in enumerate(bars):
             time_left = "evaluating" if number and self._evaluating else "" if left is None else f"{clock(left)} left"
-            end = f"{100 * done // max(1, total):3} %  {time_left:>{TIME_WIDTH}}"
+            end = f"{100 * done // max(1, total):3} %"
+            if width >= label + len(end) + TIME_WIDTH + 6:
+                end += f"  {time_left:>{TIME_WIDTH}}"
             filled, rest = self._bar(width - label - len(end) - 4, done / max(1, total))
             text.append(f"{name:<{label}}  ").append(filled, "cyan").append(rest, "bright_black").append(f"  {end}\n")
         return text

@@ -10,12 +10,17 @@ import struct
 SIOCGIFADDR = 0x8915  # Linux's request for the address of an interface, netdevice(7)
 
 
-def local_addresses() -> list[str]:
-    """The IPv4 addresses of this host's interfaces, except loopback. Makes no DNS request."""
-    found: set[str] = set()
+def interfaces() -> dict[str, str]:
+    """The IPv4 address of each network interface of this host, by its name, except loopback."""
+    found: dict[str, str] = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
             with contextlib.suppress(OSError):  # this one has no address
                 answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("40s", name.encode()))
-                found.add(socket.inet_ntoa(answer[20:24]))
-    return sorted(address for address in found if not address.startswith("127."))
+                found[name] = socket.inet_ntoa(answer[20:24])
+    return {name: address for name, address in found.items() if not address.startswith("127.")}
+
+
+def local_addresses() -> list[str]:
+    """The IPv4 addresses of this host, except loopback. Makes no DNS request."""
+    return sorted({*interfaces().values()})

@@ -11,6 +11,8 @@ from dptrain.system.text import shown
 
 def absolute_path(path: str | os.PathLike[str]) -> Path:
     """A path that a program gives, with `~` expanded; it stays the same if the working directory changes later."""
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"found {shown(repr(path), 80)}, expected the path of a file or folder")
     return Path(os.path.abspath(typed_path(os.fspath(path))))  # noqa: PTH100 - without .. but with symbolic links
 
 

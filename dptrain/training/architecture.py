@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dptrain.errors import ModelError, UsageError
@@ -41,7 +42,8 @@ def find_architecture(model: str) -> Architecture:
         if model.endswith(".py"):
             raise UsageError(f"--model {model}: add the function, for example {model}:build")
         if model not in ARCHITECTURES:
-            raise UsageError(f"--model {model!r}: {did_you_mean(model, ARCHITECTURES)}; or give FILE.py:FUNCTION")
+            run = "; a run or checkpoint is for --checkpoint or --init-from" if Path(model).exists() else ""
+            raise UsageError(f"--model {model!r}: {did_you_mean(model, ARCHITECTURES)}; or give FILE.py:FUNCTION{run}")
         return Architecture(model, ARCHITECTURES[model])
     module, source = load_model_file(model)
     function = model.rsplit(":", 1)[1]

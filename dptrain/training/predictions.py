@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptrain.arrays.memory import Array
+from dptrain.errors import UsageError
 
 COLUMNS = ("index", "class", "predicted", "probability")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Predictions:
-    """Row i of each array belongs to one sample.
+    """Row i of each array belongs to one sample. The arrays are read-only, as reports use them, too.
 
     index          int64 (N,), the sample's number in its source
     labels         int64 (N,), its class
@@ -31,6 +32,14 @@ class Predictions:
     predicted: NDArray[np.int64]
     confidence: Array
     probabilities: Array
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            getattr(self, one.name).flags.writeable = False
+
+    def __repr__(self) -> str:
+        accuracy = f", accuracy {100 * self.accuracy:.2f} %" if len(self) else ""
+        return f"<Predictions: {len(self):,} samples{accuracy}>"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,8 +56,15 @@ class Predictions:
         """Some rows, in the order of their numbers int64 (n,)."""
         return Predictions(*(getattr(self, one.name)[chosen] for one in fields(self)))
 
-    def confusion(self, classes: int) -> NDArray[np.int64]:
-        """Samples by true class (row) and predicted class (column), int64 (K, K) for K classes."""
+    def confusion(self, classes: int | None = None) -> NDArray[np.int64]:
+        """Samples by true class (row) and predicted class (column), int64 (K, K) for K classes.
+
+        Without `classes`, K is that of the probabilities. UsageError without both, or if a class is beyond K.
+        """
+        classes = self.probabilities.shape[1] if classes is None else classes
+        least = 1 + int(np.concatenate([self.labels, self.predicted]).max(initial=0))
+        if classes < least:
+            raise UsageError(f"confusion: found {classes} classes, expected at least {least}: pass their number")
         pairs = self.labels * classes + self.predicted
         return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class Recorder(Callback):
 
     def __init__(self) -> None:
         self.calls: list[str] = []
-        self.parameters: list[dict[str, Any]] = []
+        self.parameters: list[Mapping[str, Any]] = []
 
     def on_start(self, training: Training) -> None:
         self._record("start", training)
@@ -145,9 +146,60 @@ def test_an_error_in_a_callback_ends_the_run_and_loses_no_epoch(trained: Trained
 def test_metrics_that_are_no_numbers_are_null_or_refused(trained: Trained, tmp_path: Path) -> None:
     run = trained(metrics={"ratio": lambda predictions: float("nan"), "odd\nname": lambda predictions: np.float32(1)})
     assert {line["name"]: line["value"] for line in run.metrics} == {"ratio": None, "odd\nname": 1.0}
-    for metrics in ({"a": lambda predictions: None}, {5: len}, {"": len}):
+    for metrics in ({"a": lambda predictions: None}, {5: len}, {"": len}, {"a": lambda predictions: 10**400}):
         with pytest.raises(UsageError, match="expected a number with a name"):
             trained(metrics=metrics, run_dir=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("on_epoch_end", "did you mean 'on_evaluation'"),
+        ("on_evalution", "did you mean 'on_evaluation'"),
+        ("on_train_batch_end", "did you mean 'on_step'"),
+        ("on_lunch", "known: on_evaluation, on_finish, on_start, on_step"),
+    ],
+)
+def test_a_method_that_is_never_called_is_refused(name: str, advice: str, trained: Trained, tmp_path: Path) -> None:
+    base = type("Base", (Callback,), {name: lambda self, *arguments: None})
+    callback = type("Mine", (base,), {"on_the_way": True})()
+    with pytest.raises(UsageError, match=rf"callbacks: Mine has a method {name}, which is never called; {advice}"):
+        trained(callbacks=[callback])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_change_that_would_have_no_effect_on_the_run_is_an_error(trained: Trained) -> None:
+    calls: list[str] = []
+
+    class Changes(Callback):
+        def on_start(self, training: Training) -> None:
+            with pytest.raises(AttributeError, match="'lr'"):
+                training.lr = 0.1  # type: ignore[attr-defined]
+            with pytest.raises(ValueError, match="read-only"):
+                training.parameters["conv1.weight"][:] = 0
+            with pytest.raises(TypeError, match="does not support item assignment"):
+                training.parameters["conv1.weight"] = np.zeros(1)  # type: ignore[index]
+            calls.append("start")
+
+    trained(callbacks=[Changes()], epochs=1)
+    assert calls == ["start"]
+
+
+def test_a_metric_cannot_change_what_the_report_shows(trained: Trained) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        trained(metrics={"sorted": lambda predictions: predictions.labels.sort() or 0.0})
+
+
+def test_nothing_is_logged_after_the_run(trained: Trained) -> None:
+    kept: list[Training] = []
+
+    class Keeps(Callback):
+        def on_start(self, training: Training) -> None:
+            kept.append(training)
+
+    trained(callbacks=[Keeps()])
+    with pytest.raises(UsageError, match="the run has ended"):
+        kept[0].log("late", 1.0)
 
 
 def test_a_metric_gets_the_probabilities_of_all_classes(trained: Trained, api_data: Path) -> None:
@@ -200,6 +252,29 @@ def test_all_ranks_of_a_program_stop_together_with_the_same_bits(api_data: Path,
     ((line, count),) = lines.items()
     assert count == 3
     assert json.loads(line)[0] == 10
+
+
+@pytest.mark.mpi
+def test_a_call_on_all_ranks_within_another_is_refused(api_data: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    within = "load(sys.argv[2], model=build).evaluate(sys.argv[1])"
+    program.write_text(PROGRAM.replace("training.stop()", within).replace("epochs=5", "epochs=2"))
+    tests = str(Path(__file__).parents[1])
+    alone = mpirun(own_mpi(), 1, program, api_data, tmp_path / "one", tests, "nested", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    done = mpirun(own_mpi(), 2, program, api_data, tmp_path / "two", tests, "nested", cwd=tmp_path, timeout=60)
+    assert done.returncode != 0
+    assert "UsageError: another function of dptrain runs on all ranks: call this after it has returned" in done.stderr
+
+
+@pytest.mark.mpi
+def test_ranks_that_evaluate_different_splits_are_reported(api_data: Path, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.replace("predictions=True", "['test', 'train'][launched_rank() or 0]"))
+    words = (program, api_data, tmp_path / "run", str(Path(__file__).parents[1]), "stop")
+    done = mpirun(own_mpi(), 2, *words, cwd=tmp_path, timeout=60)
+    assert done.returncode != 0
+    assert "has another evaluation than rank 0: split is 'train', not 'test'; call evaluate with" in done.stderr
 
 
 @pytest.mark.mpi

@@ -17,7 +17,7 @@ from api_runs import Times, Trained, build, build_times
 from command_runs import dptrain_here
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from dptrain import Callback, DataSet, Run, Training, compare, train
+from dptrain import Callback, DataSet, Run, Training, compare, load, train
 from dptrain.api.process import one_blas_thread
 from dptrain.errors import CheckpointError, DataError, ModelError, PreemptedError, UsageError
 from dptrain.training.events import StepFinished
@@ -163,7 +163,7 @@ def test_signals_cannot_be_handled_in_another_thread(trained: Trained) -> None:
     assert "main thread only" in str(errors[0])
 
 
-def test_wrong_arguments_are_explained(trained: Trained, api_data: Path) -> None:
+def test_wrong_arguments_are_explained(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown key 'epoch'.*epochs"):
         trained(epoch=3)
     with pytest.raises(UsageError, match=r"^epochs is 'three', expected a whole number"):
@@ -178,13 +178,29 @@ def test_wrong_arguments_are_explained(trained: Trained, api_data: Path) -> None
             trained(metrics=metrics)
     with pytest.raises(UsageError, match="model: found None, expected a name"):
         trained(model=None)
-    with pytest.raises(UsageError, match="expected the folder of a packed data set"):
+    with pytest.raises(UsageError, match="expected a DataSet or the folder of a packed data set"):
         train((1, 2))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="expected a list of runs"):
         compare([])
     with pytest.raises(ModelError, match=r"build\(\) got an unexpected keyword argument 'depth'"):
         trained(model_options={"depth": 3})
-    assert not (api_data.parent / "run").exists()
+    with pytest.raises(UsageError, match=r"config: found {'epochs': 3}, .* arguments: train\(data, epochs=3\)"):
+        trained(config={"epochs": 3})
+    with pytest.raises(UsageError, match="found 3, expected the path"):
+        trained(run_dir=3)
+    with pytest.raises(UsageError, match="data: found None, expected a DataSet"):
+        train()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_configuration_of_a_run_begins_another(trained: Trained, tmp_path: Path) -> None:
+    run = trained(epochs=1, optimizer="adamw")
+    again = train(**{**run.config, "model": build, "run_dir": tmp_path / "again", "output": "none"})
+    assert again.config == run.config
+    for number, config in enumerate((run, run.folder, run.folder / "config.toml")):  # `data` is in the file
+        other = train(config=config, model=build, run_dir=tmp_path / str(number), output="none")
+        assert other.config == run.config
+        assert other.result["params_sha256"] == again.result["params_sha256"] == run.result["params_sha256"]
 
 
 def test_the_model_of_a_recipe_or_file_is_trained_unless_another_is_given(trained: Trained, tmp_path: Path) -> None:
@@ -206,6 +222,8 @@ def test_numbers_of_numpy_paths_and_lists_are_values(trained: Trained, tmp_path:
     assert (run.config["model_options"], run.config["freeze"]) == ({"width": 3}, "conv1,linear1.bias")
     other = trained(init_from=run, run_dir=tmp_path / "other", epochs=1, model_options={"width": 3})
     assert other.config["init_from"] == str(run.folder)
+    shipped = trained(init_from=load(), model="convnet", run_dir=tmp_path / "shipped", epochs=1)
+    assert shipped.config["init_from"] == str(load().path)
 
 
 def test_the_working_directory_may_change_during_a_run(

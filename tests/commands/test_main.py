@@ -19,11 +19,11 @@ from dptrain import __version__
 from dptrain.commands import COMMANDS
 from dptrain.commands.main import main
 from dptrain.commands.parser import build_parser
-from dptrain.commands.train import EXAMPLES
 from dptrain.config.files import read_toml
 from dptrain.config.train import TrainConfig
 from dptrain.errors import UsageError
 from dptrain.system.keys import flag
+from launch.__main__ import make_parser
 
 
 def test_flags_win_over_the_file_and_the_merged_configuration_is_saved(data: Path, tmp_path: Path) -> None:
@@ -252,11 +252,22 @@ def test_the_short_help_of_train_fits_the_screen(
     assert set(re.findall(r"--[a-z-]+", short)) <= known
 
 
-def test_an_example_of_the_help_is_a_valid_command_line() -> None:
-    for line in EXAMPLES.strip().splitlines()[1:]:
-        words = shlex.split(line.strip().split("    ")[0])  # a text may follow
-        assert words[0] == "dptrain"
-        build_parser("train").parse_args(words[words.index("train") :])
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"prep"}))
+def test_the_examples_of_a_help_are_valid_command_lines(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.split("examples:\n")[1].splitlines()
+    assert len(lines) >= 2
+    for line in lines if command != "completion" else []:  # those of completion are lines of other programs
+        words = shlex.split(re.split("    | [<>] ", line.strip())[0])  # a text or a file may follow
+        name = next(word for word in words if word in COMMANDS)
+        after = words[words.index(name) + 1 :]
+        if name == "launch":
+            make_parser().parse_args(after[: after.index("--")])
+            name, *after = after[after.index("--") + 1 :]
+        if name == "doctor":
+            assert after == []
+        else:
+            build_parser(name).parse_args([name, *after])
 
 
 def test_data_prep_is_another_name_of_prep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

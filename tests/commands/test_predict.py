@@ -114,6 +114,7 @@ def test_broken_pictures_are_named_and_the_others_classified(checkpoint: Path, t
     assert done.stderr.splitlines() == [
         "dptrain: error: bad.png: not a PNG, JPEG, WebP or GIF file",
         "dptrain: error: missing.png: cannot be read: No such file or directory",
+        "dptrain: 2 of 3 pictures cannot be read",
     ]
     assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == ["good.png"]
 

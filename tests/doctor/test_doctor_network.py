@@ -13,6 +13,7 @@ from dptrain.doctor import network
 from dptrain.doctor.finding import FAILURE, OK, WARNING, Finding
 from dptrain.doctor.network import check_between_hosts, check_interfaces, check_loopback
 from dptrain.parallel.communicator import Communicator
+from dptrain.system.addresses import interfaces, local_addresses
 
 
 def test_an_address_that_this_host_does_not_have_fails() -> None:
@@ -32,10 +33,13 @@ def test_blocked_udp_within_a_host_is_a_warning(monkeypatch: pytest.MonkeyPatch)
     assert check_loopback().result == WARNING
 
 
-def test_the_addresses_of_the_interfaces_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "local_addresses", lambda: ["192.0.2.1", "192.0.2.9"])
-    assert check_interfaces().found == "192.0.2.1, 192.0.2.9"
-    monkeypatch.setattr(network, "local_addresses", list)
+def test_the_interfaces_are_listed_with_their_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {name for _, name in socket.if_nameindex()}
+    assert interfaces().keys() <= names - {"lo"}
+    assert sorted({*interfaces().values()}) == local_addresses()
+    monkeypatch.setattr(network, "interfaces", lambda: {"eth0": "192.0.2.1", "wlan0": "192.0.2.9"})
+    assert check_interfaces().found == "eth0 192.0.2.1, wlan0 192.0.2.9"
+    monkeypatch.setattr(network, "interfaces", dict)
     assert "loopback" in check_interfaces().found
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from exported import CLASSES, as_floats, checkpoint_of, logits, networks, pixels
+from exported import CLASSES, as_floats, checkpoint_of, cifar10_images, logits, networks, pixels
 
 from dptrain.checkpoint.format import Checkpoint
 from dptrain.errors import UsageError
@@ -48,10 +49,12 @@ def test_the_printed_module_computes_the_logits_of_dptrain(name: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_printed_module_computes_the_logits_of_1000_images_with_networks_of_full_size(name: str) -> None:
+def test_the_printed_module_computes_the_logits_of_1000_test_images_with_the_zoo(
+    name: str, cifar10_archive: Path
+) -> None:
     shape = (3, 32, 32)
     network = Network(ARCHITECTURES[name](shape, 10), shape)
-    assert difference(network, checkpoint_of(network), pixels(network, 1000)) < 1e-4
+    assert difference(network, checkpoint_of(network), cifar10_images(cifar10_archive)) < 1e-4
 
 
 def test_the_printed_file_imports_torch_alone() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dptrain.arrays.memory import Workspace
+from dptrain.nn import BatchNorm2d, Conv2d, Linear, MaxPool2d, ReLU
 from dptrain.nn.layer import Layer, Pass, pair, plain, windows
 
 
@@ -41,3 +42,32 @@ def test_an_argument_that_json_cannot_hold_is_text_in_the_spec() -> None:
 
 def test_keys_of_a_table_that_are_not_text_are_part_of_the_spec() -> None:
     assert plain({(1, 2): 3, np.int64(4): None}) == {"(1, 2)": 3, "4": None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "options", "text"),
+    [
+        (Linear, (3072, 10), {}, "Linear: too many positional arguments; expected Linear(out_features, *, bias, init)"),
+        (Linear, (), {"in_features": 4, "out_features": 2}, "the number of inputs or channels is not given"),
+        (Conv2d, (3, 8, 3), {}, "expected Conv2d(out_channels, kernel_size, *, stride, padding, bias, "),
+        (Conv2d, (3, 8), {"kernel_size": 3}, "'kernel_size'; expected Conv2d(out_channels, kernel_size, *, stride, "),
+        (BatchNorm2d, (8,), {}, "the number of inputs or channels is not given, it follows from the input"),
+    ],
+)
+def test_the_number_of_inputs_is_not_an_argument(
+    kind: Any, arguments: tuple[int, ...], options: dict[str, int], text: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        kind(*arguments, **options)
+    assert text in str(caught.value)
+
+
+def test_an_unknown_argument_is_reported_with_those_that_exist() -> None:
+    unknown: Any = {"inplace": True}
+    with pytest.raises(TypeError, match=r"^ReLU: got an unexpected keyword argument 'inplace'; expected ReLU\(\)$"):
+        ReLU(**unknown)
+    pool: Any = MaxPool2d
+    with pytest.raises(TypeError, match=r"^MaxPool2d: too many .*; expected MaxPool2d\(kernel_size, \*, stride\)$"):
+        pool(2, 2)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'out_features'"):
+        Linear()  # type: ignore[call-arg]

@@ -12,7 +12,7 @@ from training_runs import flags, packed
 
 from dptrain.report.overview import fitted
 from dptrain.report.pace import Pace
-from dptrain.report.view import COST, View
+from dptrain.report.view import COST, WINDOW, View
 from dptrain.training.events import RunFacts, StepFinished
 
 MODEL = """
@@ -165,6 +165,34 @@ def test_drawing_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch
         view.step_finished(StepFinished(1, 1, 0.5, 1.0, 0.1, 100.0, {}, False))
     assert len(drawn) > 5
     assert len(drawn) * 0.01 / now <= 1.2 * COST < 0.005
+
+
+def test_the_rate_is_new_with_each_step_until_a_window_is_full() -> None:
+    view = View(FACTS, Pace(FACTS, 0), launched=True)
+
+    def shown_rate(step: int, rate: float, seconds: float, *, logged: bool = False) -> str:
+        times = {"compute": seconds, "reduction": 0.0, "data": 0.0, "waiting": 0.0}
+        view.step_finished(StepFinished(step, 1, 0.5, 1.0, 0.1, rate, times, logged))
+        return next(text for _, text in view._figures() if "images/s" in text)
+
+    assert shown_rate(1, 100.0, 0.5) == "100 images/s"
+    assert shown_rate(2, 150.0, 0.6) == "150 images/s"
+    assert shown_rate(3, 160.0, WINDOW + 0.1) == "160 images/s"
+    assert shown_rate(4, 170.0, WINDOW + 0.2) == "170 images/s"
+    assert shown_rate(5, 180.0, WINDOW + 0.3, logged=True) == "180 images/s"
+    assert shown_rate(6, 90.0, 0.1) == "180 images/s"  # since the last logged step; too short
+
+
+@pytest.mark.parametrize(("width", "left"), [(60, True), (36, True), (30, False), (12, False)])
+def test_a_narrow_terminal_has_no_cut_time(width: int, left: bool) -> None:
+    pace = Pace(FACTS, 0)
+    view = View(FACTS, pace, launched=True)
+    for step in (1, 2, 3):
+        pace.step_finished(step)
+        view.step_finished(StepFinished(step, 1, 0.5, 1.0, 0.1, 100.0, {}, False))
+    bar = str(view._bars(width)).splitlines()[0]
+    assert (bar.endswith(" left"), bar.endswith(" %")) == (left, not left)
+    assert len(bar) <= max(width, len("epoch 1/2     21 %"))
 
 
 def test_the_least_important_texts_are_left_out_until_the_line_fits() -> None:

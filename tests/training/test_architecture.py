@@ -93,6 +93,7 @@ def test_the_default_network_trains_on_28x28_grey_images_unchanged(tmp_path: Pat
     [
         ("FOLDER/my_net.py", "add the function"),
         ("convnit", "did you mean 'convnet'?"),
+        ("FOLDER", "or give FILE.py:FUNCTION; a run or checkpoint is for --checkpoint or --init-from"),
         ("FOLDER/missing.py:build", "there is no Python file"),
         ("FOLDER/my_net.py:biuld", "did you mean 'build'?"),
         ("FOLDER/my_net.py:Linear", "positional argument"),

@@ -18,6 +18,7 @@ from dptrain.arrays.memory import Workspace
 from dptrain.checkpoint.format import read_checkpoint
 from dptrain.data.manifest import read_manifest
 from dptrain.data.shard import read_shard
+from dptrain.errors import UsageError
 from dptrain.parallel.communicator import Communicator
 from dptrain.training.evaluate_checkpoint import CheckpointEvaluation, evaluate_checkpoint
 from dptrain.training.predictions import Predictions
@@ -102,6 +103,11 @@ PREDICTIONS = Predictions(
 
 def test_the_confusion_matrix_has_true_classes_as_rows() -> None:
     assert PREDICTIONS.confusion(3).tolist() == [[0, 2, 0], [1, 1, 0], [0, 0, 1]]
+    for classes in (2, None):  # these have no probabilities of all classes
+        with pytest.raises(UsageError, match="expected at least 3: pass their number"):
+            PREDICTIONS.confusion(classes)
+    assert "samples, accuracy" in repr(PREDICTIONS)
+    assert repr(PREDICTIONS.rows(np.zeros(0, np.int64))) == "<Predictions: 0 samples>"
     assert (PREDICTIONS.correct, PREDICTIONS.accuracy) == (2, 0.4)
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dptrain.errors import UsageError
 from dptrain.report.page.compare import compare_page
 from dptrain.report.page.facts import DEFAULTS, PageOptions, facts_of, summary_of
 from dptrain.report.page.run import run_page
-from dptrain.system.durable import write_durably
-from dptrain.system.text import shown
+from dptrain.system.outputs import write_output
 from dptrain.training.predictions import Predictions
 
 NAME = "report.html"  # in the run folder
@@ -33,9 +31,5 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> Path:
-    try:
-        write_durably(path, text.encode())
-    except OSError as error:
-        advice = "choose another file with --output"
-        raise UsageError(f"{shown(path)}: cannot be written: {error.strerror}; {advice}") from error
+    write_output(path, text.encode(), "--output")
     return path
