@@ -1,7 +1,8 @@
 """Pack image data into HDF5 shards for dptrain, and check packed data sets.
 
-dptrain prep SOURCE OUT [--shards 8] [--limit N] [--force]
-dptrain prep PATH OUT      # the source is found by the file or folder PATH
+dptrain prep PATH OUT [--shards S] [--limit N] [--force]   # the source is found by the file or folder PATH
+dptrain prep SOURCE OUT --from PATH                        # the same with the name of the source
+dptrain prep cifar10 OUT
 dptrain prep verify OUT
 dptrain prep info OUT
 dptrain prep preview OUT --png FILE
@@ -22,20 +23,27 @@ from typing import Any
 from dptrain.errors import DownloadError, UsageError
 from dptrain.system.arguments import Parser, path_argument, share, whole
 from dptrain.system.failures import failure
+from dptrain.system.launched import launched_rank, launched_size
 from dptrain.system.paths import typed_path
 from dptrain.system.signals import ended_by_exception
 from dptrain.system.start import start_program
 from dptrain.system.streams import drop_failed_writes, finish_output
-from dptrain.system.text import shown
+from dptrain.system.suggestions import did_you_mean
+from dptrain.system.text import counted, shown
 
 from . import PROGRAM, card, preview, report
-from .images import ImageSource
+from .images import BrokenPicturesError, ImageData, ImageSource
 from .pack import pack
 from .sources import SOURCES
 from .staging import check_target
 from .verify import info, verify
 
 WORDS = {"train": "training", "test": "test", "validation": "validation"}
+OTHER_NAMES = {  # of flags in other programs
+    **dict.fromkeys(("validation-split", "val-split"), "did you mean '--validation-fraction'?"),
+    "test-split": "did you mean '--test-fraction'?",
+    **dict.fromkeys(("image-size", "img-size", "target-size"), "did you mean '--size', for pictures?"),
+}
 COMMANDS = ("verify", "info", "preview", "card")  # besides the sources
 
 
@@ -46,8 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     After a signal, partial files are removed.
     """
     start_program()
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        words = _with_source(list(sys.argv[1:] if arguments is None else arguments))
+        if (launched_size() or 1) > 1 and words and words[0] not in COMMANDS:
+            if launched_rank() > 0:
+                return 0  # another status would end rank 0 before it reports
+            raise UsageError("prep runs on one process: start it without mpirun; nothing is packed")
+        words = _with_source(words)
         options = make_parser().parse_args(words)
         if "shards" in options:  # the result is the data set, not the output
             drop_failed_writes()
@@ -70,9 +83,9 @@ def _with_source(words: list[str]) -> list[str]:
     if not text or text.startswith("-") or text in (*COMMANDS, *(source.name for source in SOURCES)):
         return words
     if not exists(expanduser(text)):  # noqa: PTH110, PTH111 - do not raise
-        if "/" in text or "." in text:
-            raise UsageError(f"{shown(text)}: no such file or folder, and no command has this name")
-        return words
+        names = [*COMMANDS, *(source.name for source in SOURCES)]
+        advice = did_you_mean(text, names, f"see {_program()} --help")
+        raise UsageError(f"{shown(text)}: no such file or folder, and no source has this name; {advice}")
     if not others:
         raise UsageError(f"the folder for the data set is missing: {_program()} {shown(text)} OUT")
     path = Path(typed_path(text))
@@ -81,6 +94,11 @@ def _with_source(words: list[str]) -> list[str]:
     except OSError as error:
         raise UsageError(f"{shown(path)}: cannot be read: {error.strerror}") from error
     if found is None:
+        if path.is_file() and path.name.lower().endswith((".npy", "ubyte", "ubyte.gz")):
+            raise UsageError(
+                f"{shown(path)}: images and labels are in several such files; pack their folder: {_program()} "
+                f"{shown(path.parent)} OUT"
+            )
         raise UsageError(f"{shown(path)}: no source can read this; see {_program()} --help for the sources")
     if any(word.split("=")[0] == found.path_flag for word in others):
         raise UsageError(f"{shown(path)} is given, and {found.path_flag} too: leave one out")
@@ -92,8 +110,14 @@ def _program() -> str:
     return PROGRAM if " " in PROGRAM else f"python -m {PROGRAM}"
 
 
+class PrepParser(Parser):
+    """A Parser that knows the names of other programs for these flags."""
+
+    explanations = OTHER_NAMES
+
+
 def make_parser() -> Parser:
-    parser = Parser(_program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = PrepParser(_program(), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for source in SOURCES:
         parents = _packing_options(), _source_options(source)
@@ -117,7 +141,9 @@ def _json_option() -> argparse.ArgumentParser:
 def _packing_options() -> argparse.ArgumentParser:
     """Options that do not change which images are packed."""
     parser = _json_option()
-    parser.add_argument("--shards", type=whole(), default=8, metavar="S", help="shards of each split (default: 8)")
+    parser.add_argument(
+        "--shards", type=whole(), metavar="S", help="shards of each split (default: 8, fewer for small sets)"
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing data set")
     return parser
 
@@ -154,6 +180,8 @@ def pack_source(*words: str) -> None:
 
     Raises UsageError, DataError or DownloadError.
     """
+    if words[0].startswith("-"):
+        raise UsageError(f"source begins with a dash: {shown(words[0], 80)}; expected a path or the name of a source")
     options = make_parser().parse_args(_with_source(list(words)))
     if "shards" not in options:
         raise UsageError(
@@ -163,21 +191,30 @@ def pack_source(*words: str) -> None:
 
 
 def _pack(options: argparse.Namespace) -> int:
+    broken: dict[str, Any] = {}  # the broken pictures, of a source of pictures
     try:
-        _read_and_pack(options)
+        data = _read_and_pack(options)
+        if data.preparation is not None:
+            broken["broken_pictures"] = data.broken
+    except BrokenPicturesError as error:
+        if options.json:
+            print(json.dumps({"error": str(error), "broken_pictures": error.broken}, indent=1))
+        raise
     except DownloadError as error:
         if not getattr(options, "optional", False):
             raise
         report(f"note: {shown(error)}")
         return error.status
-    return _info(options)
+    return _info(options, **broken)
 
 
-def _read_and_pack(options: argparse.Namespace) -> None:
-    check_target(options.folder, force=options.force)  # before a long download, not after it
-    data = options.source.read(options)
+def _read_and_pack(options: argparse.Namespace) -> ImageData:
+    # Before a long download, not after it.
+    check_target(options.folder, force=options.force, source=getattr(options, "path", None))
+    data: ImageData = options.source.read(options)
     counts = {name: getattr(options, name) for name in ("shards", "seed", "limit", "validation_fraction")}
     pack(options.folder, data, **counts, force=options.force, command=_command(options))
+    return data
 
 
 def _command(options: argparse.Namespace) -> list[str]:
@@ -207,10 +244,11 @@ def _verify(options: argparse.Namespace) -> int:
     return 1 if result.problems else 0
 
 
-def _info(options: argparse.Namespace) -> int:
+def _info(options: argparse.Namespace, **more: Any) -> int:
+    """Print what is known of a data set; `more` is for --json."""
     facts = info(options.folder)
     if options.json:
-        print(json.dumps(facts, indent=1))
+        print(json.dumps(facts | more, indent=1))
         return 0
     print(_summary(facts))
     source = facts["source"]
@@ -243,7 +281,8 @@ def _summary(facts: dict[str, Any]) -> str:
     counts = [f"{count:,} {WORDS[split]}" for split, count in facts["samples"].items()]
     return (
         f"{shown(facts['folder'])}: {shown(facts['name'])}, {', '.join(counts[:-1])} and {counts[-1]} images, "
-        f"{len(facts['classes'])} classes, {facts['shards']} shards each, {facts['bytes'] / 1e6:.1f} MB"
+        f"{counted(len(facts['classes']), 'class')}, {counted(facts['shards'], 'shard')} each, "
+        f"{facts['bytes'] / 1e6:.1f} MB"
     )
 
 

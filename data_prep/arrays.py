@@ -17,10 +17,19 @@ from numpy.typing import NDArray
 
 from dptrain.data.manifest import LARGEST_IMAGE, REQUIRED, SPLITS, Provenance
 from dptrain.errors import DataError, UsageError
-from dptrain.system.text import shown
+from dptrain.system.text import counted, shown
 
 from . import report
-from .images import LAYOUTS, MOST_CHANNELS, ImageData, LabelledImages, add_class_names, class_names
+from .images import (
+    LAYOUTS,
+    MOST_CHANNELS,
+    ImageData,
+    LabelledImages,
+    add_class_names,
+    class_names,
+    images_advice,
+    labels_error,
+)
 from .splits import add_test_fraction, check_no_split_is_there, drawn_test_split
 from .spool import Spool, SpooledRows
 
@@ -88,7 +97,8 @@ def _names(held: Collection[str], given: str | None) -> Sequence[str]:
     names = () if given is None else tuple(given.split(","))
     if given is not None and len(names) not in (2, 4, 6):
         raise UsageError(
-            f"--arrays has {len(names)} names, expected 2, 4 or 6: images, labels of each of {', '.join(SPLITS)}"
+            f"--arrays has {counted(len(names), 'name')}, expected 2, 4 or 6: images, labels of each of "
+            f"{', '.join(SPLITS)}"
         )
     for known in (names,) if names else KNOWN:
         if set(held).issuperset(known):
@@ -113,9 +123,11 @@ def _split_test(part: LabelledImages, options: argparse.Namespace) -> dict[str, 
 def _read_images(name: str, opened: Opener, options: argparse.Namespace) -> Spool:
     with opened(name) as (stream, shape, dtype):
         found = f"array {name} is {dtype} of the shape {shown(shape, 100)}"
-        if dtype != np.uint8 or len(shape) not in (3, 4) or min(shape) < 1 or math.prod(shape[1:]) > LARGEST_IMAGE:
+        if 0 in shape:
+            raise DataError(f"{found}: it holds no images")
+        if dtype != np.uint8 or len(shape) not in (3, 4) or math.prod(shape[1:]) > LARGEST_IMAGE:
             expected = "uint8 of (n, H, W), (n, H, W, C) or (n, C, H, W)"
-            raise DataError(f"{found}, expected {expected}; convert values of 0 to 1 by (255 * images).round()")
+            raise DataError(f"{found}, expected {expected}{images_advice(dtype, shape)}")
         count, *extents = shape
         layout = options.layout
         if len(extents) == 2:
@@ -136,10 +148,7 @@ def _read_images(name: str, opened: Opener, options: argparse.Namespace) -> Spoo
 def _read_labels(name: str, opened: Opener, images: int) -> NDArray[Any]:
     with opened(name) as (stream, shape, dtype):
         if dtype.kind not in "iu" or shape not in ((images,), (images, 1)):
-            raise DataError(
-                f"array {name} is {dtype} of the shape {shown(shape, 100)}, expected integers of ({images},) or "
-                f"({images}, 1), one for each image; convert one-hot rows by labels.argmax(axis=1)"
-            )
+            raise labels_error(f"array {name} is", dtype, shape, images)
         content = stream.read(images * dtype.itemsize)
         if len(content) != images * dtype.itemsize:
             raise DataError(f"array {name} ends after {len(content) // dtype.itemsize:,} of {images:,} labels")

@@ -55,6 +55,8 @@ def _write(path: str, name: str = "") -> None:
             return
         _check_links(h5py, file, name)
         array = file[name]
+        if array.shape is None:
+            raise ValueError(f"{name} is empty: it has no shape")
         size = math.prod(array.shape) * array.dtype.itemsize
         if array.external or array.is_virtual or array.dtype.hasobject:
             raise ValueError(f"{name} is stored outside the file, or is not an array of numbers")

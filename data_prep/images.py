@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +17,22 @@ from numpy.typing import NDArray
 
 from dptrain.data.manifest import LARGEST_IMAGE, LONGEST_NAME, SPLITS, Preparation, Provenance, check_names
 from dptrain.errors import DataError
-from dptrain.system.text import shown
+from dptrain.system.text import counted, shown
 
 from .spool import Spool, SpooledRows
 
 MOST_CHANNELS = 4  # in images whose layout is recognised: grey, grey and alpha, RGB, RGBA
 MOST_CLASSES = 1 << 16  # with numbers as names
+FROM_1 = "; are the labels numbered from 1? then subtract 1"
 LAYOUTS = ("channels_first", "channels_last")
+
+
+class BrokenPicturesError(DataError):
+    """Pictures that cannot be decoded; `broken` has the reason for each name."""
+
+    def __init__(self, text: str, broken: Mapping[str, str]) -> None:
+        super().__init__(text)
+        self.broken = dict(broken)
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class ImageData:
 
     `source` states where the images come from (default: only the data set's name). `layout` states the order of the
     axes. It may be omitted if the shape is (n, C, H, W) with C of at most 4, and H and W above 4. `preparation` states
-    how image files were decoded.
+    how image files were decoded, and `broken` which are left out, with the reasons.
     """
 
     name: str
@@ -56,6 +65,7 @@ class ImageData:
     layout: Literal["channels_first", "channels_last"] | None = None
     validation: LabelledImages | None = None
     preparation: Preparation | None = None
+    broken: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def splits(self) -> dict[str, LabelledImages]:
@@ -106,7 +116,8 @@ def class_names(given: str | None, *labels: NDArray[Any]) -> tuple[str, ...]:
         raise DataError(f"labels up to {most}, expected at most {MOST_CLASSES - 1:,}")
     names = tuple(given.split(",")) if given is not None else tuple(map(str, range(most + 1)))
     if len(names) <= most:
-        raise DataError(f"--classes has {len(names)} names, but there are labels up to {most}")
+        from_1 = FROM_1 * (min(int(one.min()) for one in labels if one.size) == 1)
+        raise DataError(f"--classes has {counted(len(names), 'name')}, but there are labels up to {most}{from_1}")
     return names
 
 
@@ -126,6 +137,35 @@ def checked(data: ImageData) -> ImageData:
     return replace(data, classes=tuple(data.classes), **splits, layout="channels_first")
 
 
+def images_advice(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    """What to do with an array of this type and shape that should be images."""
+    if len(shape) < 2:
+        return "; images come first, then their labels"
+    if dtype.kind in "fb":
+        return "; convert values of 0 to 1 by (255 * images).round().astype(np.uint8)"
+    if dtype != np.uint8:
+        return "; convert values of 0 to 255 by images.astype(np.uint8)"
+    if len(shape) == 2:
+        return "; give each image its shape by images.reshape(-1, C, H, W)"
+    return ""
+
+
+def labels_error(name: str, dtype: np.dtype[Any], shape: tuple[int, ...], images: int) -> DataError:
+    """The error of labels that are not integers, one for each image."""
+    found, advice = f"{name} {dtype} of the shape {shown(shape, 100)}", ""
+    if dtype.kind in "iu" and len(shape) == 1:
+        return DataError(
+            f"{found}: {counted(images, 'image')}, but {counted(shape[0], 'label')}; expected one for each"
+        )
+    if dtype.kind in "OSTU":
+        advice = "; number the classes by names, labels = np.unique(labels, return_inverse=True)"
+    elif len(shape) == 2 and shape[1] > 1:
+        advice = "; convert one-hot rows by labels.argmax(axis=1)"
+    elif dtype.kind == "f":
+        advice = "; convert them by labels.astype(np.int64)"
+    return DataError(f"{found}, expected integers of the shape ({images},), one for each image{advice}")
+
+
 def _checked_split(split: str, part: LabelledImages, data: ImageData) -> LabelledImages:
     """Images as a view (n, C, H, W), labels as int64 (n,)."""
     spooled = isinstance(part.images, Spool | SpooledRows)
@@ -134,8 +174,8 @@ def _checked_split(split: str, part: LabelledImages, data: ImageData) -> Labelle
     found = f"{split} images are {images.dtype} of the shape {shown(images.shape, 100)}"
     if len(images.shape) != 4 or images.dtype != np.uint8:
         raise DataError(
-            f"{found}, expected uint8 (n, C, H, W) or (n, H, W, C); add the axis of grey images by images[:, None]; "
-            "convert values of 0 to 1 by (255 * images).round().astype(np.uint8)"
+            f"{found}, expected uint8 (n, C, H, W) or (n, H, W, C){images_advice(images.dtype, images.shape)}"
+            + "; add the axis of grey images by images[:, None]" * (len(images.shape) == 3)
         )
     if not images.size:
         raise DataError(f"{found}, expected at least one image and one pixel")
@@ -145,13 +185,13 @@ def _checked_split(split: str, part: LabelledImages, data: ImageData) -> Labelle
             'layout="channels_first" for (n, C, H, W)'
         )
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{split} labels are {labels.dtype} of the shape {shown(labels.shape, 100)}, expected integers of the "
-            f"shape ({len(images)},), one for each image; convert one-hot rows by labels.argmax(axis=1)"
-        )
+        raise labels_error(f"{split} labels are", labels.dtype, labels.shape, len(images))
     low, high, classes = int(labels.min()), int(labels.max()), len(data.classes)
     if low < 0 or high >= classes:
-        raise DataError(f"{split} labels run from {low} to {high}, expected 0 to {classes - 1} for {classes} classes")
+        raise DataError(
+            f"{split} labels run from {low} to {high}, expected 0 to {classes - 1} for {counted(classes, 'class')}"
+            + FROM_1 * (low == 1)
+        )
     if data.layout == "channels_last" and not spooled:
         images = images.transpose(0, 3, 1, 2)
     return replace(part, images=images, labels=labels.astype(np.int64))

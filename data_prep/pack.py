@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from dptrain.data.manifest import SPLITS, Manifest, Preparation, Provenance, ShardEntry, shard_name
 from dptrain.data.shard import write_shard
 from dptrain.errors import UsageError
-from dptrain.system.text import shown
+from dptrain.system.text import counted, shown
 
 from . import report
 from .copies import Fingerprints
 from .draw import deal, shuffled
-from .images import ImageData, LabelledImages, checked
-from .splits import choose_rows
+from .images import FROM_1, ImageData, LabelledImages, checked
+from .splits import SHARDS, choose_rows, most_shards
 from .staging import install, staged
 
 __all__ = ["ImageData", "LabelledImages", "Preparation", "Provenance", "pack"]
@@ -36,7 +36,7 @@ def pack(
     out: Path,
     data: ImageData,
     *,
-    shards: int = 8,
+    shards: int | None = None,
     seed: int = 0,
     limit: int | None = None,
     validation_fraction: float | None = None,
@@ -44,6 +44,8 @@ def pack(
     command: Sequence[str] = (),
 ) -> Manifest:
     """Write `data` as a data set of `shards` shards a split to the folder `out`.
+
+    Without `shards` there are 8, or 4, 2 or 1 if a split has fewer samples; a note says so.
 
     Samples are shuffled once by `seed` and dealt to the shards: their sizes, and their counts of each class, differ by
     at most one. `limit` keeps that many training samples and a fifth as many of each other split (at least one for each
@@ -58,7 +60,10 @@ def pack(
     if not 0 <= seed < 2**63 or (limit is not None and limit < 1):
         raise UsageError(f"--seed {seed}, --limit {limit}: expected 0 to 2^63 - 1, and a limit of at least 1")
     data = checked(data)
-    parts, chosen = _choose_all(data, shards=shards, limit=limit, validation_fraction=validation_fraction, seed=seed)
+    options = {"limit": limit, "validation_fraction": validation_fraction, "seed": seed}
+    if shards is None:
+        shards = _most_shards(data, **options)
+    parts, chosen = _choose_all(data, shards=shards, **options)
     fingerprints = Fingerprints()
     histogram = np.zeros((data.train.images.shape[1], 256), np.int64)  # of the training pixels
     splits: dict[str, list[ShardEntry]] = {split: [] for split in chosen}
@@ -135,14 +140,32 @@ class _Chosen:
     index: NDArray[np.int64]
 
 
+def _most_shards(data: ImageData, **options: Any) -> int:
+    """The number of shards that fits the splits; a note if it is not the usual one."""
+    shards = most_shards({split: part.labels for split, part in data.splits.items()}, **options)
+    if shards < SHARDS[0]:
+        report(
+            f"note: packed in {counted(shards, 'shard')} instead of {SHARDS[0]}, because a split has few samples; a "
+            f"run can have at most {counted(shards, 'rank')}"
+        )
+    return shards
+
+
 def _choose_all(data: ImageData, **options: Any) -> tuple[dict[str, LabelledImages], dict[str, NDArray[np.intp]]]:
     """The source of each split, and its rows that are packed, by `choose_rows`; notes on classes without images."""
+    if len(data.classes) == 1:
+        report(
+            "note: there is only one class, so there is nothing to learn; a folder of pictures has one for each class"
+        )
+    if min(int(part.labels.min()) for part in data.splits.values()) == 1:
+        report(f"note: no label is 0{FROM_1}")
     rows = choose_rows({split: part.labels for split, part in data.splits.items()}, **options)
     parts = {split: data.splits.get(split, data.train) for split in rows}
     for split, part in parts.items():
         counts = np.bincount(part.labels[rows[split]], minlength=len(data.classes))
         if empty := [name for name, count in zip(data.classes, counts, strict=True) if not count]:
-            report(f"note: the {split} split has no images of {len(empty)} classes: {shown(', '.join(empty), 200)}")
+            names = shown(", ".join(empty), 200)
+            report(f"note: the {split} split has no images of {counted(len(empty), 'class')}: {names}")
     return parts, rows
 
 

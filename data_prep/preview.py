@@ -20,7 +20,7 @@ from dptrain.data.transforms import Images, Transform, make_transforms
 from dptrain.system.arguments import path_argument, whole
 from dptrain.system.keys import Scope, add_flags_of, check_needs, flag, key
 from dptrain.system.outputs import write_output
-from dptrain.system.text import shown
+from dptrain.system.text import counted, shown
 
 from .contact_sheet import Row, draw_sheet, sheet_size
 
@@ -75,7 +75,8 @@ def draw(options: argparse.Namespace) -> dict[str, Any]:
     for shard in range(manifest.shard_count):
         sheet.add(options.folder, shard, config.seed, transforms)
     used = described(config)
-    title = f"{manifest.name}: {manifest.samples('train'):,} training images, {len(manifest.classes)} classes"
+    counts = counted(manifest.samples("train"), "training image"), counted(len(manifest.classes), "class")
+    title = f"{manifest.name}: {', '.join(counts)}"
     notes = (f"augmentation: {used}" if used else "without augmentation", "first column: mean image")
     content, size = draw_sheet(title, notes, sheet.rows(names))
     write_output(options.png, content, "--png")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Mapping
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +16,11 @@ from numpy.typing import NDArray
 from dptrain.data.manifest import SPLITS
 from dptrain.errors import UsageError
 from dptrain.system.arguments import share
+from dptrain.system.text import counted
 
 from .draw import choose, split_off
 
+SHARDS = (8, 4, 2, 1)  # the first that every split allows, unless a number is given; each divides a usual batch size
 TEST_FRACTION = 0.2
 TEST_SHARE = 5  # training samples per test sample in a limited data set, as in CIFAR-10
 
@@ -42,6 +46,15 @@ def drawn_test_split(labels: NDArray[np.int64], options: argparse.Namespace) -> 
     """Which samples with these labels (n,) become the test split of a source without one, bool (n,)."""
     fraction = TEST_FRACTION if options.test_fraction is None else options.test_fraction
     return split_off(labels, fraction, options.seed, SPLITS.index("test"))
+
+
+def most_shards(labels: Mapping[str, NDArray[np.int64]], **options: Any) -> int:
+    """The largest of SHARDS with which every shard has a sample, for the arguments of `choose_rows`."""
+    for shards in SHARDS:
+        with suppress(UsageError):
+            choose_rows(labels, shards=shards, **options)
+            return shards
+    return SHARDS[-1]
 
 
 def choose_rows(
@@ -73,7 +86,7 @@ def choose_rows(
             )
         if not 1 <= shards <= len(rows[split]):
             raise UsageError(
-                f"--shards {shards}: the {split} split has {len(rows[split]):,} samples and every shard needs at least "
-                f"one; choose from 1 to {len(rows[split]):,}"
+                f"--shards {shards}: the {split} split has {counted(len(rows[split]), 'sample')} and every shard "
+                f"needs at least one; choose from 1 to {len(rows[split]):,}"
             )
     return rows

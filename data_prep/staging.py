@@ -29,13 +29,17 @@ PARTIAL = ".partial"
 IGNORED = "lost+found"  # in the top folder of a volume
 
 
-def check_target(out: Path, *, force: bool) -> None:
+def check_target(out: Path, *, force: bool, source: Path | None = None) -> None:
     """DataError unless a data set can be written to `out`. Call it before the work of packing.
 
     `out` may be new, empty, the remains of an interrupted run or, with `force`, a data set to replace. It must be
-    writable.
+    writable, and not in the folder `source` that is packed: the next run would read the data set as a part of it.
     """
     out = out.resolve()
+    if source is not None and source.resolve() in out.parents:
+        raise DataError(
+            f"{shown(out)}: is in the folder that is packed; choose a folder outside {shown(source.resolve())}"
+        )
     nearest = next(path for path in (out, *out.parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise DataError(f"{shown(nearest)}: is not a folder that can be written; choose another folder")

@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 from dptrain.data.manifest import LONGEST_NAME
 from dptrain.errors import DataError
-from dptrain.system.text import shown
+from dptrain.system.text import counted, shown
 
 from .containers import Container
 from .decode import SUFFIXES, is_picture
 
+READ = f"files of {', '.join(SUFFIXES)} are read"
+OTHER_FORMATS = (".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")  # pictures that are not read
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -60,12 +62,16 @@ def find_pictures(container: Container) -> tuple[list[Picture], list[str]]:
             )
         pictures.append(Picture(number, name, parts[splits], split))
     if not pictures:
-        raise DataError(
-            "no folder with pictures: expected a folder for each class, such as cats/one.jpg and dogs/two.png, with "
-            f"files of {', '.join(SUFFIXES)}; pictures in one folder can be packed with a table: see the source csv"
-        )
+        expected = "expected a folder for each class, such as cats/one.jpg and dogs/two.png"
+        if loose:
+            raise DataError(
+                f"has {counted(len(loose), 'picture')}, but no folder for each class: {expected}; or list the pictures "
+                "and their classes in a table: see the source csv"
+            )
+        raise DataError("; ".join([f"no pictures: {expected}; {READ}", *_of_other_formats(container.files)]))
     _check_no_folder_is_empty(container, pictures, top + splits)
-    return pictures, _notes(len(container.files) - len(numbers), loose)
+    others = [name for name in container.files if not is_picture(name)]
+    return pictures, _notes(others, loose)
 
 
 def classes_of(labels: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -106,10 +112,16 @@ def _check_no_folder_is_empty(container: Container, pictures: Sequence[Picture],
             raise DataError(f"{shown(folder)}: the folder of this class has no pictures; remove it, or add some")
 
 
-def _notes(others: int, loose: Sequence[str]) -> list[str]:
+def _of_other_formats(names: Sequence[str]) -> list[str]:
+    """The number of pictures that are not read, and what to do."""
+    count = sum(name.lower().endswith(OTHER_FORMATS) for name in names)
+    return [f"{counted(count, 'picture')} of BMP, TIFF, HEIC or AVIF: convert to PNG"] if count else []
+
+
+def _notes(others: Sequence[str], loose: Sequence[str]) -> list[str]:
     notes = []
     if others:
-        notes.append(f"other files are left out ({others:,}): pictures are files of {', '.join(SUFFIXES)}")
+        notes.append("; ".join([f"other files are left out ({len(others):,}): {READ}", *_of_other_formats(others)]))
     if loose:
         notes.append(f"pictures in no folder of a class are left out ({len(loose):,}), such as {shown(loose[0], 200)}")
     return notes

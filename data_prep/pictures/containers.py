@@ -15,6 +15,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from dptrain.errors import DataError
 from dptrain.system.files import open_regular
 from dptrain.system.text import shown
 
+from .. import report
 from ..bounded import BoundedMember, BoundedStream, Readable, check_compression
 from ..source_file import errors_of
 
@@ -92,26 +94,37 @@ def opened(path: Path) -> Iterator[Container]:
 
 
 def _folder(top: Path) -> Container:
-    """All files below a folder, also through symbolic links to files and folders."""
+    """All files below a folder, also through symbolic links to files and folders.
+
+    A folder is listed once: by its own name if it is below `top`, else by the first link to it.
+    """
     files: list[str] = []
     folders: list[str] = []
-    chains: dict[str, frozenset[tuple[int, int]]] = {}  # the identities of a folder and of all above it
+    known: set[tuple[int, int]] = set()  # identities of the folders that are listed
+    starts, repeated = deque([os.fspath(top)]), []
 
     def fail(error: OSError) -> None:
         raise error
 
-    for folder, names, contents in os.walk(top, onerror=fail, followlinks=True):
-        above = chains.get(os.path.dirname(folder), frozenset())  # noqa: PTH120 - quicker for many folders
-        status = os.stat(folder)  # noqa: PTH116
-        chains[folder] = above | {(status.st_dev, status.st_ino)}
-        below = "" if folder == os.fspath(top) else os.path.relpath(folder, top) + "/"
-        if len(chains[folder]) == len(above):  # a link to a folder above
-            names.clear()
-            folders.remove(below[:-1])
-            continue
-        names[:] = sorted(name for name in names if not HIDDEN.search(f"{name}/"))
-        folders += [below + name for name in names]
-        files += [below + name for name in contents if not name.startswith(".")]
+    while starts:  # the top, then each link
+        for folder, names, contents in os.walk(starts.popleft(), onerror=fail):
+            status = os.stat(folder)  # noqa: PTH116 - quicker for many folders
+            below = "" if folder == os.fspath(top) else os.path.relpath(folder, top)
+            if (status.st_dev, status.st_ino) in known:
+                names.clear()
+                repeated.append(below)
+                continue
+            known.add((status.st_dev, status.st_ino))
+            names[:] = sorted(name for name in names if not HIDDEN.search(f"{name}/"))
+            paths = [os.path.join(folder, name) for name in names]  # noqa: PTH118
+            starts.extend(path for path in paths if os.path.islink(path))  # noqa: PTH114
+            folders += [below] if below else []
+            files += [os.path.join(below, name) for name in contents if not name.startswith(".")]  # noqa: PTH118
+    if repeated:
+        report(
+            f"note: links to folders that are read already are left out ({len(repeated):,}), such as "
+            f"{shown(repeated[0], 200)}"
+        )
     files.sort()
     return Container(files, sorted(folders), lambda numbers: ((n, os.path.join(top, files[n])) for n in numbers))  # noqa: PTH118
 

@@ -6,7 +6,8 @@ The rules, in this order:
 - A picture of more than MOST_PIXELS pixels is refused before it is decoded.
 - The orientation in the EXIF data is applied.
 - 16-bit grey values keep their upper 8 bits; Pillow does the same with 16-bit colours.
-- Transparent pixels are laid over white.
+- Transparent pixels are laid over white. A picture of 16-bit colours of which one is transparent is refused: Pillow
+  loses the lower 8 bits, which tell this colour from its neighbours.
 - Other modes (black and white, grey, palette, CMYK) are converted by Pillow to RGB or grey, without colour profiles.
 - The size is changed with Pillow's bicubic filter. A JPEG file of at least four times the size is first decoded at a
   half, a quarter or an eighth of its size, as by Pillow's `thumbnail`.
@@ -39,6 +40,7 @@ from .containers import LARGEST_FILE
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 MOST_PIXELS = 89_478_485  # as in Pillow's own check: 256 MiB for RGB
+RGB_OF_16_BITS = b"\x10\x02"  # bit depth and colour type in the header of a PNG file
 SIDEWAYS = (5, 6, 7, 8)  # orientations in EXIF data that swap height and width
 DECODER = f"Pillow {PIL.__version__}"
 
@@ -90,6 +92,8 @@ def decode(content: bytes, form: Form) -> tuple[NDArray[np.uint8], tuple[int, in
             size = image.height, image.width
             if image.height * image.width > MOST_PIXELS:
                 raise DataError(f"{size[0]:,} x {size[1]:,} pixels, expected at most {MOST_PIXELS:,} in all")
+            if image.format == "PNG" and content[24:26] == RGB_OF_16_BITS and "transparency" in image.info:
+                raise DataError("16-bit colours of which one is transparent; save it with 8 bits or an alpha channel")
             twice = 2 * max(form.image_shape[1:])
             image.draft(None, (twice, twice))  # only JPEG files have this
             if image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS:  # this may decode the picture
@@ -136,7 +140,8 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() >= 1 << 16:
             raise DataError(f"grey values from {values.min()} to {values.max()}, expected at most 16 bits")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        clear = values == image.info.get("transparency", -1)
+        image = Image.fromarray(np.where(clear, 255, values >> 8).astype(np.uint8))
     elif image.mode in ("F", "LAB"):
         raise DataError(f"pixels are of Pillow's mode {image.mode}, which is not read; save it as RGB")
     elif image.has_transparency_data:

@@ -92,8 +92,6 @@ def _outcomes(groups: Iterator[Group], spool: Spool, form: Form, processes: int)
             for worker in {*multiprocessing.active_children()} - others:
                 worker.kill()
             raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _result(group: Group, future: Future[list[Outcome]]) -> list[Outcome]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from dptrain.data.manifest import LARGEST_IMAGE, Preparation, Provenance
 from dptrain.errors import DataError, UsageError
 from dptrain.system.arguments import whole
-from dptrain.system.text import shown
+from dptrain.system.text import counted, shown
 
 from .. import report
-from ..images import ImageData, LabelledImages, not_recorded
+from ..images import BrokenPicturesError, ImageData, LabelledImages, not_recorded
 from ..splits import add_test_fraction, check_no_split_is_there, choose_rows, drawn_test_split
 from ..spool import SpooledRows
 from .classes import Picture, classes_of
@@ -24,7 +24,6 @@ from .decode import DECODER, FITS, Form
 from .decoding import Decoded, decode_all
 
 SIZE = [32, 32]
-SHOWN = 10  # broken pictures that are listed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,20 +60,22 @@ def read_pictures(
 ) -> ImageData:
     """Decode pictures; the order of samples is that of `pictures`. `classes` gives the order of the classes.
 
-    DataError for a broken picture, with the names of all, unless they are to be skipped.
+    BrokenPicturesError for broken pictures unless they are to be skipped.
     """
     splits = _splits(pictures, options)
     height, width = options.size
     if 3 * height * width > LARGEST_IMAGE:
         raise UsageError(f"--size {height} {width}: expected images of at most {LARGEST_IMAGE:,} bytes")
     _, labels, rows = _distributed(pictures, splits, classes, options)
-    flags = {name: getattr(options, name) for name in ("shards", "limit", "validation_fraction", "seed")}
-    choose_rows({split: labels[places] for split, places in rows.items()}, **flags)  # an error before the decoding
+    flags = {name: getattr(options, name) for name in ("limit", "validation_fraction", "seed")}
+    # An error before the decoding.
+    choose_rows({split: labels[places] for split, places in rows.items()}, shards=options.shards or 1, **flags)
     form = Form((1 if options.grey else 3, height, width), options.fit)
     processes = options.processes or len(os.sched_getaffinity(0))
     numbers = [picture.number for picture in pictures]
     decoded = decode_all(container.contents, numbers, form, options.folder, processes)
-    _report_broken(decoded, container.files, len(pictures), skip=options.skip_broken)
+    broken = {container.files[number]: why for number, why in sorted(decoded.broken.items())}
+    _report_broken(broken, len(pictures), skip=options.skip_broken)
     _report_sizes(decoded, options.size)
     kept = [picture for picture in pictures if picture.number not in decoded.broken]
     names, labels, rows = _distributed(kept, splits, classes, options)
@@ -90,7 +91,9 @@ def read_pictures(
         smallest=min(decoded.sizes),
         largest=max(decoded.sizes),
     )
-    return ImageData(name, names, **parts, source=source, layout="channels_first", preparation=preparation)
+    return ImageData(
+        name, names, **parts, source=source, layout="channels_first", preparation=preparation, broken=broken
+    )
 
 
 def _splits(pictures: Sequence[Picture], options: argparse.Namespace) -> dict[str, str]:
@@ -164,18 +167,19 @@ def _parts(
     }
 
 
-def _report_broken(decoded: Decoded, names: Sequence[str], count: int, *, skip: bool) -> None:
-    """List broken pictures; DataError for them unless they are skipped, and if there are no others."""
-    broken = sorted(decoded.broken.items())
-    for number, why in broken[:SHOWN]:
-        report(f"broken: {shown(names[number], 500)}: {why}")
-    if len(broken) > SHOWN:
-        report(f"broken: and {len(broken) - SHOWN:,} more")
+def _report_broken(broken: Mapping[str, str], count: int, *, skip: bool) -> None:
+    """List all broken pictures: to decode again for the others would take as long.
+
+    BrokenPicturesError for them unless they are skipped, and if there are no others.
+    """
+    for name, why in broken.items():
+        report(f"broken: {shown(name, 500)}: {why}")
     if len(broken) == count:
-        raise DataError(f"none of the {count:,} pictures can be decoded")
+        raise BrokenPicturesError(f"none of the {counted(count, 'picture')} can be decoded", broken)
     if broken and not skip:
-        raise DataError(
-            f"broken pictures: {len(broken):,} of {count:,}; repair or remove them, or leave them out by --skip-broken"
+        raise BrokenPicturesError(
+            f"broken pictures: {len(broken):,} of {count:,}; repair or remove them, or leave them out by --skip-broken",
+            broken,
         )
     if broken:
         report(f"note: broken pictures are left out: {len(broken):,} of {count:,}")

@@ -9,6 +9,7 @@ Paths are relative to the folder of the table, or to --root. The text is UTF-8; 
 from __future__ import annotations
 
 import argparse
+import codecs
 import csv
 import os
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from dptrain.data.manifest import Provenance
 from dptrain.errors import DataError
 from dptrain.system.arguments import path_argument
 from dptrain.system.files import file_sha256, open_regular
-from dptrain.system.text import shown
+from dptrain.system.text import counted, shown
 
 from ..images import ImageData, ImageSource, set_name
 from ..pictures import reading
@@ -47,7 +48,7 @@ def read(options: argparse.Namespace) -> ImageData:
     """All splits, stored on the disk of the data set; DataError for a table that cannot be read."""
     path: Path = options.path
     root = options.root or path.parent
-    with errors_of(path, (csv.Error,), "table"):
+    with errors_of(path):
         pictures = _pictures(path)
         source = Provenance("csv", path.name, file_sha256(path))
     files = [picture.name for picture in pictures]
@@ -59,9 +60,25 @@ def read(options: argparse.Namespace) -> ImageData:
 def _lines(file: IO[bytes]) -> Iterator[str]:
     """The lines of the table; DataError for a line that is too long."""
     for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b"")):
+        if not number and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError("the text is UTF-16, expected UTF-8; save the table as CSV in UTF-8")
         if len(line) > LONGEST_LINE:
             raise DataError(f"line {number + 1:,} has more than {LONGEST_LINE:,} bytes: not a table of paths")
         yield line.decode("utf-8" if number else "utf-8-sig", "surrogateescape")
+
+
+def _rows(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
+    """The rows of the table, each with the number of its last line; DataError for quotes that do not match."""
+    rows, first = csv.reader(_lines(file), strict=True), 1
+    try:
+        for row in rows:
+            yield rows.line_num, row
+            first = rows.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            f"line {first:,}: {shown(error, 200)}; a cell that begins with a quote ends with one, and a quote in it is "
+            "written twice"
+        ) from error
 
 
 def _pictures(path: Path) -> list[Picture]:
@@ -69,22 +86,21 @@ def _pictures(path: Path) -> list[Picture]:
     pictures: list[Picture] = []
     seen: set[str] = set()
     with open_regular(path) as file:
-        rows = csv.reader(_lines(file), strict=True)
-        for row in rows:
-            if not row or (rows.line_num == 1 and tuple(cell.strip().lower() for cell in row) == COLUMNS[: len(row)]):
+        for line, row in _rows(file):
+            if not row or (line == 1 and tuple(cell.strip().lower() for cell in row) == COLUMNS[: len(row)]):
                 continue
             if len(row) not in (2, 3):
                 raise DataError(
-                    f"line {rows.line_num:,} has {len(row)} columns, expected path,label or path,label,split"
+                    f"line {line:,} has {counted(len(row), 'column')}, expected path,label or path,label,split"
                 )
             name, label, split = (*row, "")[:3]
             if split and split.strip().lower() not in SPLIT_FOLDERS:
                 expected = ", ".join(SPLIT_FOLDERS)
-                raise DataError(f"line {rows.line_num:,}: the split is {shown(repr(split), 80)}, expected {expected}")
+                raise DataError(f"line {line:,}: the split is {shown(repr(split), 80)}, expected {expected}")
             if not name or "\0" in name or not label.strip():
-                raise DataError(f"line {rows.line_num:,}: a path or a label is missing")
+                raise DataError(f"line {line:,}: a path or a label is missing")
             if name in seen:
-                raise DataError(f"line {rows.line_num:,}: {shown(name, 300)} occurs twice")
+                raise DataError(f"line {line:,}: {shown(name, 300)} occurs twice")
             seen.add(name)
             pictures.append(Picture(len(pictures), name, label.strip(), SPLIT_FOLDERS.get(split.strip().lower(), "")))
     if not pictures:

@@ -14,6 +14,7 @@ from ..images import ImageData, ImageSource
 from ..pictures import reading
 from ..pictures.classes import find_pictures
 from ..pictures.containers import is_archive, opened, stem
+from ..pictures.decode import is_picture
 from ..source_file import add_path_argument, errors_of
 
 
@@ -39,7 +40,9 @@ def read(options: argparse.Namespace) -> ImageData:
 
 
 def _detects(path: Path) -> bool:
-    return is_archive(path) or (path.is_dir() and any(entry.is_dir() for entry in path.iterdir()))
+    return is_archive(path) or (
+        path.is_dir() and any(entry.is_dir() or is_picture(entry.name) for entry in path.iterdir())
+    )
 
 
 SOURCE = ImageSource(

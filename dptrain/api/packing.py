@@ -125,6 +125,8 @@ def pack(
     In a program that mpirun has started, all ranks call this, and rank 0 packs. Raises UsageError, DataError or
     DownloadError; no files are left then.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise UsageError(f"folder is {shown(repr(folder), 80)}, expected a path")
     path = absolute_path(folder)
     with all_ranks() as (communicator, _), together(communicator):
         if communicator.rank == 0:
@@ -142,6 +144,7 @@ def _pack(
     options: dict[str, Any],
 ) -> None:
     """`pack`, on one rank."""
+    _check_arguments(source, {"test": test, "validation": validation}, classes, options)
     if isinstance(source, str | os.PathLike):
         if validation is not None or not (test is None or isinstance(test, int)):
             raise UsageError("test and validation arrays are for a pair of arrays; this source reads its own splits")
@@ -179,6 +182,24 @@ def _pack(
         data = replace(data, classes=tuple(classes))
     counts = {name: getattr(parsed, name) for name in ("shards", "seed", "limit", "validation_fraction")}
     pack_images(parsed.folder, data, **counts, force=parsed.force)
+
+
+def _check_arguments(source: object, splits: dict[str, Any], classes: object, options: dict[str, Any]) -> None:
+    """UsageError for arguments of another type."""
+    if not isinstance(source, str | os.PathLike | tuple | list):
+        found = shown(f"{type(source).__name__} {source!r}", 80)
+        raise UsageError(f"source is {found}, expected a path, the name of a source, or a pair: images and labels")
+    for split, value in splits.items():
+        if isinstance(value, float):
+            advice = f"for a share use {split}_fraction={value}"
+            raise UsageError(f"{split} is {value}, expected a pair of arrays: images and labels; {advice}")
+    if isinstance(size := options.get("size"), int):
+        raise UsageError(f"size is {size}, expected height and width: size=({size}, {size})")
+    if classes is None:
+        return
+    if not isinstance(classes, list | tuple | np.ndarray) or not all(isinstance(one, str) for one in classes):
+        found = shown(repr(classes), 80)
+        raise UsageError(f"classes is {found}, expected a list of names in the order of the labels")
 
 
 def _array(name: str, values: ArrayLike) -> NDArray[Any]:

@@ -68,7 +68,10 @@ def whole(least: int = 1) -> Callable[[str], int]:
     """The type of an argument that is a whole number >= `least` >= 0."""
 
     def convert(text: str) -> int:
-        if not text.isdecimal() or len(text) > 19 or not least <= int(text) < LIMIT:
+        digits = text.lstrip("0")  # of a text of any length, which int() may refuse
+        if text.isdecimal() and (len(digits) > 19 or int(digits or "0") >= LIMIT):
+            raise argparse.ArgumentTypeError(f"found {shown(repr(text), 100)}, expected at most {LIMIT - 1}")
+        if not text.isdecimal() or int(digits or "0") < least:
             found = shown(repr(text), 100)
             raise argparse.ArgumentTypeError(f"found {found}, expected a whole number of at least {least}")
         return int(text)

@@ -22,6 +22,12 @@ def shown(text: object, longest: int = LONGEST) -> str:
     )
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: 1 image, 2 images, 2 classes."""
+    plural = "es" if what.endswith("s") else "s"
+    return f"{number:,} {what}{plural * (number != 1)}"
+
+
 def shown_lines(text: object, longest: int = LONGEST) -> str:
     """As `shown`, but with line breaks, for tracebacks; a line has at most `longest` characters."""
     return "\n".join(shown(line, longest) for line in str(text).split("\n"))

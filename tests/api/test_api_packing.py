@@ -64,10 +64,10 @@ def test_wrong_arguments_are_explained_and_leave_no_folder(tmp_path: Path) -> No
         (pair, {"validation": pair}, UsageError, "pack needs a test split"),
         ((images(6, 7) / 255, LABELS), {}, DataError, "float64.*expected uint8"),
         ((images(6, 7), LABELS[:3]), {}, DataError, r"shape \(3,\)"),
-        (pair, {"classes": ["a"]}, DataError, "for 1 classes"),
+        (pair, {"classes": ["a"]}, DataError, "for 1 class"),
         ("shapes", {"classes": ["a"]}, UsageError, "(?<!-)classes"),
         ("shapes", {"test": pair}, UsageError, "are for a pair of arrays"),
-        (images(6, 7), {}, UsageError, "expected a pair: images and labels"),
+        (images(6, 7), {}, UsageError, "source is ndarray .*or a pair: images and labels"),
         (pair, {"json": True}, UsageError, "json is an argument of the command line"),
         ((images(6, 7)[:3], [0, 1, 2]), {}, DataError, "test images are uint8 .*expected at least one image"),
         (([images(6, 7)[0], images(5, 7)[0]] * 20, LABELS), {}, DataError, "train_images: this list cannot become an"),
@@ -80,11 +80,37 @@ def test_wrong_arguments_are_explained_and_leave_no_folder(tmp_path: Path) -> No
         (tmp_path, {"name": "mine"}, UsageError, "name is 'mine', but a name is for a pair of arrays"),
         ("verify", {}, UsageError, "no source of images"),
         (tmp_path / "missing.npz", {}, UsageError, "no such file"),
+        ("picz", {}, UsageError, "picz: no such file or folder, and no source has this name"),
+        ("--help", {}, UsageError, "expected a path or the name of a source"),
+        (5, {}, UsageError, "source is int 5, expected a path, the name of a source, or a pair"),
+        (pair, {"classes": 5}, UsageError, "classes is 5, expected a list of names"),
+        (pair, {"classes": "dogs"}, UsageError, "classes is 'dogs', expected a list of names"),
+        (pair, {"classes": {"a", "b"}}, UsageError, "expected a list of names in the order of the labels"),
+        (pair, {"validation": 0.2}, UsageError, "for a share use validation_fraction=0.2"),
+        (pair, {"test": 0.2}, UsageError, "for a share use test_fraction=0.2"),
+        (pair, {"validation_split": 0.2}, UsageError, "did you mean 'validation_fraction'"),
+        (write_pictures(tmp_path / "pets", ["a/1.png"]), {"image_size": 24}, UsageError, "did you mean 'size'"),
+        (tmp_path, {"size": 24}, UsageError, r"expected height and width: size=\(24, 24\)"),
     ]
     for source, options, kind, text in cases:
         with pytest.raises(kind, match=text):
             pack(source, out, **options)
         assert not out.exists()
+
+
+def test_a_folder_that_is_no_path_is_refused() -> None:
+    with pytest.raises(UsageError, match="folder is 5, expected a path"):
+        pack((images(6, 7), LABELS), 5)  # type: ignore[arg-type]
+
+
+def test_a_small_set_gets_fewer_shards(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = pack((images(6, 7)[:20], LABELS[:20] + 1), tmp_path / "set")
+    assert data.info()["shards"] == 4
+    notes = capfd.readouterr().err
+    assert "packed in 4 shards instead of 8, because a split has few samples" in notes
+    assert "no label is 0; are the labels numbered from 1? then subtract 1" in notes
+    with pytest.raises(UsageError, match="the test split has 4 samples"):
+        pack((images(6, 7)[:20], LABELS[:20]), tmp_path / "other", shards=8)
 
 
 def test_an_existing_data_set_is_replaced_only_by_force(tmp_path: Path) -> None:

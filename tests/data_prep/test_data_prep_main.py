@@ -92,10 +92,12 @@ def test_verify_and_info_without_a_data_set_are_a_one_line_error(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("cifar", "OUT"), ("'cifar'", "did you mean 'cifar10'")),
+        (("cifar", "OUT"), ("cifar: no such file", "did you mean 'cifar10'")),
         (("cifar10", "OUT", "--archve=x"), ("did you mean '--archive'",)),
         (("shapes",), ("OUT",)),
         (("shapes", "OUT", "--seed", "-1"), ("--seed", "at least 0")),
+        (("shapes", "OUT", "--seed", str(2**63)), (f"found '{2**63}', expected at most {2**63 - 1}",)),
+        (("shapes", "OUT", "--validation-split", "0.1"), ("did you mean '--validation-fraction'?",)),
         (("shapes", "OUT", "--shards", "21", "--train", "40", "--test", "20"), ("--shards 21", "test split has 20")),
     ],
 )
@@ -105,6 +107,19 @@ def test_wrong_command_line_is_a_one_line_error_with_status_2(
     arguments = tuple(str(tmp_path / "set") if word == "OUT" else word for word in arguments)
     assert_one_line_error(run(capsys, *arguments), *words, status=2)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_packing_under_mpirun_is_refused_once(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found in the field: one process packed, and the other failed because of the first."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+    text = "data_prep: error: prep runs on one process: start it without mpirun; nothing is packed\n"
+    assert program.main(["shapes", str(tmp_path / "set"), *SMALL]) == (0 if rank else 2)
+    assert capsys.readouterr().err == ("" if rank else text)
+    assert not (tmp_path / "set").exists()
 
 
 def test_folder_that_cannot_be_created_is_a_one_line_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,13 +108,18 @@ def test_images_in_any_memory_order_give_the_same_bytes(order: Callable[[Any], A
         (lambda images: images / 255.0, "float64 of the shape (60, 3, 8, 9), expected uint8 (n, C, H, W) or"),
         (lambda images: images > 3, "bool of the shape (60, 3, 8, 9), expected uint8"),
         (lambda images: images.astype(object), "object of the shape"),
+        (lambda images: images.astype(int), "; convert values of 0 to 255 by images.astype(np.uint8)"),
+        (lambda images: images.reshape(60, -1), "; give each image its shape by images.reshape(-1, C, H, W)"),
         (
             lambda images: images[:, 0],
             "the shape (60, 8, 9), expected uint8 (n, C, H, W) or (n, H, W, C); add the axis of grey",
         ),
         (lambda images: images[:0], "expected at least one image and one pixel"),
         (lambda images: images[:, :, :0], "expected at least one image and one pixel"),
-        (lambda images: images[:-1], "train labels are int64 of the shape (60,), expected integers of the shape (59,)"),
+        (
+            lambda images: images[:-1],
+            "train labels are int64 of the shape (60,): 59 images, but 60 labels; expected one for each",
+        ),
         (lambda images: images[:, :, :-1], "train images (C, H, W) are (3, 7, 9), test images (3, 8, 9)"),
     ],
 )
@@ -142,9 +147,9 @@ def test_labels_of_any_integer_type_give_the_same_data_set(change: Callable[[Any
     [
         (lambda labels: labels.astype(float), "float64 of the shape (60,), expected integers"),
         (lambda labels: labels > 2, "bool of the shape (60,), expected integers"),
-        (lambda labels: labels.astype(str), "expected integers"),
+        (lambda labels: labels.astype(str), "; number the classes by names, labels = np.unique(labels, return_inverse"),
         (lambda labels: labels - 1, "labels run from -1 to 3, expected 0 to 4 for 5 classes"),
-        (lambda labels: labels + 1, "labels run from 1 to 5, expected 0 to 4 for 5 classes"),
+        (lambda labels: labels + 1, "from 1 to 5, expected 0 to 4 for 5 classes; are the labels numbered from 1?"),
         (lambda labels: labels.astype("u8") + 2**63, "expected 0 to 4"),
         (lambda labels: labels[:, None], "int64 of the shape (60, 1), expected integers of the shape (60,)"),
         (lambda labels: np.eye(5, dtype=int)[labels], "labels.argmax(axis=1)"),

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from data_sets import run_data_prep
+from data_sets import folder_bytes, run_data_prep
 from picture_files import write_pictures
 
 from data_prep.__main__ import main
 
-KILLS, SIZES = 50, 20
+KILLS, SIZES = 20, 20  # of each source
 COUNT = 1500  # pictures
 FLAGS = ("--size", "32", "32", "--processes", "2", "--shards", "4")
 
@@ -44,32 +46,51 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
+def whole(out: Path) -> bool:
+    """Whether `verify` finds a complete data set, and only its files are in the folder."""
+    return main(["verify", str(out)]) == 0 and not (out / ".partial").exists()
+
+
+def words_of(source: str, folder: Path, tmp_path: Path) -> list[str]:
+    """The command line of a source, after the folder of the data set, for about a second of packing."""
+    if source == "images":
+        return ["--from", str(folder), *FLAGS]
+    if source == "npz":
+        path = tmp_path / "digits.npz"
+        images = np.random.default_rng(0).integers(0, 256, (20_000, 32, 32, 3), dtype=np.uint8)
+        np.savez(path, images=images, labels=np.arange(20_000) % 10)
+        return ["--from", str(path), "--shards", "16"]
+    return ["--train", "3000", "--test", "1000", "--shards", "16"]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_packing_killed_at_any_time(folder: Path, tmp_path: Path) -> None:
-    started = time.monotonic()
-    assert run_data_prep("images", tmp_path / "whole", "--from", folder, *FLAGS).returncode == 0
+@pytest.mark.parametrize("source", ["images", "npz", "shapes"])
+def test_packing_killed_at_any_time(source: str, folder: Path, tmp_path: Path) -> None:
+    """What is left is no data set, or the whole one; the same command, without --force, gives the whole one."""
+    started, words = time.monotonic(), words_of(source, folder, tmp_path)
+    assert run_data_prep(source, tmp_path / "whole", *words).returncode == 0
     seconds, draw, killed = time.monotonic() - started, random.Random(0), 0
+    right = folder_bytes(tmp_path / "whole")
     for trial in range(KILLS):
         out = tmp_path / f"set-{trial}"
-        command = [sys.executable, "-m", "data_prep", "images", str(out), "--from", str(folder), *FLAGS]
+        command = [sys.executable, "-m", "data_prep", source, str(out), *words]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(draw.uniform(0, seconds))
         process.send_signal(signal.SIGKILL)
-        if process.wait() == -signal.SIGKILL:
-            killed += 1
-            deadline = time.monotonic() + 5
-            while processes_of(out) and time.monotonic() < deadline:  # the decoding processes end with their parent
-                time.sleep(0.01)
-            assert processes_of(out) == []
-            if not (out / "manifest.json").exists():
-                assert main(["verify", str(out)]) == 1
-        again = run_data_prep("images", out, "--from", folder, *FLAGS, "--force")
-        assert again.returncode == 0, again.stderr
-        assert main(["verify", str(out)]) == 0
-        assert sorted(path.name for path in out.iterdir()) == sorted(
-            path.name for path in (tmp_path / "whole").iterdir()
-        )
+        killed += process.wait() == -signal.SIGKILL
+        deadline = time.monotonic() + 5
+        while processes_of(out) and time.monotonic() < deadline:  # the decoding processes end with their parent
+            time.sleep(0.01)
+        assert processes_of(out) == []
+        if complete := whole(out):
+            assert folder_bytes(out) == right
+        again = run_data_prep(source, out, *words)
+        if complete or again.returncode:  # an installation that was interrupted is finished, and then it is there
+            assert (again.returncode, "is a data set already" in again.stderr) == (1, True), again.stderr
+        assert whole(out)
+        assert folder_bytes(out) == right
+        shutil.rmtree(out)
     assert killed > KILLS / 2
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 from data_sets import folder_bytes, image_data, run_data_prep
+from picture_files import write_pictures
 
 from data_prep import staging
+from data_prep.__main__ import main
 from data_prep.pack import pack
 from dptrain.data.manifest import REQUIRED, read_manifest
 from dptrain.data.shard import read_shard
@@ -239,6 +241,17 @@ def test_a_folder_that_cannot_be_written_is_reported_before_packing(
     monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)
     with pytest.raises(DataError, match=rf"{tmp_path}: is not a folder that can be written; choose another"):
         staging.check_target(tmp_path / "set", force=False)
+
+
+def test_a_folder_in_the_one_that_is_packed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found in the field: the next run took the data set for a class without pictures, and said to remove it."""
+    folder = write_pictures(tmp_path / "pets", ["cats/1.png", "cats/2.png", "dogs/1.png", "dogs/2.png"])
+    (tmp_path / "link").symlink_to(folder)
+    for out in (folder / "out", tmp_path / "link" / "deep" / "out"):
+        assert main([str(folder), str(out), "--shards", "1"]) == 1
+        assert f"is in the folder that is packed; choose a folder outside {folder}\n" in capsys.readouterr().err
+        assert not out.parent.joinpath("out").exists()
+    assert main([str(folder), str(tmp_path / "pets-packed"), "--shards", "1"]) == 0
 
 
 def test_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def parser() -> Parser:
         (["--count", "0"], "argument --count: found '0', expected a whole number of at least 1; see program --help"),
         (["--count", "2.5"], "argument --count: found '2.5', expected a whole number of at least 1"),
         (["--seed", "-1"], "argument --seed: found '-1', expected a whole number of at least 0"),
-        (["--seed", str(2**63)], "argument --seed: found '9223372036854775808', expected a whole number"),
+        (["--seed", str(2**63)], "argument --seed: found '9223372036854775808', expected at most 9223372036854775807"),
         (["--seed", "9" * 5000], "argument --seed: found '9999"),
         (["--folder", ""], "argument --folder: found an empty path"),
         (["--name", "a\0b"], r"argument --name: a\x00b: a path cannot contain the character NUL"),

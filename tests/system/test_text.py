@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dptrain.system.text import shown, shown_lines
+from dptrain.system.text import counted, shown, shown_lines
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,8 @@ def test_long_text_keeps_both_ends() -> None:
 
 def test_line_breaks_are_kept_between_lines() -> None:
     assert shown_lines("one\n\x1b[2Jtwo\n") == "one\n\\x1b[2Jtwo\n"
+
+
+def test_a_number_of_things_is_singular_or_plural() -> None:
+    found = [counted(number, what) for number, what in ((1, "image"), (0, "image"), (1, "class"), (2000, "class"))]
+    assert found == ["1 image", "0 images", "1 class", "2,000 classes"]

@@ -70,13 +70,18 @@ def test_other_files_and_pictures_outside_the_classes_are_counted() -> None:
     pictures, notes = find_pictures(container("cats/1.png", "cats/notes.txt", "dogs/2.png", "a.png", "b.png", "readme"))
     assert [picture.name for picture in pictures] == ["cats/1.png", "dogs/2.png"]
     assert notes == [
-        "other files are left out (2): pictures are files of .png, .jpg, .jpeg, .webp, .gif",
+        "other files are left out (2): files of .png, .jpg, .jpeg, .webp, .gif are read",
         "pictures in no folder of a class are left out (2), such as a.png",
     ]
 
 
 def test_what_has_no_classes_or_an_empty_one_is_refused() -> None:
-    assert "no folder with pictures: expected a folder for each class" in refused("1.png", "readme")
+    assert "has 2 pictures, but no folder for each class: expected" in refused("1.png", "2.png", "readme")
+    assert "no pictures: expected a folder for each class" in refused("cats/readme")
+    assert refused("cats/1.bmp", "dogs/2.TIFF").endswith("; 2 pictures of BMP, TIFF, HEIC or AVIF: convert to PNG")
+    _, notes = find_pictures(container("cats/1.png", "dogs/2.png", "dogs/3.tif", "dogs/4.txt"))
+    assert notes[0].startswith("other files are left out (2): files of .png")
+    assert notes[0].endswith(" are read; 1 picture of BMP, TIFF, HEIC or AVIF: convert to PNG")
     assert "dogs: the folder of this class has no pictures" in refused("cats/1.png", "dogs/readme")
     assert "test/dogs: the folder of this class has no pictures" in refused(
         "train/cats/1.png", "train/dogs/2.png", "test/cats/3.png", empty=("test/dogs",)

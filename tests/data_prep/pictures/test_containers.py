@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -92,10 +93,37 @@ def test_links_in_a_folder_are_followed_once(tmp_path: Path) -> None:
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "4.png").write_bytes(b"four")
-    (folder / "same").symlink_to(folder / "c")  # a class of the same pictures: they are found as copies
+    (folder / "again").symlink_to(tmp_path / "elsewhere")
+    (folder / "also").symlink_to(folder / "c")  # before its own name in the order of names
+    (folder / "linked").unlink()
     files, folders = held(folder)
-    assert files == FILES | {"linked/4.png": b"four", "same/🐕.png": b""}
-    assert folders == sorted([*FOLDERS, "linked", "same"])
+    assert files == FILES | {"again/4.png": b"four"}
+    assert folders == sorted([*FOLDERS, "again"])
+
+
+def test_folders_that_link_to_each_other_are_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found in the field: 9 folders, each with links to the 8 others, gave 8! paths for each folder."""
+    names = [str(number) for number in range(9)]
+    for name in names:
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "one.png").write_bytes(b"one")
+        for other in set(names) - {name}:
+            (tmp_path / "set" / name / f"to {other}").symlink_to(tmp_path / "set" / other)
+    calls: list[str] = []
+    walk = os.scandir
+
+    def counted(path: str) -> Any:
+        calls.append(path)
+        return walk(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    with opened(tmp_path / "set") as container:
+        assert (container.files, container.folders) == ([f"{name}/one.png" for name in names], names)
+    assert len(calls) == 1 + 9 + 9 * 8
+    words = "note: links to folders that are read already are left out (72), such as 0/to 1\n"
+    assert capsys.readouterr().err.endswith(words)
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"", link: str = "") -> Callable[[Path], None]:

@@ -27,6 +27,15 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
+def png(header: tuple[int, int, int, int], *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG file: width, height, bit depth and colour type; and the chunks after its header."""
+    first, last = (b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in (first, *chunks, last)
+    )
+
+
 def decoded(content: bytes, size: tuple[int, int] = (9, 7), channels: int = 3, fit: Fit = "crop") -> np.ndarray:
     """Pixels as Pillow has them, (H, W) or (H, W, C)."""
     found, _ = decode(content, Form((channels, *size), fit))
@@ -89,6 +98,26 @@ def test_a_palette_with_a_transparent_colour_is_laid_over_white() -> None:
 def test_16_bit_values_keep_their_upper_8_bits() -> None:
     values = np.arange(63, dtype=np.uint16).reshape(9, 7) * 1040
     assert np.array_equal(decoded(encoded(values), channels=1), values >> 8)
+
+
+def png_of_16_bits(colour_type: int, transparent: bytes, values: np.ndarray) -> bytes:
+    """A PNG file with one transparent colour, of 16-bit values (H, W) or (H, W, 3)."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = values.shape[1], values.shape[0], 16, colour_type
+    return png(header, (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)))
+
+
+def test_a_transparent_16_bit_grey_is_laid_over_white_and_its_neighbour_is_not() -> None:
+    values = np.tile(np.array([40000, 40001, 0], np.uint16), 21).reshape(9, 7)
+    found = decoded(png_of_16_bits(0, struct.pack(">H", 40000), values), channels=1)
+    assert np.array_equal(found, np.where(values == 40000, 255, values >> 8))
+
+
+def test_16_bit_colours_of_which_one_is_transparent_are_refused() -> None:
+    """Pillow compares their upper 8 bits with all 16 bits of the transparent colour."""
+    values = np.full((9, 7, 3), 40000, np.uint16)
+    content = png_of_16_bits(2, struct.pack(">3H", 1, 2, 3), values)
+    assert "16-bit colours of which one is transparent" in refused(content)
 
 
 def test_cmyk_is_converted_by_pillow() -> None:
@@ -155,12 +184,7 @@ def test_a_large_jpeg_file_is_decoded_at_a_part_of_its_size() -> None:
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG file that states a size and has hardly any data."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return png((width, height, 8, 2), (b"IDAT", zlib.compress(b"")))
 
 
 def test_what_cannot_be_decoded_is_refused_with_the_reason() -> None:

@@ -72,10 +72,12 @@ def test_links_and_arrays_outside_the_file_are_refused(path: Path) -> None:
         layout = h5py.VirtualLayout((30, 6, 8, 3), "u1")
         layout[:] = h5py.VirtualSource(path.name, "train/images", (30, 6, 8, 3))
         file.create_virtual_dataset("virtual", layout)
+        file["null"] = h5py.Empty("u1")
         file.create_dataset("zeros", (1 << 40, 1, 1), "u1", chunks=(1 << 20, 1, 1))
         file.create_dataset("text", data=np.array([b"a"] * 30, object), dtype=h5py.string_dtype())
     for name, reason in (
         ("outside", "outside is stored outside the file"),
+        ("null", "null is empty: it has no shape"),
         ("virtual", "virtual is stored outside the file"),
         ("zeros", "zeros has 1,099,511,627,776 bytes, of which 0 are stored"),
         ("text", "text is stored outside the file, or is not an array of numbers"),
@@ -87,7 +89,9 @@ def test_links_and_arrays_outside_the_file_are_refused(path: Path) -> None:
 
 def test_a_file_that_is_not_hdf5_or_is_missing_is_refused(path: Path) -> None:
     path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(200))
-    assert "cannot be read as HDF5: " in refused(path)
+    assert "cannot be read as HDF5: OSError: Unable to" in refused(path)
+    path.write_bytes(b"")
+    assert "file signature not found" in refused(path)
     path.unlink()
     assert "cannot be read: No such file" in refused(path)
 

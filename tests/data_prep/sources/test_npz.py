@@ -163,15 +163,34 @@ def test_without_a_test_split_a_share_of_each_class_becomes_it(
     ("arrays", "message"),
     [
         ({"x_train": images(6, 8, 3) / 255}, "x_train is float64 of the shape (30, 6, 8, 3), expected uint8 of"),
-        ({"x_train": images(6)}, "x_train is uint8 of the shape (30, 6), expected uint8 of (n, H, W)"),
-        ({"x_train": images(6, 0, 3)}, "of the shape (30, 6, 0, 3), expected"),
+        ({"x_train": images(6)}, "(n, C, H, W); give each image its shape by images.reshape("),
+        (
+            {"x_train": images(6, 8, 3).astype(int)},
+            "(n, C, H, W); convert values of 0 to 255 by images.astype(np.uint8)",
+        ),
+        ({"x_train": LABELS, "y_train": images(6, 8)}, "; images come first, then their labels"),
+        ({"x_train": images(6, 8)[:0], "y_train": LABELS[:0]}, "of the shape (0, 6, 8): it holds no images"),
+        ({"x_train": images(6, 0, 3)}, "of the shape (30, 6, 0, 3): it holds no images"),
         ({"x_train": images(9, 9, 9)}, "(30, 9, 9, 9); state the order of its axes by --layout channels_first or"),
         ({"x_train": images(2, 9, 3)}, "(30, 2, 9, 3); state the order of its axes by"),
         ({"x_train": np.asfortranarray(images(6, 8, 3))}, "x_train is stored column by column; save numpy.ascont"),
         ({"x_train": np.array([None, 1])}, "x_train is object of the shape (2,), expected"),
-        ({"y_train": LABELS * 1.0}, "y_train is float64 of the shape (30,), expected integers of (30,)"),
-        ({"y_train": np.eye(3)[LABELS]}, "y_train is float64 of the shape (30, 3), expected integers of (30,)"),
-        ({"y_train": LABELS[:29]}, "y_train is int64 of the shape (29,), expected integers of (30,) or (30, 1), one"),
+        (
+            {"y_train": LABELS * 1.0},
+            "expected integers of the shape (30,), one for each image; convert them by labels.astype",
+        ),
+        (
+            {"y_train": np.eye(3)[LABELS]},
+            "(30, 3), expected integers of the shape (30,), one for each image; convert one-hot rows",
+        ),
+        (
+            {"y_train": LABELS[:29]},
+            "y_train is int64 of the shape (29,): 30 images, but 29 labels; expected one for each",
+        ),
+        (
+            {"y_train": LABELS.astype(str)},
+            "; number the classes by names, labels = np.unique(labels, return_inverse=True)",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_with_the_remedy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -123,11 +124,63 @@ def test_broken_pictures_are_all_named_and_are_an_error_or_left_out(
     assert "data_prep: broken: cats/3.png: not a PNG, JPEG, WebP or GIF file" in lines
     assert "data_prep: broken: cats/4.png: cannot be read: not a regular file" in lines
     assert any(line.startswith(r"data_prep: broken: cats/line\nbreak.png: damaged or truncated: ") for line in lines)
+    capsys.readouterr()
+    assert main([str(folder), str(tmp_path / "out"), *SIZE, "--json"]) == 1
+    refused = json.loads(capsys.readouterr().out)
+    assert refused["error"].startswith("broken pictures: 3 of 81")
+    assert refused["broken_pictures"]["cats/3.png"] == "not a PNG, JPEG, WebP or GIF file"
+    assert len(refused["broken_pictures"]) == 3
+    assert main([str(folder), str(tmp_path / "json"), *SIZE, "--skip-broken", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["broken_pictures"] == refused["broken_pictures"]
     assert main([str(folder), str(tmp_path / "out"), *SIZE, "--skip-broken"]) == 0
     assert "note: broken pictures are left out: 3 of 81" in capsys.readouterr().err
     manifest = read_manifest(tmp_path / "out")
     assert manifest.preparation is not None
     assert (manifest.preparation.broken, manifest.samples("train") + manifest.samples("test")) == (3, 78)
+
+
+def test_a_folder_of_pictures_without_classes_is_refused_with_advice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_pictures(tmp_path / "pets", ["1.png", "2.png"])
+    assert main([str(folder), str(tmp_path / "out")]) == 1
+    assert "has 2 pictures, but no folder for each class: expected" in capsys.readouterr().err
+
+
+def test_every_broken_picture_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found in the field: the names after the tenth could not be found without decoding all others again."""
+    folder = write_pictures(tmp_path / "pets", CLASSES[:3])
+    for number in range(50):
+        (folder / "cats" / f"bad {number}.png").touch()
+    with pytest.raises(DataError, match="broken pictures: 50 of 53"):
+        read_images(folder)
+    assert capsys.readouterr().err.count(": the file is empty\n") == 50
+
+
+@pytest.mark.parametrize(("pictures", "shards"), [(40, 8), (20, 4), (10, 2), (5, 1)])
+def test_a_small_set_gets_fewer_shards_unless_their_number_is_given(
+    pictures: int, shards: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found in the field: 20 pictures were refused for the 8 shards that nobody had asked for."""
+    folder = write_pictures(tmp_path / "pets", [f"cats/{number}.png" for number in range(pictures)])
+    assert main([str(folder), str(tmp_path / "out"), *SIZE]) == 0
+    assert read_manifest(tmp_path / "out").shard_count == shards
+    captured = capsys.readouterr()
+    note = f"note: packed in {shards} shard{'s' * (shards > 1)} instead of 8, because a split has few samples"
+    assert (note in captured.err) == (shards < 8)
+    assert "note: there is only one class, so there is nothing to learn" in captured.err
+    assert f"1 class, {shards} shard{'s' * (shards > 1)} each" in captured.out
+    assert main([str(folder), str(tmp_path / "given"), *SIZE, "--shards", "9"]) == 2
+    assert "--shards 9: the t" in capsys.readouterr().err
+
+
+def test_no_thread_of_the_pool_is_left_after_decoding(tmp_path: Path) -> None:
+    """Found in the field: at its exit, Python wrote to a pipe that this thread had closed, and printed a traceback."""
+    folder, threads = write_pictures(tmp_path / "pets", CLASSES), {*threading.enumerate()}
+    (folder / "cats" / "3.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match="broken pictures"):
+        read_images(folder, "--processes", "2")
+    assert {*threading.enumerate()} == threads
 
 
 def test_the_bar_counts_pictures_and_ends_when_all_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,18 +249,19 @@ def test_a_table_without_splits_beside_the_pictures_is_enough(tmp_path: Path) ->
     [
         ("", "it has no rows of path,label"),
         ("path,label\n", "it has no rows of path,label"),
-        ("1.png\n", "line 1 has 1 columns, expected path,label or path,label,split"),
+        ("1.png\n", "line 1 has 1 column, expected path,label or path,label,split"),
         ("1.png,cat\n1.png,dog\n", "line 2: 1.png occurs twice"),
         ("1.png,cat,holdout\n", "line 1: the split is 'holdout', expected train, training, test"),
         ("1.png,cat,train\n2.png,dog\n", "some rows have a split and others have none"),
         ("1.png, \n", "line 1: a path or a label is missing"),
-        ('1.png,"cat\n', "not a complete table, damaged or truncated: unexpected end of data"),
+        ('1.png,cat\n2.png,"cat\n3.png,cat\n', "line 2: unexpected end of data; a cell that begins with a quote ends"),
+        ("1.png,cat\n".encode("utf-16").decode("latin-1"), "the text is UTF-16, expected UTF-8; save the table as CSV"),
         ("1\0.png,cat\n", "line"),
     ],
 )
 def test_a_table_that_is_not_valid_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
-    table.write_text(text)
+    table.write_text(text, "latin-1")
     with pytest.raises(DataError) as caught:
         read_source("csv", table, tmp_path / "out")
     assert str(caught.value).startswith(f"{table}: ")
@@ -233,7 +287,7 @@ def test_splits_that_do_not_fit_are_refused(names: list[str], words: list[str], 
     [
         (["train/a/1.png", "test/a/2.png"], ["--test-fraction", "0.5"], "--test-fraction: there is a test split"),
         (["train/a/1.png", "val/a/2.png", "test/a/3.png"], ["--validation-fraction", "0.5"], "--validation-fraction: "),
-        (["train/a/1.png", "train/a/2.png", "test/a/3.png"], ["--shards", "2"], "the test split has 1 samples"),
+        (["train/a/1.png", "train/a/2.png", "test/a/3.png"], ["--shards", "2"], "the test split has 1 sample and"),
         (["a/1.png", "b/1.png"], [], "the test split has no samples; to draw one, a class needs at least 2"),
         (CLASSES, ["--shards", "17"], "--shards 17: the test split has 16 samples"),
         (CLASSES, ["--limit", "5", "--shards", "6"], "--shards 6: the train split has 5 samples"),

@@ -53,6 +53,9 @@ SOURCE = ImageSource("stripes", "pack stripes of two directions", add_arguments,
 '''
 
 
+HELP = "see python -m data_prep --help"
+
+
 @pytest.mark.slow
 def test_a_new_source_needs_one_file_and_one_line(tmp_path: Path) -> None:
     package = Path(shutil.copytree(Path(data_prep.__file__).parent, tmp_path / "data_prep"))
@@ -86,7 +89,12 @@ def test_a_new_source_needs_one_file_and_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["digits.npz", "out"], "digits.npz: no such file or folder, and no command has this name"),
+        (["digits.npz", "out"], f"digits.npz: no such file or folder, and no source has this name; {HELP}"),
+        (["picz", "out"], f"picz: no such file or folder, and no source has this name; {HELP}"),
+        (
+            ["x.npy", "out"],
+            "x.npy: images and labels are in several such files; pack their folder: python -m data_prep . OUT",
+        ),
         (["here.npz"], "the folder for the data set is missing: python -m data_prep here.npz OUT"),
         (["here.npz", "out", "--from=other.npz"], "here.npz is given, and --from too: leave one out"),
         (["here.txt", "out"], "here.txt: no source can read this; see python -m data_prep --help for the sources"),
@@ -96,7 +104,7 @@ def test_a_path_in_the_place_of_a_source_is_refused_with_the_reason(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("here.npz", "here.txt"):
+    for name in ("here.npz", "here.txt", "x.npy"):
         (tmp_path / name).touch()
     assert main(words) == 2
     assert capsys.readouterr().err == f"data_prep: error: {message}\n"
