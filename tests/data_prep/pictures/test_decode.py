@@ -227,5 +227,5 @@ def test_a_picture_of_several_frames_is_decoded_at_its_present_frame(tmp_path: P
         picture.seek(1)
         found.append(decode_picture(picture, form))
         expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-    assert not np.array_equal(*found)
+    assert not np.array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[1], expected)
