@@ -121,14 +121,30 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for source in SOURCES:
         parents = _packing_options(), _source_options(source)
-        _add_command(commands, source.name, source.help, _pack, *parents).set_defaults(source=source)
-    _add_command(commands, "verify", "check every hash and every record of a packed data set", _verify, _json_option())
-    _add_command(commands, "info", "describe a packed data set", _info, _json_option())
-    for name, module, text in (
-        ("preview", preview, "draw images of each class, with and without augmentation"),
-        ("card", card, "print the card of a data set, as Markdown or JSON"),
+        command = _add_command(commands, source.name, source.help, source.example, *parents)
+        command.set_defaults(run=_pack, source=source)
+    for name, text, example, run in (
+        ("verify", "check every hash and every record of a packed data set", "data/pets", _verify),
+        ("info", "describe a packed data set", "data/pets --json", _info),
     ):
-        module.add_arguments(_add_command(commands, name, text, module.run, _json_option()))
+        _add_command(commands, name, text, example, _json_option()).set_defaults(run=run)
+    for name, module, text, example in (
+        (
+            "preview",
+            preview,
+            "draw images of each class, with and without augmentation",
+            "data/pets --png pets.png --augment reflect",
+        ),
+        (
+            "card",
+            card,
+            "print the card of a data set, as Markdown or JSON",
+            "data/pets --license CC0 --output card.md",
+        ),
+    ):
+        command = _add_command(commands, name, text, example, _json_option())
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     return parser
 
 
@@ -168,10 +184,17 @@ def _source_options(source: ImageSource) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: Any, name: str, text: str, run: Any, *parents: argparse.ArgumentParser) -> Any:
-    command = commands.add_parser(name, help=text, description=text, parents=parents)
+def _add_command(commands: Any, name: str, text: str, example: str, *parents: argparse.ArgumentParser) -> Any:
+    """A command with the arguments of `parents`; `example` has the words after its name."""
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"example:\n  {_program()} {name} {example}\n" if example else "",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=parents,
+    )
     command.add_argument("folder", metavar="OUT", type=path_argument, help="folder of the data set")
-    command.set_defaults(run=run)
     return command
 
 

@@ -80,7 +80,7 @@ class ImageSource:
     `read` gets the parsed arguments: those of `add_arguments`, those of packing, such as `seed`, and `folder`, the data
     set's folder. It raises DataError, or UsageError for arguments that do not fit. If the images are in a file or
     folder that the user names by `path_flag`, `detects` states whether a path is one for this source. It is quick, and
-    may raise OSError.
+    may raise OSError. `example` has the arguments of an example for the help.
     """
 
     name: str
@@ -89,6 +89,7 @@ class ImageSource:
     read: Callable[[argparse.Namespace], ImageData]
     path_flag: str = ""
     detects: Callable[[Path], bool] = lambda path: False
+    example: str = ""
 
 
 def not_recorded(argument: argparse.Action) -> None:

@@ -37,4 +37,5 @@ SOURCE = ImageSource(
     lambda options: read_archive(find_archive(options.archive, VARIABLE, URL, SHA256), CONTENTS, options.folder),
     path_flag="--archive",
     detects=lambda path: is_archive(path, "cifar-10"),
+    example="data/cifar10 --archive cifar-10-binary.tar.gz",
 )

@@ -64,4 +64,5 @@ SOURCE = ImageSource(
     lambda options: read(options.archive, options.labels, options.folder),
     path_flag="--archive",
     detects=lambda path: is_archive(path, "cifar-100"),
+    example="data/cifar100 --labels coarse",
 )

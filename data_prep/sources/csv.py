@@ -117,4 +117,5 @@ SOURCE = ImageSource(
     read,
     path_flag="--from",
     detects=lambda path: path.is_file() and path.suffix.lower() == ".csv",
+    example="data/pets --from pets.csv --size 64 64",
 )

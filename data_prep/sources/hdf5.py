@@ -46,4 +46,5 @@ SOURCE = ImageSource(
     read,
     path_flag="--from",
     detects=lambda path: path.is_file() and path.suffix.lower() in SUFFIXES,
+    example="data/scans --from scans.h5 --arrays images,labels",
 )

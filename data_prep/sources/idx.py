@@ -72,6 +72,7 @@ SOURCE = ImageSource(
     lambda options: read_idx(options.path, options.folder, options.classes),
     path_flag="--from",
     detects=detects,
+    example="data/mnist --from mnist/ --validation-fraction 0.1",
 )
 
 

@@ -52,4 +52,5 @@ SOURCE = ImageSource(
     read,
     path_flag="--from",
     detects=_detects,
+    example="data/pets --from pets.zip --size 64 64 --fit pad",
 )

@@ -51,4 +51,5 @@ SOURCE = ImageSource(
     read,
     path_flag="--from",
     detects=lambda path: path.is_dir() and bool(_files(path)),
+    example="data/scans --from scans/",
 )

@@ -59,4 +59,5 @@ SOURCE = ImageSource(
     read,
     path_flag="--from",
     detects=lambda path: path.is_file() and path.suffix.lower() == ".npz",
+    example="data/scans --from scans.npz --layout channels_last",
 )

@@ -57,6 +57,7 @@ SOURCE = ImageSource(
     "draw and pack ten classes of coloured shapes (no download)",
     add_arguments,
     lambda options: read_shapes(options.folder, options.train, options.test, options.seed),
+    example="data/shapes --train 2000 --test 400",
 )
 
 

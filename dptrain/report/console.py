@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import dptrain
 from dptrain.report.overview import (
     clock,
-    count,
     duration,
     fitted,
     lines_of,
@@ -31,7 +30,7 @@ from dptrain.report.pace import Pace
 from dptrain.system.launched import launched_size
 from dptrain.system.memory import used_memory
 from dptrain.system.streams import in_notebook, on_dumb_terminal, write_to_stderr
-from dptrain.system.text import shown
+from dptrain.system.text import counted, shown
 from dptrain.training import events
 
 if TYPE_CHECKING:
@@ -122,7 +121,10 @@ class Console:
             return
         evaluations = ", and evaluations" if pace.evaluation_seconds is None else ""
         rows = [
-            ("estimated time", f"{duration(pace.elapsed + left)}{evaluations} (measured: {count(pace.steps, 'step')})")
+            (
+                "estimated time",
+                f"{duration(pace.elapsed + left)}{evaluations} (measured: {counted(pace.steps, 'step')})",
+            )
         ]
         if used is not None:
             rows.append(("memory", f"{used / (1 << 20):,.0f} MiB{' on rank 0' if pace.run.ranks > 1 else ''}"))
@@ -212,5 +214,5 @@ def this_program() -> str:
 
 def lost_ranks(run: events.RunFacts, step: int, lost: list[int], seconds: float) -> str:
     """The line that reports a recovery."""
-    left = f"{count(run.ranks, 'rank')} of {count(run.threads, 'thread')} continue from step {step}"
+    left = f"{counted(run.ranks, 'rank')} of {counted(run.threads, 'thread')} continue from step {step}"
     return f"rank {', '.join(map(str, lost))} died: {left} after {seconds:.2f} s"

@@ -7,7 +7,7 @@ import shlex
 from collections import Counter
 from pathlib import Path
 
-from dptrain.system.text import shown
+from dptrain.system.text import counted, shown
 from dptrain.training.events import RunFacts, RunFinished
 from dptrain.training.model_source import is_model_file
 
@@ -28,10 +28,10 @@ def start_rows(run: RunFacts, step: int, resumed_from: str | None) -> Rows:
         ("network", f"{run.model}: {run.parameters:,} parameters"),
         ("ranks", run.connection),
         *([("hosts" if len({*run.hosts}) > 1 else "host", _hosts(run.hosts))] if run.hosts else []),
-        ("threads", f"{count(run.threads, 'shard')} at a time{each}"),
+        ("threads", f"{counted(run.threads, 'shard')} at a time{each}"),
         ("shards", f"{run.shards}, {_share(run.shards, run.ranks)} on each rank" if run.ranks > 1 else f"{run.shards}"),
         ("steps", f"{run.last_step:,} in all, {run.steps_per_epoch:,} an epoch"),
-        ("global batch", f"{count(run.batch_size, 'image')}, {run.batch_size // run.shards} of each shard"),
+        ("global batch", f"{counted(run.batch_size, 'image')}, {run.batch_size // run.shards} of each shard"),
     ]
 
 
@@ -42,7 +42,7 @@ def result_rows(end: RunFinished, seconds: float, steps: int, rate: float | None
     rows = [("test accuracy", f"{percent(end.test_accuracy)} ({total}), test loss {end.test_loss:.4f}")]
     if end.tta_accuracy is not None:
         rows.append(("", f"{percent(end.tta_accuracy)} with test-time augmentation ({end.tta})"))
-    rows.append(("time", f"{duration(seconds)}, {count(steps, 'step')}{speed}"))
+    rows.append(("time", f"{duration(seconds)}, {counted(steps, 'step')}{speed}"))
     rows.append(("last checkpoint", end.last_checkpoint))
     if end.validation_accuracy is not None:
         rows.insert(1, ("validation", percent(end.validation_accuracy)))
@@ -74,7 +74,7 @@ def next_commands(run: RunFacts, step: int, program: str = "dptrain") -> Rows:
     elif run.last_step < run.epochs * run.steps_per_epoch:
         more, purpose = ["--max-steps", "0"], f"resume up to epoch {run.epochs}"
     else:
-        more, purpose = ["--epochs", str(2 * run.epochs)], f"resume for {count(run.epochs, 'more epoch')}"
+        more, purpose = ["--epochs", str(2 * run.epochs)], f"resume for {counted(run.epochs, 'more epoch')}"
     return [
         ("accuracy by class", line("eval", run.run_dir, run.data, *model)),
         ("checkpoint contents", line("inspect", run.run_dir)),
@@ -94,11 +94,6 @@ def fitted(cells: Cells, width: int, gap: str = "  ") -> str:
     while kept and len(gap.join(text for _, text in kept)) > width:
         kept.remove(max(kept))
     return gap.join(text for _, text in kept)
-
-
-def count(number: int, what: str) -> str:
-    """A number with its unit: 1 step, 2 steps."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def percent(share: float) -> str:
@@ -124,7 +119,7 @@ def _hosts(hosts: tuple[str, ...]) -> str:
     ranks = Counter(hosts)
     if len(ranks) == 1:
         return hosts[0]
-    each = [f"{host} ({count(number, 'rank')})" for host, number in [*ranks.items()][:MOST_HOSTS]]
+    each = [f"{host} ({counted(number, 'rank')})" for host, number in [*ranks.items()][:MOST_HOSTS]]
     return f"{len(ranks)}: {', '.join(each)}{', ...' * (len(ranks) > MOST_HOSTS)}"
 
 

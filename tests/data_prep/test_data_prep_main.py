@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from data_sets import (
 )
 
 from data_prep import __main__ as program
-from data_prep.sources import cifar10
+from data_prep.sources import SOURCES, cifar10
 from dptrain.data.manifest import read_manifest
 from dptrain.system.files import file_sha256
 
@@ -240,3 +241,16 @@ def test_names_from_an_archive_or_a_path_reach_the_terminal_escaped(
     packed = run(capsys, "shapes", tmp_path / "s\x1b[31m", *SMALL)
     assert packed.returncode == 0
     assert "\x1b" not in packed.stdout + packed.stderr
+
+
+@pytest.mark.parametrize("command", [*program.COMMANDS, *(source.name for source in SOURCES)])
+def test_each_help_has_an_example_that_is_a_valid_command_line(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert program.main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    (line,) = out.split("example:\n")[1].strip().splitlines()
+    words = shlex.split(line.split(f" {command} ", 1)[1])
+    assert str(program.make_parser().parse_args([command, *words]).folder).startswith("data/")

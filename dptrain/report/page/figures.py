@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from datetime import datetime
 
-from dptrain.report.overview import count
 from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.history import Line, number
 from dptrain.report.page.markup import Html, missing_note
+from dptrain.system.text import counted
 
 MOST_METRICS = 24  # of a program that are drawn
 NONE = "-"  # for a figure that is not known
@@ -41,7 +41,7 @@ def workers(line: Line) -> str:
     ranks, threads = line.get("ranks"), line.get("threads")
     if type(ranks) is not int or type(threads) is not int:
         return NONE
-    return f"{count(ranks, 'rank')} of {count(threads, 'thread')}"
+    return f"{counted(ranks, 'rank')} of {counted(threads, 'thread')}"
 
 
 def rate(facts: PageFacts) -> float | None:
@@ -66,4 +66,4 @@ def progress(facts: PageFacts) -> tuple[str, str]:
     passed = steps / per_epoch if per_epoch else 0
     if steps < last:
         return f"{passed:.3g} of {epochs:,}", f"{steps:,} of {last:,} steps"
-    return f"{passed:.3g}", count(steps, "step")
+    return f"{passed:.3g}", counted(steps, "step")

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from dptrain.config.files import inline_table, to_toml
 from dptrain.config.train import TrainConfig
-from dptrain.report.overview import count
 from dptrain.report.page import figures
 from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.markup import Html, definitions, element, folded, join, missing_note, table
 from dptrain.report.page.reproduce import default, differing, train_command
-from dptrain.system.text import shown_lines
+from dptrain.system.text import counted, shown_lines
 from dptrain.training.model_source import is_model_file
 
 LONGEST_CONFIGURATION = 1 << 18
@@ -57,7 +56,7 @@ def reproduce(facts: PageFacts) -> Html:
         if isinstance(command := one.get("command"), list)
     ]
     head = ["time", "ranks", "from step", "command of a rank"]
-    parts.append(folded(f"{count(len(rows), 'start')} of the run", table("Starts", head, rows, texts=(1, 3))))
+    parts.append(folded(f"{counted(len(rows), 'start')} of the run", table("Starts", head, rows, texts=(1, 3))))
     return join(parts)
 
 

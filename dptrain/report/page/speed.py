@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dptrain.report.overview import count, duration
+from dptrain.report.overview import duration
 from dptrain.report.page.charts import Axis, chart, curve
 from dptrain.report.page.facts import PageFacts
 from dptrain.report.page.figures import percent
 from dptrain.report.page.history import KINDS, number
 from dptrain.report.page.markup import NUMBER, Html, element, join, missing_note, scrolled
+from dptrain.system.text import counted
 
 MOST_RANKS = 32
 STYLES = dict(zip(KINDS, ("c1", "c3", "c2", "c4"), strict=True))
@@ -69,4 +70,4 @@ def _in_words(facts: PageFacts) -> str:
     evaluation = sum(number(line, "evaluation_seconds") or 0.0 for line in facts.history.epochs)
     lost = len(facts.history.recoveries)
     text = f"The evaluations took {duration(evaluation)}."
-    return text + (f" The run continued without lost ranks {count(lost, 'time')}." if lost else "")
+    return text + (f" The run continued without lost ranks {counted(lost, 'time')}." if lost else "")
