@@ -74,10 +74,10 @@ def _no_warnings() -> Iterator[None]:
 quiet_pillow = SharedContext(_no_warnings)  # Pillow warns on damaged metadata, and on sizes that `decode` checks
 
 
-def decode_file(file: Path | bytes, form: Form) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def decode_file(file: str | Path | bytes, form: Form) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """`decode`, for the path of an image file or its content; DataError also if it cannot be read."""
     try:
-        return decode(read_bytes(file, LARGEST_FILE) if isinstance(file, Path) else file, form)
+        return decode(file if isinstance(file, bytes) else read_bytes(file, LARGEST_FILE), form)
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}") from error
 
@@ -95,10 +95,12 @@ def decode(content: bytes, form: Form) -> tuple[NDArray[np.uint8], tuple[int, in
             if image.format == "PNG" and content[24:26] == RGB_OF_16_BITS and "transparency" in image.info:
                 raise DataError("16-bit colours of which one is transparent; save it with 8 bits or an alpha channel")
             twice = 2 * max(form.image_shape[1:])
-            image.draft(None, (twice, twice))  # only JPEG files have this
-            if image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS:  # this may decode the picture
-                size = size[::-1]
-            ImageOps.exif_transpose(image, in_place=True)
+            if min(size) >= 2 * twice:
+                image.draft(None, (twice, twice))  # a smaller size for the decoder; only JPEG files have this
+            image.load()  # may change the mode
+            if (orientation := image.getexif().get(ExifTags.Base.Orientation, 1)) != 1:
+                size = size[::-1] if orientation in SIDEWAYS else size
+                ImageOps.exif_transpose(image, in_place=True)
             fitted = _fitted(_converted(image, "RGB" if form.image_shape[0] == 3 else "L"), form)
     except (DataError, MemoryError):
         raise

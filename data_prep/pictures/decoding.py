@@ -111,7 +111,7 @@ def _decode_group(group: Group, spool: Spool, form: Form) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for number, content in group:
         try:
-            pixels, size = decode_file(Path(content) if isinstance(content, str) else content, form)
+            pixels, size = decode_file(content, form)
         except DataError as error:
             outcomes.append((number, str(error)))
             continue

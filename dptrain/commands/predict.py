@@ -129,7 +129,7 @@ def _decoded(file: tuple[str, bytes | str], form: Any) -> NDArray[np.uint8] | st
 
     content = file[1]
     try:
-        pixels: NDArray[np.uint8] = decode_file(Path(content) if isinstance(content, str) else content, form)[0]
+        pixels: NDArray[np.uint8] = decode_file(content, form)[0]
     except DataError as error:
         return str(error)
     return pixels

@@ -26,7 +26,7 @@ def append_text(path: Path) -> TextIO:
     return open(path, "a", encoding="utf-8", opener=lambda path, flags: _regular(path, flags | os.O_NOFOLLOW))
 
 
-def open_regular(path: Path) -> BufferedReader:
+def open_regular(path: str | Path) -> BufferedReader:
     """Open a regular file for reading in binary."""
     return open(path, "rb", opener=_regular)
 
@@ -46,7 +46,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_bytes(path: Path, most: int | None = None) -> bytes:
+def read_bytes(path: str | Path, most: int | None = None) -> bytes:
     """The content of a regular file, also through symbolic links, of at most `most` bytes (default: the memory).
 
     The size is checked before the file is read: OSError with EFBIG if it is larger.
