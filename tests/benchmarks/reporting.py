@@ -1,6 +1,6 @@
 """What everything that a run can report costs: short runs in turn, with everything and with --quiet --no-report.
 
-    python tests/benchmarks/reporting.py data/cifar10 [--pairs 10] [--steps 200]
+    python tests/benchmarks/reporting.py data/cifar10 [--pairs 7] [--steps 390]
 
 With everything: a live view on a pseudo-terminal, a line of metrics.jsonl every 10 steps, a checkpoint every 100,
 TensorBoard if tensorboardX is installed, and report.html. Prints the median of the ratios of neighbouring runs:
@@ -50,8 +50,8 @@ def rate(data: Path, steps: int, flags: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=390)
     options = parser.parse_args()
     rates = [rate(options.data, options.steps, flags) for _ in range(options.pairs) for flags in (EVERYTHING, QUIET)]
     everything, quiet = rates[::2], rates[1::2]
