@@ -142,6 +142,8 @@ def images_advice(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
     """What to do with an array of this type and shape that should be images."""
     if len(shape) < 2:
         return "; images come first, then their labels"
+    if dtype.kind == "O":
+        return "; make one array of images of one size, by np.stack"
     if dtype.kind in "fb":
         return "; convert values of 0 to 1 by (255 * images).round().astype(np.uint8)"
     if dtype != np.uint8:

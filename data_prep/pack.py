@@ -61,9 +61,15 @@ def pack(
         raise UsageError(f"--seed {seed}, --limit {limit}: expected 0 to 2^63 - 1, and a limit of at least 1")
     data = checked(data)
     options = {"limit": limit, "validation_fraction": validation_fraction, "seed": seed}
+    given = shards is not None
     if shards is None:
-        shards = _most_shards(data, **options)
+        shards = most_shards({split: part.labels for split, part in data.splits.items()}, **options)
     parts, chosen = _choose_all(data, shards=shards, **options)
+    if not given and shards < SHARDS[0]:
+        report(
+            f"note: packed in {counted(shards, 'shard')} instead of {SHARDS[0]}, because a split has few samples; a "
+            f"run can have at most {counted(shards, 'rank')}"
+        )
     fingerprints = Fingerprints()
     histogram = np.zeros((data.train.images.shape[1], 256), np.int64)  # of the training pixels
     splits: dict[str, list[ShardEntry]] = {split: [] for split in chosen}
@@ -140,24 +146,15 @@ class _Chosen:
     index: NDArray[np.int64]
 
 
-def _most_shards(data: ImageData, **options: Any) -> int:
-    """The number of shards that fits the splits; a note if it is not the usual one."""
-    shards = most_shards({split: part.labels for split, part in data.splits.items()}, **options)
-    if shards < SHARDS[0]:
-        report(
-            f"note: packed in {counted(shards, 'shard')} instead of {SHARDS[0]}, because a split has few samples; a "
-            f"run can have at most {counted(shards, 'rank')}"
-        )
-    return shards
-
-
 def _choose_all(data: ImageData, **options: Any) -> tuple[dict[str, LabelledImages], dict[str, NDArray[np.intp]]]:
     """The source of each split, and its rows that are packed, by `choose_rows`; notes on classes without images."""
     if len(data.classes) == 1:
         report(
-            "note: there is only one class, so there is nothing to learn; a folder of pictures has one for each class"
+            "note: there is only one class, so there is nothing to learn; a folder of pictures needs a subfolder for "
+            "each class"
         )
-    if min(int(part.labels.min()) for part in data.splits.values()) == 1:
+    numbered = data.preparation is None  # classes of pictures have names
+    if numbered and min(int(part.labels.min()) for part in data.splits.values()) == 1:
         report(f"note: no label is 0{FROM_1}")
     rows = choose_rows({split: part.labels for split, part in data.splits.items()}, **options)
     parts = {split: data.splits.get(split, data.train) for split in rows}

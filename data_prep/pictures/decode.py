@@ -27,7 +27,7 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from PIL.JpegImagePlugin import JpegImageFile
+from PIL.ImageFile import ImageFile
 
 from dptrain.data.manifest import Fit
 from dptrain.errors import DataError
@@ -120,15 +120,25 @@ def decode_picture(picture: Image.Image, form: Form) -> NDArray[np.uint8]:
     They are those that `decode` finds in its file, unless it is a large JPEG picture that Pillow has decoded in full.
     """
     try:
-        if isinstance(picture, JpegImageFile) and picture.fp is not None and picture.tell() == 0:  # not decoded yet
-            picture.fp.seek(0)
-            return decode(picture.fp.read(), form)[0]
+        if (content := _undecoded(picture)) is not None:
+            return decode(content, form)[0]
         upright = ImageOps.exif_transpose(picture)
         return _channels_first(_fitted(_converted(upright, "RGB" if form.image_shape[0] == 3 else "L"), form))
     except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow decodes when the pixels are needed
         raise DataError(f"damaged, truncated or closed: {shown(str(error) or type(error).__name__, 200)}") from error
+
+
+def _undecoded(picture: Image.Image) -> bytes | None:
+    """The file of a picture that Pillow has opened and not decoded yet, of a format that `decode` reads."""
+    if not isinstance(picture, ImageFile) or picture.format not in (*FORMATS, "MPO"):
+        return None
+    if picture.fp is None or picture.tell() != 0:
+        return None
+    picture.fp.seek(0)
+    content: bytes = picture.fp.read()
+    return content
 
 
 def _channels_first(image: Image.Image) -> NDArray[np.uint8]:

@@ -75,6 +75,8 @@ def _rows(file: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
             yield rows.line_num, row
             first = rows.line_num + 1
     except csv.Error as error:
+        if "new-line" in str(error):
+            raise DataError(f"line {first:,} has a carriage return alone; save the table with LF line ends") from error
         raise DataError(
             f"line {first:,}: {shown(error, 200)}; a cell that begins with a quote ends with one, and a quote in it is "
             "written twice"

@@ -145,6 +145,7 @@ def _pack(
 ) -> None:
     """`pack`, on one rank."""
     _check_arguments(source, {"test": test, "validation": validation}, classes, options)
+    classes = None if classes is None else list(classes)
     if isinstance(source, str | os.PathLike):
         if validation is not None or not (test is None or isinstance(test, int)):
             raise UsageError("test and validation arrays are for a pair of arrays; this source reads its own splits")

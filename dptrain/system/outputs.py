@@ -11,6 +11,8 @@ from dptrain.errors import UsageError
 from dptrain.system.durable import write_durably
 from dptrain.system.text import shown
 
+MOST_LINKS = 40  # one after the other, as in Linux
+
 
 def write_output(path: Path, content: bytes, flag: str = "") -> None:
     """Write a result to a file, whole or not at all. A link is followed; a device, pipe or /dev/stdout is written to.
@@ -36,10 +38,13 @@ def write_output(path: Path, content: bytes, flag: str = "") -> None:
 
 def _descriptor(path: Path) -> int | None:
     """The number of the open file that a path stands for. To open it again would begin at its start."""
-    found = re.fullmatch(r"/dev/std(out|err)|/(?:dev|proc/self)/fd/(\d{1,9})", str(path))
-    if found is None:
-        return None
-    return int(found[2]) if found[2] else {"out": 1, "err": 2}[found[1]]
+    for _ in range(MOST_LINKS):
+        if found := re.fullmatch(r"/dev/std(out|err)|/(?:dev|proc/self)/fd/(\d{1,9})", str(path)):
+            return int(found[2]) if found[2] else {"out": 1, "err": 2}[found[1]]
+        if not path.is_symlink():
+            return None
+        path = path.parent / path.readlink()
+    return None
 
 
 def _needed_by(path: Path) -> str:

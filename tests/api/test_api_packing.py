@@ -24,9 +24,8 @@ def images(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(6, 7), (6, 7, 3), (3, 6, 7)], ids=["grey", "channels last", "channels first"])
 def test_arrays_are_packed_and_read_back(shape: tuple[int, ...], tmp_path: Path) -> None:
     train, test = images(*shape), images(*shape)
-    data = pack(
-        (train, LABELS), tmp_path / "set", test=(test, LABELS.tolist()), shards=4, classes=["a,b", "c", "d", "e"]
-    )
+    names: Any = np.array(["a,b", "c", "d", "e"])
+    data = pack((train, LABELS), tmp_path / "set", test=(test, LABELS.tolist()), shards=4, classes=names)
     expected = {2: train[:, None] if train.ndim == 3 else train, 3: None}[len(shape)]
     if expected is None:
         expected = train.transpose(0, 3, 1, 2) if shape[-1] == 3 else train

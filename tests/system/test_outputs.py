@@ -51,8 +51,10 @@ def test_a_pipe_gets_the_content(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
-@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"])
 def test_a_stream_gets_the_content_after_earlier_text(name: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    name = str(tmp_path / name)  # an absolute name stays as it is
     program = "from pathlib import Path; from dptrain.system.outputs import write_output as w; "
     program += f"print('before'); w(Path('{name}'), b'content\\n'); print('after')"
     expected = "before\ncontent\nafter\n"

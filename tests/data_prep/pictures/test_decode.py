@@ -118,6 +118,8 @@ def test_16_bit_colours_of_which_one_is_transparent_are_refused() -> None:
     values = np.full((9, 7, 3), 40000, np.uint16)
     content = png_of_16_bits(2, struct.pack(">3H", 1, 2, 3), values)
     assert "16-bit colours of which one is transparent" in refused(content)
+    with Image.open(io.BytesIO(content)) as picture, pytest.raises(DataError, match="16-bit colours of which one"):
+        decode_picture(picture, Form((3, *values.shape[:2])))
 
 
 def test_cmyk_is_converted_by_pillow() -> None:
@@ -229,3 +231,20 @@ def test_a_picture_of_several_frames_is_decoded_at_its_present_frame(tmp_path: P
         expected = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
     assert not np.array_equal(found[0], found[1])
     np.testing.assert_array_equal(found[1], expected)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_an_open_picture_gives_the_pixels_of_its_file_and_stays_as_it_is(format: str) -> None:
+    content = encoded(pixels(), format)
+    form = Form((3, 9, 7))
+    with Image.open(io.BytesIO(content)) as picture, Image.open(io.BytesIO(content)) as other:
+        for _ in range(2):  # Pillow decodes it between the two calls
+            np.testing.assert_array_equal(decode_picture(picture, form), decode(content, form)[0])
+            np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), np.asarray(other.convert("RGB")))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_that_was_changed_gives_its_new_pixels(format: str) -> None:
+    with Image.open(io.BytesIO(encoded(pixels(), format))) as picture:
+        picture.paste((255, 0, 0), (0, 0, 7, 9))
+        assert (decode_picture(picture, Form((3, 9, 7))) == np.array([255, 0, 0])[:, None, None]).all()

@@ -257,6 +257,7 @@ def test_a_table_without_splits_beside_the_pictures_is_enough(tmp_path: Path) ->
         ('1.png,cat\n2.png,"cat\n3.png,cat\n', "line 2: unexpected end of data; a cell that begins with a quote ends"),
         ("1.png,cat\n".encode("utf-16").decode("latin-1"), "the text is UTF-16, expected UTF-8; save the table as CSV"),
         ("1\0.png,cat\n", "line"),
+        ("1.png,cat\r2.png,dog\r", "line 1 has a carriage return alone; save the table with LF line ends"),
     ],
 )
 def test_a_table_that_is_not_valid_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
