@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,11 +67,7 @@ def evaluate_checkpoint(
     name = model.model if isinstance(model, Architecture) else model or trained.model
     config = replace(trained, data=str(data), model=name, threads=threads, portable=portable)
 
-    def check(found: Manifest) -> None:
-        check_task(origin, found, path, data)
-        check_views(tta, found.image_shape)
-        check_split(split, found, data)
-
+    check = partial(check_data_set, origin, path, data, tta, split)
     task = open_task(config, communicator, check, splits=(split,), architecture=architecture, l2_kib=l2_kib_of(origin))
     network, source, tests = task.network, task.architecture.source, getattr(task.shards, split)
     as_trained = replace(task.manifest, mean=origin.mean, std=origin.std) if origin.mean else task.manifest
@@ -106,6 +103,13 @@ def first_blocks(evaluation: EvaluationWork, size: int) -> Iterator[tuple[Array,
     shards, rows = evaluation.shards, slice(size)
     for one in (shards[min(shards)], shards[max(shards)]):
         yield evaluation.normalise(one.images[rows], Workspace()), one.labels[rows]
+
+
+def check_data_set(origin: Origin, path: Path, data: Path, tta: str, split: str, manifest: Manifest) -> None:
+    """Refuse a data set that does not fit the checkpoint or the augmentation, or has not this split."""
+    check_task(origin, manifest, path, data)
+    check_views(tta, manifest.image_shape)
+    check_split(split, manifest, data)
 
 
 def check_task(origin: Origin, manifest: Manifest, path: Path, data: Path) -> None:
