@@ -6,8 +6,6 @@ thread, the time, or other transforms.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +18,7 @@ Images = NDArray[np.uint8]
 Words = NDArray[np.uint64]
 
 
-class Transform(ABC):
+class Transform:
     """Makes new images (N, C, H, W) from images (N, C, H, W) and random words (N, `words`); it does not change these.
 
     There are `words` words of the `purpose` for each position in the epoch. Transforms of the same purpose get the same
@@ -32,9 +30,8 @@ class Transform(ABC):
     words = 1
     alternating = False
 
-    @abstractmethod
     def __call__(self, images: Images, words: Words) -> Images:
-        """The new images; see the class."""
+        raise NotImplementedError
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """UsageError when images (C, H, W) are too small."""
